@@ -1,0 +1,2 @@
+//! The `kron-bench` program.
+fn main() {}

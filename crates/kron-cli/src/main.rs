@@ -1,0 +1,2 @@
+//! The `kron` program.
+fn main() {}

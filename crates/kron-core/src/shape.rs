@@ -1,0 +1,214 @@
+//! [`KronShape`]: the one place where divisibility and overflow are checked.
+
+use crate::{Error, Result};
+
+/// The outer factor A.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outer {
+    /// A is a_out × a_in, stored in θ and trained.
+    Trained,
+    /// A = \[1\], frozen and not stored: LoRA.
+    One,
+}
+
+/// The inner factor, b_out × c_in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Inner {
+    /// B·C with this rank: Kron-LoRA, LoRA, LoKr.
+    LowRank(usize),
+    /// One full matrix M: KronA, and LoKr with a full `lokr_w2`.
+    Full,
+}
+
+/// Shape of ΔW = s·A ⊗ (B·C), or s·A ⊗ M, on a layer of d_out × d_in.
+///
+/// Made only by [`KronShape::new`] and its shorthands, so every value has
+/// non-zero dimensions, d_out = a_out·b_out, d_in = a_in·c_in, and products
+/// that fit in a `usize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KronShape {
+    a_out: usize,
+    a_in: usize,
+    b_out: usize,
+    c_in: usize,
+    outer: Outer,
+    inner: Inner,
+}
+
+impl KronShape {
+    /// The shape that splits a d_out × d_in layer by an outer factor of a_out × a_in.
+    ///
+    /// # Errors
+    /// A zero dimension or rank; a_out that does not divide d_out, or a_in
+    /// d_in; [`Outer::One`] with an outer factor other than 1 × 1; a layer or
+    /// θ of more than `isize::MAX / 8` elements.
+    pub fn new(
+        d_out: usize,
+        d_in: usize,
+        a_out: usize,
+        a_in: usize,
+        outer: Outer,
+        inner: Inner,
+    ) -> Result<Self> {
+        for (name, v) in [("d_out", d_out), ("d_in", d_in), ("a_out", a_out), ("a_in", a_in)] {
+            if v == 0 {
+                return Err(Error::Shape(format!("{name} is 0, but every dimension is at least 1")));
+            }
+        }
+        if inner == Inner::LowRank(0) {
+            return Err(Error::Shape("rank is 0, but a rank is at least 1".into()));
+        }
+        for (a_name, a, d_name, d) in [("a_out", a_out, "d_out", d_out), ("a_in", a_in, "d_in", d_in)] {
+            if d % a != 0 {
+                return Err(Error::Shape(format!("{a_name} = {a} does not divide {d_name} = {d}")));
+            }
+        }
+        if outer == Outer::One && (a_out, a_in) != (1, 1) {
+            return Err(Error::Shape(format!(
+                "LoRA's outer factor is the number 1, but a_out × a_in is {a_out} × {a_in}"
+            )));
+        }
+        let shape = Self { a_out, a_in, b_out: d_out / a_out, c_in: d_in / a_in, outer, inner };
+        shape.check_overflow()?;
+        Ok(shape)
+    }
+
+    /// Kron-LoRA of rank `rank` with an outer factor of a_out × a_in.
+    ///
+    /// # Errors
+    /// As [`KronShape::new`].
+    pub fn kron(d_out: usize, d_in: usize, a_out: usize, a_in: usize, rank: usize) -> Result<Self> {
+        Self::new(d_out, d_in, a_out, a_in, Outer::Trained, Inner::LowRank(rank))
+    }
+
+    /// LoRA of rank `rank`: A = \[1\], frozen.
+    ///
+    /// # Errors
+    /// As [`KronShape::new`].
+    pub fn lora(d_out: usize, d_in: usize, rank: usize) -> Result<Self> {
+        Self::new(d_out, d_in, 1, 1, Outer::One, Inner::LowRank(rank))
+    }
+
+    /// KronA: a full inner factor (arXiv 2212.10650).
+    ///
+    /// # Errors
+    /// As [`KronShape::new`].
+    pub fn krona(d_out: usize, d_in: usize, a_out: usize, a_in: usize) -> Result<Self> {
+        Self::new(d_out, d_in, a_out, a_in, Outer::Trained, Inner::Full)
+    }
+
+    fn check_overflow(&self) -> Result<()> {
+        let limit = (isize::MAX / 8) as u128;
+        let (a_out, a_in) = (self.a_out as u128, self.a_in as u128);
+        let (b_out, c_in) = (self.b_out as u128, self.c_in as u128);
+        let width = self.width() as u128;
+        let sizes = [
+            ("d_out × d_in", (a_out * b_out).checked_mul(a_in * c_in)),
+            ("a_out × a_in", a_out.checked_mul(a_in)),
+            ("rank × (b_out + c_in)", width.checked_mul(b_out + c_in)),
+            ("a_out × rank", a_out.checked_mul(width)),
+            ("a_in × rank", a_in.checked_mul(width)),
+        ];
+        for (name, size) in sizes {
+            if size.is_none_or(|s| s > limit / 2) {
+                return Err(Error::Shape(format!(
+                    "{name} overflows: a_out = {a_out}, a_in = {a_in}, b_out = {b_out}, c_in = {c_in}, \
+                     rank = {width}; the limit is {} elements",
+                    limit / 2
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of A.
+    pub const fn a_out(&self) -> usize {
+        self.a_out
+    }
+    /// Columns of A.
+    pub const fn a_in(&self) -> usize {
+        self.a_in
+    }
+    /// Rows of B (or M).
+    pub const fn b_out(&self) -> usize {
+        self.b_out
+    }
+    /// Columns of C (or M).
+    pub const fn c_in(&self) -> usize {
+        self.c_in
+    }
+    /// Output width of the layer, a_out·b_out.
+    pub const fn d_out(&self) -> usize {
+        self.a_out * self.b_out
+    }
+    /// Input width of the layer, a_in·c_in.
+    pub const fn d_in(&self) -> usize {
+        self.a_in * self.c_in
+    }
+    /// Whether A is trained or the number 1.
+    pub const fn outer(&self) -> Outer {
+        self.outer
+    }
+    /// Low rank or full.
+    pub const fn inner(&self) -> Inner {
+        self.inner
+    }
+    /// The rank of B·C as asked for, or `None` for a full inner factor.
+    pub const fn rank(&self) -> Option<usize> {
+        match self.inner {
+            Inner::LowRank(r) => Some(r),
+            Inner::Full => None,
+        }
+    }
+    /// Numbers of T per (token, block): r, or b_out when the inner factor is full.
+    pub const fn width(&self) -> usize {
+        match self.inner {
+            Inner::LowRank(r) => r,
+            Inner::Full => self.b_out,
+        }
+    }
+    /// Elements of A in θ: a_out·a_in, or 0 for LoRA.
+    pub const fn a_len(&self) -> usize {
+        match self.outer {
+            Outer::Trained => self.a_out * self.a_in,
+            Outer::One => 0,
+        }
+    }
+    /// Elements of B in θ: b_out·r, or 0 when the inner factor is full.
+    pub const fn b_len(&self) -> usize {
+        match self.inner {
+            Inner::LowRank(r) => self.b_out * r,
+            Inner::Full => 0,
+        }
+    }
+    /// Elements of C in θ: r·c_in; b_out·c_in for the full factor M.
+    pub const fn c_len(&self) -> usize {
+        self.width() * self.c_in
+    }
+    /// Elements of θ, which is the number of trained parameters.
+    pub const fn params(&self) -> usize {
+        self.a_len() + self.b_len() + self.c_len()
+    }
+    /// Upper bound of rank(ΔW) = rank(A)·rank(BC).
+    pub fn max_rank(&self) -> usize {
+        let inner = self.width().min(self.b_out).min(self.c_in);
+        inner * self.a_out.min(self.a_in)
+    }
+}
+
+impl std::fmt::Display for KronShape {
+    /// `4096×4096 kron (a_in 2, a_out 16) r 8`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}×{} ", self.d_out(), self.d_in())?;
+        match (self.outer, self.inner) {
+            (Outer::One, Inner::LowRank(r)) => write!(f, "lora r {r}"),
+            (Outer::One, Inner::Full) => write!(f, "full"),
+            (Outer::Trained, Inner::LowRank(r)) => {
+                write!(f, "kron (a_in {}, a_out {}) r {r}", self.a_in, self.a_out)
+            }
+            (Outer::Trained, Inner::Full) => {
+                write!(f, "krona (a_in {}, a_out {})", self.a_in, self.a_out)
+            }
+        }
+    }
+}

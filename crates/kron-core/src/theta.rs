@@ -1,0 +1,198 @@
+//! [`Theta`]: the flat float32 parameter buffer \[A | B | C\].
+
+use crate::dropout::philox;
+use crate::{Error, Inner, KronShape, Outer, Result};
+
+static ONE: [f32; 1] = [1.0];
+
+/// Where A, B and C lie in a θ-shaped slice: the one place that knows the order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parts<'a> {
+    /// a_out × a_in; \[1\] for LoRA.
+    pub a: &'a [f32],
+    /// b_out × r; empty when the inner factor is full.
+    pub b: &'a [f32],
+    /// r × c_in, or M, b_out × c_in.
+    pub c: &'a [f32],
+}
+
+/// The same over a mutable slice; `a` is empty for LoRA.
+#[derive(Debug)]
+pub(crate) struct PartsMut<'a> {
+    pub a: &'a mut [f32],
+    pub b: &'a mut [f32],
+    pub c: &'a mut [f32],
+}
+
+/// Splits a θ of exactly `shape.params()` numbers.
+pub(crate) fn split<'a>(shape: &KronShape, theta: &'a [f32]) -> Parts<'a> {
+    let (a, rest) = theta.split_at(shape.a_len());
+    let (b, c) = rest.split_at(shape.b_len());
+    let a = if shape.outer() == Outer::One { &ONE } else { a };
+    Parts { a, b, c }
+}
+
+/// Splits a gradient of exactly `shape.params()` numbers.
+pub(crate) fn split_mut<'a>(shape: &KronShape, theta: &'a mut [f32]) -> PartsMut<'a> {
+    let (a, rest) = theta.split_at_mut(shape.a_len());
+    let (b, c) = rest.split_at_mut(shape.b_len());
+    PartsMut { a, b, c }
+}
+
+/// One adapter's parameters, \[A | B | C\] row-major: the same order on disk,
+/// on the host, on the device and in the optimizer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Theta {
+    shape: KronShape,
+    data: Vec<f32>,
+}
+
+impl Theta {
+    /// All zeros.
+    pub fn zeros(shape: KronShape) -> Self {
+        Self { shape, data: vec![0.0; shape.params()] }
+    }
+
+    /// The paper's start: A and C Kaiming-uniform, B zero, so that ΔW = 0.
+    ///
+    /// Kaiming-uniform with a = √5, as LoRA's and LoKr's code has it: U(−k, k)
+    /// with k = 1/√fan_in, fan_in = a_in for A and c_in for C. With a full
+    /// inner factor it is M that starts at zero. Equal seeds, equal bits.
+    pub fn init(shape: KronShape, seed: u64) -> Self {
+        let mut theta = Self::zeros(shape);
+        let parts = split_mut(&shape, &mut theta.data);
+        uniform(parts.a, 1.0 / (shape.a_in() as f32).sqrt(), seed, 0);
+        if let Inner::LowRank(_) = shape.inner() {
+            uniform(parts.c, 1.0 / (shape.c_in() as f32).sqrt(), seed, 1);
+        }
+        theta
+    }
+
+    /// Every factor uniform in (−k, k) with k = 1/√fan_in, B included: an
+    /// adapter that does something, for tests and benchmarks.
+    pub fn random(shape: KronShape, seed: u64) -> Self {
+        let mut theta = Self::init(shape, seed);
+        let parts = split_mut(&shape, &mut theta.data);
+        let full = 1.0 / (shape.c_in() as f32).sqrt();
+        match shape.inner() {
+            Inner::LowRank(r) => uniform(parts.b, 1.0 / (r as f32).sqrt(), seed, 2),
+            Inner::Full => uniform(parts.c, full, seed, 2),
+        }
+        theta
+    }
+
+    /// Takes over a buffer of `shape.params()` numbers.
+    ///
+    /// # Errors
+    /// Another length.
+    pub fn from_vec(shape: KronShape, data: Vec<f32>) -> Result<Self> {
+        check_len("theta", &shape, data.len())?;
+        Ok(Self { shape, data })
+    }
+
+    /// Joins the factors, each row-major. `a` is empty for LoRA, `b` for a full inner factor.
+    ///
+    /// # Errors
+    /// A factor whose length is not what `shape` says.
+    pub fn from_factors(shape: KronShape, a: &[f32], b: &[f32], c: &[f32]) -> Result<Self> {
+        let want =
+            [("a", a.len(), shape.a_len()), ("b", b.len(), shape.b_len()), ("c", c.len(), shape.c_len())];
+        for (what, got, len) in want {
+            if got != len {
+                return Err(Error::Buffer {
+                    what,
+                    got: format!("{got} numbers"),
+                    rule: format!("{shape} needs {len}"),
+                });
+            }
+        }
+        Ok(Self { shape, data: [a, b, c].concat() })
+    }
+
+    /// The shape it was made for.
+    pub const fn shape(&self) -> &KronShape {
+        &self.shape
+    }
+    /// A, a_out × a_in; \[1\] for LoRA.
+    pub fn a(&self) -> &[f32] {
+        split(&self.shape, &self.data).a
+    }
+    /// B, b_out × r; empty when the inner factor is full.
+    pub fn b(&self) -> &[f32] {
+        split(&self.shape, &self.data).b
+    }
+    /// C, r × c_in; M, b_out × c_in, when the inner factor is full.
+    pub fn c(&self) -> &[f32] {
+        split(&self.shape, &self.data).c
+    }
+    /// The whole buffer.
+    pub fn as_slice(&self) -> &[f32] {
+        &self.data
+    }
+    /// The whole buffer, for an optimizer.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+    /// Gives the buffer back.
+    pub fn into_vec(self) -> Vec<f32> {
+        self.data
+    }
+}
+
+/// That `len` is the length of a θ-shaped buffer.
+pub(crate) fn check_len(what: &'static str, shape: &KronShape, len: usize) -> Result<()> {
+    if len == shape.params() {
+        return Ok(());
+    }
+    Err(Error::Buffer {
+        what,
+        got: format!("{len} numbers"),
+        rule: format!(
+            "[A | B | C] of {shape} is {} + {} + {} = {}",
+            shape.a_len(),
+            shape.b_len(),
+            shape.c_len(),
+            shape.params()
+        ),
+    })
+}
+
+/// Uniform in (−k, k), from counter-based bits: `stream` separates the factors.
+fn uniform(out: &mut [f32], k: f32, seed: u64, stream: u32) {
+    let key = [seed as u32, (seed >> 32) as u32];
+    for (block, chunk) in out.chunks_mut(4).enumerate() {
+        let bits = philox([block as u32, (block as u64 >> 32) as u32, stream, 0x7468_6574], key);
+        for (v, word) in chunk.iter_mut().zip(bits) {
+            // The middle of one of 2²³ equal cells: symmetric, and never ±1.
+            let unit = ((word >> 9) as f32 + 0.5) / (1u32 << 22) as f32 - 1.0;
+            *v = k * unit;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_is_the_papers() {
+        let shape = KronShape::kron(48, 70, 3, 7, 4).unwrap();
+        let theta = Theta::init(shape, 7);
+        assert!(theta.b().iter().all(|&v| v == 0.0));
+        for (factor, fan_in) in [(theta.a(), 7.0f32), (theta.c(), 10.0)] {
+            let k = 1.0 / fan_in.sqrt();
+            assert!(factor.iter().all(|v| v.abs() < k && *v != 0.0));
+            assert!(factor.iter().any(|v| v.abs() > 0.5 * k));
+        }
+        assert_eq!(theta, Theta::init(shape, 7));
+        assert_ne!(theta, Theta::init(shape, 8));
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused_with_the_numbers() {
+        let shape = KronShape::kron(48, 70, 3, 7, 4).unwrap();
+        let message = Theta::from_vec(shape, vec![0.0; 5]).unwrap_err().to_string();
+        assert!(message.contains("5 numbers") && message.contains("21 + 64 + 40 = 125"), "{message}");
+        assert_eq!(Theta::zeros(KronShape::lora(5, 3, 2).unwrap()).a(), [1.0]);
+    }
+}
