@@ -3,7 +3,8 @@
 use crate::{DropoutKey, Element, KronOp, Result};
 
 mod cpu;
-pub use cpu::{Cpu, Isa};
+pub use crate::simd::Isa;
+pub use cpu::Cpu;
 
 /// What happens to what is already in the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

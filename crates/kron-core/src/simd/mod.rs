@@ -1,1 +1,33 @@
-//! SIMD.
+//! The hand-written CPU kernels. All `unsafe` code of the crate is here, in
+//! three rings: instruction sets ([`vector`] and its implementors), the three
+//! kernels over raw pointers ([`down`], [`up`], [`outer`]), and the safe
+//! functions of [`Kernels`], which take checked views.
+//!
+//! Everything a Kron-LoRA layer does is one of three products over the rows
+//! (n, a) of a grid:
+//!
+//! ```text
+//! down     t[row, ρ] (+)= Σ_k x[row, k]·c[ρ, k]      T = X·Cᵀ, dU = dY·B, dA = dU·Tᵀ
+//! up       y[row, p] (+)= Σ_ρ u[row, ρ]·b[ρ, p]      Y = U·Bᵀ, dX = dT·C, U = A·T, dT = Aᵀ·dU
+//! outer    g[ρ, p]    +=  Σ_row u[row, ρ]·x[row, p]   dB = dYᵀ·U, dC = dTᵀ·X
+//! ```
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod down;
+mod grid;
+mod keep;
+mod kernels;
+mod outer;
+mod pack;
+mod portable;
+mod up;
+mod vector;
+
+pub(crate) use grid::{Grid, GridMut};
+pub(crate) use keep::keep_mask;
+pub use kernels::Isa;
+pub(crate) use kernels::{Kernels, Lanes, Products, Scalars, Side};
+pub(crate) use pack::Factor;

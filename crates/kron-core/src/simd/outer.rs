@@ -1,0 +1,179 @@
+//! g[ρ, p] += Σ_row u[row, ρ]·x[row, p]: dB = dYᵀ·U, dC = dTᵀ·X.
+//!
+//! ```text
+//! for row:  for ρ, p:  g[ρ, p] += u[row, ρ]·x[row, p]
+//! ```
+//!
+//! Lanes run along p. R ranks × P registers are summed over all rows, first to
+//! last, and then added to g; the columns of the next tile are fetched
+//! meanwhile. With pairs, one lane of u holds two neighbouring rows.
+
+use super::grid::Grid;
+use super::kernels::Scalars;
+use super::vector::{Mac, Simd, V};
+use crate::Element;
+
+/// All columns, all ranks. `g` is [⌈p / LANES⌉, rank, LANES].
+///
+/// # Safety
+/// The CPU has the instruction set of `K`; `u` holds every rank of every row
+/// (or pair of rows) and `g` every register of `x`'s width (asserted by the caller).
+#[inline(always)]
+pub(super) unsafe fn outer<K: Mac<E>, E: Element, const R: usize, const P: usize>(
+    u: Scalars,
+    x: Grid<E>,
+    g: &mut [f32],
+) {
+    let (width, lanes) = (x.layout().width, K::S::LANES);
+    let mut v = 0;
+    // SAFETY: the same contract; every tile lies inside the width and the ranks.
+    unsafe {
+        while (v + P) * lanes <= width {
+            ranks::<K, E, R, P>(u, x, g, v, lanes);
+            v += P;
+        }
+        while v * lanes < width {
+            ranks::<K, E, R, 1>(u, x, g, v, lanes.min(width - v * lanes));
+            v += 1;
+        }
+    }
+}
+
+/// Registers v…v+P−1, every rank; the last register has `rest` lanes.
+#[inline(always)]
+unsafe fn ranks<K: Mac<E>, E: Element, const R: usize, const P: usize>(
+    u: Scalars,
+    x: Grid<E>,
+    g: &mut [f32],
+    v: usize,
+    rest: usize,
+) {
+    let mut rho = 0;
+    // SAFETY: the same contract; rho + the tile's ranks ≤ u's.
+    unsafe {
+        while rho + R <= u.ranks {
+            tile::<K, E, R, P>(u, x, g, v, rho, rest);
+            rho += R;
+        }
+        if R > 4 && rho + 4 <= u.ranks {
+            tile::<K, E, 4, P>(u, x, g, v, rho, rest);
+            rho += 4;
+        }
+        if rho + 2 <= u.ranks {
+            tile::<K, E, 2, P>(u, x, g, v, rho, rest);
+            rho += 2;
+        }
+        if rho < u.ranks {
+            tile::<K, E, 1, P>(u, x, g, v, rho, rest);
+        }
+    }
+}
+
+/// Ranks rho…rho+R−1 of registers v…v+P−1: the hot loop.
+#[inline(always)]
+unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
+    u: Scalars,
+    x: Grid<E>,
+    g: &mut [f32],
+    v: usize,
+    rho: usize,
+    rest: usize,
+) {
+    let lanes = K::S::LANES;
+    let (mut xs, mut us) = (Walk::over(&x), Walk::over(&u.rows));
+    // SAFETY: the walks visit each row once, columns v·lanes… are inside x's
+    // width up to `rest`, and g holds [v + P, ranks, lanes].
+    unsafe {
+        let mut acc = [[K::S::zero(); P]; R]; // [R, P] × lanes along p
+        for _ in 0..xs.rows / K::PAIR {
+            let first = xs.step().add(v * lanes);
+            let second = if K::PAIR == 2 { xs.step().add(v * lanes) } else { first };
+            for line in 0..(P * lanes * size_of::<E>()).div_ceil(64) {
+                let ahead = P * lanes + line * (64 / size_of::<E>());
+                K::S::prefetch(first.wrapping_add(ahead));
+                if K::PAIR == 2 {
+                    K::S::prefetch(second.wrapping_add(ahead));
+                }
+            }
+            let x: [V<K, E>; P] = std::array::from_fn(|p| {
+                if P == 1 {
+                    K::rows_n(first, Some(second), rest)
+                } else {
+                    K::rows(first.add(p * lanes), second.add(p * lanes))
+                }
+            });
+            accumulate::<K, E, R, P>(&mut acc, us.step(), u.stride, rho, &x);
+        }
+        if xs.rows % K::PAIR == 1 {
+            let last = xs.step().add(v * lanes);
+            let x: [V<K, E>; P] = std::array::from_fn(|p| {
+                K::rows_n(last.add(p * lanes), None, if P == 1 { rest } else { lanes })
+            });
+            accumulate::<K, E, R, P>(&mut acc, us.step(), u.stride, rho, &x);
+        }
+        for (i, acc) in acc.into_iter().enumerate() {
+            for (p, acc) in acc.into_iter().enumerate() {
+                let g = g.as_mut_ptr().add(((v + p) * u.ranks + rho + i) * lanes);
+                K::S::store(g, K::S::add(K::S::load(g), acc));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn accumulate<K: Mac<E>, E: Element, const R: usize, const P: usize>(
+    acc: &mut [[V<K, E>; P]; R],
+    u: *const f32,
+    stride: isize,
+    rho: usize,
+    x: &[V<K, E>; P],
+) {
+    for (i, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: u points at a row with a lane for every rank.
+        let u = unsafe { K::S::splat(u.offset((rho + i) as isize * stride)) };
+        for p in 0..P {
+            // SAFETY: the caller proves the instruction set.
+            acc[p] = unsafe { K::mac(acc[p], u, x[p]) };
+        }
+    }
+}
+
+/// The rows of a grid in flat order, without a division.
+struct Walk<E> {
+    next: *const E,
+    rows: usize,
+    block: usize,
+    blocks: usize,
+    block_step: isize,
+    token_step: isize,
+}
+
+impl<E> Walk<E> {
+    #[inline(always)]
+    fn over(grid: &Grid<E>) -> Self {
+        let l = grid.layout();
+        let rows = l.rows();
+        Self {
+            next: if rows > 0 { grid.row(0) } else { std::ptr::null() },
+            rows,
+            block: 0,
+            blocks: l.a,
+            block_step: l.a_stride,
+            token_step: l.n_stride - (l.a as isize - 1) * l.a_stride,
+        }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) -> *const E {
+        let row = self.next;
+        self.block += 1;
+        let step = if self.block == self.blocks {
+            self.block = 0;
+            self.token_step
+        } else {
+            self.block_step
+        };
+        self.next = row.wrapping_offset(step);
+        row
+    }
+}
