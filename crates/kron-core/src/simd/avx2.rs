@@ -79,7 +79,10 @@ impl Simd for Avx2 {
         // SAFETY: the caller proves that the CPU has AVX2; four numbers are
         // stored only where four are left in `out`.
         unsafe {
-            let quad = v.map(|v| _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)));
+            let mut quad = [_mm_setzero_ps(); R];
+            for i in 0..R {
+                quad[i] = _mm_add_ps(_mm256_castps256_ps128(v[i]), _mm256_extractf128_ps::<1>(v[i]));
+            }
             let mut i = 0;
             while i + 4 <= R {
                 let (ab, cd) = (_mm_hadd_ps(quad[i], quad[i + 1]), _mm_hadd_ps(quad[i + 2], quad[i + 3]));

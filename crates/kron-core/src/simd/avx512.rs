@@ -85,10 +85,11 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
         // SAFETY: the caller proves that the CPU has AVX-512; each chunk of
         // `out` holds the 8, 4 or 1 numbers that are stored to it.
         unsafe {
-            let half = v.map(|v| {
-                _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))
-            });
-            let quad = half.map(|h| _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps::<1>(h)));
+            let mut quad = [_mm_setzero_ps(); R];
+            for i in 0..R {
+                let half = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps::<1>(v[i]));
+                quad[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            }
             let mut i = 0;
             while i + 4 <= R {
                 let (ab, cd) = (_mm_hadd_ps(quad[i], quad[i + 1]), _mm_hadd_ps(quad[i + 2], quad[i + 3]));

@@ -94,15 +94,17 @@ impl<E: Element> Stretch<'_, E> {
         rho: usize,
     ) {
         let (rows, width) = (self.x.layout().rows(), self.x.layout().width);
-        let x: [*const E; M] = std::array::from_fn(|m| self.x.row(r + m));
-        let next: [*const E; M] = std::array::from_fn(|m| {
-            // After the last rows, the first ones of the next stretch.
-            if r + M + m < rows { self.x.row(r + M + m) } else { self.x.row(m % rows).wrapping_add(width) }
-        });
+        let mut x = [std::ptr::null(); M];
+        for m in 0..M {
+            x[m] = self.x.row(r + m);
+        }
+        // How far the rows after the next lie; after the last, the next stretch.
+        let later = if r + 2 * M < rows { self.x.row(r + 2 * M) } else { self.x.row(0).wrapping_add(width) };
+        let ahead = (later as isize).wrapping_sub(x[0] as isize);
         // SAFETY: x holds M rows of `width` elements, and the caller proves
         // the rest; t's row r + m has a rank rho…rho+R−1.
         unsafe {
-            let acc = sums::<K, E, M, R>(x, next, c, width);
+            let acc = sums::<K, E, M, R>(x, ahead, c, width);
             for (m, acc) in acc.into_iter().enumerate() {
                 let t = t.row(r + m).add(rho);
                 for (i, sum) in K::S::sums(acc).into_iter().enumerate() {
@@ -118,7 +120,7 @@ impl<E: Element> Stretch<'_, E> {
 #[inline(always)]
 unsafe fn sums<K: Mac<E>, E: Element, const M: usize, const R: usize>(
     x: [*const E; M],
-    next: [*const E; M],
+    ahead: isize,
     c: Lanes,
     width: usize,
 ) -> [[V<K, E>; R]; M] {
@@ -130,12 +132,13 @@ unsafe fn sums<K: Mac<E>, E: Element, const M: usize, const R: usize>(
         let whole = width / step;
         for s in 0..whole {
             let k = s * step;
-            let xs: [V<K, E>; M] = std::array::from_fn(|m| K::load(x[m].add(k)));
-            for next in next {
-                K::S::prefetch(next.wrapping_add(k));
+            let mut xs = [K::S::zero(); M];
+            for m in 0..M {
+                xs[m] = K::load(x[m].add(k));
+                K::S::prefetch(x[m].wrapping_add(k).wrapping_byte_offset(ahead));
             }
             for rho in 0..R {
-                let c = K::S::load(c.at(s, rho));
+                let c = K::S::load(c.panel(s).wrapping_add(rho * c.rank_stride()));
                 for m in 0..M {
                     acc[m][rho] = K::mac(acc[m][rho], xs[m], c);
                 }
@@ -143,10 +146,13 @@ unsafe fn sums<K: Mac<E>, E: Element, const M: usize, const R: usize>(
         }
         let rest = width - whole * step;
         if rest > 0 {
-            let xs: [V<K, E>; M] = std::array::from_fn(|m| K::load_n(x[m].add(whole * step), rest));
+            let mut xs = [K::S::zero(); M];
+            for m in 0..M {
+                xs[m] = K::load_n(x[m].add(whole * step), rest);
+            }
             let lanes = rest.div_ceil(K::PAIR);
             for rho in 0..R {
-                let c = c.at(whole, rho);
+                let c = c.panel(whole).wrapping_add(rho * c.rank_stride());
                 let c = if lanes == K::S::LANES { K::S::load(c) } else { K::S::load_n(c, lanes) };
                 for m in 0..M {
                     acc[m][rho] = K::mac(acc[m][rho], xs[m], c);

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::grid::{Grid, GridMut};
-use super::pack::{self, Factor};
+use super::pack::{self, Factor, Form};
 use super::portable::Portable;
 use super::vector::Plain;
 use super::{down, outer, up};
@@ -78,34 +78,31 @@ impl std::str::FromStr for Isa {
     }
 }
 
-/// A factor in registers: lanes l of register v of rank ρ are at
-/// v·vector + ρ·rank + l.
+/// A factor in registers: panel i (one register for `down`, several side by
+/// side for `up`) of rank ρ is at i·panel + ρ·rank.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes<'a> {
     data: &'a [f32],
-    vector: usize,
+    panel: usize,
     rank: usize,
 }
 
-impl<'a> Lanes<'a> {
-    /// As [`Kernels::pack`] leaves it.
-    pub(crate) fn packed(data: &'a [f32], ranks: usize, lanes: usize) -> Self {
-        Self { data, vector: ranks * lanes, rank: lanes }
-    }
-
-    /// Rows of plain float32 numbers, `stride` apart.
-    pub(crate) fn rows(data: &'a [f32], stride: usize, lanes: usize) -> Self {
-        Self { data, vector: lanes, rank: stride }
-    }
-
+impl Lanes<'_> {
+    /// Rank 0 of panel `i`.
     #[inline(always)]
-    pub(super) fn at(&self, v: usize, rho: usize) -> *const f32 {
-        self.data.as_ptr().wrapping_add(v * self.vector + rho * self.rank)
+    pub(super) fn panel(&self, i: usize) -> *const f32 {
+        self.data.as_ptr().wrapping_add(i * self.panel)
     }
 
-    /// From register `v` on.
-    pub(crate) fn after(&self, v: usize) -> Self {
-        Self { data: &self.data[v * self.vector..], ..*self }
+    /// From one rank to the next.
+    #[inline(always)]
+    pub(super) fn rank_stride(&self) -> usize {
+        self.rank
+    }
+
+    /// From panel `i` on.
+    pub(crate) fn after(&self, i: usize) -> Self {
+        Self { data: &self.data[i * self.panel..], ..*self }
     }
 
     /// From rank `rho` on.
@@ -113,36 +110,41 @@ impl<'a> Lanes<'a> {
         Self { data: &self.data[rho * self.rank..], ..*self }
     }
 
-    /// Refuses to go on when `count` lanes of each rank are not all inside.
-    fn check(&self, count: usize, ranks: usize, lanes: usize) {
+    /// Refuses to go on when `count` lanes of each rank, `panel` to a panel, are not all inside.
+    fn check(&self, count: usize, ranks: usize, panel: usize) {
         if count > 0 && ranks > 0 {
-            let last = (count - 1) / lanes;
-            let end = last * self.vector + (ranks - 1) * self.rank + (count - last * lanes);
+            let last = (count - 1) / panel;
+            let end = last * self.panel + (ranks - 1) * self.rank + (count - last * panel);
             assert!(end <= self.data.len(), "{count} lanes of {ranks} ranks end at {end}");
         }
     }
 }
 
-/// One number per (row, ρ): row (n, a), rank ρ is at ρ·stride in its row of the grid.
+/// The scalars of `up`, \[group of rows, rank, row\].
 #[derive(Clone, Copy)]
-pub(crate) struct Scalars<'a> {
-    pub(super) rows: Grid<'a, f32>,
+pub(crate) struct Groups<'a> {
+    data: &'a [f32],
     pub(super) ranks: usize,
-    pub(super) stride: isize,
 }
 
-impl<'a> Scalars<'a> {
-    /// Strides are (token, block, rank).
-    pub(crate) fn new(
-        data: &'a [f32],
-        (n, a): (usize, usize),
-        strides: (usize, usize, usize),
-        ranks: usize,
-    ) -> Self {
-        let width = (ranks - 1) * strides.2 + 1;
-        let rows = Grid::new(data, n, a, (strides.0, strides.1), width);
-        Self { rows, ranks, stride: strides.2 as isize }
+impl Groups<'_> {
+    /// Numbers per row.
+    pub(crate) fn ranks(&self) -> usize {
+        self.ranks
     }
+
+    /// The numbers of row `r` are this far apart from rank to rank: G.
+    #[inline(always)]
+    pub(super) fn row<const G: usize>(&self, r: usize) -> *const f32 {
+        self.data.as_ptr().wrapping_add(r / G * G * self.ranks + r % G)
+    }
+}
+
+/// The scalars of `outer`, \[row or pair of rows, rank\].
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) ranks: usize,
 }
 
 /// In which arithmetic activations meet a factor.
@@ -165,12 +167,12 @@ macro_rules! entries {
                 unsafe { down::down::<Plain<$simd>, E, $dm, $dr>(x, c, t, add) }
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn up<E: Element>(u: Scalars, b: Lanes, y: &mut GridMut<E>, accum: Accum) {
+            pub(super) unsafe fn up<E: Element>(u: Groups, b: Lanes, y: &mut GridMut<E>, accum: Accum) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { up::up::<Plain<$simd>, E, $um, $up>(u, b, y, accum) }
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn outer<E: Element>(u: Scalars, x: Grid<E>, g: &mut [f32]) {
+            pub(super) unsafe fn outer<E: Element>(u: Rows, x: Grid<E>, g: &mut [f32]) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { outer::outer::<Plain<$simd>, E, $or, $op>(u, x, g) }
             }
@@ -204,29 +206,29 @@ mod dot {
         unsafe { down::down::<Dot, bf16, 3, 8>(x, c, t, add) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn up(u: Scalars, b: Lanes, y: &mut GridMut<bf16>, accum: Accum) {
+    pub(super) unsafe fn up(u: Groups, b: Lanes, y: &mut GridMut<bf16>, accum: Accum) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
         unsafe { up::up::<Dot, bf16, 4, 4>(u, b, y, accum) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn outer(u: Scalars, x: Grid<bf16>, g: &mut [f32]) {
+    pub(super) unsafe fn outer(u: Rows, x: Grid<bf16>, g: &mut [f32]) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
         unsafe { outer::outer::<Dot, bf16, 8, 3>(u, x, g) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) fn pack(factor: Factor, side: Side, out: &mut [f32]) {
+    pub(super) fn pack(factor: Factor, side: Side, lanes: usize, out: &mut [f32]) {
         match side {
-            Side::Down => factor.pairs_of_columns(16, out),
-            Side::Up => factor.pairs_of_ranks(16, out),
+            Side::Down => factor.pairs_of_columns(lanes, out),
+            Side::Up => factor.pairs_of_ranks(lanes, out),
         }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) fn pair_ranks(u: &[f32], ranks: usize, s: f32, out: &mut [f32]) {
-        pack::pair_ranks(u, ranks, s, out);
+    pub(super) fn groups(u: &[f32], dims: (usize, usize, usize), s: f32, group: usize, out: &mut [f32]) {
+        pack::groups(u, dims, s, group, Form::Pairs, out);
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) fn pair_rows(u: &[f32], dims: (usize, usize, usize), s: f32, out: &mut [f32]) {
-        pack::pair_rows(u, dims, s, out);
+    pub(super) fn rows(u: &[f32], dims: (usize, usize, usize), s: f32, out: &mut [f32]) {
+        pack::rows(u, dims, s, Form::Pairs, out);
     }
 }
 
@@ -295,26 +297,106 @@ impl Kernels {
         1 + usize::from(self.pairs)
     }
 
+    /// Rows that `up` takes at a time.
+    pub(crate) fn group(self) -> usize {
+        match self.isa {
+            Isa::Portable => 2,
+            _ => 4,
+        }
+    }
+
+    /// Lanes of a panel.
+    fn panel(self, side: Side) -> usize {
+        match (side, self.isa) {
+            (Side::Down, _) => self.lanes(),
+            (Side::Up, Isa::Portable | Isa::Avx2) => 2 * self.lanes(),
+            (Side::Up, Isa::Avx512 | Isa::Avx512Bf16) => 4 * self.lanes(),
+        }
+    }
+
+    /// Panels of a factor before column `k`, which is at the start of one.
+    pub(crate) fn panels(self, side: Side, k: usize) -> usize {
+        let columns = match side {
+            Side::Down => self.panel(side) * self.pair(),
+            Side::Up => self.panel(side),
+        };
+        assert_eq!(k % columns, 0);
+        k / columns
+    }
+
     /// Numbers of a packed factor of `ranks` × `width`.
     pub(crate) fn packed_len(self, side: Side, ranks: usize, width: usize) -> usize {
+        let panel = self.panel(side);
         match side {
-            Side::Down => width.div_ceil(self.lanes() * self.pair()) * ranks * self.lanes(),
-            Side::Up => width.div_ceil(self.lanes()) * ranks.div_ceil(self.pair()) * self.lanes(),
+            Side::Down => width.div_ceil(panel * self.pair()) * ranks * panel,
+            Side::Up => width.div_ceil(panel) * ranks.div_ceil(self.pair()) * panel,
         }
     }
 
     /// A factor in the order of one kernel.
     pub(crate) fn pack<'a>(self, factor: Factor, side: Side, out: &'a mut [f32]) -> Lanes<'a> {
         let out = &mut out[..self.packed_len(side, factor.ranks, factor.width)];
+        let panel = self.panel(side);
         #[cfg(target_arch = "x86_64")]
         if self.pairs {
             // SAFETY: `pairs` is set only where the machine has AVX-512 BF16.
-            unsafe { dot::pack(factor, side, out) };
+            unsafe { dot::pack(factor, side, panel, out) };
             let ranks = if side == Side::Up { factor.ranks.div_ceil(2) } else { factor.ranks };
-            return Lanes::packed(out, ranks, self.lanes());
+            return Lanes { data: out, panel: ranks * panel, rank: panel };
         }
-        factor.singles(self.lanes(), out);
-        Lanes::packed(out, factor.ranks, self.lanes())
+        factor.singles(panel, out);
+        Lanes { data: out, panel: factor.ranks * panel, rank: panel }
+    }
+
+    /// A factor of float32 rows as it lies, `stride` apart; only for kernels that are not in pairs.
+    pub(crate) fn unpacked(self, side: Side, data: &[f32], stride: usize) -> Lanes<'_> {
+        assert!(!self.pairs);
+        Lanes { data, panel: self.panel(side), rank: stride }
+    }
+
+    /// Numbers that [`Kernels::groups`] writes.
+    pub(crate) fn groups_len(self, rows: usize, ranks: usize) -> usize {
+        rows.next_multiple_of(self.group()) * ranks.div_ceil(self.pair())
+    }
+
+    /// s·u for `up`; `u` is \[a, n, ranks\] and a row is (n, a).
+    pub(crate) fn groups<'a>(
+        self,
+        u: &[f32],
+        dims: (usize, usize, usize),
+        s: f32,
+        out: &'a mut [f32],
+    ) -> Groups<'a> {
+        let (n, a, ranks) = dims;
+        let out = &mut out[..self.groups_len(n * a, ranks)];
+        #[cfg(target_arch = "x86_64")]
+        if self.pairs {
+            // SAFETY: `pairs` is set only where the machine has AVX-512 BF16.
+            unsafe { dot::groups(u, dims, s, self.group(), out) };
+            return Groups { data: out, ranks: ranks.div_ceil(2) };
+        }
+        pack::groups(u, dims, s, self.group(), Form::Singles, out);
+        Groups { data: out, ranks }
+    }
+
+    /// s·u for `outer`; `u` is \[a, n, ranks\] and a row is (n, a). Needs n·a·ranks numbers.
+    pub(crate) fn rows<'a>(
+        self,
+        u: &[f32],
+        dims: (usize, usize, usize),
+        s: f32,
+        out: &'a mut [f32],
+    ) -> Rows<'a> {
+        let (n, a, ranks) = dims;
+        let out = &mut out[..(n * a).div_ceil(self.pair()) * ranks];
+        #[cfg(target_arch = "x86_64")]
+        if self.pairs {
+            // SAFETY: `pairs` is set only where the machine has AVX-512 BF16.
+            unsafe { dot::rows(u, dims, s, out) };
+            return Rows { data: out, ranks };
+        }
+        pack::rows(u, dims, s, Form::Singles, out);
+        Rows { data: out, ranks }
     }
 
     /// Adds a gradient that [`Kernels::outer`] summed to the factor's own order; `like.data` is not read.
@@ -325,7 +407,7 @@ impl Kernels {
     /// t\[row, ρ\] (+)= Σ_k x\[row, k\]·c\[ρ, k\].
     pub(crate) fn down<E: Element>(self, x: Grid<E>, c: Lanes, t: &mut GridMut<f32>, add: bool) {
         assert_eq!(x.layout().rows(), t.layout().rows());
-        c.check(x.layout().width.div_ceil(self.pair()), t.layout().width, self.lanes());
+        c.check(x.layout().width.div_ceil(self.pair()), t.layout().width, self.panel(Side::Down));
         if x.layout().rows() == 0 {
             return;
         }
@@ -338,9 +420,9 @@ impl Kernels {
     }
 
     /// y\[row, p\] (+)= Σ_ρ u\[row, ρ\]·b\[ρ, p\].
-    pub(crate) fn up<E: Element>(self, u: Scalars, b: Lanes, y: &mut GridMut<E>, accum: Accum) {
-        assert_eq!(u.rows.layout().rows(), y.layout().rows());
-        b.check(y.layout().width, u.ranks, self.lanes());
+    pub(crate) fn up<E: Element>(self, u: Groups, b: Lanes, y: &mut GridMut<E>, accum: Accum) {
+        assert!(u.data.len() >= y.layout().rows().next_multiple_of(self.group()) * u.ranks);
+        b.check(y.layout().width, u.ranks, self.panel(Side::Up));
         if y.layout().rows() == 0 {
             return;
         }
@@ -353,8 +435,8 @@ impl Kernels {
     }
 
     /// g\[ρ, p\] += Σ_row u\[row, ρ\]·x\[row, p\], with g as \[register, ρ, lane\].
-    pub(crate) fn outer<E: Element>(self, u: Scalars, x: Grid<E>, g: &mut [f32]) {
-        assert_eq!(u.rows.layout().rows(), x.layout().rows().div_ceil(self.pair()));
+    pub(crate) fn outer<E: Element>(self, u: Rows, x: Grid<E>, g: &mut [f32]) {
+        assert!(u.data.len() >= x.layout().rows().div_ceil(self.pair()) * u.ranks);
         assert!(g.len() >= x.layout().width.div_ceil(self.lanes()) * self.lanes() * u.ranks);
         #[cfg(target_arch = "x86_64")]
         if self.pairs {
@@ -362,56 +444,5 @@ impl Kernels {
             return unsafe { dot::outer(u, x.cast(), g) };
         }
         dispatch!(self, outer(u, x, g))
-    }
-
-    /// s·u for `up`. `u` is \[a, n, ranks\]; in pairs the result is written to `room`, else s is
-    /// multiplied in place.
-    pub(crate) fn scalars_for_up<'a>(
-        self,
-        u: &'a mut [f32],
-        dims: (usize, usize, usize),
-        s: f32,
-        room: &'a mut [f32],
-    ) -> Scalars<'a> {
-        let (n, a, ranks) = dims;
-        #[cfg(target_arch = "x86_64")]
-        if self.pairs {
-            let pairs = ranks.div_ceil(2);
-            let room = &mut room[..n * a * pairs];
-            // SAFETY: `pairs` is set only where the machine has AVX-512 BF16.
-            unsafe { dot::pair_ranks(u, ranks, s, room) };
-            return Scalars::new(room, (n, a), (pairs, n * pairs, 1), pairs);
-        }
-        multiply(u, s);
-        let _ = room;
-        Scalars::new(u, (n, a), (ranks, n * ranks, 1), ranks)
-    }
-
-    /// s·u for `outer`, in the same manner.
-    pub(crate) fn scalars_for_outer<'a>(
-        self,
-        u: &'a mut [f32],
-        dims: (usize, usize, usize),
-        s: f32,
-        room: &'a mut [f32],
-    ) -> Scalars<'a> {
-        let (n, a, ranks) = dims;
-        #[cfg(target_arch = "x86_64")]
-        if self.pairs {
-            let pairs = (n * a).div_ceil(2);
-            let room = &mut room[..pairs * ranks];
-            // SAFETY: `pairs` is set only where the machine has AVX-512 BF16.
-            unsafe { dot::pair_rows(u, dims, s, room) };
-            return Scalars::new(room, (pairs, 1), (ranks, ranks, 1), ranks);
-        }
-        multiply(u, s);
-        let _ = room;
-        Scalars::new(u, (n, a), (ranks, n * ranks, 1), ranks)
-    }
-}
-
-fn multiply(u: &mut [f32], s: f32) {
-    if s != 1.0 {
-        u.iter_mut().for_each(|u| *u *= s);
     }
 }

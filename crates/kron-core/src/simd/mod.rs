@@ -12,6 +12,10 @@
 //! outer    g[ρ, p]    +=  Σ_row u[row, ρ]·x[row, p]   dB = dYᵀ·U, dC = dTᵀ·X
 //! ```
 
+// Plain index loops throughout: a closure inside a `target_feature` function is
+// compiled without the feature, and costs a call per vector.
+#![allow(clippy::needless_range_loop)]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -29,5 +33,5 @@ mod vector;
 pub(crate) use grid::{Grid, GridMut};
 pub(crate) use keep::keep_mask;
 pub use kernels::Isa;
-pub(crate) use kernels::{Kernels, Lanes, Products, Scalars, Side};
+pub(crate) use kernels::{Groups, Kernels, Lanes, Products, Side};
 pub(crate) use pack::Factor;

@@ -9,7 +9,7 @@
 //! meanwhile. With pairs, one lane of u holds two neighbouring rows.
 
 use super::grid::Grid;
-use super::kernels::Scalars;
+use super::kernels::Rows;
 use super::vector::{Mac, Simd, V};
 use crate::Element;
 
@@ -20,7 +20,7 @@ use crate::Element;
 /// (or pair of rows) and `g` every register of `x`'s width (asserted by the caller).
 #[inline(always)]
 pub(super) unsafe fn outer<K: Mac<E>, E: Element, const R: usize, const P: usize>(
-    u: Scalars,
+    u: Rows,
     x: Grid<E>,
     g: &mut [f32],
 ) {
@@ -42,7 +42,7 @@ pub(super) unsafe fn outer<K: Mac<E>, E: Element, const R: usize, const P: usize
 /// Registers v…v+P−1, every rank; the last register has `rest` lanes.
 #[inline(always)]
 unsafe fn ranks<K: Mac<E>, E: Element, const R: usize, const P: usize>(
-    u: Scalars,
+    u: Rows,
     x: Grid<E>,
     g: &mut [f32],
     v: usize,
@@ -72,7 +72,7 @@ unsafe fn ranks<K: Mac<E>, E: Element, const R: usize, const P: usize>(
 /// Ranks rho…rho+R−1 of registers v…v+P−1: the hot loop.
 #[inline(always)]
 unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
-    u: Scalars,
+    u: Rows,
     x: Grid<E>,
     g: &mut [f32],
     v: usize,
@@ -80,7 +80,7 @@ unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     rest: usize,
 ) {
     let lanes = K::S::LANES;
-    let (mut xs, mut us) = (Walk::over(&x), Walk::over(&u.rows));
+    let (mut xs, mut us) = (Walk::over(&x), u.data.as_ptr().wrapping_add(rho));
     // SAFETY: the walks visit each row once, columns v·lanes… are inside x's
     // width up to `rest`, and g holds [v + P, ranks, lanes].
     unsafe {
@@ -95,26 +95,29 @@ unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
                     K::S::prefetch(second.wrapping_add(ahead));
                 }
             }
-            let x: [V<K, E>; P] = std::array::from_fn(|p| {
-                if P == 1 {
+            let mut x = [K::S::zero(); P];
+            for p in 0..P {
+                x[p] = if P == 1 && rest < lanes {
                     K::rows_n(first, Some(second), rest)
                 } else {
                     K::rows(first.add(p * lanes), second.add(p * lanes))
-                }
-            });
-            accumulate::<K, E, R, P>(&mut acc, us.step(), u.stride, rho, &x);
+                };
+            }
+            accumulate::<K, E, R, P>(&mut acc, us, &x);
+            us = us.wrapping_add(u.ranks);
         }
         if xs.rows % K::PAIR == 1 {
             let last = xs.step().add(v * lanes);
-            let x: [V<K, E>; P] = std::array::from_fn(|p| {
-                K::rows_n(last.add(p * lanes), None, if P == 1 { rest } else { lanes })
-            });
-            accumulate::<K, E, R, P>(&mut acc, us.step(), u.stride, rho, &x);
+            let mut x = [K::S::zero(); P];
+            for p in 0..P {
+                x[p] = K::rows_n(last.add(p * lanes), None, if P == 1 { rest } else { lanes });
+            }
+            accumulate::<K, E, R, P>(&mut acc, us, &x);
         }
-        for (i, acc) in acc.into_iter().enumerate() {
-            for (p, acc) in acc.into_iter().enumerate() {
+        for i in 0..R {
+            for p in 0..P {
                 let g = g.as_mut_ptr().add(((v + p) * u.ranks + rho + i) * lanes);
-                K::S::store(g, K::S::add(K::S::load(g), acc));
+                K::S::store(g, K::S::add(K::S::load(g), acc[i][p]));
             }
         }
     }
@@ -124,16 +127,14 @@ unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
 unsafe fn accumulate<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     acc: &mut [[V<K, E>; P]; R],
     u: *const f32,
-    stride: isize,
-    rho: usize,
     x: &[V<K, E>; P],
 ) {
-    for (i, acc) in acc.iter_mut().enumerate() {
-        // SAFETY: u points at a row with a lane for every rank.
-        let u = unsafe { K::S::splat(u.offset((rho + i) as isize * stride)) };
+    for i in 0..R {
+        // SAFETY: u points at R numbers of a row.
+        let u = unsafe { K::S::splat(u.add(i)) };
         for p in 0..P {
             // SAFETY: the caller proves the instruction set.
-            acc[p] = unsafe { K::mac(acc[p], u, x[p]) };
+            acc[i][p] = unsafe { K::mac(acc[i][p], u, x[p]) };
         }
     }
 }

@@ -24,7 +24,8 @@ impl Factor<'_> {
         self.data[i] * self.times
     }
 
-    /// One float32 a lane: `out[v][ρ][l]` = element (ρ, v·lanes + l).
+    /// One float32 a lane: `out[v][ρ][l]` = element (ρ, v·lanes + l). `lanes` may be those of
+    /// several registers.
     #[inline(always)]
     pub(super) fn singles(&self, lanes: usize, out: &mut [f32]) {
         for (v, out) in out.chunks_exact_mut(self.ranks * lanes).enumerate() {
@@ -111,34 +112,73 @@ impl Factor<'_> {
     }
 }
 
-/// s·u in the form that `up` wants it: for each row of `u`, ⌈ranks / 2⌉ pairs along ρ.
+/// Which numbers a lane of `up` or `outer` takes: one, or two rounded to bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Singles,
+    Pairs,
+}
+
+/// s·u for `up`: \[group, rank or pair of ranks, row of the group\]. `u` is \[a, n, ranks\];
+/// rows are (n, a) in flat order.
 #[inline(always)]
-pub(super) fn pair_ranks(u: &[f32], ranks: usize, s: f32, out: &mut [f32]) {
-    let pairs = ranks.div_ceil(2);
-    for (u, out) in u.chunks_exact(ranks).zip(out.chunks_exact_mut(pairs)) {
-        for (u, out) in u.chunks_exact(2).zip(&mut *out) {
-            *out = pair(s * u[0], s * u[1]);
-        }
-        if ranks % 2 == 1 {
-            out[pairs - 1] = pair(s * u[ranks - 1], 0.0);
+pub(super) fn groups(
+    u: &[f32],
+    (n, a, ranks): (usize, usize, usize),
+    s: f32,
+    group: usize,
+    form: Form,
+    out: &mut [f32],
+) {
+    let lanes = match form {
+        Form::Singles => ranks,
+        Form::Pairs => ranks.div_ceil(2),
+    };
+    let mut row = 0;
+    for i in 0..n {
+        for j in 0..a {
+            let u = &u[(j * n + i) * ranks..][..ranks];
+            let out = &mut out[row / group * group * lanes + row % group..];
+            match form {
+                Form::Singles => out.iter_mut().step_by(group).zip(u).for_each(|(out, u)| *out = s * u),
+                Form::Pairs => {
+                    for (out, u) in out.iter_mut().step_by(group).zip(u.chunks(2)) {
+                        *out = pair(s * u[0], s * u.get(1).copied().unwrap_or(0.0));
+                    }
+                }
+            }
+            row += 1;
         }
     }
 }
 
-/// s·u in the form that `outer` wants it: rows 2q and 2q + 1 of the n × a rows
-/// in one lane, in flat order. `u` is [a, n, ranks]; `out` is [⌈n·a / 2⌉, ranks].
+/// s·u for `outer`: \[row or pair of rows, rank\], rows in flat order. `u` is \[a, n, ranks\].
 #[inline(always)]
-pub(super) fn pair_rows(u: &[f32], (n, a, ranks): (usize, usize, usize), s: f32, out: &mut [f32]) {
+pub(super) fn rows(
+    u: &[f32],
+    (n, a, ranks): (usize, usize, usize),
+    s: f32,
+    form: Form,
+    out: &mut [f32],
+) {
     let row = |r: usize| &u[((r % a) * n + r / a) * ranks..][..ranks];
-    for (q, out) in out.chunks_exact_mut(ranks).enumerate() {
-        let low = row(2 * q);
-        if 2 * q + 1 < n * a {
-            let high = row(2 * q + 1);
-            for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-                *out = pair(s * low, s * high);
+    match form {
+        Form::Singles => {
+            for (r, out) in out.chunks_exact_mut(ranks).enumerate() {
+                out.iter_mut().zip(row(r)).for_each(|(out, u)| *out = s * u);
             }
-        } else {
-            out.iter_mut().zip(low).for_each(|(out, low)| *out = pair(s * low, 0.0));
+        }
+        Form::Pairs => {
+            for (q, out) in out.chunks_exact_mut(ranks).enumerate() {
+                let low = row(2 * q);
+                if 2 * q + 1 < n * a {
+                    for ((out, low), high) in out.iter_mut().zip(low).zip(row(2 * q + 1)) {
+                        *out = pair(s * low, s * high);
+                    }
+                } else {
+                    out.iter_mut().zip(low).for_each(|(out, low)| *out = pair(s * low, 0.0));
+                }
+            }
         }
     }
 }

@@ -6,10 +6,10 @@
 //!
 //! Lanes run along p. M rows × P registers are summed over every rank, then
 //! added to y once, with one rounding; a stretch of b short enough for L1 is
-//! used by every row, and the next rows of y are fetched meanwhile.
+//! used by every row, and the rows of y after the next are fetched meanwhile.
 
 use super::grid::GridMut;
-use super::kernels::{Lanes, Scalars};
+use super::kernels::{Groups, Lanes};
 use super::vector::{Mac, Simd, V};
 use crate::{Accum, Element};
 
@@ -19,85 +19,90 @@ const B_BYTES: usize = 16 << 10;
 /// All rows, all columns.
 ///
 /// # Safety
-/// The CPU has the instruction set of `K`; `u` and `b` hold every rank, and
-/// `b` every lane of `y`'s width (asserted by the caller).
+/// The CPU has the instruction set of `K`; `u` is in groups of M rows and has
+/// one for every row of `y`; `b` is in panels of P registers and has every
+/// rank and lane of `y`'s width (asserted by the caller).
 #[inline(always)]
 pub(super) unsafe fn up<K: Mac<E>, E: Element, const M: usize, const P: usize>(
-    u: Scalars,
+    u: Groups,
     b: Lanes,
     y: &mut GridMut<E>,
     accum: Accum,
 ) {
-    let (width, lanes) = (y.layout().width, K::S::LANES);
-    let stretch = (B_BYTES / (4 * lanes * u.ranks)).next_multiple_of(P).max(P) * lanes;
+    let (width, panel) = (y.layout().width, P * K::S::LANES);
+    let panels = (B_BYTES / (4 * panel * u.ranks)).max(1);
     let mut first = 0;
     while first < width {
-        let len = stretch.min(width - first);
-        let part = Stretch { u, b: b.after(first / lanes), add: accum == Accum::Add };
+        let len = (panels * panel).min(width - first);
+        let part = Stretch { u, b: b.after(first / panel), add: accum == Accum::Add };
         let mut y = y.columns(first, len);
         let (rows, mut r) = (y.layout().rows(), 0);
         // SAFETY: the same contract; r + the tile's rows ≤ rows.
         unsafe {
             while r + M <= rows {
-                part.rows::<K, E, M, P>(&mut y, r);
+                part.rows::<K, E, M, M, P>(&mut y, r);
                 r += M;
             }
             while r < rows {
-                part.rows::<K, E, 1, P>(&mut y, r);
+                part.rows::<K, E, 1, M, P>(&mut y, r);
                 r += 1;
             }
         }
-        first += stretch;
+        first += len;
     }
 }
 
 /// The factors of some columns of y.
 struct Stretch<'a> {
-    u: Scalars<'a>,
+    u: Groups<'a>,
     b: Lanes<'a>,
     add: bool,
 }
 
 impl Stretch<'_> {
-    /// Rows r…r+M−1, every column.
+    /// Rows r…r+M−1, every column; u is in groups of G ≥ M rows.
     #[inline(always)]
-    unsafe fn rows<K: Mac<E>, E: Element, const M: usize, const P: usize>(
+    unsafe fn rows<K: Mac<E>, E: Element, const M: usize, const G: usize, const P: usize>(
         &self,
         y: &mut GridMut<E>,
         r: usize,
     ) {
         let (rows, width, lanes) = (y.layout().rows(), y.layout().width, K::S::LANES);
-        let u: [*const f32; M] = std::array::from_fn(|m| self.u.rows.row(r + m));
-        let next: [*const E; M] = std::array::from_fn(|m| {
-            let ahead = if r + M + m < rows { y.row(r + M + m) } else { y.row(m % rows).wrapping_add(width) };
-            ahead.cast_const()
-        });
-        let y: [*mut E; M] = std::array::from_fn(|m| y.row(r + m));
-        // SAFETY: y holds M distinct rows of `width` elements, u one of `ranks`
-        // lanes for each; the tail touches only what is there.
+        let mut to = [std::ptr::null_mut(); M];
+        for m in 0..M {
+            to[m] = y.row(r + m);
+        }
+        // How far the rows after the next lie; after the last, the next stretch.
+        let later = if r + 2 * M < rows { y.row(r + 2 * M) } else { y.row(0).wrapping_add(width) };
+        let ahead = (later as isize).wrapping_sub(to[0] as isize);
+        let u = self.u.row::<G>(r);
+        // SAFETY: y holds M distinct rows of `width` elements, u a number for
+        // each of them and every rank; the tail touches only what is there.
         unsafe {
-            let mut v = 0;
-            while (v + P) * lanes <= width {
-                for p in 0..P {
-                    for next in next {
-                        K::S::prefetch(next.wrapping_add((v + p) * lanes));
+            let mut p0 = 0;
+            while p0 + P * lanes <= width {
+                for line in 0..(P * lanes * size_of::<E>()).div_ceil(64) {
+                    let byte = ahead.wrapping_add((p0 * size_of::<E>() + 64 * line) as isize);
+                    for m in 0..M {
+                        K::S::prefetch(to[m].cast::<u8>().wrapping_offset(byte));
                     }
                 }
-                let acc = self.sums::<K, E, M, P>(u, v);
+                let acc = self.sums::<K, E, M, G, P>(u, self.b.panel(p0 / (P * lanes)));
                 for m in 0..M {
                     for p in 0..P {
-                        let y = y[m].add((v + p) * lanes);
+                        let y = to[m].add(p0 + p * lanes);
                         let sum = if self.add { K::S::add(K::S::load(y), acc[m][p]) } else { acc[m][p] };
                         K::S::store(y, sum);
                     }
                 }
-                v += P;
+                p0 += P * lanes;
             }
-            while v * lanes < width {
-                let rest = lanes.min(width - v * lanes);
-                let acc = self.tail::<K, E, M>(u, v, rest);
+            let mut b = self.b.panel(p0 / (P * lanes));
+            while p0 < width {
+                let rest = lanes.min(width - p0);
+                let acc = self.tail::<K, E, M, G>(u, b, rest);
                 for m in 0..M {
-                    let y = y[m].add(v * lanes);
+                    let y = to[m].add(p0);
                     if rest == lanes {
                         let sum = if self.add { K::S::add(K::S::load(y), acc[m]) } else { acc[m] };
                         K::S::store(y, sum);
@@ -106,29 +111,35 @@ impl Stretch<'_> {
                         K::S::store_n(y, sum, rest);
                     }
                 }
-                v += 1;
+                b = b.wrapping_add(lanes);
+                p0 += lanes;
             }
         }
     }
 
-    /// Σ over the ranks of registers v…v+P−1: the hot loop.
+    /// Σ over the ranks of a panel of P registers: the hot loop.
     #[inline(always)]
-    unsafe fn sums<K: Mac<E>, E: Element, const M: usize, const P: usize>(
+    unsafe fn sums<K: Mac<E>, E: Element, const M: usize, const G: usize, const P: usize>(
         &self,
-        u: [*const f32; M],
-        v: usize,
+        mut u: *const f32,
+        mut b: *const f32,
     ) -> [[V<K, E>; P]; M] {
-        // SAFETY: every rank has a lane in each u and P registers in b.
+        // SAFETY: every rank has G numbers at u and P registers at b.
         unsafe {
             let mut acc = [[K::S::zero(); P]; M]; // [M, P] × lanes along p
-            for rho in 0..self.u.ranks {
-                let b: [V<K, E>; P] = std::array::from_fn(|p| K::S::load(self.b.at(v + p, rho)));
+            for _ in 0..self.u.ranks {
+                let mut bs = [K::S::zero(); P];
+                for p in 0..P {
+                    bs[p] = K::S::load(b.wrapping_add(p * K::S::LANES));
+                }
                 for m in 0..M {
-                    let u = K::S::splat(u[m].wrapping_offset(rho as isize * self.u.stride));
+                    let u = K::S::splat(u.wrapping_add(m));
                     for p in 0..P {
-                        acc[m][p] = K::mac(acc[m][p], u, b[p]);
+                        acc[m][p] = K::mac(acc[m][p], u, bs[p]);
                     }
                 }
+                u = u.wrapping_add(G);
+                b = b.wrapping_add(self.b.rank_stride());
             }
             acc
         }
@@ -136,22 +147,22 @@ impl Stretch<'_> {
 
     /// The same for one register of which `rest` lanes exist.
     #[inline(always)]
-    unsafe fn tail<K: Mac<E>, E: Element, const M: usize>(
+    unsafe fn tail<K: Mac<E>, E: Element, const M: usize, const G: usize>(
         &self,
-        u: [*const f32; M],
-        v: usize,
+        mut u: *const f32,
+        mut b: *const f32,
         rest: usize,
     ) -> [V<K, E>; M] {
-        // SAFETY: every rank has a lane in each u and `rest` lanes in b's register v.
+        // SAFETY: every rank has G numbers at u and `rest` lanes at b.
         unsafe {
             let mut acc = [K::S::zero(); M];
-            for rho in 0..self.u.ranks {
-                let b = self.b.at(v, rho);
-                let b = if rest == K::S::LANES { K::S::load(b) } else { K::S::load_n(b, rest) };
+            for _ in 0..self.u.ranks {
+                let bs = if rest == K::S::LANES { K::S::load(b) } else { K::S::load_n(b, rest) };
                 for m in 0..M {
-                    let u = K::S::splat(u[m].wrapping_offset(rho as isize * self.u.stride));
-                    acc[m] = K::mac(acc[m], u, b);
+                    acc[m] = K::mac(acc[m], K::S::splat(u.wrapping_add(m)), bs);
                 }
+                u = u.wrapping_add(G);
+                b = b.wrapping_add(self.b.rank_stride());
             }
             acc
         }

@@ -34,7 +34,7 @@ pub(super) trait Simd: Copy + 'static {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch never faults, and SSE is part of x86-64.
         unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast())
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = p;

@@ -6,25 +6,36 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::forward::{blocks_first, mix};
 use super::masked::Mask;
-use super::plan::{Arena, Cut, MASKED_COLUMNS, aligned, b_factor, c_factor, outer_len, packed_len};
+use super::plan::{
+    Arena, Cut, MASKED_COLUMNS, aligned, b_factor, c_factor, groups_len, outer_len, packed_len,
+};
 use crate::backend::{Accum, Backward};
-use crate::simd::{Grid, GridMut, Isa, Kernels, Lanes, Products, Scalars, Side};
-use crate::theta::{Parts, split, split_mut};
-use crate::{Element, KronOp, KronShape, Outer, Result};
+use crate::simd::{Grid, GridMut, Groups, Isa, Kernels, Lanes, Products, Side};
+use crate::theta::{split, split_mut};
+use crate::{Element, Inner, KronOp, KronShape, Outer, Result};
 
-/// Packed factors, and for each partition a gradient and a scratch.
+/// Packed factors, A and Aᵀ in groups, and for each partition a gradient and a scratch.
 pub(super) fn workspace_len(isa: Isa, op: &KronOp, rows: usize) -> usize {
-    let cut = Cut::backward(&op.shape, rows);
-    let lens = GradLens::new(isa, &op.shape);
-    packed_len(isa, &op.shape) + cut.parts * (lens.total() + scratch_len(op, &cut)) + Arena::SLACK
+    let s = &op.shape;
+    let cut = Cut::backward(s, rows);
+    let a = groups_len(isa, s.a_out(), s.a_in()) + groups_len(isa, s.a_in(), s.a_out());
+    let lens = GradLens::new(isa, s);
+    packed_len(isa, s) + a + aligned(s.a_len())
+        + cut.parts * (lens.total() + scratch_len(isa, op, &cut))
+        + Arena::SLACK
 }
 
-fn scratch_len(op: &KronOp, cut: &Cut) -> usize {
-    let s = &op.shape;
-    let t = aligned(cut.block * s.a_in() * s.width());
-    let u = aligned(cut.block * s.a_out() * s.width());
-    // T, dT and a copy in pairs; U, dU and a copy in pairs, or one row of dU.
-    3 * t + if s.b_len() > 0 { 3 * u } else { aligned(s.d_out()) } + Mask::scratch_len(op, cut.block)
+fn scratch_len(isa: Isa, op: &KronOp, cut: &Cut) -> usize {
+    let (s, n, w) = (&op.shape, cut.block, op.shape.width());
+    let t = aligned(op.t_len(n));
+    let output = match s.inner() {
+        // T, U and dU by blocks, and U by rows.
+        Inner::LowRank(_) => t + 3 * aligned(n * s.a_out() * w),
+        // One row of dU.
+        Inner::Full => aligned(s.d_out()),
+    };
+    // dT by blocks and in groups (or by rows).
+    t + groups_len(isa, n * s.a_in(), w) + output + Mask::scratch_len(op, n)
 }
 
 /// Lengths of the pieces of a partition's gradient.
@@ -71,19 +82,30 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>)
         let room = arena.take(up.packed_len(Side::Up, s.width(), s.c_in()));
         up.pack(c_factor(s, theta.c, keep), Side::Up, room)
     });
+    let (mut a, mut a_t) = (None, None);
+    if s.outer() == Outer::Trained {
+        let (k, dims) = (kernels.float32(), (s.a_out(), s.a_in()));
+        let room = arena.take(k.groups_len(dims.0, dims.1));
+        a = Some(k.groups(theta.a, (1, dims.0, dims.1), 1.0, room));
+        let (turned, room) = (arena.take(s.a_len()), arena.take(k.groups_len(dims.1, dims.0)));
+        turn(theta.a, dims, turned);
+        a_t = Some(k.groups(turned, (1, dims.1, dims.0), 1.0, room));
+    }
     let lens = GradLens::new(isa, s);
-    let job = Job { op: *op, kernels, up, theta, b, c, mask, lens, block: cut.block };
+    let job = Job { op: *op, kernels, up, a, a_t, b, c, mask, lens, block: cut.block };
+    let scratch_len = scratch_len(isa, op, &cut);
     let grads = arena.take(cut.parts * lens.total());
-    let scratch = arena.take(cut.parts * scratch_len(op, &cut));
+    let scratch = arena.take(cut.parts * scratch_len);
     let t = &t[..op.t_len(rows)];
     match dx {
         Some((mut dx, accum)) => {
             let dx = dx.axis_chunks_iter_mut(Axis(0), cut.part).into_par_iter();
-            job.parts(&cut, x, t, dy, dx.map(|dx| Some((dx, accum))), grads, scratch);
+            let dx = dx.map(|dx| Some((dx, accum)));
+            job.parts(&cut, x, t, dy, dx, grads, (scratch, scratch_len));
         }
         None => {
             let none = (0..cut.parts).into_par_iter().map(|_| None);
-            job.parts(&cut, x, t, dy, none, grads, scratch);
+            job.parts(&cut, x, t, dy, none, grads, (scratch, scratch_len));
         }
     }
     let sum = reduce(grads, lens.total());
@@ -94,6 +116,13 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>)
     }
     kernels.unpack_add(c_factor(s, theta.c, keep), &sum[lens.a + lens.b..], grad.c);
     Ok(())
+}
+
+/// Aᵀ, row-major, from an A of `rows` × `cols`.
+fn turn(a: &[f32], (rows, cols): (usize, usize), out: &mut [f32]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = a[i % rows * cols + i / rows];
+    }
 }
 
 /// Adds the partitions' gradients, first to last, into the first.
@@ -122,7 +151,9 @@ struct Job<'a> {
     op: KronOp,
     kernels: Kernels,
     up: Kernels,
-    theta: Parts<'a>,
+    /// A and Aᵀ in groups; `None` for LoRA's \[1\].
+    a: Option<Groups<'a>>,
+    a_t: Option<Groups<'a>>,
     b: Option<Lanes<'a>>,
     c: Option<Lanes<'a>>,
     mask: Option<Mask>,
@@ -147,7 +178,7 @@ impl Job<'_> {
         dy: ArrayView2<E>,
         dx: impl IndexedParallelIterator<Item = Dx<'a, E>>,
         grads: &mut [f32],
-        scratch: &mut [f32],
+        (scratch, scratch_len): (&mut [f32], usize),
     ) {
         let one = |(i, (((((x, t), dy), dx), grad), scratch))| {
             self.part(i * cut.part, x, t, dy, dx, grad, scratch);
@@ -157,7 +188,7 @@ impl Job<'_> {
             .zip(dy.axis_chunks_iter(Axis(0), cut.part))
             .zip(dx)
             .zip(grads.par_chunks_mut(self.lens.total()))
-            .zip(scratch.par_chunks_mut(scratch_len(&self.op, cut)))
+            .zip(scratch.par_chunks_mut(scratch_len))
             .enumerate()
             .for_each(one);
     }
@@ -184,7 +215,7 @@ impl Job<'_> {
             let t = &t[self.op.t_len(r)..self.op.t_len(r + n)];
             let mut arena = Arena::new(&mut *scratch);
             let dt = arena.take(self.op.t_len(n));
-            let room = arena.take(self.op.t_len(n));
+            let room = arena.take(self.up.float32().groups_len(n * self.op.shape.a_in(), self.op.shape.width()));
             let dy = dy.slice(s![r..r + n, ..]);
             match self.b {
                 Some(b) => self.output_low_rank(b, t, dy, dt, &mut grad, &mut arena),
@@ -215,18 +246,15 @@ impl Job<'_> {
         k.down(dy, b, &mut GridMut::new(du, n, a_out, (r, n * r), r), false);
         du.iter_mut().for_each(|du| *du *= scale);
         blocks_first(t, (n, a_in, r), tt);
-        mix(k, s, self.theta.a, tt, n, u);
-        k.outer(k.scalars_for_outer(u, (n, a_out, r), scale, room), dy, grad.b);
-        if s.outer() == Outer::One {
-            return dt.copy_from_slice(du);
+        mix(k, self.a, tt, u);
+        k.outer(k.rows(u, (n, a_out, r), scale, room), dy, grad.b);
+        mix(k, self.a_t, du, dt);
+        if s.outer() == Outer::Trained {
+            let len = n * r;
+            let du = Grid::new(du, 1, a_out, (a_out * len, len), len);
+            let mut da = GridMut::new(grad.a, 1, a_out, (a_out * a_in, a_in), a_in);
+            f32s.down(du, f32s.unpacked(Side::Down, tt, len), &mut da, true);
         }
-        let len = n * r;
-        let a_t = Scalars::new(self.theta.a, (1, a_in), (1, 1, a_in), a_out);
-        let mut dt = GridMut::new(dt, 1, a_in, (a_in * len, len), len);
-        f32s.up(a_t, Lanes::rows(du, len, f32s.lanes()), &mut dt, Accum::Replace);
-        let du = Grid::new(du, 1, a_out, (a_out * len, len), len);
-        let mut da = GridMut::new(grad.a, 1, a_out, (a_out * a_in, a_in), a_in);
-        f32s.down(du, Lanes::rows(tt, len, f32s.lanes()), &mut da, true);
     }
 
     /// The same with a full inner factor: dU is s·dY itself, taken a row at a time.
@@ -244,13 +272,13 @@ impl Job<'_> {
         let du = arena.take(a_out * w);
         for (i, dy) in dy.rows().into_iter().enumerate() {
             du.iter_mut().zip(dy).for_each(|(du, dy)| *du = scale * dy.to_f32());
-            let a_t = Scalars::new(self.theta.a, (1, a_in), (1, 1, a_in), a_out);
-            let mut dt = GridMut::new(&mut dt[i * w..], 1, a_in, (a_in * n * w, n * w), w);
-            k.up(a_t, Lanes::rows(du, w, k.lanes()), &mut dt, Accum::Replace);
-            if s.outer() == Outer::One {
+            let Some(a_t) = self.a_t else {
+                dt[i * w..][..w].copy_from_slice(du);
                 continue;
-            }
-            let t = Lanes::rows(&t[self.op.t_len(i)..self.op.t_len(i + 1)], w, k.lanes());
+            };
+            let mut dt = GridMut::new(&mut dt[i * w..], 1, a_in, (a_in * n * w, n * w), w);
+            k.up(a_t, k.unpacked(Side::Up, du, w), &mut dt, Accum::Replace);
+            let t = k.unpacked(Side::Down, &t[self.op.t_len(i)..self.op.t_len(i + 1)], w);
             let mut da = GridMut::new(grad.a, 1, a_out, (a_out * a_in, a_in), a_in);
             k.down(Grid::new(du, 1, a_out, (a_out * w, w), w), t, &mut da, true);
         }
@@ -263,7 +291,7 @@ impl Job<'_> {
         row: usize,
         x: ArrayView2<E>,
         dx: Dx<'_, E>,
-        dt: &mut [f32],
+        dt: &[f32],
         room: &mut [f32],
         dc: &mut [f32],
         arena: &mut Arena,
@@ -271,28 +299,28 @@ impl Job<'_> {
         let (s, n) = (&self.op.shape, x.nrows());
         let (a, w, c_in) = (s.a_in(), s.width(), s.c_in());
         let Some(mask) = self.mask else {
-            let rows = self.kernels.scalars_for_outer(dt, (n, a, w), 1.0, room);
+            let rows = self.kernels.rows(dt, (n, a, w), 1.0, room);
             self.kernels.outer(rows, Grid::of_view(x, a), dc);
             if let (Some((dx, accum)), Some(c)) = (dx, self.c) {
-                let ranks = self.up.scalars_for_up(dt, (n, a, w), 1.0, room);
-                self.up.up(ranks, c, &mut GridMut::of_view(dx, a), accum);
+                let groups = self.up.groups(dt, (n, a, w), 1.0, room);
+                self.up.up(groups, c, &mut GridMut::of_view(dx, a), accum);
             }
             return;
         };
         let scratch = arena.take(Mask::scratch_len(&self.op, n));
         let lanes = self.kernels.lanes();
-        let rows = self.kernels.scalars_for_outer(dt, (n, a, w), 1.0, room);
+        let rows = self.kernels.rows(dt, (n, a, w), 1.0, room);
         for k in (0..c_in).step_by(MASKED_COLUMNS) {
             let x = mask.copy(row, x, k, scratch);
             self.kernels.outer(rows, x, &mut dc[k / lanes * lanes * w..]);
         }
         if let (Some((mut dx, accum)), Some(c)) = (dx, self.c) {
-            let ranks = self.up.scalars_for_up(dt, (n, a, w), 1.0, room);
+            let groups = self.up.groups(dt, (n, a, w), 1.0, room);
             for k in (0..c_in).step_by(MASKED_COLUMNS) {
                 let cols = MASKED_COLUMNS.min(c_in - k);
                 let d = &mut scratch[..n * a * cols];
                 let mut grid = GridMut::new(d, n, a, (a * cols, cols), cols);
-                self.up.up(ranks, c.after(k / lanes), &mut grid, Accum::Replace);
+                self.up.up(groups, c.after(self.up.panels(Side::Up, k)), &mut grid, Accum::Replace);
                 mask.add(row, d, k, cols, &mut dx, accum);
             }
         }

@@ -4,26 +4,32 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::masked::Mask;
-use super::plan::{Arena, Cut, MASKED_COLUMNS, aligned, b_factor, c_factor, packed_len};
+use super::plan::{Arena, Cut, MASKED_COLUMNS, aligned, b_factor, c_factor, groups_len, packed_len};
 use super::Cpu;
 use crate::backend::{Accum, Forward};
-use crate::simd::{Grid, GridMut, Isa, Kernels, Lanes, Products, Scalars, Side};
-use crate::theta::{Parts, split};
-use crate::{Element, KronOp, KronShape, Outer, Result};
+use crate::simd::{Grid, GridMut, Groups, Isa, Kernels, Lanes, Products, Side};
+use crate::theta::split;
+use crate::{Element, KronOp, Outer, Result};
 
-/// Packed factors, a scaled A, and a scratch for each partition.
+/// Packed factors, A in groups, and a scratch for each partition.
 pub(super) fn workspace_len(isa: Isa, op: &KronOp, rows: usize) -> usize {
     let cut = Cut::forward(&op.shape, rows);
-    packed_len(isa, &op.shape) + aligned(op.shape.a_out() * op.shape.a_in())
-        + cut.parts * scratch_len(op, &cut)
+    packed_len(isa, &op.shape)
+        + groups_len(isa, op.shape.a_out(), op.shape.a_in())
+        + cut.parts * scratch_len(isa, op, &cut)
         + Arena::SLACK
 }
 
-fn scratch_len(op: &KronOp, cut: &Cut) -> usize {
-    let s = &op.shape;
-    let t = aligned(cut.block * s.a_in() * s.width());
-    let u = if s.b_len() > 0 { aligned(cut.block * s.a_out() * s.width()) } else { 0 };
-    t + 2 * u + Mask::scratch_len(op, cut.block)
+fn scratch_len(isa: Isa, op: &KronOp, cut: &Cut) -> usize {
+    let (s, n) = (&op.shape, cut.block);
+    let mask = Mask::scratch_len(op, n);
+    match s.rank() {
+        // T and U by blocks, and U in groups.
+        Some(r) => {
+            aligned(op.t_len(n)) + aligned(n * s.a_out() * r) + groups_len(isa, n * s.a_out(), r) + mask
+        }
+        None => mask,
+    }
 }
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, E>) -> Result<()> {
@@ -40,27 +46,25 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, E>) 
     let direct = rows * op.shape.a_in() <= 3 && mask.is_none();
     let (down, c) = if direct {
         let k = kernels.float32();
-        (k, Lanes::rows(parts.c, op.shape.c_in(), k.lanes()))
+        (k, k.unpacked(Side::Down, parts.c, op.shape.c_in()))
     } else {
         let keep = mask.map_or(1.0, |m| m.keep_scale());
         let room = arena.take(kernels.packed_len(Side::Down, op.shape.width(), op.shape.c_in()));
         (kernels, kernels.pack(c_factor(&op.shape, parts.c, keep), Side::Down, room))
     };
-    let output = match b_factor(&op.shape, parts.b) {
-        Some(b) => {
-            let room = arena.take(kernels.packed_len(Side::Up, b.ranks, b.width));
-            Output::LowRank(kernels.pack(b, Side::Up, room))
-        }
-        None => {
-            // U is what meets Y here, so A brings the scale.
-            let a = arena.take(parts.a.len());
-            a.iter_mut().zip(parts.a).for_each(|(o, a)| *o = op.scale.get() * a);
-            Output::Full(a)
-        }
-    };
-    let job = Job { op: *op, kernels, down, theta: parts, c, output, mask, accum, block: cut.block };
+    let b = b_factor(&op.shape, parts.b).map(|b| {
+        let room = arena.take(kernels.packed_len(Side::Up, b.ranks, b.width));
+        kernels.pack(b, Side::Up, room)
+    });
+    // With a full inner factor U meets Y at once, so A brings the scale.
+    let a_scale = if b.is_none() { op.scale.get() } else { 1.0 };
+    let a = (b.is_none() || op.shape.outer() == Outer::Trained).then(|| {
+        let room = arena.take(kernels.float32().groups_len(op.shape.a_out(), op.shape.a_in()));
+        kernels.float32().groups(parts.a, (1, op.shape.a_out(), op.shape.a_in()), a_scale, room)
+    });
+    let job = Job { op: *op, kernels, down, a, b, c, mask, accum, block: cut.block };
     let t = &mut t[..op.t_len(rows)];
-    let scratch_len = scratch_len(op, &cut);
+    let scratch_len = scratch_len(isa, op, &cut);
     let scratch = arena.take(cut.parts * scratch_len);
     if cut.parts == 1 {
         job.part(0, x, y, t, scratch);
@@ -75,23 +79,15 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, E>) 
     Ok(())
 }
 
-/// What turns U into Y.
-#[derive(Clone, Copy)]
-enum Output<'a> {
-    /// B, packed.
-    LowRank(Lanes<'a>),
-    /// s·A: with a full inner factor U is already as wide as Y.
-    Full(&'a [f32]),
-}
-
 /// What all partitions share.
 struct Job<'a> {
     op: KronOp,
     kernels: Kernels,
     down: Kernels,
-    theta: Parts<'a>,
+    /// A in groups, times s with a full inner factor; `None` for LoRA's \[1\].
+    a: Option<Groups<'a>>,
+    b: Option<Lanes<'a>>,
     c: Lanes<'a>,
-    output: Output<'a>,
     mask: Option<Mask>,
     accum: Accum,
     block: usize,
@@ -127,35 +123,32 @@ impl Job<'_> {
             return self.down.down(Grid::of_view(x, a), self.c, &mut t, false);
         };
         let scratch = arena.take(Mask::scratch_len(&self.op, n));
-        let step = self.down.lanes() * self.down.pair();
         for k in (0..s.c_in()).step_by(MASKED_COLUMNS) {
             let x = mask.copy(row, x, k, scratch);
-            self.down.down(x, self.c.after(k / step), &mut t, k > 0);
+            self.down.down(x, self.c.after(self.down.panels(Side::Down, k)), &mut t, k > 0);
         }
     }
 
     /// U = A·T, Y (+)= s·U·Bᵀ.
     fn up<E: Element>(&self, n: usize, t: &[f32], y: &mut GridMut<E>, arena: &mut Arena) {
-        let (s, w) = (&self.op.shape, self.op.shape.width());
-        let (a_out, a_in) = (s.a_out(), s.a_in());
-        match self.output {
-            Output::LowRank(b) => {
+        let (s, w, k) = (&self.op.shape, self.op.shape.width(), self.kernels);
+        match (self.b, self.a) {
+            (Some(b), a) => {
                 let tt = arena.take(self.op.t_len(n));
-                let u = arena.take(n * a_out * w);
-                let room = arena.take(n * a_out * w);
-                blocks_first(t, (n, a_in, w), tt);
-                mix(self.kernels, s, self.theta.a, tt, n, u);
-                let u = self.kernels.scalars_for_up(u, (n, a_out, w), self.op.scale.get(), room);
-                self.kernels.up(u, b, y, self.accum);
+                let u = arena.take(n * s.a_out() * w);
+                let room = arena.take(k.groups_len(n * s.a_out(), w));
+                blocks_first(t, (n, s.a_in(), w), tt);
+                mix(k, a, tt, u);
+                k.up(k.groups(u, (n, s.a_out(), w), self.op.scale.get(), room), b, y, self.accum);
             }
-            Output::Full(a) => {
-                let k = self.kernels.float32();
+            (None, Some(a)) => {
                 for i in 0..n {
-                    let a = Scalars::new(a, (1, a_out), (a.len(), a_in, 1), a_in);
-                    let t = Lanes::rows(&t[self.op.t_len(i)..self.op.t_len(i + 1)], w, k.lanes());
-                    k.up(a, t, &mut y.tokens(i, 1), self.accum);
+                    let t = &t[self.op.t_len(i)..self.op.t_len(i + 1)];
+                    let t = k.float32().unpacked(Side::Up, t, w);
+                    k.float32().up(a, t, &mut y.tokens(i, 1), self.accum);
                 }
             }
+            (None, None) => unreachable!("a full inner factor always has A in groups"),
         }
     }
 }
@@ -170,13 +163,13 @@ pub(super) fn blocks_first(t: &[f32], (n, a, r): (usize, usize, usize), out: &mu
     }
 }
 
-/// U\[i\] = Σ_j A_ij·T\[j\] over \[block, n, r\].
-pub(super) fn mix(kernels: Kernels, s: &KronShape, a: &[f32], t: &[f32], n: usize, u: &mut [f32]) {
-    if s.outer() == Outer::One {
+/// U\[i\] = Σ_j A_ij·T\[j\] over \[block, n, r\]; without an A, U = T.
+pub(super) fn mix(kernels: Kernels, a: Option<Groups>, t: &[f32], u: &mut [f32]) {
+    let Some(a) = a else {
         return u.copy_from_slice(t);
-    }
-    let (k, len) = (kernels.float32(), n * s.width());
-    let a = Scalars::new(a, (1, s.a_out()), (a.len(), s.a_in(), 1), s.a_in());
-    let mut u = GridMut::new(u, 1, s.a_out(), (s.a_out() * len, len), len);
-    k.up(a, Lanes::rows(t, len, k.lanes()), &mut u, Accum::Replace);
+    };
+    let (k, len) = (kernels.float32(), t.len() / a.ranks());
+    let rows = u.len() / len;
+    let mut u = GridMut::new(u, 1, rows, (rows * len, len), len);
+    k.up(a, k.unpacked(Side::Up, t, len), &mut u, Accum::Replace);
 }

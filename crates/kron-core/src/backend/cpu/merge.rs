@@ -5,20 +5,21 @@ use ndarray::{ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::plan::{Arena, Cut, aligned, c_factor, packed_len};
+use super::plan::{Arena, Cut, aligned, c_factor, groups_len, packed_len};
 use crate::backend::{Accum, Merge};
-use crate::simd::{GridMut, Isa, Kernels, Lanes, Products, Scalars, Side};
+use crate::simd::{GridMut, Isa, Kernels, Lanes, Products, Side};
 use crate::theta::{Parts, split};
 use crate::{Element, Inner, KronOp, Result};
 
 /// C packed, and the coefficients of a block of rows for each partition.
 pub(super) fn workspace_len(isa: Isa, op: &KronOp, rows: usize) -> usize {
     let cut = Cut::forward(&op.shape, rows);
-    packed_len(isa, &op.shape) + cut.parts * scratch_len(op, &cut) + Arena::SLACK
+    packed_len(isa, &op.shape) + cut.parts * scratch_len(isa, op, &cut) + Arena::SLACK
 }
 
-fn scratch_len(op: &KronOp, cut: &Cut) -> usize {
-    aligned(cut.block * op.shape.a_in() * op.shape.rank().unwrap_or(1))
+fn scratch_len(isa: Isa, op: &KronOp, cut: &Cut) -> usize {
+    let (rows, ranks) = (cut.block * op.shape.a_in(), op.shape.rank().unwrap_or(1));
+    aligned(rows * ranks) + groups_len(isa, rows, ranks)
 }
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, E>) -> Result<()> {
@@ -36,7 +37,7 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, E>) ->
         kernels.pack(c_factor(&op.shape, theta.c, 1.0), Side::Up, room)
     });
     let job = Job { op: *op, kernels, theta, c, accum, block: cut.block };
-    let scratch_len = scratch_len(op, &cut);
+    let scratch_len = scratch_len(isa, op, &cut);
     let scratch = arena.take(cut.parts * scratch_len);
     if cut.parts == 1 {
         job.part(first_row, w, scratch);
@@ -65,22 +66,24 @@ impl Job<'_> {
         let ranks = s.rank().unwrap_or(1);
         for r in (0..rows).step_by(self.block) {
             let n = self.block.min(rows - r);
-            let u = &mut scratch[..n * s.a_in() * ranks];
+            let (u, room) = scratch.split_at_mut(aligned(n * s.a_in() * ranks));
+            let u = &mut u[..n * s.a_in() * ranks];
             for (k, u) in u.chunks_exact_mut(s.a_in() * ranks).enumerate() {
                 self.coefficients(first + r + k, u);
             }
             let mut w = GridMut::of_view(w.slice_mut(s![r..r + n, ..]), s.a_in());
             match self.c {
                 Some(c) => {
-                    let u = Scalars::new(u, (n, s.a_in()), (s.a_in() * ranks, ranks, 1), ranks);
+                    // \[n, a_in, r\] is already in flat order: one block of n·a_in rows.
+                    let u = self.kernels.groups(u, (n * s.a_in(), 1, ranks), 1.0, room);
                     self.kernels.up(u, c, &mut w, self.accum);
                 }
                 None => {
                     for (k, u) in u.chunks_exact(s.a_in()).enumerate() {
                         let p = (first + r + k) % s.b_out();
                         let m = &self.theta.c[p * s.c_in()..][..s.c_in()];
-                        let m = Lanes::rows(m, s.c_in(), self.kernels.lanes());
-                        let u = Scalars::new(u, (1, s.a_in()), (s.a_in(), 1, 1), 1);
+                        let m = self.kernels.unpacked(Side::Up, m, s.c_in());
+                        let u = self.kernels.groups(u, (s.a_in(), 1, 1), 1.0, room);
                         self.kernels.up(u, m, &mut w.tokens(k, 1), self.accum);
                     }
                 }

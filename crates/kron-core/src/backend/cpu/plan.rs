@@ -1,7 +1,7 @@
 //! How the rows of a call are cut: functions of the shape and the number of
 //! rows alone, so that the order of every sum is too.
 
-use crate::simd::{Factor, Isa, Kernels, Products};
+use crate::simd::{Factor, Isa, Kernels, Products, Side};
 use crate::{Dtype, Inner, KronShape};
 
 /// Columns of X that are masked at a time when there is dropout: a multiple of every step of the kernels.
@@ -65,19 +65,28 @@ pub(super) fn c_factor<'a>(shape: &KronShape, c: &'a [f32], times: f32) -> Facto
 
 /// Numbers of both packed factors, at their largest over the dtypes.
 pub(super) fn packed_len(isa: Isa, shape: &KronShape) -> usize {
-    let lanes = lanes(isa);
-    let b = if shape.b_len() > 0 { shape.b_out().next_multiple_of(lanes) * shape.width() } else { 0 };
-    aligned(b) + aligned(shape.c_in().next_multiple_of(lanes) * shape.width())
+    let k = float32(isa);
+    let len = |ranks, width| {
+        [Side::Down, Side::Up].map(|side| aligned(k.packed_len(side, ranks, width))).into_iter().max()
+    };
+    let b = shape.rank().and_then(|r| len(r, shape.b_out())).unwrap_or(0);
+    b + len(shape.width(), shape.c_in()).unwrap_or(0)
 }
 
-/// Float32 numbers per register, the most over the dtypes.
-pub(super) fn lanes(isa: Isa) -> usize {
-    Kernels::new(isa, Dtype::F32, Products::Float32).map_or(16, Kernels::lanes)
+/// Numbers of the groups of `rows` rows for `up`, at their largest over the dtypes.
+pub(super) fn groups_len(isa: Isa, rows: usize, ranks: usize) -> usize {
+    aligned(float32(isa).groups_len(rows, ranks))
+}
+
+/// The kernels whose packed operands are the largest.
+fn float32(isa: Isa) -> Kernels {
+    // A Cpu holds only an available instruction set.
+    Kernels::new(isa, Dtype::F32, Products::Float32).expect("a Cpu's instruction set is available")
 }
 
 /// Numbers that a gradient of `outer` takes for a factor of `ranks` × `width`.
 pub(super) fn outer_len(isa: Isa, ranks: usize, width: usize) -> usize {
-    aligned(ranks * width.next_multiple_of(lanes(isa)))
+    aligned(ranks * width.next_multiple_of(float32(isa).lanes()))
 }
 
 /// The length of a piece of an [`Arena`].
