@@ -72,7 +72,7 @@ impl Dropout {
     pub fn keeps(self, key: DropoutKey, d_in: usize, row: usize, col: usize) -> bool {
         let block = row as u64 * d_in.div_ceil(PER_BLOCK) as u64 + (col / PER_BLOCK) as u64;
         let word = philox(key.counter(block), key.key())[col % PER_BLOCK / 2];
-        let bits = if col % 2 == 0 { word & 0xffff } else { word >> 16 };
+        let bits = if col.is_multiple_of(2) { word & 0xffff } else { word >> 16 };
         bits >= self.threshold
     }
 }

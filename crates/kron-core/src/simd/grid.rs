@@ -43,15 +43,14 @@ impl Layout {
     }
 
     fn of_slice(len: usize, n: usize, a: usize, strides: (usize, usize), width: usize) -> Self {
-        let layout =
-            Layout { n, a, n_stride: strides.0 as isize, a_stride: strides.1 as isize, width };
+        let layout = Layout { n, a, n_stride: strides.0 as isize, a_stride: strides.1 as isize, width };
         assert!(layout.extent() <= len, "a grid {layout:?} over {len} elements");
         layout
     }
 
     /// A matrix of n × (a·width) with unit inner stride.
     fn of_matrix(shape: &[usize], strides: &[isize], a: usize) -> Self {
-        assert!(shape[1] % a == 0 && (strides[1] == 1 || shape[1] == 1 || shape[0] == 0));
+        assert!(shape[1].is_multiple_of(a) && (strides[1] == 1 || shape[1] == 1 || shape[0] == 0));
         let width = shape[1] / a;
         Layout { n: shape[0], a, n_stride: strides[0], a_stride: width as isize, width }
     }

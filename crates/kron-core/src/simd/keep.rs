@@ -83,7 +83,8 @@ mod tests {
     fn every_element_is_as_defined() {
         let dropout = Dropout::new(0.3).unwrap();
         let key = DropoutKey { seed: 0x1234_5678_9abc, offset: 77 };
-        for (d_in, row, first, len) in [(37, 5, 0, 37), (1000, 3, 13, 301), (256, 1 << 33, 8, 128), (9, 0, 8, 1)]
+        for (d_in, row, first, len) in
+            [(37, 5, 0, 37), (1000, 3, 13, 301), (256, 1 << 33, 8, 128), (9, 0, 8, 1)]
         {
             let mut keep = vec![false; len];
             keep_mask(dropout, key, d_in, row, first, &mut keep);

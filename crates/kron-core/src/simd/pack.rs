@@ -154,13 +154,7 @@ pub(super) fn groups(
 
 /// s·u for `outer`: \[row or pair of rows, rank\], rows in flat order. `u` is \[a, n, ranks\].
 #[inline(always)]
-pub(super) fn rows(
-    u: &[f32],
-    (n, a, ranks): (usize, usize, usize),
-    s: f32,
-    form: Form,
-    out: &mut [f32],
-) {
+pub(super) fn rows(u: &[f32], (n, a, ranks): (usize, usize, usize), s: f32, form: Form, out: &mut [f32]) {
     let row = |r: usize| &u[((r % a) * n + r / a) * ranks..][..ranks];
     match form {
         Form::Singles => {

@@ -20,7 +20,9 @@ pub(super) fn workspace_len(isa: Isa, op: &KronOp, rows: usize) -> usize {
     let cut = Cut::backward(s, rows);
     let a = groups_len(isa, s.a_out(), s.a_in()) + groups_len(isa, s.a_in(), s.a_out());
     let lens = GradLens::new(isa, s);
-    packed_len(isa, s) + a + aligned(s.a_len())
+    packed_len(isa, s)
+        + a
+        + aligned(s.a_len())
         + cut.parts * (lens.total() + scratch_len(isa, op, &cut))
         + Arena::SLACK
 }
@@ -215,7 +217,8 @@ impl Job<'_> {
             let t = &t[self.op.t_len(r)..self.op.t_len(r + n)];
             let mut arena = Arena::new(&mut *scratch);
             let dt = arena.take(self.op.t_len(n));
-            let room = arena.take(self.up.float32().groups_len(n * self.op.shape.a_in(), self.op.shape.width()));
+            let room =
+                arena.take(self.up.float32().groups_len(n * self.op.shape.a_in(), self.op.shape.width()));
             let dy = dy.slice(s![r..r + n, ..]);
             match self.b {
                 Some(b) => self.output_low_rank(b, t, dy, dt, &mut grad, &mut arena),

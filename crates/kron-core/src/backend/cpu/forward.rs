@@ -3,9 +3,9 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
+use super::Cpu;
 use super::masked::Mask;
 use super::plan::{Arena, Cut, MASKED_COLUMNS, aligned, b_factor, c_factor, groups_len, packed_len};
-use super::Cpu;
 use crate::backend::{Accum, Forward};
 use crate::simd::{Grid, GridMut, Groups, Isa, Kernels, Lanes, Products, Side};
 use crate::theta::split;

@@ -116,4 +116,3 @@ impl<'a> Arena<'a> {
         &mut piece[..len]
     }
 }
-
