@@ -15,6 +15,7 @@ mod dropout;
 mod element;
 mod error;
 mod op;
+pub mod plan;
 pub mod reference;
 mod scale;
 mod shape;

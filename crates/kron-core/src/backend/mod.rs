@@ -3,7 +3,7 @@
 use crate::{DropoutKey, Element, KronOp, Result};
 
 mod cpu;
-pub use crate::simd::Isa;
+pub use crate::simd::{Isa, probe};
 pub use cpu::Cpu;
 
 /// What happens to what is already in the output.

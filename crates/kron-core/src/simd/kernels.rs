@@ -6,7 +6,7 @@ use super::grid::{Grid, GridMut};
 use super::pack::{self, Factor, Form};
 use super::portable::Portable;
 use super::vector::Plain;
-use super::{down, outer, up};
+use super::{down, outer, probe, up};
 use crate::{Accum, Dtype, Element, Error, Result};
 
 /// An instruction set of the CPU backend.
@@ -176,6 +176,11 @@ macro_rules! entries {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { outer::outer::<Plain<$simd>, E, $or, $op>(u, x, g) }
             }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn spin() {
+                // SAFETY: the caller proves the instruction set.
+                unsafe { probe::spin::<Plain<$simd>, f32>() }
+            }
         }
     };
 }
@@ -214,6 +219,11 @@ mod dot {
     pub(super) unsafe fn outer(u: Rows, x: Grid<bf16>, g: &mut [f32]) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
         unsafe { outer::outer::<Dot, bf16, 8, 3>(u, x, g) }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(super) unsafe fn spin() {
+        // SAFETY: the caller proves the instruction set.
+        unsafe { probe::spin::<Dot, bf16>() }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) fn pack(factor: Factor, side: Side, lanes: usize, out: &mut [f32]) {
@@ -444,5 +454,15 @@ impl Kernels {
             return unsafe { dot::outer(u, x.cast(), g) };
         }
         dispatch!(self, outer(u, x, g))
+    }
+
+    /// Multiply-adds in registers, for [`probe`].
+    pub(super) fn spin(self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.pairs {
+            // SAFETY: `pairs` is set only where the machine has AVX-512 BF16.
+            return unsafe { dot::spin() };
+        }
+        dispatch!(self, spin())
     }
 }

@@ -27,6 +27,7 @@ mod kernels;
 mod outer;
 mod pack;
 mod portable;
+pub mod probe;
 mod up;
 mod vector;
 
