@@ -1,1 +1,23 @@
-//! The tests of the workspace; see `tests/tests/`.
+//! What the test files share: the case table, seeded data in guarded buffers,
+//! the float64 oracle, a plain computation in the activations' own dtype, and
+//! the comparison whose tolerance comes from the two.
+#![forbid(unsafe_code)]
+
+pub mod call;
+pub mod cases;
+pub mod compare;
+pub mod guard;
+pub mod inputs;
+pub mod oracle;
+pub mod plain;
+
+use kron_core::{Cpu, Isa};
+
+/// One backend per instruction set that this machine has; the others are named on standard error.
+pub fn backends() -> Vec<Cpu> {
+    let (have, lack): (Vec<Isa>, Vec<Isa>) = Isa::ALL.into_iter().partition(|isa| isa.is_available());
+    if !lack.is_empty() {
+        eprintln!("skipped, this machine lacks: {lack:?}");
+    }
+    have.into_iter().filter_map(|isa| Cpu::with_isa(isa).ok()).collect()
+}

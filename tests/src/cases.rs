@@ -1,0 +1,145 @@
+//! `cases.toml`: the one table of problems that the suite runs.
+
+use kron_core::{Dropout, DropoutKey, KronOp, KronShape, Scale};
+use serde::Deserialize;
+
+/// Which adapter a case is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Trained A, low-rank B·C.
+    Kron,
+    /// A = \[1\], frozen.
+    Lora,
+    /// Trained A, full M.
+    Krona,
+}
+
+/// One row of the table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// Unique.
+    pub name: String,
+    /// Why the row exists.
+    pub why: String,
+    /// The adapter.
+    pub kind: Kind,
+    /// Output width of the layer.
+    pub d_out: usize,
+    /// Input width of the layer.
+    pub d_in: usize,
+    /// Rows of A.
+    #[serde(default = "one")]
+    pub a_out: usize,
+    /// Columns of A.
+    #[serde(default = "one")]
+    pub a_in: usize,
+    /// Absent for KronA.
+    pub rank: Option<usize>,
+    /// Row counts to run.
+    pub rows: Vec<usize>,
+    /// s.
+    pub scale: f32,
+    /// Probability of dropping an element of X.
+    #[serde(default)]
+    pub dropout: f32,
+    /// Row stride minus width, for every matrix of activations.
+    #[serde(default)]
+    pub pad: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Case {
+    /// The shape.
+    ///
+    /// # Panics
+    /// A row that makes no legal shape.
+    pub fn shape(&self) -> KronShape {
+        let shape = match (self.kind, self.rank) {
+            (Kind::Kron, Some(r)) => KronShape::kron(self.d_out, self.d_in, self.a_out, self.a_in, r),
+            (Kind::Lora, Some(r)) => KronShape::lora(self.d_out, self.d_in, r),
+            (Kind::Krona, None) => KronShape::krona(self.d_out, self.d_in, self.a_out, self.a_in),
+            (kind, rank) => panic!("{}: {kind:?} with rank {rank:?}", self.name),
+        };
+        shape.unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    /// The op.
+    ///
+    /// # Panics
+    /// As [`Case::shape`], and a scale or dropout out of range.
+    pub fn op(&self) -> KronOp {
+        let scale = Scale::new(self.scale).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let dropout = Dropout::new(self.dropout).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        KronOp::new(self.shape(), scale).with_dropout(dropout)
+    }
+
+    /// The mask's key; `None` where the row has no dropout.
+    pub fn key(&self) -> Option<DropoutKey> {
+        (self.dropout > 0.0).then_some(DropoutKey { seed: 0x0123_4567_89ab_cdef, offset: 0xfeed_0000_0007 })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    case: Vec<Case>,
+}
+
+/// Every row of the table.
+///
+/// # Panics
+/// A table that does not parse.
+pub fn all() -> Vec<Case> {
+    let table: Table = toml::from_str(include_str!("../cases.toml")).expect("cases.toml is legal TOML");
+    table.case
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_row_is_legal_named_once_and_says_why() {
+        let mut names = HashSet::new();
+        for case in all() {
+            case.op();
+            assert!(names.insert(case.name.clone()), "{} appears twice", case.name);
+            assert!(case.why.len() > 15 && !case.rows.is_empty(), "{} says why and has rows", case.name);
+        }
+    }
+
+    /// The table may not quietly lose what the suite claims to cover.
+    #[test]
+    fn the_table_covers_what_it_promises() {
+        let cases = all();
+        let has = |what: &str, f: &dyn Fn(&Case) -> bool| {
+            assert!(cases.iter().any(f), "no case has {what}");
+        };
+        for rank in [1, 2, 3, 4, 5, 8, 13, 16, 31, 64, 128, 200, 256] {
+            has(&format!("rank {rank}"), &|c| c.rank == Some(rank));
+        }
+        for rows in [0, 1, 2, 3, 5, 7, 17, 33, 65, 130] {
+            has(&format!("{rows} rows"), &|c| c.rows.contains(&rows));
+        }
+        for kind in [Kind::Kron, Kind::Lora, Kind::Krona] {
+            has(&format!("{kind:?}"), &|c| c.kind == kind);
+            has(&format!("{kind:?} with dropout"), &|c| c.kind == kind && c.dropout > 0.0);
+            has(&format!("{kind:?} with padding"), &|c| c.kind == kind && c.pad > 0);
+        }
+        has("a_in 1 with a_out > 1", &|c| c.a_in == 1 && c.a_out > 1);
+        has("a_out 1 with a_in > 1", &|c| c.a_out == 1 && c.a_in > 1);
+        has("odd c_in and b_out", &|c| c.shape().c_in() % 2 == 1 && c.shape().b_out() % 2 == 1);
+        has("c_in 1", &|c| c.shape().c_in() == 1);
+        has("b_out 1", &|c| c.shape().b_out() == 1);
+        has("a 64 × 64 outer factor", &|c| (c.a_out, c.a_in) == (64, 64));
+        has("the paper's (2, 16)", &|c| (c.a_in, c.a_out) == (2, 16));
+        has("scale 1", &|c| c.scale == 1.0);
+        has("a negative scale", &|c| c.scale < 0.0);
+    }
+}
