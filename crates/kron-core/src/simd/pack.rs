@@ -95,7 +95,8 @@ impl Factor<'_> {
 
     /// The way back, for gradients: out\[element\] += times·packed\[v\]\[ρ\]\[l\].
     pub(super) fn add_singles(&self, lanes: usize, packed: &[f32], out: &mut [f32]) {
-        for (v, packed) in packed.chunks_exact(self.ranks * lanes).enumerate() {
+        let registers = self.width.div_ceil(lanes);
+        for (v, packed) in packed.chunks_exact(self.ranks * lanes).take(registers).enumerate() {
             let first = v * lanes;
             let count = lanes.min(self.width - first);
             for (rho, packed) in packed.chunks_exact(lanes).enumerate() {
