@@ -4,14 +4,18 @@
 //! for row:  for ρ, p:  g[ρ, p] += u[row, ρ]·x[row, p]
 //! ```
 //!
-//! Lanes run along p. R ranks × P registers are summed over all rows, first to
-//! last, and then added to g; the columns of the next tile are fetched
+//! Lanes run along p. R ranks × P registers are summed over a run of rows, first
+//! to last, and then added to g, so that the rounding errors of two short sums
+//! and not of one long one add up; the columns of the next tile are fetched
 //! meanwhile. With pairs, one lane of u holds two neighbouring rows.
 
 use super::grid::Grid;
 use super::kernels::Rows;
 use super::vector::{Mac, Simd, V};
 use crate::Element;
+
+/// Rows summed in registers before g is touched: even, for the pairs.
+const RUN: usize = 64;
 
 /// All columns, all ranks. `g` is [⌈p / LANES⌉, rank, LANES].
 ///
@@ -84,40 +88,45 @@ unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     // SAFETY: the walks visit each row once, columns v·lanes… are inside x's
     // width up to `rest`, and g holds [v + P, ranks, lanes].
     unsafe {
-        let mut acc = [[K::S::zero(); P]; R]; // [R, P] × lanes along p
-        for _ in 0..xs.rows / K::PAIR {
-            let first = xs.step().add(v * lanes);
-            let second = if K::PAIR == 2 { xs.step().add(v * lanes) } else { first };
-            for line in 0..(P * lanes * size_of::<E>()).div_ceil(64) {
-                let ahead = P * lanes + line * (64 / size_of::<E>());
-                K::S::prefetch(first.wrapping_add(ahead));
-                if K::PAIR == 2 {
-                    K::S::prefetch(second.wrapping_add(ahead));
+        let mut left = xs.rows;
+        while left > 0 {
+            let run = RUN.min(left);
+            left -= run;
+            let mut acc = [[K::S::zero(); P]; R]; // [R, P] × lanes along p
+            for _ in 0..run / K::PAIR {
+                let first = xs.step().add(v * lanes);
+                let second = if K::PAIR == 2 { xs.step().add(v * lanes) } else { first };
+                for line in 0..(P * lanes * size_of::<E>()).div_ceil(64) {
+                    let ahead = P * lanes + line * (64 / size_of::<E>());
+                    K::S::prefetch(first.wrapping_add(ahead));
+                    if K::PAIR == 2 {
+                        K::S::prefetch(second.wrapping_add(ahead));
+                    }
                 }
+                let mut x = [K::S::zero(); P];
+                for p in 0..P {
+                    x[p] = if P == 1 && rest < lanes {
+                        K::rows_n(first, Some(second), rest)
+                    } else {
+                        K::rows(first.add(p * lanes), second.add(p * lanes))
+                    };
+                }
+                accumulate::<K, E, R, P>(&mut acc, us, &x);
+                us = us.wrapping_add(u.ranks);
             }
-            let mut x = [K::S::zero(); P];
-            for p in 0..P {
-                x[p] = if P == 1 && rest < lanes {
-                    K::rows_n(first, Some(second), rest)
-                } else {
-                    K::rows(first.add(p * lanes), second.add(p * lanes))
-                };
+            if run % K::PAIR == 1 {
+                let last = xs.step().add(v * lanes);
+                let mut x = [K::S::zero(); P];
+                for p in 0..P {
+                    x[p] = K::rows_n(last.add(p * lanes), None, if P == 1 { rest } else { lanes });
+                }
+                accumulate::<K, E, R, P>(&mut acc, us, &x);
             }
-            accumulate::<K, E, R, P>(&mut acc, us, &x);
-            us = us.wrapping_add(u.ranks);
-        }
-        if xs.rows % K::PAIR == 1 {
-            let last = xs.step().add(v * lanes);
-            let mut x = [K::S::zero(); P];
-            for p in 0..P {
-                x[p] = K::rows_n(last.add(p * lanes), None, if P == 1 { rest } else { lanes });
-            }
-            accumulate::<K, E, R, P>(&mut acc, us, &x);
-        }
-        for i in 0..R {
-            for p in 0..P {
-                let g = g.as_mut_ptr().add(((v + p) * u.ranks + rho + i) * lanes);
-                K::S::store(g, K::S::add(K::S::load(g), acc[i][p]));
+            for i in 0..R {
+                for p in 0..P {
+                    let g = g.as_mut_ptr().add(((v + p) * u.ranks + rho + i) * lanes);
+                    K::S::store(g, K::S::add(K::S::load(g), acc[i][p]));
+                }
             }
         }
     }
