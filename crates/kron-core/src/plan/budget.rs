@@ -67,9 +67,8 @@ pub fn search(model: &Model, family: Family, budget: Budget) -> Result<Vec<Choic
             });
         }
     }
-    choices.sort_by_key(|c| {
-        (c.trained_params.abs_diff(budget.target()), Reverse(c.exact), Reverse(c.rank_sum))
-    });
+    choices
+        .sort_by_key(|c| (c.trained_params.abs_diff(budget.target()), Reverse(c.exact), Reverse(c.rank_sum)));
     Ok(choices)
 }
 
@@ -80,9 +79,7 @@ fn candidates(model: &Model, family: Family) -> Vec<Method> {
     match family {
         Family::Kron => splits.map(|split| Method::Kron { split, rank: 1 }).collect(),
         Family::Lora => vec![Method::Lora { rank: 1 }],
-        Family::Krona => {
-            splits.map(Some).chain([None]).map(|split| Method::Krona { split }).collect()
-        }
+        Family::Krona => splits.map(Some).chain([None]).map(|split| Method::Krona { split }).collect(),
         Family::Lokr => {
             let factors = sides.iter().copied().map(Some).chain([None]);
             factors.map(|factor| Method::Lokr { factor, rank: 1 }).collect()

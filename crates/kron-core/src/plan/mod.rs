@@ -92,9 +92,7 @@ impl Model {
         let name = name.into();
         check_dim(&format!("hidden size of {name}"), hidden)?;
         if linears.is_empty() {
-            return Err(Error::Value(format!(
-                "{name} has no linear layer, but a plan is for at least one"
-            )));
+            return Err(Error::Value(format!("{name} has no linear layer, but a plan is for at least one")));
         }
         Ok(Self { name, hidden, linears, also_trained })
     }

@@ -99,6 +99,10 @@ pub fn divisors(n: usize) -> Vec<usize> {
 
 /// The largest divisor of `n` that is at most `limit`; 0 when there is none.
 fn largest_divisor_within(n: usize, limit: usize) -> usize {
+    // The common case of a search, without listing the divisors.
+    if limit > 0 && n.is_multiple_of(limit) {
+        return limit;
+    }
     divisors(n).into_iter().take_while(|&d| d <= limit).last().unwrap_or(0)
 }
 
