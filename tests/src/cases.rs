@@ -99,6 +99,14 @@ pub fn all() -> Vec<Case> {
     table.case
 }
 
+/// The row of that name.
+///
+/// # Panics
+/// No such row.
+pub fn named(name: &str) -> Case {
+    all().into_iter().find(|c| c.name == name).unwrap_or_else(|| panic!("cases.toml has no {name}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@
 pub mod call;
 pub mod cases;
 pub mod compare;
+pub mod exact;
 pub mod guard;
 pub mod inputs;
 pub mod oracle;
