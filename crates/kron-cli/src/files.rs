@@ -1,0 +1,71 @@
+//! Reading files without trusting their size.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// A regular file, open, with its length.
+#[derive(Debug)]
+pub struct Input {
+    path: String,
+    file: File,
+    len: u64,
+}
+
+/// The bytes of a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// Anything but a regular file, one that is longer, and what the system refuses.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut input = Input::open(path)?;
+    if input.len > limit {
+        let Input { path, len, .. } = input;
+        return Err(Error::data(format!("{path} is {len} bytes long, but the limit is {limit}")));
+    }
+    let mut bytes = Vec::new();
+    input.append(input.len, &mut bytes)?;
+    Ok(bytes)
+}
+
+impl Input {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// Anything but a regular file, and what the system refuses.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let refused = |e| Error::data(format!("{name} cannot be read: {e}"));
+        // A pipe would block when opened, a device would never end.
+        let meta = path.metadata().map_err(refused)?;
+        if !meta.is_file() {
+            return Err(Error::data(format!("{name} is not a regular file")));
+        }
+        let file = File::open(path).map_err(refused)?;
+        Ok(Self { path: name, file, len: meta.len() })
+    }
+
+    /// The file's name, as messages give it.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The file's length.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Reads the next `len` bytes onto the end of `bytes`, or what there is of them.
+    ///
+    /// # Errors
+    /// More than memory has room for, and what the system refuses.
+    pub fn append(&mut self, len: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        if !usize::try_from(len).is_ok_and(|len| bytes.try_reserve_exact(len).is_ok()) {
+            let path = &self.path;
+            return Err(Error::data(format!("{len} bytes of {path} are to be read, but memory has no room")));
+        }
+        let read = Read::take(&mut self.file, len).read_to_end(bytes);
+        read.map(drop).map_err(|e| Error::data(format!("{} cannot be read: {e}", self.path)))
+    }
+}

@@ -1,0 +1,17 @@
+//! The commands of the `kron` program, one module each, and what they share:
+//! [`Error`] with its exit codes, [`Output`], and the reading of files.
+//!
+//! A command is a pair: `Args`, which clap fills, and `run`, which prints once,
+//! when all is done, and returns the exit code. Bad input leaves the standard
+//! output empty.
+#![forbid(unsafe_code)]
+
+mod error;
+mod files;
+mod output;
+mod tensors;
+pub mod verify;
+
+pub use error::{EXIT_CODES, Error, Result};
+pub use output::Output;
+pub use tensors::Tensors;
