@@ -10,10 +10,12 @@
 //! the same problem with A = \[1\], KronA has a full inner factor.
 #![deny(unsafe_code)]
 
+mod adapter;
 pub mod backend;
 mod dropout;
 mod element;
 mod error;
+pub mod io;
 mod op;
 pub mod plan;
 pub mod reference;
@@ -23,10 +25,12 @@ mod shape;
 mod simd;
 mod theta;
 
+pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use backend::{Accum, Backend, Backward, Cpu, Forward, Isa, Merge, Pass};
 pub use dropout::{Dropout, DropoutKey, PER_BLOCK, philox};
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};
+pub use io::Existing;
 pub use op::KronOp;
 pub use scale::Scale;
 pub use shape::{Inner, KronShape, Outer};

@@ -1,0 +1,196 @@
+//! An [`Adapter`] in one safetensors file, and files that appear whole or not at all.
+//!
+//! `docs/FORMAT.md` is the description of the file. The bytes of a layer on
+//! disk are its θ, \[A | B | C\] in little-endian float32, so that reading is one
+//! copy; the three factors are tensors of their own, so that any program that
+//! reads safetensors sees them with their names and shapes.
+//!
+//! Reading trusts nothing: every length is checked against the size of the file
+//! before anything is allocated for it.
+
+mod atomic;
+mod header;
+mod manifest;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+pub use atomic::{Existing, write_atomic};
+pub use header::MAX_HEADER;
+use header::{Header, PREFIX};
+pub use manifest::VERSION;
+
+use crate::{Adapter, Error, KronShape, Layer, Result, Theta};
+
+impl Adapter {
+    /// Reads an adapter file.
+    ///
+    /// # Errors
+    /// A file that the system does not give, that is not a regular file, or
+    /// that breaks any rule of `docs/FORMAT.md`; NaN and infinity in a factor
+    /// are among them.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = |source| Error::Io { path: path.display().to_string(), source };
+        // Asked before opening: opening a pipe would wait for a writer.
+        if !path.metadata().map_err(io)?.is_file() {
+            return Err(format_error(path, "is not a regular file".into()));
+        }
+        let file = File::open(path).map_err(io)?;
+        let len = file.metadata().map_err(io)?.len();
+        decode(file, len).map_err(|refused| match refused {
+            Refused::Format(message) => format_error(path, message),
+            Refused::Io(source) => io(source),
+        })
+    }
+
+    /// Reads an adapter from the bytes of a file.
+    ///
+    /// # Errors
+    /// As [`Adapter::read`]; the path in the message is `bytes`.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        decode(bytes, bytes.len() as u64).map_err(|refused| match refused {
+            Refused::Format(message) => format_error(Path::new("bytes"), message),
+            Refused::Io(source) => Error::Io { path: "bytes".into(), source },
+        })
+    }
+
+    /// Writes an adapter file by [`write_atomic`]. Equal adapters, equal bytes.
+    ///
+    /// # Errors
+    /// NaN or infinity in a factor, names that make the header longer than
+    /// [`MAX_HEADER`], a file that exists under [`Existing::Refuse`], and what
+    /// the system refuses; what was there before is then still there.
+    pub fn write(&self, path: impl AsRef<Path>, existing: Existing) -> Result<()> {
+        let header = self.checked_header()?;
+        write_atomic(path.as_ref(), existing, |out| self.encode(&header, out))
+    }
+
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// NaN or infinity in a factor, or a header longer than [`MAX_HEADER`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let header = self.checked_header()?;
+        let mut bytes = Vec::with_capacity(header.len() + 4 * self.params());
+        self.encode(&header, &mut bytes).map_err(|source| Error::Io { path: "bytes".into(), source })?;
+        Ok(bytes)
+    }
+
+    fn checked_header(&self) -> Result<Vec<u8>> {
+        for layer in self.layers() {
+            check_finite(layer.module(), layer.theta()).map_err(Error::Value)?;
+        }
+        header::encode(self).map_err(Error::Value)
+    }
+
+    fn encode(&self, header: &[u8], out: &mut dyn Write) -> std::io::Result<()> {
+        out.write_all(header)?;
+        for layer in self.layers() {
+            write_numbers(layer.theta().as_slice(), out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a file is not an adapter; the caller knows its name.
+enum Refused {
+    Format(String),
+    Io(std::io::Error),
+}
+
+impl From<String> for Refused {
+    fn from(message: String) -> Self {
+        Refused::Format(message)
+    }
+}
+
+impl From<std::io::Error> for Refused {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Refused::Format("became shorter while it was read".into()),
+            _ => Refused::Io(error),
+        }
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused::Format(error.to_string())
+    }
+}
+
+fn format_error(path: &Path, message: String) -> Error {
+    Error::Format { path: path.display().to_string(), message }
+}
+
+/// Reads a file of `len` bytes front to back.
+fn decode(mut from: impl Read, len: u64) -> Result<Adapter, Refused> {
+    let header = read_header(&mut from, len)?;
+    let slots = header.slots()?;
+
+    // In the order of the file, which need not be that of the layers.
+    let mut order: Vec<usize> = (0..slots.len()).collect();
+    order.sort_by_key(|&i| slots[i].start);
+    let mut thetas: Vec<Option<Theta>> = vec![None; slots.len()];
+    for i in order {
+        let theta = read_theta(&mut from, slots[i].shape)?;
+        check_finite(&slots[i].module, &theta)?;
+        thetas[i] = Some(theta);
+    }
+
+    let layers = slots.into_iter().zip(thetas.into_iter().flatten());
+    let layers: Result<Vec<_>> =
+        layers.map(|(slot, theta)| Layer::new(slot.module, slot.scaling, theta)).collect();
+    Ok(Adapter::new(layers?)?.with_target_modules(header.target_modules)?.with_metadata(header.metadata)?)
+}
+
+fn read_header(from: &mut impl Read, len: u64) -> Result<Header, Refused> {
+    let Some(after) = len.checked_sub(PREFIX as u64) else {
+        return Err(format!("is {len} bytes long, but the length of the header alone takes {PREFIX}").into());
+    };
+    let mut prefix = [0; PREFIX];
+    from.read_exact(&mut prefix)?;
+    let header_len = u64::from_le_bytes(prefix);
+    if header_len > MAX_HEADER {
+        return Err(format!("has a header of {header_len} bytes, but the limit is {MAX_HEADER}").into());
+    }
+    let Some(data_len) = after.checked_sub(header_len) else {
+        return Err(format!("is cut short: its header takes {header_len} bytes, but {after} follow").into());
+    };
+    let mut json = vec![0; header_len as usize];
+    from.read_exact(&mut json)?;
+    Ok(header::decode(&json, data_len)?)
+}
+
+/// The next layer's θ; the header has shown that the file holds this many bytes.
+fn read_theta(from: &mut impl Read, shape: KronShape) -> Result<Theta, Refused> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(shape.params())
+        .map_err(|_| format!("holds a layer of {} numbers, which do not fit in memory", shape.params()))?;
+    data.resize(shape.params(), 0.0f32);
+    from.read_exact(bytemuck::cast_slice_mut(&mut data))?;
+    for v in &mut data {
+        *v = f32::from_bits(u32::from_le(v.to_bits()));
+    }
+    Ok(Theta::from_vec(shape, data)?)
+}
+
+fn write_numbers(numbers: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
+    if cfg!(target_endian = "little") {
+        return out.write_all(bytemuck::cast_slice(numbers));
+    }
+    numbers.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+}
+
+/// A factor with NaN or infinity makes every output NaN: neither written nor read.
+fn check_finite(module: &str, theta: &Theta) -> Result<(), String> {
+    match theta.as_slice().iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "number {at} of θ of {module} is {}, but every number of a factor is finite",
+            theta.as_slice()[at]
+        )),
+    }
+}
