@@ -28,7 +28,8 @@ fn scratch_len(isa: Isa, op: &KronOp, cut: &Cut) -> usize {
         Some(r) => {
             aligned(op.t_len(n)) + aligned(n * s.a_out() * r) + groups_len(isa, n * s.a_out(), r) + mask
         }
-        None => mask,
+        // Never empty: each partition takes a piece of it.
+        None => mask.max(aligned(1)),
     }
 }
 
