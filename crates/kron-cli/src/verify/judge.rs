@@ -15,6 +15,9 @@ const OUTPUT: f64 = 2.0;
 /// The same for a factor's gradient.
 const GRADIENT: f64 = 3.0;
 
+/// Numbers below which an output's error is a matter of luck, as one number's always is.
+const FEW: usize = 64;
+
 /// The distance of an output from the reference, relative to the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Errors {
@@ -77,54 +80,52 @@ pub fn judge(case: &Case, ours: &Outputs) -> Vec<Row> {
         let errors = |from: &Outputs| from.get(&q).map(|got| Errors::of(got, want));
         let frameworks =
             case.frameworks.iter().filter_map(|(name, from)| Some((name.clone(), errors(from)?)));
-        let unknown = Errors { frobenius: f64::NAN, largest: f64::NAN };
-        Row::new(
-            q,
-            case.dtype,
-            errors(ours).unwrap_or(unknown),
-            frameworks.collect(),
-            errors(&plain).unwrap_or(unknown),
-            truth.get(&q).map_or(unknown, |truth| Errors::of(want, truth)),
-        )
+        let frameworks = frameworks.collect();
+        let ours = errors(ours).unwrap_or(Errors::UNKNOWN);
+        let plain = errors(&plain).unwrap_or(Errors::UNKNOWN);
+        let reference = truth.get(&q).map_or(Errors::UNKNOWN, |truth| Errors::of(want, truth));
+        let factor = if q.is_gradient() { GRADIENT } else { OUTPUT };
+        let bound = peers(case.dtype, want.len(), &frameworks, plain).times(factor);
+        let share = ours.share(bound);
+        let verdict = verdict(share, reference);
+        Row { tensor: q, ours, frameworks, plain, reference, bound, share, verdict }
     };
     case.reference.iter().map(row).collect()
 }
 
-impl Row {
-    fn new(
-        tensor: Quantity,
-        dtype: Dtype,
-        ours: Errors,
-        frameworks: BTreeMap<String, Errors>,
-        plain: Errors,
-        reference: Errors,
-    ) -> Self {
-        let factor = if tensor.is_gradient() { GRADIENT } else { OUTPUT };
-        let unit = Errors { frobenius: dtype.unit_roundoff(), largest: dtype.unit_roundoff() };
-        let none = Errors { frobenius: 0.0, largest: 0.0 };
-        let plain_peer = if plain.agree(dtype) { plain } else { none };
-        let peers = frameworks.values().filter(|e| e.agree(dtype)).copied().reduce(Errors::max);
-        let peers = peers.unwrap_or(plain_peer);
-        // One element's error varies more from a computation to the next than the
-        // root of the sum, so all of them count for it.
-        let peers = Errors { largest: larger(peers.largest, plain_peer.largest), ..peers };
-        let bound = peers.max(unit).times(factor);
-        let once = Dtype::F32.unit_roundoff();
-        let rounded_once = Errors { frobenius: once, largest: once };
-        let share = ours.share(bound);
-        let exceeds = |share: f64, limit: f64| share.is_nan() || share > limit;
-        let verdict = if exceeds(share, 1.0) {
-            Verdict::OutOfBounds
-        } else if exceeds(reference.share(rounded_once), OUTPUT) {
-            Verdict::WrongReference
-        } else {
-            Verdict::Ok
-        };
-        Self { tensor, ours, frameworks, plain, reference, bound, share, verdict }
+/// The largest error of those whose error is rounding, and one rounding at least.
+fn peers(dtype: Dtype, len: usize, frameworks: &BTreeMap<String, Errors>, plain: Errors) -> Errors {
+    let once = Errors::once(dtype);
+    let plain = if plain.agree(dtype) { plain } else { once };
+    match frameworks.values().filter(|e| e.agree(dtype)).copied().reduce(Errors::max) {
+        // A single peer could be lucky.
+        Some(peers) if len < FEW => peers.max(plain),
+        Some(peers) => Errors { largest: larger(peers.largest, plain.largest), ..peers },
+        None => plain,
+    }
+    .max(once)
+}
+
+fn verdict(share: f64, reference: Errors) -> Verdict {
+    let exceeds = |share: f64, limit: f64| share.is_nan() || share > limit;
+    if exceeds(share, 1.0) {
+        Verdict::OutOfBounds
+    } else if exceeds(reference.share(Errors::once(Dtype::F32)), OUTPUT) {
+        Verdict::WrongReference
+    } else {
+        Verdict::Ok
     }
 }
 
 impl Errors {
+    /// Of what was not computed: beyond every bound.
+    const UNKNOWN: Self = Self { frobenius: f64::NAN, largest: f64::NAN };
+
+    /// The most that one rounding to the dtype makes.
+    fn once(dtype: Dtype) -> Self {
+        Self { frobenius: dtype.unit_roundoff(), largest: dtype.unit_roundoff() }
+    }
+
     /// The errors of `got`.
     pub fn of(got: &[f64], want: &[f64]) -> Self {
         let (mut error, mut size) = ((0.0, 0.0f64), (0.0, 0.0f64));

@@ -39,9 +39,10 @@ pub use report::{CaseReport, Report};
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
     "An error is out of bounds above 2× (gradients 3×) the largest of the dtype's rounding and\n",
-    "the errors of the frameworks that agree with the reference to half the dtype's digits; where\n",
-    "none does, the plain computation's error takes their place. It is measured in two norms, the\n",
-    "root of the sum of squares (printed) and the largest element.\n\n",
+    "the errors of the frameworks that agree with the reference to half the dtype's digits. It is\n",
+    "measured in two norms, the root of the sum of squares, which is printed, and the largest\n",
+    "element. The plain computation's error counts where no framework agrees, and where few\n",
+    "numbers make an error a matter of luck.\n\n",
     "Exit codes: 0 all within bounds; 1 an error, or the reference itself, is out of bounds;\n",
     "2 the call or the folder is at fault: nothing is printed but one sentence.\n\n",
     "Example: kron verify tests/golden --isa portable --threads 1"

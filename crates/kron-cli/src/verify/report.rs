@@ -94,8 +94,8 @@ impl Report {
 
 /// How to read the table.
 const LEGEND: &str = "\
-ours, frameworks, plain: ‖error‖ / ‖reference‖; ≠ does not agree and sets no bound; plain is float32 products.
-used: our error in its bound, by the worse of two norms; a bound is 2× (gradients 3×) what the peers do.";
+ours, frameworks, plain: ‖error‖ / ‖reference‖; plain is float32 products; ≠ computed something else and sets no bound.
+bound: 2× (gradients 3×) what the peers or one rounding do; used: the share of it, by the worse of two norms.";
 
 impl CaseReport {
     /// The case's row of the table: a line for each tensor in every cell.

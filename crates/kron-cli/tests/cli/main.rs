@@ -1,0 +1,5 @@
+//! The `kron` program from outside: exit codes, what it prints and where.
+
+mod folder;
+mod refuse;
+mod verify;
