@@ -1,0 +1,230 @@
+//! The three kernels against their plain loops, on every instruction set that
+//! is here. All numbers are small integers: products and sums are exact, so
+//! the answer is one number, whatever the order, rounded once to its dtype.
+//!
+//! Under Miri only the portable set is here, and every buffer ends where its
+//! grid does, so that a read past it is found.
+
+use half::{bf16, f16};
+
+use super::grid::{Grid, GridMut};
+use super::isa::Isa;
+use super::kernels::{Kernels, Products, Side};
+use super::pack::Factor;
+use crate::{Accum, Dtype, Element};
+
+/// Tokens, blocks, columns, ranks: tails of every register, pair and panel;
+/// ranks of every tile; second stretches; several runs of rows; no rows.
+const DIMS: [(usize, usize, usize, usize); 16] = [
+    (1, 1, 1, 1),
+    (1, 1, 7, 2),
+    (2, 3, 8, 3),
+    (5, 1, 9, 4),
+    (3, 2, 16, 5),
+    (1, 7, 31, 8),
+    (7, 1, 33, 9),
+    (2, 2, 63, 7),
+    (4, 1, 70, 11),
+    (1, 3, 85, 16),
+    (3, 1, 130, 17),
+    (1, 2, 1100, 4),
+    (1, 1, 600, 8),
+    (67, 1, 5, 2),
+    (43, 3, 3, 1),
+    (0, 2, 5, 3),
+];
+
+/// Elements between two blocks, and more between two tokens.
+const GAPS: (usize, usize) = (3, 5);
+
+#[derive(Clone, Copy, Debug)]
+struct Dims {
+    n: usize,
+    a: usize,
+    width: usize,
+    ranks: usize,
+}
+
+#[test]
+fn down_is_the_plain_loop() {
+    each(Dtype::F32, down::<f32>);
+    each(Dtype::F16, down::<f16>);
+    each(Dtype::Bf16, down::<bf16>);
+}
+
+fn down<E: Element>(k: Kernels, d: Dims) {
+    let x = Rows::<E>::of(d, d.width, f32::NAN);
+    let c = integers(d.ranks * d.width, 2);
+    for rank_major in [true, false] {
+        let factor = Factor { data: &c, ranks: d.ranks, width: d.width, rank_major, times: 2.0 };
+        let mut room = vec![f32::NAN; k.packed_len(Side::Down, d.ranks, d.width)];
+        let packed = k.pack(factor, Side::Down, &mut room);
+        for add in [false, true] {
+            let mut t = Rows::<f32>::blocks_first(d, d.ranks, 0.5);
+            let want = |row, rho, old| {
+                let product = |p| x.get(row, p) * 2.0 * element(&factor, rho, p);
+                (0..d.width).map(product).sum::<f32>() + if add { old } else { 0.0 }
+            };
+            t.after(want, |t| k.down(x.grid(), packed, t, add));
+        }
+    }
+    if k.pair() == 1 {
+        let mut t = Rows::<f32>::of(d, d.ranks, 0.5);
+        let want = |row, rho, _| (0..d.width).map(|p| x.get(row, p) * c[rho * d.width + p]).sum();
+        t.after(want, |t| k.down(x.grid(), k.unpacked(Side::Down, &c, d.width), t, false));
+    }
+}
+
+#[test]
+fn up_is_the_plain_loop() {
+    each(Dtype::F32, up::<f32>);
+    each(Dtype::F16, up::<f16>);
+    each(Dtype::Bf16, up::<bf16>);
+}
+
+fn up<E: Element>(k: Kernels, d: Dims) {
+    let (u, b) = (integers(d.a * d.n * d.ranks, 3), integers(d.ranks * d.width, 4));
+    let mut room = vec![f32::NAN; k.groups_len(d.n * d.a, d.ranks)];
+    let groups = k.groups(&u, (d.n, d.a, d.ranks), 2.0, &mut room);
+    for rank_major in [true, false] {
+        let factor = Factor { data: &b, ranks: d.ranks, width: d.width, rank_major, times: 1.0 };
+        let mut room = vec![f32::NAN; k.packed_len(Side::Up, d.ranks, d.width)];
+        let packed = k.pack(factor, Side::Up, &mut room);
+        for accum in [Accum::Replace, Accum::Add] {
+            let mut y = Rows::<E>::of(d, d.width, 0.5);
+            let want = |row, p, old| {
+                let product = |rho| 2.0 * blocks_first(&u, d, row, rho) * element(&factor, rho, p);
+                (0..d.ranks).map(product).sum::<f32>() + if accum == Accum::Add { old } else { 0.0 }
+            };
+            y.after(want, |y| k.up(groups, packed, y, accum));
+        }
+    }
+}
+
+#[test]
+fn outer_is_the_plain_loop() {
+    each(Dtype::F32, outer::<f32>);
+    each(Dtype::F16, outer::<f16>);
+    each(Dtype::Bf16, outer::<bf16>);
+}
+
+fn outer<E: Element>(k: Kernels, d: Dims) {
+    let x = Rows::<E>::of(d, d.width, f32::NAN);
+    let u = integers(d.a * d.n * d.ranks, 5);
+    let mut room = vec![f32::NAN; d.n * d.a * d.ranks];
+    let rows = k.rows(&u, (d.n, d.a, d.ranks), 2.0, &mut room);
+    // As long as the backend makes it: to the end of a cache line.
+    let mut g = vec![0.0; (d.width.next_multiple_of(k.lanes()) * d.ranks).next_multiple_of(16)];
+    for _ in 0..2 {
+        k.outer(rows, x.grid(), &mut g);
+    }
+    for rank_major in [true, false] {
+        let old = integers(d.ranks * d.width, 6);
+        let like = Factor { data: &[], ranks: d.ranks, width: d.width, rank_major, times: 3.0 };
+        let mut out = old.clone();
+        k.unpack_add(like, &g, &mut out);
+        for (rho, p) in (0..d.ranks).flat_map(|rho| (0..d.width).map(move |p| (rho, p))) {
+            let product = |row| 2.0 * blocks_first(&u, d, row, rho) * x.get(row, p);
+            let i = index(&like, rho, p);
+            let want = old[i] + 3.0 * 2.0 * (0..d.n * d.a).map(product).sum::<f32>();
+            assert_eq!(out[i], want, "{k:?} {d:?}: rank {rho}, column {p}");
+        }
+    }
+}
+
+/// Every case, on every instruction set, in both kinds of products where they differ.
+fn each(dtype: Dtype, test: fn(Kernels, Dims)) {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for products in [Products::Float32, Products::Native] {
+            let k = Kernels::new(isa, dtype, products).expect("available");
+            if products == Products::Float32 || k.pair() == 2 {
+                DIMS.into_iter().for_each(|(n, a, width, ranks)| test(k, Dims { n, a, width, ranks }));
+            }
+        }
+    }
+}
+
+/// The rows of a grid with gaps between them.
+struct Rows<E> {
+    data: Vec<E>,
+    dims: Dims,
+    width: usize,
+    strides: (usize, usize),
+}
+
+impl<E: Element> Rows<E> {
+    /// Integers, with `gap` between the rows.
+    fn of(dims: Dims, width: usize, gap: f32) -> Self {
+        let block = width + GAPS.0;
+        Self::spread(dims, width, (dims.a * block + GAPS.1, block), gap)
+    }
+
+    /// The same, all tokens of a block side by side, as T lies in backward.
+    fn blocks_first(dims: Dims, width: usize, gap: f32) -> Self {
+        let token = width + GAPS.0;
+        Self::spread(dims, width, (token, dims.n * token + GAPS.1), gap)
+    }
+
+    fn spread(dims: Dims, width: usize, strides: (usize, usize), gap: f32) -> Self {
+        let len = dims.n.saturating_sub(1) * strides.0 + (dims.a - 1) * strides.1 + width;
+        let mut rows = Self { data: vec![E::from_f32(gap); len], dims, width, strides };
+        let values = integers(dims.n * dims.a * width, 1);
+        for (i, v) in values.into_iter().enumerate() {
+            let at = rows.at(i / width, i % width);
+            rows.data[at] = E::from_f32(v);
+        }
+        rows
+    }
+
+    fn at(&self, row: usize, k: usize) -> usize {
+        row / self.dims.a * self.strides.0 + row % self.dims.a * self.strides.1 + k
+    }
+
+    fn get(&self, row: usize, k: usize) -> f32 {
+        self.data[self.at(row, k)].to_f32()
+    }
+
+    fn grid(&self) -> Grid<'_, E> {
+        Grid::new(&self.data, self.dims.n, self.dims.a, self.strides, self.width)
+    }
+
+    /// That `kernel` makes of each number `old` what `want(row, column, old)` says, and leaves the gaps alone.
+    fn after(&mut self, want: impl Fn(usize, usize, f32) -> f32, kernel: impl FnOnce(&mut GridMut<E>)) {
+        let mut expected = self.data.clone();
+        for row in 0..self.dims.n * self.dims.a {
+            for k in 0..self.width {
+                expected[self.at(row, k)] = E::from_f32(want(row, k, self.get(row, k)));
+            }
+        }
+        let (n, a) = (self.dims.n, self.dims.a);
+        kernel(&mut GridMut::new(&mut self.data, n, a, self.strides, self.width));
+        for (i, (got, want)) in self.data.iter().zip(&expected).enumerate() {
+            assert_eq!(
+                got.to_f32(),
+                want.to_f32(),
+                "{:?}: element {i} of strides {:?}",
+                self.dims,
+                self.strides
+            );
+        }
+    }
+}
+
+/// Row (n, a), rank ρ of a \[a, n, ranks\].
+fn blocks_first(u: &[f32], d: Dims, row: usize, rho: usize) -> f32 {
+    u[(row % d.a * d.n + row / d.a) * d.ranks + rho]
+}
+
+fn index(factor: &Factor, rho: usize, k: usize) -> usize {
+    if factor.rank_major { rho * factor.width + k } else { k * factor.ranks + rho }
+}
+
+fn element(factor: &Factor, rho: usize, k: usize) -> f32 {
+    factor.data[index(factor, rho, k)]
+}
+
+/// Integers in −4…3 without a pattern that a wrong stride would repeat.
+fn integers(len: usize, seed: u32) -> Vec<f32> {
+    let hash = |i: u32| (i ^ seed << 20).wrapping_mul(0x9E37_79B9).rotate_left(13).wrapping_mul(0x85EB_CA6B);
+    (0..len as u32).map(|i| (hash(i) >> 29) as f32 - 4.0).collect()
+}
