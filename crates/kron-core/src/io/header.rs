@@ -108,10 +108,11 @@ impl Header {
                 return Err(format!("has tensor {} in {}, but factors are F32", shown(name), info.dtype));
             }
             if info.shape != want {
-                let shape = shown(&format!("{:?}", info.shape));
                 return Err(format!(
-                    "has tensor {} of shape {shape}, but its layer needs {want:?}",
-                    shown(name)
+                    "has tensor {} of {}, but its layer needs {}",
+                    shown(name),
+                    dims(&info.shape),
+                    dims(want)
                 ));
             }
             let (start, end) = info.data_offsets;
@@ -233,6 +234,16 @@ impl<'de> Deserialize<'de> for Texts {
         }
         from.deserialize_map(Entries)
     }
+}
+
+/// `2 × 3`, however many there are.
+fn dims(shape: &[usize]) -> String {
+    const SHOWN: usize = 8;
+    if shape.len() > SHOWN {
+        return format!("{} dimensions", shape.len());
+    }
+    let texts: Vec<String> = shape.iter().map(usize::to_string).collect();
+    if texts.is_empty() { "no dimension".into() } else { texts.join(" × ") }
 }
 
 /// A library's message about foreign text, fit for one line.

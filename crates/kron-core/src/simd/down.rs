@@ -10,7 +10,7 @@
 //! taken in the same order whatever rows stand beside it.
 
 use super::grid::{Grid, GridMut};
-use super::kernels::Lanes;
+use super::operands::Lanes;
 use super::vector::{Mac, Simd, V};
 use crate::Element;
 

@@ -1,151 +1,15 @@
-//! The safe ring: instruction sets, operands, and the three kernels over checked views.
+//! The safe ring: [`Kernels`], the three kernels of one instruction set over checked views.
 
 use half::bf16;
 
 use super::grid::{Grid, GridMut};
+use super::isa::Isa;
+use super::operands::{Groups, Lanes, Rows};
 use super::pack::{self, Factor, Form};
 use super::portable::Portable;
 use super::vector::Plain;
 use super::{down, outer, probe, up};
 use crate::{Accum, Dtype, Element, Error, Result};
-
-/// An instruction set of the CPU backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// Any CPU.
-    Portable,
-    /// x86-64 with AVX2, FMA and F16C.
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
-    Avx512,
-    /// The same with BF16: bf16 activations meet factors rounded to bf16, in
-    /// pairs, as on a tensor core; sums stay float32.
-    Avx512Bf16,
-}
-
-impl Isa {
-    /// All of them, plainest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
-
-    /// The name used on the command line and in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Portable => "portable",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-            Isa::Avx512Bf16 => "avx512bf16",
-        }
-    }
-
-    /// Whether this machine has it.
-    pub fn is_available(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::is_x86_feature_detected as has;
-            let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-            match self {
-                Isa::Portable => true,
-                Isa::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
-                Isa::Avx512 => avx512,
-                Isa::Avx512Bf16 => avx512 && has!("avx512bf16"),
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            self == Isa::Portable
-        }
-    }
-
-    /// The best one of this machine.
-    pub fn detect() -> Self {
-        let best = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
-        best.unwrap_or(Isa::Portable)
-    }
-}
-
-impl std::fmt::Display for Isa {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl std::str::FromStr for Isa {
-    type Err = Error;
-    fn from_str(s: &str) -> Result<Self> {
-        Isa::ALL.into_iter().find(|isa| isa.name() == s).ok_or_else(|| {
-            Error::Value(format!("instruction set {s:?} is not one of portable, avx2, avx512, avx512bf16"))
-        })
-    }
-}
-
-/// A factor in registers: panel i (one register for `down`, several side by
-/// side for `up`) of rank ρ is at i·panel + ρ·rank.
-#[derive(Clone, Copy)]
-pub(crate) struct Lanes<'a> {
-    data: &'a [f32],
-    panel: usize,
-    rank: usize,
-}
-
-impl Lanes<'_> {
-    /// Rank 0 of panel `i`.
-    #[inline(always)]
-    pub(super) fn panel(&self, i: usize) -> *const f32 {
-        self.data.as_ptr().wrapping_add(i * self.panel)
-    }
-
-    /// From one rank to the next.
-    #[inline(always)]
-    pub(super) fn rank_stride(&self) -> usize {
-        self.rank
-    }
-
-    /// From panel `i` on.
-    pub(crate) fn after(&self, i: usize) -> Self {
-        Self { data: &self.data[i * self.panel..], ..*self }
-    }
-
-    /// From rank `rho` on.
-    pub(super) fn rank(&self, rho: usize) -> Self {
-        Self { data: &self.data[rho * self.rank..], ..*self }
-    }
-
-    /// Refuses to go on when `count` lanes of each rank, `panel` to a panel, are not all inside.
-    fn check(&self, count: usize, ranks: usize, panel: usize) {
-        if count > 0 && ranks > 0 {
-            let last = (count - 1) / panel;
-            let end = last * self.panel + (ranks - 1) * self.rank + (count - last * panel);
-            assert!(end <= self.data.len(), "{count} lanes of {ranks} ranks end at {end}");
-        }
-    }
-}
-
-/// The scalars of `up`, \[group of rows, rank, row\].
-#[derive(Clone, Copy)]
-pub(crate) struct Groups<'a> {
-    data: &'a [f32],
-    pub(super) ranks: usize,
-}
-
-impl Groups<'_> {
-    /// Numbers per row.
-    pub(crate) fn ranks(&self) -> usize {
-        self.ranks
-    }
-
-    /// The numbers of row `r` are this far apart from rank to rank: G.
-    #[inline(always)]
-    pub(super) fn row<const G: usize>(&self, r: usize) -> *const f32 {
-        self.data.as_ptr().wrapping_add(r / G * G * self.ranks + r % G)
-    }
-}
-
-/// The scalars of `outer`, \[row or pair of rows, rank\].
-#[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) ranks: usize,
-}
 
 /// In which arithmetic activations meet a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,17 +22,22 @@ mod avx2;
 mod avx512;
 mod down;
 mod grid;
+mod isa;
 mod keep;
 mod kernels;
+mod operands;
 mod outer;
 mod pack;
 mod portable;
 pub mod probe;
+#[cfg(test)]
+mod tests;
 mod up;
 mod vector;
 
 pub(crate) use grid::{Grid, GridMut};
+pub use isa::Isa;
 pub(crate) use keep::keep_mask;
-pub use kernels::Isa;
-pub(crate) use kernels::{Groups, Kernels, Lanes, Products, Side};
+pub(crate) use kernels::{Kernels, Products, Side};
+pub(crate) use operands::{Groups, Lanes};
 pub(crate) use pack::Factor;

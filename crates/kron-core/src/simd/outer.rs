@@ -10,7 +10,7 @@
 //! meanwhile. With pairs, one lane of u holds two neighbouring rows.
 
 use super::grid::Grid;
-use super::kernels::Rows;
+use super::operands::Rows;
 use super::vector::{Mac, Simd, V};
 use crate::Element;
 

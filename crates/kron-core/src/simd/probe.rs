@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::kernels::{Isa, Kernels, Products};
+use super::isa::Isa;
+use super::kernels::{Kernels, Products};
 use super::vector::{Mac, Simd};
 use crate::{Dtype, Element, Result};
 

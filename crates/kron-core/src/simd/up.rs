@@ -9,7 +9,7 @@
 //! used by every row, and the rows of y after the next are fetched meanwhile.
 
 use super::grid::GridMut;
-use super::kernels::{Groups, Lanes};
+use super::operands::{Groups, Lanes};
 use super::vector::{Mac, Simd, V};
 use crate::{Accum, Element};
 

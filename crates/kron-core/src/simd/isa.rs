@@ -1,0 +1,72 @@
+//! [`Isa`]: the instruction sets and what this machine has of them.
+
+use crate::{Error, Result};
+
+/// An instruction set of the CPU backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Any CPU.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// The same with BF16: bf16 activations meet factors rounded to bf16, in
+    /// pairs, as on a tensor core; sums stay float32.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// All of them, plainest first.
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
+    /// The name used on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+            match self {
+                Isa::Portable => true,
+                Isa::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+                Isa::Avx512 => avx512,
+                Isa::Avx512Bf16 => avx512 && has!("avx512bf16"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Isa::Portable
+        }
+    }
+
+    /// The best one of this machine.
+    pub fn detect() -> Self {
+        let best = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
+        best.unwrap_or(Isa::Portable)
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Isa {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == s).ok_or_else(|| {
+            Error::Value(format!("instruction set {s:?} is not one of portable, avx2, avx512, avx512bf16"))
+        })
+    }
+}
