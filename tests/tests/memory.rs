@@ -1,0 +1,116 @@
+//! Forward, backward and merge allocate nothing. One test in a file of its
+//! own: the allocator counts the whole process.
+
+use half::bf16;
+use kron_core::{Accum, Backend, Backward, Cpu, Element, Forward, Merge, Pass};
+use kron_tests::backends;
+use kron_tests::cases;
+use kron_tests::inputs::{Old, Problem};
+use ndarray::Array2;
+use rayon::prelude::*;
+use std::sync::Barrier;
+
+#[global_allocator]
+static COUNTING: dhat::Alloc = dhat::Alloc;
+
+/// Inside a pool nothing is allocated. From outside, rayon hands each loop to
+/// its pool through a queue (crossbeam-deque's `Injector`) that grows by one
+/// block per 63 jobs, whatever the size of the problem.
+#[test]
+fn calls_allocate_nothing() {
+    let _profiler = dhat::Profiler::builder().testing().build();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+    pool.install(wake_every_thread);
+    for name in ["paper", "paper-tall", "lora-tall", "krona-tall", "dropout-tall", "outer-64", "rank-256"] {
+        for cpu in backends() {
+            for mut passes in [passes::<f32>(cpu, name), passes::<bf16>(cpu, name)] {
+                let counts = pool.install(|| {
+                    passes();
+                    counted(3, &mut passes)
+                });
+                assert_eq!(counts, (0, 0), "{name} on {:?}: (blocks, bytes) inside a pool", cpu.isa());
+            }
+        }
+    }
+
+    wake_every_thread();
+    for name in ["paper", "dropout-tall"] {
+        let mut passes = passes::<f32>(Cpu::new(), name);
+        passes();
+        let (blocks, bytes) = counted(63, &mut passes);
+        assert!(blocks <= LOOPS + 1, "{name}: {blocks} blocks from outside a pool");
+        assert!(bytes <= BLOCK_BYTES * (LOOPS + 1), "{name}: {bytes} bytes from outside a pool");
+    }
+}
+
+/// Parallel loops in the three passes together, at most: one each, and one in
+/// backward that reduces the gradients. 63 rounds so grow the queue by as many blocks.
+const LOOPS: u64 = 4;
+
+/// A block of the queue, at most: 64 slots of a job (two words) and a state, and a link.
+const BLOCK_BYTES: u64 = 64 * 24 + 16;
+
+/// A worker registers itself for memory reclamation when it first steals: let
+/// that happen before anything is counted.
+fn wake_every_thread() {
+    let threads = rayon::current_num_threads();
+    let all_here = Barrier::new(threads);
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+        all_here.wait();
+    });
+}
+
+/// Blocks and bytes that are allocated by `rounds` times the three passes.
+fn counted(rounds: usize, passes: &mut dyn FnMut()) -> (u64, u64) {
+    let before = dhat::HeapStats::get();
+    for _ in 0..rounds {
+        passes();
+    }
+    let after = dhat::HeapStats::get();
+    (after.total_blocks - before.total_blocks, after.total_bytes - before.total_bytes)
+}
+
+/// The three passes of one problem, with all that they need made beforehand.
+fn passes<E: Element>(cpu: Cpu, name: &str) -> Box<dyn FnMut() + Send> {
+    let case = cases::named(name);
+    let rows = *case.rows.iter().max().expect("a case has rows");
+    let p = Problem::<E>::of_case(&case, rows, 1);
+    let Old { mut y, mut dx, mut grad } = Old::for_problem(&p, 2);
+    let s = p.op.shape;
+    let mut w = Array2::from_elem((s.d_out(), s.d_in()), E::from_f32(0.0));
+    let mut t = vec![0.0f32; p.op.t_len(rows)];
+    let len = |pass, rows| cpu.workspace_len(&p.op, pass, rows);
+    let lens = [len(Pass::Forward, rows), len(Pass::Backward, rows), len(Pass::Merge, s.d_out())];
+    let mut workspace = vec![0.0f32; lens.into_iter().max().unwrap_or(0)];
+    Box::new(move || {
+        let forward = Forward {
+            theta: p.theta.as_slice(),
+            x: p.x.view(),
+            y: y.view_mut(),
+            accum: Accum::Replace,
+            t: t.as_mut_slice(),
+            workspace: workspace.as_mut_slice(),
+            dropout: p.key,
+        };
+        cpu.forward(&p.op, forward).expect("a legal call");
+        let backward = Backward {
+            theta: p.theta.as_slice(),
+            x: p.x.view(),
+            t: t.as_slice(),
+            dy: p.dy.view(),
+            dx: Some((dx.view_mut(), Accum::Replace)),
+            grad: grad.as_mut_slice(),
+            workspace: workspace.as_mut_slice(),
+            dropout: p.key,
+        };
+        cpu.backward(&p.op, backward).expect("a legal call");
+        let merge = Merge {
+            theta: p.theta.as_slice(),
+            w: w.view_mut(),
+            first_row: 0,
+            accum: Accum::Replace,
+            workspace: workspace.as_mut_slice(),
+        };
+        cpu.merge(&p.op, merge).expect("a legal call");
+    })
+}

@@ -1,0 +1,90 @@
+//! How much memory a call may ask for, over layers of real models: T is
+//! n·a_in·r, the workspace O(θ) plus the ranks of the tokens in flight, and
+//! there is neither a ΔW nor a second Y.
+
+use kron_core::{Backend, Cpu, KronOp, KronShape, Pass, Scale};
+use kron_tests::backends;
+
+/// d_out, d_in of Mistral-7B, LLaMA-2-7B and DistilBERT; a_out of the paper's rule.
+const LAYERS: [(&str, usize, usize, usize); 8] = [
+    ("Mistral-7B q", 4096, 4096, 16),
+    ("Mistral-7B kv", 1024, 4096, 16),
+    ("Mistral-7B gate", 14336, 4096, 16),
+    ("Mistral-7B down", 4096, 14336, 16),
+    ("Mistral-7B head", 32000, 4096, 16),
+    ("LLaMA-2-7B gate", 11008, 4096, 16),
+    ("DistilBERT q", 768, 768, 4),
+    ("DistilBERT lin1", 3072, 768, 4),
+];
+
+/// Kron-LoRA as the paper has it, and LoRA, at two ranks.
+fn shapes() -> Vec<(String, KronShape)> {
+    let mut shapes = Vec::new();
+    for (name, d_out, d_in, a_out) in LAYERS {
+        for r in [8, 64] {
+            let kron = KronShape::kron(d_out, d_in, a_out, 2, r).expect("legal");
+            let lora = KronShape::lora(d_out, d_in, r).expect("legal");
+            shapes.push((format!("{name}, kron r {r}"), kron));
+            shapes.push((format!("{name}, lora r {r}"), lora));
+        }
+    }
+    shapes
+}
+
+fn op(shape: KronShape) -> KronOp {
+    KronOp::new(shape, Scale::new(4.0).expect("finite"))
+}
+
+fn all_passes(cpu: &Cpu, op: &KronOp, rows: usize) -> [(Pass, usize); 3] {
+    let merge_rows = rows.min(op.shape.d_out());
+    [
+        (Pass::Forward, cpu.workspace_len(op, Pass::Forward, rows)),
+        (Pass::Backward, cpu.workspace_len(op, Pass::Backward, rows)),
+        (Pass::Merge, cpu.workspace_len(op, Pass::Merge, merge_rows)),
+    ]
+}
+
+/// Packed factors and at most 32 partial gradients, in whole registers; T, dT,
+/// U, dU and copies of them for the at most 32 blocks of 32 rows in flight.
+/// Nothing in the bound knows d_in·d_out, or grows with the rows for ever.
+#[test]
+fn the_workspace_is_linear_in_theta_and_in_the_ranks_in_flight() {
+    for (name, s) in shapes() {
+        let op = op(s);
+        let width = s.b_out().next_multiple_of(16) + s.c_in().next_multiple_of(16);
+        let theta = s.a_out() * s.a_in() + s.width() * width;
+        for rows in [0, 1, 16, 256, 2048, 65536] {
+            assert_eq!(op.t_len(rows), rows * s.a_in() * s.width(), "{name}");
+            let in_flight = rows.min(32 * 32) * (s.a_in() + s.a_out()) * s.width();
+            for cpu in backends() {
+                for (pass, len) in all_passes(&cpu, &op, rows) {
+                    let (thetas, copies) = if pass == Pass::Backward { (34, 4) } else { (2, 3) };
+                    let bound = thetas * theta + copies * in_flight + 1024;
+                    assert!(len <= bound, "{name}, {rows} rows, {pass:?}: {len} > {bound}");
+                }
+            }
+        }
+    }
+}
+
+/// From 4096 rows on, T and the workspace together take less than a bf16 Y at
+/// the paper's rank; and the workspace stops growing with the rows.
+#[test]
+fn there_is_no_second_y() {
+    for (name, s) in shapes().into_iter().filter(|(_, s)| s.rank() == Some(8)) {
+        let op = op(s);
+        for cpu in backends() {
+            for rows in [4096, 65536] {
+                let y_bytes = 2 * rows * s.d_out();
+                for (pass, len) in all_passes(&cpu, &op, rows) {
+                    let bytes = 4 * (op.t_len(rows) + len);
+                    assert!(bytes < y_bytes, "{name}, {rows} rows, {pass:?}: {bytes} of {y_bytes} bytes");
+                }
+            }
+            for pass in [Pass::Forward, Pass::Backward] {
+                let len = |rows| cpu.workspace_len(&op, pass, rows);
+                assert_eq!(len(1 << 17), len(1 << 24), "{name}, {pass:?}");
+            }
+        }
+    }
+}
