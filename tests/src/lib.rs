@@ -3,12 +3,15 @@
 //! the comparison whose tolerance comes from the two.
 #![forbid(unsafe_code)]
 
+pub mod adapters;
 pub mod call;
 pub mod cases;
 pub mod compare;
 pub mod exact;
 pub mod guard;
+pub mod hostile;
 pub mod inputs;
+pub mod mutate;
 pub mod oracle;
 pub mod plain;
 
@@ -22,3 +25,8 @@ pub fn backends() -> Vec<Cpu> {
     }
     have.into_iter().filter_map(|isa| Cpu::with_isa(isa).ok()).collect()
 }
+
+/// The README's code, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -1,0 +1,429 @@
+//! The adapter file: exact both ways, refused when wrong, written whole or not at all.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use kron_core::io::{MAX_HEADER, write_atomic};
+use kron_core::{Adapter, Error, Existing, Inner, KronShape, Layer, Outer, ScaleRule, Scaling, Theta};
+use kron_tests::adapters::{SEEDS, read_any, seeds};
+use kron_tests::hostile::{Parts, hostile};
+use kron_tests::mutate::mutate;
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+/// A finite float32 of any bits: subnormal, −0, the largest.
+fn any_finite() -> impl Strategy<Value = f32> {
+    any::<u32>().prop_map(f32::from_bits).prop_filter("finite", |v| v.is_finite())
+}
+
+fn any_shape() -> impl Strategy<Value = KronShape> {
+    let sides = (1usize..5, 1usize..5, 1usize..7, 1usize..7);
+    (sides, any::<bool>(), 0usize..4).prop_map(|((a_out, a_in, b_out, c_in), one, rank)| {
+        let (outer, a_out, a_in) = if one { (Outer::One, 1, 1) } else { (Outer::Trained, a_out, a_in) };
+        let inner = if rank == 0 { Inner::Full } else { Inner::LowRank(rank) };
+        KronShape::new(a_out * b_out, a_in * c_in, a_out, a_in, outer, inner).unwrap()
+    })
+}
+
+fn any_scaling() -> impl Strategy<Value = Scaling> {
+    let rule = prop_oneof![Just(ScaleRule::AlphaOverR), Just(ScaleRule::AlphaOverSqrtR)];
+    (any_finite(), 1usize..100, rule).prop_map(|(alpha, rank, rule)| Scaling::new(alpha, rank, rule).unwrap())
+}
+
+fn any_layer() -> impl Strategy<Value = Layer> {
+    let theta = any_shape().prop_flat_map(|shape| {
+        vec(any_finite(), shape.params()).prop_map(move |data| Theta::from_vec(shape, data).unwrap())
+    });
+    (any_scaling(), theta, any::<u64>())
+        .prop_map(|(scaling, theta, n)| Layer::new(format!("blocks.{n}.to-q_0"), scaling, theta).unwrap())
+}
+
+fn any_adapter() -> impl Strategy<Value = Adapter> {
+    let targets = vec("\\PC{1,20}", 0..4);
+    let metadata = btree_map(any::<String>(), any::<String>(), 0..4);
+    (vec(any_layer(), 1..5), targets, metadata).prop_map(|(layers, targets, metadata)| {
+        // Two equal names are one layer.
+        let layers: BTreeMap<_, _> = layers.into_iter().map(|l| (l.module().to_string(), l)).collect();
+        let adapter = Adapter::new(layers.into_values().collect()).unwrap();
+        adapter.with_target_modules(targets).unwrap().with_metadata(metadata).unwrap()
+    })
+}
+
+/// Equality that tells −0 from 0.
+fn assert_same(left: &Adapter, right: &Adapter) {
+    assert_eq!(left, right);
+    for (l, r) in left.layers().iter().zip(right.layers()) {
+        let bits = |l: &Layer| {
+            let theta = l.theta().as_slice().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            (theta, l.scaling().alpha().to_bits(), l.scaling().scale().get().to_bits())
+        };
+        assert_eq!(bits(l), bits(r), "{}", l.module());
+    }
+}
+
+proptest! {
+    #[test]
+    fn round_trip_is_exact_to_the_bit(adapter in any_adapter()) {
+        let bytes = adapter.to_bytes().unwrap();
+        let back = Adapter::from_bytes(&bytes).unwrap();
+        assert_same(&adapter, &back);
+        assert_eq!(bytes, back.to_bytes().unwrap(), "equal adapters, equal bytes");
+    }
+
+    #[test]
+    fn every_truncation_is_refused(adapter in any_adapter(), cut in any::<prop::sample::Index>()) {
+        let bytes = adapter.to_bytes().unwrap();
+        assert!(!read_any(&bytes[..cut.index(bytes.len())]));
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic(
+        adapter in any_adapter(),
+        places in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = adapter.to_bytes().unwrap();
+        for (place, byte) in places {
+            let at = place.index(bytes.len());
+            bytes[at] = byte;
+        }
+        read_any(&bytes);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..300), header in "\\PC{0,200}") {
+        read_any(&bytes);
+        read_any(&Parts { header, data: bytes }.join());
+    }
+}
+
+#[test]
+fn the_file_is_read_back_from_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    for (name, adapter) in seeds() {
+        adapter.write(&path, Existing::Replace).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), adapter.to_bytes().unwrap(), "{name}");
+        assert_same(&adapter, &Adapter::read(&path).unwrap());
+    }
+}
+
+/// The order on disk is θ's, and every factor is a matrix with its name to any other reader.
+#[test]
+fn the_data_are_the_thetas_and_the_tensors_are_the_factors() {
+    for (name, adapter) in seeds() {
+        let bytes = adapter.to_bytes().unwrap();
+        let thetas = adapter.layers().iter().flat_map(|l| l.theta().as_slice());
+        let expected: Vec<u8> = thetas.flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(Parts::of(&bytes).data, expected, "{name}");
+        assert_eq!((bytes.len() - expected.len()) % 8, 0, "{name}: the data are not aligned");
+
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut count = 0;
+        for layer in adapter.layers() {
+            let (shape, theta) = (layer.shape(), layer.theta());
+            let [a_out, a_in, b_out, c_in] = [shape.a_out(), shape.a_in(), shape.b_out(), shape.c_in()];
+            let a = (shape.outer() == Outer::Trained).then_some(("a", [a_out, a_in], theta.a()));
+            let inner = match shape.inner() {
+                Inner::LowRank(r) => vec![("b", [b_out, r], theta.b()), ("c", [r, c_in], theta.c())],
+                Inner::Full => vec![("m", [b_out, c_in], theta.c())],
+            };
+            for (letter, dims, numbers) in a.into_iter().chain(inner) {
+                let tensor = file.tensor(&format!("{}.kron_{letter}", layer.module())).unwrap();
+                let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+                assert_eq!((tensor.shape(), tensor.data()), (&dims[..], &bytes[..]), "{name}");
+                count += 1;
+            }
+        }
+        assert_eq!(file.len(), count, "{name}");
+    }
+}
+
+/// Other writers sort the tensors by name; the layers keep the order of the document.
+#[test]
+fn tensors_sorted_by_name_are_read_as_well() {
+    let (_, adapter) = seeds().pop().unwrap();
+    let bytes = adapter.to_bytes().unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<(&str, TensorView)> = file.iter().collect();
+    let sorted = safetensors::serialize(tensors, header.metadata().clone()).unwrap();
+    assert_ne!(Parts::of(&sorted).data, Parts::of(&bytes).data, "the order should differ");
+    assert_same(&adapter, &Adapter::from_bytes(&sorted).unwrap());
+}
+
+/// Version 1 does not change: files of today are read tomorrow, and written alike.
+#[test]
+fn version_1_is_frozen() {
+    for (name, adapter) in seeds() {
+        let bytes = std::fs::read(format!("{SEEDS}/{name}.safetensors")).unwrap();
+        assert_same(&adapter, &Adapter::from_bytes(&bytes).unwrap());
+        assert!(bytes == adapter.to_bytes().unwrap(), "{name}: the bytes that are written have changed");
+    }
+}
+
+#[test]
+fn the_example_of_the_description_is_a_file() {
+    let description = include_str!("../../docs/FORMAT.md");
+    let json = description.split("```json\n").nth(1).and_then(|rest| rest.split("\n```").next()).unwrap();
+    let example: serde_json::Value = serde_json::from_str(json).unwrap();
+    let (_, adapter) = seeds().remove(0);
+    let mut header: serde_json::Value =
+        serde_json::from_str(&Parts::of(&adapter.to_bytes().unwrap()).header).unwrap();
+    // The description shows the document inside the metadata as JSON, not as a text of JSON.
+    let own = &mut header["__metadata__"][Adapter::RESERVED_KEY];
+    *own = serde_json::from_str(own.as_str().unwrap()).unwrap();
+    assert_eq!(example, header);
+}
+
+#[test]
+fn every_hostile_file_is_refused_with_its_reason() {
+    let cases = hostile();
+    for case in &cases {
+        let message = match Adapter::from_bytes(&case.bytes) {
+            Ok(_) => panic!("{} was read", case.name),
+            Err(error) => error.to_string(),
+        };
+        assert!(message.contains(case.says), "{}: {message}", case.name);
+        read_any(&case.bytes);
+    }
+    let names: std::collections::HashSet<_> = cases.iter().map(|case| case.name).collect();
+    assert_eq!(names.len(), cases.len(), "two cases share a name");
+}
+
+/// The fuzz target's entry on thousands of damaged files, the same ones every time.
+#[test]
+fn seeded_damage_never_panics() {
+    let mut valid: Vec<Vec<u8>> = std::fs::read_dir(SEEDS)
+        .unwrap()
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        .collect();
+    valid.sort();
+    assert!(valid.iter().filter(|bytes| read_any(bytes)).count() >= seeds().len());
+    let hostile: Vec<_> = hostile().into_iter().map(|case| case.bytes).filter(|b| b.len() < 10_000).collect();
+
+    let mut rng = Pcg64Mcg::seed_from_u64(1);
+    let (mut read, mut refused) = (0, 0);
+    for round in 0..20_000 {
+        let (files, others) = if round % 4 == 0 { (&hostile, &valid) } else { (&valid, &hostile) };
+        let (file, other) = (rng.random_range(0..files.len()), rng.random_range(0..others.len()));
+        match read_any(&mutate(&files[file], &others[other], &mut rng)) {
+            true => read += 1,
+            false => refused += 1,
+        }
+    }
+    // Damage to numbers and texts is not seen, all other damage is: both must have been met.
+    assert!(read > 200 && refused > 10_000, "{read} read, {refused} refused");
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = Adapter::read(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("is not a regular file"), "{message}");
+    assert!(message.contains(&folder.path().display().to_string()), "{message}");
+    let missing = folder.path().join("missing.safetensors");
+    assert!(
+        matches!(Adapter::read(&missing), Err(Error::Io { path, .. }) if path.ends_with("missing.safetensors"))
+    );
+    #[cfg(unix)]
+    for device in ["/dev/zero", "/dev/null"] {
+        let message = Adapter::read(device).unwrap_err().to_string();
+        assert!(message.contains("is not a regular file"), "{message}");
+    }
+}
+
+/// Names in a folder, sorted.
+fn listing(folder: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    std::fs::write(&path, "old").unwrap();
+    // More than the buffer, so that half of it is on disk when the disk is said to be full.
+    let full = |out: &mut dyn std::io::Write| {
+        out.write_all(&vec![7; 3 << 20])?;
+        Err(std::io::ErrorKind::StorageFull.into())
+    };
+    for existing in [Existing::Replace, Existing::Refuse] {
+        let error = write_atomic(&path, existing, full).unwrap_err();
+        assert!(error.to_string().contains("adapter.safetensors"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(listing(folder.path()), [Path::new("adapter.safetensors")]);
+    }
+    let fresh = folder.path().join("fresh");
+    write_atomic(&fresh, Existing::Refuse, full).unwrap_err();
+    assert_eq!(listing(folder.path()), [Path::new("adapter.safetensors")]);
+}
+
+#[test]
+fn a_writer_that_panics_leaves_nothing_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let write = || write_atomic(&path, Existing::Replace, |_| panic!("on purpose"));
+    std::panic::catch_unwind(write).unwrap_err();
+    assert!(listing(folder.path()).is_empty());
+}
+
+#[test]
+fn an_existing_file_is_replaced_or_kept_as_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter.safetensors");
+    let (_, adapter) = seeds().remove(0);
+    adapter.write(&path, Existing::Refuse).unwrap();
+    let first = std::fs::read(&path).unwrap();
+
+    let (_, other) = seeds().remove(1);
+    let error = other.write(&path, Existing::Refuse).unwrap_err();
+    assert!(
+        matches!(error, Error::Io { ref source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists)
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), first);
+
+    other.write(&path, Existing::Replace).unwrap();
+    assert_same(&other, &Adapter::read(&path).unwrap());
+    assert_eq!(listing(folder.path()), [Path::new("adapter.safetensors")]);
+
+    // A file that appears while the other is being written is kept, too.
+    let late = folder.path().join("late");
+    let written = write_atomic(&late, Existing::Refuse, |out| {
+        std::fs::write(&late, "theirs")?;
+        out.write_all(b"ours")
+    });
+    assert!(written.is_err());
+    assert_eq!(std::fs::read(&late).unwrap(), b"theirs");
+    assert_eq!(listing(folder.path()), [Path::new("adapter.safetensors"), Path::new("late")]);
+}
+
+#[test]
+fn places_that_take_no_file_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, adapter) = seeds().remove(0);
+    std::fs::create_dir(folder.path().join("folder")).unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let before = listing(folder.path());
+    for place in ["folder", "missing/adapter", "file/adapter", "folder/.."] {
+        let path = folder.path().join(place);
+        let error = adapter.write(&path, Existing::Replace).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{place}: {error}");
+        assert_eq!(listing(folder.path()), before, "{place}");
+    }
+    #[cfg(unix)]
+    read_only_folder(folder.path(), &adapter);
+}
+
+#[cfg(unix)]
+fn read_only_folder(parent: &Path, adapter: &Adapter) {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = parent.join("read-only");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("adapter"), "old").unwrap();
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o555)).unwrap();
+    // The superuser writes into any folder of a disk, but not into /proc.
+    let root = std::fs::write(folder.join("probe"), "").is_ok();
+    if root {
+        assert!(adapter.write("/proc/adapter", Existing::Replace).is_err());
+    } else {
+        assert!(adapter.write(folder.join("adapter"), Existing::Replace).is_err());
+        assert_eq!(std::fs::read(folder.join("adapter")).unwrap(), b"old");
+        assert_eq!(listing(&folder), [Path::new("adapter")]);
+    }
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_new_file_is_as_readable_as_any_other() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
+    seeds().remove(0).1.write(&ours, Existing::Replace).unwrap();
+    std::fs::write(&plain, "").unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+    assert_eq!(mode(&ours), mode(&plain));
+}
+
+#[test]
+fn a_name_without_a_folder_lands_in_the_working_folder() {
+    // Cargo runs a test in its package's folder.
+    let name = format!("format-test-{}.tmp", std::process::id());
+    write_atomic(Path::new(&name), Existing::Refuse, |out| out.write_all(b"here")).unwrap();
+    let found = std::fs::read(&name);
+    std::fs::remove_file(&name).unwrap();
+    assert_eq!(found.unwrap(), b"here");
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for (index, bad) in [(0, f32::NAN), (3, f32::INFINITY), (5, f32::NEG_INFINITY)] {
+        let (_, mut adapter) = seeds().remove(0);
+        adapter.thetas_mut().next().unwrap().as_mut_slice()[index] = bad;
+        let error = adapter.write(folder.path().join("adapter"), Existing::Replace).unwrap_err();
+        assert!(error.to_string().contains(&format!("number {index} of θ of q is {bad}")), "{error}");
+        assert!(adapter.to_bytes().is_err());
+        assert!(listing(folder.path()).is_empty());
+    }
+}
+
+#[test]
+fn a_header_above_the_limit_is_not_written() {
+    let (_, adapter) = seeds().remove(0);
+    let big = BTreeMap::from([("text".to_string(), "x".repeat(MAX_HEADER as usize))]);
+    let error = adapter.with_metadata(big).unwrap().to_bytes().unwrap_err();
+    assert!(error.to_string().contains("limit is 16777216"), "{error}");
+}
+
+#[test]
+fn adapters_that_could_not_be_written_cannot_be_made() {
+    let (_, adapter) = seeds().remove(0);
+    let layer = || adapter.layers()[0].clone();
+    let named = |module: &str| Layer::new(module, layer().scaling(), layer().theta().clone());
+    let reserved = BTreeMap::from([(Adapter::RESERVED_KEY.to_string(), String::new())]);
+    let errors = [
+        (Adapter::new(vec![]).unwrap_err(), "an adapter of 0 layers"),
+        (Adapter::new(vec![layer(), layer()]).unwrap_err(), "module q occurs twice"),
+        (adapter.clone().with_metadata(reserved).unwrap_err(), "the format's own"),
+        (
+            adapter.clone().with_target_modules(vec!["a\n".into()]).unwrap_err(),
+            "target module \"a\\n\" is refused",
+        ),
+        (named("a/b").unwrap_err(), "module \"a/b\" is refused"),
+        (Scaling::new(f32::NAN, 1, ScaleRule::AlphaOverR).unwrap_err(), "alpha is NaN"),
+        (Scaling::new(1.0, 0, ScaleRule::AlphaOverSqrtR).unwrap_err(), "over rank 0"),
+        (Scaling::plain(f32::INFINITY).unwrap_err(), "is inf"),
+    ];
+    for (error, says) in errors {
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    assert!(named(&"x".repeat(512)).is_ok());
+}
+
+#[test]
+fn scale_is_shown_as_it_was_given() {
+    let given = |alpha, rank, rule| Scaling::new(alpha, rank, rule).unwrap();
+    let linear = given(16.0, 8, ScaleRule::AlphaOverR);
+    assert_eq!((linear.to_string().as_str(), linear.scale().get()), ("16/8", 2.0));
+    let root = given(16.0, 4, ScaleRule::AlphaOverSqrtR);
+    assert_eq!((root.to_string().as_str(), root.scale().get()), ("16/√4", 8.0));
+    assert_eq!(Scaling::plain(0.37).unwrap().scale().get(), 0.37);
+}
+
+#[test]
+fn a_layer_is_found_and_computed_by_its_module() {
+    let (_, adapter) = seeds().pop().unwrap();
+    let layer = adapter.layer("lm_head").unwrap();
+    assert_eq!(layer.op().shape, KronShape::lora(4, 3, 2).unwrap());
+    assert_eq!(layer.op().scale.get(), 0.05);
+    assert!(adapter.layer("lm_hea").is_none());
+    assert_eq!(adapter.params(), adapter.layers().iter().map(|l| l.theta().as_slice().len()).sum::<usize>());
+}
