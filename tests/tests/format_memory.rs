@@ -1,0 +1,75 @@
+//! Reading never allocates more than the file's own size justifies.
+
+use kron_core::Adapter;
+use kron_tests::adapters::seeds;
+use kron_tests::hostile::{Parts, hostile};
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+/// The most bytes in use at once while the file is read, and whether it is one.
+fn peak(bytes: &[u8]) -> (usize, bool) {
+    let _profiler = dhat::Profiler::builder().testing().build();
+    let read = Adapter::from_bytes(bytes).is_ok();
+    (dhat::HeapStats::get().max_bytes, read)
+}
+
+/// Headers of some megabytes that cost as little to write as they can.
+fn bombs() -> Vec<(&'static str, Parts)> {
+    let list = |item: &str, count: usize| vec![item; count].join(",");
+    let header = |name, header: String| (name, Parts { header, data: vec![] });
+    let tensors = |count: usize| {
+        let tensor = |i| format!(r#""{i:x}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
+        (0..count).map(tensor).collect::<Vec<_>>().join(",")
+    };
+    let own = |json: &str| format!(r#"{{"__metadata__":{{"kron-lora":"{json}"}}}}"#);
+    let texts = (0..200_000).map(|i| format!(r#""{i:x}":"""#)).collect::<Vec<_>>().join(",");
+    let (_, valid) = seeds().remove(0);
+    let valid = Parts::of(&valid.to_bytes().unwrap());
+    let layer =
+        valid.header.split_once(r#"\"layers\":["#).unwrap().1.split_once(r#"]}"}"#).unwrap().0.to_string();
+    let layers = (0..30_000).map(|i| layer.replace(r#"\"q\""#, &format!(r#"\"q{i}\""#))).collect::<Vec<_>>();
+    vec![
+        header("tensors", format!("{{{}}}", tensors(60_000))),
+        header(
+            "dimensions",
+            format!(r#"{{"a":{{"dtype":"F32","shape":[{}],"data_offsets":[0,0]}}}}"#, list("0", 2_000_000)),
+        ),
+        header("one long name", format!(r#"{{"{}":1}}"#, "x".repeat(4_000_000))),
+        header("metadata", format!(r#"{{"__metadata__":{{{texts}}}}}"#)),
+        header("ignored fields", format!(r#"{{"a":{{"x":[{}]}}}}"#, list("[]", 1_000_000))),
+        header("deep", format!(r#"{{"a":{{"x":{}"#, "[".repeat(4_000_000))),
+        header(
+            "targets",
+            own(&format!(
+                r#"{{\"version\":1,\"target_modules\":[{}],\"layers\":[]}}"#,
+                list(r#"\"\""#, 800_000)
+            )),
+        ),
+        header(
+            "layers without tensors",
+            own(&format!(r#"{{\"version\":1,\"target_modules\":[],\"layers\":[{}]}}"#, layers.join(","))),
+        ),
+        header("one long dtype", format!(r#"{{"a":{{"dtype":"{}"}}}}"#, "F".repeat(4_000_000))),
+        header("one long field", own(&format!(r#"{{\"version\":1,\"{}\":1}}"#, "x".repeat(4_000_000)))),
+    ]
+}
+
+// One test: the allocator counts for the whole process.
+#[test]
+fn the_size_of_the_file_bounds_the_memory_of_reading_it() {
+    for case in hostile() {
+        let (peak, read) = peak(&case.bytes);
+        assert!(!read, "{} was read", case.name);
+        assert!(peak <= 16 * case.bytes.len() + (16 << 10), "{}: {peak} of {}", case.name, case.bytes.len());
+    }
+    for (name, parts) in bombs() {
+        let bytes = parts.join();
+        let (peak, read) = peak(&bytes);
+        eprintln!("{name}: {:.1} of {:.1} MB", peak as f64 / 1e6, bytes.len() as f64 / 1e6);
+        assert!(!read, "{name} was read");
+        assert!(peak <= 16 * bytes.len(), "{name}: {peak} of {}", bytes.len());
+    }
+    let (_, valid) = seeds().remove(0);
+    assert!(peak(&valid.to_bytes().unwrap()).1);
+}
