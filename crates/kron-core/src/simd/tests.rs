@@ -15,7 +15,7 @@ use crate::{Accum, Dtype, Element};
 
 /// Tokens, blocks, columns, ranks: tails of every register, pair and panel;
 /// ranks of every tile; second stretches; several runs of rows; no rows.
-const DIMS: [(usize, usize, usize, usize); 16] = [
+const DIMS: &[(usize, usize, usize, usize)] = &[
     (1, 1, 1, 1),
     (1, 1, 7, 2),
     (2, 3, 8, 3),
@@ -25,10 +25,11 @@ const DIMS: [(usize, usize, usize, usize); 16] = [
     (7, 1, 33, 9),
     (2, 2, 63, 7),
     (4, 1, 70, 11),
-    (1, 3, 85, 16),
-    (3, 1, 130, 17),
-    (1, 2, 1100, 4),
-    (1, 1, 600, 8),
+    (1, 2, 40, 16),
+    (3, 1, 85, 13),
+    (1, 1, 130, 17),
+    (1, 1, 1040, 4),
+    (1, 1, 530, 8),
     (67, 1, 5, 2),
     (43, 3, 3, 1),
     (0, 2, 5, 3),
@@ -45,6 +46,23 @@ struct Dims {
     ranks: usize,
 }
 
+impl Dims {
+    fn rows(self) -> usize {
+        self.n * self.a
+    }
+
+    /// Row (n, a), rank ρ of a \[a, n, ranks\].
+    fn blocks_first(self, u: &[f32], row: usize, rho: usize) -> f32 {
+        u[(row % self.a * self.n + row / self.a) * self.ranks + rho]
+    }
+
+    /// A ranks × width matrix as θ has it: so, or transposed.
+    fn factor(self, m: &[f32], rank_major: bool) -> Vec<f32> {
+        let at = |i: usize| if rank_major { i } else { i % self.ranks * self.width + i / self.ranks };
+        (0..m.len()).map(|i| m[at(i)]).collect()
+    }
+}
+
 #[test]
 fn down_is_the_plain_loop() {
     each(Dtype::F32, down::<f32>);
@@ -53,25 +71,22 @@ fn down_is_the_plain_loop() {
 }
 
 fn down<E: Element>(k: Kernels, d: Dims) {
-    let x = Rows::<E>::of(d, d.width, f32::NAN);
-    let c = integers(d.ranks * d.width, 2);
+    let (x, c) = (Rows::<E>::of(d, d.width, f32::NAN), integers(d.ranks * d.width, 2));
+    let sums = sums(d.rows(), d.ranks, d.width, |row, p| x.get(row, p), |rho, p| c[rho * d.width + p]);
     for rank_major in [true, false] {
-        let factor = Factor { data: &c, ranks: d.ranks, width: d.width, rank_major, times: 2.0 };
+        let data = d.factor(&c, rank_major);
+        let factor = Factor { data: &data, ranks: d.ranks, width: d.width, rank_major, times: 2.0 };
         let mut room = vec![f32::NAN; k.packed_len(Side::Down, d.ranks, d.width)];
         let packed = k.pack(factor, Side::Down, &mut room);
         for add in [false, true] {
             let mut t = Rows::<f32>::blocks_first(d, d.ranks, 0.5);
-            let want = |row, rho, old| {
-                let product = |p| x.get(row, p) * 2.0 * element(&factor, rho, p);
-                (0..d.width).map(product).sum::<f32>() + if add { old } else { 0.0 }
-            };
+            let want = |i: usize, old| 2.0 * sums[i] + if add { old } else { 0.0 };
             t.after(want, |t| k.down(x.grid(), packed, t, add));
         }
     }
     if k.pair() == 1 {
         let mut t = Rows::<f32>::of(d, d.ranks, 0.5);
-        let want = |row, rho, _| (0..d.width).map(|p| x.get(row, p) * c[rho * d.width + p]).sum();
-        t.after(want, |t| k.down(x.grid(), k.unpacked(Side::Down, &c, d.width), t, false));
+        t.after(|i, _| sums[i], |t| k.down(x.grid(), k.unpacked(Side::Down, &c, d.width), t, false));
     }
 }
 
@@ -83,19 +98,24 @@ fn up_is_the_plain_loop() {
 }
 
 fn up<E: Element>(k: Kernels, d: Dims) {
-    let (u, b) = (integers(d.a * d.n * d.ranks, 3), integers(d.ranks * d.width, 4));
-    let mut room = vec![f32::NAN; k.groups_len(d.n * d.a, d.ranks)];
+    let (u, b) = (integers(d.rows() * d.ranks, 3), integers(d.ranks * d.width, 4));
+    let mut room = vec![f32::NAN; k.groups_len(d.rows(), d.ranks)];
     let groups = k.groups(&u, (d.n, d.a, d.ranks), 2.0, &mut room);
+    let sums = sums(
+        d.rows(),
+        d.width,
+        d.ranks,
+        |row, rho| d.blocks_first(&u, row, rho),
+        |p, rho| b[rho * d.width + p],
+    );
     for rank_major in [true, false] {
-        let factor = Factor { data: &b, ranks: d.ranks, width: d.width, rank_major, times: 1.0 };
+        let data = d.factor(&b, rank_major);
+        let factor = Factor { data: &data, ranks: d.ranks, width: d.width, rank_major, times: 1.0 };
         let mut room = vec![f32::NAN; k.packed_len(Side::Up, d.ranks, d.width)];
         let packed = k.pack(factor, Side::Up, &mut room);
         for accum in [Accum::Replace, Accum::Add] {
             let mut y = Rows::<E>::of(d, d.width, 0.5);
-            let want = |row, p, old| {
-                let product = |rho| 2.0 * blocks_first(&u, d, row, rho) * element(&factor, rho, p);
-                (0..d.ranks).map(product).sum::<f32>() + if accum == Accum::Add { old } else { 0.0 }
-            };
+            let want = |i: usize, old| 2.0 * sums[i] + if accum == Accum::Add { old } else { 0.0 };
             y.after(want, |y| k.up(groups, packed, y, accum));
         }
     }
@@ -109,26 +129,23 @@ fn outer_is_the_plain_loop() {
 }
 
 fn outer<E: Element>(k: Kernels, d: Dims) {
-    let x = Rows::<E>::of(d, d.width, f32::NAN);
-    let u = integers(d.a * d.n * d.ranks, 5);
-    let mut room = vec![f32::NAN; d.n * d.a * d.ranks];
+    let (x, u) = (Rows::<E>::of(d, d.width, f32::NAN), integers(d.rows() * d.ranks, 5));
+    let mut room = vec![f32::NAN; d.rows() * d.ranks];
     let rows = k.rows(&u, (d.n, d.a, d.ranks), 2.0, &mut room);
     // As long as the backend makes it: to the end of a cache line.
     let mut g = vec![0.0; (d.width.next_multiple_of(k.lanes()) * d.ranks).next_multiple_of(16)];
     for _ in 0..2 {
         k.outer(rows, x.grid(), &mut g);
     }
+    let sums =
+        sums(d.ranks, d.width, d.rows(), |rho, row| d.blocks_first(&u, row, rho), |p, row| x.get(row, p));
+    let old = integers(d.ranks * d.width, 6);
+    let want: Vec<f32> = old.iter().zip(&sums).map(|(old, sum)| old + 3.0 * 2.0 * 2.0 * sum).collect();
     for rank_major in [true, false] {
-        let old = integers(d.ranks * d.width, 6);
         let like = Factor { data: &[], ranks: d.ranks, width: d.width, rank_major, times: 3.0 };
-        let mut out = old.clone();
+        let mut out = d.factor(&old, rank_major);
         k.unpack_add(like, &g, &mut out);
-        for (rho, p) in (0..d.ranks).flat_map(|rho| (0..d.width).map(move |p| (rho, p))) {
-            let product = |row| 2.0 * blocks_first(&u, d, row, rho) * x.get(row, p);
-            let i = index(&like, rho, p);
-            let want = old[i] + 3.0 * 2.0 * (0..d.n * d.a).map(product).sum::<f32>();
-            assert_eq!(out[i], want, "{k:?} {d:?}: rank {rho}, column {p}");
-        }
+        assert_eq!(out, d.factor(&want, rank_major), "{k:?} {d:?}");
     }
 }
 
@@ -138,7 +155,7 @@ fn each(dtype: Dtype, test: fn(Kernels, Dims)) {
         for products in [Products::Float32, Products::Native] {
             let k = Kernels::new(isa, dtype, products).expect("available");
             if products == Products::Float32 || k.pair() == 2 {
-                DIMS.into_iter().for_each(|(n, a, width, ranks)| test(k, Dims { n, a, width, ranks }));
+                DIMS.iter().for_each(|&(n, a, width, ranks)| test(k, Dims { n, a, width, ranks }));
             }
         }
     }
@@ -188,12 +205,12 @@ impl<E: Element> Rows<E> {
         Grid::new(&self.data, self.dims.n, self.dims.a, self.strides, self.width)
     }
 
-    /// That `kernel` makes of each number `old` what `want(row, column, old)` says, and leaves the gaps alone.
-    fn after(&mut self, want: impl Fn(usize, usize, f32) -> f32, kernel: impl FnOnce(&mut GridMut<E>)) {
+    /// That `kernel` makes of number i of all rows, `old`, what `want(i, old)` says, and leaves the gaps alone.
+    fn after(&mut self, want: impl Fn(usize, f32) -> f32, kernel: impl FnOnce(&mut GridMut<E>)) {
         let mut expected = self.data.clone();
-        for row in 0..self.dims.n * self.dims.a {
+        for row in 0..self.dims.rows() {
             for k in 0..self.width {
-                expected[self.at(row, k)] = E::from_f32(want(row, k, self.get(row, k)));
+                expected[self.at(row, k)] = E::from_f32(want(row * self.width + k, self.get(row, k)));
             }
         }
         let (n, a) = (self.dims.n, self.dims.a);
@@ -210,17 +227,16 @@ impl<E: Element> Rows<E> {
     }
 }
 
-/// Row (n, a), rank ρ of a \[a, n, ranks\].
-fn blocks_first(u: &[f32], d: Dims, row: usize, rho: usize) -> f32 {
-    u[(row % d.a * d.n + row / d.a) * d.ranks + rho]
-}
-
-fn index(factor: &Factor, rho: usize, k: usize) -> usize {
-    if factor.rank_major { rho * factor.width + k } else { k * factor.ranks + rho }
-}
-
-fn element(factor: &Factor, rho: usize, k: usize) -> f32 {
-    factor.data[index(factor, rho, k)]
+/// The plain loop, m × n: Σ_k left(i, k)·right(j, k).
+fn sums(
+    m: usize,
+    n: usize,
+    k: usize,
+    left: impl Fn(usize, usize) -> f32,
+    right: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let sum = |i| (0..k).map(|k| left(i / n, k) * right(i % n, k)).sum();
+    (0..m * n).map(sum).collect()
 }
 
 /// Integers in −4…3 without a pattern that a wrong stride would repeat.
