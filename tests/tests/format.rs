@@ -154,6 +154,14 @@ fn tensors_sorted_by_name_are_read_as_well() {
     assert_same(&adapter, &Adapter::from_bytes(&sorted).unwrap());
 }
 
+/// `python.safetensors` is what `save_file` of safetensors.numpy 0.8.0 makes of
+/// the tensors and the metadata of `mixed.safetensors`.
+#[test]
+fn a_file_from_python_is_read_as_well() {
+    let (_, adapter) = seeds().pop().unwrap();
+    assert_same(&adapter, &Adapter::read(format!("{SEEDS}/python.safetensors")).unwrap());
+}
+
 /// Version 1 does not change: files of today are read tomorrow, and written alike.
 #[test]
 fn version_1_is_frozen() {
