@@ -1,0 +1,169 @@
+//! An engine's answer against the oracle, with a tolerance that comes from the shape and the dtype.
+//!
+//! Rounding errors of a sum of K terms are taken as independent: they grow as
+//! √K·u₃₂ (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), and an engine may
+//! round each operand to the activations' dtype once (u). So Y and dX may be
+//! off by 2·(u + √K·u₃₂) of their norm, gradients by 3·(u + √K·u₃₂).
+
+use kron_core::{Dtype, Element, Result, Theta};
+use ndarray::Array2;
+
+use crate::data::{Set, flat};
+use crate::engines::Engine;
+use crate::memory::peak_during;
+use crate::oracle::{self, Expected, Truth};
+use crate::problem::Problem;
+
+/// One pass held against the oracle.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Verdict {
+    /// ‖got − expected‖ / ‖expected‖, the largest over what the pass computes.
+    pub rel_error: f64,
+    /// Whether every result is within its tolerance.
+    pub ok: bool,
+    /// Bytes allocated during the pass beyond those before it.
+    pub peak_bytes: usize,
+    /// Seconds of this first run.
+    pub seconds: f64,
+}
+
+impl Verdict {
+    const PERFECT: Verdict = Verdict { rel_error: 0.0, ok: true, peak_bytes: 0, seconds: 0.0 };
+
+    fn judge(&mut self, got: impl Iterator<Item = f64>, expected: &[f64], tolerance: f64) {
+        let (error, norm) = got.zip(expected).fold((0.0, 0.0), |(e, n), (g, x)| (e + (g - x) * (g - x), n + x * x));
+        let rel = (error / norm).sqrt();
+        // A comparison that NaN fails.
+        self.ok &= rel <= tolerance;
+        self.rel_error = if rel.is_nan() { f64::NAN } else { self.rel_error.max(rel) };
+    }
+}
+
+/// The truth of one problem over one set.
+pub enum Answer {
+    /// Of an adapter.
+    Adapter(Truth),
+    /// Of the base layer: Y and dX.
+    Linear(Expected, Expected),
+}
+
+/// Runs forward, and with `backward` backward, once on a copy of `set`, and judges
+/// both: (forward alone, both together).
+///
+/// # Errors
+/// What the engine refuses.
+pub fn check<E: Element>(
+    engine: &mut dyn Engine<E>,
+    problem: &Problem,
+    theta: Option<&Theta>,
+    set: &Set<E>,
+    answer: &Answer,
+    backward: bool,
+) -> Result<(Verdict, Verdict)> {
+    let mut work = set.clone();
+    let merged = match (problem, theta, engine.weight()) {
+        (Problem::Merge(op), Some(theta), Some(w)) => Some(oracle::merged(op, theta, w)),
+        _ => None,
+    };
+    let bounds = Bounds::new(problem, set.rows(), E::DTYPE);
+    let mut forward = Verdict::PERFECT;
+    let start = std::time::Instant::now();
+    let (result, peak) = peak_during(|| engine.forward(&mut work));
+    result?;
+    (forward.seconds, forward.peak_bytes) = (start.elapsed().as_secs_f64(), peak);
+    match (&merged, answer) {
+        (Some(w), _) => forward.judge(pick(engine.weight(), w), &w.values, bounds.y),
+        (None, Answer::Adapter(truth)) => forward.judge(pick(Some(&work.y), &truth.y), &truth.y.values, bounds.y),
+        (None, Answer::Linear(y, _)) => forward.judge(pick(Some(&work.y), y), &y.values, bounds.y),
+    }
+    if !backward {
+        return Ok((forward, forward));
+    }
+    let mut both = forward;
+    engine.grad().fill(0.0);
+    let start = std::time::Instant::now();
+    let (result, peak) = peak_during(|| engine.backward(&mut work));
+    result?;
+    both.seconds += start.elapsed().as_secs_f64();
+    both.peak_bytes = both.peak_bytes.max(peak);
+    match answer {
+        Answer::Linear(_, dx) => both.judge(pick(Some(&work.dx), dx), &dx.values, bounds.dx),
+        Answer::Adapter(truth) => {
+            if merged.is_none() {
+                both.judge(pick(Some(&work.dx), &truth.dx), &truth.dx.values, bounds.dx);
+            }
+            let (shape, grad) = (problem.shape(), engine.grad());
+            let lens = shape.map_or([0; 3], |s| [s.a_len(), s.b_len(), s.c_len()]);
+            let mut first = 0;
+            for len in lens.into_iter().filter(|&len| len > 0) {
+                let range = first..first + len;
+                let got = grad[range.clone()].iter().map(|&v| f64::from(v));
+                both.judge(got, &truth.grad[range], bounds.grad);
+                first += len;
+            }
+        }
+    }
+    Ok((forward, both))
+}
+
+/// The engine's numbers where `expected` stands; NaN when the engine has none.
+fn pick<'a, E: Element>(from: Option<&'a Array2<E>>, expected: &'a Expected) -> impl Iterator<Item = f64> + 'a {
+    let data = from.map(flat);
+    expected.at.iter().map(move |&i| data.map_or(f64::NAN, |d| f64::from(d[i].to_f32())))
+}
+
+/// Relative errors that rounding explains.
+struct Bounds {
+    y: f64,
+    dx: f64,
+    grad: f64,
+}
+
+impl Bounds {
+    fn new(problem: &Problem, rows: usize, dtype: Dtype) -> Self {
+        let (d_out, d_in) = problem.layer();
+        let tokens = rows * problem.shape().map_or(1, |s| s.a_out().max(s.a_in()));
+        let error = |terms: usize| {
+            dtype.unit_roundoff() + (terms as f64).sqrt() * Dtype::F32.unit_roundoff()
+        };
+        Self { y: 2.0 * error(d_in), dx: 2.0 * error(d_out), grad: 3.0 * error(tokens + d_in.max(d_out)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+    use kron_core::{KronOp, KronShape, Scale};
+
+    /// An adapter that does nothing, as a kernel full of zeros would.
+    struct Nothing(Vec<f32>);
+
+    impl<E: Element> Engine<E> for Nothing {
+        fn scratch_bytes(&self, _: bool) -> usize {
+            0
+        }
+        fn forward(&mut self, _: &mut Set<E>) -> Result<()> {
+            Ok(())
+        }
+        fn backward(&mut self, _: &mut Set<E>) -> Result<()> {
+            Ok(())
+        }
+        fn grad(&mut self) -> &mut [f32] {
+            &mut self.0
+        }
+    }
+
+    #[test]
+    fn an_engine_that_computes_nothing_is_caught() {
+        let shape = KronShape::kron(192, 160, 4, 2, 8).unwrap();
+        let op = KronOp::new(shape, Scale::alpha_over_r(32.0, 8).unwrap());
+        let (theta, problem) = (Theta::random(shape, 1), Problem::Adapter(op));
+        let set = Set::<bf16>::random(33, 192, 160, op.t_len(33), 2);
+        let answer = Answer::Adapter(oracle::adapter(&op, &theta, &set));
+        let mut nothing = Nothing(vec![0.0; shape.params()]);
+        let (forward, both) = check(&mut nothing, &problem, Some(&theta), &set, &answer, true).unwrap();
+        assert!(!forward.ok && !both.ok);
+        assert!(forward.rel_error > 0.1 && both.rel_error > 0.9, "{forward:?} {both:?}");
+    }
+}

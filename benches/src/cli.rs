@@ -1,0 +1,258 @@
+//! The command line, and the one place that refuses it.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use kron_core::plan::Split;
+use kron_core::{Dtype, KronOp, KronShape, Scale};
+
+use crate::engines::Kind;
+use crate::machine;
+use crate::models::{self, Layer, Model};
+use crate::plan::{Entry, Group, Plan};
+use crate::problem::{Pass, Problem};
+use crate::record::Record;
+
+/// alpha of alpha / r: the paper's.
+const ALPHA: f32 = 32.0;
+
+/// Kron-LoRA against LoRA on the layers of real models.
+///
+/// Without arguments: the layers of Mistral-7B, rows 1, 16, 256 and 2048, f32 and bf16,
+/// every engine, both passes. A list is separated by commas.
+#[derive(Debug, Parser)]
+#[command(name = "kron-bench", version)]
+pub struct Cli {
+    /// Models of shapes.toml.
+    #[arg(long, value_delimiter = ',', default_value = "mistral-7b")]
+    model: Vec<String>,
+    /// Layers: q, kv, gate_up, down [default: all that the model has].
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<String>,
+    /// Tokens [default: 1,16,256,2048].
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Rank of Kron-LoRA, and of LoRA at equal rank.
+    #[arg(long, default_value = "8")]
+    rank: String,
+    /// Columns of the outer factor [default: the paper's rule].
+    #[arg(long)]
+    a_in: Option<String>,
+    /// Rows of the outer factor [default: the paper's rule].
+    #[arg(long)]
+    a_out: Option<String>,
+    /// Activations: f32, f16, bf16.
+    #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
+    dtype: Vec<String>,
+    /// Threads [default: all].
+    #[arg(long)]
+    threads: Option<String>,
+    /// Engines [default: all].
+    #[arg(long, value_delimiter = ',')]
+    engines: Vec<String>,
+    /// Passes: forward, forward+backward.
+    #[arg(long, value_delimiter = ',', default_value = "forward,forward+backward")]
+    passes: Vec<String>,
+    /// Folder for bench.json, bench.csv and index.html.
+    #[arg(long, default_value = "report")]
+    out: PathBuf,
+    /// An earlier bench.json to compare with.
+    #[arg(long)]
+    baseline: Option<PathBuf>,
+    /// Also write the summary as a Markdown table.
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+    /// Seconds to aim at; the more, the more rounds [default: 100].
+    #[arg(long)]
+    seconds: Option<String>,
+    /// Ten seconds: rows 1, 16 and 128 of the smallest two layers.
+    #[arg(long)]
+    smoke: bool,
+}
+
+impl Cli {
+    /// Checks everything and makes the plan; nothing has been written when this fails.
+    ///
+    /// # Errors
+    /// One sentence that names the value and the rule it breaks.
+    pub fn plan(self) -> Result<Plan, String> {
+        let models = distinct(&self.model, |name| {
+            models::models()
+                .iter()
+                .find(|m| m.name == name)
+                .ok_or_else(|| format!("model {name:?} is not one of {}", models::names()))
+        })?;
+        let rank = positive("rank", &self.rank)?;
+        let dtypes = distinct(&self.dtype, |d| d.parse::<Dtype>().map_err(|e| e.to_string()))?;
+        let engines = match self.engines.as_slice() {
+            [] => Kind::ALL.to_vec(),
+            some => distinct(some, |e| named("engine", e, &Kind::ALL, Kind::name))?,
+        };
+        let passes = distinct(&self.passes, |p| named("pass", p, &Pass::ALL, Pass::name))?;
+        let default_rows: &[&str] = if self.smoke { &["1", "16", "128"] } else { &["1", "16", "256", "2048"] };
+        let rows = match self.rows.as_slice() {
+            [] => distinct(default_rows, |r| positive("rows", r))?,
+            some => distinct(some, |r| positive("rows", r))?,
+        };
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.as_deref().map_or(Ok(all), |t| at_most("threads", t, 1024))?;
+        let default_seconds = if self.smoke { 8 } else { 100 };
+        let seconds = self.seconds.as_deref().map_or(Ok(default_seconds), |s| at_most("seconds", s, 86_400))?;
+        let split = |side: &Option<String>, name| side.as_deref().map(|v| positive(name, v)).transpose();
+        let (a_in, a_out) = (split(&self.a_in, "a_in")?, split(&self.a_out, "a_out")?);
+
+        let mut groups = Vec::new();
+        for model in models {
+            let paper = Split::paper(model.hidden);
+            let split = Split { a_in: a_in.unwrap_or(paper.a_in), a_out: a_out.unwrap_or(paper.a_out) };
+            for layer in chosen_layers(model, &self.layers, self.smoke)? {
+                let entries = entries(model, layer, split, rank, &engines)?;
+                for &dtype in &dtypes {
+                    let (rows, entries) = (rows.clone(), entries.clone());
+                    groups.push(Group { model, layer, dtype, rows, entries });
+                }
+            }
+        }
+        let baseline = self.baseline.as_deref().map(Record::read).transpose()?;
+        check_folder(&self.out)?;
+        if let Some(file) = &self.markdown {
+            check_file(file)?;
+        }
+        let plan = Plan {
+            groups,
+            passes,
+            rank,
+            alpha: ALPHA,
+            threads,
+            seconds: seconds as f64,
+            out: self.out,
+            markdown: self.markdown,
+            baseline,
+        };
+        check_memory(&plan)?;
+        Ok(plan)
+    }
+}
+
+/// Every engine on a layer; LoRA at equal rank and at equal parameters.
+fn entries(
+    model: &Model,
+    layer: &Layer,
+    split: Split,
+    rank: usize,
+    engines: &[Kind],
+) -> Result<Vec<Entry>, String> {
+    let (d_out, d_in) = (layer.d_out, layer.d_in);
+    let here = |e: kron_core::Error| format!("{e} (layer {} of {})", layer.name, model.name);
+    let op = |shape: KronShape| {
+        // The scale is the same for every engine, so that the equal-parameter LoRA adds as much.
+        let scale = Scale::alpha_over_r(ALPHA, rank).map_err(here)?;
+        Ok::<_, String>(KronOp::new(shape, scale))
+    };
+    let kron = op(KronShape::kron(d_out, d_in, split.a_out, split.a_in, rank).map_err(here)?)?;
+    let lora = |rank| op(KronShape::lora(d_out, d_in, rank).map_err(here)?);
+    let equal_params = ((kron.shape.params() as f64 / (d_out + d_in) as f64).round() as usize).max(1);
+    let mut list = Vec::new();
+    for &kind in engines {
+        let problems = match kind {
+            Kind::Linear => vec![Problem::Linear { d_out, d_in }],
+            Kind::KronUnfused | Kind::KronDense | Kind::KronFused => vec![Problem::Adapter(kron)],
+            Kind::MergePerStep => vec![Problem::Merge(kron)],
+            Kind::LoraGemm | Kind::LoraFused if equal_params == rank => vec![Problem::Adapter(lora(rank)?)],
+            Kind::LoraGemm | Kind::LoraFused => {
+                vec![Problem::Adapter(lora(rank)?), Problem::Adapter(lora(equal_params)?)]
+            }
+        };
+        list.extend(problems.into_iter().map(|problem| Entry { kind, problem }));
+    }
+    Ok(list)
+}
+
+fn chosen_layers<'a>(model: &'a Model, names: &[String], smoke: bool) -> Result<Vec<&'a Layer>, String> {
+    if names.is_empty() {
+        let mut layers: Vec<&Layer> = model.layers.iter().collect();
+        if smoke {
+            layers.sort_by_key(|l| l.d_out * l.d_in);
+            layers.truncate(2);
+        }
+        return Ok(layers);
+    }
+    distinct(names, |name| {
+        model.layers.iter().find(|l| l.name == name).ok_or_else(|| {
+            let has: Vec<&str> = model.layers.iter().map(|l| l.name.as_str()).collect();
+            format!("layer {name:?} is not one of {}, which {} has", has.join(", "), model.name)
+        })
+    })
+}
+
+/// Each name parsed, repeated ones once.
+fn distinct<S: AsRef<str>, T>(names: &[S], parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    let mut seen: Vec<&str> = Vec::new();
+    for name in names {
+        if !seen.contains(&name.as_ref()) {
+            seen.push(name.as_ref());
+        }
+    }
+    seen.into_iter().map(parse).collect()
+}
+
+fn named<T: Copy>(what: &str, name: &str, all: &[T], of: fn(T) -> &'static str) -> Result<T, String> {
+    all.iter().copied().find(|&t| of(t) == name).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|&t| of(t)).collect();
+        format!("{what} {name:?} is not one of {}", names.join(", "))
+    })
+}
+
+fn positive(what: &str, text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err(format!("{what} is {text:?}, but it is a whole number of at least 1")),
+    }
+}
+
+fn at_most(what: &str, text: &str, limit: usize) -> Result<usize, String> {
+    let n = positive(what, text)?;
+    if n > limit { Err(format!("{what} is {n}, but it is at most {limit}")) } else { Ok(n) }
+}
+
+/// A folder that exists or can be made inside one that does.
+fn check_folder(out: &Path) -> Result<(), String> {
+    let first = out.ancestors().find(|p| p.as_os_str().is_empty() || p.exists());
+    match first {
+        Some(p) if !p.as_os_str().is_empty() && !p.is_dir() => {
+            Err(format!("out is {}, but {} is not a folder", out.display(), p.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_file(file: &Path) -> Result<(), String> {
+    let parent = file.parent().filter(|p| !p.as_os_str().is_empty());
+    if file.is_dir() {
+        return Err(format!("markdown is {}, but that is a folder", file.display()));
+    }
+    if let Some(parent) = parent.filter(|p| !p.is_dir()) {
+        return Err(format!("markdown is {}, but {} is not a folder", file.display(), parent.display()));
+    }
+    Ok(())
+}
+
+fn check_memory(plan: &Plan) -> Result<(), String> {
+    let Some(available) = machine::available_memory() else { return Ok(()) };
+    for group in &plan.groups {
+        for &rows in &group.rows {
+            let need = group.bytes(rows);
+            if need > u128::from(available) {
+                return Err(format!(
+                    "rows = {rows} on {} × {} in {} needs {:.1} GB, but {:.1} GB are free",
+                    group.layer.d_out,
+                    group.layer.d_in,
+                    group.dtype,
+                    need as f64 / 1e9,
+                    available as f64 / 1e9
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! `linear`: the frozen layer alone.
+
+use std::sync::Arc;
+
+use kron_core::{Accum, Element, Result};
+use ndarray::Array2;
+
+use super::weight::{Products, Weight};
+use super::{Engine, Ingredients};
+use crate::data::{Set, flat};
+use crate::gemm::Library;
+
+pub struct Linear<E> {
+    weight: Arc<Array2<E>>,
+    products: Products,
+}
+
+impl<E: Element> Linear<E> {
+    pub fn new(weight: Arc<Array2<E>>, library: Library, from: &Ingredients<E>) -> Self {
+        let (d_out, d_in) = weight.dim();
+        let products = Products::new::<E>(library, from.threads, from.rows, d_out, d_in);
+        Self { weight, products }
+    }
+}
+
+impl<E: Element> Engine<E> for Linear<E> {
+    fn scratch_bytes(&self, _: bool) -> usize {
+        self.products.bytes()
+    }
+
+    fn forward(&mut self, set: &mut Set<E>) -> Result<()> {
+        self.products.forward(set, Weight::Own(flat(&self.weight)), Accum::Replace);
+        Ok(())
+    }
+
+    fn backward(&mut self, set: &mut Set<E>) -> Result<()> {
+        self.products.backward(set, Weight::Own(flat(&self.weight)));
+        Ok(())
+    }
+}

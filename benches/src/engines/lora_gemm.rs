@@ -1,0 +1,253 @@
+//! `lora-gemm`: LoRA as products of a GEMM crate, each accumulating where it can.
+//!
+//! ```text
+//! forward    T = X·Cᵀ      Y += s·T·Bᵀ
+//! backward   dT = s·dY·B   dB += s·dYᵀ·T   dC += dTᵀ·X   dX += dT·C
+//! ```
+
+use kron_core::{Accum, Dtype, Element, KronOp, Result, Theta};
+use rayon::prelude::*;
+
+use super::{Engine, Ingredients};
+use crate::convert::{add_into, widen};
+use crate::data::{Set, flat, flat_mut};
+use crate::gemm::{Library, Mat, MatMut, product};
+
+/// Which crate, and who cuts the work for the threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Who multiplies.
+    pub library: Library,
+    /// Rows shared out here, and taken `rows_at_once` at a time by one thread each;
+    /// else whole products, and the crate's own threads.
+    pub blocks: bool,
+}
+
+/// Rows of a block: with d = 4096, a block of X is 512 KiB.
+const BLOCK_ROWS: usize = 32;
+
+/// Columns of a 16-bit block converted at a time, and of Y and dX computed: 128 KiB.
+const PANEL: usize = 1024;
+
+impl Schedule {
+    /// Every schedule worth trying: a 16-bit dtype is converted block by block.
+    pub fn all(dtype: Dtype) -> Vec<Schedule> {
+        let make = |blocks| move |library| Schedule { library, blocks };
+        let blocks = Library::ALL.into_iter().map(make(true));
+        match dtype {
+            Dtype::F32 => blocks.chain(Library::ALL.into_iter().map(make(false))).collect(),
+            Dtype::F16 | Dtype::Bf16 => blocks.collect(),
+        }
+    }
+}
+
+impl std::fmt::Display for Schedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = match (self.blocks, self.library.threads()) {
+            (true, _) => "blocks of rows",
+            (false, true) => "whole products, its own threads",
+            (false, false) => "whole products, one thread",
+        };
+        write!(f, "{}, {how}", self.library.name())
+    }
+}
+
+/// How one pass is cut.
+#[derive(Clone, Copy)]
+struct Cut {
+    library: Library,
+    /// Threads of each product.
+    threads: usize,
+    /// Rows of a partition; each partition runs on one thread when `threads` is 1.
+    part: usize,
+    block: usize,
+    panel: usize,
+}
+
+impl Cut {
+    fn new(schedule: Schedule, dtype: Dtype, rows: usize, threads: usize) -> Self {
+        let panel = if dtype == Dtype::F32 { usize::MAX } else { PANEL };
+        let library = schedule.library;
+        if schedule.blocks {
+            let part = rows.div_ceil(threads).next_multiple_of(BLOCK_ROWS).min(rows);
+            Self { library, threads: 1, part, block: BLOCK_ROWS, panel }
+        } else {
+            Self { library, threads, part: rows, block: rows, panel }
+        }
+    }
+
+    /// (first, count) of the panels of `width` columns.
+    fn panels(self, width: usize) -> impl Iterator<Item = (usize, usize)> {
+        let step = self.panel.min(width);
+        (0..width).step_by(step).map(move |first| (first, step.min(width - first)))
+    }
+
+    fn product(self, alpha: f32, a: Mat, b: Mat, accum: Accum, c: MatMut) {
+        product(self.library, self.threads, alpha, a, b, accum, c);
+    }
+
+    /// out += alpha·A·B, rounded once, through `scratch` where `out` is not float32.
+    #[allow(clippy::too_many_arguments)]
+    fn product_into<E: Element>(
+        self,
+        alpha: f32,
+        a: Mat,
+        b: Mat,
+        out: &mut [E],
+        (rows, cols, stride): (usize, usize, usize),
+        scratch: &mut [f32],
+    ) {
+        if E::DTYPE == Dtype::F32 {
+            let out = MatMut::strided(bytemuck::cast_slice_mut(out), rows, cols, stride);
+            return self.product(alpha, a, b, Accum::Add, out);
+        }
+        let sum = &mut scratch[..rows * cols];
+        self.product(alpha, a, b, Accum::Replace, MatMut::new(sum, rows, cols));
+        for (out, sum) in out.chunks_mut(stride).zip(sum.chunks(cols)) {
+            add_into(&mut out[..cols], sum, 1.0);
+        }
+    }
+}
+
+/// One partition's memory.
+struct Part {
+    /// A panel in float32; a row after the other where it is read from 16-bit rows.
+    panel: Vec<f32>,
+    /// dT of a block.
+    dt: Vec<f32>,
+    /// \[dB | dC\].
+    grad: Vec<f32>,
+}
+
+pub struct LoraGemm {
+    op: KronOp,
+    theta: Theta,
+    grad: Vec<f32>,
+    rows: usize,
+    forward: Cut,
+    backward: Cut,
+    parts: Vec<Part>,
+}
+
+impl LoraGemm {
+    pub fn new<E: Element>(
+        (op, theta): (KronOp, Theta),
+        forward: Schedule,
+        backward: Schedule,
+        from: &Ingredients<E>,
+    ) -> Self {
+        let rows = from.rows;
+        let cut = |schedule| Cut::new(schedule, E::DTYPE, rows, from.threads);
+        let (forward, backward) = (cut(forward), cut(backward));
+        let count = rows.div_ceil(forward.part).max(rows.div_ceil(backward.part));
+        let panel = if E::DTYPE == Dtype::F32 { 0 } else { BLOCK_ROWS * PANEL };
+        let dt = backward.block.min(rows) * op.shape.width();
+        let part = |_| Part { panel: vec![0.0; panel], dt: vec![0.0; dt], grad: vec![0.0; op.shape.params()] };
+        let grad = vec![0.0; op.shape.params()];
+        Self { op, theta, grad, rows, forward, backward, parts: (0..count).map(part).collect() }
+    }
+}
+
+/// Columns `first .. first + count` of `rows` rows of `d` numbers, as float32.
+fn load<'a, E: Element>(
+    from: &'a [E],
+    d: usize,
+    (first, count): (usize, usize),
+    scratch: &'a mut [f32],
+) -> Mat<'a> {
+    let rows = from.len() / d;
+    if E::DTYPE == Dtype::F32 {
+        return Mat::strided(&widen(from, &mut [])[first..], rows, count, d);
+    }
+    let to = &mut scratch[..rows * count];
+    for (from, to) in from.chunks(d).zip(to.chunks_mut(count)) {
+        widen(&from[first..first + count], to);
+    }
+    Mat::new(to, rows, count)
+}
+
+/// Columns `first .. first + count` of an r × d matrix.
+fn columns(m: &[f32], r: usize, d: usize, (first, count): (usize, usize)) -> Mat<'_> {
+    Mat::strided(&m[first..], r, count, d)
+}
+
+impl<E: Element> Engine<E> for LoraGemm {
+    fn scratch_bytes(&self, backward: bool) -> usize {
+        let part = |p: &Part| p.panel.len() + if backward { p.dt.len() + p.grad.len() } else { 0 };
+        4 * (self.op.t_len(self.rows) + self.parts.iter().map(part).sum::<usize>())
+    }
+
+    fn forward(&mut self, set: &mut Set<E>) -> Result<()> {
+        let (cut, scale, s) = (self.forward, self.op.scale.get(), self.op.shape);
+        let (r, d_out, d_in) = (s.width(), s.d_out(), s.d_in());
+        let (b, c) = (self.theta.b(), self.theta.c());
+        let t = &mut set.t[..self.rows * r];
+        (flat(&set.x).par_chunks(cut.part * d_in))
+            .zip(flat_mut(&mut set.y).par_chunks_mut(cut.part * d_out))
+            .zip(t.par_chunks_mut(cut.part * r))
+            .zip(&mut self.parts)
+            .for_each(|(((x, y), t), part)| {
+                let blocks = x.chunks(cut.block * d_in).zip(y.chunks_mut(cut.block * d_out));
+                for ((x, y), t) in blocks.zip(t.chunks_mut(cut.block * r)) {
+                    let n = x.len() / d_in;
+                    for panel in cut.panels(d_in) {
+                        let accum = if panel.0 == 0 { Accum::Replace } else { Accum::Add };
+                        let x = load(x, d_in, panel, &mut part.panel);
+                        cut.product(1.0, x, columns(c, r, d_in, panel).t(), accum, MatMut::new(t, n, r));
+                    }
+                    let t = Mat::new(t, n, r);
+                    for (first, count) in cut.panels(d_out) {
+                        let b = Mat::new(&b[first * r..], count, r).t();
+                        let out = (n, count, d_out);
+                        cut.product_into(scale, t, b, &mut y[first..], out, &mut part.panel);
+                    }
+                }
+            });
+        Ok(())
+    }
+
+    fn backward(&mut self, set: &mut Set<E>) -> Result<()> {
+        let (cut, scale, s) = (self.backward, self.op.scale.get(), self.op.shape);
+        let (r, d_out, d_in) = (s.width(), s.d_out(), s.d_in());
+        let (b, c) = (self.theta.b(), self.theta.c());
+        let used = self.rows.div_ceil(cut.part);
+        (flat(&set.x).par_chunks(cut.part * d_in))
+            .zip(flat(&set.dy).par_chunks(cut.part * d_out))
+            .zip(flat_mut(&mut set.dx).par_chunks_mut(cut.part * d_in))
+            .zip(set.t[..self.rows * r].par_chunks(cut.part * r))
+            .zip(&mut self.parts[..used])
+            .for_each(|((((x, dy), dx), t), Part { panel: scratch, dt, grad })| {
+                grad.fill(0.0);
+                let (db, dc) = grad.split_at_mut(s.b_len());
+                let blocks = x.chunks(cut.block * d_in).zip(dy.chunks(cut.block * d_out));
+                let blocks = blocks.zip(dx.chunks_mut(cut.block * d_in)).zip(t.chunks(cut.block * r));
+                for (((x, dy), dx), t) in blocks {
+                    let n = x.len() / d_in;
+                    for panel @ (first, count) in cut.panels(d_out) {
+                        let accum = if first == 0 { Accum::Replace } else { Accum::Add };
+                        let dy = load(dy, d_out, panel, scratch);
+                        let b = Mat::new(&b[first * r..], count, r);
+                        cut.product(scale, dy, b, accum, MatMut::new(&mut dt[..n * r], n, r));
+                        let db = MatMut::new(&mut db[first * r..], count, r);
+                        cut.product(scale, dy.t(), Mat::new(t, n, r), Accum::Add, db);
+                    }
+                    let dt = Mat::new(&dt[..n * r], n, r);
+                    for panel @ (first, count) in cut.panels(d_in) {
+                        let x = load(x, d_in, panel, scratch);
+                        let dc = MatMut::strided(&mut dc[first..], r, count, d_in);
+                        cut.product(1.0, dt.t(), x, Accum::Add, dc);
+                        let (c, out) = (columns(c, r, d_in, panel), (n, count, d_in));
+                        cut.product_into(1.0, dt, c, &mut dx[first..], out, scratch);
+                    }
+                }
+            });
+        for part in &self.parts[..used] {
+            add_into(&mut self.grad, &part.grad, 1.0);
+        }
+        Ok(())
+    }
+
+    fn grad(&mut self) -> &mut [f32] {
+        &mut self.grad
+    }
+}

@@ -1,0 +1,86 @@
+//! Every engine, with every choice it has, against the oracle.
+
+use half::{bf16, f16};
+use kron_core::{KronShape, Scale};
+
+use super::*;
+use crate::check::{Answer, check};
+use crate::data::uniform;
+use crate::oracle;
+
+const RANK: usize = 5;
+
+fn choices<E: Element>(kind: Kind) -> Vec<Choice> {
+    match kind {
+        Kind::LoraFused | Kind::KronFused | Kind::MergePerStep => vec![Choice::None],
+        Kind::LoraGemm => Schedule::all(E::DTYPE).into_iter().map(|s| Choice::Schedules(s, s)).collect(),
+        _ => Library::ALL.map(Choice::Library).to_vec(),
+    }
+}
+
+fn every_engine_is_right<E: Element>() {
+    // Wider than a panel and taller than a band, and a multiple of neither.
+    for (d_out, d_in) in [(2 * 1033, 3 * 89), (2 * 67, 3 * 701)] {
+        let scale = Scale::alpha_over_r(32.0, RANK).unwrap();
+        let kron = KronOp::new(KronShape::kron(d_out, d_in, 2, 3, RANK).unwrap(), scale);
+        let lora = KronOp::new(KronShape::lora(d_out, d_in, RANK).unwrap(), scale);
+        let weight = Arc::new(uniform::<E>(d_out, d_in, 0.05, 1));
+        for rows in [1, 35, 97] {
+            let set = Set::<E>::random(rows, d_out, d_in, kron.t_len(rows), 3);
+            for kind in Kind::ALL {
+                let problem = match kind {
+                    Kind::Linear => Problem::Linear { d_out, d_in },
+                    Kind::LoraGemm | Kind::LoraFused => Problem::Adapter(lora),
+                    Kind::MergePerStep => Problem::Merge(kron),
+                    _ => Problem::Adapter(kron),
+                };
+                let theta = problem.shape().map(|s| Theta::random(s, 7));
+                let answer = match (problem.op(), &theta) {
+                    (Some(op), Some(theta)) => Answer::Adapter(oracle::adapter(&op, theta, &set)),
+                    _ => {
+                        let (y, dx) = oracle::linear(&weight, &set);
+                        Answer::Linear(y, dx)
+                    }
+                };
+                for choice in choices::<E>(kind) {
+                    for threads in [1, 3] {
+                        let from = Ingredients { rows, threads, cpu: Cpu::new(), weight: Some(weight.clone()) };
+                        let mut engine = build(kind, choice, &problem, theta.as_ref(), &from);
+                        let what = format!("{} {choice:?} {} {d_out}×{d_in} n {rows}", kind.name(), E::DTYPE);
+                        // Twice, so that what the first call left behind shows.
+                        for _ in 0..2 {
+                            let verdicts =
+                                check(engine.as_mut(), &problem, theta.as_ref(), &set, &answer, true).unwrap();
+                            assert!(verdicts.0.ok && verdicts.1.ok, "{what}: {verdicts:?}");
+                            assert!(E::DTYPE == kron_core::Dtype::F32 || verdicts.1.rel_error > 0.0, "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_engine_is_right_in_float32() {
+    every_engine_is_right::<f32>();
+}
+
+#[test]
+fn every_engine_is_right_in_float16() {
+    every_engine_is_right::<f16>();
+}
+
+#[test]
+fn every_engine_is_right_in_bfloat16() {
+    every_engine_is_right::<bf16>();
+}
+
+#[test]
+fn the_table_has_every_engine_once_in_order() {
+    let names: Vec<Kind> = table().iter().map(|i| i.name).collect();
+    assert_eq!(names, Kind::ALL);
+    for kind in Kind::ALL {
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+    }
+}

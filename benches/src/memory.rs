@@ -1,0 +1,21 @@
+//! The counting allocator of every program that links this crate.
+
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// Runs `work` and returns how many bytes were allocated at its worst moment beyond those before it.
+pub fn peak_during<R>(work: impl FnOnce() -> R) -> (R, usize) {
+    ALLOCATOR.reset_peak_usage();
+    let before = ALLOCATOR.current_usage();
+    let result = work();
+    (result, ALLOCATOR.peak_usage().saturating_sub(before))
+}
+
+/// Runs `work` and returns how many bytes more are allocated after it than before.
+pub fn kept_by<R>(work: impl FnOnce() -> R) -> (R, usize) {
+    let before = ALLOCATOR.current_usage();
+    let result = work();
+    (result, ALLOCATOR.current_usage().saturating_sub(before))
+}

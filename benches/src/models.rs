@@ -1,0 +1,93 @@
+//! The table of models, `shapes.toml`.
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+/// One model: its linear layers, grouped by size.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// The name on the command line and in JSON.
+    pub name: String,
+    /// The name in tables and plots.
+    pub title: String,
+    /// Hidden size, from which the paper takes its outer factor.
+    pub hidden: usize,
+    /// How often the block repeats.
+    pub blocks: usize,
+    /// Why the row exists.
+    pub why: String,
+    /// The layers of one block.
+    pub layers: Vec<Layer>,
+}
+
+/// The linear layers of one size in a block.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// `q`, `kv`, `gate_up` or `down`.
+    pub name: String,
+    /// Output width.
+    pub d_out: usize,
+    /// Input width.
+    pub d_in: usize,
+    /// Layers of this size in a block.
+    pub count: usize,
+    /// What the model calls them.
+    pub members: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    model: Vec<Model>,
+}
+
+/// Every model of `shapes.toml`, in its order.
+pub fn models() -> &'static [Model] {
+    // The file is part of the program and a test reads it.
+    static MODELS: LazyLock<Vec<Model>> =
+        LazyLock::new(|| toml::from_str::<Table>(include_str!("../shapes.toml")).expect("shapes.toml").model);
+    &MODELS
+}
+
+/// The names of all models, for messages.
+pub fn names() -> String {
+    models().iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kron_core::KronShape;
+    use kron_core::plan::Split;
+
+    #[test]
+    fn the_papers_outer_factor_divides_every_layer() {
+        for model in models() {
+            let split = Split::paper(model.hidden);
+            for l in &model.layers {
+                KronShape::kron(l.d_out, l.d_in, split.a_out, split.a_in, 8)
+                    .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, l.name));
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_counts_what_the_paper_counts() {
+        let body = |name: &str| -> usize {
+            let model = models().iter().find(|m| m.name == name).unwrap();
+            let split = Split::paper(model.hidden);
+            let block = model.layers.iter().map(|l| {
+                let shape = KronShape::kron(l.d_out, l.d_in, split.a_out, split.a_in, 8).unwrap();
+                l.count * shape.params()
+            });
+            model.blocks * block.sum::<usize>()
+        };
+        assert_eq!(body("mistral-7b"), 5_676_032);
+        assert_eq!(body("llama-2-7b"), 5_241_856);
+        assert_eq!(body("llama-3-8b"), 5_676_032);
+        assert_eq!(body("distilbert"), 249_120);
+    }
+}

@@ -1,0 +1,164 @@
+//! What an engine has to compute, and the least that any machine must do for it.
+
+use kron_core::{Dtype, KronOp, KronShape};
+use serde::{Deserialize, Serialize};
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Pass {
+    /// Forward alone.
+    #[serde(rename = "forward")]
+    Forward,
+    /// Forward, then backward.
+    #[serde(rename = "forward+backward")]
+    Both,
+}
+
+impl Pass {
+    /// Both of them.
+    pub const ALL: [Pass; 2] = [Pass::Forward, Pass::Both];
+
+    /// The name on the command line and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::Both => "forward+backward",
+        }
+    }
+}
+
+/// One layer's task.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Problem {
+    /// Y = X·Wᵀ and dX += dY·W.
+    Linear {
+        /// Output width.
+        d_out: usize,
+        /// Input width.
+        d_in: usize,
+    },
+    /// Y += adapter(X), its dX and θ's gradient.
+    Adapter(KronOp),
+    /// W += ΔW, and θ's gradient.
+    Merge(KronOp),
+}
+
+/// The work of the ideal algorithm: every operand read once, every result written once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Bytes read and written.
+    pub bytes: f64,
+    /// Float operations; a multiply-add is two.
+    pub flops: f64,
+}
+
+impl Problem {
+    /// The adapter, if there is one.
+    pub const fn op(&self) -> Option<KronOp> {
+        match *self {
+            Problem::Linear { .. } => None,
+            Problem::Adapter(op) | Problem::Merge(op) => Some(op),
+        }
+    }
+
+    /// The adapter's shape.
+    pub fn shape(&self) -> Option<KronShape> {
+        self.op().map(|op| op.shape)
+    }
+
+    /// Trained parameters.
+    pub fn params(&self) -> usize {
+        self.shape().map_or(0, |s| s.params())
+    }
+
+    /// (d_out, d_in).
+    pub fn layer(&self) -> (usize, usize) {
+        match *self {
+            Problem::Linear { d_out, d_in } => (d_out, d_in),
+            Problem::Adapter(op) | Problem::Merge(op) => (op.shape.d_out(), op.shape.d_in()),
+        }
+    }
+
+    /// The ideal algorithm's work for `rows` rows.
+    ///
+    /// An adapter reads X, reads and writes Y, reads θ and writes T; backward
+    /// reads X, dY, T and θ, reads and writes dX and the gradient. It does not
+    /// matter how an engine gets there: all engines of one problem have one cost.
+    pub fn cost(&self, pass: Pass, rows: usize, dtype: Dtype) -> Cost {
+        let (d_out, d_in) = self.layer();
+        let (n, element) = (rows as f64, dtype.size() as f64);
+        let (x, y) = (n * d_in as f64 * element, n * d_out as f64 * element);
+        let weight = d_out as f64 * d_in as f64;
+        let theta = 4.0 * self.params() as f64;
+        let (forward, backward) = match self {
+            Problem::Linear { .. } => (
+                Cost { bytes: x + y + weight * element, flops: 2.0 * n * weight },
+                Cost { bytes: y + 2.0 * x + weight * element, flops: 2.0 * n * weight },
+            ),
+            Problem::Adapter(op) => {
+                let t = 4.0 * op.t_len(rows) as f64;
+                let f = flops(&op.shape, n);
+                (
+                    Cost { bytes: x + 2.0 * y + theta + t, flops: f.t + f.u + f.y },
+                    // dU and dB, dT and dA and U again, dC and dX.
+                    Cost {
+                        bytes: x + y + 2.0 * x + t + 3.0 * theta,
+                        flops: 2.0 * f.y + 3.0 * f.u + 2.0 * f.t,
+                    },
+                )
+            }
+            Problem::Merge(op) => {
+                let f = flops(&op.shape, n);
+                (
+                    Cost { bytes: 2.0 * weight * element + theta, flops: 2.0 * weight },
+                    // T, dU and dB, dT and dA and U, dC; dX is the base product's.
+                    Cost { bytes: x + y + 3.0 * theta, flops: 2.0 * f.y + 3.0 * f.u + 2.0 * f.t },
+                )
+            }
+        };
+        match pass {
+            Pass::Forward => forward,
+            Pass::Both => {
+                Cost { bytes: forward.bytes + backward.bytes, flops: forward.flops + backward.flops }
+            }
+        }
+    }
+}
+
+/// Flops of T = X·Cᵀ, of U = A·T and of U·Bᵀ.
+struct Flops {
+    t: f64,
+    u: f64,
+    y: f64,
+}
+
+fn flops(s: &KronShape, n: f64) -> Flops {
+    let r = s.width() as f64;
+    Flops {
+        t: 2.0 * n * s.d_in() as f64 * r,
+        // LoRA's A is the number 1: there is nothing to multiply.
+        u: if s.a_len() == 0 { 0.0 } else { 2.0 * n * (s.a_out() * s.a_in()) as f64 * r },
+        y: 2.0 * n * s.d_out() as f64 * r,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kron_core::Scale;
+
+    #[test]
+    fn costs_are_the_formulas_of_the_method() {
+        let op = |shape| Problem::Adapter(KronOp::new(shape, Scale::new(4.0).unwrap()));
+        let kron = op(KronShape::kron(4096, 4096, 16, 2, 8).unwrap());
+        let lora = op(KronShape::lora(4096, 4096, 8).unwrap());
+        // Multiply-adds per token, q_proj of Mistral-7B, r = 8: 65,792 against 65,536.
+        assert_eq!(kron.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_792.0);
+        assert_eq!(lora.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_536.0);
+        // Three rows of 4096 numbers, θ of 18,464 numbers, T of 2 × 8.
+        let bytes = 2.0 * 3.0 * 4096.0 + 4.0 * (18_464.0 + 16.0);
+        assert_eq!(kron.cost(Pass::Forward, 1, Dtype::Bf16).bytes, bytes);
+        let both = kron.cost(Pass::Both, 1, Dtype::Bf16).bytes;
+        assert_eq!(both, bytes + 2.0 * 4.0 * 4096.0 + 4.0 * (3.0 * 18_464.0 + 16.0));
+    }
+}

@@ -1,0 +1,300 @@
+//! What a run leaves behind: `bench.json` and `bench.csv`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engines::Kind;
+use crate::machine::Machine;
+use crate::problem::Pass;
+
+/// A whole run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Where, when and how.
+    pub meta: Meta,
+    /// One per engine, layer, rows, dtype, rank and pass.
+    pub rows: Vec<Row>,
+}
+
+/// Where, when and how a run was made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Meta {
+    /// The machine and the program.
+    #[serde(flatten)]
+    pub machine: Machine,
+    /// Start of the run, RFC 3339, UTC.
+    pub date: String,
+    /// Seconds the whole run took.
+    pub seconds: f64,
+    /// Threads in use.
+    pub threads: usize,
+    /// Kron-LoRA's instruction set.
+    pub isa: String,
+    /// Rank of Kron-LoRA, and of LoRA at equal rank.
+    pub rank: usize,
+    /// alpha of alpha / r.
+    pub alpha: f32,
+    /// Bytes of X and Y together that a cell goes through before it meets them again.
+    pub rotated_bytes: usize,
+    /// The two rates that make the roof.
+    pub roof: Roof,
+    /// The products that won, per engine and layer.
+    pub gemm: Vec<GemmChoice>,
+    /// The base layer timed twice.
+    pub noise_floor: Noise,
+}
+
+/// Rates measured in the same process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Roof {
+    /// Bytes read plus bytes written per second of the best copy.
+    pub copy_bytes_per_s: f64,
+    /// Float operations per second of the kernels' own multiply-adds.
+    pub flops_per_s: Vec<Rate>,
+}
+
+/// A multiply-add rate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rate {
+    /// Of the activations.
+    pub dtype: String,
+    /// Float operations per second.
+    pub flops_per_s: f64,
+}
+
+/// The outcome of a contest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GemmChoice {
+    /// Whose products.
+    pub engine: Kind,
+    /// Output width.
+    pub d_out: usize,
+    /// Input width.
+    pub d_in: usize,
+    /// Activations.
+    pub dtype: String,
+    /// The adapter's rank; 0 for the base layer.
+    pub rank: usize,
+    /// Rows of the trial.
+    pub rows: usize,
+    /// What runs forward.
+    pub forward: String,
+    /// What runs backward.
+    pub backward: String,
+}
+
+impl GemmChoice {
+    /// Whether both are the outcome of the same contest.
+    pub fn same_contest(&self, other: &Self) -> bool {
+        let key = |c: &Self| (c.engine, c.d_out, c.d_in, c.dtype.clone(), c.rank, c.rows);
+        key(self) == key(other)
+    }
+}
+
+/// How far apart two timings of the same work lie: |m₁/m₂ − 1| of the base layer's medians.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Noise {
+    /// The median over the layers.
+    pub median: Option<f64>,
+    /// The largest.
+    pub worst: Option<f64>,
+    /// Layers that were timed twice; the slowest are timed once.
+    pub cells: usize,
+}
+
+/// One engine on one layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Which engine.
+    pub engine: Kind,
+    /// Which model.
+    pub model: String,
+    /// Which layer of it.
+    pub layer: String,
+    /// Output width.
+    pub d_out: usize,
+    /// Input width.
+    pub d_in: usize,
+    /// Tokens.
+    pub rows: usize,
+    /// Of the activations.
+    pub dtype: String,
+    /// Of the adapter; 0 for the base layer.
+    pub rank: usize,
+    /// Rows of A; 1 for LoRA, 0 for the base layer.
+    pub a_out: usize,
+    /// Columns of A; 1 for LoRA, 0 for the base layer.
+    pub a_in: usize,
+    /// Trained parameters.
+    pub params: usize,
+    /// What was timed.
+    pub pass: Pass,
+    /// Median seconds; absent when the engine was not timed.
+    pub median_s: Option<f64>,
+    /// The 10 % quantile.
+    pub q10_s: Option<f64>,
+    /// The 90 % quantile.
+    pub q90_s: Option<f64>,
+    /// The ideal algorithm's bytes over the median, in 10⁹ bytes per second.
+    pub gbps: Option<f64>,
+    /// Those bytes per second over the copy bandwidth.
+    pub copy_fraction: Option<f64>,
+    /// The roof's time over the median.
+    pub roof_fraction: Option<f64>,
+    /// The ideal algorithm's float operations.
+    pub flops: f64,
+    /// T, buffers kept between calls and the peak allocated during one.
+    pub extra_bytes: usize,
+    /// Against float64, the largest of the pass's results; absent when it is not a number.
+    pub rel_error: Option<f64>,
+    /// Whether the answer is within its tolerance; a wrong engine is not timed.
+    pub ok: bool,
+    /// Time of `lora-gemm` at equal rank over this time.
+    pub speedup: Option<f64>,
+    /// Interleaved rounds behind the quantiles.
+    pub rounds: usize,
+    /// Rows on which the answer was checked: fewer where the engine is slow.
+    pub rows_checked: usize,
+}
+
+/// What makes two rows the same measurement.
+pub type Key<'a> = (Kind, &'a str, &'a str, usize, &'a str, usize, usize, usize, Pass);
+
+impl Row {
+    /// The row's identity.
+    pub fn key(&self) -> Key<'_> {
+        let r = self;
+        (r.engine, &r.model, &r.layer, r.rows, &r.dtype, r.rank, r.a_out, r.a_in, r.pass)
+    }
+
+    /// Whether both rows time the same pass of the same layer with the same tokens.
+    pub fn same_cell(&self, other: &Row) -> bool {
+        let cell = |r: &Row| (r.model.clone(), r.layer.clone(), r.rows, r.dtype.clone(), r.pass);
+        cell(self) == cell(other)
+    }
+}
+
+impl Record {
+    /// Fills in every row's ratio to `lora-gemm` at equal rank.
+    pub fn compare(&mut self) {
+        let rank = self.meta.rank;
+        let rivals: Vec<Row> =
+            self.rows.iter().filter(|r| r.engine == Kind::LoraGemm && r.rank == rank).cloned().collect();
+        for row in &mut self.rows {
+            let rival = rivals.iter().find(|r| r.same_cell(row)).and_then(|r| r.median_s);
+            row.speedup = rival.zip(row.median_s).map(|(rival, own)| rival / own);
+        }
+    }
+
+    /// Writes `bench.json` and `bench.csv` into `folder`.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, folder: &Path) -> std::io::Result<()> {
+        let json = serde_json::to_string_pretty(self)?;
+        std::fs::write(folder.join("bench.json"), json + "\n")?;
+        let mut csv = csv::Writer::from_path(folder.join("bench.csv"))?;
+        for row in &self.rows {
+            csv.serialize(row)?;
+        }
+        csv.flush()
+    }
+
+    /// Reads a `bench.json`.
+    ///
+    /// # Errors
+    /// One sentence that names the file: it cannot be read, or is no record.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("baseline {}: {e}", path.display()))?;
+        serde_json::from_str(&text)
+            .map_err(|e| format!("baseline {} is not a bench.json: {e}", path.display()))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A row of the default layer.
+    pub(crate) fn row(engine: Kind, rank: usize, pass: Pass, median: Option<f64>) -> Row {
+        Row {
+            engine,
+            model: "mistral-7b".into(),
+            layer: "q".into(),
+            d_out: 4096,
+            d_in: 4096,
+            rows: 256,
+            dtype: "f32".into(),
+            rank,
+            a_out: 1,
+            a_in: 1,
+            params: 65_536,
+            pass,
+            median_s: median,
+            q10_s: median.map(|m| 0.9 * m),
+            q90_s: median.map(|m| 1.1 * m),
+            gbps: median.map(|m| 1.0 / m),
+            copy_fraction: median.map(|_| 0.5),
+            roof_fraction: median.map(|_| 0.6),
+            flops: 1e8,
+            extra_bytes: 1 << 20,
+            rel_error: Some(1e-7),
+            ok: median.is_some(),
+            speedup: None,
+            rounds: 7,
+            rows_checked: 256,
+        }
+    }
+
+    /// A record of these rows at rank 8.
+    pub(crate) fn record(rows: Vec<Row>) -> Record {
+        let meta = Meta {
+            machine: Machine::this(),
+            date: "2026-01-01T00:00:00Z".into(),
+            seconds: 1.0,
+            threads: 2,
+            isa: "portable".into(),
+            rank: 8,
+            alpha: 32.0,
+            rotated_bytes: 1 << 26,
+            roof: Roof {
+                copy_bytes_per_s: 2e10,
+                flops_per_s: vec![Rate { dtype: "f32".into(), flops_per_s: 1e11 }],
+            },
+            gemm: vec![],
+            noise_floor: Noise::default(),
+        };
+        let mut record = Record { meta, rows };
+        record.compare();
+        record
+    }
+
+    #[test]
+    fn ratios_are_against_two_products_of_equal_rank_in_the_same_cell() {
+        let record = record(vec![
+            row(Kind::LoraGemm, 2, Pass::Both, Some(1.0)),
+            row(Kind::LoraGemm, 8, Pass::Both, Some(3.0)),
+            row(Kind::LoraGemm, 8, Pass::Forward, Some(9.0)),
+            row(Kind::KronFused, 8, Pass::Both, Some(1.5)),
+            row(Kind::KronDense, 8, Pass::Both, None),
+        ]);
+        let speedups: Vec<_> = record.rows.iter().map(|r| r.speedup).collect();
+        assert_eq!(speedups, [Some(3.0), Some(1.0), Some(1.0), Some(2.0), None]);
+    }
+
+    #[test]
+    fn a_record_survives_its_file() {
+        let record = record(vec![row(Kind::KronFused, 8, Pass::Both, Some(0.1 + 0.2))]);
+        let folder = tempfile::tempdir().unwrap();
+        record.write(folder.path()).unwrap();
+        let back = Record::read(&folder.path().join("bench.json")).unwrap();
+        assert_eq!(back.rows[0].median_s, Some(0.1 + 0.2));
+        assert_eq!(back.meta.machine.cpu, record.meta.machine.cpu);
+        let csv = std::fs::read_to_string(folder.path().join("bench.csv")).unwrap();
+        assert_eq!(csv.lines().count(), 2);
+        assert!(csv.starts_with("engine,model,layer,d_out,d_in,rows,dtype,rank,a_out,a_in,params,pass,"));
+        let missing = Record::read(&folder.path().join("none.json")).unwrap_err();
+        assert!(missing.contains("none.json"), "{missing}");
+    }
+}

@@ -1,0 +1,50 @@
+//! The roof: no engine can be faster than copying its bytes and doing its multiply-adds.
+
+use kron_core::backend::probe;
+use kron_core::{Dtype, Isa, Result};
+
+use crate::problem::Cost;
+use crate::record::{Rate, Roof};
+
+/// Measures both rates on `threads` threads of rayon's current pool.
+///
+/// # Errors
+/// An instruction set that this machine lacks.
+pub fn measure(isa: Isa, dtypes: &[Dtype], cache_bytes: usize, threads: usize) -> Result<Roof> {
+    let rate = |&dtype: &Dtype| {
+        let flops_per_s = probe::mul_add_rate(isa, dtype, threads)?;
+        Ok(Rate { dtype: dtype.to_string(), flops_per_s })
+    };
+    Ok(Roof {
+        // Far more than the cache holds, read and written.
+        copy_bytes_per_s: probe::copy_rate(4 * cache_bytes, threads),
+        flops_per_s: dtypes.iter().map(rate).collect::<Result<_>>()?,
+    })
+}
+
+impl Roof {
+    /// Seconds that `cost` takes at best: the slower of its bytes and its flops.
+    pub fn seconds(&self, cost: Cost, dtype: &str) -> f64 {
+        (cost.bytes / self.copy_bytes_per_s).max(cost.flops / self.flops(dtype))
+    }
+
+    /// Float operations per second for a dtype that was measured.
+    pub fn flops(&self, dtype: &str) -> f64 {
+        self.flops_per_s.iter().find(|r| r.dtype == dtype).map_or(f64::NAN, |r| r.flops_per_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_roof_is_the_slower_of_bytes_and_flops() {
+        let roof = Roof {
+            copy_bytes_per_s: 10.0,
+            flops_per_s: vec![Rate { dtype: "f32".into(), flops_per_s: 100.0 }],
+        };
+        assert_eq!(roof.seconds(Cost { bytes: 50.0, flops: 100.0 }, "f32"), 5.0);
+        assert_eq!(roof.seconds(Cost { bytes: 5.0, flops: 100.0 }, "f32"), 1.0);
+    }
+}

@@ -1,0 +1,45 @@
+//! Quantiles, means and ratios.
+
+/// The `q` quantile of `samples`, interpolated between neighbours; NaN when there are none.
+pub fn quantile(samples: &[f64], q: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+    let at = q.clamp(0.0, 1.0) * last as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
+/// The median; NaN when there are no samples.
+pub fn median(samples: &[f64]) -> f64 {
+    quantile(samples, 0.5)
+}
+
+/// The geometric mean of positive numbers; `None` when there are none.
+pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.into_iter().fold((0.0, 0), |(s, n), v| (s + v.ln(), n + 1));
+    (count > 0).then(|| (sum / f64::from(count)).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_interpolate() {
+        let samples = [5.0, 1.0, 3.0, 2.0, 4.0];
+        assert_eq!(median(&samples), 3.0);
+        assert_eq!(quantile(&samples, 0.0), 1.0);
+        assert_eq!(quantile(&samples, 1.0), 5.0);
+        assert!((quantile(&samples, 0.1) - 1.4).abs() < 1e-12);
+        assert_eq!(median(&[7.0]), 7.0);
+        assert_eq!(median(&[1.0, 2.0]), 1.5);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn geometric_means_multiply() {
+        assert!((geometric_mean([2.0, 8.0]).unwrap() - 4.0).abs() < 1e-12);
+        assert_eq!(geometric_mean([]), None);
+    }
+}

@@ -1,0 +1,52 @@
+//! What an engine says it keeps is what the allocator sees, and the fused
+//! engines keep T and the workspace alone.
+
+use std::sync::Arc;
+
+use kron_bench::data::{Set, uniform};
+use kron_bench::engines::{self, Ingredients, Kind};
+use kron_bench::memory::{kept_by, peak_during};
+use kron_bench::problem::Problem;
+use kron_core::{Backend, Cpu, KronOp, KronShape, Pass, Scale, Theta};
+
+/// Boxes, vectors of vectors and the like.
+const BOOKKEEPING: usize = 4096;
+
+// One test: the allocator counts for the whole process.
+#[test]
+fn extra_memory_is_what_the_engine_says() {
+    let (d_out, d_in, rows) = (1024, 768, 300);
+    let scale = Scale::new(4.0).unwrap();
+    let kron = KronOp::new(KronShape::kron(d_out, d_in, 16, 2, 8).unwrap(), scale);
+    let lora = KronOp::new(KronShape::lora(d_out, d_in, 8).unwrap(), scale);
+    let weight = Arc::new(uniform::<f32>(d_out, d_in, 0.05, 1));
+    let cpu = Cpu::new();
+    let from = Ingredients { rows, threads: 2, cpu, weight: Some(weight) };
+    let mut set = Set::<f32>::random(rows, d_out, d_in, kron.t_len(rows), 3);
+    for kind in Kind::ALL {
+        let problem = match kind {
+            Kind::Linear => Problem::Linear { d_out, d_in },
+            Kind::LoraGemm | Kind::LoraFused => Problem::Adapter(lora),
+            Kind::MergePerStep => Problem::Merge(kron),
+            _ => Problem::Adapter(kron),
+        };
+        let theta = problem.shape().map(|s| Theta::random(s, 7));
+        let choice = engines::choose(kind, &problem, theta.as_ref(), &from, &mut set).unwrap();
+        let (mut engine, kept) = kept_by(|| engines::build(kind, choice, &problem, theta.as_ref(), &from));
+        // T stands in the set; θ and its gradient are the trainer's, and merging has a weight of its own.
+        let t = problem.op().map_or(0, |op| 4 * op.t_len(rows));
+        let own_weight = if kind == Kind::MergePerStep { 4 * d_out * d_in } else { 0 };
+        let said = engine.scratch_bytes(true) + 8 * problem.params() + own_weight - t;
+        assert!(kept.abs_diff(said) <= BOOKKEEPING, "{}: {kept} kept, {said} said", kind.name());
+
+        let (done, peak) = peak_during(|| engine.forward(&mut set).and_then(|()| engine.backward(&mut set)));
+        done.unwrap();
+        if matches!(kind, Kind::LoraFused | Kind::KronFused) {
+            let op = problem.op().unwrap();
+            let workspace = [Pass::Forward, Pass::Backward].map(|p| cpu.workspace_len(&op, p, rows));
+            assert_eq!(engine.scratch_bytes(true), t + 4 * workspace.into_iter().max().unwrap());
+            assert!(peak <= BOOKKEEPING, "{} allocated {peak} bytes in its passes", kind.name());
+            assert!(engine.scratch_bytes(true) < 4 * rows * d_out, "{} keeps a second Y", kind.name());
+        }
+    }
+}
