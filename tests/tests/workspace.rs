@@ -2,33 +2,22 @@
 //! n·a_in·r, the workspace O(θ) plus the ranks of the tokens in flight, and
 //! there is neither a ΔW nor a second Y.
 
+use kron_core::plan::{Method, PRESETS, Plan, preset};
 use kron_core::{Backend, Cpu, KronOp, KronShape, Pass, Scale};
 use kron_tests::backends;
 
-/// d_out, d_in of Mistral-7B, LLaMA-2-7B and DistilBERT; a_out of the paper's rule.
-const LAYERS: [(&str, usize, usize, usize); 8] = [
-    ("Mistral-7B q", 4096, 4096, 16),
-    ("Mistral-7B kv", 1024, 4096, 16),
-    ("Mistral-7B gate", 14336, 4096, 16),
-    ("Mistral-7B down", 4096, 14336, 16),
-    ("Mistral-7B head", 32000, 4096, 16),
-    ("LLaMA-2-7B gate", 11008, 4096, 16),
-    ("DistilBERT q", 768, 768, 4),
-    ("DistilBERT lin1", 3072, 768, 4),
-];
-
-/// Kron-LoRA as the paper has it, and LoRA, at two ranks.
+/// Kron-LoRA as the paper has it, and LoRA, at two ranks, on every layer of every preset.
 fn shapes() -> Vec<(String, KronShape)> {
-    let mut shapes = Vec::new();
-    for (name, d_out, d_in, a_out) in LAYERS {
-        for r in [8, 64] {
-            let kron = KronShape::kron(d_out, d_in, a_out, 2, r).expect("legal");
-            let lora = KronShape::lora(d_out, d_in, r).expect("legal");
-            shapes.push((format!("{name}, kron r {r}"), kron));
-            shapes.push((format!("{name}, lora r {r}"), lora));
-        }
-    }
-    shapes
+    let models = PRESETS.iter().map(|name| preset(name).expect("a preset"));
+    let plans = models.flat_map(|model| {
+        let methods = [8, 64].into_iter().flat_map(|r| [Method::paper(&model, r), Method::Lora { rank: r }]);
+        methods.map(|m| (model.name().to_owned(), Plan::new(&model, m).expect("legal"))).collect::<Vec<_>>()
+    });
+    let named = |(model, plan): (String, Plan)| {
+        let rows = plan.rows.into_iter();
+        rows.map(move |row| (format!("{model} {}: {}", row.linear.name(), row.shape), row.shape))
+    };
+    plans.flat_map(named).collect()
 }
 
 fn op(shape: KronShape) -> KronOp {

@@ -1,0 +1,254 @@
+//! The repository's own rules, checked on its text: file lengths, unsafe code,
+//! dependency arrows, words that mean "not done", links, and that each
+//! invariant in docs/ARCHITECTURE.md names a test that exists.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use toml::{Table, Value};
+
+/// Longest source file in lines.
+const BUDGET: usize = 400;
+
+/// Files that may be longer, how long, and why.
+const LONGER: [(&str, usize, &str); 1] = [("tests/tests/plan.rs", 450, "one golden table after another")];
+
+/// Where unsafe code may stand, and why.
+const UNSAFE: [(&str, &str); 3] = [
+    ("crates/kron-core/src/simd/", "the hand-written kernels"),
+    ("kernels/", "the driver and the launches"),
+    ("benches/src/gemm.rs", "the rival's crate has no safe interface"),
+];
+
+/// Workspace members, and the members that each may depend on.
+const ARROWS: [(&str, &[&str]); 6] = [
+    ("kron-kernels", &[]),
+    ("kron-core", &["kron-kernels"]),
+    ("kron-cli", &["kron-core"]),
+    ("kron-candle", &["kron-core"]),
+    ("kron-bench", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
+    ("kron-tests", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
+];
+
+/// Crates that only some members may see: (prefix, members).
+const PRIVATE: [(&str, &[&str]); 7] = [
+    ("cudarc", &["kron-kernels"]),
+    ("candle", &["kron-candle", "kron-bench", "kron-tests"]),
+    ("burn", &[]),
+    ("tch", &[]),
+    ("dfdx", &[]),
+    ("clap", &["kron-cli", "kron-bench"]),
+    ("gemm", &["kron-bench"]),
+];
+
+#[test]
+fn source_files_are_short() {
+    for (path, text) in texts(&["rs", "cu", "cuh", "h"]) {
+        let longer = LONGER.iter().find(|(name, ..)| *name == path);
+        let (budget, why) = longer.map_or((BUDGET, "the rule"), |(_, lines, why)| (*lines, *why));
+        let lines = text.lines().count();
+        assert!(lines <= budget, "{path} has {lines} lines, the budget is {budget}: {why}");
+        assert!(longer.is_none() || lines > BUDGET, "{path} is short again: take it off the list");
+    }
+}
+
+#[test]
+fn unsafe_code_is_where_it_may_be_and_says_why() {
+    let word = Regex::new(concat!(r"\b", "un", "safe", r"\b")).expect("a legal pattern");
+    let proof = Regex::new(concat!(r"\b", "un", "safe", r" (\{|impl)")).expect("a legal pattern");
+    for (path, text) in texts(&["rs"]) {
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if !word.is_match(code) {
+                continue;
+            }
+            assert!(UNSAFE.iter().any(|(place, _)| path.starts_with(place)), "{path}:{}: {line}", i + 1);
+            assert!(
+                !proof.is_match(code) || has_safety_comment(&lines[..i]),
+                "{path}:{}: no SAFETY comment",
+                i + 1
+            );
+        }
+    }
+}
+
+/// Whether the comment directly above the statement that `above` ends in says SAFETY.
+fn has_safety_comment(above: &[&str]) -> bool {
+    let mut lines = above.iter().rev().map(|line| line.trim());
+    let ends = |line: &&str| line.ends_with([';', '{', '}']) || line.is_empty();
+    let Some(comment) = lines.find(|line| line.starts_with("//") || ends(line)) else { return false };
+    let mut comment = std::iter::once(comment).chain(lines).take_while(|line| line.starts_with("//"));
+    comment.any(|line| line.contains("SAFETY:"))
+}
+
+#[test]
+fn a_missing_safety_comment_is_seen() {
+    let above = |text: &str| has_safety_comment(&text.lines().collect::<Vec<_>>());
+    assert!(above("let a = 1;\n// SAFETY: it is.\n"));
+    assert!(above("// SAFETY: it is,\n// and more.\nlet a ="));
+    assert!(!above("// SAFETY: of another.\nlet a = 1;"));
+    assert!(!above("// Fast.\nlet a ="));
+    assert!(!above("// SAFETY: of the function.\nfn a() {"));
+    assert!(!above(""));
+}
+
+#[test]
+fn crates_without_unsafe_code_forbid_it() {
+    for member in members() {
+        let root = ["src/lib.rs", "src/main.rs"].map(|file| repository().join(&member.folder).join(file));
+        let unsafe_inside = UNSAFE.iter().any(|(place, _)| place.starts_with(&format!("{}/", member.folder)));
+        for file in root.iter().filter(|file| file.exists()) {
+            let text = fs::read_to_string(file).expect("a text file");
+            let forbidden = text.contains("#![forbid(unsafe_code)]");
+            let denied = unsafe_inside && text.contains("#![deny(unsafe_code)]");
+            assert!(forbidden || denied, "{} does not forbid it", file.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_to_do() {
+    let words = [concat!("TO", "DO"), concat!("FIX", "ME")];
+    let code = [
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+        concat!("#[ig", "nore"),
+        concat!("d", "bg!("),
+    ];
+    for (path, text) in texts(&["rs", "cu", "cuh", "h", "toml", "md", "yml", "sh", "py", "run"]) {
+        let code = if path.ends_with(".md") { &[] } else { code.as_slice() };
+        for (i, line) in text.lines().enumerate() {
+            let found = words.iter().chain(code).find(|word| line.contains(**word));
+            assert!(found.is_none(), "{path}:{}: {line}", i + 1);
+        }
+    }
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let members = members();
+    for member in &members {
+        let (_, allowed) =
+            ARROWS.iter().find(|(name, _)| *name == member.name).expect("every member has its arrows");
+        for dependency in &member.dependencies {
+            let inside = members.iter().any(|m| m.name == *dependency);
+            assert!(
+                !inside || allowed.contains(&dependency.as_str()),
+                "{} depends on {dependency}, but may depend on {allowed:?} only",
+                member.name
+            );
+            for (prefix, who) in PRIVATE {
+                let hidden = dependency.starts_with(prefix) && !who.contains(&member.name.as_str());
+                assert!(!hidden, "{} depends on {dependency}, which only {who:?} may", member.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn versions_and_lints_are_the_workspaces() {
+    for member in members() {
+        let lints = member.manifest.get("lints").and_then(|l| l.get("workspace"));
+        assert_eq!(lints, Some(&Value::Boolean(true)), "{} has lints of its own", member.name);
+        for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            for (name, spec) in member.manifest.get(section).and_then(Value::as_table).into_iter().flatten() {
+                let shared = spec.get("workspace") == Some(&Value::Boolean(true));
+                assert!(shared, "{}: {name} has a version of its own", member.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let link =
+        Regex::new(r"\]\(([^)#\s]+)(#[^)\s]*)?\)|(?:src|href)=\x22([^\x22#]+)\x22").expect("a legal pattern");
+    for (path, text) in texts(&["md"]) {
+        let folder = repository().join(&path).parent().expect("a file is in a folder").to_path_buf();
+        for found in link.captures_iter(&text) {
+            let target = found.get(1).or(found.get(3)).map_or("", |m| m.as_str());
+            let elsewhere = target.contains("://") || target.starts_with("mailto:");
+            assert!(elsewhere || folder.join(target).exists(), "{path}: {target} does not exist");
+        }
+    }
+}
+
+/// Each row of the table of invariants names what holds it, as `path/to/file.rs::test`.
+#[test]
+fn invariants_name_tests_that_exist() {
+    let name = Regex::new(r"`([\w/.-]+\.rs)::(\w+)`").expect("a legal pattern");
+    let path = repository().join("docs/ARCHITECTURE.md");
+    let text = fs::read_to_string(&path).expect("docs/ARCHITECTURE.md exists");
+    let mut names = 0;
+    for (_, [file, test]) in name.captures_iter(&text).map(|c| c.extract()) {
+        let source = fs::read_to_string(repository().join(file));
+        let source = source.unwrap_or_else(|e| panic!("ARCHITECTURE.md names {file}: {e}"));
+        assert!(source.contains(&format!("fn {test}(")), "ARCHITECTURE.md: {file} has no {test}");
+        names += 1;
+    }
+    let (_, invariants) = text.split_once("Invariants\n").expect("a section of invariants");
+    let invariants = invariants.split("\n#").next().unwrap_or_default();
+    let numbered = Regex::new(r"(?m)^\| \d+ \|").expect("a legal pattern");
+    let items: Vec<&str> = numbered.split(invariants).skip(1).collect();
+    assert!(items.len() >= 8 && names >= items.len(), "{} invariants, {names} tests", items.len());
+    for item in items {
+        assert!(name.is_match(item), "no test holds this invariant: {item}");
+    }
+}
+
+/// A member of the workspace.
+struct Member {
+    folder: String,
+    name: String,
+    manifest: Table,
+    /// What its library and binaries are built with.
+    dependencies: Vec<String>,
+}
+
+fn members() -> Vec<Member> {
+    let workspace = manifest(&repository());
+    let folders = workspace["workspace"]["members"].as_array().expect("a list of members");
+    let member = |folder: &Value| {
+        let folder = folder.as_str().expect("a path").to_owned();
+        let manifest = manifest(&repository().join(&folder));
+        let name = manifest["package"]["name"].as_str().expect("a name").to_owned();
+        let sections = ["dependencies", "build-dependencies"].map(|s| manifest.get(s));
+        let tables = sections.into_iter().flatten().filter_map(Value::as_table);
+        let dependencies = tables.flat_map(|t| t.keys().cloned()).collect();
+        Member { folder, name, manifest, dependencies }
+    };
+    folders.iter().map(member).collect()
+}
+
+fn manifest(folder: &Path) -> Table {
+    let path = folder.join("Cargo.toml");
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Every text file of the repository with one of these extensions, by its path from the root.
+fn texts(extensions: &[&str]) -> Vec<(String, String)> {
+    let mut texts = Vec::new();
+    let mut folders = vec![repository()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder").map(|e| e.expect("an entry").path()) {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let extension = entry.extension().unwrap_or(entry.file_name().unwrap_or_default());
+            if entry.is_dir() && !["target", ".git", "report", "golden", "corpus"].contains(&name.as_str()) {
+                folders.push(entry);
+            } else if entry.is_file() && extensions.iter().any(|e| extension == *e) {
+                let path =
+                    entry.strip_prefix(repository()).expect("inside").to_string_lossy().replace('\\', "/");
+                texts.push((path, fs::read_to_string(&entry).expect("a text file")));
+            }
+        }
+    }
+    assert!(!texts.is_empty(), "no file ends in any of {extensions:?}");
+    texts
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository").to_path_buf()
+}
