@@ -1,0 +1,36 @@
+# The same steps that .ci/run knows, by name: `just` lists them.
+
+default:
+    @just --list
+
+# The suite.
+test:
+    cargo test --workspace
+
+# Kron-LoRA against LoRA on this machine; options go through, `just bench --model mistral-7b --rows 256`.
+bench *options:
+    cargo run --release -p kron-bench -- {{options}}
+
+# Format and clippy, warnings as errors.
+lint:
+    .ci/run format lint
+
+# The documentation, warnings as errors.
+doc:
+    .ci/run docs
+
+# Undefined behaviour in the portable kernels; needs nightly Rust with Miri.
+miri:
+    .ci/run miri
+
+# The adapter file's reader under libFuzzer; needs nightly Rust and cargo-fuzz.
+fuzz seconds="60":
+    cd tests && cargo +nightly fuzz run adapter fuzz/corpus/adapter fuzz/seeds/adapter -- -max_total_time={{seconds}}
+
+# Licences and advisories of the dependencies; needs cargo-deny.
+deny:
+    cargo deny check
+
+# All that a change must pass.
+ci:
+    .ci/run
