@@ -1,7 +1,5 @@
-//! One call for the three GEMM crates: C (+)= alpha·A·B in float32.
+//! One call for the GEMM crates: C (+)= alpha·A·B in float32.
 
-use faer::linalg::matmul::matmul;
-use faer::{MatMut as FaerMut, MatRef as FaerRef, Par};
 use kron_core::Accum;
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, linalg::general_mat_mul};
 use serde::Serialize;
@@ -14,13 +12,11 @@ pub enum Library {
     Gemm,
     /// The crate `matrixmultiply`, through ndarray; one thread.
     MatrixMultiply,
-    /// The crate `faer`.
-    Faer,
 }
 
 impl Library {
     /// All of them.
-    pub const ALL: [Library; 3] = [Library::Gemm, Library::MatrixMultiply, Library::Faer];
+    pub const ALL: [Library; 2] = [Library::Gemm, Library::MatrixMultiply];
 
     /// Whether it can use more than one thread by itself.
     pub const fn threads(self) -> bool {
@@ -32,7 +28,6 @@ impl Library {
         match self {
             Library::Gemm => "gemm",
             Library::MatrixMultiply => "matrixmultiply",
-            Library::Faer => "faer",
         }
     }
 }
@@ -65,11 +60,6 @@ impl<'a> Mat<'a> {
 
     fn dim(&self) -> (usize, usize) {
         if self.transposed { (self.cols, self.rows) } else { (self.rows, self.cols) }
-    }
-
-    fn faer(&self) -> FaerRef<'a, f32> {
-        let m = FaerRef::from_row_major_slice_with_stride(self.data, self.rows, self.cols, self.stride);
-        if self.transposed { m.transpose() } else { m }
     }
 
     /// Distance between rows, and between columns.
@@ -119,15 +109,6 @@ pub fn product(library: Library, threads: usize, alpha: f32, a: Mat, b: Mat, acc
             let shape = (m, n).strides((c.stride, 1));
             let mut out = ArrayViewMut2::from_shape(shape, c.data).expect("a slice of the span");
             general_mat_mul(alpha, &a.ndarray(), &b.ndarray(), beta(accum), &mut out);
-        }
-        Library::Faer => {
-            let par = if threads > 1 { Par::rayon(threads) } else { Par::Seq };
-            let out = FaerMut::from_row_major_slice_with_stride_mut(c.data, m, n, c.stride);
-            let accum = match accum {
-                Accum::Replace => faer::Accum::Replace,
-                Accum::Add => faer::Accum::Add,
-            };
-            matmul(out, accum, a.faer(), b.faer(), alpha, par);
         }
     }
 }

@@ -60,13 +60,13 @@ impl Unfused {
     fn outer(&mut self, t: &[f32]) {
         let (s, n) = (self.op.shape, self.rows);
         let (a_out, a_in, r) = (s.a_out(), s.a_in(), s.width());
-        let ([_, mut t_mid], [mut u, mut u_mid]) = (std::mem::take(&mut self.t), std::mem::take(&mut self.u));
+        let ([dt, mut t_mid], [mut u, mut u_mid]) = (std::mem::take(&mut self.t), std::mem::take(&mut self.u));
         swap(t, &mut t_mid, n, a_in, r);
         let a = Mat::new(self.theta.a(), a_out, a_in);
         let out = MatMut::new(&mut u_mid, a_out, n * r);
         self.product(1.0, a, Mat::new(&t_mid, a_in, n * r), Accum::Replace, out);
         swap(&u_mid, &mut u, a_out, n, r);
-        (self.t[1], self.u) = (t_mid, [u, u_mid]);
+        (self.t, self.u) = ([dt, t_mid], [u, u_mid]);
     }
 }
 
