@@ -13,7 +13,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Print JSON instead of a table.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 100)]
     json: bool,
 }
 

@@ -68,7 +68,9 @@ fn fold(base: &Base, layer: &Layer, slot: &Slot) -> Result<Fold> {
         safetensors::Dtype::F16 => Dtype::F16,
         safetensors::Dtype::BF16 => Dtype::Bf16,
         other => {
-            return Err(refused(format!("is {other}, but a weight that can be added to is F32, F16 or BF16")));
+            return Err(refused(format!(
+                "is {other}, but a weight that can be added to is F32, F16 or BF16"
+            )));
         }
     };
     let transposed = base.config.as_ref().is_some_and(|config| config.transposed(module));

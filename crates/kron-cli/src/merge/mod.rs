@@ -102,8 +102,11 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 
 /// One file into one file.
 fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report> {
-    if args.out.is_dir() {
-        return Err(Error::usage(format!("{} is a folder, but BASE is one file", args.out.display())));
+    if args.out.exists() && !args.out.is_file() {
+        return Err(Error::usage(format!("{} is no regular file, but BASE is one", args.out.display())));
+    }
+    if args.resume {
+        return Err(Error::usage("--resume is for folders: a merge into one file starts from the beginning"));
     }
     if !args.force && args.out.symlink_metadata().is_ok() {
         return Err(exists(&args.out));

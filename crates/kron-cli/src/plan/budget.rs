@@ -63,8 +63,9 @@ impl Choices {
     pub fn table(&self) -> String {
         let mut lines = vec![
             format!("{}: nearest to {} trained parameters", self.model, grouped(self.budget.into())),
+            String::new(),
             table(&COLUMNS, &self.choices),
-            "the nearest of the other methods".into(),
+            "\nthe nearest of the other methods\n".into(),
             table(&COLUMNS, &self.others),
         ];
         if self.choices.iter().chain(&self.others).any(|candidate| !candidate.exact) {

@@ -66,7 +66,7 @@ pub struct Args {
     /// How many choices --budget lists
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
-    /// Check the counts of the paper's tables
+    /// Print the counts of the paper's tables
     #[arg(long)]
     paper: bool,
     /// Print CSV instead of a table

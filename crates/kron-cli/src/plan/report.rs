@@ -111,8 +111,11 @@ impl Report {
     pub fn table(&self) -> String {
         let mut lines = vec![
             format!("{}, hidden size {}: {}", self.model, self.hidden, self.method),
+            String::new(),
             table(&LAYERS, &self.layers),
+            String::new(),
             table(&METHODS, &self.methods),
+            String::new(),
         ];
         let reduced = self
             .layers
@@ -124,7 +127,7 @@ impl Report {
                 "*: on some layer the split is reduced to a divisor, or the inner factor is full".into(),
             );
         }
-        lines.join("\n")
+        lines.join("\n").trim_end().to_string()
     }
 
     /// The layers.

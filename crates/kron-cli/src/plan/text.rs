@@ -19,7 +19,7 @@ pub struct Column<T> {
 /// A table for a reader.
 pub fn table<T>(columns: &[Column<T>], rows: &[T]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(columns.iter().map(|column| align(column, column.head.into())));
     table.add_rows(
         rows.iter()
