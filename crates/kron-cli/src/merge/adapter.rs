@@ -7,6 +7,7 @@ use kron_core::{Adapter, Inner, KronShape, Layer, Outer, ScaleRule, Scaling, The
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::base::Base;
 use super::data;
 use crate::{Error, Result, Tensors, files};
 
@@ -16,9 +17,9 @@ const CONFIG: &str = "adapter_config.json";
 /// Reads an adapter.
 ///
 /// # Errors
-/// A file that is damaged or in no known format, and whatever
-/// ΔW = s·A ⊗ (B·C) cannot say, by name.
-pub fn read(path: &Path) -> Result<Adapter> {
+/// A file that is damaged or in no known format, whatever ΔW = s·A ⊗ (B·C)
+/// cannot say, by name, and an adapter of transposed weights for a base without them.
+pub fn read(path: &Path, base: &Base) -> Result<Adapter> {
     if !path.is_dir() {
         return Adapter::read(path).map_err(data);
     }
@@ -27,7 +28,19 @@ pub fn read(path: &Path) -> Result<Adapter> {
         .map_err(|e| Error::data(format!("{} is no configuration of an adapter: {e}", config.display())))?;
     let peft = Peft { tensors: Tensors::read(&path.join(WEIGHTS))?, config };
     peft.config.check(peft.tensors.path())?;
-    Adapter::new(peft.layers()?).map_err(data)
+    let layers = peft.layers()?;
+    // A square weight would take the wrong ΔW without a word.
+    if let Some(layer) =
+        layers.iter().find(|layer| peft.config.fan_in_fan_out && !base.transposed(layer.module()))
+    {
+        return Err(Error::data(format!(
+            "{}: fan_in_fan_out is true, but {} does not say that the weight of {} is stored transposed",
+            peft.tensors.path(),
+            base.path(),
+            layer.module()
+        )));
+    }
+    Adapter::new(layers).map_err(data)
 }
 
 #[derive(Deserialize)]
@@ -42,6 +55,8 @@ struct Config {
     alpha_pattern: BTreeMap<String, f32>,
     #[serde(default)]
     use_rslora: bool,
+    #[serde(default)]
+    fan_in_fan_out: bool,
     /// Fields that change ΔW where they are on.
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,

@@ -115,6 +115,11 @@ impl Base {
         &self.shards[shard].tensors[slot]
     }
 
+    /// Whether the configuration says that a module's weight lies as d_in × d_out.
+    pub fn transposed(&self, module: &str) -> bool {
+        self.config.as_ref().is_some_and(|config| config.transposed(module))
+    }
+
     /// All tensors' names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.shards.iter().flat_map(|shard| &shard.tensors).map(|slot| slot.name.as_str())
@@ -123,7 +128,7 @@ impl Base {
     /// That every tensor is in the shard that the index names.
     fn check_map(&self, map: &BTreeMap<String, String>) -> Result<()> {
         for (tensor, file) in map {
-            if !self.find(tensor).is_some_and(|(shard, _)| self.shards[shard].name == *file) {
+            if self.find(tensor).is_none_or(|(shard, _)| self.shards[shard].name != *file) {
                 return Err(Error::data(format!(
                     "{}: {INDEX} puts tensor {tensor:?} into {file}, which does not have it",
                     self.path()

@@ -73,7 +73,7 @@ fn fold(base: &Base, layer: &Layer, slot: &Slot) -> Result<Fold> {
             )));
         }
     };
-    let transposed = base.config.as_ref().is_some_and(|config| config.transposed(module));
+    let transposed = base.transposed(module);
     let stored = if transposed { [shape.d_in(), shape.d_out()] } else { [shape.d_out(), shape.d_in()] };
     if slot.shape.len() > 2 {
         return Err(refused(format!(

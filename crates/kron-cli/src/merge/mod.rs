@@ -87,8 +87,8 @@ pub struct Report {
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     apart(&args.base, &args.out)?;
     apart(&args.adapter, &args.out)?;
-    let adapter = adapter::read(&args.adapter)?;
     let base = Base::open(&args.base)?;
+    let adapter = adapter::read(&args.adapter, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let watch = Watch::new(base.bytes())?;
     let report = match base.folder() {

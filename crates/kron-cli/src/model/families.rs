@@ -73,7 +73,7 @@ fn decoder(config: &Config, family: Family) -> Result<Layers> {
         Family::Llama => config.optional("num_key_value_heads")?.unwrap_or(heads),
         _ => config.required("num_key_value_heads")?,
     };
-    if heads % kv_heads != 0 {
+    if !heads.is_multiple_of(kv_heads) {
         return Err(config.refused(format!(
             "num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}"
         )));
@@ -103,7 +103,7 @@ fn head_dim(config: &Config, family: Family, hidden: usize, heads: usize) -> Res
         Some(dim) => Ok(dim),
         // There it is a number of its own, which the other fields do not give.
         None if own_default => config.required("head_dim"),
-        None if hidden % heads == 0 => Ok(hidden / heads),
+        None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
         None => Err(config.refused(format!(
             "num_attention_heads = {heads} does not divide hidden_size = {hidden}, and there is no head_dim"
         ))),

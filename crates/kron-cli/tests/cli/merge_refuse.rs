@@ -171,6 +171,7 @@ fn adapters_that_are_damaged() {
     peft(&|_| (), &|bytes| bytes.truncate(100), &["cut short"]);
     peft(&|json| json["peft_type"] = "VERA".into(), &|_| (), &["VERA", "LORA and LOKR"]);
     peft(&|json| json["use_dora"] = true.into(), &|_| (), &["use_dora"]);
+    peft(&|json| json["fan_in_fan_out"] = true.into(), &|_| (), &["fan_in_fan_out", "stored transposed"]);
     peft(&|json| drop(json.as_object_mut().unwrap().remove("r")), &|_| (), &["missing field `r`"]);
     peft(&|json| json["rank_pattern"] = json!({ "q_proj|k_proj": 2 }), &|_| (), &["q_proj|k_proj"]);
     peft(&|json| json["r"] = 0.into(), &|_| (), &["rank"]);
