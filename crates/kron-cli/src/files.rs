@@ -56,6 +56,11 @@ impl Input {
         self.len
     }
 
+    /// The rest of the file, from where it was read to.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Reads the next `len` bytes onto the end of `bytes`, or what there is of them.
     ///
     /// # Errors

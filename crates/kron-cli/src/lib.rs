@@ -8,8 +8,12 @@
 
 mod error;
 mod files;
+pub mod merge;
+pub mod model;
 mod output;
+pub mod plan;
 mod tensors;
+pub mod unmerge;
 pub mod verify;
 
 pub use error::{EXIT_CODES, Error, Result};

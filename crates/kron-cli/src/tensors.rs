@@ -13,7 +13,7 @@ use crate::files::Input;
 use crate::{Error, Result};
 
 /// Bytes of the header's length.
-const PREFIX: usize = 8;
+pub(crate) const PREFIX: usize = 8;
 /// The library's own limit on a header.
 const MOST_HEADER: u64 = 100_000_000;
 
@@ -103,7 +103,7 @@ fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<
 }
 
 /// The header's length and the header.
-fn read_header(input: &mut Input, bytes: &mut Vec<u8>) -> Result<()> {
+pub(crate) fn read_header(input: &mut Input, bytes: &mut Vec<u8>) -> Result<()> {
     input.append(PREFIX as u64, bytes)?;
     let Some((prefix, _)) = bytes.split_first_chunk::<PREFIX>() else {
         return Err(cut_short(
@@ -127,7 +127,7 @@ fn read_header(input: &mut Input, bytes: &mut Vec<u8>) -> Result<()> {
 /// That the file is as long as its header says: the commonest damage deserves
 /// its own sentence before any tensor is read, and the library adds offsets up
 /// without an overflow check.
-fn check_length(input: &Input, header: &[u8]) -> Result<()> {
+pub(crate) fn check_length(input: &Input, header: &[u8]) -> Result<()> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Entry {

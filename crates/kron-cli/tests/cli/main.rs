@@ -1,5 +1,10 @@
 //! The `kron` program from outside: exit codes, what it prints and where.
 
 mod folder;
+mod interrupt;
+mod merge;
+mod merge_refuse;
+mod plan;
 mod refuse;
+mod toy;
 mod verify;

@@ -1,0 +1,120 @@
+//! A folder into a folder: other files first, then the shards, then their index.
+
+use std::path::Path;
+
+use kron_core::io::write_atomic;
+use kron_core::{Adapter, Existing};
+
+use super::base::{Base, INDEX};
+use super::journal::{JOURNAL, Journal};
+use super::matching::Folds;
+use super::{Args, Report, Watch, data, exists, shard};
+use crate::files::Input;
+use crate::{Error, Result};
+
+/// Endings of files that hold weights, which would be the unmerged ones.
+const WEIGHTS: [&str; 9] =
+    [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".index.json"];
+
+pub fn merge(
+    args: &Args,
+    from: &Path,
+    base: &Base,
+    adapter: &Adapter,
+    folds: &Folds,
+    watch: &Watch,
+) -> Result<Report> {
+    let out = args.out.as_path();
+    let mut journal = begin(args, base, adapter)?;
+    let mut report =
+        Report { out: out.display().to_string(), shards: base.shards.len(), ..Report::default() };
+    copy_others(from, out, base, &mut report)?;
+    for (i, shard) in base.shards.iter().enumerate() {
+        if journal.has(out, &shard.name)? {
+            report.kept += 1;
+            watch.bar.inc(shard.len);
+            continue;
+        }
+        let hash = shard::write(shard, &folds.of(i), &out.join(&shard.name), Existing::Replace, watch)?;
+        journal.add(&shard.name, shard.len, hash)?;
+    }
+    // Without its index a sharded model is none, so that it cannot look whole before it is.
+    if let Some(index) = &base.index {
+        write_atomic(&out.join(INDEX), Existing::Replace, |to| to.write_all(index)).map_err(data)?;
+    }
+    journal.end()?;
+    Ok(report)
+}
+
+/// The folder ready to be written to, and its journal.
+fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
+    let out = args.out.as_path();
+    let refused = |e: std::io::Error| Error::data(format!("{}: {e}", out.display()));
+    if out.symlink_metadata().is_ok() && !out.is_dir() {
+        return Err(Error::usage(format!("{} is a file, but BASE is a folder", out.display())));
+    }
+    std::fs::create_dir_all(out).map_err(refused)?;
+    let names = names(out)?;
+    let unfinished = names.iter().any(|name| name == JOURNAL);
+    if args.resume && unfinished {
+        remove_leftovers(out, &names)?;
+        return Journal::resume(out, base, adapter);
+    }
+    if unfinished && !args.force {
+        return Err(Error::usage(format!(
+            "{} holds an unfinished merge; --resume goes on with it, --force begins anew",
+            out.display()
+        )));
+    }
+    if !names.is_empty() && !args.force {
+        return Err(exists(out));
+    }
+    remove_leftovers(out, &names)?;
+    let journal = Journal::begin(out, base, adapter)?;
+    if names.iter().any(|name| name == INDEX) {
+        std::fs::remove_file(out.join(INDEX)).map_err(refused)?;
+    }
+    Ok(journal)
+}
+
+/// Temporary files of a merge that was killed.
+fn remove_leftovers(out: &Path, names: &[String]) -> Result<()> {
+    for name in names.iter().filter(|name| name.starts_with(".kron-") && name.ends_with(".tmp")) {
+        let refused = |e| Error::data(format!("{}/{name} cannot be removed: {e}", out.display()));
+        std::fs::remove_file(out.join(name)).map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Result<()> {
+    for name in names(from)? {
+        let source = from.join(&name);
+        if name == JOURNAL || name == INDEX || base.shards.iter().any(|shard| shard.name == name) {
+            continue;
+        }
+        if !source.is_file() || WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
+            report.left_out.push(name);
+            continue;
+        }
+        let mut file = Input::open(&source)?.into_file();
+        let copied =
+            write_atomic(&out.join(&name), Existing::Replace, |to| std::io::copy(&mut file, to).map(drop));
+        copied.map_err(data)?;
+        report.copied.push(name);
+    }
+    Ok(())
+}
+
+/// The names in a folder, sorted.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let refused = |e| Error::data(format!("{} cannot be read: {e}", folder.display()));
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(refused)? {
+        let name = entry.map_err(refused)?.file_name();
+        names.push(name.into_string().map_err(|name| {
+            Error::data(format!("{} has a name that is not UTF-8: {name:?}", folder.display()))
+        })?);
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,135 @@
+//! Which shards of an unfinished merge are whole.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use kron_core::io::write_atomic;
+use kron_core::{Adapter, Existing, Inner, Outer};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::base::Base;
+use super::{data, shard};
+use crate::{Error, Result, files};
+
+/// The journal's name in the folder; the last thing that a merge removes.
+pub const JOURNAL: &str = ".kron-merge.json";
+const LIMIT: u64 = 1 << 26;
+
+/// The journal of one merge.
+pub struct Journal {
+    path: PathBuf,
+    state: State,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// A hash of what is merged.
+    job: String,
+    /// Shards under their final names.
+    shards: BTreeMap<String, Whole>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Whole {
+    size: u64,
+    hash: String,
+}
+
+impl Journal {
+    /// Begins a journal in the folder.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn begin(folder: &Path, base: &Base, adapter: &Adapter) -> Result<Self> {
+        let journal = Self {
+            path: folder.join(JOURNAL),
+            state: State { job: job(base, adapter)?, shards: BTreeMap::new() },
+        };
+        journal.save()?;
+        Ok(journal)
+    }
+
+    /// Takes up the journal of the folder.
+    ///
+    /// # Errors
+    /// A journal that is damaged or of another merge.
+    pub fn resume(folder: &Path, base: &Base, adapter: &Adapter) -> Result<Self> {
+        let path = folder.join(JOURNAL);
+        let state: State = serde_json::from_slice(&files::read(&path, LIMIT)?)
+            .map_err(|e| Error::data(format!("{} is no journal of a merge: {e}", path.display())))?;
+        if state.job != job(base, adapter)? {
+            return Err(Error::usage(format!(
+                "{} is of another merge: the model or the adapter is not the same; --force begins anew",
+                path.display()
+            )));
+        }
+        Ok(Self { path, state })
+    }
+
+    /// Whether the shard under this name is the one that was written.
+    ///
+    /// # Errors
+    /// A shard that is there and cannot be read.
+    pub fn has(&self, folder: &Path, name: &str) -> Result<bool> {
+        let (path, Some(whole)) = (folder.join(name), self.state.shards.get(name)) else { return Ok(false) };
+        let size = path.metadata().map(|meta| meta.len()).ok();
+        Ok(size == Some(whole.size) && hex(shard::hash(&path)?) == whole.hash)
+    }
+
+    /// Notes a shard that is under its final name.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn add(&mut self, name: &str, size: u64, hash: u128) -> Result<()> {
+        self.state.shards.insert(name.into(), Whole { size, hash: hex(hash) });
+        self.save()
+    }
+
+    /// Removes the journal: the merge is whole.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn end(self) -> Result<()> {
+        let refused = |e| Error::data(format!("{} cannot be removed: {e}", self.path.display()));
+        std::fs::remove_file(&self.path).map_err(refused)
+    }
+
+    fn save(&self) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(&self.state).map_err(|e| Error::data(e.to_string()))?;
+        write_atomic(&self.path, Existing::Replace, |out| out.write_all(&bytes)).map_err(data)
+    }
+}
+
+/// A hash against mistakes, not against malice: the shards' headers, lengths
+/// and times of change, and all of the adapter.
+fn job(base: &Base, adapter: &Adapter) -> Result<String> {
+    let mut hash = Xxh3::new();
+    for shard in &base.shards {
+        let meta = shard.path.metadata().and_then(|meta| meta.modified());
+        let time = meta.map_err(|e| Error::data(format!("{} cannot be read: {e}", shard.path.display())))?;
+        let time = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+        hash.update(shard.name.as_bytes());
+        hash.update(&shard.len.to_le_bytes());
+        hash.update(&time.to_le_bytes());
+        hash.update(&shard.header);
+    }
+    for layer in adapter.layers() {
+        let s = layer.shape();
+        let inner = if let Inner::LowRank(r) = s.inner() { r } else { 0 };
+        let outer = usize::from(s.outer() == Outer::Trained);
+        hash.update(layer.module().as_bytes());
+        for n in [s.d_out(), s.d_in(), s.a_out(), s.a_in(), inner, outer] {
+            hash.update(&n.to_le_bytes());
+        }
+        hash.update(&layer.scaling().scale().get().to_le_bytes());
+        hash.update(bytemuck::cast_slice(layer.theta().as_slice()));
+    }
+    Ok(hex(hash.digest128()))
+}
+
+fn hex(hash: u128) -> String {
+    format!("{hash:032x}")
+}

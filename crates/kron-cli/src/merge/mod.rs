@@ -1,0 +1,188 @@
+//! `kron merge BASE ADAPTER OUT`: W + ΔW, shard by shard.
+//!
+//! ```text
+//! BASE ── Base: headers of all shards ─┐
+//! ADAPTER ── Adapter ──────────────────┴─ Folds ── shard: bytes through, adapted rows folded ── OUT
+//!                                                   journal: which shards are whole
+//! ```
+//!
+//! A header passes through as it is, as neither names, shapes nor dtypes change.
+//! What is resident is one band of one tensor's rows.
+
+mod adapter;
+mod base;
+mod fold;
+mod folder;
+mod journal;
+mod matching;
+mod shard;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kron_core::Existing;
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::{Error, Output, Result};
+
+use base::Base;
+use matching::Folds;
+
+/// Fold an adapter into a model: W + ΔW, rounded once to the model's dtype.
+///
+/// BASE is one safetensors file, or a folder with model.safetensors or with
+/// model.safetensors.index.json and its shards; f32, f16 and bf16 weights. ADAPTER is an adapter
+/// file of this project, or a PEFT folder with LoRA or LoKr. OUT is a file or a folder, as BASE is;
+/// the configuration and the tokenizer are copied along.
+#[derive(Debug, clap::Args)]
+#[command(after_help = concat!(
+    "A file appears under its name when it is whole, the index of the shards as the last one. A\n",
+    "merge into a folder that was interrupted goes on with --resume; shards whose size and hash are\n",
+    "those in the journal .kron-merge.json are kept.\n\n",
+    "Example: kron merge llama-3-8b adapter.safetensors merged"
+))]
+pub struct Args {
+    /// The model: a safetensors file or a folder
+    base: PathBuf,
+    /// The adapter: a file, or a PEFT folder
+    adapter: PathBuf,
+    /// Where the merged model goes: a file or a folder, as BASE is
+    out: PathBuf,
+    /// Overwrite what is there
+    #[arg(long)]
+    force: bool,
+    /// Go on with an interrupted merge into the folder OUT
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+}
+
+/// What was done.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Where the merged model is.
+    pub out: String,
+    /// Layers folded in.
+    pub layers: usize,
+    /// Files with weights.
+    pub shards: usize,
+    /// Those of them that an interrupted merge had left whole.
+    pub kept: usize,
+    /// Bytes of all files with weights.
+    pub bytes: u64,
+    /// Other files that were copied.
+    pub copied: Vec<String>,
+    /// Files and folders that were not: weights in other formats, sub-folders.
+    pub left_out: Vec<String>,
+}
+
+/// Merges, and prints what was done.
+///
+/// # Errors
+/// A model or an adapter that cannot be read, layers that match nothing, an OUT
+/// that is there, and what the system refuses.
+pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    apart(&args.base, &args.out)?;
+    apart(&args.adapter, &args.out)?;
+    let base = Base::open(&args.base)?;
+    let adapter = adapter::read(&args.adapter, &base)?;
+    let folds = Folds::new(&base, &adapter)?;
+    let watch = Watch::new(base.bytes())?;
+    let report = match base.folder() {
+        Some(folder) => folder::merge(args, folder, &base, &adapter, &folds, &watch)?,
+        None => file(args, &base, &folds, &watch)?,
+    };
+    watch.bar.finish_and_clear();
+    output.print(&Report { layers: adapter.layers().len(), bytes: base.bytes(), ..report }, Report::table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One file into one file.
+fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report> {
+    if args.out.exists() && !args.out.is_file() {
+        return Err(Error::usage(format!("{} is no regular file, but BASE is one", args.out.display())));
+    }
+    if args.resume {
+        return Err(Error::usage("--resume is for folders: a merge into one file starts from the beginning"));
+    }
+    if !args.force && args.out.symlink_metadata().is_ok() {
+        return Err(exists(&args.out));
+    }
+    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    for (i, shard) in base.shards.iter().enumerate() {
+        shard::write(shard, &folds.of(i), &args.out, existing, watch)?;
+    }
+    Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
+}
+
+/// That writing to `out` cannot touch `source`.
+fn apart(source: &Path, out: &Path) -> Result<()> {
+    match (source.canonicalize(), out.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => Err(Error::usage(format!(
+            "OUT is {}, which is read; a merge goes to another place, as the original is worth keeping",
+            source.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn exists(out: &Path) -> Error {
+    Error::usage(format!("{} is there already; --force overwrites it", out.display()))
+}
+
+fn data(error: kron_core::Error) -> Error {
+    Error::data(error.to_string())
+}
+
+/// The progress bar on the standard error, and the wish to stop.
+pub(crate) struct Watch {
+    bar: ProgressBar,
+    stop: Arc<AtomicBool>,
+}
+
+impl Watch {
+    fn new(bytes: u64) -> Result<Self> {
+        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        {
+            bar.set_style(style);
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // The first one asks for an orderly end, a second one does not wait for it.
+            let registered = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+                .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
+            registered.map_err(|e| Error::data(format!("signals cannot be caught: {e}")))?;
+        }
+        Ok(Self { bar, stop })
+    }
+
+    /// Counts bytes that were written.
+    fn passed(&self, bytes: usize) -> Result<()> {
+        self.bar.inc(bytes as u64);
+        if self.stop.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Error::data("the merge was interrupted by a signal; nothing half-written is left"));
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn table(&self) -> String {
+        let kept = if self.kept > 0 { format!(", {} of them kept", self.kept) } else { String::new() };
+        let mut lines = vec![format!(
+            "{}: {} layers folded, {} shards of {} bytes{kept}",
+            self.out, self.layers, self.shards, self.bytes
+        )];
+        for (what, names) in [("copied", &self.copied), ("left out", &self.left_out)] {
+            if !names.is_empty() {
+                lines.push(format!("{what}: {}", names.join(", ")));
+            }
+        }
+        lines.join("\n")
+    }
+}

@@ -1,0 +1,186 @@
+//! Which linear layers each family has, and where its configuration keeps their sizes.
+
+use kron_core::plan::{Linear, Model};
+
+use super::{Config, Layers};
+use crate::Result;
+
+/// Models whose blocks have the same linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    Gemma,
+    Bert,
+    DistilBert,
+    Gpt2,
+}
+
+/// `model_type` and its family.
+const TYPES: [(&str, Family); 14] = [
+    ("llama", Family::Llama),
+    ("mistral", Family::Mistral),
+    ("qwen2", Family::Qwen2),
+    ("qwen3", Family::Qwen3),
+    ("gemma", Family::Gemma),
+    ("gemma2", Family::Gemma),
+    ("gemma3", Family::Gemma),
+    ("gemma3_text", Family::Gemma),
+    ("bert", Family::Bert),
+    ("roberta", Family::Bert),
+    ("xlm-roberta", Family::Bert),
+    ("camembert", Family::Bert),
+    ("distilbert", Family::DistilBert),
+    ("gpt2", Family::Gpt2),
+];
+
+impl Family {
+    pub(super) fn of(model_type: &str) -> Option<Self> {
+        TYPES.iter().find(|(name, _)| *name == model_type).map(|&(_, family)| family)
+    }
+
+    pub(super) fn known() -> String {
+        TYPES.map(|(name, _)| name).join(", ")
+    }
+
+    /// What the family does when its configuration does not say.
+    pub(super) fn tied_by_default(self) -> bool {
+        matches!(self, Family::Gemma | Family::Bert | Family::DistilBert | Family::Gpt2)
+    }
+}
+
+pub(super) fn layers(config: &Config, family: Family) -> Result<Layers> {
+    match family {
+        Family::Bert => encoder(config),
+        Family::DistilBert => distilbert(config),
+        Family::Gpt2 => gpt2(config),
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Gemma => {
+            decoder(config, family)
+        }
+    }
+}
+
+/// LLaMA and its descendants: grouped queries, a gated feed-forward, a head over the vocabulary.
+fn decoder(config: &Config, family: Family) -> Result<Layers> {
+    let hidden = config.required("hidden_size")?;
+    let ffn = config.required("intermediate_size")?;
+    let heads = config.required("num_attention_heads")?;
+    let head_dim = head_dim(config, family, hidden, heads)?;
+    // Only LLaMA's own default follows from the other fields.
+    let kv_heads = match family {
+        Family::Llama => config.optional("num_key_value_heads")?.unwrap_or(heads),
+        _ => config.required("num_key_value_heads")?,
+    };
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(config.refused(format!(
+            "num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}"
+        )));
+    }
+    let (q, kv) = (heads.saturating_mul(head_dim), kv_heads.saturating_mul(head_dim));
+    let mut notes = Vec::new();
+    if q != hidden {
+        notes.push(format!("q_proj and o_proj are not square: {heads} heads of {head_dim} make {q}, the hidden size is {hidden}"));
+    }
+    let linears = [
+        ("q_proj", q, hidden),
+        ("k_proj", kv, hidden),
+        ("v_proj", kv, hidden),
+        ("o_proj", hidden, q),
+        ("gate_proj", ffn, hidden),
+        ("up_proj", ffn, hidden),
+        ("down_proj", hidden, ffn),
+    ];
+    let blocks = config.required("num_hidden_layers")?;
+    finish(config, hidden, blocks, &linears, Some(hidden), notes)
+}
+
+/// The width of a head, which need not be hidden / heads.
+fn head_dim(config: &Config, family: Family, hidden: usize, heads: usize) -> Result<usize> {
+    let own_default = matches!(family, Family::Qwen3 | Family::Gemma);
+    match config.optional("head_dim")? {
+        Some(dim) => Ok(dim),
+        // There it is a number of its own, which the other fields do not give.
+        None if own_default => config.required("head_dim"),
+        None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
+        None => Err(config.refused(format!(
+            "num_attention_heads = {heads} does not divide hidden_size = {hidden}, and there is no head_dim"
+        ))),
+    }
+}
+
+/// BERT and RoBERTa.
+fn encoder(config: &Config) -> Result<Layers> {
+    let hidden = config.required("hidden_size")?;
+    let ffn = config.required("intermediate_size")?;
+    let linears = [
+        ("query", hidden, hidden),
+        ("key", hidden, hidden),
+        ("value", hidden, hidden),
+        ("attention.output.dense", hidden, hidden),
+        ("intermediate.dense", ffn, hidden),
+        ("output.dense", hidden, ffn),
+    ];
+    finish(config, hidden, config.required("num_hidden_layers")?, &linears, None, Vec::new())
+}
+
+fn distilbert(config: &Config) -> Result<Layers> {
+    let hidden = config.required("dim")?;
+    let ffn = config.required("hidden_dim")?;
+    let linears = [
+        ("q_lin", hidden, hidden),
+        ("k_lin", hidden, hidden),
+        ("v_lin", hidden, hidden),
+        ("out_lin", hidden, hidden),
+        ("lin1", ffn, hidden),
+        ("lin2", hidden, ffn),
+    ];
+    finish(config, hidden, config.required("n_layers")?, &linears, None, Vec::new())
+}
+
+fn gpt2(config: &Config) -> Result<Layers> {
+    let hidden = config.required("n_embd")?;
+    let ffn = config.optional("n_inner")?.unwrap_or(hidden.saturating_mul(4));
+    let linears = [
+        ("attn.c_attn", hidden.saturating_mul(3), hidden),
+        ("attn.c_proj", hidden, hidden),
+        ("mlp.c_fc", ffn, hidden),
+        ("mlp.c_proj", hidden, ffn),
+    ];
+    let notes = vec![
+        "c_attn, c_proj and c_fc are Conv1D: their weights are stored as d_in × d_out".to_string(),
+        "attn.c_attn is q, k and v in one layer".to_string(),
+    ];
+    finish(config, hidden, config.required("n_layer")?, &linears, Some(hidden), notes)
+}
+
+/// The blocks' layers, and the head where there is one of its own.
+fn finish(
+    config: &Config,
+    hidden: usize,
+    blocks: usize,
+    linears: &[(&str, usize, usize)],
+    head: Option<usize>,
+    mut notes: Vec<String>,
+) -> Result<Layers> {
+    let refused = |e: kron_core::Error| config.refused(e);
+    let count = u32::try_from(blocks)
+        .map_err(|_| config.refused(format!("{blocks} blocks are more than {}", u32::MAX)))?;
+    let layers = linears.iter().map(|&(name, d_out, d_in)| Linear::new(name, d_out, d_in, count));
+    let mut layers = layers.collect::<kron_core::Result<Vec<_>>>().map_err(refused)?;
+    if let Some(d_in) = head {
+        if config.tied()? {
+            notes.push(
+                "lm_head is tied to the embedding and left out: adapting one would change the other".into(),
+            );
+        } else {
+            let vocab = config.required("vocab_size")?;
+            layers.push(Linear::new("lm_head", vocab, d_in, 1).map_err(refused)?);
+        }
+    }
+    let name =
+        config.fields.get("_name_or_path").and_then(|name| name.as_str()).filter(|name| !name.is_empty());
+    let model = Model::new(name.unwrap_or(&config.path), hidden, layers, 0).map_err(refused)?;
+    Ok(Layers { model, notes })
+}

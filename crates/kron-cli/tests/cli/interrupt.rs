@@ -1,0 +1,168 @@
+//! `kron merge` stopped in the middle, taken up again, and its memory.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kron_core::KronShape;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::folder::File;
+use crate::toy::{adapter, assert_merge_fails, merge, names, sharded, tensor};
+
+/// Rows and columns of the large bf16 weight: 200 MB.
+const LARGE: usize = 10_000;
+const JOURNAL: &str = ".kron-merge.json";
+const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+
+/// A small first shard, and a second one with a large weight of zeros that takes no room on the disk.
+struct Model {
+    dir: TempDir,
+    base: PathBuf,
+    adapter: PathBuf,
+}
+
+impl Model {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let small = |name: &str| File::from([(name.to_string(), tensor(Dtype::F32, &[6, 10], 1))]);
+        let base = sharded(dir.path(), &[small("a.weight"), small("z.weight")], json!({}));
+        let bytes = 2 * LARGE * LARGE;
+        let header =
+            json!({ "z.weight": { "dtype": "BF16", "shape": [LARGE, LARGE], "data_offsets": [0, bytes] } });
+        let header = header.to_string();
+        let mut start = (header.len() as u64).to_le_bytes().to_vec();
+        start.extend(header.as_bytes());
+        std::fs::write(base.join(SHARDS[1]), &start).unwrap();
+        let file = std::fs::File::options().write(true).open(base.join(SHARDS[1])).unwrap();
+        file.set_len((start.len() + bytes) as u64).unwrap();
+        let shapes = [("a", KronShape::kron(6, 10, 3, 2, 1)), ("z", KronShape::lora(LARGE, LARGE, 1))];
+        let (adapter, _) = adapter(dir.path(), &shapes.map(|(module, shape)| (module, shape.unwrap())));
+        Self { dir, base, adapter }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    /// Starts a merge and waits until the second shard is being written.
+    fn start(&self) -> Child {
+        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("kron"))
+            .arg("merge")
+            .args([&self.base, &self.adapter, &self.out()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        let temporary = |path: &Path| {
+            let large = |meta: std::fs::Metadata| meta.len() > 1 << 20;
+            path.extension().is_some_and(|e| e == "tmp") && path.metadata().is_ok_and(large)
+        };
+        loop {
+            let files = std::fs::read_dir(self.out()).into_iter().flatten().flatten();
+            if files.map(|entry| entry.path()).any(|path| temporary(&path)) {
+                return child;
+            }
+            assert!(child.try_wait().unwrap().is_none(), "the merge ended before it could be interrupted");
+            assert!(begun.elapsed() < Duration::from_secs(120), "the second shard is never written");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn resume(&self) -> Value {
+        let (code, out, err) = merge(&self.base, &self.adapter, &self.out(), &["--resume", "--json"]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// That the folder is what an undisturbed merge makes.
+    fn assert_whole(&self) {
+        let other = self.dir.path().join("undisturbed");
+        assert_eq!(merge(&self.base, &self.adapter, &other, &[]).0, 0);
+        assert_eq!(names(&self.out()), names(&other));
+        for name in names(&other) {
+            // Not assert_eq, which would print 200 MB.
+            let same =
+                std::fs::read(self.out().join(&name)).unwrap() == std::fs::read(other.join(&name)).unwrap();
+            assert!(same, "{name} differs");
+        }
+    }
+}
+
+#[test]
+fn killed_merge_leaves_no_half_and_is_taken_up_again() {
+    let model = Model::new();
+    let mut child = model.start();
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success());
+    let left = names(&model.out());
+    assert!(left.iter().any(|name| name == SHARDS[0]), "{left:?}");
+    for absent in [SHARDS[1], "model.safetensors.index.json"] {
+        assert!(!left.iter().any(|name| name == absent), "{left:?}");
+    }
+
+    // Without a word, or with another adapter, it is not taken up.
+    let merged = merge(&model.base, &model.adapter, &model.out(), &[]);
+    assert_merge_fails(merged, 2, &["unfinished merge", "--resume"]);
+    let other = tempfile::tempdir().unwrap();
+    let (stranger, _) = adapter(other.path(), &[("a", KronShape::lora(6, 10, 1).unwrap())]);
+    let merged = merge(&model.base, &stranger, &model.out(), &["--resume"]);
+    assert_merge_fails(merged, 2, &[JOURNAL, "another merge"]);
+
+    let report = model.resume();
+    assert_eq!((&report["kept"], &report["shards"]), (&json!(1), &json!(2)));
+    model.assert_whole();
+}
+
+#[test]
+fn kept_shard_is_known_by_its_hash() {
+    let model = Model::new();
+    let mut child = model.start();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let path = model.out().join(SHARDS[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(model.resume()["kept"], 0);
+    model.assert_whole();
+}
+
+#[test]
+fn interrupt_is_an_orderly_end() {
+    let model = Model::new();
+    let child = model.start();
+    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    let out = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b""[..]), "{err}");
+    assert!(err.contains("interrupted by a signal"), "{err}");
+    let left = names(&model.out());
+    assert_eq!(left, [JOURNAL, "config.json", SHARDS[0], "tokenizer.json"]);
+    assert_eq!(model.resume()["kept"], 1);
+}
+
+/// A model of 200 MB in one tensor, in less memory than that tensor.
+#[test]
+fn memory_is_a_band_of_rows() {
+    let model = Model::new();
+    let mut child = model.start();
+    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let mut peak = BTreeMap::new();
+    while child.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        if let Some(kilobytes) = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()) {
+            peak.insert("VmHWM", 1024 * kilobytes);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (peak, tensor) = (peak["VmHWM"], (2 * LARGE * LARGE) as u64);
+    assert!((1 << 20..tensor / 2).contains(&peak), "{peak} bytes for a tensor of {tensor}");
+}
