@@ -6,9 +6,16 @@
 //! output empty.
 #![forbid(unsafe_code)]
 
+pub mod convert;
+pub mod diff;
 mod error;
+pub mod export;
 mod files;
+pub mod formats;
+pub mod inspect;
 mod output;
+pub mod quantise;
+mod table;
 mod tensors;
 pub mod verify;
 

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kron_cli::{Error, Output, verify};
+use kron_cli::{Error, Output, convert, diff, export, inspect, quantise, verify};
 
 /// Kron-LoRA adapters: ΔW = s·A ⊗ (B·C).
 #[derive(Parser)]
@@ -19,6 +19,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Convert(convert::Args),
+    Diff(diff::Args),
+    Export(export::Args),
+    Inspect(inspect::Args),
+    Quantise(quantise::Args),
     Verify(verify::Args),
 }
 
@@ -26,6 +31,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = if cli.json { Output::Json } else { Output::Table };
     let done = match &cli.command {
+        Command::Convert(args) => convert::run(args, output),
+        Command::Diff(args) => diff::run(args, output),
+        Command::Export(args) => export::run(args, output),
+        Command::Inspect(args) => inspect::run(args, output),
+        Command::Quantise(args) => quantise::run(args, output),
         Command::Verify(args) => verify::run(args, output),
     };
     done.unwrap_or_else(|error: Error| {
