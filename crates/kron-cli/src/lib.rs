@@ -8,6 +8,7 @@
 
 pub mod convert;
 pub mod diff;
+pub mod docs;
 mod error;
 pub mod export;
 mod files;

@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use kron_cli::{Error, Output, convert, diff, export, inspect, quantise, verify};
+use clap::{CommandFactory, Parser, Subcommand};
+use kron_cli::{Error, Output, convert, diff, docs, export, inspect, quantise, verify};
 
 /// Kron-LoRA adapters: ΔW = s·A ⊗ (B·C).
 #[derive(Parser)]
@@ -19,10 +19,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Completions(docs::Completions),
     Convert(convert::Args),
     Diff(diff::Args),
     Export(export::Args),
     Inspect(inspect::Args),
+    Man(docs::Man),
     Quantise(quantise::Args),
     Verify(verify::Args),
 }
@@ -31,10 +33,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = if cli.json { Output::Json } else { Output::Table };
     let done = match &cli.command {
+        Command::Completions(args) => docs::completions(args, Cli::command()),
         Command::Convert(args) => convert::run(args, output),
         Command::Diff(args) => diff::run(args, output),
         Command::Export(args) => export::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),
+        Command::Man(args) => docs::man(args, Cli::command()),
         Command::Quantise(args) => quantise::run(args, output),
         Command::Verify(args) => verify::run(args, output),
     };

@@ -29,7 +29,7 @@ pub struct Fitted {
 /// above the largest; then all errors are in the message.
 pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
     let Wish { a_out, a_in, rank, max_error } = wish;
-    if !(max_error >= 0.0) {
+    if max_error.is_nan() || max_error < 0.0 {
         return Err(Error::usage(format!("--max-error is {max_error}, but an error is at least 0")));
     }
     let fitted = adapter.layers().par_iter().map(|layer| {
@@ -49,7 +49,7 @@ pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
         Ok((layer, error))
     });
     let (layers, errors): (Vec<_>, Vec<_>) = fitted.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-    let above = layers.iter().zip(&errors).filter(|(_, error)| !(**error <= max_error));
+    let above = layers.iter().zip(&errors).filter(|(_, error)| error.is_nan() || **error > max_error);
     let above: Vec<_> = above.map(|(layer, error)| format!("{} {}", layer.module(), short(*error))).collect();
     if !above.is_empty() {
         return Err(Error::data(format!(

@@ -236,7 +236,7 @@ fn read_only_folders_are_refused() {
 
 #[test]
 fn every_command_s_help_has_an_example_and_the_exit_codes() {
-    for command in ["convert", "diff", "export", "inspect", "quantise", "verify"] {
+    for command in ["completions", "convert", "diff", "export", "inspect", "man", "quantise", "verify"] {
         let run = kron().args([command, "--help"]).output().unwrap();
         let text = String::from_utf8(run.stdout).unwrap();
         assert_eq!(run.status.code(), Some(0));
@@ -245,4 +245,22 @@ fn every_command_s_help_has_an_example_and_the_exit_codes() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn man_pages_and_completions_know_every_command() {
+    let dir = TempDir::new().unwrap();
+    assert!(kron().arg("man").arg(dir.path()).output().unwrap().status.success());
+    for command in ["kron", "kron-convert", "kron-inspect", "kron-verify"] {
+        let page = std::fs::read_to_string(dir.path().join(format!("{command}.1"))).unwrap();
+        assert!(page.contains(".TH") && page.contains("Exit codes"), "{page}");
+    }
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let run = kron().args(["completions", shell]).output().unwrap();
+        assert!(
+            run.status.success() && String::from_utf8(run.stdout).unwrap().contains("quantise"),
+            "{shell}"
+        );
+    }
+    refuse(&["man", "/no/such/folder"], 1, &["/no/such/folder"]);
 }
