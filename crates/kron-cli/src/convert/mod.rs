@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_core::Adapter;
-use kron_core::algebra::{Delta, Join};
-use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::formats::peft::{self, Side};
+use crate::formats::peft::{self, Form, Side};
 use crate::formats::{self, Contents, Format, Loaded, lycoris, place};
 use crate::table::{short, table};
 use crate::{Error, Output, Result};
@@ -38,6 +36,9 @@ pub struct Args {
     /// Which LoRA to write [default: the one of smaller rank]
     #[arg(long, value_enum)]
     side: Option<Side>,
+    /// One rank and one scale for all layers of the LoRA
+    #[arg(long)]
+    uniform: bool,
     /// Replace the LoRA layers by the nearest Kron-LoRA ones, which loses something
     #[arg(long, requires_all = ["a_in", "a_out", "rank"])]
     fit: bool,
@@ -102,6 +103,9 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if args.side.is_some() && args.to != To::Lora {
         return Err(Error::usage("--side chooses between two LoRAs, so it goes with --to lora"));
     }
+    if args.uniform && args.to != To::Lora {
+        return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
+    }
     let Loaded { path, format, mut adapter, notes } = formats::read(&args.input)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
@@ -109,7 +113,8 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let job = Job { adapter: &adapter, to: args.to, side: args.side };
+    let form = Form { side: args.side, uniform: args.uniform };
+    let job = Job { adapter: &adapter, to: args.to, form };
     job.write(&args.output, args.force)?;
     let mut layers = job.rows();
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
@@ -128,19 +133,13 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 }
 
 /// Writes the adapter as LoRA, reports, and returns 0.
-pub(crate) fn export(
-    input: &Path,
-    out: &Path,
-    side: Option<Side>,
-    force: bool,
-    output: Output,
-) -> Result<ExitCode> {
-    let (input, out) = (input.to_path_buf(), out.to_path_buf());
+pub(crate) fn export(input: &Path, out: &Path, form: Form, force: bool, output: Output) -> Result<ExitCode> {
     let args = Args {
-        input,
-        output: out,
+        input: input.into(),
+        output: out.into(),
         to: To::Lora,
-        side,
+        side: form.side,
+        uniform: form.uniform,
         fit: false,
         a_in: None,
         a_out: None,
@@ -154,14 +153,14 @@ pub(crate) fn export(
 struct Job<'a> {
     adapter: &'a Adapter,
     to: To,
-    side: Option<Side>,
+    form: Form,
 }
 
 impl Job<'_> {
     fn write(&self, out: &Path, force: bool) -> Result<()> {
         let contents = match self.to {
             To::Kron => Contents::File(self.adapter.to_bytes().map_err(|e| Error::data(e.to_string()))?),
-            To::Lora => peft::write_lora(self.adapter, self.side)?,
+            To::Lora => peft::write_lora(self.adapter, self.form)?,
             To::PeftLokr => peft::write_lokr(self.adapter)?,
             To::Lycoris => Contents::File(lycoris::write(self.adapter)?),
         };
@@ -169,23 +168,15 @@ impl Job<'_> {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let row = |layer: &kron_core::Layer| {
-            let rank = || {
-                let delta = Delta::new(layer);
-                match self.side {
-                    None => delta.rank(Join::smaller(&delta)),
-                    Some(Side::In) => delta.rank(Join::Up),
-                    Some(Side::Out) => delta.rank(Join::Down),
-                }
-            };
-            Row {
-                module: layer.module().into(),
-                shape: layer.shape().to_string(),
-                lora_rank: (self.to == To::Lora).then(rank),
-                error: None,
-            }
+        let layers = self.adapter.layers();
+        let ranks = if self.to == To::Lora { self.form.ranks(layers) } else { Vec::new() };
+        let row = |(i, layer): (usize, &kron_core::Layer)| Row {
+            module: layer.module().into(),
+            shape: layer.shape().to_string(),
+            lora_rank: ranks.get(i).copied(),
+            error: None,
         };
-        self.adapter.layers().par_iter().map(row).collect()
+        layers.iter().enumerate().map(row).collect()
     }
 }
 

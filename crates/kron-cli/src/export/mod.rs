@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::formats::peft::Side;
+use crate::formats::peft::{Form, Side};
 use crate::{Output, Result, convert};
 
 /// Write an adapter as a LoRA that any engine serves.
@@ -14,8 +14,9 @@ use crate::{Output, Result, convert};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Nothing is lost but one rounding of each product A·B to float32. Layers that differ in rank or\n\
-scale get a rank_pattern and an alpha_pattern, which PEFT reads; an engine that ignores them\n\
-would scale those layers wrongly.\n\n\
+scale get a rank_pattern and an alpha_pattern, which PEFT reads and some engines ignore: --uniform\n\
+fills every layer up to the largest rank with zeros, and multiplies what differs in the scale\n\
+into B, so that r and lora_alpha alone say all.\n\n\
 Exit codes: 0 written; 1 the adapter is at fault; 2 the call is at fault.\n\n\
 Example: kron export --lora tests/golden/model_llama/lokr lora/")]
 pub struct Args {
@@ -29,6 +30,9 @@ pub struct Args {
     /// Which LoRA to write [default: the one of smaller rank]
     #[arg(long, value_enum)]
     side: Option<Side>,
+    /// One rank and one scale for all layers, for engines that know no patterns
+    #[arg(long)]
+    uniform: bool,
     /// Replace the folder when it exists and holds an adapter alone
     #[arg(long)]
     force: bool,
@@ -39,5 +43,6 @@ pub struct Args {
 /// # Errors
 /// As [`convert::run`].
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    convert::export(&args.input, &args.output, args.side, args.force, output)
+    let form = Form { side: args.side, uniform: args.uniform };
+    convert::export(&args.input, &args.output, form, args.force, output)
 }

@@ -27,6 +27,9 @@ fn plot(report: &Report) -> Result<String, Box<dyn std::error::Error>> {
     let top = values().fold(0.0f64, |most, v| most.max(*v));
     let (top, floor) = if top > 0.0 { (top, top * FLOOR) } else { (1.0, FLOOR) };
     let low = values().copied().filter(|v| *v > floor).fold(top, f64::min);
+    // Whole decades, at least one: a narrower axis gets no labels.
+    let first = low.log10().floor();
+    let (floor_decade, top_decade) = (10f64.powf(first), 10f64.powf(top.log10().ceil().max(first + 1.0)));
     let longest = report.layers.iter().map(|row| row.spectrum.len()).max().unwrap_or(1);
 
     let mut svg = String::new();
@@ -37,8 +40,15 @@ fn plot(report: &Report) -> Result<String, Box<dyn std::error::Error>> {
             .margin(16)
             .x_label_area_size(40)
             .y_label_area_size(70)
-            .build_cartesian_2d(1f64..(longest as f64).max(2.0), (low * 0.8..top * 1.25).log_scale())?;
-        chart.configure_mesh().x_desc("index").y_desc("singular value").draw()?;
+            .build_cartesian_2d(1f64..(longest as f64).max(2.0), (floor_decade..top_decade).log_scale())?;
+        let whole = |x: &f64| if x.fract() == 0.0 { x.to_string() } else { String::new() };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_label_formatter(&whole)
+            .x_desc("index")
+            .y_desc("singular value")
+            .draw()?;
         for (i, row) in report.layers.iter().enumerate() {
             let points = row.spectrum.iter().enumerate().map(|(k, v)| (k as f64 + 1.0, *v));
             let points: Vec<_> = points.take_while(|(_, v)| *v > floor).collect();

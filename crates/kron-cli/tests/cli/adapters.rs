@@ -263,6 +263,24 @@ fn export_takes_the_smaller_rank_and_is_the_same_delta() {
     assert_eq!(compared["layers"].as_array().unwrap().len(), adapter.layers().len());
 }
 
+/// One r and one lora_alpha for layers of two scales and two ranks.
+#[test]
+fn uniform_exports_need_no_pattern() {
+    let dir = dir();
+    let lora = dir.path().join("lora");
+    report(&[&"export", &"--lora", &"--uniform", &peft("lokr"), &lora]);
+    let config = config(&lora);
+    assert_eq!((&config["rank_pattern"], &config["alpha_pattern"]), (&json!({}), &json!({})));
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(18), &json!(27)));
+    for (name, tensor) in tensors(&lora.join("adapter_model.safetensors")) {
+        assert!(tensor.shape.contains(&18), "{name}: {:?}", tensor.shape);
+    }
+    let compared = report(&[&"diff", &peft("lokr"), &lora]);
+    for layer in compared["layers"].as_array().unwrap() {
+        assert!(layer["relative_distance"].as_f64().unwrap() < 2e-7, "{layer}");
+    }
+}
+
 #[test]
 fn lycoris_files_come_and_go_with_their_alpha() {
     let dir = dir();

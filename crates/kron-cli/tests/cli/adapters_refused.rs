@@ -201,6 +201,7 @@ fn calls_that_are_wrong() {
         assert_eq!((run.status.code(), run.stdout.len()), (Some(2), 0), "{args:?}");
     }
     refuse(&["convert", lokr, "out", "--side", "in"], 2, &["--side", "--to lora"]);
+    refuse(&["convert", lokr, "out", "--uniform"], 2, &["--uniform", "--to lora"]);
     let fit = ["--fit", "--a-in", "2", "--a-out", "2", "--rank", "2"];
     refuse(&[&["convert", lokr, "out"][..], &fit].concat(), 2, &["is no LoRA"]);
     let lora = golden().join("model_llama/lora");

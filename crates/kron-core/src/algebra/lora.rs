@@ -24,6 +24,18 @@ pub struct Lora {
     pub down: Array2<f64>,
 }
 
+impl Lora {
+    /// The same of a larger rank, filled up with zeros; as it is where `rank` is no larger.
+    pub fn padded(self, rank: usize) -> Self {
+        let Self { scale, up, down } = self;
+        let at = |w: &Array2<f64>, i, j| w.get((i, j)).copied().unwrap_or(0.0);
+        let rank = rank.max(up.ncols());
+        let wide = Array2::from_shape_fn((up.nrows(), rank), |(i, j)| at(&up, i, j));
+        let tall = Array2::from_shape_fn((rank, down.ncols()), |(i, j)| at(&down, i, j));
+        Self { scale, up: wide, down: tall }
+    }
+}
+
 impl Join {
     /// The one of smaller rank; [`Join::Up`] of two equal ones.
     pub fn smaller(delta: &Delta) -> Self {
@@ -63,6 +75,10 @@ mod tests {
             let full = materialised(&delta);
             let ranks = [Join::Up, Join::Down].map(|join| {
                 let lora = delta.lora(join);
+                let more = lora.clone().padded(lora.up.ncols() + 3);
+                assert_eq!(more.up.ncols(), lora.up.ncols() + 3);
+                let apart = more.up.dot(&more.down) - lora.up.dot(&lora.down);
+                assert!(apart.iter().all(|v| v.abs() < 1e-13));
                 let apart = lora.up.dot(&lora.down) * lora.scale - &full;
                 assert!(apart.iter().all(|v| v.abs() < 1e-12), "{join:?}");
                 lora.up.ncols()

@@ -59,32 +59,89 @@ pub enum Side {
     Out,
 }
 
+/// Which of the LoRAs that a layer is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Form {
+    /// A side for all layers; without one, the smaller rank.
+    pub side: Option<Side>,
+    /// One rank and one scale for all layers, for engines that know no patterns.
+    pub uniform: bool,
+}
+
+impl Form {
+    /// Where A goes in this layer.
+    pub fn join(self, delta: &Delta) -> Join {
+        match self.side {
+            None => Join::smaller(delta),
+            Some(Side::In) => Join::Up,
+            Some(Side::Out) => Join::Down,
+        }
+    }
+
+    /// The rank of every layer's LoRA.
+    pub fn ranks(self, layers: &[Layer]) -> Vec<usize> {
+        let deltas = layers.iter().map(Delta::new);
+        let ranks: Vec<_> = deltas.map(|delta| delta.rank(self.join(&delta))).collect();
+        let most = ranks.iter().copied().max().unwrap_or(0);
+        if self.uniform { vec![most; ranks.len()] } else { ranks }
+    }
+}
+
+/// The rank and scale of all layers.
+struct Common {
+    rank: usize,
+    scale: f64,
+}
+
+impl Common {
+    /// The largest rank, and the commonest scale that is not 0.
+    fn of(layers: &[Layer], side: Option<Side>) -> Self {
+        let ranks = Form { side, uniform: true }.ranks(layers);
+        let scales: Vec<_> =
+            layers.iter().map(|l| ("", scale64(l.scaling()))).filter(|(_, s)| *s != 0.0).collect();
+        let scale = patterns(&scales).map_or(1.0, |(scale, _)| scale);
+        Self { rank: ranks.first().copied().unwrap_or(0), scale }
+    }
+
+    /// Zeros up to the rank, and what differs in the scale multiplied into `up`.
+    fn of_layer(&self, lora: Lora) -> Lora {
+        let ratio = lora.scale / self.scale;
+        let Lora { up, down, .. } = lora.padded(self.rank);
+        Lora { scale: self.scale, up: up * ratio, down }
+    }
+}
+
 /// A folder that any LoRA engine loads: every layer as the LoRA that it is, of
 /// the smaller rank unless a side is given.
 ///
-/// A product A_ij·B_pq is rounded once to float32; nothing else is.
+/// A product A_ij·B_pq is rounded once to float32; nothing else is. In the
+/// uniform form it is s·A_ij·B_pq / s' where the layer's s is not the common s'.
 ///
 /// # Errors
 /// A product that float32 does not hold.
-pub fn write(adapter: &Adapter, side: Option<Side>) -> Result<Contents> {
+pub fn write(adapter: &Adapter, form: Form) -> Result<Contents> {
     let layers = adapter.layers();
+    let common = form.uniform.then(|| Common::of(layers, form.side));
     // rsLoRA stays what it is; beside others, or joined to A, its s is written out.
-    let rs = layers.iter().all(|l| l.scaling().rule() == ScaleRule::AlphaOverSqrtR && is_lora(l));
+    let rs =
+        !form.uniform && layers.iter().all(|l| l.scaling().rule() == ScaleRule::AlphaOverSqrtR && is_lora(l));
     let mut tensors = Vec::new();
     let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for layer in layers {
         let (module, scaling) = (layer.module(), layer.scaling());
         let delta = Delta::new(layer);
-        let join = match side {
-            None => Join::smaller(&delta),
-            Some(Side::In) => Join::Up,
-            Some(Side::Out) => Join::Down,
-        };
-        let Lora { up, down, .. } = delta.lora(join);
+        let mut lora = delta.lora(form.join(&delta));
+        if let Some(common) = &common {
+            lora = common.of_layer(lora);
+        }
+        let Lora { scale, up, down } = lora;
         let rank = up.ncols();
-        let own = is_lora(layer) && scaling.rank() == rank && (rs || scaling.rule() == ScaleRule::AlphaOverR);
+        let own = common.is_none()
+            && is_lora(layer)
+            && scaling.rank() == rank
+            && (rs || scaling.rule() == ScaleRule::AlphaOverR);
         ranks.push((module, rank));
-        alphas.push((module, if own { shortest(scaling.alpha()) } else { scale64(scaling) * rank as f64 }));
+        alphas.push((module, if own { shortest(scaling.alpha()) } else { scale * rank as f64 }));
         for (name, factor) in [(DOWN, down), (UP, up)] {
             let data: Vec<f32> = factor.iter().map(|v| *v as f32).collect();
             if data.iter().any(|v| !v.is_finite()) {

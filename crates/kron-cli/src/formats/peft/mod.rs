@@ -19,7 +19,7 @@ use crate::{Error, Result, Tensors};
 use config::Config;
 
 pub use lokr::write as write_lokr;
-pub use lora::{Side, write as write_lora};
+pub use lora::{Form, Side, write as write_lora};
 
 /// The folder's configuration.
 pub const CONFIG: &str = "adapter_config.json";
