@@ -26,6 +26,9 @@ pub struct Factors {
 /// The factors' names, and nothing else's.
 pub const NAMES: [&str; 6] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
 
+/// The largest outer factor that is multiplied out.
+const MOST_PRODUCT: usize = 1 << 26;
+
 /// Why a tensor that often stands beside the factors is refused.
 pub fn reason(name: &str) -> &'static str {
     let tail = name.rsplit('.').next().unwrap_or(name);
@@ -48,7 +51,7 @@ pub fn reason(name: &str) -> &'static str {
 impl Factors {
     /// Reads the factors of `module`.
     pub fn read(tensors: &Tensors, module: &str, parts: &Parts) -> Result<Self> {
-        let (w1, rank1) = Pair::read(tensors, module, parts, "lokr_w1")?.joined();
+        let (w1, rank1) = Pair::read(tensors, module, parts, "lokr_w1")?.joined(module)?;
         let (theta, rank2) = match Pair::read(tensors, module, parts, "lokr_w2")? {
             Pair::Full(m) => (theta(module, &w1, Inner::Full, &[], &m)?, None),
             Pair::Product(b, c) => (theta_low(module, &w1, &b, &c)?, Some(b.cols)),
@@ -108,11 +111,19 @@ impl Pair {
         }
     }
 
-    fn joined(self) -> (Matrix, Option<usize>) {
-        match self {
-            Pair::Full(w) => (w, None),
-            Pair::Product(l, r) => (l.product(&r), Some(l.cols)),
+    /// One matrix; a small file could ask for a product without bounds.
+    fn joined(self, module: &str) -> Result<(Matrix, Option<usize>)> {
+        let (l, r) = match self {
+            Pair::Full(w) => return Ok((w, None)),
+            Pair::Product(l, r) => (l, r),
+        };
+        if l.rows.checked_mul(r.cols).is_none_or(|len| len > MOST_PRODUCT) {
+            return Err(Error::data(format!(
+                "lokr_w1_a·lokr_w1_b of {module} is {} × {}, but the limit is {MOST_PRODUCT} numbers",
+                l.rows, r.cols
+            )));
         }
+        Ok((l.product(&r), Some(l.cols)))
     }
 }
 

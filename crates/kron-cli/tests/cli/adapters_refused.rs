@@ -149,6 +149,14 @@ fn factors_that_are_wrong() {
     Peft::of("lora")
         .tensors(|file| drop(file.remove(&format!("{Q}.lora_A.weight"))))
         .refused(&["needs both"]);
+    // 40 kB of file, 400 million numbers.
+    Peft::of("lokr")
+        .tensors(|file| {
+            file.remove(&w1);
+            file.insert(format!("{w1}_a"), Tensor::f32(&[20_000, 1], vec![1.0; 20_000]));
+            file.insert(format!("{w1}_b"), Tensor::f32(&[1, 20_000], vec![1.0; 20_000]));
+        })
+        .refused(&["20000 × 20000, but the limit is"]);
     Peft::of("lokr").tensors(File::clear).refused(&["no tensors"]);
 }
 
@@ -223,6 +231,20 @@ fn folders_that_do_not_exist_are_not_made() {
     refuse(&["export", "--lora", lokr, out.to_str().unwrap()], 1, &["missing/out"]);
     refuse(&["convert", lokr, out.to_str().unwrap()], 1, &["missing/out"]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// A of 1 × 60000: one side is a LoRA of rank 2, the other of rank 120000.
+#[test]
+fn loras_beyond_memory_are_refused() {
+    let long = 60_000;
+    let folder = Peft::of("lokr").tensors(|file| {
+        let row = Tensor::f32(&[1, long], vec![1.0; long]);
+        file.insert(format!("{Q}.lokr_w1"), row);
+    });
+    let (path, out) = (folder.0.path().to_str().unwrap(), folder.0.path().join("out"));
+    let call = ["export", "--lora", path, out.to_str().unwrap(), "--side", "in"];
+    refuse(&call, 1, &["a LoRA of rank 120000", "limit"]);
+    assert!(kron().args(&call[..4]).output().unwrap().status.success());
 }
 
 /// A file system that cannot be written, whoever asks: root ignores a folder's permissions.

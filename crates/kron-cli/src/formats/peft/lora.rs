@@ -130,6 +130,7 @@ pub fn write(adapter: &Adapter, form: Form) -> Result<Contents> {
     for layer in layers {
         let (module, scaling) = (layer.module(), layer.scaling());
         let delta = Delta::new(layer);
+        check_size(layer, delta.rank(form.join(&delta)).max(common.as_ref().map_or(0, |c| c.rank)))?;
         let mut lora = delta.lora(form.join(&delta));
         if let Some(common) = &common {
             lora = common.of_layer(lora);
@@ -174,6 +175,20 @@ pub fn write(adapter: &Adapter, form: Form) -> Result<Contents> {
     let config =
         written(adapter.metadata(), layers.iter().map(Layer::module).collect(), own).map_err(Error::data)?;
     Ok(Contents::Folder { config, weights: serialize(&tensors)? })
+}
+
+/// The largest LoRA of one layer that is built, in numbers.
+const MOST_NUMBERS: usize = 1 << 29;
+
+fn check_size(layer: &Layer, rank: usize) -> Result<()> {
+    let shape = layer.shape();
+    if rank.checked_mul(shape.d_out() + shape.d_in()).is_some_and(|len| len <= MOST_NUMBERS) {
+        return Ok(());
+    }
+    Err(Error::data(format!(
+        "layer {} ({shape}) is a LoRA of rank {rank}, which is more than the limit of {MOST_NUMBERS} numbers",
+        layer.module()
+    )))
 }
 
 fn is_lora(layer: &Layer) -> bool {
