@@ -2,6 +2,7 @@
 
 mod adapters;
 mod adapters_refused;
+mod convert;
 mod folder;
 mod refuse;
 mod verify;
