@@ -6,12 +6,20 @@
 //! output empty.
 #![forbid(unsafe_code)]
 
+pub mod convert;
+pub mod diff;
+pub mod docs;
 mod error;
+pub mod export;
 mod files;
+pub mod formats;
+pub mod inspect;
 pub mod merge;
 pub mod model;
 mod output;
 pub mod plan;
+pub mod quantise;
+mod table;
 mod tensors;
 pub mod unmerge;
 pub mod verify;

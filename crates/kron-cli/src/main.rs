@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use kron_cli::{Error, Output, merge, plan, unmerge, verify};
+use clap::{CommandFactory, Parser, Subcommand};
+use kron_cli::{Error, Output, convert, diff, docs, export, inspect, merge, plan, quantise, unmerge, verify};
 
 /// Kron-LoRA adapters: ΔW = s·A ⊗ (B·C).
 #[derive(Parser)]
@@ -19,8 +19,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Completions(docs::Completions),
+    Convert(convert::Args),
+    Diff(diff::Args),
+    Export(export::Args),
+    Inspect(inspect::Args),
+    Man(docs::Man),
     Merge(merge::Args),
     Plan(plan::Args),
+    Quantise(quantise::Args),
     Unmerge(unmerge::Args),
     Verify(verify::Args),
 }
@@ -29,8 +36,15 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = if cli.json { Output::Json } else { Output::Table };
     let done = match &cli.command {
+        Command::Completions(args) => docs::completions(args, Cli::command()),
+        Command::Convert(args) => convert::run(args, output),
+        Command::Diff(args) => diff::run(args, output),
+        Command::Export(args) => export::run(args, output),
+        Command::Inspect(args) => inspect::run(args, output),
+        Command::Man(args) => docs::man(args, Cli::command()),
         Command::Merge(args) => merge::run(args, output),
         Command::Plan(args) => plan::run(args, output),
+        Command::Quantise(args) => quantise::run(args, output),
         Command::Unmerge(args) => unmerge::run(args),
         Command::Verify(args) => verify::run(args, output),
     };

@@ -55,6 +55,11 @@ impl Tensors {
         &self.bytes
     }
 
+    /// Free text by key.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
     /// Every tensor's name, sorted.
     pub fn names(&self) -> Vec<String> {
         let mut names = self.header.offset_keys();

@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 mod adapter;
+pub mod algebra;
 pub mod backend;
 mod dropout;
 mod element;

@@ -1,5 +1,8 @@
 //! The `kron` program from outside: exit codes, what it prints and where.
 
+mod adapters;
+mod adapters_refused;
+mod convert;
 mod folder;
 mod interrupt;
 mod merge;

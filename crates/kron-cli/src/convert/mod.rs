@@ -1,0 +1,203 @@
+//! `kron convert IN OUT --to FORMAT`: the same adapter in another format, or a refusal.
+
+mod fit;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use kron_core::Adapter;
+use serde::Serialize;
+
+use crate::formats::peft::{self, Form, Side};
+use crate::formats::{self, Contents, Format, Loaded, lycoris, place};
+use crate::table::{short, table};
+use crate::{Error, Output, Result};
+
+/// Write an adapter in another format.
+///
+/// Factors are copied bit for bit; a conversion to LoRA is lossless but for one
+/// rounding of A·B to float32. What the other format cannot say is refused.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n\
+layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n\
+Exit codes: 0 written; 1 the adapter is at fault or has no such form; 2 the call is at fault.\n\n\
+Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n\
+         kron convert adapter.safetensors lora/ --to lora --side in\n\
+         kron convert lora/ fit.safetensors --fit --a-in 2 --a-out 2 --rank 16 --max-error 0.9")]
+pub struct Args {
+    /// Adapter file or PEFT folder
+    input: PathBuf,
+    /// File to write, or folder for lora and peft-lokr
+    output: PathBuf,
+    /// Format to write
+    #[arg(long, value_enum, default_value = "kron")]
+    to: To,
+    /// Which LoRA to write [default: the one of smaller rank]
+    #[arg(long, value_enum)]
+    side: Option<Side>,
+    /// One rank and one scale for all layers of the LoRA
+    #[arg(long)]
+    uniform: bool,
+    /// Replace the LoRA layers by the nearest Kron-LoRA ones, which loses something
+    #[arg(long, requires_all = ["a_in", "a_out", "rank"])]
+    fit: bool,
+    /// Columns of A, with --fit
+    #[arg(long, requires = "fit")]
+    a_in: Option<usize>,
+    /// Rows of A, with --fit
+    #[arg(long, requires = "fit")]
+    a_out: Option<usize>,
+    /// Rank of B·C, with --fit
+    #[arg(long, requires = "fit")]
+    rank: Option<usize>,
+    /// Largest relative error ‖ΔW' − ΔW‖ / ‖ΔW‖ of a layer that is accepted, with --fit
+    #[arg(long, requires = "fit", default_value_t = 0.01)]
+    max_error: f64,
+    /// Replace the output when it exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// What can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum To {
+    /// One file of ours
+    Kron,
+    /// PEFT folder, LoRA of rank a_in·r or a_out·r
+    Lora,
+    /// PEFT folder, LoKr
+    PeftLokr,
+    /// LyCORIS file, LoKr
+    Lycoris,
+}
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    input: String,
+    from: Format,
+    output: String,
+    to: To,
+    layers: Vec<Row>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    module: String,
+    shape: String,
+    /// Rank of the LoRA that was written.
+    lora_rank: Option<usize>,
+    /// ‖ΔW' − ΔW‖ / ‖ΔW‖ of the fit.
+    error: Option<f64>,
+}
+
+/// Converts, reports, and returns 0.
+///
+/// # Errors
+/// An adapter that is at fault or has no form in the other format, a fit above
+/// the largest error, and an output that exists or cannot be written.
+pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    if args.side.is_some() && args.to != To::Lora {
+        return Err(Error::usage("--side chooses between two LoRAs, so it goes with --to lora"));
+    }
+    if args.uniform && args.to != To::Lora {
+        return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
+    }
+    let Loaded { path, format, mut adapter, notes } = formats::read(&args.input)?;
+    let mut errors = None;
+    if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
+        let fitted = fit::fit(&adapter, fit::Wish { a_out, a_in, rank, max_error: args.max_error })?;
+        adapter = fitted.adapter;
+        errors = Some(fitted.errors);
+    }
+    let form = Form { side: args.side, uniform: args.uniform };
+    let job = Job { adapter: &adapter, to: args.to, form };
+    job.write(&args.output, args.force)?;
+    let mut layers = job.rows();
+    for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
+        row.error = Some(error);
+    }
+    let report = Report {
+        input: path,
+        from: format,
+        output: args.output.display().to_string(),
+        to: args.to,
+        layers,
+        notes,
+    };
+    output.print(&report, Report::table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the adapter as LoRA, reports, and returns 0.
+pub(crate) fn export(input: &Path, out: &Path, form: Form, force: bool, output: Output) -> Result<ExitCode> {
+    let args = Args {
+        input: input.into(),
+        output: out.into(),
+        to: To::Lora,
+        side: form.side,
+        uniform: form.uniform,
+        fit: false,
+        a_in: None,
+        a_out: None,
+        rank: None,
+        max_error: 0.0,
+        force,
+    };
+    run(&args, output)
+}
+
+struct Job<'a> {
+    adapter: &'a Adapter,
+    to: To,
+    form: Form,
+}
+
+impl Job<'_> {
+    fn write(&self, out: &Path, force: bool) -> Result<()> {
+        let contents = match self.to {
+            To::Kron => Contents::File(self.adapter.to_bytes().map_err(|e| Error::data(e.to_string()))?),
+            To::Lora => peft::write_lora(self.adapter, self.form)?,
+            To::PeftLokr => peft::write_lokr(self.adapter)?,
+            To::Lycoris => Contents::File(lycoris::write(self.adapter)?),
+        };
+        place(out, &contents, force)
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let layers = self.adapter.layers();
+        let ranks = if self.to == To::Lora { self.form.ranks(layers) } else { Vec::new() };
+        let row = |(i, layer): (usize, &kron_core::Layer)| Row {
+            module: layer.module().into(),
+            shape: layer.shape().to_string(),
+            lora_rank: ranks.get(i).copied(),
+            error: None,
+        };
+        layers.iter().enumerate().map(row).collect()
+    }
+}
+
+impl Report {
+    fn table(&self) -> String {
+        let rows = self.layers.iter().map(|row| {
+            let rank = row.lora_rank.map_or(String::new(), |r| r.to_string());
+            let error = row.error.map_or(String::new(), short);
+            vec![row.module.clone(), row.shape.clone(), rank, error]
+        });
+        let mut text = format!(
+            "{} ({}) → {} ({} layers)\n\n{}",
+            self.input,
+            self.from,
+            self.output,
+            self.layers.len(),
+            table(&["module", "shape", "LoRA rank", "error of the fit"], 2, rows)
+        );
+        for note in &self.notes {
+            text += &format!("\n\nnote: {note}");
+        }
+        text
+    }
+}

@@ -1,0 +1,65 @@
+//! `kron man DIR` and `kron completions SHELL`: generated from the program's own arguments.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap_complete::Shell;
+use kron_core::Existing;
+use kron_core::io::write_atomic;
+
+use crate::{Error, Result};
+
+/// Write a man page for every command.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Pages of those names in the folder are replaced.\n\n\
+Exit codes: 0 written; 1 the folder cannot be written; 2 the call is at fault.\n\n\
+Example: kron man ~/.local/share/man/man1")]
+pub struct Man {
+    /// Existing folder for kron.1, kron-inspect.1 and so on
+    dir: PathBuf,
+}
+
+/// Print a shell's completions for the program.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 printed; 2 the call is at fault.\n\n\
+Example: kron completions bash > ~/.local/share/bash-completion/completions/kron")]
+pub struct Completions {
+    /// Shell
+    shell: Shell,
+}
+
+/// Writes the pages and returns 0.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn man(args: &Man, mut program: clap::Command) -> Result<ExitCode> {
+    program.build();
+    let name = program.get_name().to_string();
+    let commands = program.get_subcommands().filter(|c| c.get_name() != "help");
+    let pages = commands.map(|c| (format!("{name}-{}", c.get_name()), c.clone()));
+    let pages: Vec<_> = pages.chain([(name.clone(), program.clone())]).collect();
+    for (name, command) in pages {
+        let page = clap_mangen::Man::new(command).title(name.to_uppercase());
+        let path = args.dir.join(format!("{name}.1"));
+        write_atomic(&path, Existing::Replace, |mut to| page.render(&mut to))
+            .map_err(|e| Error::data(e.to_string()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the completions and returns 0.
+///
+/// # Errors
+/// A standard output that cannot be written.
+pub fn completions(args: &Completions, mut program: clap::Command) -> Result<ExitCode> {
+    let name = program.get_name().to_string();
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut program, name, &mut text);
+    std::io::stdout()
+        .write_all(&text)
+        .map_err(|e| Error::data(format!("the standard output cannot be written: {e}")))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Checks the folders and files that kron writes against the real packages: PEFT
+# and LyCORIS load them and compute the same, and kron reads what they write.
+#
+#   scripts/check-peft.sh [VENV]      default: target/peft-venv, made when missing (2 GB)
+#
+# Exits 0 and says "skipped" where the packages cannot be installed, 1 where something differs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=${1:-${CARGO_TARGET_DIR:-target}/peft-venv}
+
+skip() { echo "check-peft: skipped: $1"; exit 0; }
+
+install() {
+    python3 -m venv "$venv"
+    local pip=("$venv/bin/pip" install --quiet --disable-pip-version-check)
+    "${pip[@]}" --no-deps torch==2.15.0 peft==0.21.2 lycoris-lora==4.1.3 accelerate 'transformers>=5,<6'
+    "${pip[@]}" numpy safetensors==0.8.0 filelock typing_extensions sympy networkx jinja2 fsspec \
+        huggingface_hub tokenizers pyyaml regex requests tqdm packaging psutil einops toml typer
+    touch "$venv/complete"
+}
+
+[ -e "$venv/complete" ] || install || skip "the packages cannot be installed"
+python3 scripts/torch_stand_ins.py "$(echo "$venv"/lib/python3*/site-packages/torch/lib)" || skip "no C compiler or readelf for the stand-in libraries"
+"$venv/bin/python" -c 'import torch' || skip "torch does not start on this machine"
+
+cargo build --quiet -p kron-cli
+kron=${CARGO_TARGET_DIR:-target}/debug/kron
+exec "$venv/bin/python" scripts/check_peft.py "$kron" tests/golden/model_llama

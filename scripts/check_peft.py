@@ -1,0 +1,114 @@
+"""Both directions against the real packages; run by check-peft.sh.
+
+    check_peft.py KRON MODEL      MODEL: a small LLaMA with PEFT adapters (tests/golden/model_llama)
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+warnings.filterwarnings("error", message=".*missing.*keys.*")
+kron, golden = sys.argv[1], Path(sys.argv[2])
+failed = []
+
+
+def run(*args):
+    subprocess.run([kron, *map(str, args)], check=True, stdout=subprocess.DEVNULL)
+
+
+def compare(what, got, want, without, bound=1e-5):
+    """Relative to the largest output; `without` is the output with no adapter."""
+    error = ((got - want).abs().max() / want.abs().max()).item()
+    moved = ((without - want).abs().max() / want.abs().max()).item()
+    good = error <= bound and moved > 100 * bound
+    print(f"{'ok  ' if good else 'FAIL'} {what}: error {error:.1e}, adapter moves the output by {moved:.1e}")
+    if not good:
+        failed.append(what)
+
+
+def base():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**json.loads((golden / "config.json").read_text()))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    left = model.load_state_dict(load_file(golden / "base.safetensors"), strict=False)
+    assert not left.unexpected_keys and not set(left.missing_keys) - {"lm_head.weight"}, left
+    return model.eval()
+
+
+@torch.no_grad()
+def peft(tmp):
+    from peft import PeftModel
+
+    outputs = load_file(golden / "outputs.safetensors")
+    ids, mask = outputs["input_ids"], outputs["attention_mask"]
+    logits = lambda model: model(input_ids=ids, attention_mask=mask).logits
+    without = logits(base())
+    for name in ["lokr", "lokr_mix", "lora", "lora_rs"]:
+        want = logits(PeftModel.from_pretrained(base(), golden / name))
+        ours = tmp / f"{name}.safetensors"
+        run("convert", golden / name, ours, "--to", "kron")
+        ways = [("lora", ["--side", "in"]), ("lora", ["--side", "out"]), ("lora", ["--uniform"]), ("peft-lokr", [])]
+        for to, how in ways if name.startswith("lokr") else ways[:3]:
+            folder = tmp / f"{name}-{to}-{''.join(how)}"
+            run("convert", ours, folder, "--to", to, *how)
+            got = logits(PeftModel.from_pretrained(base(), folder))
+            compare(f"PEFT {name} → ours → {to} {' '.join(how)}", got, want, without)
+
+
+@torch.no_grad()
+def lycoris(tmp):
+    from lycoris import create_lycoris, create_lycoris_from_weights
+
+    make = lambda: torch.nn.Sequential(torch.nn.Linear(48, 96), torch.nn.SiLU(), torch.nn.Linear(96, 60))
+    torch.manual_seed(1)
+    start = make().state_dict()
+    x = torch.randn(7, 48)
+
+    def model():
+        model = make()
+        model.load_state_dict(start)
+        return model
+
+    without = model()(x)
+    for options in [dict(linear_dim=2, linear_alpha=3), dict(linear_dim=2, linear_alpha=5, decompose_both=True), dict(linear_dim=100000, linear_alpha=1)]:
+        trained = model()
+        net = create_lycoris(trained, 1.0, algo="lokr", factor=-1, **options)
+        net.apply_to()
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+        want = trained(x)
+        theirs, ours, back = (tmp / f"lyc-{options['linear_alpha']}-{end}" for end in ["theirs.safetensors", "ours.safetensors", "back.safetensors"])
+        state = {k: v.contiguous().clone() for k, v in net.state_dict().items()}
+        save_file(state, theirs)
+        run("convert", theirs, ours, "--to", "kron")
+        run("convert", ours, back, "--to", "lycoris")
+        loaded = model()
+        net, _ = create_lycoris_from_weights(1.0, str(back), loaded)
+        net.apply_to()
+        compare(f"LyCORIS {options} → ours → LyCORIS", loaded(x), want, without)
+
+        folder = tmp / f"lyc-{options['linear_alpha']}-lora"
+        run("convert", ours, folder, "--to", "lora")
+        plain, lora = model(), load_file(folder / "adapter_model.safetensors")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        for index in [0, 2]:
+            key = f"base_model.model.lycoris_{index}"
+            up, down = lora[f"{key}.lora_B.weight"], lora[f"{key}.lora_A.weight"]
+            rank = config["rank_pattern"].get(f"^lycoris_{index}", config["r"])
+            alpha = config["alpha_pattern"].get(f"^lycoris_{index}", config["lora_alpha"])
+            assert rank == up.shape[1]
+            plain[index].weight += alpha / rank * up @ down
+        compare(f"LyCORIS {options} → ours → LoRA", plain(x), want, without)
+
+
+with tempfile.TemporaryDirectory() as folder:
+    peft(Path(folder))
+    lycoris(Path(folder))
+sys.exit(f"check-peft: {len(failed)} of the comparisons fail" if failed else 0)
