@@ -12,7 +12,7 @@
 #ifdef KRON_EMULATE
 #include "emulate.h"
 #define KRON_DEVICE inline
-#define KRON_LAMBDA
+#define KRON_CONSTEXPR constexpr
 #define KRON_UNROLL
 #define KRON_KERNEL(name, threads)                                                                                     \
   static void name(const KronParams &p);                                                                               \
@@ -20,12 +20,12 @@
   static void name(const KronParams &p)
 #else
 #define KRON_DEVICE __device__ __forceinline__
-#define KRON_LAMBDA __device__
+#define KRON_CONSTEXPR __host__ __device__ constexpr
 #define KRON_UNROLL _Pragma("unroll")
 #define KRON_SITE_ARG
 #define KRON_SITE_PASS
 #define KRON_KERNEL(name, threads)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ KronParams p)
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ KronParams p)
 #endif
 
 struct bf16 {

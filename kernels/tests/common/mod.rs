@@ -215,7 +215,7 @@ impl<E: Float> Data<E> {
         let x = self.x.to_f64() * &mask;
         let old = |m: &Matrix<E>| match self.case.accumulate {
             true => m.to_f64(),
-            false => m.to_f64() * 0.0,
+            false => Array2::zeros((m.rows, m.cols)),
         };
         let back = reference::backward(&op, theta, x.view(), self.dy.to_f64().view());
         let c = Array2::from_shape_fn((shape.width(), shape.c_in()), |(q, k)| {
@@ -249,8 +249,9 @@ impl<E: Float> Data<E> {
         let mut x = self.x.to_f64();
         x.zip_mut_with(&mask, |x, m| *x = round((*x * m) as f32).into());
         let (x, dy) = (x.mapv(|v| v as f32), self.dy.to_f64().mapv(|v| v as f32));
-        let old = |m: &Matrix<E>, v: f32, at: (usize, usize)| match accumulate {
-            true => round(m.to_f64()[at] as f32 + v),
+        let (y0, dx0, w0) = (self.y.to_f64(), self.dx.to_f64(), self.w.to_f64());
+        let old = |m: &Array2<f64>, v: f32, at: (usize, usize)| match accumulate {
+            true => round(m[at] as f32 + v),
             false => round(v),
         };
         let sum = |len: usize, f: &dyn Fn(usize) -> f32| (0..len).fold(0.0f32, |s, k| s + f(k));
@@ -289,12 +290,12 @@ impl<E: Float> Data<E> {
         let wide = |m: Array2<f32>| m.mapv(f64::from);
         Answer {
             t: wide(t),
-            y: wide(Array2::from_shape_fn(yo.dim(), |at| old(&self.y, yo[at], at))),
-            dx: wide(Array2::from_shape_fn(dxo.dim(), |at| old(&self.dx, dxo[at], at))),
+            y: wide(Array2::from_shape_fn(yo.dim(), |at| old(&y0, yo[at], at))),
+            dx: wide(Array2::from_shape_fn(dxo.dim(), |at| old(&dx0, dxo[at], at))),
             grad: wide(Array2::from_shape_fn((1, grad.len()), |(_, i)| self.grad[i] + round(grad[i]))),
             w: wide(Array2::from_shape_fn((ao * bo, ai * ci), |(o, col)| {
                 let delta = round(SCALE * round(a[o / bo * ai + col / ci] * bc[(o % bo, col % ci)]));
-                old(&self.w, delta, (o, col))
+                old(&w0, delta, (o, col))
             })),
         }
     }
