@@ -153,10 +153,10 @@ template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
   }
 }
 
-#define KRON_FORWARD(E, R)                                                                                             \
+#define KRON_FORWARD_FAST(E, R)                                                                                             \
   KRON_KERNEL(kron_down_##E##_r##R, 128) {                                                                             \
     Down<E, R> down = {p, nullptr, nullptr, 0, 0, 0};                                                                  \
     down.run();                                                                                                        \
   }                                                                                                                    \
   KRON_KERNEL(kron_up_##E##_r##R, 256) { up<E, R>(p); }
-KRON_FAST(KRON_FORWARD)
+KRON_FAST(KRON_FORWARD_FAST)

@@ -22,7 +22,7 @@ const MAX_GRID: u128 = i32::MAX as u128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The kernel's name, `kron_{pass}_{dtype}_{tile}`.
-    pub kernel: ArrayString<24>,
+    pub kernel: ArrayString<32>,
     /// Blocks.
     pub grid: u32,
     /// Threads of a block.
