@@ -1,5 +1,7 @@
 //! Calls: lengths are checked, the plan is made, parameters are filled, kernels launched.
 
+use arrayvec::ArrayVec;
+
 use crate::device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
 use crate::params::KronParams;
 use crate::plan::{Parts, Plan, Step};
@@ -105,8 +107,8 @@ pub struct Merge<'a, E> {
 pub fn forward<E: Element>(on: &impl Launcher, call: Forward<'_, E>, stream: StreamHandle) -> Result<Plan> {
     let (f, n) = (call.factors, call.x.rows);
     let theta = check_theta(&f, call.theta)?;
-    let x = check_rows("x", &call.x.data.len(), n, f.d_in(), call.x.stride)?;
-    let y = check_rows("y", &call.y.data.len(), call.y.rows, f.d_out(), call.y.stride)?;
+    let x = check_rows("x", call.x.data.len(), n, f.d_in(), call.x.stride)?;
+    let y = check_rows("y", call.y.data.len(), call.y.rows, f.d_out(), call.y.stride)?;
     check_count("y", call.y.rows, n)?;
     check_len("t", call.t.len(), size("t", n, f.t_row())?)?;
     let problem = Problem {
@@ -135,15 +137,16 @@ pub fn forward<E: Element>(on: &impl Launcher, call: Forward<'_, E>, stream: Str
 pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: StreamHandle) -> Result<Plan> {
     let (f, n) = (call.factors, call.x.rows);
     let theta = check_theta(&f, call.theta)?;
-    let x = check_rows("x", &call.x.data.len(), n, f.d_in(), call.x.stride)?;
-    let dy = check_rows("dy", &call.dy.data.len(), call.dy.rows, f.d_out(), call.dy.stride)?;
+    let x = check_rows("x", call.x.data.len(), n, f.d_in(), call.x.stride)?;
+    let dy = check_rows("dy", call.dy.data.len(), call.dy.rows, f.d_out(), call.dy.stride)?;
     check_count("dy", call.dy.rows, n)?;
     check_len("t", call.t.len(), size("t", n, f.t_row())?)?;
     check_exactly("grad", call.grad.len(), &f)?;
-    let mut matrices = vec![(call.x.data.pointer(), x), (call.dy.data.pointer(), dy)];
+    let both = [(call.x.data.pointer(), x), (call.dy.data.pointer(), dy)];
+    let mut matrices = ArrayVec::<_, 3>::from_iter(both);
     if let Some(dx) = &call.dx {
         check_count("dx", dx.rows, n)?;
-        matrices.push((dx.data.pointer(), check_rows("dx", &dx.data.len(), n, f.d_in(), dx.stride)?));
+        matrices.push((dx.data.pointer(), check_rows("dx", dx.data.len(), n, f.d_in(), dx.stride)?));
     }
     let problem = Problem {
         factors: f,
@@ -178,7 +181,7 @@ pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: S
 pub fn merge<E: Element>(on: &impl Launcher, call: Merge<'_, E>, stream: StreamHandle) -> Result<Plan> {
     let f = call.factors;
     let theta = check_theta(&f, call.theta)?;
-    let stride = check_rows("w", &call.w.data.len(), call.w.rows, f.d_in(), call.w.stride)?;
+    let stride = check_rows("w", call.w.data.len(), call.w.rows, f.d_in(), call.w.stride)?;
     if call.first_row.checked_add(call.w.rows).is_none_or(|end| end > f.d_out()) {
         return Err(Error::Buffer {
             what: "w",
@@ -299,12 +302,12 @@ fn check_count(what: &'static str, rows: usize, n: usize) -> Result<()> {
 }
 
 /// That `rows` rows of `width` elements fit; returns the stride.
-fn check_rows(what: &'static str, len: &usize, rows: usize, width: usize, stride: usize) -> Result<usize> {
+fn check_rows(what: &'static str, len: usize, rows: usize, width: usize, stride: usize) -> Result<usize> {
     if stride < width {
         let rule = format!("its rows have {width} elements");
         return Err(Error::Buffer { what, got: format!("a stride of {stride}"), rule });
     }
-    if rows > 0 && *len < size(what, rows - 1, stride)?.saturating_add(width) {
+    if rows > 0 && len < size(what, rows - 1, stride)?.saturating_add(width) {
         let rule = format!("{rows} rows of {width}, {stride} apart, need more");
         return Err(Error::Buffer { what, got: format!("{len} elements"), rule });
     }
