@@ -35,7 +35,7 @@ needs = {  # kernel → instructions that its code must have
     "dx": [r"HMMA\.16816\.F32", r"LDSM\.16\.MT88\.4", r"LDGSTS\.\S*128", r"LDG\.E\.128", r"STG\.E\.128"],
 }
 code = {}
-for part in re.split(r"^\.section\s+", open(sass).read(), flags=re.M):
+for part in re.split(r"^\s*\.section\s+", open(sass).read(), flags=re.M):
     name = re.match(r"\.text\.(kron_\w+)", part)
     if name:
         code[name[1]] = part
