@@ -1,5 +1,5 @@
 //! The Rust twin of `cuda/params.h`, written by bindgen: see `tests/params.rs`.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::undocumented_unsafe_blocks)]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct KronParams {

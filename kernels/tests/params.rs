@@ -5,7 +5,7 @@
 use std::path::Path;
 
 const HEADER: &str = "//! The Rust twin of `cuda/params.h`, written by bindgen: see `tests/params.rs`.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::undocumented_unsafe_blocks)]
 ";
 
 fn libclang_is_here() -> bool {

@@ -76,8 +76,7 @@ fn recorded_bits() {
     };
     let words = golden.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let mut words = words.collect::<Vec<_>>().into_iter();
-    for index in 0..PRIMITIVES.len() {
-        let (name, _, _, kind) = PRIMITIVES[index];
+    for (index, (name, _, _, kind)) in PRIMITIVES.into_iter().enumerate() {
         for (i, got) in run(index).1.into_iter().enumerate() {
             let recorded = words.next().expect("the golden file has a word for every output");
             let (a, b) = (f32::from_bits(got), f32::from_bits(recorded));
