@@ -1,0 +1,133 @@
+// Backward over X on tensor cores: bf16 and f16, ranks 4 … 128.  X is read
+// once, dX read (when added to) and written once.
+//
+//   dX[m, k]  (+)= Σ_q dT[m, q]·C[q, k], 0 where X was dropped       m = (token, j)
+//   dC[q, k]   += Σ_m dT[m, q]·X[m, k]
+//
+// The plain loops are backward.cu's.  dT already carries s and κ.
+//
+// A block has 128 columns k and one chunk of rows m, which it walks 64 rows at
+// a time.  dC's sum stays in registers over the walk (a warp has 16 columns
+// and every q); for dX a warp has 32 columns and 32 rows.  Dropout zeroes X's
+// chunks by the threads that copied them, and dX by one Philox call for the 8
+// columns that a thread writes.
+#include "mma.cuh"
+
+template <class E, int R> struct Dx {
+  static constexpr int THREADS = 256, ROWS = 64, COLS = 128, STAGES = 3;
+  static constexpr int RP = R < 8 ? 8 : R, TILES = RP / 8;
+
+  const KronParams &p;
+  E *xs;              // X: [STAGES][ROWS][COLS], swizzled
+  E *us;              // dT: [ROWS][R]
+  int k0;             // columns of this block
+  int64_t begin, end; // rows m of this block
+
+  KRON_DEVICE void start(int stage, int64_t m0) const {
+    if (m0 < end) {
+      each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
+        const int64_t m = m0 + row;
+        const bool inside = m < end && k0 + 8 * chunk < p.c_in;
+        const E *from = static_cast<const E *>(p.x);
+        if (inside) from += m / p.a_in * p.x_stride + m % p.a_in * p.c_in + k0 + 8 * chunk;
+        cp_async16(xs + stage * ROWS * COLS + swizzled<COLS>(row, chunk), from, inside);
+      });
+    }
+    cp_async_commit();
+  }
+
+  KRON_DEVICE void drop(int stage, int64_t m0) const {
+    each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
+      const int64_t m = m0 + row;
+      if (m < end && k0 + 8 * chunk < p.c_in)
+        drop_chunk(p, xs + stage * ROWS * COLS + swizzled<COLS>(row, chunk), m / p.a_in,
+                   m % p.a_in * p.c_in + k0 + 8 * chunk);
+    });
+  }
+
+  KRON_DEVICE void fill_dt(int64_t m0) const {
+    for (int e = threadIdx.x; e < ROWS * RP; e += THREADS) {
+      const int row = e / RP, q = e % RP;
+      us[row * pitch(RP) + q] = from_float<E>(m0 + row < end && q < R ? load_dt(p, m0 + row, q) : 0.0f);
+    }
+  }
+
+  /// dX of this warp: columns 32·(warp % 4) …, rows 32·(warp / 4) ….
+  KRON_DEVICE void put_dx(const Expand<E, R> &expand, int64_t m0) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int k = k0 + warp % 4 * 32 + lane % 4 * 8;
+    KRON_UNROLL
+    for (int step = 0; step < 2; ++step) {
+      const int row0 = warp / 4 * 32 + 16 * step;
+      E *at[2];
+      Vec4 old[2] = {};
+      KRON_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int64_t m = m0 + row0 + lane / 4 + 8 * half;
+        at[half] = nullptr;
+        if (m >= end || k >= p.c_in) continue;
+        at[half] = static_cast<E *>(p.dx) + m / p.a_in * p.dx_stride + m % p.a_in * p.c_in + k;
+        if (p.accumulate) old[half] = *reinterpret_cast<const Vec4 *>(at[half]);
+      }
+      float out[2][8];
+      expand.rows(out, us, row0);
+      KRON_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        if (!at[half]) continue;
+        const int64_t m = m0 + row0 + lane / 4 + 8 * half;
+        if (p.threshold) {
+          const uint32_t keep = keep_mask(p, m / p.a_in, (m % p.a_in * p.c_in + k) / 8);
+          KRON_UNROLL
+          for (int c = 0; c < 8; ++c) out[half][c] = keep >> c & 1 ? out[half][c] : 0.0f;
+        }
+        put8<E>(at[half], old[half], out[half], p.accumulate);
+      }
+    }
+  }
+
+  KRON_DEVICE void run() {
+    const int z = int(blockIdx.x / p.col_tiles);
+    const int64_t m_end = p.rows * p.a_in;
+    k0 = int(blockIdx.x % p.col_tiles) * COLS;
+    begin = z * p.chunk_rows, end = begin + p.chunk_rows < m_end ? begin + p.chunk_rows : m_end;
+    Shared shared;
+    xs = shared.take<E>(STAGES * ROWS * COLS);
+    us = shared.take<E>(ROWS * pitch(RP));
+    KRON_UNROLL
+    for (int s = 0; s < STAGES - 1; ++s) start(s, begin + s * ROWS);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
+    Expand<E, R> expand; // C's 32 columns
+    const int n0 = k0 + warp % 4 * 32;
+    expand.load([&](int n, int q) { return n0 + n < p.c_in ? p.c[int64_t(q) * p.c_in + n0 + n] : 0.0f; });
+    float dc[TILES][4] = {};
+    int stage = 0;
+    for (int64_t m0 = begin; m0 < end; m0 += ROWS) {
+      cp_async_wait<STAGES - 2>();
+      if (p.threshold) drop(stage, m0);
+      __syncthreads(); // this stage has landed for all; dT of the last step has been read
+      start(stage == 0 ? STAGES - 1 : stage - 1, m0 + (STAGES - 1) * ROWS);
+      fill_dt(m0);
+      __syncthreads(); // dT has been written
+      outer<E, R, ROWS, COLS>(dc, xs + stage * ROWS * COLS, 2 * warp, us);
+      if (p.dx) put_dx(expand, m0);
+      stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    cp_async_wait<0>();
+    float *out = p.dc_parts + int64_t(z) * R * p.c_in;
+    KRON_UNROLL
+    for (int t = 0; t < TILES; ++t) {
+      KRON_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int k = k0 + 16 * warp + g + e / 2 * 8, q = 8 * t + h + e % 2;
+        if (k < p.c_in && q < R) out[int64_t(q) * p.c_in + k] = dc[t][e];
+      }
+    }
+  }
+};
+
+#define KRON_DX(E, R)                                                                                                  \
+  KRON_KERNEL(kron_dx_##E##_r##R, 256) {                                                                               \
+    Dx<E, R> dx = {p, nullptr, nullptr, 0, 0, 0};                                                                      \
+    dx.run();                                                                                                          \
+  }
+KRON_FAST(KRON_DX)

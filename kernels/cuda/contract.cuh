@@ -1,0 +1,91 @@
+// The general tile: any contraction of two operands, float32, scalar edges.
+//
+//   out[m, n] = Σ_{k0 ≤ k < k1} L(m, k)·R(n, k)          64 × TN a block of 256 threads
+//
+//   for m in m0..min(m0 + 64, m_end): for n in n0..min(n0 + TN, n_end):
+//     for k in k0..k1: acc[m][n] = fma(L(m, k), R(n, k), acc[m][n])
+//
+// Every kernel that has no fast path is this loop with its own L and R; sums
+// run over ascending k.  32 values of k at a time go through shared memory; a
+// thread has the rows ty + 16·i and the columns tx + 16·j, so that both the
+// shared reads and the caller's stores run along n.  L_FAST and R_FAST say
+// which of its indices an operand is contiguous in: that one runs over lanes.
+#pragma once
+#include "load.cuh"
+
+constexpr int TILE_THREADS = 256, TILE_M = 64, TILE_K = 32;
+
+enum Fast { ALONG_K, ALONG_OUT };
+
+template <int TN> struct Tile {
+  float acc[4][TN / 16]; // rows ty + 16·i, columns tx + 16·j
+  float *l, *r;          // [TILE_K][TILE_M + 1], [TILE_K][TN + 1]
+
+  KRON_DEVICE explicit Tile(Shared &shared)
+      : l(shared.take<float>(TILE_K * (TILE_M + 1))), r(shared.take<float>(TILE_K * (TN + 1))) {
+    KRON_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      KRON_UNROLL
+      for (int j = 0; j < TN / 16; ++j) acc[i][j] = 0;
+    }
+  }
+
+  /// Fills s[k][o] with f(o0 + o, k0 + k), zeros beyond the edges.
+  template <int T, Fast FAST, class F>
+  KRON_DEVICE static void stage(float *s, int64_t o0, int64_t o_end, int64_t k0, int64_t k1, F f) {
+    for (int e = threadIdx.x; e < T * TILE_K; e += TILE_THREADS) {
+      const int k = FAST == ALONG_K ? e % TILE_K : e / T, o = FAST == ALONG_K ? e / TILE_K : e % T;
+      s[k * (T + 1) + o] = o0 + o < o_end && k0 + k < k1 ? f(o0 + o, k0 + k) : 0.0f;
+    }
+  }
+
+  template <Fast L_FAST, Fast R_FAST, class L, class R>
+  KRON_DEVICE void contract(int64_t m0, int64_t m_end, int64_t n0, int64_t n_end, int64_t k0, int64_t k1, L left, R right) {
+    const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    for (int64_t k = k0; k < k1; k += TILE_K) {
+      __syncthreads(); // the last step has been read
+      stage<TILE_M, L_FAST>(l, m0, m_end, k, k1, left);
+      stage<TN, R_FAST>(r, n0, n_end, k, k1, right);
+      __syncthreads(); // this step has been written
+      const int depth = k1 - k < TILE_K ? int(k1 - k) : TILE_K;
+      for (int s = 0; s < depth; ++s) {
+        KRON_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const float lv = l[s * (TILE_M + 1) + ty + 16 * i];
+          KRON_UNROLL
+          for (int j = 0; j < TN / 16; ++j) acc[i][j] = __fmaf_rn(lv, r[s * (TN + 1) + tx + 16 * j], acc[i][j]);
+        }
+      }
+    }
+  }
+
+  /// Calls f(m, n, sum) for every element of the block inside the edges.
+  template <class F> KRON_DEVICE void each(int64_t m0, int64_t m_end, int64_t n0, int64_t n_end, F f) const {
+    const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    KRON_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      KRON_UNROLL
+      for (int j = 0; j < TN / 16; ++j) {
+        const int64_t m = m0 + ty + 16 * i, n = n0 + tx + 16 * j;
+        if (m < m_end && n < n_end) f(m, n, acc[i][j]);
+      }
+    }
+  }
+};
+
+/// The rank indices that can meet the columns n0 … n0 + width of B: all of
+/// them, or with a full inner factor (B = identity) those columns themselves.
+struct RankRange {
+  int begin, end;
+  KRON_DEVICE RankRange(const KronParams &p, int64_t n0, int width) {
+    begin = p.b ? 0 : int(n0);
+    end = p.b ? p.rank : (n0 + width < p.rank ? int(n0) + width : p.rank);
+  }
+};
+
+/// B[b, q], the identity for a full inner factor.
+KRON_DEVICE float load_b(const KronParams &p, int64_t b, int q) {
+  return p.b ? p.b[b * p.rank + q] : (b == q ? 1.0f : 0.0f);
+}
+
+KRON_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,0 +1,79 @@
+// Elements of the operands, and the dropout mask.
+//
+// A row of X is also a_in rows of c_in columns, so X is a matrix of
+// rows·a_in × c_in whose row m is (token m / a_in, block j = m % a_in); dY
+// likewise with a_out and b_out, and T, dT are rows·a_in × rank.
+//
+// κ = 1/(1 − p) is not applied to X but once to T and once to dT: dropping an
+// element is then exact in every dtype.
+#pragma once
+#include "params.h"
+#include "ptx.cuh"
+
+/// A_ij; 1 for LoRA.
+KRON_DEVICE float load_a(const KronParams &p, int i, int j) { return p.a ? p.a[int64_t(i) * p.a_in + j] : 1.0f; }
+
+/// Element `at` of a sum of `splits` parts that lie `length` apart: in the order of the parts.
+KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64_t at) {
+  float sum = parts[at];
+  for (int s = 1; s < splits; ++s) sum += parts[s * length + at];
+  return sum;
+}
+
+/// T[token, j, q], from its parts while `down` has left it in parts.
+KRON_DEVICE float load_t(const KronParams &p, int64_t token, int j, int q) {
+  const int64_t at = (token * p.a_in + j) * p.rank + q;
+  return p.t_splits > 1 ? load_sum(p.t_parts, p.t_splits, p.rows * p.a_in * p.rank, at) : p.t[at];
+}
+
+/// U[token, i, q] = Σ_j A_ij·T[token, j, q].
+KRON_DEVICE float load_u(const KronParams &p, int64_t token, int i, int q) {
+  float u = 0;
+  for (int j = 0; j < p.a_in; ++j) u += load_a(p, i, j) * load_t(p, token, j, q);
+  return u;
+}
+
+/// dT[m, q], m = (token, j): the sum of its parts.
+KRON_DEVICE float load_dt(const KronParams &p, int64_t m, int q) {
+  return load_sum(p.dt_parts, p.dt_splits, p.rows * p.a_in * p.rank, m * p.rank + q);
+}
+
+/// The old value plus v, or v: one rounding.
+template <class E> KRON_DEVICE void put(E *at, float v, bool add) {
+  *at = from_float<E>(add ? to_float(*at) + v : v);
+}
+
+/// Which of the columns 8·block … 8·block + 7 of X's row `token` are kept: bit
+/// k for column 8·block + k.  Philox4x32-10 (Salmon et al., SC 2011), counter
+/// (token·⌈d_in/8⌉ + block, offset), key `seed`; column k takes 16 of its bits.
+KRON_DEVICE uint32_t keep_mask(const KronParams &p, int64_t token, int64_t block) {
+  const int64_t d_in = int64_t(p.a_in) * p.c_in;
+  const uint64_t counter = uint64_t(token) * uint64_t((d_in + 7) / 8) + uint64_t(block);
+  uint32_t c[4] = {uint32_t(counter), uint32_t(counter >> 32), uint32_t(p.offset), uint32_t(p.offset >> 32)};
+  uint32_t k0 = uint32_t(p.seed), k1 = uint32_t(p.seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint32_t low0 = 0xD2511F53u * c[0], high0 = __umulhi(0xD2511F53u, c[0]);
+    const uint32_t low1 = 0xCD9E8D57u * c[2], high1 = __umulhi(0xCD9E8D57u, c[2]);
+    c[0] = high1 ^ c[1] ^ k0, c[1] = low1, c[2] = high0 ^ c[3] ^ k1, c[3] = low0;
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  uint32_t mask = 0;
+  KRON_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    mask |= uint32_t((c[i] & 0xffffu) >= p.threshold) << (2 * i);
+    mask |= uint32_t((c[i] >> 16) >= p.threshold) << (2 * i + 1);
+  }
+  return mask;
+}
+
+/// Whether column `col` of X's row `token` is kept.
+KRON_DEVICE bool keeps(const KronParams &p, int64_t token, int64_t col) {
+  return p.threshold == 0 || (keep_mask(p, token, col / 8) >> (col % 8) & 1);
+}
+
+/// X[m, k] with dropped elements as 0.
+template <class E> KRON_DEVICE float load_x(const KronParams &p, int64_t m, int k) {
+  const int64_t token = m / p.a_in, col = m % p.a_in * p.c_in + k;
+  if (!keeps(p, token, col)) return 0.0f;
+  return to_float(static_cast<const E *>(p.x)[token * p.x_stride + col]);
+}

@@ -1,0 +1,36 @@
+//! The kernels of kron-lora: ΔW = s·A ⊗ (B·C) on a frozen linear layer.
+//!
+//! ```text
+//! forward    T = X·Cᵀ      U = A·T      Y (+)= s·U·Bᵀ
+//! backward   dU = s·dY·B   dB += s·Σ dYᵀ·U   dT = Aᵀ·dU   dA += Σ dU·Tᵀ   dC += Σ dTᵀ·X   dX (+)= dT·C
+//! ```
+//!
+//! [`Problem`] → [`Plan`] → parameters → launch → `cuda/*.cu`; no arrow goes
+//! back. The crate knows no tensor and no framework and allocates no device
+//! memory. Without features it plans; `cuda` launches on a GPU, `emulate` runs
+//! the same kernels on the host for tests.
+
+mod arch;
+mod device;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "emulate")]
+mod emulated;
+mod error;
+mod launch;
+#[rustfmt::skip]
+pub mod params;
+pub mod plan;
+mod problem;
+pub mod tiles;
+
+pub use arch::{ARCHS, Arch};
+pub use device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
+#[cfg(feature = "cuda")]
+pub use driver::Gpu;
+#[cfg(feature = "emulate")]
+pub use emulated::{Async, Emulated, Schedule};
+pub use error::{Error, Result};
+pub use launch::{Backward, Dropout, Forward, Launcher, Merge, backward, forward, merge};
+pub use plan::{Plan, Step, workspace_len};
+pub use problem::{Dtype, Element, Factors, Pass, Problem};

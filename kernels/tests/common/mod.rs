@@ -1,0 +1,439 @@
+//! A case, its random data, the float64 oracle's answer and the error of the
+//! plain same-dtype computation, from which tolerances derive.
+#![allow(dead_code)] // every test binary uses its part
+
+use half::{bf16, f16};
+use kron_core::{KronOp, KronShape, Scale, Theta, philox, reference};
+use kron_kernels as kk;
+use ndarray::Array2;
+
+/// One problem of the suite; `why` says what it is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub why: &'static str,
+    /// a_out, a_in, b_out, c_in, rank; a_out = 0 is LoRA, rank = 0 a full inner factor.
+    pub sizes: [usize; 5],
+    pub rows: usize,
+    /// Elements added to every row's stride: odd ones break the alignment.
+    pub pad: usize,
+    /// Dropout's p in 1/65536; 0 is none.
+    pub dropout: u32,
+    pub accumulate: bool,
+}
+
+pub const SCALE: f32 = 1.75;
+pub const SEED: u64 = 0x1234_5678_9abc_def1;
+pub const OFFSET: u64 = 0x1_0000_0007;
+
+impl Case {
+    pub fn shape(&self) -> KronShape {
+        let [a_out, a_in, b_out, c_in, rank] = self.sizes;
+        match (a_out, rank) {
+            (0, r) => KronShape::lora(b_out, c_in, r),
+            (_, 0) => KronShape::krona(a_out * b_out, a_in * c_in, a_out, a_in),
+            (_, r) => KronShape::kron(a_out * b_out, a_in * c_in, a_out, a_in, r),
+        }
+        .expect("the suite's sizes are legal")
+    }
+
+    pub fn factors(&self) -> kk::Factors {
+        let [a_out, a_in, b_out, c_in, rank] = self.sizes;
+        match (a_out, rank) {
+            (0, r) => kk::Factors::lora(b_out, c_in, r),
+            (_, 0) => kk::Factors::kron(a_out, a_in, b_out, c_in, 1).and_then(kk::Factors::full),
+            (_, r) => kk::Factors::kron(a_out, a_in, b_out, c_in, r),
+        }
+        .expect("the suite's sizes are legal")
+    }
+
+    pub fn op(&self) -> KronOp {
+        KronOp::new(self.shape(), Scale::new(SCALE).expect("finite"))
+    }
+
+    pub fn drop(&self) -> Option<kk::Dropout> {
+        (self.dropout > 0).then(|| {
+            let p = kron_core::Dropout::new(self.dropout as f32 / 65536.0).expect("a probability");
+            kk::Dropout { threshold: self.dropout, keep_scale: p.keep_scale(), seed: SEED, offset: OFFSET }
+        })
+    }
+
+    /// κ where X is kept, 0 where it is dropped.
+    pub fn mask(&self) -> Array2<f64> {
+        let d_in = self.shape().d_in();
+        let p = kron_core::Dropout::new(self.dropout as f32 / 65536.0).expect("a probability");
+        let key = kron_core::DropoutKey { seed: SEED, offset: OFFSET };
+        Array2::from_shape_fn((self.rows, d_in), |(row, col)| match p.keeps(key, d_in, row, col) {
+            true => p.keep_scale().into(),
+            false => 0.0,
+        })
+    }
+}
+
+/// An activation type, as the tests see it.
+pub trait Float: kk::Element + std::fmt::Debug + PartialEq + Send + Sync + 'static {
+    fn of(v: f32) -> Self;
+    fn to(self) -> f32;
+    fn bits(self) -> u32;
+}
+impl Float for f32 {
+    fn of(v: f32) -> Self {
+        v
+    }
+    fn to(self) -> f32 {
+        self
+    }
+    fn bits(self) -> u32 {
+        self.to_bits()
+    }
+}
+impl Float for f16 {
+    fn of(v: f32) -> Self {
+        Self::from_f32(v)
+    }
+    fn to(self) -> f32 {
+        self.to_f32()
+    }
+    fn bits(self) -> u32 {
+        self.to_bits().into()
+    }
+}
+impl Float for bf16 {
+    fn of(v: f32) -> Self {
+        Self::from_f32(v)
+    }
+    fn to(self) -> f32 {
+        self.to_f32()
+    }
+    fn bits(self) -> u32 {
+        self.to_bits().into()
+    }
+}
+
+/// `len` numbers in (−1, 1), from a counter: equal streams, equal bits.
+pub fn random(len: usize, stream: u32) -> Vec<f32> {
+    let word = |i: usize| philox([(i / 4) as u32, stream, 7, 9], [3, 5])[i % 4];
+    (0..len).map(|i| ((word(i) >> 9) as f32 + 0.5) / (1u32 << 22) as f32 - 1.0).collect()
+}
+
+/// A matrix in memory: 16-byte aligned start, rows `stride` apart, NaN between them.
+#[derive(Clone, Debug)]
+pub struct Matrix<E> {
+    memory: Vec<E>,
+    start: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+impl<E: Float> Matrix<E> {
+    pub fn new(rows: usize, cols: usize, pad: usize, values: &[f32]) -> Self {
+        let stride = cols + pad;
+        let memory = vec![E::of(f32::NAN); rows.max(1) * stride + 16];
+        let start = memory.as_ptr().align_offset(16);
+        let mut m = Self { memory, start, rows, cols, stride };
+        for row in 0..rows {
+            for col in 0..cols {
+                m.memory[start + row * stride + col] = E::of(values[row * cols + col]);
+            }
+        }
+        m
+    }
+    fn len(&self) -> usize {
+        if self.rows == 0 { 0 } else { (self.rows - 1) * self.stride + self.cols }
+    }
+    pub fn rows(&self) -> kk::Rows<'_, E> {
+        let data = kk::DeviceSlice::host(&self.memory[self.start..self.start + self.len()]);
+        kk::Rows { data, rows: self.rows, stride: self.stride }
+    }
+    pub fn rows_mut(&mut self) -> kk::RowsMut<'_, E> {
+        let len = self.len();
+        let data = kk::DeviceSliceMut::host(&mut self.memory[self.start..self.start + len]);
+        kk::RowsMut { data, rows: self.rows, stride: self.stride }
+    }
+    pub fn to_f64(&self) -> Array2<f64> {
+        Array2::from_shape_fn((self.rows, self.cols), |(r, c)| {
+            self.memory[self.start + r * self.stride + c].to().into()
+        })
+    }
+    /// Bits of the values; panics if anything was written between the rows.
+    pub fn bits(&self) -> Vec<u32> {
+        let at = |i: usize| self.memory[self.start + i];
+        for i in (0..self.len()).filter(|i| i % self.stride >= self.cols) {
+            assert!(at(i).to().is_nan(), "element {i} lies between rows and was written");
+        }
+        let inside = (0..self.len()).filter(|i| i % self.stride < self.cols);
+        inside.map(|i| at(i).bits()).collect()
+    }
+}
+
+/// Everything that one case computes.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub t: Array2<f64>,
+    pub y: Array2<f64>,
+    pub dx: Array2<f64>,
+    pub grad: Array2<f64>,
+    pub w: Array2<f64>,
+}
+
+/// A case's inputs.
+#[derive(Clone, Debug)]
+pub struct Data<E> {
+    pub case: Case,
+    pub theta: Theta,
+    pub x: Matrix<E>,
+    pub y: Matrix<E>,
+    pub dy: Matrix<E>,
+    pub dx: Matrix<E>,
+    pub w: Matrix<E>,
+    pub grad: Vec<f32>,
+    pub t: Vec<f32>,
+}
+
+impl<E: Float> Data<E> {
+    pub fn new(case: Case) -> Self {
+        let (shape, n) = (case.shape(), case.rows);
+        let (d_in, d_out) = (shape.d_in(), shape.d_out());
+        let matrix = |rows, cols, stream| Matrix::new(rows, cols, case.pad, &random(rows * cols, stream));
+        Self {
+            case,
+            theta: Theta::random(shape, 11),
+            x: matrix(n, d_in, 1),
+            y: matrix(n, d_out, 2),
+            dy: matrix(n, d_out, 3),
+            dx: matrix(n, d_in, 4),
+            w: matrix(d_out, d_in, 5),
+            grad: random(shape.params(), 6),
+            t: vec![f32::NAN; n * shape.a_in() * shape.width()],
+        }
+    }
+
+    /// The float64 oracle.
+    pub fn oracle(&self) -> Answer {
+        let (op, theta, mask) = (self.case.op(), &self.theta, self.case.mask());
+        let shape = op.shape;
+        let x = self.x.to_f64() * &mask;
+        let old = |m: &Matrix<E>| match self.case.accumulate {
+            true => m.to_f64(),
+            false => Array2::zeros((m.rows, m.cols)),
+        };
+        let back = reference::backward(&op, theta, x.view(), self.dy.to_f64().view());
+        let c = Array2::from_shape_fn((shape.width(), shape.c_in()), |(q, k)| {
+            f64::from(theta.c()[q * shape.c_in() + k])
+        });
+        let blocks = x.clone().into_shape_with_order((self.case.rows * shape.a_in(), shape.c_in()));
+        Answer {
+            t: blocks.expect("a row is a_in × c_in").dot(&c.t()),
+            y: old(&self.y) + reference::forward(&op, theta, x.view()),
+            dx: old(&self.dx) + back.dx * mask,
+            grad: Array2::from_shape_fn((1, self.grad.len()), |(_, i)| {
+                f64::from(self.grad[i]) + back.theta[i]
+            }),
+            w: old(&self.w) + reference::delta_weight(&op, theta),
+        }
+    }
+
+    /// What a plain trainer computes: one loop per formula, operands and every
+    /// intermediate rounded to E, sums in float32.
+    pub fn plain(&self) -> Answer {
+        let (shape, n, accumulate) = (self.case.shape(), self.case.rows, self.case.accumulate);
+        let (ao, ai, bo, ci, r) = (shape.a_out(), shape.a_in(), shape.b_out(), shape.c_in(), shape.width());
+        let round = |v: f32| E::of(v).to();
+        let rounded = |v: &[f32]| v.iter().map(|&v| round(v)).collect::<Vec<_>>();
+        let (a, c) = (rounded(self.theta.a()), rounded(self.theta.c()));
+        let b = match shape.rank() {
+            Some(_) => rounded(self.theta.b()),
+            None => (0..bo * bo).map(|i| if i / bo == i % bo { 1.0 } else { 0.0 }).collect(),
+        };
+        let mask = self.case.mask();
+        let mut x = self.x.to_f64();
+        x.zip_mut_with(&mask, |x, m| *x = round((*x * m) as f32).into());
+        let (x, dy) = (x.mapv(|v| v as f32), self.dy.to_f64().mapv(|v| v as f32));
+        let (y0, dx0, w0) = (self.y.to_f64(), self.dx.to_f64(), self.w.to_f64());
+        let old = |m: &Array2<f64>, v: f32, at: (usize, usize)| match accumulate {
+            true => round(m[at] as f32 + v),
+            false => round(v),
+        };
+        let sum = |len: usize, f: &dyn Fn(usize) -> f32| (0..len).fold(0.0f32, |s, k| s + f(k));
+        let t = Array2::from_shape_fn((n * ai, r), |(m, q)| {
+            round(sum(ci, &|k| x[(m / ai, m % ai * ci + k)] * c[q * ci + k]))
+        });
+        let u = Array2::from_shape_fn((n * ao, r), |(m, q)| {
+            round(sum(ai, &|j| a[m % ao * ai + j] * t[(m / ao * ai + j, q)]))
+        });
+        let yo = Array2::from_shape_fn((n, ao * bo), |(n, o)| {
+            round(SCALE * sum(r, &|q| u[(n * ao + o / bo, q)] * b[o % bo * r + q]))
+        });
+        let du = Array2::from_shape_fn((n * ao, r), |(m, q)| {
+            round(SCALE * sum(bo, &|p| dy[(m / ao, m % ao * bo + p)] * b[p * r + q]))
+        });
+        let dt = Array2::from_shape_fn((n * ai, r), |(m, q)| {
+            round(sum(ao, &|i| a[i * ai + m % ai] * du[(m / ai * ao + i, q)]))
+        });
+        let mut grad = Vec::new();
+        for e in 0..shape.a_len() {
+            let (i, j) = (e / ai, e % ai);
+            grad.push(sum(n * r, &|k| du[(k / r * ao + i, k % r)] * t[(k / r * ai + j, k % r)]));
+        }
+        for e in 0..shape.b_len() {
+            let (p, q) = (e / r, e % r);
+            grad.push(SCALE * sum(n * ao, &|m| dy[(m / ao, m % ao * bo + p)] * u[(m, q)]));
+        }
+        for e in 0..shape.c_len() {
+            let (q, k) = (e / ci, e % ci);
+            grad.push(sum(n * ai, &|m| dt[(m, q)] * x[(m / ai, m % ai * ci + k)]));
+        }
+        let dxo = Array2::from_shape_fn((n, ai * ci), |(n, col)| {
+            sum(r, &|q| dt[(n * ai + col / ci, q)] * c[q * ci + col % ci]) * mask[(n, col)] as f32
+        });
+        let bc = Array2::from_shape_fn((bo, ci), |(p, k)| round(sum(r, &|q| b[p * r + q] * c[q * ci + k])));
+        let wide = |m: Array2<f32>| m.mapv(f64::from);
+        Answer {
+            t: wide(t),
+            y: wide(Array2::from_shape_fn(yo.dim(), |at| old(&y0, yo[at], at))),
+            dx: wide(Array2::from_shape_fn(dxo.dim(), |at| old(&dx0, dxo[at], at))),
+            grad: wide(Array2::from_shape_fn((1, grad.len()), |(_, i)| self.grad[i] + round(grad[i]))),
+            w: wide(Array2::from_shape_fn((ao * bo, ai * ci), |(o, col)| {
+                let delta = round(SCALE * round(a[o / bo * ai + col / ci] * bc[(o % bo, col % ci)]));
+                old(&w0, delta, (o, col))
+            })),
+        }
+    }
+
+    /// Runs forward, backward and merge through a launcher.
+    pub fn run(mut self, on: &impl kk::Launcher) -> kk::Result<Self> {
+        let case = self.case;
+        let (factors, dropout, n) = (case.factors(), case.drop(), case.rows);
+        let stream = kk::StreamHandle::DEFAULT;
+        let scratch = |pass| kk::workspace_len(factors, pass, n).map(|len| vec![f32::NAN; len]);
+        let mut workspace = scratch(kk::Pass::Forward)?;
+        let call = kk::Forward {
+            factors,
+            scale: SCALE,
+            dropout,
+            theta: kk::DeviceSlice::host(self.theta.as_slice()),
+            x: self.x.rows(),
+            y: self.y.rows_mut(),
+            accumulate: case.accumulate,
+            t: kk::DeviceSliceMut::host(&mut self.t),
+            workspace: kk::DeviceSliceMut::host(&mut workspace),
+        };
+        kk::forward(on, call, stream)?;
+        let mut workspace = scratch(kk::Pass::Backward { dx: true })?;
+        let call = kk::Backward {
+            factors,
+            scale: SCALE,
+            dropout,
+            theta: kk::DeviceSlice::host(self.theta.as_slice()),
+            x: self.x.rows(),
+            t: kk::DeviceSlice::host(&self.t),
+            dy: self.dy.rows(),
+            dx: Some(self.dx.rows_mut()),
+            accumulate: case.accumulate,
+            grad: kk::DeviceSliceMut::host(&mut self.grad),
+            workspace: kk::DeviceSliceMut::host(&mut workspace),
+        };
+        kk::backward(on, call, stream)?;
+        let call = kk::Merge {
+            factors,
+            scale: SCALE,
+            theta: kk::DeviceSlice::host(self.theta.as_slice()),
+            w: self.w.rows_mut(),
+            first_row: 0,
+            accumulate: case.accumulate,
+        };
+        kk::merge(on, call, stream)?;
+        Ok(self)
+    }
+
+    /// The outputs, as numbers.
+    pub fn answer(&self) -> Answer {
+        let shape = self.case.shape();
+        let dim = (self.case.rows * shape.a_in(), shape.width());
+        Answer {
+            t: Array2::from_shape_fn(dim, |(m, q)| f64::from(self.t[m * dim.1 + q])),
+            y: self.y.to_f64(),
+            dx: self.dx.to_f64(),
+            grad: Array2::from_shape_fn((1, self.grad.len()), |(_, i)| self.grad[i].into()),
+            w: self.w.to_f64(),
+        }
+    }
+
+    /// Every output bit.
+    pub fn bits(&self) -> Vec<u32> {
+        let floats = self.t.iter().chain(&self.grad).map(|v| v.to_bits());
+        [self.y.bits(), self.dx.bits(), self.w.bits(), floats.collect()].concat()
+    }
+}
+
+/// That `got` errs at most `factor` times as much as the plain computation,
+/// or float32's own rounding where that is coarser.
+pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, truth: &Array2<f64>, factor: f64) {
+    assert_eq!(got.dim(), truth.dim(), "{what}");
+    let worst = |m: &Array2<f64>| m.iter().zip(truth).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let size = truth.iter().fold(0.0f64, |s, v| s.max(v.abs()));
+    assert!(truth.is_empty() || size > 1e-3, "{what}: the oracle's answer is about 0");
+    let nan = got.iter().filter(|v| v.is_nan()).count();
+    assert_eq!(nan, 0, "{what}: {nan} of {} numbers are NaN", got.len());
+    let (error, bound) = (worst(got), factor * worst(plain).max(4.0 * size / (1u64 << 24) as f64));
+    assert!(error <= bound, "{what}: error {error:.3e}, but {factor} × the plain error is {bound:.3e}");
+}
+
+/// Runs a case and compares all outputs with the oracle.
+pub fn check<E: Float>(case: Case, on: &impl kk::Launcher) {
+    let data = Data::<E>::new(case);
+    let (truth, plain) = (data.oracle(), data.plain());
+    let done = data.run(on).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::DTYPE.name()));
+    done.bits(); // asserts that nothing was written between rows
+    let got = done.answer();
+    let name = |what: &str| format!("{what} of {} {case:?}", E::DTYPE.name());
+    close(&name("t"), &got.t, &plain.t, &truth.t, 2.0);
+    close(&name("y"), &got.y, &plain.y, &truth.y, 2.0);
+    close(&name("dx"), &got.dx, &plain.dx, &truth.dx, 3.0);
+    close(&name("w"), &got.w, &plain.w, &truth.w, 2.0);
+    // A, B and C have different magnitudes: each is held to its own error.
+    let shape = case.shape();
+    let mut begin = 0;
+    for (what, len) in [("dA", shape.a_len()), ("dB", shape.b_len()), ("dC", shape.c_len())] {
+        let part = |m: &Array2<f64>| m.slice(ndarray::s![.., begin..begin + len]).to_owned();
+        if len > 0 {
+            close(&name(what), &part(&got.grad), &part(&plain.grad), &part(&truth.grad), 3.0);
+        }
+        begin += len;
+    }
+}
+
+const fn case(
+    why: &'static str,
+    sizes: [usize; 5],
+    rows: usize,
+    pad: usize,
+    dropout: u32,
+    accumulate: bool,
+) -> Case {
+    Case { why, sizes, rows, pad, dropout, accumulate }
+}
+
+/// The suite. Sizes differ pairwise, so that a swapped index shows.
+pub const CASES: [Case; 20] = [
+    case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
+    case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
+    case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
+    case("full inner factor", [3, 2, 21, 26, 0], 19, 0, 13107, true),
+    case("a rank above one tile, dropout, replaced", [2, 3, 70, 67, 72], 70, 1, 20000, false),
+    case("no tokens", [2, 4, 24, 40, 8], 0, 0, 0, true),
+    case("K slices that end ragged", [1, 1, 33, 700, 9], 66, 0, 0, false),
+    case("rank 4 on tensor cores", [4, 3, 40, 72, 4], 37, 0, 0, true),
+    case("rank 8, the paper's shape in small", [16, 2, 64, 128, 8], 70, 0, 0, true),
+    case("rank 8, replaced, dropout", [4, 2, 168, 328, 8], 129, 8, 6554, false),
+    case("rank 16", [2, 6, 48, 200, 16], 65, 0, 0, true),
+    case("rank 16 LoRA, dropout", [0, 1, 264, 520, 16], 33, 0, 32768, true),
+    case("rank 32", [4, 1, 72, 104, 32], 67, 0, 0, false),
+    case("rank 64", [2, 2, 136, 192, 64], 40, 0, 9000, true),
+    case("rank 128", [4, 2, 40, 80, 128], 34, 0, 0, true),
+    case("rank 128 LoRA", [0, 1, 152, 136, 128], 35, 0, 0, false),
+    case("misaligned rows of a fast shape", [2, 4, 64, 72, 8], 31, 1, 0, true),
+    case("θ's B and C off 16 bytes", [3, 3, 40, 64, 8], 18, 0, 0, true),
+    case("one token on tensor cores", [2, 4, 320, 648, 8], 1, 0, 0, true),
+    case("several chunks and groups of i", [8, 2, 264, 136, 8], 300, 0, 4000, true),
+];

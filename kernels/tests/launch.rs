@@ -1,0 +1,119 @@
+//! Calls check what they are given, and do what the suite's full calls do not show.
+
+mod common;
+
+use common::{CASES, Case, Data, Matrix, SCALE, close, random};
+use half::bf16;
+use kron_kernels as kk;
+use kron_kernels::{DeviceSlice, DeviceSliceMut, Emulated, StreamHandle};
+
+const CASE: Case = CASES[8];
+
+fn forward(data: &mut Data<bf16>, rows: usize, t_len: usize, scratch: usize) -> kk::Result<kk::Plan> {
+    let mut workspace = vec![0.0; scratch];
+    let call = kk::Forward {
+        factors: data.case.factors(),
+        scale: SCALE,
+        dropout: None,
+        theta: DeviceSlice::host(data.theta.as_slice()),
+        x: data.x.rows(),
+        y: kk::RowsMut { rows, ..data.y.rows_mut() },
+        accumulate: data.case.accumulate,
+        t: DeviceSliceMut::host(&mut data.t[..t_len]),
+        workspace: DeviceSliceMut::host(&mut workspace),
+    };
+    kk::forward(&Emulated::new(), call, StreamHandle::DEFAULT)
+}
+
+#[test]
+fn buffers_are_refused_with_the_numbers() {
+    let mut data = Data::<bf16>::new(Case { sizes: [4, 2, 168, 328, 8], rows: 30, ..CASE });
+    let t = data.t.len();
+    let before = data.y.bits();
+    let refused = |e: kk::Result<kk::Plan>| e.expect_err("refused").to_string();
+    let error = refused(forward(&mut data, 29, t, 1 << 16));
+    assert_eq!(error, "y has 29 rows, but x has 30");
+    let error = refused(forward(&mut data, 30, t - 1, 1 << 16));
+    assert_eq!(error, "t has 479 numbers, but this call needs 480");
+    let error = refused(forward(&mut data, 30, t, 3));
+    assert!(error.starts_with("workspace has 3 numbers, but this call needs "), "{error}");
+    assert_eq!(before, data.y.bits(), "a refused call wrote to y");
+    forward(&mut data, 30, t, 1 << 16).expect("now it fits");
+    assert_ne!(before, data.y.bits());
+}
+
+#[test]
+fn replace_never_reads_the_old_contents() {
+    for case in [CASE, CASES[0]] {
+        let case = Case { accumulate: false, ..case };
+        let mut data = Data::<bf16>::new(case);
+        let clean = data.clone().run(&Emulated::new()).expect("runs").bits();
+        let nan = |m: &Matrix<bf16>| Matrix::new(m.rows, m.cols, case.pad, &vec![f32::NAN; m.rows * m.cols]);
+        (data.y, data.dx, data.w) = (nan(&data.y), nan(&data.dx), nan(&data.w));
+        assert!(clean == data.run(&Emulated::new()).expect("runs").bits(), "{case:?}");
+    }
+}
+
+#[test]
+fn without_dx_the_gradient_has_the_same_bits() {
+    for case in [CASES[9], CASES[0]] {
+        let mut data = Data::<bf16>::new(case);
+        let whole = data.clone().run(&Emulated::new()).expect("runs");
+        let pass = kk::Pass::Backward { dx: false };
+        let len = kk::workspace_len(case.factors(), pass, case.rows).expect("legal");
+        let mut workspace = vec![f32::NAN; len];
+        let call = kk::Backward {
+            factors: case.factors(),
+            scale: SCALE,
+            dropout: case.drop(),
+            theta: DeviceSlice::host(data.theta.as_slice()),
+            x: data.x.rows(),
+            t: DeviceSlice::host(&whole.t),
+            dy: data.dy.rows(),
+            dx: None,
+            accumulate: case.accumulate,
+            grad: DeviceSliceMut::host(&mut data.grad),
+            workspace: DeviceSliceMut::host(&mut workspace),
+        };
+        kk::backward(&Emulated::new(), call, StreamHandle::DEFAULT).expect("runs");
+        assert_eq!(data.grad, whole.grad, "{case:?}");
+    }
+}
+
+fn band_call<'a>(data: &'a Data<f32>, w: kk::RowsMut<'a, f32>, first_row: usize) -> kk::Merge<'a, f32> {
+    let (factors, theta) = (data.case.factors(), DeviceSlice::host(data.theta.as_slice()));
+    kk::Merge { factors, scale: SCALE, theta, w, first_row, accumulate: true }
+}
+
+#[test]
+fn merge_takes_any_band_of_rows() {
+    let case = CASES[0];
+    let data = Data::<f32>::new(case);
+    let whole = data.clone().run(&Emulated::new()).expect("runs").w.to_f64();
+    let cols = data.w.cols;
+    let old = random(data.w.rows * cols, 5);
+    for (first_row, rows) in [(0, 1), (5, 9), (6, 15), (20, 1), (21, 0)] {
+        let mut band = Matrix::<f32>::new(rows, cols, 2, &old[first_row * cols..]);
+        kk::merge(&Emulated::new(), band_call(&data, band.rows_mut(), first_row), StreamHandle::DEFAULT)
+            .expect("runs");
+        let part = whole.slice(ndarray::s![first_row..first_row + rows, ..]).to_owned();
+        assert_eq!(band.to_f64(), part);
+        band.bits();
+        let error =
+            kk::merge(&Emulated::new(), band_call(&data, band.rows_mut(), 22 - rows), StreamHandle::DEFAULT);
+        let error = error.expect_err("past the end").to_string();
+        assert!(error.contains("but the weight has 21 rows"), "{error}");
+    }
+}
+
+#[test]
+fn the_suite_would_notice_a_kernel_that_does_nothing() {
+    let data = Data::<bf16>::new(CASE);
+    let (truth, plain) = (data.oracle(), data.plain());
+    let idle = data.answer();
+    let fails = |f: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
+    assert!(fails(&|| close("y", &idle.y, &plain.y, &truth.y, 2.0)));
+    assert!(fails(&|| close("dx", &idle.dx, &plain.dx, &truth.dx, 3.0)));
+    assert!(fails(&|| close("grad", &idle.grad, &plain.grad, &truth.grad, 3.0)));
+    assert!(fails(&|| close("w", &idle.w, &plain.w, &truth.w, 2.0)));
+}

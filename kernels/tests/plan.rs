@@ -1,0 +1,125 @@
+//! Plans: pure, printable, and inside every limit for any legal problem.
+
+use std::collections::BTreeSet;
+
+use kron_kernels::tiles::{FAST_RANKS, SHARED_LIMIT};
+use kron_kernels::{ARCHS, Dtype, Emulated, Factors, Pass, Plan, Problem, workspace_len};
+use proptest::prelude::*;
+
+fn factors() -> impl Strategy<Value = Factors> {
+    let size = |most| prop_oneof![1..=16usize, (1..=most / 8usize).prop_map(|v| v * 8), 1..=most];
+    let rank = prop_oneof![1..=256usize, proptest::sample::select(FAST_RANKS.to_vec())];
+    (0..3, 1..=64usize, 1..=64usize, size(20_000), size(20_000), rank).prop_map(
+        |(kind, a_out, a_in, b_out, c_in, rank)| match kind {
+            0 => Factors::lora(b_out, c_in, rank).expect("small"),
+            1 => Factors::kron(a_out, a_in, b_out, c_in, rank).expect("small"),
+            _ => {
+                Factors::kron(a_out, a_in, b_out % 4000 + 1, c_in, 1).and_then(Factors::full).expect("small")
+            }
+        },
+    )
+}
+
+fn problem() -> impl Strategy<Value = Problem> {
+    let pass = prop_oneof![
+        Just(Pass::Forward),
+        Just(Pass::Backward { dx: true }),
+        Just(Pass::Backward { dx: false }),
+        Just(Pass::Merge)
+    ];
+    let rows = prop_oneof![0..=64usize, 0..=40_000usize];
+    let dtype = proptest::sample::select(Dtype::ALL.to_vec());
+    (factors(), dtype, pass, rows, any::<bool>(), any::<bool>()).prop_map(
+        |(factors, dtype, pass, rows, accumulate, aligned)| Problem {
+            factors,
+            dtype,
+            pass,
+            rows: if pass == Pass::Merge { rows.min(factors.d_out()) } else { rows },
+            accumulate,
+            aligned,
+        },
+    )
+}
+
+fn kernels() -> BTreeSet<String> {
+    Emulated::kernels().into_iter().filter(|name| name.starts_with("kron_")).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn every_legal_problem_has_a_plan_inside_the_limits(problem in problem()) {
+        let plan = Plan::new(&problem).expect("a legal problem");
+        prop_assert_eq!(&plan, &Plan::new(&problem).expect("a pure function"));
+        prop_assert_eq!(plan.steps.is_empty(), problem.rows == 0);
+        let kernels = kernels();
+        for step in &plan.steps {
+            prop_assert!(kernels.contains(step.kernel.as_str()), "{}", step.kernel);
+            prop_assert!(step.grid >= 1 && step.grid <= i32::MAX as u32);
+            prop_assert!(step.block % 32 == 0 && (32..=1024).contains(&step.block));
+            prop_assert!(step.shared as usize <= SHARED_LIMIT);
+            prop_assert_eq!(step.grid % step.col_tiles, 0);
+            prop_assert_eq!(step.grid / step.col_tiles % step.row_chunks, 0);
+        }
+        let covering = workspace_len(problem.factors, problem.pass, problem.rows).expect("legal");
+        prop_assert!(plan.workspace <= covering, "{} > {}", plan.workspace, covering);
+        prop_assert!(plan.bytes >= plan.floor_bytes);
+        prop_assert_eq!(plan.floor_bytes == 0, problem.rows == 0);
+    }
+}
+
+/// The paper's layer, 4096 × 4096 at (a_in, a_out) = (2, 16), rank 8.
+fn paper(pass: Pass, rows: usize) -> Problem {
+    let factors = Factors::kron(16, 2, 256, 2048, 8).expect("legal");
+    Problem { factors, dtype: Dtype::Bf16, pass, rows, accumulate: true, aligned: true }
+}
+
+#[test]
+fn a_plan_prints_what_it_launches() {
+    let plan = Plan::new(&paper(Pass::Forward, 4096)).expect("legal");
+    let text = plan.to_string();
+    assert!(text.contains("kron_down_bf16_r8") && text.contains("kron_up_bf16_r8"), "{text}");
+    // X once, Y twice, T once, θ once.
+    let bytes = 4096 * (2 * 3 * 4096 + 4 * 16) + 4 * (32 + 8 * (256 + 2048));
+    assert_eq!(plan.floor_bytes, bytes);
+    let h200 = ARCHS.iter().find(|a| a.name == "H200").expect("listed");
+    assert!((plan.floor_us(h200) - bytes as f64 / 4.3e6).abs() < 1e-9);
+}
+
+#[test]
+fn the_chip_is_filled_from_one_token_on() {
+    for rows in [1, 16, 64, 1024, 4096, 16384] {
+        let plan = Plan::new(&paper(Pass::Forward, rows)).expect("legal");
+        assert_eq!(plan.steps.len(), 2, "{plan}");
+        assert!(plan.steps[0].grid >= 16, "{rows} rows: {plan}");
+        let plan = Plan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
+        assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
+    }
+}
+
+#[test]
+fn every_kernel_is_in_some_plan() {
+    let mut used = BTreeSet::new();
+    let general = [1, 100];
+    for rank in FAST_RANKS.into_iter().chain(general) {
+        let factors = Factors::kron(4, 2, 64, 128, rank).expect("legal");
+        for dtype in Dtype::ALL {
+            for pass in [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge] {
+                let problem = Problem { factors, dtype, pass, rows: 100, accumulate: true, aligned: true };
+                used.extend(Plan::new(&problem).expect("legal").steps.iter().map(|s| s.kernel.to_string()));
+            }
+        }
+    }
+    assert_eq!(used, kernels());
+}
+
+#[test]
+fn impossible_sizes_are_refused_with_the_numbers() {
+    let zero = Factors::kron(2, 0, 8, 8, 4).expect_err("zero").to_string();
+    assert!(zero.contains("a_in is 0"), "{zero}");
+    let wide = Factors::lora(1 << 20, 8, 1 << 20).expect_err("too many").to_string();
+    assert!(wide.contains("b_out·rank is 1099511627776"), "{wide}");
+    let long = Plan::new(&paper(Pass::Forward, 1 << 40)).expect_err("too many blocks").to_string();
+    assert!(long.contains("but a grid has at most 2147483647"), "{long}");
+}

@@ -1,0 +1,150 @@
+//! The emulator's primitives against bits recorded on a GPU.
+//!
+//! `tests/golden/primitives.bin` holds, for each name below in order, the
+//! output words that a GPU gave for this file's inputs. Until it exists the
+//! comparison reports itself as skipped; what can be said without a GPU (the
+//! fragments' layout, the rounding) is tested here in any case.
+
+mod common;
+
+use half::{bf16, f16};
+use kron_core::philox;
+use kron_kernels::params::KronParams;
+use kron_kernels::{Emulated, Launcher, Step, StreamHandle};
+
+/// Kernel, words in and out of a lane, and what the words of the input are.
+const PRIMITIVES: [(&str, usize, usize, Kind); 11] = [
+    ("primitive_mma_bf16_k16", 10, 4, Kind::Bf16),
+    ("primitive_mma_bf16_k8", 10, 4, Kind::Bf16),
+    ("primitive_mma_f16_k16", 10, 4, Kind::F16),
+    ("primitive_mma_f16_k8", 10, 4, Kind::F16),
+    ("primitive_ldmatrix_x2", 4, 2, Kind::Bits),
+    ("primitive_ldmatrix_x2_trans", 4, 2, Kind::Bits),
+    ("primitive_ldmatrix_x4", 4, 4, Kind::Bits),
+    ("primitive_ldmatrix_x4_trans", 4, 4, Kind::Bits),
+    ("primitive_round_bf16", 2, 4, Kind::Float),
+    ("primitive_round_f16", 2, 4, Kind::Float),
+    ("primitive_shuffle", 1, 5, Kind::Float),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// Any bits.
+    Bits,
+    /// Float32 of magnitudes from 2⁻²⁶ to 2¹⁷, which crosses f16's range.
+    Float,
+    /// Pairs of small numbers; float32 from the seventh word on.
+    Bf16,
+    F16,
+}
+
+fn input(stream: u32, words: usize, kind: Kind) -> Vec<u32> {
+    let unit = |w: u32| (w >> 8) as f32 / (1 << 23) as f32 - 1.0;
+    (0..32 * words)
+        .map(|i| {
+            let [w, v, ..] = philox([i as u32, stream, 1, 2], [3, 4]);
+            let pair = |f: fn(f32) -> u16| u32::from(f(unit(w))) | u32::from(f(unit(v))) << 16;
+            match kind {
+                Kind::Bits => w,
+                Kind::Float => (unit(w) * 2f32.powi((v % 44) as i32 - 26)).to_bits(),
+                _ if i % words >= 6 => unit(w).to_bits(),
+                Kind::Bf16 => pair(|v| bf16::from_f32(v).to_bits()),
+                Kind::F16 => pair(|v| f16::from_f32(v).to_bits()),
+            }
+        })
+        .collect()
+}
+
+fn run(index: usize) -> (Vec<u32>, Vec<u32>) {
+    let (name, words_in, words_out, kind) = PRIMITIVES[index];
+    let x = input(index as u32, words_in, kind);
+    let mut y = vec![0u32; 32 * words_out];
+    let params = KronParams { x: x.as_ptr() as _, y: y.as_mut_ptr() as _, ..KronParams::default() };
+    let kernel = name.try_into().expect("a short name");
+    let step = Step { kernel, grid: 1, block: 32, shared: 512, col_tiles: 1, row_chunks: 1, chunk_rows: 1 };
+    // SAFETY: a primitive reads its words of x and writes its words of y, and no more.
+    unsafe { Emulated::new().launch(&step, &params, StreamHandle::DEFAULT) }.expect("a primitive runs");
+    (x, y)
+}
+
+#[test]
+fn recorded_bits() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/primitives.bin");
+    let Ok(golden) = std::fs::read(path) else {
+        eprintln!("skipped: no GPU has recorded tests/golden/primitives.bin yet");
+        return;
+    };
+    let words = golden.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let mut words = words.collect::<Vec<_>>().into_iter();
+    for (index, (name, _, _, kind)) in PRIMITIVES.into_iter().enumerate() {
+        for (i, got) in run(index).1.into_iter().enumerate() {
+            let recorded = words.next().expect("the golden file has a word for every output");
+            let (a, b) = (f32::from_bits(got), f32::from_bits(recorded));
+            // Tensor cores add in an order of their own: 16 products and a sum below 17.
+            let mma = matches!(kind, Kind::Bf16 | Kind::F16);
+            let same = if mma { (a - b).abs() <= 17.0 * 17.0 / (1 << 24) as f32 } else { got == recorded };
+            assert!(same, "{name} word {i}: emulated {got:#010x}, recorded {recorded:#010x}");
+        }
+    }
+}
+
+#[test]
+fn mma_is_a_matrix_product_in_the_documented_layout() {
+    for (index, k_len, f16_bits) in [(0, 16, false), (1, 8, false), (2, 16, true), (3, 8, true)] {
+        let (x, y) = run(index);
+        let number = |word: u32, high: usize| {
+            let bits = (word >> (16 * high)) as u16;
+            if f16_bits { f16::from_bits(bits).to_f64() } else { bf16::from_bits(bits).to_f64() }
+        };
+        // (row, col) of D, by the lane and register that the PTX manual gives.
+        let word = |lane: usize, i: usize| x[lane * 10 + i];
+        let a = |m: usize, k: usize| number(word(m % 8 * 4 + k % 8 / 2, m / 8 + k / 8 * 2), k % 2);
+        let b = |k: usize, n: usize| number(word(n * 4 + k % 8 / 2, 4 + k / 8), k % 2);
+        for m in 0..16 {
+            for n in 0..8 {
+                let (lane, i) = (m % 8 * 4 + n / 2, m / 8 * 2 + n % 2);
+                let c = f64::from(f32::from_bits(word(lane, 6 + i)));
+                let want = c + (0..k_len).map(|k| a(m, k) * b(k, n)).sum::<f64>();
+                let got = f64::from(f32::from_bits(y[lane * 4 + i]));
+                assert!((got - want).abs() < 17.0 * 17.0 / (1 << 24) as f64, "{m},{n}: {got} and {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ldmatrix_spreads_rows_over_lanes() {
+    for (index, count, transposed) in [(4, 2, false), (5, 2, true), (6, 4, false), (7, 4, true)] {
+        let (x, y) = run(index);
+        let element = |row: usize, col: usize| match row {
+            5 => 0, // the copy that was asked to bring zeros
+            _ => (x[row * 4 + col / 2] >> (16 * (col % 2))) as u16,
+        };
+        for lane in 0..32 {
+            for matrix in 0..count {
+                for half in 0..2 {
+                    let (g, h) = (lane / 4, lane % 4 * 2 + half);
+                    let (row, col) = if transposed { (h, g) } else { (g, h) };
+                    let got = (y[lane * count + matrix] >> (16 * half)) as u16;
+                    assert_eq!(got, element(matrix * 8 + row, col), "matrix {matrix} lane {lane}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_is_to_nearest_even() {
+    for (index, is_f16) in [(8, false), (9, true)] {
+        let (x, y) = run(index);
+        let round = |v: f32| if is_f16 { f16::from_f32(v).to_bits() } else { bf16::from_f32(v).to_bits() };
+        let wide = |v: u16| if is_f16 { f16::from_bits(v).to_f32() } else { bf16::from_bits(v).to_f32() };
+        for lane in 0..32 {
+            let (low, high) = (x[2 * lane], x[2 * lane + 1]);
+            let both = u32::from(round(f32::from_bits(low))) | u32::from(round(f32::from_bits(high))) << 16;
+            assert_eq!(y[4 * lane..4 * lane + 2], [both, both], "{low:#x} {high:#x}");
+            let back = [wide(low as u16), wide((high >> 16) as u16)].map(f32::to_bits);
+            assert_eq!(y[4 * lane + 2..4 * lane + 4], back, "{low:#x} {high:#x}");
+        }
+    }
+}
