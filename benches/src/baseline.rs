@@ -54,7 +54,7 @@ pub fn report(old: &Record, new: &Record) -> String {
         return out + "Nothing changed beyond the noise.\n";
     }
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["engine", "layer", "dtype", "rows", "pass", "before", "now", "as fast"]);
     table.add_rows(changed.iter().map(|c| {
         let n = c.new;

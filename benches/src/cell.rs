@@ -229,7 +229,7 @@ fn time<E: Element>(
             if entry.kind.is_dense() && c.seconds > SLOW && overdrawn {
                 return 0;
             }
-            rounds(entry.kind, ring.sweep(c.seconds) as f64 * c.seconds, share)
+            rounds(entry.kind, ring.sweep(c.seconds, share) as f64 * c.seconds, share)
         })
         .collect();
     let all = own.iter().copied().max().unwrap_or(0);
@@ -239,7 +239,7 @@ fn time<E: Element>(
             // A different engine goes first each time: nobody always runs in the same one's wake.
             let i = (i + round) % own.len();
             let Some(c) = contenders[i].as_mut().filter(|_| takes_part(own[i], round, all)) else { continue };
-            let sweep = ring.sweep(c.seconds);
+            let sweep = ring.sweep(c.seconds, share);
             let mut sample = || ring.sample(c.engine.as_mut(), sweep, backward);
             let (forward, both) = sample()?;
             outcomes[i].forward.samples.push(forward);

@@ -12,10 +12,15 @@ const CHUNK: usize = 1 << 14;
 /// rows × cols numbers uniform in (−k, k), from `seed`.
 pub fn uniform<E: Element>(rows: usize, cols: usize, k: f32, seed: u64) -> Array2<E> {
     let mut data = vec![E::from_f32(0.0); rows * cols];
-    data.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
+    let fill = |(i, chunk): (usize, &mut [E])| {
         let mut rng = Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ i as u64);
-        chunk.iter_mut().for_each(|v| *v = E::from_f32(rng.random_range(-k..k)));
-    });
+        chunk.iter_mut().for_each(|v| *v = E::from_f32(k * (2.0 * rng.random::<f32>() - 1.0)));
+    };
+    if data.len() <= CHUNK {
+        fill((0, &mut data));
+    } else {
+        data.par_chunks_mut(CHUNK).enumerate().for_each(fill);
+    }
     // The length is rows·cols by construction.
     Array2::from_shape_vec((rows, cols), data).expect("rows × cols numbers")
 }
@@ -66,9 +71,12 @@ impl<E: Element> Set<E> {
     }
 }
 
+/// The most sets of a ring: small layers stay in cache in a real network too.
+const MOST_SETS: usize = 4096;
+
 /// How many sets make X and Y together `bytes`, at least two.
 pub fn sets_for(bytes: usize, rows: usize, d_out: usize, d_in: usize, element: usize) -> usize {
-    bytes.div_ceil(rows * (d_out + d_in) * element).max(2)
+    bytes.div_ceil(rows * (d_out + d_in) * element).clamp(2, MOST_SETS)
 }
 
 /// A matrix as one slice: these are made contiguous and stay so.
@@ -99,5 +107,6 @@ mod tests {
     fn the_ring_is_larger_than_it_was_asked_to_be() {
         assert_eq!(sets_for(64 << 20, 2048, 4096, 4096, 4), 2);
         assert_eq!(sets_for(64 << 20, 1, 4096, 4096, 4), 2048);
+        assert_eq!(sets_for(64 << 20, 1, 64, 64, 4), MOST_SETS);
     }
 }

@@ -11,8 +11,12 @@ use kron_core::{Element, Result};
 use crate::data::Set;
 use crate::engines::{Engine, Kind};
 
-/// Seconds that a sweep is to take, so that the clock and the interruptions of the system do not show.
-const SWEEP: f64 = 0.02;
+/// Seconds that a sweep takes: long enough that the clock and the interruptions
+/// of the system do not show, shorter when the time is short.
+const SWEEP: std::ops::RangeInclusive<f64> = 0.001..=0.02;
+
+/// Rounds that every engine gets whose sweep is short.
+const ROUNDS: usize = 7;
 
 /// The most rounds of an engine.
 const MOST_ROUNDS: usize = 25;
@@ -30,9 +34,10 @@ impl<E: Element> Ring<E> {
         Self { sets, next: 0 }
     }
 
-    /// Sets of a sweep of an engine that takes `seconds` for one.
-    pub fn sweep(&self, seconds: f64) -> usize {
-        ((SWEEP / seconds) as usize).clamp(1, self.sets.len())
+    /// Sets of a sweep of an engine that takes `seconds` for one and has `share` seconds for all its rounds.
+    pub fn sweep(&self, seconds: f64, share: f64) -> usize {
+        let sweep = (share / ROUNDS as f64).clamp(*SWEEP.start(), *SWEEP.end());
+        ((sweep / seconds) as usize).clamp(1, self.sets.len())
     }
 
     /// Seconds per set of forward, and of forward and backward together.
@@ -59,11 +64,11 @@ impl<E: Element> Ring<E> {
 }
 
 /// How often an engine is sampled: as often as its share of the cell's `seconds`
-/// allows, at least 7 times when a sample is short, 3 when it is not, and once
+/// allows, at least [`ROUNDS`] times when a sample is short, 3 when it is not, and once
 /// when it is one of the slow products with a whole weight.
 pub fn rounds(kind: Kind, sample: f64, share: f64) -> usize {
     let least = match (sample, kind.is_dense()) {
-        (s, _) if s < 0.05 => 7,
+        (s, _) if s < 0.05 => ROUNDS,
         (s, true) if s > 0.4 => 1,
         _ => 3,
     };
