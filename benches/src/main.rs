@@ -1,4 +1,5 @@
 //! The `kron-bench` program.
+#![forbid(unsafe_code)]
 
 use std::path::Path;
 use std::process::ExitCode;

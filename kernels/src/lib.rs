@@ -9,16 +9,22 @@
 //! back. The crate knows no tensor and no framework and allocates no device
 //! memory. Without features it plans; `cuda` launches on a GPU, `emulate` runs
 //! the same kernels on the host for tests.
+#![deny(unsafe_code)]
 
 mod arch;
+#[allow(unsafe_code)]
 mod device;
 #[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
 mod driver;
 #[cfg(feature = "emulate")]
+#[allow(unsafe_code)]
 mod emulated;
 mod error;
+#[allow(unsafe_code)]
 mod launch;
 #[rustfmt::skip]
+#[allow(unsafe_code)]
 pub mod params;
 pub mod plan;
 mod problem;
