@@ -1,5 +1,7 @@
-//! One call for the GEMM crates: C (+)= alpha·A·B in float32.
+//! One call for the three GEMM crates: C (+)= alpha·A·B in float32.
 
+use faer::linalg::matmul::matmul;
+use faer::{MatMut as FaerMut, MatRef as FaerRef, Par};
 use kron_core::Accum;
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder, linalg::general_mat_mul};
 use serde::Serialize;
@@ -12,11 +14,13 @@ pub enum Library {
     Gemm,
     /// The crate `matrixmultiply`, through ndarray; one thread.
     MatrixMultiply,
+    /// The crate `faer`.
+    Faer,
 }
 
 impl Library {
     /// All of them.
-    pub const ALL: [Library; 2] = [Library::Gemm, Library::MatrixMultiply];
+    pub const ALL: [Library; 3] = [Library::Gemm, Library::MatrixMultiply, Library::Faer];
 
     /// Whether it can use more than one thread by itself.
     pub const fn threads(self) -> bool {
@@ -28,6 +32,7 @@ impl Library {
         match self {
             Library::Gemm => "gemm",
             Library::MatrixMultiply => "matrixmultiply",
+            Library::Faer => "faer",
         }
     }
 }
@@ -60,6 +65,11 @@ impl<'a> Mat<'a> {
 
     fn dim(&self) -> (usize, usize) {
         if self.transposed { (self.cols, self.rows) } else { (self.rows, self.cols) }
+    }
+
+    fn faer(&self) -> FaerRef<'a, f32> {
+        let m = FaerRef::from_column_major_slice_with_stride(self.data, self.cols, self.rows, self.stride);
+        if self.transposed { m } else { m.transpose() }
     }
 
     /// Distance between rows, and between columns.
@@ -109,6 +119,17 @@ pub fn product(library: Library, threads: usize, alpha: f32, a: Mat, b: Mat, acc
             let shape = (m, n).strides((c.stride, 1));
             let mut out = ArrayViewMut2::from_shape(shape, c.data).expect("a slice of the span");
             general_mat_mul(alpha, &a.ndarray(), &b.ndarray(), beta(accum), &mut out);
+        }
+        Library::Faer => {
+            let par = if threads > 1 { Par::rayon(threads) } else { Par::Seq };
+            // The transpose of a column-major view: faer 0.24.4's `from_row_major_slice_with_stride_mut`
+            // hands its two strides over in the wrong order, and the product then writes out of bounds.
+            let out = FaerMut::from_column_major_slice_with_stride_mut(c.data, n, m, c.stride).transpose_mut();
+            let accum = match accum {
+                Accum::Replace => faer::Accum::Replace,
+                Accum::Add => faer::Accum::Add,
+            };
+            matmul(out, accum, a.faer(), b.faer(), alpha, par);
         }
     }
 }
