@@ -30,7 +30,10 @@ fn dtype<E: Element>(c: &mut Criterion) {
     for rows in ROWS {
         for pass in Pass::ALL {
             let mut group = c.benchmark_group(format!("{}/{}/{rows}", E::DTYPE, pass.name()));
-            group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+            group
+                .sample_size(10)
+                .warm_up_time(Duration::from_millis(300))
+                .measurement_time(Duration::from_secs(1));
             for kind in Kind::ALL {
                 let problem = match kind {
                     Kind::Linear => Problem::Linear { d_out, d_in },
@@ -42,7 +45,8 @@ fn dtype<E: Element>(c: &mut Criterion) {
                 let from = Ingredients { rows, threads, cpu: Cpu::new(), weight: Some(weight.clone()) };
                 let t_len = problem.op().map_or(0, |op| op.t_len(rows));
                 let mut set = Set::<E>::random(rows, d_out, d_in, t_len, 3);
-                let choice = engines::choose(kind, &problem, theta.as_ref(), &from, &mut set).expect("a choice");
+                let choice =
+                    engines::choose(kind, &problem, theta.as_ref(), &from, &mut set).expect("a choice");
                 let mut engine = engines::build(kind, choice, &problem, theta.as_ref(), &from);
                 group.throughput(Throughput::Bytes(problem.cost(pass, rows, E::DTYPE).bytes as u64));
                 group.bench_function(BenchmarkId::from_parameter(kind.name()), |b| {

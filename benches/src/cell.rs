@@ -224,8 +224,7 @@ fn time<E: Element>(
     let own: Vec<usize> = (contenders.iter().zip(&group.entries))
         .map(|(contender, entry)| {
             let Some(c) = contender else { return 0 };
-            let overdrawn =
-                run.started.elapsed().as_secs_f64() + c.seconds > OVERDRAW * run.plan.seconds;
+            let overdrawn = run.started.elapsed().as_secs_f64() + c.seconds > OVERDRAW * run.plan.seconds;
             if entry.kind.is_dense() && c.seconds > SLOW && overdrawn {
                 return 0;
             }

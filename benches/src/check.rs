@@ -31,7 +31,8 @@ impl Verdict {
     const PERFECT: Verdict = Verdict { rel_error: 0.0, ok: true, peak_bytes: 0, seconds: 0.0 };
 
     fn judge(&mut self, got: impl Iterator<Item = f64>, expected: &[f64], tolerance: f64) {
-        let (error, norm) = got.zip(expected).fold((0.0, 0.0), |(e, n), (g, x)| (e + (g - x) * (g - x), n + x * x));
+        let (error, norm) =
+            got.zip(expected).fold((0.0, 0.0), |(e, n), (g, x)| (e + (g - x) * (g - x), n + x * x));
         let rel = (error / norm).sqrt();
         // A comparison that NaN fails.
         self.ok &= rel <= tolerance;
@@ -73,7 +74,9 @@ pub fn check<E: Element>(
     (forward.seconds, forward.peak_bytes) = (start.elapsed().as_secs_f64(), peak);
     match (&merged, answer) {
         (Some(w), _) => forward.judge(pick(engine.weight(), w), &w.values, bounds.y),
-        (None, Answer::Adapter(truth)) => forward.judge(pick(Some(&work.y), &truth.y), &truth.y.values, bounds.y),
+        (None, Answer::Adapter(truth)) => {
+            forward.judge(pick(Some(&work.y), &truth.y), &truth.y.values, bounds.y)
+        }
         (None, Answer::Linear(y, _)) => forward.judge(pick(Some(&work.y), y), &y.values, bounds.y),
     }
     if !backward {
@@ -107,7 +110,10 @@ pub fn check<E: Element>(
 }
 
 /// The engine's numbers where `expected` stands; NaN when the engine has none.
-fn pick<'a, E: Element>(from: Option<&'a Array2<E>>, expected: &'a Expected) -> impl Iterator<Item = f64> + 'a {
+fn pick<'a, E: Element>(
+    from: Option<&'a Array2<E>>,
+    expected: &'a Expected,
+) -> impl Iterator<Item = f64> + 'a {
     let data = from.map(flat);
     expected.at.iter().map(move |&i| data.map_or(f64::NAN, |d| f64::from(d[i].to_f32())))
 }
@@ -123,9 +129,7 @@ impl Bounds {
     fn new(problem: &Problem, rows: usize, dtype: Dtype) -> Self {
         let (d_out, d_in) = problem.layer();
         let tokens = rows * problem.shape().map_or(1, |s| s.a_out().max(s.a_in()));
-        let error = |terms: usize| {
-            dtype.unit_roundoff() + (terms as f64).sqrt() * Dtype::F32.unit_roundoff()
-        };
+        let error = |terms: usize| dtype.unit_roundoff() + (terms as f64).sqrt() * Dtype::F32.unit_roundoff();
         Self { y: 2.0 * error(d_in), dx: 2.0 * error(d_out), grad: 3.0 * error(tokens + d_in.max(d_out)) }
     }
 }

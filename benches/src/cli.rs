@@ -89,7 +89,8 @@ impl Cli {
             some => distinct(some, |e| named("engine", e, &Kind::ALL, Kind::name))?,
         };
         let passes = distinct(&self.passes, |p| named("pass", p, &Pass::ALL, Pass::name))?;
-        let default_rows: &[&str] = if self.smoke { &["1", "16", "128"] } else { &["1", "16", "256", "2048"] };
+        let default_rows: &[&str] =
+            if self.smoke { &["1", "16", "128"] } else { &["1", "16", "256", "2048"] };
         let rows = match self.rows.as_slice() {
             [] => distinct(default_rows, |r| positive("rows", r))?,
             some => distinct(some, |r| positive("rows", r))?,
@@ -97,7 +98,8 @@ impl Cli {
         let all = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.as_deref().map_or(Ok(all), |t| at_most("threads", t, 1024))?;
         let default_seconds = if self.smoke { 8 } else { 100 };
-        let seconds = self.seconds.as_deref().map_or(Ok(default_seconds), |s| at_most("seconds", s, 86_400))?;
+        let seconds =
+            self.seconds.as_deref().map_or(Ok(default_seconds), |s| at_most("seconds", s, 86_400))?;
         let split = |side: &Option<String>, name| side.as_deref().map(|v| positive(name, v)).transpose();
         let (a_in, a_out) = (split(&self.a_in, "a_in")?, split(&self.a_out, "a_out")?);
 
@@ -186,7 +188,10 @@ fn chosen_layers<'a>(model: &'a Model, names: &[String], smoke: bool) -> Result<
 }
 
 /// Each name parsed, repeated ones once.
-fn distinct<S: AsRef<str>, T>(names: &[S], parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+fn distinct<S: AsRef<str>, T>(
+    names: &[S],
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
     let mut seen: Vec<&str> = Vec::new();
     for name in names {
         if !seen.contains(&name.as_ref()) {

@@ -23,10 +23,9 @@ pub fn widen_into<E: Element>(from: &[E], to: &mut [f32]) {
                 *to = f32::from_bits(u32::from(from.to_bits()) << 16);
             }
         }
-        Dtype::F16 => half::slice::HalfFloatSliceExt::convert_to_f32_slice(
-            bytemuck::cast_slice::<E, f16>(from),
-            to,
-        ),
+        Dtype::F16 => {
+            half::slice::HalfFloatSliceExt::convert_to_f32_slice(bytemuck::cast_slice::<E, f16>(from), to)
+        }
     });
 }
 

@@ -56,13 +56,7 @@ impl<E: Element> Set<E> {
     /// A copy of the first `rows` rows.
     pub fn head(&self, rows: usize) -> Self {
         let head = |m: &Array2<E>| m.slice(ndarray::s![..rows, ..]).to_owned();
-        Self {
-            x: head(&self.x),
-            y: head(&self.y),
-            dy: head(&self.dy),
-            dx: head(&self.dx),
-            t: self.t.clone(),
-        }
+        Self { x: head(&self.x), y: head(&self.y), dy: head(&self.dy), dx: head(&self.dx), t: self.t.clone() }
     }
 
     /// Tokens.

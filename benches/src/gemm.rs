@@ -124,7 +124,8 @@ pub fn product(library: Library, threads: usize, alpha: f32, a: Mat, b: Mat, acc
             let par = if threads > 1 { Par::rayon(threads) } else { Par::Seq };
             // The transpose of a column-major view: faer 0.24.4's `from_row_major_slice_with_stride_mut`
             // hands its two strides over in the wrong order, and the product then writes out of bounds.
-            let out = FaerMut::from_column_major_slice_with_stride_mut(c.data, n, m, c.stride).transpose_mut();
+            let out =
+                FaerMut::from_column_major_slice_with_stride_mut(c.data, n, m, c.stride).transpose_mut();
             let accum = match accum {
                 Accum::Replace => faer::Accum::Replace,
                 Accum::Add => faer::Accum::Add,
@@ -145,8 +146,7 @@ const fn beta(accum: Accum) -> f32 {
 #[allow(unsafe_code)]
 fn by_gemm(threads: usize, alpha: f32, a: Mat, b: Mat, accum: Accum, c: MatMut) {
     let ((a_rs, a_cs), (b_rs, b_cs)) = (a.strides(), b.strides());
-    let parallelism =
-        if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     let k = a.dim().1;
     // SAFETY: `span` cut each slice to exactly the elements that its sizes and strides reach, `product`
     // compared the sizes, and `c` is borrowed for writing, so it overlaps neither operand.
@@ -182,11 +182,15 @@ mod tests {
     /// Sizes that an adapter multiplies, each pairwise different, with gaps between rows.
     #[test]
     fn every_library_agrees_with_a_plain_loop_and_writes_nothing_else() {
-        for (m, n, k) in [(1, 4099, 8), (3, 70, 129), (65, 8, 300), (131, 8, 1), (17, 1031, 2), (8, 517, 67)] {
+        for (m, n, k) in [(1, 4099, 8), (3, 70, 129), (65, 8, 300), (131, 8, 1), (17, 1031, 2), (8, 517, 67)]
+        {
             for (a_t, b_t) in [(false, false), (true, false), (false, true)] {
                 let at = |rows: usize, cols: usize, seed: usize| -> (Vec<f32>, usize) {
                     let stride = cols + 5;
-                    ((0..rows * stride).map(|i| ((i * 37 + seed) % 101) as f32 / 50.0 - 1.0).collect(), stride)
+                    (
+                        (0..rows * stride).map(|i| ((i * 37 + seed) % 101) as f32 / 50.0 - 1.0).collect(),
+                        stride,
+                    )
                 };
                 let (a, a_s) = if a_t { at(k, m, 1) } else { at(m, k, 1) };
                 let (b, b_s) = if b_t { at(n, k, 2) } else { at(k, n, 2) };

@@ -58,11 +58,16 @@ pub fn page(record: &Record, baseline: Option<&str>) -> Result<String, Box<dyn E
         writeln!(h, "<figure>{}<figcaption>{}</figcaption></figure>", p.svg, escape(&p.caption))?;
     }
     h += "<h2>All cells</h2>\n";
-    for rows in record.rows.chunk_by(|a, b| {
-        (&a.model, &a.layer, &a.dtype, a.rows) == (&b.model, &b.layer, &b.dtype, b.rows)
-    }) {
+    for rows in record
+        .rows
+        .chunk_by(|a, b| (&a.model, &a.layer, &a.dtype, a.rows) == (&b.model, &b.layer, &b.dtype, b.rows))
+    {
         let r = &rows[0];
-        writeln!(h, "<h3>{} {} {}×{} · {} · {} rows</h3>", r.model, r.layer, r.d_out, r.d_in, r.dtype, r.rows)?;
+        writeln!(
+            h,
+            "<h3>{} {} {}×{} · {} · {} rows</h3>",
+            r.model, r.layer, r.d_out, r.d_in, r.dtype, r.rows
+        )?;
         table(&mut h, &COLUMNS, &Line::pair(rows).into_iter().map(cells).collect::<Vec<_>>())?;
     }
     if !m.gemm.is_empty() {
@@ -71,10 +76,22 @@ pub fn page(record: &Record, baseline: Option<&str>) -> Result<String, Box<dyn E
             .map(|g| {
                 let layer = format!("{}×{}", g.d_out, g.d_in);
                 let name = g.engine.name().to_string();
-                [name, layer, g.dtype.clone(), g.rank.to_string(), g.rows.to_string(), g.forward.clone(), g.backward.clone()]
+                [
+                    name,
+                    layer,
+                    g.dtype.clone(),
+                    g.rank.to_string(),
+                    g.rows.to_string(),
+                    g.forward.clone(),
+                    g.backward.clone(),
+                ]
             })
             .collect();
-        table(&mut h, &["engine", "layer", "dtype", "rank", "rows of the trial", "forward", "backward"], &lines)?;
+        table(
+            &mut h,
+            &["engine", "layer", "dtype", "rank", "rows of the trial", "forward", "backward"],
+            &lines,
+        )?;
     }
     Ok(h + "</html>\n")
 }

@@ -20,7 +20,9 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => e.exit(),
-        Err(e) => return refuse(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")),
+        Err(e) => {
+            return refuse(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: "));
+        }
     };
     let plan = match cli.plan() {
         Ok(plan) => plan,

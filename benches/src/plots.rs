@@ -50,7 +50,9 @@ pub fn all(record: &Record) -> Result<Vec<Picture>, Box<dyn Error>> {
     }
     let dtypes = distinct(&timed, |r| r.dtype.clone());
     pictures.push(Picture {
-        caption: "Roofline: Gflop/s against flops per byte of the ideal algorithm; the line is the measured roof.".into(),
+        caption:
+            "Roofline: Gflop/s against flops per byte of the ideal algorithm; the line is the measured roof."
+                .into(),
         svg: draw(dtypes.len(), |i, area| {
             let rows: Vec<&Row> = timed.iter().copied().filter(|r| r.dtype == dtypes[i]).collect();
             roofline(record, area, &dtypes[i], &rows)
@@ -87,8 +89,7 @@ fn time_against_rows(record: &Record, area: &Area, title: &str, rows: &[&Row]) -
     chart.configure_mesh().x_desc("rows").x_label_formatter(&xs).y_label_formatter(&ys).draw()?;
     for (engine, rank) in distinct(rows, |r| (r.engine, r.rank)) {
         let mine = rows.iter().filter(|r| (r.engine, r.rank) == (engine, rank));
-        let line: Vec<(f64, f64)> =
-            mine.filter_map(|r| Some((r.rows as f64, r.median_s?))).collect();
+        let line: Vec<(f64, f64)> = mine.filter_map(|r| Some((r.rows as f64, r.median_s?))).collect();
         let style = colour(engine, rank == 0 || rank == record.meta.rank).stroke_width(2);
         chart.draw_series(LineSeries::new(line.iter().copied(), style))?;
         chart.draw_series(line.iter().map(|&p| Circle::new(p, 3, style.filled())))?;
@@ -140,7 +141,9 @@ fn roofline(record: &Record, area: &Area, dtype: &str, rows: &[&Row]) -> Drawn {
     mesh.x_desc("flops per byte").y_desc("Gflop/s").x_label_formatter(&xs).y_label_formatter(&ys).draw()?;
     let roof = [(left, left * copy), (peak / copy, peak), (right, peak)];
     chart.draw_series(LineSeries::new(roof, BLACK.stroke_width(2)))?;
-    chart.draw_series(points.iter().map(|&(engine, x, y)| Circle::new((x, y), 3, colour(engine, true).filled())))?;
+    chart.draw_series(
+        points.iter().map(|&(engine, x, y)| Circle::new((x, y), 3, colour(engine, true).filled())),
+    )?;
     Ok(())
 }
 

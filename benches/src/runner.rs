@@ -124,7 +124,9 @@ impl Run<'_> {
             let outcomes = cell::run(self, group, &thetas, &from, seconds, progress)?;
             let first = record.rows.len();
             for (entry, outcome) in group.entries.iter().zip(&outcomes) {
-                record.rows.extend(self.plan.passes.iter().map(|&p| self.row(group, rows, entry, outcome, p)));
+                record
+                    .rows
+                    .extend(self.plan.passes.iter().map(|&p| self.row(group, rows, entry, outcome, p)));
             }
             record.compare();
             progress.cell(&record.rows[first..]);

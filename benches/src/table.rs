@@ -24,7 +24,8 @@ impl<'a> Line<'a> {
         for row in rows {
             let same = |l: &&mut Line| {
                 let other = l.row();
-                let key = |r: &Row| (r.engine, r.rank, r.rows, r.model.clone(), r.layer.clone(), r.dtype.clone());
+                let key =
+                    |r: &Row| (r.engine, r.rank, r.rows, r.model.clone(), r.layer.clone(), r.dtype.clone());
                 key(other) == key(row)
             };
             let slot = match row.pass {
@@ -49,8 +50,18 @@ impl<'a> Line<'a> {
 
 /// The columns of a cell's table.
 pub const COLUMNS: [&str; 12] = [
-    "engine", "rank", "parameters", "forward", "× LoRA", "forward + backward", "× LoRA", "GB/s", "of copy",
-    "of roof", "extra memory", "error",
+    "engine",
+    "rank",
+    "parameters",
+    "forward",
+    "× LoRA",
+    "forward + backward",
+    "× LoRA",
+    "GB/s",
+    "of copy",
+    "of roof",
+    "extra memory",
+    "error",
 ];
 
 /// A line's cells under [`COLUMNS`].
@@ -118,9 +129,8 @@ pub fn means(record: &Record) -> Vec<Means> {
     let mut list = Vec::new();
     for engine in Kind::ALL {
         for equal_rank in [true, false] {
-            let own = |r: &&Row| {
-                r.engine == engine && (r.rank == record.meta.rank || r.rank == 0) == equal_rank
-            };
+            let own =
+                |r: &&Row| r.engine == engine && (r.rank == record.meta.rank || r.rank == 0) == equal_rank;
             if !record.rows.iter().any(|r| own(&r)) {
                 continue;
             }
@@ -137,12 +147,19 @@ pub fn means(record: &Record) -> Vec<Means> {
 
 /// The columns of the summary.
 pub const SUMMARY: [&str; 7] = [
-    "engine, × LoRA (geometric mean)", "forward", "≥ 256 rows", "1 row", "forward + backward", "≥ 256 rows", "1 row",
+    "engine, × LoRA (geometric mean)",
+    "forward",
+    "≥ 256 rows",
+    "1 row",
+    "forward + backward",
+    "≥ 256 rows",
+    "1 row",
 ];
 
 /// A line of the summary under [`SUMMARY`].
 pub fn summary_cells(m: &Means) -> [String; 7] {
-    let name = if m.equal_rank { m.engine.name().into() } else { format!("{}, equal parameters", m.engine.name()) };
+    let name =
+        if m.equal_rank { m.engine.name().into() } else { format!("{}, equal parameters", m.engine.name()) };
     let ([f0, f1, f2], [b0, b1, b2]) = (m.forward.map(times), m.both.map(times));
     [name, f0, f1, f2, b0, b1, b2]
 }
@@ -166,8 +183,12 @@ fn describe(r: &Row, what: &str) -> String {
 /// Machine, roof and noise in one line.
 pub fn conditions(record: &Record) -> String {
     let m = &record.meta;
-    let rates: Vec<String> =
-        m.roof.flops_per_s.iter().map(|r| format!("{:.0} Gflop/s {}", r.flops_per_s / 1e9, r.dtype)).collect();
+    let rates: Vec<String> = m
+        .roof
+        .flops_per_s
+        .iter()
+        .map(|r| format!("{:.0} Gflop/s {}", r.flops_per_s / 1e9, r.dtype))
+        .collect();
     let noise = match (m.noise_floor.median, m.noise_floor.worst) {
         (Some(median), Some(worst)) => {
             format!("{} median, {} worst", percent(Some(median)), percent(Some(worst)))
@@ -199,7 +220,8 @@ pub fn markdown(record: &Record) -> String {
         }
         let lora = |own: Option<&Row>| {
             own.and_then(|own| {
-                let rival = |r: &&Row| r.engine == Kind::LoraGemm && r.rank == record.meta.rank && r.same_cell(own);
+                let rival =
+                    |r: &&Row| r.engine == Kind::LoraGemm && r.rank == record.meta.rank && r.same_cell(own);
                 record.rows.iter().find(rival)?.median_s
             })
         };

@@ -43,7 +43,7 @@ fn bad_input_is_refused_with_the_value_and_the_rule() {
     refused(&["--passes", "backward"], &["backward", "forward+backward"]);
     refused(&["--seconds", "0"], &["seconds", "\"0\""]);
     refused(&["--rows", "1000000000000"], &["rows = 1000000000000", "GB"]);
-    refused(&["--model", "tiny", "--rank", "99999999999"], &["99999999999"]);
+    refused(&["--model", "tiny", "--rank", "99999999999"], &["GB", "free"]);
     refused(&["--bogus"], &["--bogus"]);
     refused(&["--baseline", "/no/such/bench.json"], &["/no/such/bench.json"]);
     refused(&["--markdown", "/no/such/table.md"], &["/no/such"]);
@@ -64,14 +64,54 @@ fn a_file_in_the_folders_place_and_a_false_baseline_are_refused() {
 }
 
 const KEYS: [&str; 26] = [
-    "a_in", "a_out", "copy_fraction", "d_in", "d_out", "dtype", "engine", "extra_bytes", "flops", "gbps", "layer",
-    "median_s", "model", "ok", "params", "pass", "q10_s", "q90_s", "rank", "rel_error", "roof_fraction", "rounds",
-    "rows", "rows_checked", "speedup", "model",
+    "a_in",
+    "a_out",
+    "copy_fraction",
+    "d_in",
+    "d_out",
+    "dtype",
+    "engine",
+    "extra_bytes",
+    "flops",
+    "gbps",
+    "layer",
+    "median_s",
+    "model",
+    "ok",
+    "params",
+    "pass",
+    "q10_s",
+    "q90_s",
+    "rank",
+    "rel_error",
+    "roof_fraction",
+    "rounds",
+    "rows",
+    "rows_checked",
+    "speedup",
+    "model",
 ];
 
 const META: [&str; 19] = [
-    "alpha", "cache_bytes", "commit", "cpu", "cpus", "date", "features", "gemm", "isa", "machine", "noise_floor", "os",
-    "rank", "roof", "rotated_bytes", "rustc", "seconds", "threads", "version",
+    "alpha",
+    "cache_bytes",
+    "commit",
+    "cpu",
+    "cpus",
+    "date",
+    "features",
+    "gemm",
+    "isa",
+    "machine",
+    "noise_floor",
+    "os",
+    "rank",
+    "roof",
+    "rotated_bytes",
+    "rustc",
+    "seconds",
+    "threads",
+    "version",
 ];
 
 #[test]
@@ -79,15 +119,30 @@ fn a_smoke_run_leaves_a_whole_report() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("deep").join("report");
     let markdown = folder.path().join("table.md");
-    let tiny = ["--smoke", "--model", "tiny", "--layers", "q,down", "--rows", "1,67", "--seconds", "2", "--rank", "5"];
+    let tiny = [
+        "--smoke",
+        "--model",
+        "tiny",
+        "--layers",
+        "q,down",
+        "--rows",
+        "1,67",
+        "--seconds",
+        "2",
+        "--rank",
+        "5",
+    ];
     let run = |extra: &[&str]| {
         let mut command = bench(&out);
         command.args(tiny).args(["--dtype", "f32,f16,bf16"]).args(extra).assert().success()
     };
-    let text = String::from_utf8(run(&["--markdown", markdown.to_str().unwrap()]).get_output().stdout.clone()).unwrap();
+    let text =
+        String::from_utf8(run(&["--markdown", markdown.to_str().unwrap()]).get_output().stdout.clone())
+            .unwrap();
     assert!(text.contains("kron-fused") && text.contains("geometric mean"), "{text}");
 
-    let json: Value = serde_json::from_str(&std::fs::read_to_string(out.join("bench.json")).unwrap()).unwrap();
+    let json: Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("bench.json")).unwrap()).unwrap();
     let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(keys(&json["meta"]), META.map(String::from).into());
     let rows = json["rows"].as_array().unwrap();

@@ -79,7 +79,8 @@ impl Dense {
         let block_row = |i: usize, j: usize, p: usize| &g[(i * b_out + p) * d_in + j * c_in..][..c_in];
         let (da, rest) = self.grad.split_at_mut(s.a_len());
         da.par_iter_mut().enumerate().for_each(|(ij, da)| {
-            let rows = (0..b_out).map(|p| dot(block_row(ij / a_in, ij % a_in, p), &inner[p * c_in..][..c_in]));
+            let rows =
+                (0..b_out).map(|p| dot(block_row(ij / a_in, ij % a_in, p), &inner[p * c_in..][..c_in]));
             *da += scale * rows.sum::<f32>();
         });
         let mut d = vec![0.0; b_out * c_in];
@@ -91,10 +92,7 @@ impl Dense {
         });
         let (db, dc) = rest.split_at_mut(s.b_len());
         let d = Mat::new(&d, b_out, c_in);
-        let (b, c) = (
-            Mat::new(self.theta.b(), b_out, s.width()),
-            Mat::new(self.theta.c(), s.width(), c_in),
-        );
+        let (b, c) = (Mat::new(self.theta.b(), b_out, s.width()), Mat::new(self.theta.c(), s.width(), c_in));
         let (l, n) = (self.library, self.threads);
         product(l, n, 1.0, d, c.t(), Accum::Add, MatMut::new(db, b_out, s.width()));
         product(l, n, 1.0, b.t(), d, Accum::Add, MatMut::new(dc, s.width(), c_in));

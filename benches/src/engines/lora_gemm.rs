@@ -142,7 +142,8 @@ impl LoraGemm {
         let count = rows.div_ceil(forward.part).max(rows.div_ceil(backward.part));
         let panel = if E::DTYPE == Dtype::F32 { 0 } else { BLOCK_ROWS * PANEL };
         let dt = backward.block.min(rows) * op.shape.width();
-        let part = |_| Part { panel: vec![0.0; panel], dt: vec![0.0; dt], grad: vec![0.0; op.shape.params()] };
+        let part =
+            |_| Part { panel: vec![0.0; panel], dt: vec![0.0; dt], grad: vec![0.0; op.shape.params()] };
         let grad = vec![0.0; op.shape.params()];
         Self { op, theta, grad, rows, forward, backward, parts: (0..count).map(part).collect() }
     }

@@ -44,15 +44,20 @@ fn every_engine_is_right<E: Element>() {
                 };
                 for choice in choices::<E>(kind) {
                     for threads in [1, 3] {
-                        let from = Ingredients { rows, threads, cpu: Cpu::new(), weight: Some(weight.clone()) };
+                        let from =
+                            Ingredients { rows, threads, cpu: Cpu::new(), weight: Some(weight.clone()) };
                         let mut engine = build(kind, choice, &problem, theta.as_ref(), &from);
                         let what = format!("{} {choice:?} {} {d_out}×{d_in} n {rows}", kind.name(), E::DTYPE);
                         // Twice, so that what the first call left behind shows.
                         for _ in 0..2 {
                             let verdicts =
-                                check(engine.as_mut(), &problem, theta.as_ref(), &set, &answer, true).unwrap();
+                                check(engine.as_mut(), &problem, theta.as_ref(), &set, &answer, true)
+                                    .unwrap();
                             assert!(verdicts.0.ok && verdicts.1.ok, "{what}: {verdicts:?}");
-                            assert!(E::DTYPE == kron_core::Dtype::F32 || verdicts.1.rel_error > 0.0, "{what}");
+                            assert!(
+                                E::DTYPE == kron_core::Dtype::F32 || verdicts.1.rel_error > 0.0,
+                                "{what}"
+                            );
                         }
                     }
                 }

@@ -60,7 +60,8 @@ impl Unfused {
     fn outer(&mut self, t: &[f32]) {
         let (s, n) = (self.op.shape, self.rows);
         let (a_out, a_in, r) = (s.a_out(), s.a_in(), s.width());
-        let ([dt, mut t_mid], [mut u, mut u_mid]) = (std::mem::take(&mut self.t), std::mem::take(&mut self.u));
+        let ([dt, mut t_mid], [mut u, mut u_mid]) =
+            (std::mem::take(&mut self.t), std::mem::take(&mut self.u));
         swap(t, &mut t_mid, n, a_in, r);
         let a = Mat::new(self.theta.a(), a_out, a_in);
         let out = MatMut::new(&mut u_mid, a_out, n * r);
@@ -119,7 +120,8 @@ impl<E: Element> Engine<E> for Unfused {
         let (da, rest) = grad.split_at_mut(s.a_len());
         let (db, dc) = rest.split_at_mut(s.b_len());
         let (mut wide, mut z) = (std::mem::take(&mut self.wide), std::mem::take(&mut self.z));
-        let ([mut dt, t_mid], [mut u, mut u_mid]) = (std::mem::take(&mut self.t), std::mem::take(&mut self.u));
+        let ([mut dt, t_mid], [mut u, mut u_mid]) =
+            (std::mem::take(&mut self.t), std::mem::take(&mut self.u));
         let (b, c) = (Mat::new(self.theta.b(), s.b_out(), r), Mat::new(self.theta.c(), r, s.c_in()));
         let a = Mat::new(self.theta.a(), a_out, a_in);
 

@@ -103,7 +103,12 @@ fn bands<E: Element>(d_out: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..d_out).step_by(step).map(move |first| (first, step.min(d_out - first)))
 }
 
-fn band<'a, E: Element>(weight: Weight<'a, E>, first: usize, len: usize, scratch: &'a mut [f32]) -> &'a [f32] {
+fn band<'a, E: Element>(
+    weight: Weight<'a, E>,
+    first: usize,
+    len: usize,
+    scratch: &'a mut [f32],
+) -> &'a [f32] {
     match weight {
         Weight::Float32(w) => &w[first..first + len],
         Weight::Own(w) => in_float32(&w[first..first + len], scratch),
