@@ -63,7 +63,7 @@ fn a_file_in_the_folders_place_and_a_false_baseline_are_refused() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 25] = [
     "a_in",
     "a_out",
     "copy_fraction",
@@ -89,7 +89,6 @@ const KEYS: [&str; 26] = [
     "rows",
     "rows_checked",
     "speedup",
-    "model",
 ];
 
 const META: [&str; 19] = [
