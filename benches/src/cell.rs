@@ -77,11 +77,13 @@ pub(crate) fn run<E: Element>(
     let begun = Instant::now();
     let name = format!("{} {} {} × {}", group.model.name, group.layer.name, group.dtype, from.rows);
     let mut ring = ring(run.rotated, group, from.rows);
+    // Engines add into the ring's sets as they warm up; the truth is about what stood there before.
+    let fresh = ring.sets[0].clone();
     let (mut truths, mut contenders, mut outcomes) = (Truths::new(), Vec::new(), Vec::new());
     for (entry, theta) in group.entries.iter().zip(thetas) {
         progress.step(format!("{name}: checking {}", entry.label()));
         let (contender, outcome) =
-            prepare(run, group.dtype, entry, theta.as_ref(), from, &mut ring, &mut truths)?;
+            prepare(run, group.dtype, entry, theta.as_ref(), from, &fresh, &mut ring, &mut truths)?;
         contenders.push(contender);
         outcomes.push(outcome);
     }
@@ -98,27 +100,29 @@ fn ring<E: Element>(rotated: usize, group: &Group, rows: usize) -> Ring<E> {
     Ring::new((1..=count as u64).map(|seed| Set::random(rows, d_out, d_in, t_len, seed)).collect())
 }
 
-/// Chooses an engine's products, checks its answer, and warms it up when it is right.
+/// Chooses an engine's products, checks its answer on `fresh`, and warms it up when it is right.
+#[allow(clippy::too_many_arguments)]
 fn prepare<E: Element>(
     run: &mut Run,
     dtype: Dtype,
     entry: &Entry,
     theta: Option<&Theta>,
     from: &Ingredients<E>,
+    fresh: &Set<E>,
     ring: &mut Ring<E>,
     truths: &mut Truths,
 ) -> Result<(Option<Contender<E>>, Outcome)> {
     let (rows, backward) = (from.rows, run.plan.passes.contains(&Pass::Both));
     let slow = entry.kind.is_dense() && dense_seconds(run, &entry.problem, rows, dtype) > SLOW;
     let rows_checked = if slow { SLOW_ROWS.min(rows) } else { rows };
-    let choice = choice(run, dtype, entry, theta, from, &ring.sets[0])?;
+    let choice = choice(run, dtype, entry, theta, from, fresh)?;
     let build = |rows| {
         let from = Ingredients { rows, ..from.clone() };
         engines::build(entry.kind, choice, &entry.problem, theta, &from)
     };
 
-    let head = (rows_checked < rows).then(|| ring.sets[0].head(rows_checked));
-    let set = head.as_ref().unwrap_or(&ring.sets[0]);
+    let head = (rows_checked < rows).then(|| fresh.head(rows_checked));
+    let set = head.as_ref().unwrap_or(fresh);
     let mut engine = build(rows_checked);
     let answer = answer(truths, &entry.problem, theta, from.weight.as_deref(), set);
     let (forward, both) = check(engine.as_mut(), &entry.problem, theta, set, answer, backward)?;

@@ -77,7 +77,7 @@ impl Group {
         self.entries.iter().filter_map(|e| e.problem.op()).map(|op| op.t_len(rows)).max().unwrap_or(0)
     }
 
-    /// Bytes that a cell takes, roughly: its sets, a copy to check on, weights and the engines' buffers.
+    /// Bytes that a cell takes, roughly: its sets, two copies to check on, weights and the engines' buffers.
     pub fn bytes(&self, rows: usize) -> u128 {
         let (n, d_out, d_in) = (rows as u128, self.layer.d_out as u128, self.layer.d_in as u128);
         let rank = self.entries.iter().map(|e| e.factors().0).max().unwrap_or(0) as u128;
@@ -85,6 +85,6 @@ impl Group {
         let set = n * (2 * (d_out + d_in) * self.dtype.size() as u128 + 4 * factor * rank);
         let buffers = 4 * n * (4 * (d_out + d_in) + 6 * factor * rank);
         let parameters = 4 * 64 * (rank * (d_out + d_in) + factor * factor);
-        4 * set + buffers + parameters + 16 * d_out * d_in + (256 << 20)
+        5 * set + buffers + parameters + 16 * d_out * d_in + (256 << 20)
     }
 }
