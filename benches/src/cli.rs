@@ -62,7 +62,7 @@ pub struct Cli {
     /// Also write the summary as a Markdown table.
     #[arg(long)]
     markdown: Option<PathBuf>,
-    /// Seconds to aim at; the more, the more rounds [default: 100].
+    /// Seconds to aim at; the more, the more rounds [default: 85].
     #[arg(long)]
     seconds: Option<String>,
     /// Ten seconds: rows 1, 16 and 128 of the smallest two layers.
@@ -97,7 +97,7 @@ impl Cli {
         };
         let all = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.as_deref().map_or(Ok(all), |t| at_most("threads", t, 1024))?;
-        let default_seconds = if self.smoke { 8 } else { 100 };
+        let default_seconds = if self.smoke { 8 } else { 85 };
         let seconds =
             self.seconds.as_deref().map_or(Ok(default_seconds), |s| at_most("seconds", s, 86_400))?;
         let split = |side: &Option<String>, name| side.as_deref().map(|v| positive(name, v)).transpose();

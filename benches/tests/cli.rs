@@ -177,3 +177,17 @@ fn a_smoke_run_leaves_a_whole_report() {
     let text = String::from_utf8(run(&["--baseline", &before]).get_output().stdout.clone()).unwrap();
     assert!(text.contains("216 measurements in both"), "{text}");
 }
+
+/// So many rows that the ring has only two sets, and more engines than that warm up on it.
+#[test]
+fn an_engine_is_judged_on_data_that_no_other_has_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("report");
+    let few = ["--model", "tiny", "--layers", "q", "--rows", "40000", "--dtype", "f32", "--seconds", "1"];
+    bench(&out).args(few).args(["--engines", "lora-fused,lora-gemm,kron-fused,kron-unfused"]).assert().success();
+    let json: Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("bench.json")).unwrap()).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 12);
+    assert!(rows.iter().all(|r| r["rel_error"].as_f64().unwrap() < 1e-5), "{rows:?}");
+}
