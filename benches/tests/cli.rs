@@ -184,7 +184,11 @@ fn an_engine_is_judged_on_data_that_no_other_has_touched() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("report");
     let few = ["--model", "tiny", "--layers", "q", "--rows", "40000", "--dtype", "f32", "--seconds", "1"];
-    bench(&out).args(few).args(["--engines", "lora-fused,lora-gemm,kron-fused,kron-unfused"]).assert().success();
+    bench(&out)
+        .args(few)
+        .args(["--engines", "lora-fused,lora-gemm,kron-fused,kron-unfused"])
+        .assert()
+        .success();
     let json: Value =
         serde_json::from_str(&std::fs::read_to_string(out.join("bench.json")).unwrap()).unwrap();
     let rows = json["rows"].as_array().unwrap();
