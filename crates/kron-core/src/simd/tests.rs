@@ -98,9 +98,11 @@ fn up_is_the_plain_loop() {
 }
 
 fn up<E: Element>(k: Kernels, d: Dims) {
+    // Odd, so that many sums lie halfway between two bf16 numbers.
+    const S: f32 = 9.0;
     let (u, b) = (integers(d.rows() * d.ranks, 3), integers(d.ranks * d.width, 4));
     let mut room = vec![f32::NAN; k.groups_len(d.rows(), d.ranks)];
-    let groups = k.groups(&u, (d.n, d.a, d.ranks), 2.0, &mut room);
+    let groups = k.groups(&u, (d.n, d.a, d.ranks), S, &mut room);
     let sums = sums(
         d.rows(),
         d.width,
@@ -115,7 +117,7 @@ fn up<E: Element>(k: Kernels, d: Dims) {
         let packed = k.pack(factor, Side::Up, &mut room);
         for accum in [Accum::Replace, Accum::Add] {
             let mut y = Rows::<E>::of(d, d.width, 0.5);
-            let want = |i: usize, old| 2.0 * sums[i] + if accum == Accum::Add { old } else { 0.0 };
+            let want = |i: usize, old| S * sums[i] + if accum == Accum::Add { old } else { 0.0 };
             y.after(want, |y| k.up(groups, packed, y, accum));
         }
     }
