@@ -6,7 +6,6 @@
 //! off by 2·(u + √K·u₃₂) of their norm, gradients by 3·(u + √K·u₃₂).
 
 use kron_core::{Dtype, Element, Result, Theta};
-use ndarray::Array2;
 
 use crate::data::{Set, flat};
 use crate::engines::Engine;
@@ -73,11 +72,11 @@ pub fn check<E: Element>(
     result?;
     (forward.seconds, forward.peak_bytes) = (start.elapsed().as_secs_f64(), peak);
     match (&merged, answer) {
-        (Some(w), _) => forward.judge(pick(engine.weight(), w), &w.values, bounds.y),
+        (Some(w), _) => forward.judge(pick(engine.weight().map(flat), w), &w.values, bounds.y),
         (None, Answer::Adapter(truth)) => {
-            forward.judge(pick(Some(&work.y), &truth.y), &truth.y.values, bounds.y)
+            forward.judge(pick(Some(work.y.flat()), &truth.y), &truth.y.values, bounds.y)
         }
-        (None, Answer::Linear(y, _)) => forward.judge(pick(Some(&work.y), y), &y.values, bounds.y),
+        (None, Answer::Linear(y, _)) => forward.judge(pick(Some(work.y.flat()), y), &y.values, bounds.y),
     }
     if !backward {
         return Ok((forward, forward));
@@ -90,10 +89,10 @@ pub fn check<E: Element>(
     both.seconds += start.elapsed().as_secs_f64();
     both.peak_bytes = both.peak_bytes.max(peak);
     match answer {
-        Answer::Linear(_, dx) => both.judge(pick(Some(&work.dx), dx), &dx.values, bounds.dx),
+        Answer::Linear(_, dx) => both.judge(pick(Some(work.dx.flat()), dx), &dx.values, bounds.dx),
         Answer::Adapter(truth) => {
             if merged.is_none() {
-                both.judge(pick(Some(&work.dx), &truth.dx), &truth.dx.values, bounds.dx);
+                both.judge(pick(Some(work.dx.flat()), &truth.dx), &truth.dx.values, bounds.dx);
             }
             let (shape, grad) = (problem.shape(), engine.grad());
             let lens = shape.map_or([0; 3], |s| [s.a_len(), s.b_len(), s.c_len()]);
@@ -111,10 +110,9 @@ pub fn check<E: Element>(
 
 /// The engine's numbers where `expected` stands; NaN when the engine has none.
 fn pick<'a, E: Element>(
-    from: Option<&'a Array2<E>>,
+    data: Option<&'a [E]>,
     expected: &'a Expected,
 ) -> impl Iterator<Item = f64> + 'a {
-    let data = from.map(flat);
     expected.at.iter().map(move |&i| data.map_or(f64::NAN, |d| f64::from(d[i].to_f32())))
 }
 

@@ -1,7 +1,7 @@
 //! Random activations and the ring of buffers that keeps them out of the cache.
 
 use kron_core::Element;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
@@ -12,30 +12,93 @@ const CHUNK: usize = 1 << 14;
 /// rows × cols numbers uniform in (−k, k), from `seed`.
 pub fn uniform<E: Element>(rows: usize, cols: usize, k: f32, seed: u64) -> Array2<E> {
     let mut data = vec![E::from_f32(0.0); rows * cols];
+    fill(&mut data, k, seed);
+    // The length is rows·cols by construction.
+    Array2::from_shape_vec((rows, cols), data).expect("rows × cols numbers")
+}
+
+fn fill<E: Element>(data: &mut [E], k: f32, seed: u64) {
     let fill = |(i, chunk): (usize, &mut [E])| {
         let mut rng = Pcg64Mcg::seed_from_u64(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ i as u64);
         chunk.iter_mut().for_each(|v| *v = E::from_f32(k * (2.0 * rng.random::<f32>() - 1.0)));
     };
     if data.len() <= CHUNK {
-        fill((0, &mut data));
+        fill((0, data));
     } else {
         data.par_chunks_mut(CHUNK).enumerate().for_each(fill);
     }
-    // The length is rows·cols by construction.
-    Array2::from_shape_vec((rows, cols), data).expect("rows × cols numbers")
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// A matrix that starts on a cache line, as PyTorch allocates its tensors; a large
+/// `Vec` starts 16 bytes into one, and then every vector of 64 bytes lies in two.
+#[derive(Debug)]
+pub struct Matrix<E> {
+    data: Vec<E>,
+    first: usize,
+    dim: (usize, usize),
+}
+
+impl<E: Element> Matrix<E> {
+    fn zeros(rows: usize, cols: usize) -> Self {
+        let data = vec![E::from_f32(0.0); rows * cols + LINE / size_of::<E>()];
+        let first = data.as_ptr().align_offset(LINE);
+        Self { data, first, dim: (rows, cols) }
+    }
+
+    fn uniform(rows: usize, cols: usize, k: f32, seed: u64) -> Self {
+        let mut m = Self::zeros(rows, cols);
+        fill(m.flat_mut(), k, seed);
+        m
+    }
+
+    /// A copy of the first `rows` rows.
+    fn head(&self, rows: usize) -> Self {
+        let mut m = Self::zeros(rows, self.dim.1);
+        m.flat_mut().copy_from_slice(&self.flat()[..rows * self.dim.1]);
+        m
+    }
+
+    /// Row after row.
+    pub fn flat(&self) -> &[E] {
+        &self.data[self.first..][..self.dim.0 * self.dim.1]
+    }
+
+    /// Row after row, to write.
+    pub fn flat_mut(&mut self) -> &mut [E] {
+        &mut self.data[self.first..][..self.dim.0 * self.dim.1]
+    }
+
+    /// As a matrix.
+    pub fn view(&self) -> ArrayView2<'_, E> {
+        ArrayView2::from_shape(self.dim, self.flat()).expect("rows × cols numbers")
+    }
+
+    /// As a matrix to write.
+    pub fn view_mut(&mut self) -> ArrayViewMut2<'_, E> {
+        ArrayViewMut2::from_shape(self.dim, self.flat_mut()).expect("rows × cols numbers")
+    }
+}
+
+impl<E: Element> Clone for Matrix<E> {
+    fn clone(&self) -> Self {
+        self.head(self.dim.0)
+    }
 }
 
 /// What one layer's forward and backward read and write.
 #[derive(Clone, Debug)]
-pub struct Set<E> {
+pub struct Set<E: Element> {
     /// X, n × d_in.
-    pub x: Array2<E>,
+    pub x: Matrix<E>,
     /// Y, n × d_out; adapters add to it.
-    pub y: Array2<E>,
+    pub y: Matrix<E>,
     /// dY, n × d_out.
-    pub dy: Array2<E>,
+    pub dy: Matrix<E>,
     /// dX, n × d_in; every engine adds to it.
-    pub dx: Array2<E>,
+    pub dx: Matrix<E>,
     /// T, kept from forward for backward; as long as the longest engine's.
     pub t: Vec<f32>,
 }
@@ -45,23 +108,28 @@ impl<E: Element> Set<E> {
     pub fn random(rows: usize, d_out: usize, d_in: usize, t_len: usize, seed: u64) -> Self {
         let unit = 3f32.sqrt();
         Self {
-            x: uniform(rows, d_in, unit, 4 * seed),
-            y: uniform(rows, d_out, unit, 4 * seed + 1),
-            dy: uniform(rows, d_out, 0.1 * unit, 4 * seed + 2),
-            dx: uniform(rows, d_in, 0.1 * unit, 4 * seed + 3),
+            x: Matrix::uniform(rows, d_in, unit, 4 * seed),
+            y: Matrix::uniform(rows, d_out, unit, 4 * seed + 1),
+            dy: Matrix::uniform(rows, d_out, 0.1 * unit, 4 * seed + 2),
+            dx: Matrix::uniform(rows, d_in, 0.1 * unit, 4 * seed + 3),
             t: vec![0.0; t_len],
         }
     }
 
     /// A copy of the first `rows` rows.
     pub fn head(&self, rows: usize) -> Self {
-        let head = |m: &Array2<E>| m.slice(ndarray::s![..rows, ..]).to_owned();
-        Self { x: head(&self.x), y: head(&self.y), dy: head(&self.dy), dx: head(&self.dx), t: self.t.clone() }
+        Self {
+            x: self.x.head(rows),
+            y: self.y.head(rows),
+            dy: self.dy.head(rows),
+            dx: self.dx.head(rows),
+            t: self.t.clone(),
+        }
     }
 
     /// Tokens.
     pub fn rows(&self) -> usize {
-        self.x.nrows()
+        self.x.dim.0
     }
 }
 
@@ -73,14 +141,9 @@ pub fn sets_for(bytes: usize, rows: usize, d_out: usize, d_in: usize, element: u
     bytes.div_ceil(rows * (d_out + d_in) * element).clamp(2, MOST_SETS)
 }
 
-/// A matrix as one slice: these are made contiguous and stay so.
+/// A weight as one slice: these are made contiguous and stay so.
 pub fn flat<E>(m: &Array2<E>) -> &[E] {
     m.as_slice().expect("standard layout")
-}
-
-/// A matrix as one slice to write.
-pub fn flat_mut<E>(m: &mut Array2<E>) -> &mut [E] {
-    m.as_slice_mut().expect("standard layout")
 }
 
 #[cfg(test)]
@@ -95,6 +158,15 @@ mod tests {
         let mean = a.iter().sum::<f32>() / a.len() as f32;
         let var = a.iter().map(|v| v * v).sum::<f32>() / a.len() as f32;
         assert!(mean.abs() < 0.05 && (var - 4.0 / 3.0).abs() < 0.05, "{mean} {var}");
+    }
+
+    #[test]
+    fn a_matrix_starts_on_a_cache_line_and_so_do_its_copies() {
+        let set = Set::<half::bf16>::random(3, 37, 41, 0, 1);
+        for m in [&set.x, &set.x.clone(), &set.head(2).x, &set.dy] {
+            assert!(m.flat().as_ptr().addr().is_multiple_of(LINE));
+        }
+        assert_eq!(set.head(2).y.flat(), &set.y.flat()[..2 * 37]);
     }
 
     #[test]

@@ -46,12 +46,12 @@ pub fn adapter<E: Element>(op: &KronOp, theta: &Theta, set: &Set<E>) -> Truth {
     let f = Factors::new(op, theta);
     let all: Vec<usize> = (0..set.rows()).collect();
     let grad = (all.par_chunks(BLOCK))
-        .map(|rows| f.gradient(wide(&set.x, rows).view(), wide(&set.dy, rows).view()))
+        .map(|rows| f.gradient(wide(set.x.view(), rows).view(), wide(set.dy.view(), rows).view()))
         .reduce(|| vec![0.0; op.shape.params()], |a, b| a.iter().zip(&b).map(|(a, b)| a + b).collect());
     let rows = spread(set.rows());
-    let (x, dy) = (wide(&set.x, &rows), wide(&set.dy, &rows));
-    let y = wide(&set.y, &rows) + f.output(&f.u(&f.t(x.view())));
-    let dx = wide(&set.dx, &rows) + f.input_gradient(&f.dt(&f.du(dy.view())));
+    let (x, dy) = (wide(set.x.view(), &rows), wide(set.dy.view(), &rows));
+    let y = wide(set.y.view(), &rows) + f.output(&f.u(&f.t(x.view())));
+    let dx = wide(set.dx.view(), &rows) + f.input_gradient(&f.dt(&f.du(dy.view())));
     Truth { y: Expected::rows(&rows, y), dx: Expected::rows(&rows, dx), grad }
 }
 
@@ -59,10 +59,10 @@ pub fn adapter<E: Element>(op: &KronOp, theta: &Theta, set: &Set<E>) -> Truth {
 pub fn linear<E: Element>(weight: &Array2<E>, set: &Set<E>) -> (Expected, Expected) {
     let (d_out, d_in) = weight.dim();
     let (rows, outs, ins) = (spread(set.rows()), spread(d_out), spread(d_in));
-    let (x, dy) = (wide(&set.x, &rows), wide(&set.dy, &rows));
-    let y = x.dot(&wide(weight, &outs).t());
+    let (x, dy) = (wide(set.x.view(), &rows), wide(set.dy.view(), &rows));
+    let y = x.dot(&wide(weight.view(), &outs).t());
     let columns = weight.select(Axis(1), &ins).mapv(|v| f64::from(v.to_f32()));
-    let dx = wide(&set.dx, &rows).select(Axis(1), &ins) + dy.dot(&columns);
+    let dx = wide(set.dx.view(), &rows).select(Axis(1), &ins) + dy.dot(&columns);
     (Expected::entries(&rows, &outs, d_out, y), Expected::entries(&rows, &ins, d_in, dx))
 }
 
@@ -71,7 +71,7 @@ pub fn merged<E: Element>(op: &KronOp, theta: &Theta, weight: &Array2<E>) -> Exp
     let (s, f) = (&op.shape, Factors::new(op, theta));
     let rows = spread(s.d_out());
     let inner = f.b.dot(&f.c);
-    let mut w = wide(weight, &rows);
+    let mut w = wide(weight.view(), &rows);
     for (&o, mut row) in rows.iter().zip(w.rows_mut()) {
         for (i, v) in row.iter_mut().enumerate() {
             *v += f.scale * f.a[(o / s.b_out(), i / s.c_in())] * inner[(o % s.b_out(), i % s.c_in())];
@@ -184,7 +184,7 @@ fn per_token(m: ArrayView2<f64>, of: &Array2<f64>) -> Array2<f64> {
     out
 }
 
-fn wide<E: Element>(m: &Array2<E>, rows: &[usize]) -> Array2<f64> {
+fn wide<E: Element>(m: ArrayView2<E>, rows: &[usize]) -> Array2<f64> {
     Array2::from_shape_fn((rows.len(), m.ncols()), |(i, j)| f64::from(m[(rows[i], j)].to_f32()))
 }
 
@@ -202,10 +202,10 @@ mod tests {
             let theta = Theta::random(shape, 3);
             let set = Set::<f32>::random(rows, shape.d_out(), shape.d_in(), 0, 5);
             let truth = adapter(&op, &theta, &set);
-            let f64s = |m: &Array2<f32>| m.mapv(f64::from);
-            let y = f64s(&set.y) + reference::forward(&op, &theta, f64s(&set.x).view());
-            let grads = reference::backward(&op, &theta, f64s(&set.x).view(), f64s(&set.dy).view());
-            let dx = f64s(&set.dx) + grads.dx;
+            let f64s = |m: ArrayView2<f32>| m.mapv(f64::from);
+            let y = f64s(set.y.view()) + reference::forward(&op, &theta, f64s(set.x.view()).view());
+            let grads = reference::backward(&op, &theta, f64s(set.x.view()).view(), f64s(set.dy.view()).view());
+            let dx = f64s(set.dx.view()) + grads.dx;
             let near = |got: &Expected, whole: &Array2<f64>| {
                 let whole: Vec<f64> = whole.iter().copied().collect();
                 got.at.iter().zip(&got.values).all(|(&i, v)| (v - whole[i]).abs() < 1e-12)
@@ -216,10 +216,10 @@ mod tests {
                 assert!((a - b).abs() < 1e-10 * b.abs().max(1.0), "{a} {b}");
             }
             let w = crate::data::uniform::<f32>(shape.d_out(), shape.d_in(), 1.0, 9);
-            assert!(near(&merged(&op, &theta, &w), &(f64s(&w) + reference::delta_weight(&op, &theta))));
+            assert!(near(&merged(&op, &theta, &w), &(f64s(w.view()) + reference::delta_weight(&op, &theta))));
             let (y, dx) = linear(&w, &set);
-            assert!(near(&y, &f64s(&set.x).dot(&f64s(&w).t())));
-            assert!(near(&dx, &(f64s(&set.dx) + f64s(&set.dy).dot(&f64s(&w)))));
+            assert!(near(&y, &f64s(set.x.view()).dot(&f64s(w.view()).t())));
+            assert!(near(&dx, &(f64s(set.dx.view()) + f64s(set.dy.view()).dot(&f64s(w.view())))));
         }
     }
 

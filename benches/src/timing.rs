@@ -22,7 +22,7 @@ const ROUNDS: usize = 7;
 const MOST_ROUNDS: usize = 25;
 
 /// Sets of one cell, and where the next sweep starts.
-pub struct Ring<E> {
+pub struct Ring<E: Element> {
     /// The sets; at least two.
     pub sets: Vec<Set<E>>,
     next: usize,

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{Engine, Ingredients};
 use crate::convert::{add_into, widen};
-use crate::data::{Set, flat, flat_mut};
+use crate::data::Set;
 use crate::gemm::{Library, Mat, MatMut, product};
 
 /// Which crate, and who cuts the work for the threads.
@@ -183,8 +183,8 @@ impl<E: Element> Engine<E> for LoraGemm {
         let (r, d_out, d_in) = (s.width(), s.d_out(), s.d_in());
         let (b, c) = (self.theta.b(), self.theta.c());
         let t = &mut set.t[..self.rows * r];
-        (flat(&set.x).par_chunks(cut.part * d_in))
-            .zip(flat_mut(&mut set.y).par_chunks_mut(cut.part * d_out))
+        (set.x.flat().par_chunks(cut.part * d_in))
+            .zip(set.y.flat_mut().par_chunks_mut(cut.part * d_out))
             .zip(t.par_chunks_mut(cut.part * r))
             .zip(&mut self.parts)
             .for_each(|(((x, y), t), part)| {
@@ -212,9 +212,9 @@ impl<E: Element> Engine<E> for LoraGemm {
         let (r, d_out, d_in) = (s.width(), s.d_out(), s.d_in());
         let (b, c) = (self.theta.b(), self.theta.c());
         let used = self.rows.div_ceil(cut.part);
-        (flat(&set.x).par_chunks(cut.part * d_in))
-            .zip(flat(&set.dy).par_chunks(cut.part * d_out))
-            .zip(flat_mut(&mut set.dx).par_chunks_mut(cut.part * d_in))
+        (set.x.flat().par_chunks(cut.part * d_in))
+            .zip(set.dy.flat().par_chunks(cut.part * d_out))
+            .zip(set.dx.flat_mut().par_chunks_mut(cut.part * d_in))
             .zip(set.t[..self.rows * r].par_chunks(cut.part * r))
             .zip(&mut self.parts[..used])
             .for_each(|((((x, dy), dx), t), Part { panel: scratch, dt, grad })| {

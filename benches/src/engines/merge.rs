@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::{Engine, Ingredients};
 use crate::convert::widen;
-use crate::data::{Set, flat};
+use crate::data::Set;
 use crate::gemm::{Library, Mat, MatMut, product};
 
 /// Rows of X that one thread converts and multiplies at a time.
@@ -68,7 +68,7 @@ impl<E: Element> Engine<E> for Merge<E> {
         let s = self.op.shape;
         let t = &mut set.t[..self.op.t_len(self.rows)];
         let c = Mat::new(self.theta.c(), s.width(), s.c_in());
-        (flat(&set.x).par_chunks(BLOCK_ROWS * s.d_in()))
+        (set.x.flat().par_chunks(BLOCK_ROWS * s.d_in()))
             .zip(t.par_chunks_mut(BLOCK_ROWS * s.a_in() * s.width()))
             .for_each_init(Vec::new, |scratch, (x, t)| {
                 scratch.resize(x.len(), 0.0);

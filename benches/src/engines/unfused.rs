@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::weight::in_float32;
 use super::{Engine, Ingredients};
 use crate::convert::add_into;
-use crate::data::{Set, flat, flat_mut};
+use crate::data::Set;
 use crate::gemm::{Library, Mat, MatMut, product};
 
 pub struct Unfused {
@@ -97,7 +97,7 @@ impl<E: Element> Engine<E> for Unfused {
         let (r, scale) = (s.width(), self.op.scale.get());
         let t = &mut set.t[..self.op.t_len(n)];
         let mut wide = std::mem::take(&mut self.wide);
-        let x = Mat::new(in_float32(flat(&set.x), &mut wide), n * s.a_in(), s.c_in());
+        let x = Mat::new(in_float32(set.x.flat(), &mut wide), n * s.a_in(), s.c_in());
         let c = Mat::new(self.theta.c(), r, s.c_in());
         self.product(1.0, x, c.t(), Accum::Replace, MatMut::new(t, n * s.a_in(), r));
         self.wide = wide;
@@ -106,7 +106,7 @@ impl<E: Element> Engine<E> for Unfused {
         let b = Mat::new(self.theta.b(), s.b_out(), r);
         let u = Mat::new(&self.u[0], n * s.a_out(), r);
         self.product(1.0, u, b.t(), Accum::Replace, MatMut::new(&mut z, n * s.a_out(), s.b_out()));
-        add_all(flat_mut(&mut set.y), &z, scale);
+        add_all(set.y.flat_mut(), &z, scale);
         self.z = z;
         Ok(())
     }
@@ -125,7 +125,7 @@ impl<E: Element> Engine<E> for Unfused {
         let (b, c) = (Mat::new(self.theta.b(), s.b_out(), r), Mat::new(self.theta.c(), r, s.c_in()));
         let a = Mat::new(self.theta.a(), a_out, a_in);
 
-        let dy = Mat::new(in_float32(flat(&set.dy), &mut wide), n * a_out, s.b_out());
+        let dy = Mat::new(in_float32(set.dy.flat(), &mut wide), n * a_out, s.b_out());
         let out = MatMut::new(db, s.b_out(), r);
         self.product(scale, dy.t(), Mat::new(&u, n * a_out, r), Accum::Add, out);
         self.product(scale, dy, b, Accum::Replace, MatMut::new(&mut u, n * a_out, r));
@@ -136,11 +136,11 @@ impl<E: Element> Engine<E> for Unfused {
         let mut dt_mid = t_mid;
         self.product(1.0, a.t(), du, Accum::Replace, MatMut::new(&mut dt_mid, a_in, n * r));
         swap(&dt_mid, &mut dt, a_in, n, r);
-        let x = Mat::new(in_float32(flat(&set.x), &mut wide), n * a_in, s.c_in());
+        let x = Mat::new(in_float32(set.x.flat(), &mut wide), n * a_in, s.c_in());
         let dt_rows = Mat::new(&dt, n * a_in, r);
         self.product(1.0, dt_rows.t(), x, Accum::Add, MatMut::new(dc, r, s.c_in()));
         self.product(1.0, dt_rows, c, Accum::Replace, MatMut::new(&mut z, n * a_in, s.c_in()));
-        add_all(flat_mut(&mut set.dx), &z, 1.0);
+        add_all(set.dx.flat_mut(), &z, 1.0);
 
         (self.wide, self.z, self.t, self.u) = (wide, z, [dt, dt_mid], [u, u_mid]);
         self.grad = grad;

@@ -4,7 +4,7 @@ use kron_core::{Accum, Dtype, Element};
 use rayon::prelude::*;
 
 use crate::convert::{add_into, narrow_into, widen, widen_into};
-use crate::data::{Set, flat, flat_mut};
+use crate::data::Set;
 use crate::gemm::{Library, Mat, MatMut, product};
 
 /// Rows of a 16-bit weight that are converted at a time: with d_in = 4096, 8 MB.
@@ -48,8 +48,8 @@ impl Products {
     /// Y (+)= X·Wᵀ.
     pub fn forward<E: Element>(&mut self, set: &mut Set<E>, weight: Weight<E>, accum: Accum) {
         let (n, d_out, d_in) = (set.rows(), self.d_out, self.d_in);
-        let x = Mat::new(in_float32(flat(&set.x), &mut self.x), n, d_in);
-        let (y_cols, y) = (d_out, flat_mut(&mut set.y));
+        let x = Mat::new(in_float32(set.x.flat(), &mut self.x), n, d_in);
+        let (y_cols, y) = (d_out, set.y.flat_mut());
         for (first, count) in bands::<E>(d_out) {
             let w = Mat::new(band(weight, first * d_in, count * d_in, &mut self.w), count, d_in);
             if E::DTYPE == Dtype::F32 {
@@ -72,8 +72,8 @@ impl Products {
     /// dX += dY·W.
     pub fn backward<E: Element>(&mut self, set: &mut Set<E>, weight: Weight<E>) {
         let (n, d_out, d_in) = (set.rows(), self.d_out, self.d_in);
-        let dy = in_float32(flat(&set.dy), &mut self.y);
-        let dx = flat_mut(&mut set.dx);
+        let dy = in_float32(set.dy.flat(), &mut self.y);
+        let dx = set.dx.flat_mut();
         for (first, count) in bands::<E>(d_out) {
             let w = Mat::new(band(weight, first * d_in, count * d_in, &mut self.w), count, d_in);
             let dy = Mat::strided(&dy[first..], n, count, d_out);
@@ -91,8 +91,8 @@ impl Products {
     /// G = dYᵀ·X, d_out × d_in.
     pub fn gradient<E: Element>(&mut self, set: &Set<E>, g: &mut [f32]) {
         let (n, d_out, d_in) = (set.rows(), self.d_out, self.d_in);
-        let dy = Mat::new(in_float32(flat(&set.dy), &mut self.y), n, d_out);
-        let x = Mat::new(in_float32(flat(&set.x), &mut self.x), n, d_in);
+        let dy = Mat::new(in_float32(set.dy.flat(), &mut self.y), n, d_out);
+        let x = Mat::new(in_float32(set.x.flat(), &mut self.x), n, d_in);
         product(self.library, self.threads, 1.0, dy.t(), x, Accum::Replace, MatMut::new(g, d_out, d_in));
     }
 }
