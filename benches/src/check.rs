@@ -109,10 +109,7 @@ pub fn check<E: Element>(
 }
 
 /// The engine's numbers where `expected` stands; NaN when the engine has none.
-fn pick<'a, E: Element>(
-    data: Option<&'a [E]>,
-    expected: &'a Expected,
-) -> impl Iterator<Item = f64> + 'a {
+fn pick<'a, E: Element>(data: Option<&'a [E]>, expected: &'a Expected) -> impl Iterator<Item = f64> + 'a {
     expected.at.iter().map(move |&i| data.map_or(f64::NAN, |d| f64::from(d[i].to_f32())))
 }
 

@@ -204,7 +204,8 @@ mod tests {
             let truth = adapter(&op, &theta, &set);
             let f64s = |m: ArrayView2<f32>| m.mapv(f64::from);
             let y = f64s(set.y.view()) + reference::forward(&op, &theta, f64s(set.x.view()).view());
-            let grads = reference::backward(&op, &theta, f64s(set.x.view()).view(), f64s(set.dy.view()).view());
+            let grads =
+                reference::backward(&op, &theta, f64s(set.x.view()).view(), f64s(set.dy.view()).view());
             let dx = f64s(set.dx.view()) + grads.dx;
             let near = |got: &Expected, whole: &Array2<f64>| {
                 let whole: Vec<f64> = whole.iter().copied().collect();

@@ -19,8 +19,11 @@ use crate::{roof, stats};
 /// Bytes of the last cache where the system does not tell.
 const DEFAULT_CACHE: usize = 32 << 20;
 
-/// Seconds of a cell beyond its engines' work, for sharing out the time.
+/// Seconds of a cell beyond its engines' rounds, for sharing out the time.
 const CELL_OVERHEAD: f64 = 0.05;
+
+/// Seconds per number of a whole weight beyond its rounds: making it, the contest, the check.
+const WEIGHT_OVERHEAD: f64 = 10e-9;
 
 /// Seeds of the frozen weight and of every θ.
 const WEIGHT_SEED: u64 = 0x57;
@@ -138,8 +141,11 @@ impl Run<'_> {
     fn share(&self, group: usize, cell: usize) -> f64 {
         let weight = |g: &Group, rows: usize| -> f64 {
             let one = |e: &Entry| {
-                let repeats = if e.kind.is_dense() { 2.0 } else { 8.0 };
-                repeats * self.roof.seconds(e.problem.cost(Pass::Both, rows, g.dtype), g.dtype.name())
+                let (d_out, d_in) = e.problem.layer();
+                let (repeats, numbers) =
+                    if e.kind.is_dense() { (2.0, d_out as f64 * d_in as f64) } else { (8.0, 0.0) };
+                WEIGHT_OVERHEAD * numbers
+                    + repeats * self.roof.seconds(e.problem.cost(Pass::Both, rows, g.dtype), g.dtype.name())
             };
             CELL_OVERHEAD + g.entries.iter().map(one).sum::<f64>()
         };
