@@ -10,8 +10,8 @@ use crate::{Element, Error, KronOp, Result};
 pub(super) fn forward<E: Element>(cpu: &Cpu, op: &KronOp, call: &Forward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
     check_len("theta", &op.shape, call.theta.len())?;
-    matrix("x", &call.x, rows, op.shape.d_in(), "d_in")?;
-    matrix("y", &call.y, rows, op.shape.d_out(), "d_out")?;
+    matrix("x", &call.x, None, op.shape.d_in(), "d_in")?;
+    matrix("y", &call.y, Some(rows), op.shape.d_out(), "d_out")?;
     t_len(op, call.t.len(), rows)?;
     workspace(cpu, op, Pass::Forward, call.workspace.len(), rows)
 }
@@ -20,10 +20,10 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, op: &KronOp, call: &Backward<'_, C
     let rows = call.x.nrows();
     check_len("theta", &op.shape, call.theta.len())?;
     check_len("grad", &op.shape, call.grad.len())?;
-    matrix("x", &call.x, rows, op.shape.d_in(), "d_in")?;
-    matrix("dy", &call.dy, rows, op.shape.d_out(), "d_out")?;
+    matrix("x", &call.x, None, op.shape.d_in(), "d_in")?;
+    matrix("dy", &call.dy, Some(rows), op.shape.d_out(), "d_out")?;
     if let Some((dx, _)) = &call.dx {
-        matrix("dx", dx, rows, op.shape.d_in(), "d_in")?;
+        matrix("dx", dx, Some(rows), op.shape.d_in(), "d_in")?;
     }
     t_len(op, call.t.len(), rows)?;
     workspace(cpu, op, Pass::Backward, call.workspace.len(), rows)
@@ -32,7 +32,7 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, op: &KronOp, call: &Backward<'_, C
 pub(super) fn merge<E: Element>(cpu: &Cpu, op: &KronOp, call: &Merge<'_, Cpu, E>) -> Result<()> {
     let (rows, d_out) = (call.w.nrows(), op.shape.d_out());
     check_len("theta", &op.shape, call.theta.len())?;
-    matrix("w", &call.w, rows, op.shape.d_in(), "d_in")?;
+    matrix("w", &call.w, None, op.shape.d_in(), "d_in")?;
     if call.first_row.checked_add(rows).is_none_or(|end| end > d_out) {
         return Err(Error::Buffer {
             what: "w",
@@ -43,22 +43,23 @@ pub(super) fn merge<E: Element>(cpu: &Cpu, op: &KronOp, call: &Merge<'_, Cpu, E>
     workspace(cpu, op, Pass::Merge, call.workspace.len(), rows)
 }
 
-/// n × d, each row contiguous, no two rows of it in the same place when written.
+/// n × d, n as x has it or any, each row contiguous.
 fn matrix<S: RawData>(
     what: &'static str,
     m: &ArrayBase<S, Ix2>,
-    rows: usize,
+    rows: Option<usize>,
     cols: usize,
     cols_name: &str,
 ) -> Result<()> {
-    if m.dim() != (rows, cols) {
+    if m.dim() != (rows.unwrap_or(m.nrows()), cols) {
+        let rows = rows.map_or("every row is of ".into(), |rows| format!("it is {rows} rows (as x has) of "));
         return Err(Error::Buffer {
             what,
             got: format!("{} × {} elements", m.nrows(), m.ncols()),
-            rule: format!("it is {rows} rows (as x has) of {cols_name} = {cols}"),
+            rule: format!("{rows}{cols_name} = {cols}"),
         });
     }
-    if m.strides()[1] != 1 && cols > 1 && rows > 0 {
+    if m.strides()[1] != 1 && cols > 1 && m.nrows() > 0 {
         return Err(Error::Buffer {
             what,
             got: format!("an inner stride of {}", m.strides()[1]),
