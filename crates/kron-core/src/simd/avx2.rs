@@ -145,4 +145,43 @@ impl Simd for Avx2 {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn turn(p: *const f32, stride: usize) -> [__m256; 4] {
+        // SAFETY: the caller passes 8 readable fours, `stride` apart, on a CPU with AVX2.
+        unsafe {
+            let mut v = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                v[i] = _mm256_loadu2_m128(p.add((i + 4) * stride), p.add(i * stride));
+            }
+            turn_halves(v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn turn_add(v: [__m256; 4], p: *mut f32, stride: usize) {
+        // SAFETY: the caller passes 8 writable fours, `stride` apart, on a CPU with AVX2.
+        unsafe {
+            let v = turn_halves(v);
+            for i in 0..4 {
+                let (low, high) = (p.add(i * stride), p.add((i + 4) * stride));
+                let sum = _mm256_add_ps(_mm256_loadu2_m128(high, low), v[i]);
+                _mm256_storeu2_m128(high, low, sum);
+            }
+        }
+    }
+}
+
+/// Each half of the four registers is a 4 × 4 matrix: its transpose.
+#[inline(always)]
+unsafe fn turn_halves(v: [__m256; 4]) -> [__m256; 4] {
+    // SAFETY: the caller proves that the CPU has AVX2.
+    unsafe {
+        let (a, b) = (_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpacklo_ps(v[2], v[3]));
+        let (c, d) = (_mm256_unpackhi_ps(v[0], v[1]), _mm256_unpackhi_ps(v[2], v[3]));
+        [
+            _mm256_shuffle_ps::<0x44>(a, b),
+            _mm256_shuffle_ps::<0xee>(a, b),
+            _mm256_shuffle_ps::<0x44>(c, d),
+            _mm256_shuffle_ps::<0xee>(c, d),
+        ]
+    }
 }

@@ -144,6 +144,58 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn turn(p: *const f32, stride: usize) -> [__m512; 4] {
+        // SAFETY: the caller passes 16 readable fours, `stride` apart, on a CPU with AVX-512.
+        unsafe {
+            let mut v = [_mm512_setzero_ps(); 4];
+            for i in 0..4 {
+                let mut quarters = [_mm_setzero_ps(); 4];
+                for q in 0..4 {
+                    quarters[q] = _mm_loadu_ps(p.add((4 * q + i) * stride));
+                }
+                let low = _mm256_set_m128(quarters[1], quarters[0]);
+                let high = _mm256_set_m128(quarters[3], quarters[2]);
+                v[i] = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high);
+            }
+            turn_quarters(v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn turn_add(v: [__m512; 4], p: *mut f32, stride: usize) {
+        // SAFETY: the caller passes 16 writable fours, `stride` apart, on a CPU with AVX-512.
+        unsafe {
+            let v = turn_quarters(v);
+            for i in 0..4 {
+                let quarters = [
+                    _mm512_castps512_ps128(v[i]),
+                    _mm512_extractf32x4_ps::<1>(v[i]),
+                    _mm512_extractf32x4_ps::<2>(v[i]),
+                    _mm512_extractf32x4_ps::<3>(v[i]),
+                ];
+                for q in 0..4 {
+                    let p = p.add((4 * q + i) * stride);
+                    _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), quarters[q]));
+                }
+            }
+        }
+    }
+}
+
+/// Each quarter of the four registers is a 4 × 4 matrix: its transpose.
+#[inline(always)]
+unsafe fn turn_quarters(v: [__m512; 4]) -> [__m512; 4] {
+    // SAFETY: the caller proves that the CPU has AVX-512.
+    unsafe {
+        let (a, b) = (_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpacklo_ps(v[2], v[3]));
+        let (c, d) = (_mm512_unpackhi_ps(v[0], v[1]), _mm512_unpackhi_ps(v[2], v[3]));
+        [
+            _mm512_shuffle_ps::<0x44>(a, b),
+            _mm512_shuffle_ps::<0xee>(a, b),
+            _mm512_shuffle_ps::<0x44>(c, d),
+            _mm512_shuffle_ps::<0xee>(c, d),
+        ]
+    }
 }
 
 /// bf16 × bf16 products added in pairs, sums in float32: twice the rate of
@@ -213,6 +265,16 @@ impl Mac<bf16> for Dot {
             };
             Self::zip(_mm256_maskz_loadu_epi16(m, p.cast()), second)
         }
+    }
+    #[inline(always)]
+    unsafe fn columns(low: __m512, high: __m512) -> __m512 {
+        // SAFETY: the caller proves that the CPU has AVX-512 BF16; both types are 64 bytes of plain bits.
+        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+    }
+    #[inline(always)]
+    unsafe fn ranks(low: __m512, high: __m512) -> __m512 {
+        // SAFETY: the caller proves that the CPU has AVX-512 BF16.
+        unsafe { Self::zip(Self::S::narrow::<bf16>(low), Self::S::narrow::<bf16>(high)) }
     }
     #[inline(always)]
     unsafe fn mac(acc: __m512, a: __m512, b: __m512) -> __m512 {

@@ -2,10 +2,11 @@
 
 use half::bf16;
 
+use super::factor::Factor;
 use super::grid::{Grid, GridMut};
 use super::isa::Isa;
 use super::operands::{Groups, Lanes, Rows};
-use super::pack::{self, Factor, Form};
+use super::pack::{self, Form};
 use super::portable::Portable;
 use super::vector::Plain;
 use super::{down, outer, probe, up};
@@ -39,6 +40,21 @@ macro_rules! entries {
             pub(super) unsafe fn outer<E: Element>(u: Rows, x: Grid<E>, g: &mut [f32]) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { outer::outer::<Plain<$simd>, E, $or, $op>(u, x, g) }
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn pack(factor: Factor, side: Side, panel: usize, out: &mut [f32]) {
+                // SAFETY: the caller proves the instruction set.
+                unsafe {
+                    match side {
+                        Side::Down => factor.for_down::<Plain<$simd>, f32>(out),
+                        Side::Up => factor.for_up::<Plain<$simd>, f32>(panel, out),
+                    }
+                }
+            }
+            $(#[target_feature(enable = $features)])?
+            pub(super) unsafe fn unpack_add(like: Factor, packed: &[f32], out: &mut [f32]) {
+                // SAFETY: the caller proves the instruction set.
+                unsafe { like.add_singles::<$simd>(packed, out) }
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn spin() {
@@ -90,10 +106,13 @@ mod dot {
         unsafe { probe::spin::<Dot, bf16>() }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) fn pack(factor: Factor, side: Side, lanes: usize, out: &mut [f32]) {
-        match side {
-            Side::Down => factor.pairs_of_columns(lanes, out),
-            Side::Up => factor.pairs_of_ranks(lanes, out),
+    pub(super) unsafe fn pack(factor: Factor, side: Side, panel: usize, out: &mut [f32]) {
+        // SAFETY: the caller proves the instruction set.
+        unsafe {
+            match side {
+                Side::Down => factor.for_down::<Dot, bf16>(out),
+                Side::Up => factor.for_up::<Dot, bf16>(panel, out),
+            }
         }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -218,7 +237,7 @@ impl Kernels {
             let ranks = if side == Side::Up { factor.ranks.div_ceil(2) } else { factor.ranks };
             return Lanes { data: out, panel: ranks * panel, rank: panel };
         }
-        factor.singles(panel, out);
+        dispatch!(self, pack(factor, side, panel, out));
         Lanes { data: out, panel: factor.ranks * panel, rank: panel }
     }
 
@@ -275,7 +294,7 @@ impl Kernels {
 
     /// Adds a gradient that [`Kernels::outer`] summed to the factor's own order; `like.data` is not read.
     pub(crate) fn unpack_add(self, like: Factor, packed: &[f32], out: &mut [f32]) {
-        like.add_singles(self.lanes(), packed, out);
+        dispatch!(self, unpack_add(like, packed, out));
     }
 
     /// t\[row, ρ\] (+)= Σ_k x\[row, k\]·c\[ρ, k\].

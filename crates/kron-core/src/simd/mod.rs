@@ -21,6 +21,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod down;
+mod factor;
 mod grid;
 mod isa;
 mod keep;
@@ -35,9 +36,9 @@ mod tests;
 mod up;
 mod vector;
 
+pub(crate) use factor::Factor;
 pub(crate) use grid::{Grid, GridMut};
 pub use isa::Isa;
 pub(crate) use keep::keep_mask;
 pub(crate) use kernels::{Kernels, Products, Side};
 pub(crate) use operands::{Groups, Lanes};
-pub(crate) use pack::Factor;

@@ -58,4 +58,24 @@ impl Simd for Portable {
             unsafe { *p.add(i) = E::from_f32(v) }
         }
     }
+    #[inline(always)]
+    unsafe fn turn(p: *const f32, stride: usize) -> [Self::V; 4] {
+        let mut v = [[0.0; LANES]; 4];
+        for l in 0..LANES {
+            for i in 0..4 {
+                // SAFETY: the caller passes LANES readable fours, `stride` apart.
+                v[i][l] = unsafe { *p.add(l * stride + i) };
+            }
+        }
+        v
+    }
+    #[inline(always)]
+    unsafe fn turn_add(v: [Self::V; 4], p: *mut f32, stride: usize) {
+        for l in 0..LANES {
+            for i in 0..4 {
+                // SAFETY: the caller passes LANES writable fours, `stride` apart.
+                unsafe { *p.add(l * stride + i) += v[i][l] }
+            }
+        }
+    }
 }

@@ -7,10 +7,10 @@
 
 use half::{bf16, f16};
 
+use super::factor::Factor;
 use super::grid::{Grid, GridMut};
 use super::isa::Isa;
 use super::kernels::{Kernels, Products, Side};
-use super::pack::Factor;
 use crate::{Accum, Dtype, Element};
 
 /// Tokens, blocks, columns, ranks: tails of every register, pair and panel;

@@ -28,6 +28,11 @@ pub(super) trait Simd: Copy + 'static {
     /// The first `n` < `LANES` lanes.
     unsafe fn store_n<E: Element>(p: *mut E, v: Self::V, n: usize);
 
+    /// Numbers that lie four by four, turned: register i, lane l = `p[l·stride + i]`.
+    unsafe fn turn(p: *const f32, stride: usize) -> [Self::V; 4];
+    /// The way back: `p[l·stride + i]` += lane l of register i.
+    unsafe fn turn_add(v: [Self::V; 4], p: *mut f32, stride: usize);
+
     /// A hint; `p` may point anywhere.
     #[inline(always)]
     unsafe fn prefetch<E>(p: *const E) {
@@ -58,6 +63,10 @@ pub(super) trait Mac<E: Element>: Copy + 'static {
     unsafe fn rows(p: *const E, q: *const E) -> V<Self, E>;
     /// The first `n` lanes of that; without a `q`, its half is zero.
     unsafe fn rows_n(p: *const E, q: Option<*const E>, n: usize) -> V<Self, E>;
+    /// `LANES`·2 float32 columns, in two registers, as `LANES` pairs; with `PAIR` = 1, the first.
+    unsafe fn columns(low: V<Self, E>, high: V<Self, E>) -> V<Self, E>;
+    /// `LANES` float32 columns of two ranks as `LANES` pairs; with `PAIR` = 1, the first.
+    unsafe fn ranks(low: V<Self, E>, high: V<Self, E>) -> V<Self, E>;
     /// acc + a·b, over the `PAIR` products of each lane.
     unsafe fn mac(acc: V<Self, E>, a: V<Self, E>, b: V<Self, E>) -> V<Self, E>;
 }
@@ -92,6 +101,14 @@ impl<S: Simd, E: Element> Mac<E> for Plain<S> {
     unsafe fn rows_n(p: *const E, _: Option<*const E>, n: usize) -> S::V {
         // SAFETY: the same contract.
         unsafe { if n == S::LANES { S::load(p) } else { S::load_n(p, n) } }
+    }
+    #[inline(always)]
+    unsafe fn columns(low: S::V, _: S::V) -> S::V {
+        low
+    }
+    #[inline(always)]
+    unsafe fn ranks(low: S::V, _: S::V) -> S::V {
+        low
     }
     #[inline(always)]
     unsafe fn mac(acc: S::V, a: S::V, b: S::V) -> S::V {
