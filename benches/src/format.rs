@@ -35,9 +35,13 @@ pub fn count(n: usize) -> String {
     out
 }
 
-/// A ratio with its sign.
+/// A ratio with its sign, without an exponent.
 pub fn times(x: Option<f64>) -> String {
-    x.map_or("–".into(), |x| format!("{}×", digits(x)))
+    match x {
+        Some(x) if x > 0.0 && x < 0.0995 => format!("{x:.*}×", (1.0 - x.log10().floor()) as usize),
+        Some(x) => format!("{}×", digits(x)),
+        None => "–".into(),
+    }
 }
 
 /// A fraction in per cent.
@@ -73,7 +77,9 @@ mod tests {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(count(5_676_032), "5,676,032");
         assert_eq!(count(999), "999");
-        assert_eq!(times(Some(0.0123)), "1.23e-2×");
+        assert_eq!(times(Some(0.0123)), "0.012×");
+        assert_eq!(times(Some(3.27e-3)), "0.0033×");
+        assert_eq!(times(Some(2.5)), "2.50×");
         assert_eq!(percent(Some(0.987)), "98.7 %");
         assert_eq!(digits(123.4), "123");
     }

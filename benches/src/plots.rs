@@ -14,7 +14,10 @@ use crate::record::{Record, Row};
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
 
-const PANEL: (u32, u32) = (330, 300);
+const PANEL: (u32, u32) = (560, 330);
+
+/// Panels side by side.
+const COLUMNS: usize = 2;
 const FONT: &str = "sans-serif";
 
 /// A picture and what it shows.
@@ -64,10 +67,12 @@ pub fn all(record: &Record) -> Result<Vec<Picture>, Box<dyn Error>> {
 fn draw(panels: usize, each: impl Fn(usize, &Area) -> Drawn) -> Result<String, Box<dyn Error>> {
     let mut svg = String::new();
     {
-        let size = (PANEL.0 * panels.max(1) as u32, PANEL.1);
+        let columns = panels.clamp(1, COLUMNS);
+        let lines = panels.max(1).div_ceil(columns);
+        let size = (PANEL.0 * columns as u32, PANEL.1 * lines as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE)?;
-        for (i, area) in root.split_evenly((1, panels.max(1))).iter().enumerate().take(panels) {
+        for (i, area) in root.split_evenly((lines, columns)).iter().enumerate().take(panels) {
             each(i, area)?;
         }
         root.present()?;
@@ -109,8 +114,14 @@ fn parameters_against_time(area: &Area, title: &str, rows: &[&Row]) -> Drawn {
         .x_label_area_size(38)
         .y_label_area_size(64)
         .build_cartesian_2d(x.log_scale(), y.log_scale())?;
-    let (xs, ys) = (|v: &f64| digits_or_whole(*v), |v: &f64| seconds(Some(*v)));
-    chart.configure_mesh().x_desc("parameters").x_label_formatter(&xs).y_label_formatter(&ys).draw()?;
+    let (xs, ys) = (|v: &f64| thousands(*v), |v: &f64| seconds(Some(*v)));
+    chart
+        .configure_mesh()
+        .x_desc("parameters")
+        .x_labels(5)
+        .x_label_formatter(&xs)
+        .y_label_formatter(&ys)
+        .draw()?;
     chart.draw_series(rows.iter().filter_map(|r| {
         Some(Circle::new((r.params as f64, r.median_s?), 5, colour(r.engine, true).filled()))
     }))?;
@@ -157,6 +168,10 @@ fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
     let positive = values.filter(|v| v.is_finite() && *v > 0.0);
     let (low, high) = positive.fold((f64::INFINITY, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
     if high > 0.0 { low / 2.0..high * 2.0 } else { 0.1..10.0 }
+}
+
+fn thousands(v: f64) -> String {
+    if v < 1e6 { format!("{} k", v / 1e3) } else { format!("{} M", v / 1e6) }
 }
 
 fn digits_or_whole(v: f64) -> String {
