@@ -18,13 +18,13 @@ use crate::stats::median;
 use crate::timing::{Ring, rounds, takes_part};
 
 /// Seconds of both passes above which an engine with a whole weight counts as slow.
-const SLOW: f64 = 0.4;
+const SLOW: f64 = 0.2;
 
 /// Rows on which a slow engine is checked.
 const SLOW_ROWS: usize = 64;
 
 /// Part of the run's time that may be overdrawn before slow engines are left untimed.
-const OVERDRAW: f64 = 1.25;
+const OVERDRAW: f64 = 1.15;
 
 /// What became of one engine in a cell.
 pub(crate) struct Outcome {

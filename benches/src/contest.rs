@@ -11,7 +11,7 @@ use crate::engines::{Choice, Engine};
 pub const TRIAL_ROWS: usize = 256;
 
 /// Rows of a trial of an engine that multiplies by a whole weight.
-pub const DENSE_TRIAL_ROWS: usize = 64;
+pub const DENSE_TRIAL_ROWS: usize = 32;
 
 /// Runs of a candidate, the best of which counts; slow ones get one.
 const RUNS: usize = 4;

@@ -69,7 +69,7 @@ impl<E: Element> Ring<E> {
 pub fn rounds(kind: Kind, sample: f64, share: f64) -> usize {
     let least = match (sample, kind.is_dense()) {
         (s, _) if s < 0.05 => ROUNDS,
-        (s, true) if s > 0.4 => 1,
+        (s, true) if s > 0.2 => 1,
         _ => 3,
     };
     ((share / sample) as usize).clamp(least, MOST_ROUNDS)
