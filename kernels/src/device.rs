@@ -33,6 +33,19 @@ macro_rules! slice {
             pub const unsafe fn from_raw(pointer: u64, len: usize) -> Self {
                 Self { pointer, len, memory: PhantomData }
             }
+            /// The elements `range`, in place.
+            ///
+            /// # Errors
+            /// A range that does not lie inside.
+            pub fn part(self, range: std::ops::Range<usize>) -> crate::Result<Self> {
+                if range.start > range.end || range.end > self.len {
+                    let (got, rule) =
+                        (format!("{} elements", self.len), format!("{range:?} is asked of them"));
+                    return Err(crate::Error::Buffer { what: "a device slice", got, rule });
+                }
+                let pointer = self.pointer + (range.start * size_of::<T>()) as u64;
+                Ok(Self { pointer, len: range.len(), memory: PhantomData })
+            }
             /// The address.
             pub const fn pointer(&self) -> u64 {
                 self.pointer

@@ -5,6 +5,7 @@ use arrayvec::ArrayVec;
 use crate::device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
 use crate::params::KronParams;
 use crate::plan::{Parts, Plan, Step};
+use crate::profile::Range;
 use crate::{Element, Error, Factors, Pass, Problem, Result};
 
 /// Something that runs a kernel by its name: a GPU, or its emulation.
@@ -113,7 +114,7 @@ pub fn forward<E: Element>(on: &impl Launcher, call: Forward<'_, E>, stream: Str
     check_len("t", call.t.len(), size("t", n, f.t_row())?)?;
     let problem = Problem {
         factors: f,
-        dtype: E::DTYPE,
+        dtype: E::FORMAT,
         pass: Pass::Forward,
         rows: n,
         accumulate: call.accumulate,
@@ -126,7 +127,7 @@ pub fn forward<E: Element>(on: &impl Launcher, call: Forward<'_, E>, stream: Str
     p.y = call.y.data.pointer() as _;
     (p.x_stride, p.y_stride) = (x as i64, y as i64);
     p.t = call.t.pointer() as _;
-    run(on, &plan, p, stream)?;
+    run(on, &problem, &plan, p, stream)?;
     Ok(plan)
 }
 
@@ -150,7 +151,7 @@ pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: S
     }
     let problem = Problem {
         factors: f,
-        dtype: E::DTYPE,
+        dtype: E::FORMAT,
         pass: Pass::Backward { dx: call.dx.is_some() },
         rows: n,
         accumulate: call.accumulate,
@@ -170,7 +171,7 @@ pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: S
     p.grad = call.grad.pointer() as _;
     // `down` alone leaves T in parts; here it is whole.
     p.t_splits = 1;
-    run(on, &plan, p, stream)?;
+    run(on, &problem, &plan, p, stream)?;
     Ok(plan)
 }
 
@@ -191,7 +192,7 @@ pub fn merge<E: Element>(on: &impl Launcher, call: Merge<'_, E>, stream: StreamH
     }
     let problem = Problem {
         factors: f,
-        dtype: E::DTYPE,
+        dtype: E::FORMAT,
         pass: Pass::Merge,
         rows: call.w.rows,
         accumulate: call.accumulate,
@@ -202,11 +203,18 @@ pub fn merge<E: Element>(on: &impl Launcher, call: Merge<'_, E>, stream: StreamH
     p.w = call.w.data.pointer() as _;
     p.w_stride = stride as i64;
     (p.first_row, p.w_rows) = (call.first_row as i64, call.w.rows as i64);
-    run(on, &plan, p, stream)?;
+    run(on, &problem, &plan, p, stream)?;
     Ok(plan)
 }
 
-fn run(on: &impl Launcher, plan: &Plan, mut p: KronParams, stream: StreamHandle) -> Result<()> {
+fn run(
+    on: &impl Launcher,
+    problem: &Problem,
+    plan: &Plan,
+    mut p: KronParams,
+    stream: StreamHandle,
+) -> Result<()> {
+    let _range = Range::of(problem);
     for step in &plan.steps {
         p.col_tiles = step.col_tiles as i32;
         p.row_chunks = step.row_chunks as i32;
@@ -269,7 +277,7 @@ fn params(
 /// Whether θ and every matrix's rows start on 16-byte boundaries.
 fn aligned<E: Element>(theta: u64, matrices: &[(u64, usize)]) -> bool {
     let fits = |&(pointer, stride): &(u64, usize)| {
-        pointer.is_multiple_of(16) && (stride * E::DTYPE.size()).is_multiple_of(16)
+        pointer.is_multiple_of(16) && (stride * E::FORMAT.size()).is_multiple_of(16)
     };
     theta.is_multiple_of(16) && matrices.iter().all(fits)
 }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! [`Problem`] → [`Plan`] → parameters → launch → `cuda/*.cu`; no arrow goes
-//! back. The crate knows no tensor and no framework and allocates no device
-//! memory. Without features it plans; `cuda` launches on a GPU, `emulate` runs
+//! back. The crate knows no tensor and no framework, and its calls allocate no
+//! device memory. Without features it plans; `cuda` launches on a GPU, `emulate` runs
 //! the same kernels on the host for tests.
 #![deny(unsafe_code)]
 
@@ -23,11 +23,15 @@ mod emulated;
 mod error;
 #[allow(unsafe_code)]
 mod launch;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod memory;
 #[rustfmt::skip]
 #[allow(unsafe_code)]
 pub mod params;
 pub mod plan;
 mod problem;
+mod profile;
 pub mod tiles;
 
 pub use arch::{ARCHS, Arch};
@@ -38,5 +42,7 @@ pub use driver::Gpu;
 pub use emulated::{Async, Emulated, Schedule};
 pub use error::{Error, Result};
 pub use launch::{Backward, Dropout, Forward, Launcher, Merge, backward, forward, merge};
+#[cfg(feature = "cuda")]
+pub use memory::DeviceVec;
 pub use plan::{Plan, Step, workspace_len};
 pub use problem::{Dtype, Element, Factors, Pass, Problem};

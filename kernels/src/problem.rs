@@ -44,17 +44,17 @@ mod sealed {
 
 /// An element of X, Y, dX, dY or W.
 pub trait Element: Copy + sealed::Sealed {
-    /// Which one it is.
-    const DTYPE: Dtype;
+    /// Which one it is; not named `DTYPE`, because kron-core's elements are these too.
+    const FORMAT: Dtype;
 }
 impl Element for f32 {
-    const DTYPE: Dtype = Dtype::F32;
+    const FORMAT: Dtype = Dtype::F32;
 }
 impl Element for half::f16 {
-    const DTYPE: Dtype = Dtype::F16;
+    const FORMAT: Dtype = Dtype::F16;
 }
 impl Element for half::bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
+    const FORMAT: Dtype = Dtype::Bf16;
 }
 
 /// Sizes of ΔW = s·A ⊗ (B·C), each from 1 to 2³¹ − 1.
@@ -186,6 +186,17 @@ pub enum Pass {
     },
     /// W (+)= s·A ⊗ (B·C), for a band of rows.
     Merge,
+}
+
+impl Pass {
+    /// The call's name in a profiler's timeline.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "kron_forward",
+            Pass::Backward { .. } => "kron_backward",
+            Pass::Merge => "kron_merge",
+        }
+    }
 }
 
 /// One call's sizes: all that a plan depends on.

@@ -383,10 +383,10 @@ pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, truth: &Array2<
 pub fn check<E: Float>(case: Case, on: &impl kk::Launcher) {
     let data = Data::<E>::new(case);
     let (truth, plain) = (data.oracle(), data.plain());
-    let done = data.run(on).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::DTYPE.name()));
+    let done = data.run(on).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::FORMAT.name()));
     done.bits(); // asserts that nothing was written between rows
     let got = done.answer();
-    let name = |what: &str| format!("{what} of {} {case:?}", E::DTYPE.name());
+    let name = |what: &str| format!("{what} of {} {case:?}", E::FORMAT.name());
     close(&name("t"), &got.t, &plain.t, &truth.t, 2.0);
     close(&name("y"), &got.y, &plain.y, &truth.y, 2.0);
     close(&name("dx"), &got.dx, &plain.dx, &truth.dx, 3.0);
