@@ -7,6 +7,9 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, ShapeBuilder};
 /// Elements before and after the body; odd, so that the body is not aligned to a vector.
 const ZONE: usize = 67;
 
+/// What [`Guarded::aligned`] aligns to, in bytes: the widest access of a GPU.
+pub const ALIGNMENT: usize = 16;
+
 /// Small in every dtype, so that a sum which is added to it shows.
 const CANARY: u8 = 0x3a;
 
@@ -17,12 +20,18 @@ const POISON: u8 = 0xff;
 #[derive(Clone, Debug)]
 pub struct Guarded<T> {
     data: Vec<T>,
+    start: usize,
+    len: usize,
 }
 
 impl<T: bytemuck::Pod> Guarded<T> {
     /// `len` NaNs.
     pub fn poisoned(len: usize) -> Self {
-        let mut buffer = Self { data: vec![T::zeroed(); len + 2 * ZONE] };
+        Self::at(ZONE, vec![T::zeroed(); len + 2 * ZONE], len)
+    }
+
+    fn at(start: usize, data: Vec<T>, len: usize) -> Self {
+        let mut buffer = Self { data, start, len };
         bytemuck::cast_slice_mut::<T, u8>(&mut buffer.data).fill(CANARY);
         bytemuck::cast_slice_mut::<T, u8>(buffer.body_mut()).fill(POISON);
         buffer
@@ -35,15 +44,31 @@ impl<T: bytemuck::Pod> Guarded<T> {
         buffer
     }
 
+    /// The same body between new zones, on a boundary of [`ALIGNMENT`] bytes.
+    pub fn aligned(&self) -> Self {
+        let step = ALIGNMENT / size_of::<T>();
+        let data = vec![T::zeroed(); self.len + 2 * ZONE + step];
+        let start = ZONE + data[ZONE..].as_ptr().align_offset(ALIGNMENT);
+        let mut buffer = Self::at(start, data, self.len);
+        buffer.body_mut().copy_from_slice(self.body());
+        buffer
+    }
+
+    /// Zones and body, cut in front such that the body lies on a boundary of
+    /// [`ALIGNMENT`] bytes from the first element, and where it lies.
+    pub fn with_zones(&mut self) -> (&mut [T], std::ops::Range<usize>) {
+        let cut = self.start % (ALIGNMENT / size_of::<T>());
+        (&mut self.data[cut..], self.start - cut..self.start - cut + self.len)
+    }
+
     /// What lies between the zones.
     pub fn body(&self) -> &[T] {
-        &self.data[ZONE..self.data.len() - ZONE]
+        &self.data[self.start..][..self.len]
     }
 
     /// What lies between the zones.
     pub fn body_mut(&mut self) -> &mut [T] {
-        let end = self.data.len() - ZONE;
-        &mut self.data[ZONE..end]
+        &mut self.data[self.start..][..self.len]
     }
 
     /// Every byte, zones included: two snapshots are equal when nothing was written between them.
@@ -56,7 +81,7 @@ impl<T: bytemuck::Pod> Guarded<T> {
     /// # Panics
     /// One was.
     pub fn assert_intact(&self, what: &str) {
-        let (front, back) = (&self.data[..ZONE], &self.data[self.data.len() - ZONE..]);
+        let (front, back) = (&self.data[..self.start], &self.data[self.start + self.len..]);
         assert!(is(front, CANARY), "written before the start of {what}");
         assert!(is(back, CANARY), "written beyond the end of {what}");
     }
@@ -66,13 +91,48 @@ fn is<T: bytemuck::Pod>(zone: &[T], byte: u8) -> bool {
     bytemuck::cast_slice::<T, u8>(zone).iter().all(|&b| b == byte)
 }
 
+/// Where a matrix's elements lie in its buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Number of rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+    /// Elements from one row's start to the next one's.
+    pub stride: usize,
+}
+
+impl Layout {
+    /// ndarray takes no strides other than its own for a matrix without rows.
+    fn shape(self) -> ndarray::StrideShape<ndarray::Ix2> {
+        let dim = (self.rows, self.cols);
+        if self.rows == 0 { dim.into() } else { dim.strides((self.stride, 1)) }
+    }
+
+    /// The matrix in `body`.
+    ///
+    /// # Panics
+    /// A body that is too short.
+    pub fn view<T>(self, body: &[T]) -> ArrayView2<'_, T> {
+        ArrayView2::from_shape(self.shape(), body).expect("the buffer was sized for it")
+    }
+
+    /// The matrix in `body`, to write.
+    ///
+    /// # Panics
+    /// A body that is too short.
+    pub fn view_mut<T>(self, body: &mut [T]) -> ArrayViewMut2<'_, T> {
+        ArrayViewMut2::from_shape(self.shape(), body).expect("the buffer was sized for it")
+    }
+}
+
 /// A matrix of activations whose row stride exceeds its width by a guard.
 #[derive(Clone, Debug)]
 pub struct Matrix<E> {
-    buffer: Guarded<E>,
-    rows: usize,
-    cols: usize,
-    stride: usize,
+    /// The elements, between guard zones.
+    pub buffer: Guarded<E>,
+    /// Where they lie.
+    pub layout: Layout,
 }
 
 impl<E: Element> Matrix<E> {
@@ -80,7 +140,7 @@ impl<E: Element> Matrix<E> {
     pub fn poisoned(rows: usize, cols: usize, pad: usize) -> Self {
         let stride = cols + pad;
         let len = if rows == 0 { 0 } else { (rows - 1) * stride + cols };
-        let mut matrix = Self { buffer: Guarded::poisoned(len), rows, cols, stride };
+        let mut matrix = Self { buffer: Guarded::poisoned(len), layout: Layout { rows, cols, stride } };
         matrix.fill_padding(CANARY);
         matrix
     }
@@ -100,19 +160,13 @@ impl<E: Element> Matrix<E> {
     }
 
     /// The matrix.
-    ///
-    /// # Panics
-    /// Never: the buffer was sized for it.
     pub fn view(&self) -> ArrayView2<'_, E> {
-        ArrayView2::from_shape(self.layout(), self.buffer.body()).expect("the buffer was sized for it")
+        self.layout.view(self.buffer.body())
     }
 
-    /// The matrix.
-    ///
-    /// # Panics
-    /// Never: the buffer was sized for it.
+    /// The matrix, to write.
     pub fn view_mut(&mut self) -> ArrayViewMut2<'_, E> {
-        ArrayViewMut2::from_shape(self.layout(), self.buffer.body_mut()).expect("the buffer was sized for it")
+        self.layout.view_mut(self.buffer.body_mut())
     }
 
     /// Every byte, padding and zones included.
@@ -126,20 +180,17 @@ impl<E: Element> Matrix<E> {
     /// One was.
     pub fn assert_intact(&self, what: &str) {
         self.buffer.assert_intact(what);
-        for (row, padding) in self.buffer.body().chunks(self.stride).enumerate() {
-            assert!(is(&padding[self.cols..], CANARY), "written into the padding of {what} at row {row}");
+        for (row, padding) in self.buffer.body().chunks(self.layout.stride).enumerate() {
+            assert!(
+                is(&padding[self.layout.cols..], CANARY),
+                "written into the padding of {what} at row {row}"
+            );
         }
     }
 
-    /// ndarray takes no strides other than its own for a matrix without rows.
-    fn layout(&self) -> ndarray::StrideShape<ndarray::Ix2> {
-        let dim = (self.rows, self.cols);
-        if self.rows == 0 { dim.into() } else { dim.strides((self.stride, 1)) }
-    }
-
     fn fill_padding(&mut self, byte: u8) {
-        let cols = self.cols;
-        for row in self.buffer.body_mut().chunks_mut(self.stride) {
+        let Layout { cols, stride, .. } = self.layout;
+        for row in self.buffer.body_mut().chunks_mut(stride) {
             bytemuck::cast_slice_mut::<E, u8>(&mut row[cols..]).fill(byte);
         }
     }
@@ -162,6 +213,26 @@ mod tests {
             let mut hurt = intact.clone();
             hurt.data[at] += 1e-3;
             assert!(panics(|| hurt.assert_intact("buffer")), "element {at}");
+        }
+    }
+
+    #[test]
+    fn an_aligned_copy_is_aligned_and_guarded() {
+        for len in [0, 1, 5, 64] {
+            let mut moved = Guarded::of(&vec![bf16::ONE; len]).aligned();
+            assert!(
+                moved.body().as_ptr().addr().is_multiple_of(ALIGNMENT)
+                    && moved.body() == vec![bf16::ONE; len]
+            );
+            moved.assert_intact("buffer");
+            let (all, body) = moved.with_zones();
+            assert!((body.start * size_of::<bf16>()).is_multiple_of(ALIGNMENT) && body.len() == len);
+            assert!(all[body.clone()].iter().all(|&v| v == bf16::ONE));
+            for at in [body.start - 1, body.end] {
+                let mut hurt = moved.clone();
+                hurt.with_zones().0[at] = bf16::ONE;
+                assert!(panics(|| hurt.assert_intact("buffer")), "element {at} of {len}");
+            }
         }
     }
 

@@ -7,6 +7,7 @@ pub mod adapters;
 pub mod call;
 pub mod cases;
 pub mod compare;
+pub mod engine;
 pub mod exact;
 pub mod guard;
 pub mod hostile;
@@ -14,6 +15,7 @@ pub mod inputs;
 pub mod mutate;
 pub mod oracle;
 pub mod plain;
+pub mod suite;
 
 use kron_core::{Cpu, Isa};
 

@@ -61,7 +61,11 @@ impl std::str::FromStr for Dtype {
 }
 
 mod sealed {
+    #[cfg(not(any(feature = "cuda", feature = "emulate")))]
     pub trait Sealed {}
+    /// With the kernels in the build, an element is one that they take.
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    pub trait Sealed: kron_kernels::Element {}
     impl Sealed for f32 {}
     impl Sealed for half::f16 {}
     impl Sealed for half::bf16 {}

@@ -23,6 +23,9 @@ pub enum Error {
     /// This machine lacks what was asked for.
     #[error("{0}")]
     Unsupported(String),
+    /// A device, or its emulation, that refused a launch or failed in one.
+    #[error("{0}")]
+    Device(String),
     /// A file whose contents break the format.
     #[error("{path}: {message}")]
     Format {

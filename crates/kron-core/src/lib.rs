@@ -27,6 +27,8 @@ mod simd;
 mod theta;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub use backend::cuda::{self, Cuda};
 pub use backend::{Accum, Backend, Backward, Cpu, Forward, Isa, Merge, Pass};
 pub use dropout::{Dropout, DropoutKey, PER_BLOCK, philox};
 pub use element::{Dtype, Element};

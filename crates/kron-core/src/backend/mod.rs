@@ -3,6 +3,8 @@
 use crate::{DropoutKey, Element, KronOp, Result};
 
 mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub mod cuda;
 pub use crate::simd::{Isa, probe};
 pub use cpu::Cpu;
 
@@ -84,6 +86,8 @@ pub struct Merge<'a, B: Backend, E: Element> {
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Cpu {}
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    impl<L: kron_kernels::Launcher> Sealed for super::cuda::Cuda<L> {}
 }
 
 /// Forward, backward and merge on one kind of device.
@@ -101,7 +105,8 @@ pub trait Backend: sealed::Sealed + Sized {
     /// Float32 numbers to write.
     type FloatsMut<'a>: std::fmt::Debug;
 
-    /// Float32 numbers of scratch that a call over `rows` rows needs.
+    /// Float32 numbers of scratch that a call over `rows` rows needs; 0 where
+    /// the backend cannot serve the call at all, which it then says itself.
     fn workspace_len(&self, op: &KronOp, pass: Pass, rows: usize) -> usize;
 
     /// Adds the adapter's output to Y and writes T.

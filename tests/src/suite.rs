@@ -1,0 +1,100 @@
+//! The suite: what every backend must do, whatever it computes on.
+
+use kron_core::{Cpu, Element, reference};
+use ndarray::{Array2, Axis, Slice};
+
+use crate::cases::{self, Case};
+use crate::compare::{Measure, Measures};
+use crate::engine::Engine;
+use crate::inputs::{Old, Problem, uniform};
+use crate::oracle::widen;
+use crate::{call, oracle, plain};
+
+/// The shortest output needs this many numbers before its error means something.
+const ENOUGH: usize = 96;
+
+/// Forward and backward of every case agree with the float64 oracle.
+///
+/// # Panics
+/// They do not; every failure is in the message.
+pub fn agrees_with_the_oracle<E: Element>(engines: &[impl Engine], cases: &[Case]) {
+    let problems = cases.iter().flat_map(|case| case.rows.iter().map(move |&rows| (case, rows)));
+    let real = problems.filter(|&(_, rows)| rows > 0);
+    let failures: Vec<String> = real.flat_map(|(case, rows)| failures_of::<E>(engines, case, rows)).collect();
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Small outputs are pooled over several draws, so that neither side is lucky.
+fn failures_of<E: Element>(engines: &[impl Engine], case: &Case, rows: usize) -> Vec<String> {
+    let shape = case.shape();
+    let mut ours = vec![Measures::default(); engines.len()];
+    let mut yardstick = Measures::default();
+    let (mut draw, mut pooled) = (0, 0);
+    let like = loop {
+        let problem = Problem::<E>::of_case(case, rows, draw);
+        let answer = oracle::solve(&problem);
+        let old = Old::like(&answer, draw);
+        let want = answer.results(&old);
+        yardstick.add(&shape, &plain::results(&problem, &old), &want);
+        for (measures, on) in ours.iter_mut().zip(engines) {
+            measures.add(&shape, &call::results(on, &problem, &old), &want);
+        }
+        draw += 1;
+        pooled += want.shortest(&shape).unwrap_or(ENOUGH);
+        if pooled >= ENOUGH {
+            break want;
+        }
+    };
+    let mut failures = Vec::new();
+    for (measures, on) in ours.iter().zip(engines) {
+        let place = format!("{} × {rows} rows, {}, {on:?}", case.name, E::DTYPE);
+        let found = measures.failures(&yardstick, &shape, &like, E::DTYPE);
+        failures.extend(found.into_iter().map(|f| format!("{place}: {f}")));
+    }
+    failures
+}
+
+/// Merging of every case agrees with the materialised ΔW, as a whole and in two bands.
+///
+/// # Panics
+/// It does not.
+pub fn merge_agrees_with_the_oracle<E: Element>(on: &impl Engine, cases: &[Case]) {
+    for case in cases {
+        let p = Problem::<E>::of_case(case, 0, 1);
+        let (d_out, d_in) = (p.op.shape.d_out(), p.op.shape.d_in());
+        let delta = reference::delta_weight(&p.op, &p.theta);
+        let old = uniform::<E>(d_out, d_in, 1.0, 0x77);
+        let sum = &delta + &widen(old.view());
+        let (mut ours, mut cpu) = ([Measure::default(); 2], [Measure::default(); 2]);
+        for band in [0..d_out, 0..d_out / 3, d_out / 3..d_out] {
+            let rows = Slice::from(band.clone());
+            let part = old.slice_axis(Axis(0), rows).to_owned();
+            for (i, (old, want)) in [(None, &delta), (Some(&part), &sum)].into_iter().enumerate() {
+                let want: Vec<f64> = want.slice_axis(Axis(0), rows).iter().copied().collect();
+                let wide = |w: Array2<E>| w.iter().map(|v| v.to_f32().into()).collect::<Vec<f64>>();
+                let (theta, band) = (&p.theta, band.clone());
+                ours[i].add(&wide(call::merge(on, &p.op, theta, band.clone(), old, case.pad)), &want);
+                cpu[i].add(&wide(call::merge(&Cpu::new(), &p.op, theta, band, old, case.pad)), &want);
+            }
+        }
+        for (i, what) in ["ΔW", "W + ΔW"].into_iter().enumerate() {
+            let verdict = ours[i].within(&cpu[i], 2.0, E::DTYPE);
+            verdict.unwrap_or_else(|e| panic!("{what} of {}, {}, {on:?}: {e}", case.name, E::DTYPE));
+        }
+    }
+}
+
+/// A call over no rows writes nothing.
+///
+/// # Panics
+/// It does.
+pub fn zero_rows_change_nothing(on: &impl Engine) {
+    for case in cases::all().iter().filter(|c| c.rows.contains(&0)) {
+        let problem = Problem::<f32>::of_case(case, 0, 1);
+        let old = Old::for_problem(&problem, 2);
+        let results = call::results(on, &problem, &old);
+        let kept: Vec<f32> = results.grad.iter().map(|&v| v as f32).collect();
+        assert_eq!(call::bits(&kept), call::bits(&old.grad), "{} on {on:?}", case.name);
+        assert!(results.y.is_empty() && results.dx_added.is_empty() && results.t.is_empty());
+    }
+}
