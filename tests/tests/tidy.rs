@@ -18,9 +18,10 @@ const LONGER: [(&str, usize, &str); 2] = [
 ];
 
 /// Where unsafe code may stand, and why.
-const UNSAFE: [(&str, &str); 3] = [
+const UNSAFE: [(&str, &str); 4] = [
     ("crates/kron-core/src/simd/", "the hand-written kernels"),
     ("kernels/", "the driver and the launches"),
+    ("crates/kron-capi/src/", "pointers come from C"),
     ("benches/src/gemm.rs", "the rival's crate has no safe interface"),
 ];
 
@@ -28,10 +29,11 @@ const UNSAFE: [(&str, &str); 3] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("kron-kernels", &[]),
     ("kron-core", &["kron-kernels"]),
     ("kron-cli", &["kron-core"]),
+    ("kron-capi", &["kron-core"]),
     ("kron-candle", &["kron-core"]),
     ("kron-bench", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
     ("kron-tests", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),

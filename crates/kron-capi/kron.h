@@ -1,0 +1,220 @@
+/* Kron-LoRA, dW = s*A (x) (B*C), on a frozen linear layer: forward, backward and merge.
+ * Generated from crates/kron-capi/src by `KRON_WRITE_HEADER=1 cargo test -p kron-capi --test header`. */
+
+#ifndef KRON_H
+#define KRON_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Activations in IEEE 754 binary32.
+#define KRON_F32 0
+
+// Activations in IEEE 754 binary16.
+#define KRON_F16 1
+
+// Activations in bfloat16.
+#define KRON_BF16 2
+
+// The device number of the kernels' emulation on host memory, in builds with it: for tests.
+#define KRON_EMULATED -1
+
+// The call did what it says.
+#define KRON_OK 0
+
+// An argument that does not fit; nothing was written.
+#define KRON_INVALID 1
+
+// No driver, no such device, or a build without it.
+#define KRON_UNAVAILABLE 2
+
+// The device refused or failed.
+#define KRON_DEVICE_FAILED 3
+
+// A defect of this library; the outputs are not to be used.
+#define KRON_PANICKED 4
+
+// Where a call computes; a null pointer is the host.
+typedef struct KronDevice {
+  // The CUDA device's number.
+  int32_t device;
+  // A CUstream or cudaStream_t of that device's primary context; null is the default stream.
+  void *stream;
+} KronDevice;
+
+// The adapter: dW = s·A ⊗ (B·C).
+typedef struct KronOp {
+  // Output width of the layer.
+  size_t d_out;
+  // Input width of the layer.
+  size_t d_in;
+  // Rows of A; 0, and a_in 0, is LoRA, whose A is the number 1 and not in theta.
+  size_t a_out;
+  // Columns of A.
+  size_t a_in;
+  // Rank of B·C; 0 is one full matrix in their place.
+  size_t rank;
+  // s, alpha / rank.
+  float scale;
+  // Probability of dropping an element of X in a call with a key.
+  float dropout;
+} KronOp;
+
+// Lengths in float32 numbers.
+typedef struct KronSizes {
+  // theta and its gradient: [A | B | C].
+  size_t theta;
+  // T.
+  size_t t;
+  // Workspace of kron_forward.
+  size_t forward;
+  // Workspace of kron_backward.
+  size_t backward;
+  // Workspace of kron_merge, for all of W's rows.
+  size_t merge;
+} KronSizes;
+
+// Names one dropout mask: the same key gives the same mask in forward and backward.
+typedef struct KronKey {
+  // The run's seed.
+  uint64_t seed;
+  // Distinguishes layers and steps under one seed.
+  uint64_t offset;
+} KronKey;
+
+// Arguments of kron_forward.
+typedef struct KronForward {
+  // Type of X and Y: KRON_F32, KRON_F16 or KRON_BF16.
+  uint32_t dtype;
+  // 0 overwrites Y, 1 adds to it.
+  uint32_t accumulate;
+  // Rows of X and Y.
+  size_t rows;
+  // X, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // Y, rows x d_out.
+  void *y;
+  // Elements from one row of Y to the next.
+  size_t y_stride;
+  // [A | B | C].
+  const float *theta;
+  // T, written; keep it for kron_backward.
+  float *t;
+  // Scratch.
+  float *workspace;
+  // Numbers of scratch.
+  size_t workspace_len;
+  // Dropout's key; null in evaluation.
+  const struct KronKey *key;
+} KronForward;
+
+// Arguments of kron_backward.
+typedef struct KronBackward {
+  // Type of X, dY and dX.
+  uint32_t dtype;
+  // 0 overwrites dX, 1 adds to it.
+  uint32_t accumulate;
+  // Rows of X, dY and dX.
+  size_t rows;
+  // X of the forward call, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // dY, rows x d_out.
+  const void *dy;
+  // Elements from one row of dY to the next.
+  size_t dy_stride;
+  // dX, rows x d_in; null skips it.
+  void *dx;
+  // Elements from one row of dX to the next.
+  size_t dx_stride;
+  // theta of the forward call.
+  const float *theta;
+  // T of the forward call.
+  const float *t;
+  // Gradient of theta, always added to.
+  float *grad;
+  // Scratch.
+  float *workspace;
+  // Numbers of scratch.
+  size_t workspace_len;
+  // The key of the forward call.
+  const struct KronKey *key;
+} KronBackward;
+
+// Arguments of kron_merge.
+typedef struct KronMerge {
+  // Type of W.
+  uint32_t dtype;
+  // 0 overwrites the rows with dW's, 1 adds dW's to them.
+  uint32_t accumulate;
+  // Rows in this call.
+  size_t rows;
+  // The row of the layer's weight that `w` starts with.
+  size_t first_row;
+  // W's rows, rows x d_in.
+  void *w;
+  // Elements from one row of W to the next.
+  size_t w_stride;
+  // [A | B | C].
+  const float *theta;
+  // Scratch.
+  float *workspace;
+  // Numbers of scratch.
+  size_t workspace_len;
+} KronMerge;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// What went wrong in this thread's last call, in one sentence; empty after a
+// call that succeeded. The text lives until the thread's next call.
+const char *kron_last_error(void);
+
+// Devices that the CUDA driver offers, into *count.
+//
+// # Safety
+// `count` is null or points to an int.
+int kron_device_count(int *count);
+
+// Lengths of what a call over `rows` rows needs, into *sizes.
+//
+// # Safety
+// Each pointer is null or points to its struct.
+int kron_sizes(const struct KronDevice *device,
+               const struct KronOp *op,
+               size_t rows,
+               struct KronSizes *sizes);
+
+// T = X·Cᵀ, Y (+)= s·(A·T)·Bᵀ.
+//
+// # Safety
+// Each pointer is null or points to its struct, whose pointers hold what it says.
+int kron_forward(const struct KronDevice *device,
+                 const struct KronOp *op,
+                 const struct KronForward *call);
+
+// θ's gradient, added to, and dX (+)= what goes back through the adapter.
+//
+// # Safety
+// As kron_forward.
+int kron_backward(const struct KronDevice *device,
+                  const struct KronOp *op,
+                  const struct KronBackward *call);
+
+// W (+)= s·A ⊗ (B·C), for a band of W's rows.
+//
+// # Safety
+// As kron_forward.
+int kron_merge(const struct KronDevice *device,
+               const struct KronOp *op,
+               const struct KronMerge *call);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* KRON_H */

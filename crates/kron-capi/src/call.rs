@@ -1,0 +1,229 @@
+//! The structs of `kron.h`, checked and handed to a backend.
+
+use std::ffi::c_int;
+
+use half::{bf16, f16};
+use kron_core::{Accum, Backward, DropoutKey, Element, Forward, KronOp, Merge, Result};
+
+use crate::memory::{self, Job, Matrix, Memory};
+use crate::status::guard;
+use crate::types::{
+    KRON_BF16, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey, KronMerge,
+};
+use crate::{refuse, types};
+
+/// Parses op and device and runs a call on it.
+///
+/// # Safety
+/// Each pointer is null or points to its struct, whose pointers hold what it says.
+pub(crate) unsafe fn run<C: Call>(
+    device: *const KronDevice,
+    op: *const types::KronOp,
+    call: *const C,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let (device, op, call) = unsafe { (device.as_ref(), shared("op", op)?, shared("call", call)?) };
+        memory::dispatch(device, Prepared { op: op.parse()?, call })
+    })
+}
+
+/// One of the three calls.
+pub(crate) trait Call {
+    fn dtype(&self) -> u32;
+    /// # Safety
+    /// The struct's pointers hold what it says, in memory of the backend, as E.
+    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()>;
+}
+
+struct Prepared<'a, C> {
+    op: KronOp,
+    call: &'a C,
+}
+
+impl<C: Call> Job for Prepared<'_, C> {
+    fn on<M: Memory>(self, on: &M) -> Result<()> {
+        let Prepared { op, call } = self;
+        // SAFETY: `run`'s caller promised it; the arm is the dtype that the struct names.
+        unsafe {
+            match call.dtype() {
+                KRON_F32 => call.run::<M, f32>(on, &op),
+                KRON_F16 => call.run::<M, f16>(on, &op),
+                KRON_BF16 => call.run::<M, bf16>(on, &op),
+                other => Err(refuse(
+                    "dtype",
+                    format!("the value {other}"),
+                    "it is KRON_F32, KRON_F16 or KRON_BF16",
+                )),
+            }
+        }
+    }
+}
+
+impl Call for KronForward {
+    fn dtype(&self) -> u32 {
+        self.dtype
+    }
+
+    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()> {
+        let (n, s) = (self.rows, &op.shape);
+        let x = matrix("x", self.x.cast::<E>(), n, s.d_in(), self.x_stride)?;
+        let y = matrix("y", self.y.cast::<E>().cast_const(), n, s.d_out(), self.y_stride)?;
+        let t = numbers("t", self.t, t_len(op, n)?)?;
+        let workspace = numbers("workspace", self.workspace, self.workspace_len)?;
+        // SAFETY: the pointers were checked; what they hold, the caller promises.
+        let call = unsafe {
+            Forward {
+                theta: M::floats(numbers("theta", self.theta, s.params())?, s.params()),
+                x: M::rows(x),
+                y: M::rows_mut(y.written()),
+                accum: accum(self.accumulate)?,
+                t: M::floats_mut(t.cast_mut(), t_len(op, n)?),
+                workspace: M::floats_mut(workspace.cast_mut(), self.workspace_len),
+                dropout: key(self.key),
+            }
+        };
+        on.forward(op, call)
+    }
+}
+
+impl Call for KronBackward {
+    fn dtype(&self) -> u32 {
+        self.dtype
+    }
+
+    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()> {
+        let (n, s) = (self.rows, &op.shape);
+        let x = matrix("x", self.x.cast::<E>(), n, s.d_in(), self.x_stride)?;
+        let dy = matrix("dy", self.dy.cast::<E>(), n, s.d_out(), self.dy_stride)?;
+        let dx = match self.dx.is_null() {
+            true => None,
+            false => Some(matrix("dx", self.dx.cast::<E>().cast_const(), n, s.d_in(), self.dx_stride)?),
+        };
+        let t = numbers("t", self.t, t_len(op, n)?)?;
+        let grad = numbers("grad", self.grad, s.params())?;
+        let workspace = numbers("workspace", self.workspace, self.workspace_len)?;
+        let accum = accum(self.accumulate)?;
+        // SAFETY: the pointers were checked; what they hold, the caller promises.
+        let call = unsafe {
+            Backward {
+                theta: M::floats(numbers("theta", self.theta, s.params())?, s.params()),
+                x: M::rows(x),
+                t: M::floats(t, t_len(op, n)?),
+                dy: M::rows(dy),
+                dx: dx.map(|dx| (M::rows_mut(dx.written()), accum)),
+                grad: M::floats_mut(grad.cast_mut(), s.params()),
+                workspace: M::floats_mut(workspace.cast_mut(), self.workspace_len),
+                dropout: key(self.key),
+            }
+        };
+        on.backward(op, call)
+    }
+}
+
+impl Call for KronMerge {
+    fn dtype(&self) -> u32 {
+        self.dtype
+    }
+
+    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()> {
+        let s = &op.shape;
+        let w = matrix("w", self.w.cast::<E>().cast_const(), self.rows, s.d_in(), self.w_stride)?;
+        let workspace = numbers("workspace", self.workspace, self.workspace_len)?;
+        // SAFETY: the pointers were checked; what they hold, the caller promises.
+        let call = unsafe {
+            Merge {
+                theta: M::floats(numbers("theta", self.theta, s.params())?, s.params()),
+                w: M::rows_mut(w.written()),
+                first_row: self.first_row,
+                accum: accum(self.accumulate)?,
+                workspace: M::floats_mut(workspace.cast_mut(), self.workspace_len),
+            }
+        };
+        on.merge(op, call)
+    }
+}
+
+/// A struct to read.
+///
+/// # Safety
+/// The pointer is null or good to read for 'a.
+pub(crate) unsafe fn shared<'a, T>(what: &'static str, pointer: *const T) -> Result<&'a T> {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.as_ref() }.ok_or_else(|| refuse(what, "a null pointer", "the call needs it"))
+}
+
+/// A struct to write.
+///
+/// # Safety
+/// The pointer is null or good to write for 'a, and nothing else uses it.
+pub(crate) unsafe fn exclusive<'a, T>(what: &'static str, pointer: *mut T) -> Result<&'a mut T> {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.as_mut() }.ok_or_else(|| refuse(what, "a null pointer", "the call needs it"))
+}
+
+/// n·a_in·r, which may be more than there is memory for.
+pub(crate) fn t_len(op: &KronOp, rows: usize) -> Result<usize> {
+    let row = op.shape.a_in() * op.shape.width();
+    extent::<f32>("t", rows, row)
+}
+
+fn accum(flag: u32) -> Result<Accum> {
+    match flag {
+        0 => Ok(Accum::Replace),
+        1 => Ok(Accum::Add),
+        other => Err(refuse("accumulate", format!("the value {other}"), "it is 0 or 1")),
+    }
+}
+
+fn key(key: *const KronKey) -> Option<DropoutKey> {
+    // SAFETY: `run`'s caller promised a null pointer or a key.
+    unsafe { key.as_ref() }.map(|&key| key.into())
+}
+
+fn matrix<E>(
+    what: &'static str,
+    pointer: *const E,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+) -> Result<Matrix<*const E>> {
+    if stride < cols {
+        return Err(refuse(what, format!("a stride of {stride}"), format!("its rows have {cols} elements")));
+    }
+    let len = extent::<E>(what, rows, stride)?;
+    Ok(Matrix { pointer: checked(what, pointer, len)?, rows, cols, stride })
+}
+
+fn numbers(what: &'static str, pointer: *const f32, len: usize) -> Result<*const f32> {
+    checked(what, pointer, extent::<f32>(what, 1, len)?)
+}
+
+/// An aligned pointer; a dangling one where nothing is to be held.
+fn checked<T>(what: &'static str, pointer: *const T, len: usize) -> Result<*const T> {
+    match len {
+        0 => Ok(std::ptr::dangling()),
+        _ if pointer.is_null() => Err(refuse(what, "a null pointer", format!("holds {len} elements"))),
+        _ if !pointer.is_aligned() => {
+            let rule = format!("its elements have {} bytes", size_of::<T>());
+            Err(refuse(what, format!("the address {:#x}", pointer.addr()), rule))
+        }
+        _ => Ok(pointer),
+    }
+}
+
+/// rows·width elements, at most what an `isize` counts in bytes.
+fn extent<T>(what: &'static str, rows: usize, width: usize) -> Result<usize> {
+    let limit = isize::MAX as usize / size_of::<T>();
+    rows.checked_mul(width).filter(|&len| len <= limit).ok_or_else(|| {
+        refuse(what, format!("{rows} rows of {width}"), format!("memory has at most {limit} elements"))
+    })
+}
+
+impl<E> Matrix<*const E> {
+    /// The same matrix, to write: its pointer came from C as `*mut`.
+    fn written(self) -> Matrix<*mut E> {
+        let Matrix { pointer, rows, cols, stride } = self;
+        Matrix { pointer: pointer.cast_mut(), rows, cols, stride }
+    }
+}

@@ -1,0 +1,127 @@
+//! The C interface of kron-lora: forward, backward and merge on host memory,
+//! and on a CUDA device's with the feature `cuda`. `kron.h` declares it.
+//!
+//! A call takes a device (null is the host), an op and one struct of pointers,
+//! and returns a status; [`kron_last_error`] says what went wrong. Matrices
+//! have contiguous rows, `stride` elements apart; all sizes are in elements.
+//! No panic crosses into C, and nothing is allocated that C would have to free.
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+mod call;
+#[allow(unsafe_code)]
+mod memory;
+#[allow(unsafe_code)]
+mod status;
+mod types;
+
+use std::ffi::{c_char, c_int};
+
+use kron_core::{Error, Pass};
+
+pub use status::{KRON_DEVICE_FAILED, KRON_INVALID, KRON_OK, KRON_PANICKED, KRON_UNAVAILABLE};
+pub use types::{
+    KRON_BF16, KRON_EMULATED, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey, KronMerge,
+    KronOp, KronSizes,
+};
+
+/// What went wrong in this thread's last call, in one sentence; empty after a
+/// call that succeeded. The text lives until the thread's next call.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub extern "C" fn kron_last_error() -> *const c_char {
+    status::last_error()
+}
+
+/// Devices that the CUDA driver offers, into *count.
+///
+/// # Safety
+/// `count` is null or points to an int.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_device_count(count: *mut c_int) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let count = unsafe { call::exclusive("count", count) }?;
+        *count = memory::device_count()?;
+        Ok(())
+    })
+}
+
+/// Lengths of what a call over `rows` rows needs, into *sizes.
+///
+/// # Safety
+/// Each pointer is null or points to its struct.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_sizes(
+    device: *const KronDevice,
+    op: *const KronOp,
+    rows: usize,
+    sizes: *mut KronSizes,
+) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let (op, sizes) = unsafe { (call::shared("op", op)?.parse()?, call::exclusive("sizes", sizes)?) };
+        // SAFETY: the caller's promise.
+        let device = unsafe { device.as_ref() };
+        *sizes = KronSizes {
+            theta: op.shape.params(),
+            t: call::t_len(&op, rows)?,
+            forward: memory::workspace_len(device, &op, Pass::Forward, rows)?,
+            backward: memory::workspace_len(device, &op, Pass::Backward, rows)?,
+            merge: memory::workspace_len(device, &op, Pass::Merge, op.shape.d_out())?,
+        };
+        Ok(())
+    })
+}
+
+/// T = X·Cᵀ, Y (+)= s·(A·T)·Bᵀ.
+///
+/// # Safety
+/// Each pointer is null or points to its struct, whose pointers hold what it says.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_forward(
+    device: *const KronDevice,
+    op: *const KronOp,
+    call: *const KronForward,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { call::run(device, op, call) }
+}
+
+/// θ's gradient, added to, and dX (+)= what goes back through the adapter.
+///
+/// # Safety
+/// As kron_forward.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_backward(
+    device: *const KronDevice,
+    op: *const KronOp,
+    call: *const KronBackward,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { call::run(device, op, call) }
+}
+
+/// W (+)= s·A ⊗ (B·C), for a band of W's rows.
+///
+/// # Safety
+/// As kron_forward.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_merge(
+    device: *const KronDevice,
+    op: *const KronOp,
+    call: *const KronMerge,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { call::run(device, op, call) }
+}
+
+/// The error of an argument.
+fn refuse(what: &'static str, got: impl Into<String>, rule: impl Into<String>) -> Error {
+    Error::Buffer { what, got: got.into(), rule: rule.into() }
+}

@@ -1,0 +1,139 @@
+"""Forward, backward and merge through ctypes against plain loops.
+
+Usage: check.py <libkron_capi.so> <device>, where "host" is the host. Plain
+python3; the activations are bfloat16, packed by hand.
+"""
+
+import ctypes
+import random
+import struct
+import sys
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
+
+F32, F16, BF16 = range(3)
+
+
+class Device(Structure):
+    _fields_ = [("device", c_int32), ("stream", c_void_p)]
+
+
+class Op(Structure):
+    _fields_ = [(n, c_size_t) for n in ("d_out", "d_in", "a_out", "a_in", "rank")] + [
+        ("scale", c_float), ("dropout", c_float)]
+
+
+class Key(Structure):
+    _fields_ = [("seed", c_uint64), ("offset", c_uint64)]
+
+
+class Sizes(Structure):
+    _fields_ = [(n, c_size_t) for n in ("theta", "t", "forward", "backward", "merge")]
+
+
+class Forward(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t),
+                ("x", c_void_p), ("x_stride", c_size_t), ("y", c_void_p), ("y_stride", c_size_t),
+                ("theta", c_void_p), ("t", c_void_p),
+                ("workspace", c_void_p), ("workspace_len", c_size_t), ("key", POINTER(Key))]
+
+
+class Backward(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t),
+                ("x", c_void_p), ("x_stride", c_size_t), ("dy", c_void_p), ("dy_stride", c_size_t),
+                ("dx", c_void_p), ("dx_stride", c_size_t), ("theta", c_void_p), ("t", c_void_p),
+                ("grad", c_void_p), ("workspace", c_void_p), ("workspace_len", c_size_t), ("key", POINTER(Key))]
+
+
+class Merge(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t), ("first_row", c_size_t),
+                ("w", c_void_p), ("w_stride", c_size_t), ("theta", c_void_p),
+                ("workspace", c_void_p), ("workspace_len", c_size_t)]
+
+
+def bf16(value):
+    """Bits of a number, rounded to nearest even."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+
+
+def wide(bits):
+    return struct.unpack("<f", struct.pack("<I", bits << 16))[0]
+
+
+def floats(values):
+    return (c_float * max(1, len(values)))(*values)
+
+
+def pack(values):
+    return (c_uint16 * len(values))(*map(bf16, values))
+
+
+def close(what, got, want, tolerance):
+    size = max(map(abs, want))
+    worst = max(abs(g - w) for g, w in zip(got, want, strict=True))
+    assert size > 0.1 and worst <= tolerance * size, f"{what}: {worst} of {size}"
+
+
+def main(library, where):
+    kron = ctypes.CDLL(library)
+    kron.kron_last_error.restype = c_char_p
+    device = None if where == "host" else byref(Device(int(where), None))
+
+    def call(name, *arguments):
+        status = getattr(kron, name)(device, *arguments)
+        assert status == 0, f"{name}: {status}: {kron.kron_last_error().decode()}"
+
+    n, ao, ai, bo, ci, r = 9, 4, 2, 8, 16, 4
+    d_out, d_in, scale = ao * bo, ai * ci, 0.75
+    rng = random.Random(5)
+    numbers = lambda count: [rng.uniform(-1, 1) for _ in range(count)]
+    a, b, c = numbers(ao * ai), numbers(bo * r), numbers(r * ci)
+    theta = floats(a + b + c)
+    x, dy, w = (pack(numbers(count)) for count in (n * d_in, n * d_out, d_out * d_in))
+    wx, wdy, ww = ([wide(v) for v in m] for m in (x, dy, w))
+    delta = [[scale * a[o // bo * ai + k // ci] * sum(b[o % bo * r + q] * c[q * ci + k % ci] for q in range(r))
+              for k in range(d_in)] for o in range(d_out)]
+
+    op = Op(d_out, d_in, ao, ai, r, scale, 0.25)
+    sizes = Sizes()
+    call("kron_sizes", byref(op), c_size_t(n), byref(sizes))
+    assert (sizes.theta, sizes.t) == (len(theta), n * ai * r)
+    room = max(sizes.forward, sizes.backward, sizes.merge)
+    workspace, t = floats([0.0] * room), floats([0.0] * sizes.t)
+    p = lambda m: ctypes.cast(m, c_void_p)
+
+    y = pack([0.0] * (n * d_out))
+    forward = Forward(BF16, 0, n, p(x), d_in, p(y), d_out, p(theta), p(t), p(workspace), room, None)
+    call("kron_forward", byref(op), byref(forward))
+    want = [sum(delta[o][k] * wx[i * d_in + k] for k in range(d_in)) for i in range(n) for o in range(d_out)]
+    close("y", [wide(v) for v in y], want, 2**-6)
+
+    dx, grad = pack([0.0] * (n * d_in)), floats([0.0] * len(theta))
+    backward = Backward(BF16, 0, n, p(x), d_in, p(dy), d_out, p(dx), d_in, p(theta), p(t), p(grad), p(workspace), room, None)
+    call("kron_backward", byref(op), byref(backward))
+    want = [sum(wdy[i * d_out + o] * delta[o][k] for o in range(d_out)) for i in range(n) for k in range(d_in)]
+    close("dx", [wide(v) for v in dx], want, 2**-6)
+    # Each factor enters dW once: <factor, its gradient> is the loss sum(dY * Y), three times over.
+    loss = sum(wdy[i * d_out + o] * delta[o][k] * wx[i * d_in + k]
+               for i in range(n) for o in range(d_out) for k in range(d_in))
+    factors = (0, len(a)), (len(a), len(a) + len(b)), (len(a) + len(b), len(theta))
+    size = sum(abs(g * v) for g, v in zip(grad, theta))
+    for first, last in factors:
+        close("grad", [sum(grad[i] * theta[i] for i in range(first, last)) / size + 1], [loss / size + 1], 2**-6)
+
+    merge = Merge(BF16, 1, d_out, 0, p(w), d_in, p(theta), p(workspace), room)
+    call("kron_merge", byref(op), byref(merge))
+    close("w", [wide(v) for v in w], [v + delta[i // d_in][i % d_in] for i, v in enumerate(ww)], 2**-8)
+
+    # Dropout: a key changes Y, the same key gives the same bits.
+    plain, key = bytes(y), Key(3, 1 << 40)
+    forward.key = ctypes.pointer(key)
+    call("kron_forward", byref(op), byref(forward))
+    once = bytes(y)
+    call("kron_forward", byref(op), byref(forward))
+    assert once == bytes(y) != plain
+    assert kron.kron_forward(device, byref(op), None) == 1 and b"null pointer" in kron.kron_last_error()
+    print("agrees")
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,61 @@
+//! A C program and a Python script use the shared library through `kron.h`.
+#![cfg(target_os = "linux")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The host, and the device path on the kernels' emulation.
+const PLACES: [&str; 2] = ["host", "-1"];
+
+/// The folder of the shared library, which Cargo builds beside the tests.
+fn folder() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    test.parent().expect("a file is in a folder").to_path_buf()
+}
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}
+
+fn agrees(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && output.stdout == b"agrees\n", "{command:?}: {said}");
+}
+
+#[test]
+fn a_c_program_agrees_with_its_own_loops() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let (program, library) = (scratch.path().join("check"), folder());
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let mut cc = Command::new(compiler);
+    cc.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-I"]).arg(env!("CARGO_MANIFEST_DIR"));
+    cc.arg(source("check.c")).arg("-o").arg(&program).arg("-L").arg(&library).args(["-lkron_capi", "-lm"]);
+    let compiled = cc.output().expect("a C compiler: the emulated kernels need one too");
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    for place in PLACES {
+        agrees(Command::new(&program).arg(place).env("LD_LIBRARY_PATH", &library));
+    }
+}
+
+#[test]
+fn a_python_script_agrees_with_its_own_loops() {
+    if let Err(e) = Command::new("python3").arg("--version").output() {
+        return eprintln!("skipped: python3 does not run: {e}");
+    }
+    for place in PLACES {
+        agrees(
+            Command::new("python3").arg(source("check.py")).arg(folder().join("libkron_capi.so")).arg(place),
+        );
+    }
+}
+
+#[test]
+fn the_header_is_cplusplus_too() {
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let mut cxx = Command::new(compiler);
+    cxx.args(["-std=c++11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++"]);
+    let compiled = cxx.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kron.h")).output();
+    let compiled = compiled.expect("a C++ compiler: the emulated kernels need one too");
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+}
