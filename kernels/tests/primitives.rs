@@ -1,9 +1,15 @@
-//! The emulator's primitives against bits recorded on a GPU.
+//! The emulator's primitives against a GPU's bits: against a GPU that is there,
+//! and against what one has recorded.
 //!
 //! `tests/golden/primitives.bin` holds, for each name below in order, the
 //! output words that a GPU gave for this file's inputs. Until it exists the
 //! comparison reports itself as skipped; what can be said without a GPU (the
-//! fragments' layout, the rounding) is tested here in any case.
+//! fragments' layout, the rounding) is tested here in any case. It is recorded by
+//!
+//! ```text
+//! KRON_WRITE_PRIMITIVES=kernels/tests/golden/primitives.bin \
+//!     cargo test -p kron-kernels --features cuda --test primitives
+//! ```
 
 mod common;
 
@@ -55,16 +61,37 @@ fn input(stream: u32, words: usize, kind: Kind) -> Vec<u32> {
         .collect()
 }
 
+/// What launches primitive `index`.
+fn step(index: usize) -> Step {
+    let kernel = PRIMITIVES[index].0.try_into().expect("a short name");
+    Step { kernel, grid: 1, block: 32, shared: 512, col_tiles: 1, row_chunks: 1, chunk_rows: 1 }
+}
+
+/// Input and emulated output of primitive `index`.
 fn run(index: usize) -> (Vec<u32>, Vec<u32>) {
-    let (name, words_in, words_out, kind) = PRIMITIVES[index];
+    let (_, words_in, words_out, kind) = PRIMITIVES[index];
     let x = input(index as u32, words_in, kind);
     let mut y = vec![0u32; 32 * words_out];
     let params = KronParams { x: x.as_ptr() as _, y: y.as_mut_ptr() as _, ..KronParams::default() };
-    let kernel = name.try_into().expect("a short name");
-    let step = Step { kernel, grid: 1, block: 32, shared: 512, col_tiles: 1, row_chunks: 1, chunk_rows: 1 };
     // SAFETY: a primitive reads its words of x and writes its words of y, and no more.
-    unsafe { Emulated::new().launch(&step, &params, StreamHandle::DEFAULT) }.expect("a primitive runs");
+    unsafe { Emulated::new().launch(&step(index), &params, StreamHandle::DEFAULT) }
+        .expect("a primitive runs");
     (x, y)
+}
+
+/// That the emulator gives what a GPU gave: `words` of all primitives, one after another.
+fn same_as(mut words: impl Iterator<Item = u32>) {
+    for (index, (name, _, _, kind)) in PRIMITIVES.into_iter().enumerate() {
+        for (i, got) in run(index).1.into_iter().enumerate() {
+            let recorded = words.next().expect("the golden file has a word for every output");
+            let (a, b) = (f32::from_bits(got), f32::from_bits(recorded));
+            // Tensor cores add in an order of their own: 16 products and a sum below 17.
+            let mma = matches!(kind, Kind::Bf16 | Kind::F16);
+            let same = if mma { (a - b).abs() <= 17.0 * 17.0 / (1 << 24) as f32 } else { got == recorded };
+            assert!(same, "{name} word {i}: emulated {got:#010x}, a GPU {recorded:#010x}");
+        }
+    }
+    assert_eq!(words.next(), None, "the golden file has more words than there are outputs");
 }
 
 #[test]
@@ -74,18 +101,39 @@ fn recorded_bits() {
         eprintln!("skipped: no GPU has recorded tests/golden/primitives.bin yet");
         return;
     };
-    let words = golden.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let mut words = words.collect::<Vec<_>>().into_iter();
-    for (index, (name, _, _, kind)) in PRIMITIVES.into_iter().enumerate() {
-        for (i, got) in run(index).1.into_iter().enumerate() {
-            let recorded = words.next().expect("the golden file has a word for every output");
-            let (a, b) = (f32::from_bits(got), f32::from_bits(recorded));
-            // Tensor cores add in an order of their own: 16 products and a sum below 17.
-            let mma = matches!(kind, Kind::Bf16 | Kind::F16);
-            let same = if mma { (a - b).abs() <= 17.0 * 17.0 / (1 << 24) as f32 } else { got == recorded };
-            assert!(same, "{name} word {i}: emulated {got:#010x}, recorded {recorded:#010x}");
-        }
+    same_as(golden.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bits_of_this_gpu() {
+    let gpu = match kron_kernels::Gpu::new(0) {
+        Ok(gpu) => gpu,
+        Err(e) => return eprintln!("skipped: {e}"),
+    };
+    let on_gpu = |index: usize| {
+        let (name, words_in, words_out, kind) = PRIMITIVES[index];
+        let floats: Vec<f32> = input(index as u32, words_in, kind).into_iter().map(f32::from_bits).collect();
+        let x = gpu.upload(&floats).expect("a little memory");
+        let mut y = gpu.upload(&vec![0f32; 32 * words_out]).expect("a little memory");
+        let params = KronParams {
+            x: x.slice().pointer() as _,
+            y: y.slice_mut().pointer() as _,
+            ..KronParams::default()
+        };
+        // SAFETY: a primitive reads its words of x and writes its words of y, and no more.
+        unsafe { gpu.launch(&step(index), &params, StreamHandle::DEFAULT) }
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut out = vec![0f32; 32 * words_out];
+        y.read(&mut out).unwrap_or_else(|e| panic!("{name}: {e}"));
+        out.into_iter().map(f32::to_bits)
+    };
+    let words: Vec<u32> = (0..PRIMITIVES.len()).flat_map(on_gpu).collect();
+    if let Some(path) = std::env::var_os("KRON_WRITE_PRIMITIVES") {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        std::fs::write(&path, bytes).expect("the golden file can be written");
     }
+    same_as(words.into_iter());
 }
 
 #[test]
