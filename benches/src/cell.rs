@@ -63,7 +63,7 @@ struct Contender<E> {
 }
 
 /// The truths of a cell so far, each for a number of rows: engines of one problem share one.
-type Truths = Vec<(Problem, usize, Answer)>;
+pub(crate) type Truths = Vec<(Problem, usize, Answer)>;
 
 /// Checks and times every engine of a group for `from.rows` rows in about `seconds`.
 pub(crate) fn run<E: Element>(
@@ -192,7 +192,7 @@ fn choice<E: Element>(
     Ok(choice)
 }
 
-fn answer<'a, E: Element>(
+pub(crate) fn answer<'a, E: Element>(
     truths: &'a mut Truths,
     problem: &Problem,
     theta: Option<&Theta>,

@@ -6,6 +6,7 @@ use clap::Parser;
 use kron_core::plan::Split;
 use kron_core::{Dtype, KronOp, KronShape, Scale};
 
+use crate::device;
 use crate::engines::Kind;
 use crate::machine;
 use crate::models::{self, Layer, Model};
@@ -44,10 +45,13 @@ pub struct Cli {
     /// Activations: f32, f16, bf16.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
     dtype: Vec<String>,
+    /// Where to measure: cpu, or cuda:0 for the first CUDA device.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Threads [default: all].
     #[arg(long)]
     threads: Option<String>,
-    /// Engines [default: all].
+    /// Engines [default: all that run there].
     #[arg(long, value_delimiter = ',')]
     engines: Vec<String>,
     /// Passes: forward, forward+backward.
@@ -84,9 +88,11 @@ impl Cli {
         })?;
         let rank = positive("rank", &self.rank)?;
         let dtypes = distinct(&self.dtype, |d| d.parse::<Dtype>().map_err(|e| e.to_string()))?;
+        let device = place(&self.device)?;
+        let kinds: &[Kind] = if device.is_some() { &device::KINDS } else { &Kind::ALL };
         let engines = match self.engines.as_slice() {
-            [] => Kind::ALL.to_vec(),
-            some => distinct(some, |e| named("engine", e, &Kind::ALL, Kind::name))?,
+            [] => kinds.to_vec(),
+            some => distinct(some, |e| named("engine", e, kinds, Kind::name))?,
         };
         let passes = distinct(&self.passes, |p| named("pass", p, &Pass::ALL, Pass::name))?;
         let default_rows: &[&str] =
@@ -125,6 +131,7 @@ impl Cli {
             passes,
             rank,
             alpha: ALPHA,
+            device,
             threads,
             seconds: seconds as f64,
             out: self.out,
@@ -206,6 +213,16 @@ fn named<T: Copy>(what: &str, name: &str, all: &[T], of: fn(T) -> &'static str) 
         let names: Vec<&str> = all.iter().map(|&t| of(t)).collect();
         format!("{what} {name:?} is not one of {}", names.join(", "))
     })
+}
+
+/// `cpu`, or `cuda:` and the number of a device that is there.
+fn place(text: &str) -> Result<Option<usize>, String> {
+    let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+    match number {
+        None if text == "cpu" => Ok(None),
+        None => Err(format!("device is {text:?}, but it is cpu or cuda: and a number, such as cuda:0")),
+        Some(ordinal) => device::check(ordinal).map(|()| Some(ordinal)),
+    }
 }
 
 fn positive(what: &str, text: &str) -> Result<usize, String> {

@@ -14,6 +14,8 @@ pub mod cli;
 mod contest;
 mod convert;
 pub mod data;
+#[cfg_attr(feature = "cuda", allow(unsafe_code))]
+pub mod device;
 pub mod engines;
 mod format;
 mod gemm;

@@ -11,7 +11,7 @@ use kron_bench::cli::Cli;
 use kron_bench::plan::Plan;
 use kron_bench::record::Row;
 use kron_bench::runner::{self, Progress};
-use kron_bench::{baseline, html, table};
+use kron_bench::{baseline, device, html, table};
 
 /// Exit code of refused input.
 const REFUSED: u8 = 2;
@@ -53,7 +53,10 @@ fn run(plan: &Plan) -> Result<bool, String> {
     // Before two minutes of work, not after.
     std::fs::create_dir_all(&plan.out).map_err(at(&plan.out))?;
     let mut terminal = Terminal { bar: ProgressBar::new(0) };
-    let record = runner::run(plan, &mut terminal)?;
+    let record = match plan.device {
+        None => runner::run(plan, &mut terminal),
+        Some(ordinal) => device::run(plan, ordinal, &mut terminal),
+    }?;
     terminal.bar.finish_and_clear();
     println!("{}", table::summary(&record));
     let against = plan.baseline.as_ref().map(|old| baseline::report(old, &record));

@@ -20,6 +20,8 @@ pub struct Plan {
     pub rank: usize,
     /// alpha of alpha / r.
     pub alpha: f32,
+    /// The CUDA device to measure; `None` is the CPU.
+    pub device: Option<usize>,
     /// Threads to use.
     pub threads: usize,
     /// Seconds to aim at.

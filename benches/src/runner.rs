@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use kron_core::{Cpu, Dtype, Element, Result, Theta};
 use ndarray::Array2;
 
-use crate::cell::{self, Outcome};
+use crate::cell::{self, Part};
 use crate::data::uniform;
 use crate::engines::{Choice, Ingredients, Kind};
 use crate::machine::Machine;
@@ -26,8 +26,8 @@ const CELL_OVERHEAD: f64 = 0.05;
 const WEIGHT_OVERHEAD: f64 = 10e-9;
 
 /// Seeds of the frozen weight and of every θ.
-const WEIGHT_SEED: u64 = 0x57;
-const THETA_SEED: u64 = 0x7468;
+pub(crate) const WEIGHT_SEED: u64 = 0x57;
+pub(crate) const THETA_SEED: u64 = 0x7468;
 
 /// Watches a run.
 pub trait Progress {
@@ -127,9 +127,10 @@ impl Run<'_> {
             let outcomes = cell::run(self, group, &thetas, &from, seconds, progress)?;
             let first = record.rows.len();
             for (entry, outcome) in group.entries.iter().zip(&outcomes) {
-                record
-                    .rows
-                    .extend(self.plan.passes.iter().map(|&p| self.row(group, rows, entry, outcome, p)));
+                let row = |&pass| {
+                    row(&self.roof, group, rows, entry, pass, outcome.pass(pass), outcome.rows_checked)
+                };
+                record.rows.extend(self.plan.passes.iter().map(row));
             }
             record.compare();
             progress.cell(&record.rows[first..]);
@@ -154,40 +155,48 @@ impl Run<'_> {
         let left = self.plan.seconds - self.started.elapsed().as_secs_f64();
         left.max(0.0) * ahead[0] / ahead.iter().sum::<f64>()
     }
+}
 
-    fn row(&self, group: &Group, rows: usize, entry: &Entry, outcome: &Outcome, pass: Pass) -> Row {
-        let part = outcome.pass(pass);
-        let (rank, a_out, a_in) = entry.factors();
-        let dtype = group.dtype.name();
-        let cost = entry.problem.cost(pass, rows, group.dtype);
-        let quantile = |q| Some(stats::quantile(part.samples, q)).filter(|s| s.is_finite());
-        let median = quantile(0.5);
-        Row {
-            engine: entry.kind,
-            model: group.model.name.clone(),
-            layer: group.layer.name.clone(),
-            d_out: group.layer.d_out,
-            d_in: group.layer.d_in,
-            rows,
-            dtype: dtype.into(),
-            rank,
-            a_out,
-            a_in,
-            params: entry.problem.params(),
-            pass,
-            median_s: median,
-            q10_s: quantile(0.1),
-            q90_s: quantile(0.9),
-            gbps: median.map(|m| cost.bytes / m / 1e9),
-            copy_fraction: median.map(|m| cost.bytes / m / self.roof.copy_bytes_per_s),
-            roof_fraction: median.map(|m| self.roof.seconds(cost, dtype) / m),
-            flops: cost.flops,
-            extra_bytes: part.extra_bytes,
-            rel_error: Some(part.verdict.rel_error).filter(|e| e.is_finite()),
-            ok: part.verdict.ok,
-            speedup: None,
-            rounds: part.samples.len(),
-            rows_checked: outcome.rows_checked,
-        }
+/// One engine's line of the report.
+pub(crate) fn row(
+    roof: &Roof,
+    group: &Group,
+    rows: usize,
+    entry: &Entry,
+    pass: Pass,
+    part: Part<'_>,
+    rows_checked: usize,
+) -> Row {
+    let (rank, a_out, a_in) = entry.factors();
+    let dtype = group.dtype.name();
+    let cost = entry.problem.cost(pass, rows, group.dtype);
+    let quantile = |q| Some(stats::quantile(part.samples, q)).filter(|s| s.is_finite());
+    let median = quantile(0.5);
+    Row {
+        engine: entry.kind,
+        model: group.model.name.clone(),
+        layer: group.layer.name.clone(),
+        d_out: group.layer.d_out,
+        d_in: group.layer.d_in,
+        rows,
+        dtype: dtype.into(),
+        rank,
+        a_out,
+        a_in,
+        params: entry.problem.params(),
+        pass,
+        median_s: median,
+        q10_s: quantile(0.1),
+        q90_s: quantile(0.9),
+        gbps: median.map(|m| cost.bytes / m / 1e9),
+        copy_fraction: median.map(|m| cost.bytes / m / roof.copy_bytes_per_s),
+        roof_fraction: median.map(|m| roof.seconds(cost, dtype) / m),
+        flops: cost.flops,
+        extra_bytes: part.extra_bytes,
+        rel_error: Some(part.verdict.rel_error).filter(|e| e.is_finite()),
+        ok: part.verdict.ok,
+        speedup: None,
+        rounds: part.samples.len(),
+        rows_checked,
     }
 }

@@ -44,6 +44,8 @@ fn bad_input_is_refused_with_the_value_and_the_rule() {
     refused(&["--seconds", "0"], &["seconds", "\"0\""]);
     refused(&["--rows", "1000000000000"], &["rows = 1000000000000", "GB"]);
     refused(&["--model", "tiny", "--rank", "99999999999"], &["GB", "free"]);
+    refused(&["--device", "gpu"], &["device", "\"gpu\"", "cuda:0"]);
+    refused(&["--device", "cuda:99999"], &["cuda:99999", "but"]);
     refused(&["--bogus"], &["--bogus"]);
     refused(&["--baseline", "/no/such/bench.json"], &["/no/such/bench.json"]);
     refused(&["--markdown", "/no/such/table.md"], &["/no/such"]);

@@ -18,10 +18,11 @@ const LONGER: [(&str, usize, &str); 2] = [
 ];
 
 /// Where unsafe code may stand, and why.
-const UNSAFE: [(&str, &str); 4] = [
+const UNSAFE: [(&str, &str); 5] = [
     ("crates/kron-core/src/simd/", "the hand-written kernels"),
     ("kernels/", "the driver and the launches"),
     ("crates/kron-capi/src/", "pointers come from C"),
+    ("benches/src/device/", "the rival's products on a device have no safe interface"),
     ("benches/src/gemm.rs", "the rival's crate has no safe interface"),
 ];
 
@@ -41,7 +42,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
 
 /// Crates that only some members may see: (prefix, members).
 const PRIVATE: [(&str, &[&str]); 7] = [
-    ("cudarc", &["kron-kernels"]),
+    ("cudarc", &["kron-kernels", "kron-bench"]),
     ("candle", &["kron-candle", "kron-bench", "kron-tests"]),
     ("burn", &[]),
     ("tch", &[]),

@@ -1,0 +1,329 @@
+//! Runs a plan on a device: for every cell, check each engine, then time them in turn.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cudarc::driver::CudaGraph;
+use half::{bf16, f16};
+use kron_core::cuda::Gpu;
+use kron_core::{Dtype, Result, Theta};
+use ndarray::Array2;
+
+use super::engines::{self, Engine};
+use super::gpu::{Device, DeviceSet, Number, failed, plain};
+use crate::cell::{self, Part, Truths};
+use crate::check::{self, Verdict};
+use crate::data::{Set, flat, flat_mut, sets_for, uniform};
+use crate::engines::Kind;
+use crate::machine::Machine;
+use crate::plan::{Entry, Group, Plan};
+use crate::problem::Pass;
+use crate::record::{Meta, Noise, Rate, Record, Roof};
+use crate::runner::{self, Progress, THETA_SEED, WEIGHT_SEED};
+use crate::stats;
+
+/// Bytes of X and Y together in a sweep: more than any cache holds.
+const ROTATED: usize = 256 << 20;
+/// Sets of a sweep at most: at one row they are as many launches.
+const MOST_SETS: usize = 64;
+/// Samples of every engine.
+const ROUNDS: usize = 15;
+/// Rows and columns of the product that measures the roof.
+const ROOF: usize = 8192;
+/// Bytes of the copy that measures it.
+const COPY: usize = 1 << 30;
+
+/// That there is such a device to measure on.
+///
+/// # Errors
+/// No driver, or no device of that number.
+pub fn check(ordinal: usize) -> Result<(), String> {
+    match Gpu::count() {
+        Ok(count) if ordinal < count => Ok(()),
+        Ok(count) => Err(format!("device is cuda:{ordinal}, but this machine has {count} CUDA devices")),
+        Err(e) => Err(format!("device is cuda:{ordinal}, but there is {e}")),
+    }
+}
+
+/// Measures everything in the plan on CUDA device `ordinal`.
+///
+/// # Errors
+/// No such device, or what it refuses.
+pub fn run(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<Record, String> {
+    measure(plan, ordinal, progress).map_err(|e| e.to_string())
+}
+
+fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<Record> {
+    let started = Instant::now();
+    let mut device = Device::open(ordinal)?;
+    progress.start(plan.groups.iter().map(|g| g.rows.len() * g.entries.len()).sum());
+    let mut dtypes: Vec<Dtype> = plan.groups.iter().map(|g| g.dtype).collect();
+    dtypes.sort_by_key(|d| d.name());
+    dtypes.dedup();
+    let meta = Meta {
+        machine: Machine::this(),
+        date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        seconds: 0.0,
+        threads: plan.threads,
+        isa: format!("cuda:{ordinal}, {}", device.name()?),
+        rank: plan.rank,
+        alpha: plan.alpha,
+        rotated_bytes: ROTATED,
+        roof: roof(&device, &dtypes)?,
+        gemm: Vec::new(),
+        noise_floor: Noise::default(),
+    };
+    let mut record = Record { meta, rows: Vec::new() };
+    let mut noise = Vec::new();
+    for g in &plan.groups {
+        match g.dtype {
+            Dtype::F32 => group::<f32>(&mut device, plan, g, &mut record, &mut noise, progress)?,
+            Dtype::F16 => group::<f16>(&mut device, plan, g, &mut record, &mut noise, progress)?,
+            Dtype::Bf16 => group::<bf16>(&mut device, plan, g, &mut record, &mut noise, progress)?,
+        }
+    }
+    record.meta.noise_floor = Noise {
+        median: Some(stats::median(&noise)).filter(|m| m.is_finite()),
+        worst: noise.iter().copied().reduce(f64::max),
+        cells: noise.len(),
+    };
+    record.meta.seconds = started.elapsed().as_secs_f64();
+    Ok(record)
+}
+
+/// The best of five copies, and of five products of random numbers in each dtype.
+fn roof(device: &Device, dtypes: &[Dtype]) -> Result<Roof> {
+    fn flops<E: Number>(device: &Device) -> Result<f64> {
+        let random = |seed| device.upload(flat(&uniform::<E>(ROOF, ROOF, 1.0, seed)));
+        let (a, b, mut c) = (random(1)?, random(2)?, device.zeros::<E>(ROOF * ROOF)?);
+        let mut once = || {
+            let sizes = (ROOF, ROOF, ROOF);
+            device.time(|| E::product(device, sizes, 1.0, plain(&a, ROOF), plain(&b, ROOF), &mut c, false))
+        };
+        once()?; // the first loads the product's code
+        let seconds = best(once)?;
+        Ok(2.0 * (ROOF as f64).powi(3) / seconds)
+    }
+    let (from, mut to) = (device.zeros::<u8>(COPY)?, device.zeros::<u8>(COPY)?);
+    let copy = best(|| {
+        device.time(|| device.stream.memcpy_dtod(&from, &mut to).map_err(failed("a copy on the device")))
+    })?;
+    let rate = |&dtype: &Dtype| {
+        let flops_per_s = match dtype {
+            Dtype::F32 => flops::<f32>(device),
+            Dtype::F16 => flops::<f16>(device),
+            Dtype::Bf16 => flops::<bf16>(device),
+        }?;
+        Ok(Rate { dtype: dtype.to_string(), flops_per_s })
+    };
+    Ok(Roof {
+        copy_bytes_per_s: 2.0 * COPY as f64 / copy,
+        flops_per_s: dtypes.iter().map(rate).collect::<Result<_>>()?,
+    })
+}
+
+fn best(mut seconds: impl FnMut() -> Result<f64>) -> Result<f64> {
+    (0..5).try_fold(f64::INFINITY, |least, _| Ok(least.min(seconds()?)))
+}
+
+/// Every cell of one layer and dtype.
+fn group<E: Number>(
+    device: &mut Device,
+    plan: &Plan,
+    group: &Group,
+    record: &mut Record,
+    noise: &mut Vec<f64>,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let needs_weight = group.entries.iter().any(|e| e.kind == Kind::Linear);
+    let weight: Option<Arc<Array2<E>>> = needs_weight.then(|| {
+        let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
+        Arc::new(uniform(d_out, d_in, (3.0 / d_in as f32).sqrt(), WEIGHT_SEED))
+    });
+    let thetas: Vec<Option<Theta>> =
+        group.entries.iter().map(|e| e.problem.shape().map(|s| Theta::random(s, THETA_SEED))).collect();
+    for &rows in &group.rows {
+        let mut cell = Cell::new(device, plan, group, rows)?;
+        for (entry, theta) in group.entries.iter().zip(&thetas) {
+            let name = format!("{} {} {} × {rows}", group.model.name, group.layer.name, group.dtype);
+            progress.step(format!("{name}: {}", entry.label()));
+            cell.prepare(device, entry, theta.as_ref(), weight.as_ref())?;
+        }
+        cell.time(device)?;
+        let first = record.rows.len();
+        for (entry, arm) in group.entries.iter().zip(&cell.arms) {
+            for &pass in plan.passes.iter().filter(|&&pass| arm.runs(pass)) {
+                let row = runner::row(&record.meta.roof, group, rows, entry, pass, arm.part(pass), rows);
+                record.rows.push(row);
+            }
+            noise.extend(arm.noise());
+        }
+        record.compare();
+        progress.cell(&record.rows[first..]);
+    }
+    Ok(())
+}
+
+/// A layer, a dtype and a number of rows: the sets of a sweep, and the engines on them.
+struct Cell<E> {
+    backward: bool,
+    /// What the first set held before any engine ran.
+    fresh: Set<E>,
+    sets: Vec<DeviceSet<E>>,
+    truths: Truths,
+    arms: Vec<Arm<E>>,
+}
+
+/// One engine of a cell.
+struct Arm<E> {
+    kind: Kind,
+    forward: Timed,
+    /// Absent where the engine has no backward.
+    both: Option<Timed>,
+    /// The first pass timed a second time.
+    again: Vec<f64>,
+    scratch_bytes: usize,
+    /// What the graphs' launches use.
+    _engine: Box<dyn Engine<E>>,
+}
+
+/// One pass of an engine.
+struct Timed {
+    verdict: Verdict,
+    /// Absent when the engine is wrong: it is not timed.
+    graph: Option<CudaGraph>,
+    samples: Vec<f64>,
+}
+
+impl<E: Number> Cell<E> {
+    fn new(device: &Device, plan: &Plan, group: &Group, rows: usize) -> Result<Self> {
+        let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
+        let count = sets_for(ROTATED, rows, d_out, d_in, size_of::<E>()).min(MOST_SETS);
+        let set = |seed| Set::<E>::random(rows, d_out, d_in, group.t_len(rows), seed);
+        let sets = (1..=count as u64).map(|seed| DeviceSet::upload(device, &set(seed)));
+        Ok(Self {
+            backward: plan.passes.contains(&Pass::Both),
+            fresh: set(1),
+            sets: sets.collect::<Result<_>>()?,
+            truths: Truths::new(),
+            arms: Vec::new(),
+        })
+    }
+
+    /// Checks an engine on a set of its own and captures its sweeps.
+    fn prepare(
+        &mut self,
+        device: &Device,
+        entry: &Entry,
+        theta: Option<&Theta>,
+        weight: Option<&Arc<Array2<E>>>,
+    ) -> Result<()> {
+        let backward = self.backward && entry.kind != Kind::KronDense;
+        let rows = self.fresh.rows();
+        let mut engine = engines::build(device, entry, theta, weight, rows)?;
+        let weight = weight.map(|w| w.as_ref());
+        let answer = cell::answer(&mut self.truths, &entry.problem, theta, weight, &self.fresh);
+        let grad = vec![0.0; entry.problem.params()];
+        let mut on_host = OnHost { device, engine: engine.as_mut(), set: None, grad };
+        let (forward, both) =
+            check::check(&mut on_host, &entry.problem, theta, &self.fresh, answer, backward)?;
+        let right = forward.ok && both.ok;
+        let sets = &mut self.sets;
+        let mut capture = |backward: bool| {
+            let sweep = || {
+                sets.iter_mut().try_for_each(|set| engine.forward(device, set))?;
+                let back = sets.iter_mut().take(if backward { usize::MAX } else { 0 });
+                back.into_iter().try_for_each(|set| engine.backward(device, set))
+            };
+            right.then(|| device.capture(sweep)).transpose()
+        };
+        let timed = |verdict, graph| Timed { verdict, graph, samples: Vec::new() };
+        let forward = timed(forward, capture(false)?);
+        let both = if backward { Some(timed(both, capture(true)?)) } else { None };
+        let scratch_bytes = engine.scratch_bytes();
+        self.arms.push(Arm {
+            kind: entry.kind,
+            forward,
+            both,
+            again: Vec::new(),
+            scratch_bytes,
+            _engine: engine,
+        });
+        Ok(())
+    }
+
+    /// Interleaved rounds, a different engine first in each.
+    fn time(&mut self, device: &mut Device) -> Result<()> {
+        let (sets, count) = (self.sets.len() as f64, self.arms.len());
+        for i in (0..ROUNDS).flat_map(|round| (0..count).map(move |i| (i + round) % count)) {
+            let arm = &mut self.arms[i];
+            for timed in std::iter::once(&mut arm.forward).chain(&mut arm.both) {
+                if let Some(graph) = &timed.graph {
+                    timed.samples.push(device.sample(graph)? / sets);
+                }
+            }
+            if let Some(graph) = arm.forward.graph.as_ref().filter(|_| arm.kind == Kind::Linear) {
+                arm.again.push(device.sample(graph)? / sets);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<E> Arm<E> {
+    fn runs(&self, pass: Pass) -> bool {
+        pass == Pass::Forward || self.both.is_some()
+    }
+
+    fn part(&self, pass: Pass) -> Part<'_> {
+        let timed = match (pass, &self.both) {
+            (Pass::Both, Some(both)) => both,
+            _ => &self.forward,
+        };
+        Part { samples: &timed.samples, verdict: timed.verdict, extra_bytes: self.scratch_bytes }
+    }
+
+    /// How far apart two timings of the same work lie.
+    fn noise(&self) -> Option<f64> {
+        let ratio = stats::median(&self.forward.samples) / stats::median(&self.again);
+        Some((ratio - 1.0).abs()).filter(|noise| noise.is_finite())
+    }
+}
+
+/// A device's engine as the check sees it: sets come from the host and go back.
+struct OnHost<'a, E> {
+    device: &'a Device,
+    engine: &'a mut dyn Engine<E>,
+    /// Kept from forward to backward.
+    set: Option<DeviceSet<E>>,
+    grad: Vec<f32>,
+}
+
+impl<E: Number> crate::engines::Engine<E> for OnHost<'_, E> {
+    fn scratch_bytes(&self, _: bool) -> usize {
+        self.engine.scratch_bytes()
+    }
+
+    fn forward(&mut self, set: &mut Set<E>) -> Result<()> {
+        let mut on_device = DeviceSet::upload(self.device, set)?;
+        self.engine.forward(self.device, &mut on_device)?;
+        flat_mut(&mut set.y).copy_from_slice(&self.device.download(&on_device.y)?);
+        self.set = Some(on_device);
+        Ok(())
+    }
+
+    fn backward(&mut self, set: &mut Set<E>) -> Result<()> {
+        let Some(on_device) = &mut self.set else {
+            return self.forward(set).and_then(|()| self.backward(set));
+        };
+        self.engine.clear(self.device)?;
+        self.engine.backward(self.device, on_device)?;
+        flat_mut(&mut set.dx).copy_from_slice(&self.device.download(&on_device.dx)?);
+        self.grad = self.engine.grad(self.device)?;
+        Ok(())
+    }
+
+    fn grad(&mut self) -> &mut [f32] {
+        &mut self.grad
+    }
+}
