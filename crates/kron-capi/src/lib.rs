@@ -10,6 +10,8 @@
 #[allow(unsafe_code)]
 mod call;
 #[allow(unsafe_code)]
+mod device;
+#[allow(unsafe_code)]
 mod memory;
 #[allow(unsafe_code)]
 mod status;
@@ -43,7 +45,7 @@ pub unsafe extern "C" fn kron_device_count(count: *mut c_int) -> c_int {
     status::guard(|| {
         // SAFETY: the caller's promise.
         let count = unsafe { call::exclusive("count", count) }?;
-        *count = memory::device_count()?;
+        *count = device::count()?;
         Ok(())
     })
 }

@@ -1,10 +1,9 @@
 //! Raw pointers as the operands of a backend, and which backend a call is for.
 
-use std::ffi::c_int;
-
-use kron_core::{Backend, Cpu, Element, Error, KronOp, Pass, Result};
+use kron_core::{Backend, Cpu, Element, KronOp, Pass, Result};
 use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
 
+use crate::device;
 use crate::types::KronDevice;
 
 /// A backend whose operands can be made of pointers that [`crate::call`] has checked.
@@ -40,8 +39,9 @@ impl<P> Matrix<P> {
         if self.rows == 0 { dim.into() } else { dim.strides((self.stride, 1)) }
     }
 
+    /// Elements from the first to the last.
     #[cfg(any(feature = "cuda", feature = "emulate"))]
-    fn extent(&self) -> usize {
+    pub fn extent(&self) -> usize {
         self.rows.saturating_sub(1) * self.stride + if self.rows == 0 { 0 } else { self.cols }
     }
 }
@@ -94,103 +94,4 @@ pub(crate) fn workspace_len(
     let mut len = 0;
     dispatch(device, Ask(op, pass, rows, &mut len))?;
     Ok(len)
-}
-
-pub(crate) fn device_count() -> Result<c_int> {
-    device::count()
-}
-
-#[cfg(not(any(feature = "cuda", feature = "emulate")))]
-mod device {
-    use super::*;
-
-    pub(super) fn dispatch(_: &KronDevice, _: impl Job) -> Result<()> {
-        count().map(drop)
-    }
-    pub(super) fn count() -> Result<c_int> {
-        Err(Error::Unsupported("this library was built without the feature cuda".into()))
-    }
-}
-
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-mod device {
-    use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut, StreamHandle};
-
-    use super::*;
-
-    impl<L: Launcher> Memory for Cuda<L> {
-        unsafe fn floats<'a>(pointer: *const f32, len: usize) -> DeviceSlice<'a, f32> {
-            // SAFETY: the caller's promise.
-            unsafe { DeviceSlice::from_raw(pointer as u64, len) }
-        }
-        unsafe fn floats_mut<'a>(pointer: *mut f32, len: usize) -> DeviceSliceMut<'a, f32> {
-            // SAFETY: the caller's promise.
-            unsafe { DeviceSliceMut::from_raw(pointer as u64, len) }
-        }
-        unsafe fn rows<'a, E: Element>(matrix: Matrix<*const E>) -> Rows<'a, E> {
-            // SAFETY: the caller's promise.
-            let data = unsafe { DeviceSlice::from_raw(matrix.pointer as u64, matrix.extent()) };
-            Rows { data, rows: matrix.rows, stride: matrix.stride }
-        }
-        unsafe fn rows_mut<'a, E: Element>(matrix: Matrix<*mut E>) -> RowsMut<'a, E> {
-            // SAFETY: the caller's promise.
-            let data = unsafe { DeviceSliceMut::from_raw(matrix.pointer as u64, matrix.extent()) };
-            RowsMut { data, rows: matrix.rows, stride: matrix.stride }
-        }
-    }
-
-    pub(super) fn dispatch(place: &KronDevice, job: impl Job) -> Result<()> {
-        // SAFETY: a KronDevice's stream belongs to its device, says `kron.h`.
-        let stream = unsafe { StreamHandle::from_raw(place.stream as u64) };
-        #[cfg(feature = "emulate")]
-        if place.device == crate::KRON_EMULATED {
-            return job.on(&Cuda::with(kron_core::cuda::Emulated::new()).on(stream));
-        }
-        gpu::dispatch(place.device, stream, job)
-    }
-
-    pub(super) fn count() -> Result<c_int> {
-        gpu::count()
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    mod gpu {
-        use super::*;
-
-        pub(in super::super) fn dispatch(_: c_int, _: StreamHandle, _: impl Job) -> Result<()> {
-            count().map(drop)
-        }
-        pub(in super::super) fn count() -> Result<c_int> {
-            Err(Error::Unsupported("this library was built without the feature cuda".into()))
-        }
-    }
-
-    #[cfg(feature = "cuda")]
-    mod gpu {
-        use std::collections::BTreeMap;
-        use std::sync::{Mutex, PoisonError};
-
-        use kron_core::cuda::Gpu;
-
-        use super::*;
-
-        /// Devices whose kernels are loaded, for the life of the process.
-        static LOADED: Mutex<BTreeMap<c_int, Cuda<Gpu>>> = Mutex::new(BTreeMap::new());
-
-        pub(in super::super) fn dispatch(number: c_int, stream: StreamHandle, job: impl Job) -> Result<()> {
-            let ordinal = usize::try_from(number).map_err(|_| {
-                Error::Unsupported(format!("the device's number is {number}, but a number is at least 0"))
-            })?;
-            let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-            let cuda = match loaded.get(&number) {
-                Some(cuda) => cuda.on(stream),
-                None => loaded.entry(number).or_insert(Cuda::new(ordinal)?).on(stream),
-            };
-            drop(loaded);
-            job.on(&cuda)
-        }
-        pub(in super::super) fn count() -> Result<c_int> {
-            Ok(Gpu::count()? as c_int)
-        }
-    }
 }

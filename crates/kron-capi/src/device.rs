@@ -1,0 +1,89 @@
+//! CUDA devices, in builds that have them.
+
+use std::ffi::c_int;
+
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+use kron_core::Element;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut, StreamHandle};
+use kron_core::{Error, Result};
+
+use crate::memory::Job;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+use crate::memory::{Matrix, Memory};
+use crate::types::KronDevice;
+
+/// Does the job on the device.
+pub(crate) fn dispatch(place: &KronDevice, job: impl Job) -> Result<()> {
+    #[cfg(feature = "emulate")]
+    if place.device == crate::KRON_EMULATED {
+        return job.on(&Cuda::with(kron_core::cuda::Emulated::new()).on(stream(place)));
+    }
+    #[cfg(feature = "cuda")]
+    return job.on(&loaded(place.device)?.on(stream(place)));
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = (place, job);
+        Err(without())
+    }
+}
+
+/// Devices that the driver offers.
+pub(crate) fn count() -> Result<c_int> {
+    #[cfg(feature = "cuda")]
+    return Ok(kron_core::cuda::Gpu::count()? as c_int);
+    #[cfg(not(feature = "cuda"))]
+    Err(without())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn without() -> Error {
+    Error::Unsupported("this library was built without the feature cuda".into())
+}
+
+/// The device with its kernels, which are loaded once in the life of the process.
+#[cfg(feature = "cuda")]
+fn loaded(number: c_int) -> Result<Cuda<kron_core::cuda::Gpu>> {
+    use std::collections::BTreeMap;
+    use std::sync::{Mutex, PoisonError};
+
+    static LOADED: Mutex<BTreeMap<c_int, Cuda<kron_core::cuda::Gpu>>> = Mutex::new(BTreeMap::new());
+    let ordinal = usize::try_from(number).map_err(|_| {
+        Error::Unsupported(format!("the device's number is {number}, but a number is at least 0"))
+    })?;
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(cuda) = loaded.get(&number) {
+        return Ok(cuda.clone());
+    }
+    let cuda = Cuda::new(ordinal)?;
+    loaded.insert(number, cuda.clone());
+    Ok(cuda)
+}
+
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+fn stream(place: &KronDevice) -> StreamHandle {
+    // SAFETY: a KronDevice's stream is one of its device's, says `kron.h`.
+    unsafe { StreamHandle::from_raw(place.stream as u64) }
+}
+
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+impl<L: Launcher> Memory for Cuda<L> {
+    unsafe fn floats<'a>(pointer: *const f32, len: usize) -> DeviceSlice<'a, f32> {
+        // SAFETY: the caller's promise.
+        unsafe { DeviceSlice::from_raw(pointer as u64, len) }
+    }
+    unsafe fn floats_mut<'a>(pointer: *mut f32, len: usize) -> DeviceSliceMut<'a, f32> {
+        // SAFETY: the caller's promise.
+        unsafe { DeviceSliceMut::from_raw(pointer as u64, len) }
+    }
+    unsafe fn rows<'a, E: Element>(matrix: Matrix<*const E>) -> Rows<'a, E> {
+        // SAFETY: the caller's promise.
+        let data = unsafe { DeviceSlice::from_raw(matrix.pointer as u64, matrix.extent()) };
+        Rows { data, rows: matrix.rows, stride: matrix.stride }
+    }
+    unsafe fn rows_mut<'a, E: Element>(matrix: Matrix<*mut E>) -> RowsMut<'a, E> {
+        // SAFETY: the caller's promise.
+        let data = unsafe { DeviceSliceMut::from_raw(matrix.pointer as u64, matrix.extent()) };
+        RowsMut { data, rows: matrix.rows, stride: matrix.stride }
+    }
+}
