@@ -14,7 +14,7 @@ const OUTPUT: f64 = 2.0;
 const GRADIENT: f64 = 3.0;
 
 /// Every output of one problem, in float64, old contents included.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Results {
     /// T.
     pub t: Vec<f64>,

@@ -84,6 +84,20 @@ pub fn merge_agrees_with_the_oracle<E: Element>(on: &impl Engine, cases: &[Case]
     }
 }
 
+/// Three runs of a case have the same bits.
+///
+/// # Panics
+/// They have not.
+pub fn three_runs_have_the_same_bits<E: Element>(on: &impl Engine, cases: &[Case]) {
+    for case in cases {
+        let rows = case.rows.iter().copied().max().unwrap_or(0);
+        let problem = Problem::<E>::of_case(case, rows, 1);
+        let old = Old::for_problem(&problem, 2);
+        let [first, second, third] = [(); 3].map(|()| call::results(on, &problem, &old));
+        assert!(first == second && second == third, "{} × {rows} rows, {}, {on:?}", case.name, E::DTYPE);
+    }
+}
+
 /// A call over no rows writes nothing.
 ///
 /// # Panics
