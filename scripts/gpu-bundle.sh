@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Packs what a machine with a GPU, but without Rust and without a network, has
+# to run: the tests that compute on a device, kron-bench and the C library.
+#
+#   scripts/gpu-bundle.sh [folder]      default: target/kron-gpu; makes folder.tar.gz too
+#
+# There: tar xf kron-gpu.tar.gz && kron-gpu/run.sh
+# The build needs nvcc (docs/BUILD.md); the other machine a driver for CUDA 13.0,
+# cuBLAS for kron-bench, and glibc at least as new as here.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+limit_mib=60
+out=${1:-target/kron-gpu}
+if [[ -z ${NVCC:-}${CUDA_HOME:-}${CUDA_PATH:-} ]] && ! command -v nvcc >/dev/null; then
+  eval "$(scripts/cuda-toolkit.sh)"
+fi
+
+rm -rf "$out" "$out.tar.gz"
+mkdir -p "$out"
+
+# One cargo command, so that nvcc runs once; it prints what it made.
+cargo build --profile gpu --locked --message-format json-render-diagnostics \
+  -p kron-kernels -p kron-tests -p kron-bench -p kron-capi \
+  --features kron-kernels/cuda,kron-tests/cuda,kron-bench/cuda,kron-bench/nvtx,kron-capi/cuda \
+  --lib --bins --test gpu --test primitives --test device |
+  python3 -c '
+import json, shutil, sys
+for made in map(json.loads, sys.stdin):
+    if made.get("executable"):
+        shutil.copy(made["executable"], sys.argv[1] + "/" + made["target"]["name"])
+    for file in made.get("filenames", []):
+        if file.endswith("libkron_capi.so"):
+            shutil.copy(file, sys.argv[1])' "$out"
+cp crates/kron-capi/kron.h crates/kron-capi/tests/check.py "$out/"
+cp scripts/gpu_peers.py "$out/"
+cp scripts/gpu-run.sh "$out/run.sh"
+for name in gpu primitives device kron-bench libkron_capi.so; do
+  [[ -s $out/$name ]] || { echo "gpu-bundle.sh: $name was not built" >&2; exit 1; }
+done
+
+tar -C "$(dirname "$out")" -czf "$out.tar.gz" "$(basename "$out")"
+size=$(du -sm "$out" | cut -f1)
+echo "$out.tar.gz: $(du -sm "$out.tar.gz" | cut -f1) MiB, unpacked $size MiB"
+((size <= limit_mib)) || { echo "gpu-bundle.sh: $size MiB is over the limit of $limit_mib" >&2; exit 1; }

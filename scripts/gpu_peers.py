@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""Our kernels beside PyTorch's ways to train the same adapter, in one process.
+
+    gpu_peers.py LIBRARY [--device cuda|cpu] [--rows 1024,4096] [--width 4096]
+                 [--rounds 9] [--out peers.json]
+
+LIBRARY is libkron_capi.so, built with the feature cuda for --device cuda. Every
+arm is a whole layer, Y = X·Wᵀ + adapter(X), and its backward: dX and the
+adapter's gradient. Checked against float64 first, then timed in turn on the
+same tensors and stream, each round starting with another arm, caches flushed
+before every call. The table gives what an arm takes beyond the layer alone,
+which is timed twice: the difference is the noise.
+"""
+
+import argparse
+import ctypes
+import json
+import statistics
+import sys
+import time
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_size_t, c_uint32, c_void_p
+
+import torch
+
+ALPHA, RANK, A_IN, A_OUT = 32.0, 8, 2, 16
+SCALE = ALPHA / RANK
+FLUSH_BYTES = 512 << 20
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class Device(Structure):
+    _fields_ = [("device", c_int32), ("stream", c_void_p)]
+
+
+class Op(Structure):
+    _fields_ = [(n, c_size_t) for n in ("d_out", "d_in", "a_out", "a_in", "rank")] + [
+        ("scale", c_float), ("dropout", c_float)]
+
+
+class Sizes(Structure):
+    _fields_ = [(n, c_size_t) for n in ("theta", "t", "forward", "backward", "merge")]
+
+
+class Forward(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t),
+                ("x", c_void_p), ("x_stride", c_size_t), ("y", c_void_p), ("y_stride", c_size_t),
+                ("theta", c_void_p), ("t", c_void_p),
+                ("workspace", c_void_p), ("workspace_len", c_size_t), ("key", c_void_p)]
+
+
+class Backward(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t),
+                ("x", c_void_p), ("x_stride", c_size_t), ("dy", c_void_p), ("dy_stride", c_size_t),
+                ("dx", c_void_p), ("dx_stride", c_size_t), ("theta", c_void_p), ("t", c_void_p),
+                ("grad", c_void_p), ("workspace", c_void_p), ("workspace_len", c_size_t), ("key", c_void_p)]
+
+
+class Ours:
+    """kron_forward and kron_backward on tensors, on torch's current stream."""
+
+    def __init__(self, library, device, width, rows, lora):
+        self.kron = ctypes.CDLL(library)
+        self.kron.kron_last_error.restype = c_char_p
+        self.on_gpu = device.type == "cuda"
+        outer = (0, 0) if lora else (A_OUT, A_IN)
+        self.op = Op(width, width, *outer, RANK, SCALE, 0.0)
+        sizes = Sizes()
+        self.call("kron_sizes", c_size_t(rows), byref(sizes))
+        room = lambda count: torch.empty(max(1, count), dtype=torch.float32, device=device)
+        self.t, self.workspace = room(sizes.t), room(max(sizes.forward, sizes.backward))
+
+    def call(self, name, *arguments):
+        place = None
+        if self.on_gpu:
+            place = byref(Device(torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream))
+        if getattr(self.kron, name)(place, byref(self.op), *arguments):
+            raise RuntimeError(f"{name}: {self.kron.kron_last_error().decode()}")
+
+    def forward(self, x, theta, y):
+        call = Forward(DTYPES[x.dtype], 1, x.shape[0], x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0),
+                       theta.data_ptr(), self.t.data_ptr(), self.workspace.data_ptr(), self.workspace.numel(), None)
+        self.call("kron_forward", byref(call))
+
+    def backward(self, x, theta, dy, dx, grad):
+        call = Backward(DTYPES[x.dtype], 1, x.shape[0], x.data_ptr(), x.stride(0), dy.data_ptr(), dy.stride(0),
+                        dx.data_ptr(), dx.stride(0), theta.data_ptr(), self.t.data_ptr(), grad.data_ptr(),
+                        self.workspace.data_ptr(), self.workspace.numel(), None)
+        self.call("kron_backward", byref(call))
+
+
+class Arm:
+    """One way: forward(x, w) -> y, backward(x, w, dy) -> (dx, gradient of theta)."""
+
+    def __init__(self, name, forward, backward, delta):
+        self.name, self.forward, self.backward, self.delta = name, forward, backward, delta
+        self.samples = {"forward": [], "both": []}
+
+
+def by_autograd(name, layer, parameters, delta):
+    """An arm whose backward is autograd's; `layer(x, w)` uses the parameters."""
+    kept = {}
+
+    def forward(x, w):
+        kept["x"] = x.detach().requires_grad_()
+        kept["y"] = layer(kept["x"], w)
+        return kept["y"]
+
+    def backward(x, w, dy):
+        gradients = torch.autograd.grad(kept["y"], [kept["x"], *parameters], dy)
+        return gradients[0], torch.cat([g.float().flatten() for g in gradients[1:]])
+
+    return Arm(name, forward, backward, delta)
+
+
+def peft_lokr(w):
+    """PEFT's LoKr as it ships, or None where the package is not installed."""
+    try:
+        import peft
+    except ImportError:
+        print("skipped: the arm of PEFT, which is not installed", file=sys.stderr)
+        return None
+    model = torch.nn.Sequential()
+    model.add_module("layer", torch.nn.Linear(w.shape[1], w.shape[0], bias=False, device=w.device, dtype=w.dtype))
+    model.layer.weight.data = w
+    config = peft.LoKrConfig(r=RANK, alpha=ALPHA, target_modules=["layer"], init_weights=False)
+    layer = peft.get_peft_model(model, config).base_model.model.layer
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    delta = layer.get_delta_weight("default").detach().double()
+    return by_autograd("PEFT LoKr, as shipped", lambda x, _: layer(x), parameters, delta)
+
+
+def arms(library, device, dtype, width, rows, w):
+    random = lambda *shape: torch.randn(*shape, device=device) / shape[-1] ** 0.5
+    lora = {"b": random(width, RANK), "c": random(RANK, width)}
+    kron = {"a": random(A_OUT, A_IN), "b": random(width // A_OUT, RANK), "c": random(RANK, width // A_IN)}
+    flat = lambda factors: torch.cat([f.flatten() for f in factors.values()])
+    trained = lambda factors: [f.to(dtype).requires_grad_() for f in factors.values()]
+    lora_delta = SCALE * lora["b"].double() @ lora["c"].double()
+    kron_delta = SCALE * torch.kron(kron["a"].double(), kron["b"].double() @ kron["c"].double())
+
+    base = Arm("layer alone", lambda x, w: x @ w.T, lambda x, w, dy: (dy @ w, torch.empty(0)), None)
+    again = Arm("layer alone, again", base.forward, base.backward, None)
+
+    b, c = trained(lora)
+    eager = lambda x, w: x @ w.T + (x @ c.T) @ b.T * SCALE
+    list_ = [base, again, by_autograd("LoRA, eager", eager, [b, c], lora_delta)]
+
+    kept = {}
+
+    @torch.no_grad()
+    def addmm_forward(x, w):
+        kept["t"] = x @ c.T
+        return (x @ w.T).addmm_(kept["t"], b.T, alpha=SCALE)
+
+    @torch.no_grad()
+    def addmm_backward(x, w, dy):
+        dt = (dy @ b) * SCALE
+        db, dc = (dy.T @ kept["t"]) * SCALE, dt.T @ x
+        return (dy @ w).addmm_(dt, c), torch.cat([db.float().flatten(), dc.float().flatten()])
+
+    list_.append(Arm("LoRA, two products into Y", addmm_forward, addmm_backward, lora_delta))
+    if device.type == "cuda":
+        list_.append(by_autograd("LoRA, compiled", torch.compile(eager), [b, c], lora_delta))
+
+    ka, kb, kc = trained(kron)
+
+    def reshaped(x, w):
+        t = x.view(-1, A_IN, width // A_IN) @ kc.T
+        u = torch.einsum("ij,njr->nir", ka, t)
+        return x @ w.T + (u @ kb.T).reshape(-1, width) * SCALE
+
+    def materialised(x, w):
+        return x @ w.T + x @ torch.kron(ka, kb @ kc).T * SCALE
+
+    list_.append(by_autograd("Kron-LoRA, eager", reshaped, [ka, kb, kc], kron_delta))
+    list_.append(by_autograd("Kron-LoRA, Kronecker matrix built", materialised, [ka, kb, kc], kron_delta))
+
+    for name, factors, delta in ("LoRA, ours", lora, lora_delta), ("Kron-LoRA, ours", kron, kron_delta):
+        ours, theta = Ours(library, device, width, rows, factors is lora), flat(factors)
+
+        @torch.no_grad()
+        def forward(x, w, ours=ours, theta=theta):
+            y = x @ w.T
+            ours.forward(x, theta, y)
+            return y
+
+        @torch.no_grad()
+        def backward(x, w, dy, ours=ours, theta=theta):
+            dx, grad = dy @ w, torch.zeros_like(theta)
+            ours.backward(x, theta, dy, dx, grad)
+            return dx, grad
+
+        list_.append(Arm(name, forward, backward, delta))
+    return [arm for arm in [*list_, peft_lokr(w)] if arm]
+
+
+def check(arm, x, w, dy):
+    """The largest relative error of Y and dX against float64; refuses more than three roundings."""
+    delta = 0 if arm.delta is None else arm.delta
+    whole = w.double() + delta
+    y, (dx, gradient) = arm.forward(x, w), arm.backward(x, w, dy)
+    errors = [((got.double() - want).norm() / want.norm()).item()
+              for got, want in ((y, x.double() @ whole.T), (dx, dy.double() @ whole))]
+    worst = max(errors)
+    if not worst <= 3 * torch.finfo(x.dtype).eps or not bool(torch.isfinite(gradient).all()):
+        raise RuntimeError(f"{arm.name}: relative error {worst:.2e}")
+    return worst, gradient
+
+
+def seconds(device, flush, work):
+    if device.type == "cpu":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    flush.zero_()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def measure(options, device, dtype, rows):
+    torch.manual_seed(1)
+    width = options.width
+    x, dy = (torch.randn(rows, width, device=device).to(dtype) for _ in range(2))
+    w = (torch.randn(width, width, device=device) / width**0.5).to(dtype)
+    flush = torch.empty(FLUSH_BYTES if device.type == "cuda" else 1, dtype=torch.uint8, device=device)
+    list_ = arms(options.library, device, dtype, width, rows, w)
+    errors, gradients = {}, {}
+    for arm in list_:
+        errors[arm.name], gradients[arm.name] = check(arm, x, w, dy)
+    # The gradients of ours and of autograd are those of the same numbers.
+    for ours, other in ("LoRA, ours", "LoRA, eager"), ("Kron-LoRA, ours", "Kron-LoRA, eager"):
+        difference = (gradients[ours] - gradients[other]).norm() / gradients[other].norm()
+        if not difference <= 6 * torch.finfo(dtype).eps:
+            raise RuntimeError(f"{ours}: its gradient is {difference:.2e} off {other}'s")
+    for round_ in range(options.rounds):
+        for i in range(len(list_)):
+            arm = list_[(i + round_) % len(list_)]
+            forward = seconds(device, flush, lambda: arm.forward(x, w))
+            back = seconds(device, flush, lambda: arm.backward(x, w, dy))
+            arm.samples["forward"].append(forward)
+            arm.samples["both"].append(forward + back)
+    median = lambda arm, what: statistics.median(arm.samples[what])
+    return [{
+        "arm": arm.name, "rows": rows, "width": width, "dtype": str(dtype).removeprefix("torch."),
+        "forward_s": median(arm, "forward"), "both_s": median(arm, "both"),
+        "marginal_forward_s": median(arm, "forward") - median(list_[0], "forward"),
+        "marginal_both_s": median(arm, "both") - median(list_[0], "both"),
+        "rel_error": errors[arm.name], "rounds": options.rounds,
+    } for arm in list_]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("library")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--rows", default="1024,4096", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--width", default=4096, type=int)
+    parser.add_argument("--rounds", default=9, type=int)
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("skipped: torch sees no CUDA device")
+        return
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{where}, torch {torch.__version__}, rank {RANK}, (a_in, a_out) = ({A_IN}, {A_OUT}), µs beyond the layer alone\n")
+    print("| rows | arm | forward | forward + backward | relative error |\n|--:|---|--:|--:|--:|")
+    results = []
+    for rows in options.rows:
+        for r in measure(options, device, dtype, rows):
+            results.append(r)
+            print(f"| {r['rows']} | {r['arm']} | {1e6 * r['marginal_forward_s']:.1f} "
+                  f"| {1e6 * r['marginal_both_s']:.1f} | {r['rel_error']:.1e} |", flush=True)
+    if options.out:
+        record = {"device": where, "torch": torch.__version__, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                  "results": results}
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
