@@ -93,6 +93,7 @@ struct Machine {
   bool failed = false;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
+  std::vector<Site> sites; // of barriers and waits, met since the launch
   std::unique_ptr<char[]> shared; // twice the limit: room for red zones
   Fiber home; // the caller's own stack
   const void *home_bottom = nullptr;
@@ -203,6 +204,19 @@ void set_runnable(uint32_t thread) {
 void set_waiting(uint32_t thread, int state) {
   machine.fibers[thread].state = decltype(Fiber::state)(state);
   machine.warps[thread / 32].runnable &= ~(1u << (thread % 32));
+}
+
+/// Notes that a barrier or a wait was met; true where a fault is wanted.
+bool faulty(const Site &site) {
+  auto &m = machine;
+  bool seen = false;
+  for (const Site &s : m.sites) seen |= s.line == site.line && s.file == site.file;
+  if (!seen) m.sites.push_back(site);
+  if (!m.options.fault_file || m.options.fault_line != site.line) return false;
+  const size_t path = std::strlen(site.file), end = std::strlen(m.options.fault_file);
+  if (path < end || std::strcmp(site.file + path - end, m.options.fault_file)) return false;
+  ++m.report->faults;
+  return true;
 }
 
 void land(const Copy &c) {
@@ -346,7 +360,8 @@ void cp_async_commit() {
   f.open = 0;
 }
 
-void cp_async_wait(uint32_t newest, Site) {
+void cp_async_wait(uint32_t newest, Site site) {
+  newest += faulty(site);
   Fiber &f = self();
   if (f.groups <= newest) return;
   f.waited = f.groups - newest;
@@ -390,6 +405,7 @@ void warp_meet(uint32_t mask, const char *what, Site site, void *argument, Combi
 }
 
 void barrier(Site site) {
+  if (faulty(site)) return;
   auto &m = machine;
   Fiber &me = self();
   me.meeting = {"__syncthreads", site, 0, nullptr};
@@ -411,10 +427,12 @@ void barrier(Site site) {
 
 extern "C" const char *kron_emulate_kernel(uint32_t i) { return i < table().size() ? table()[i].name : nullptr; }
 
+extern "C" Site kron_emulate_site(uint32_t i) { return i < machine.sites.size() ? machine.sites[i] : Site{nullptr, 0}; }
+
 extern "C" int kron_emulate(const char *kernel, const KronParams *params, uint64_t grid, uint32_t block,
                             uint32_t shared, const KronEmuOptions *options, KronEmuReport *report) {
   auto &m = machine;
-  report->bank_conflicts = 0;
+  report->bank_conflicts = report->faults = 0;
   report->message[0] = 0;
   auto refuse = [&](const char *rule, unsigned long long value) {
     snprintf(report->message, sizeof report->message, "%s: %s, but got %llu", kernel, rule, value);
@@ -435,6 +453,7 @@ extern "C" int kron_emulate(const char *kernel, const KronParams *params, uint64
   m.block = block;
   m.shared_bytes = shared;
   m.failed = false;
+  m.sites.clear();
   m.random = options->seed * 0x9E3779B97F4A7C15ULL + 0x5851F42D4C957F2DULL;
   if (!m.shared) m.shared.reset(new char[2 * MAX_SHARED]);
   if (m.fibers.size() < block) m.fibers.resize(block);
