@@ -39,7 +39,7 @@ fn emulate() {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).define("KRON_EMULATE", None).flag("-x").flag("c++");
     build.flag("-Wall").flag("-Wextra").flag("-U_FORTIFY_SOURCE").link_lib_modifier("+whole-archive");
-    // Rust's own code is not instrumented, so the tests alone link a sanitizer.
+    // Rust's own code is not instrumented, so the tests alone need AddressSanitizer.
     let link =
         |arguments: &[&str]| arguments.iter().for_each(|a| println!("cargo::rustc-link-arg-tests={a}"));
     if cfg!(feature = "asan") {
@@ -47,13 +47,18 @@ fn emulate() {
         build.flag("-fsanitize-undefined-trap-on-error");
         link(&["-Wl,--push-state,--whole-archive,-l:libasan.a,--pop-state", "-lubsan", "-ldl", "-lm"]);
     }
+    // ThreadSanitizer has to come before the libraries whose functions it watches;
+    // the emulator, which tells it who waits for whom, is not itself instrumented.
     if cfg!(feature = "tsan") {
-        build.flag("-fsanitize=thread");
-        link(&["-ltsan"]);
+        build.define("KRON_TSAN", None);
+        println!("cargo::rustc-link-lib=dylib=tsan");
     }
     let compiler = build.get_compiler();
-    let objects = compile(&[&KERNELS[..], &["emulate.cpp", "emulate_faults.cu"]].concat(), "o", || {
+    let objects = compile(&[&KERNELS[..], &["emulate.cpp", "emulate_faults.cu"]].concat(), "o", |name| {
         let mut command = compiler.to_command();
+        if cfg!(feature = "tsan") && name != "emulate.cpp" {
+            command.arg("-fsanitize=thread");
+        }
         command.arg("-c");
         command
     });
@@ -70,7 +75,7 @@ const TARGETS: [&str; 2] = [
 /// The .cu files by nvcc; `fatbins.rs` is the array of their contents.
 fn fatbins() {
     let nvcc = find_nvcc();
-    compile(&KERNELS, "fatbin", || {
+    compile(&KERNELS, "fatbin", |_| {
         let mut command = Command::new(&nvcc);
         command.args(["-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-fatbin"]).args(TARGETS);
         command.args(["-Xptxas", "-warn-spills,-warn-lmem-usage"]);
@@ -81,10 +86,10 @@ fn fatbins() {
 }
 
 /// Compiles files of `cuda/`, `NUM_JOBS` at a time, and returns the outputs.
-fn compile(names: &[&str], kind: &str, compiler: impl Fn() -> Command) -> Vec<PathBuf> {
+fn compile(names: &[&str], kind: &str, compiler: impl Fn(&str) -> Command) -> Vec<PathBuf> {
     let output = |name: &&str| out_dir().join(format!("{name}.{kind}"));
     let queue =
-        Mutex::new(names.iter().map(|name| (*name, compiler(), output(name))).collect::<VecDeque<_>>());
+        Mutex::new(names.iter().map(|name| (*name, compiler(name), output(name))).collect::<VecDeque<_>>());
     let next = || queue.lock().expect("no worker panics").pop_front();
     let work =
         || std::iter::from_fn(next).for_each(|(name, command, output)| compile_one(name, command, &output));
