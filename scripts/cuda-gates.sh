@@ -7,12 +7,15 @@
 #      it was written for: HMMA, LDSM, 16-byte LDGSTS, LDG and STG; and merge
 #      its 16-byte accesses.
 #
-# It builds the crate and reads the very fatbins that the library embeds.
+# It builds the crate, reads the very fatbins that the library embeds, and runs
+# what can be tested of the driver's side on any machine.
 # Needs nvcc, cuobjdump and nvdisasm (`eval "$(scripts/cuda-toolkit.sh)"`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
-cargo build --locked -p kron-kernels --features cuda --message-format json-render-diagnostics > "$messages"
+cargo test --locked -p kron-kernels --features cuda --test gpu --no-run \
+  --message-format json-render-diagnostics > "$messages"
 PATH="${CUDA_HOME:+$CUDA_HOME/bin:}$PATH" python3 scripts/cuda_gates.py "$messages"
+cargo test --locked -p kron-kernels --features cuda --test gpu

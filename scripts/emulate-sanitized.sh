@@ -25,4 +25,14 @@ tsan)
   exit 2
   ;;
 esac
-CXX=${CXX:-g++} cargo test --locked -p kron-kernels --features "$1" --test conformance -- fifo --test-threads 1
+export CXX=${CXX:-g++}
+test=(cargo test --locked -p kron-kernels --features "$1")
+"${test[@]}" --test conformance -- fifo --test-threads 1
+
+# The sanitizer is awake: it stops a kernel that reads past the end, or whose blocks race.
+said=$("${test[@]}" --test emulator -- the_sanitizer_stops_this --nocapture 2>&1) || true
+if ! grep -qE "(heap-buffer-overflow|data race)" <<< "$said"; then
+  echo "$said" >&2
+  echo "$1 did not see the fault that it was shown" >&2
+  exit 1
+fi
