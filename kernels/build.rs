@@ -1,8 +1,10 @@
-//! Compiles the kernels: by nvcc into one fatbin (feature `cuda`), by the C++
+//! Compiles the kernels: by nvcc into fatbins (feature `cuda`), by the C++
 //! compiler for the host (feature `emulate`). Without either it does nothing.
 
-use std::path::PathBuf;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -10,10 +12,9 @@ fn main() {
     #[cfg(feature = "emulate")]
     emulate();
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() && std::env::var_os("DOCS_RS").is_none() {
-        fatbin();
+        fatbins();
     } else if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        // docs.rs has no nvcc: the driver's code checks against an empty image.
-        std::fs::write(out_dir().join("kron.fatbin"), []).expect("OUT_DIR is writable");
+        write("fatbins.rs", "&[]"); // docs.rs has no nvcc: the driver's code checks without kernels
     }
 }
 
@@ -21,53 +22,113 @@ fn out_dir() -> PathBuf {
     PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"))
 }
 
+/// The files that define kernels, longest to compile first.
+const KERNELS: [&str; 7] = [
+    "backward.cu",
+    "forward_mma.cu",
+    "forward.cu",
+    "backward_dx_mma.cu",
+    "backward_dy_mma.cu",
+    "merge.cu",
+    "primitives.cu",
+];
+
 /// The .cu files as C++, every object kept: kernels register themselves.
 #[cfg(feature = "emulate")]
 fn emulate() {
-    const SOURCES: [&str; 9] = [
-        "emulate.cpp",
-        "forward.cu",
-        "forward_mma.cu",
-        "backward.cu",
-        "backward_dy_mma.cu",
-        "backward_dx_mma.cu",
-        "merge.cu",
-        "primitives.cu",
-        "emulate_faults.cu",
-    ];
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).define("KRON_EMULATE", None).flag("-x").flag("c++");
     build.flag("-Wall").flag("-Wextra").flag("-U_FORTIFY_SOURCE").link_lib_modifier("+whole-archive");
-    build.files(SOURCES.map(|name| format!("cuda/{name}")));
+    // Rust's own code is not instrumented, so the tests alone need AddressSanitizer.
+    let link =
+        |arguments: &[&str]| arguments.iter().for_each(|a| println!("cargo::rustc-link-arg-tests={a}"));
     if cfg!(feature = "asan") {
         build.flag("-fsanitize=address,undefined").flag("-fno-sanitize-recover=all");
         build.flag("-fsanitize-undefined-trap-on-error");
+        link(&["-Wl,--push-state,--whole-archive,-l:libasan.a,--pop-state", "-lubsan", "-ldl", "-lm"]);
     }
+    // ThreadSanitizer has to come before the libraries whose functions it watches;
+    // the emulator, which tells it who waits for whom, is not itself instrumented.
     if cfg!(feature = "tsan") {
-        build.flag("-fsanitize=thread");
+        build.define("KRON_TSAN", None);
+        println!("cargo::rustc-link-lib=dylib=tsan");
     }
-    build.compile("kron_emulated");
+    let compiler = build.get_compiler();
+    let objects = compile(&[&KERNELS[..], &["emulate.cpp", "emulate_faults.cu"]].concat(), "o", |name| {
+        let mut command = compiler.to_command();
+        if cfg!(feature = "tsan") && name != "emulate.cpp" {
+            command.arg("-fsanitize=thread");
+        }
+        command.arg("-c");
+        command
+    });
+    build.objects(objects).compile("kron_emulated");
 }
 
-/// What the fatbin holds machine code for; PTX of the oldest serves the rest.
-const ARCHS: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
+/// What a fatbin holds: PTX of compute_80, which newer GPUs than these compile
+/// for themselves, and machine code; one PTX serves five of the six.
+const TARGETS: [&str; 2] = [
+    "-gencode=arch=compute_80,code=[compute_80,sm_80,sm_86,sm_89,sm_100,sm_120]",
+    "-gencode=arch=compute_90a,code=sm_90a",
+];
 
-/// Compiles `cuda/kron.cu` with nvcc.
-fn fatbin() {
+/// The .cu files by nvcc; `fatbins.rs` is the array of their contents.
+fn fatbins() {
     let nvcc = find_nvcc();
-    let mut command = Command::new(&nvcc);
-    command.args(["-std=c++17", "-O3", "-lineinfo", "--threads", "0", "--compress-mode=size", "-fatbin"]);
-    command.args(["-Xptxas", "-warn-spills,-warn-lmem-usage"]);
-    for arch in ARCHS {
-        command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+    compile(&KERNELS, "fatbin", |_| {
+        let mut command = Command::new(&nvcc);
+        command.args(["-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-fatbin"]).args(TARGETS);
+        command.args(["-Xptxas", "-warn-spills,-warn-lmem-usage"]);
+        command
+    });
+    let included = KERNELS.map(|name| format!("include_bytes!(\"{name}.fatbin\")"));
+    write("fatbins.rs", &format!("&[{}]", included.join(", ")));
+}
+
+/// Compiles files of `cuda/`, `NUM_JOBS` at a time, and returns the outputs.
+fn compile(names: &[&str], kind: &str, compiler: impl Fn(&str) -> Command) -> Vec<PathBuf> {
+    let output = |name: &&str| out_dir().join(format!("{name}.{kind}"));
+    let queue =
+        Mutex::new(names.iter().map(|name| (*name, compiler(name), output(name))).collect::<VecDeque<_>>());
+    let next = || queue.lock().expect("no worker panics").pop_front();
+    let work =
+        || std::iter::from_fn(next).for_each(|(name, command, output)| compile_one(name, command, &output));
+    let workers = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+    names.iter().map(output).collect()
+}
+
+/// Runs the compiler, unless its last run began after the last change of all that the output is made of.
+fn compile_one(name: &str, mut command: Command, output: &Path) {
+    let source = Path::new("cuda").join(name);
+    command.arg(&source).arg("-o").arg(output);
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let headers = std::fs::read_dir("cuda").into_iter().flatten().flatten().map(|entry| entry.path());
+    let headers = headers.filter(|path| path.extension().is_some_and(|e| e == "cuh" || e == "h"));
+    let made_of = headers.chain([source, command.get_program().into()]);
+    let (newest, how) = (made_of.filter_map(|path| changed(&path)).max(), format!("{command:?}"));
+    // The command, written when the run begins and named so when it has ended well.
+    let (begun, done) = (output.with_added_extension("begun"), output.with_added_extension("command"));
+    if changed(&done) > newest && std::fs::read_to_string(&done).is_ok_and(|last| last == how) {
+        return;
     }
-    command.arg(format!("-gencode=arch=compute_{0},code=compute_{0}", ARCHS[0]));
-    command.arg("cuda/kron.cu").arg("-o").arg(out_dir().join("kron.fatbin"));
-    match command.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => stop(&format!("{} did not compile the kernels: {status}", nvcc.display())),
-        Err(error) => stop(&format!("{} cannot be run: {error}", nvcc.display())),
+    let _ = std::fs::remove_file(&done);
+    std::fs::write(&begun, how).expect("OUT_DIR is writable");
+    match command.output() {
+        Ok(run) if run.status.success() => {
+            eprint!("{}", String::from_utf8_lossy(&run.stderr));
+            std::fs::rename(begun, done).expect("OUT_DIR is writable");
+        }
+        Ok(run) => {
+            eprint!("{}", String::from_utf8_lossy(&run.stderr));
+            stop(&format!("{} did not compile {name}: {}", command.get_program().display(), run.status))
+        }
+        Err(error) => stop(&format!("{} cannot be run: {error}", command.get_program().display())),
     }
+}
+
+fn write(name: &str, text: &str) {
+    std::fs::write(out_dir().join(name), text).expect("OUT_DIR is writable");
 }
 
 /// nvcc by `NVCC`, a toolkit's variable, PATH, a virtual environment's wheels, or the usual folder.

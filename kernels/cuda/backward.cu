@@ -117,14 +117,10 @@ template <class E> KRON_DEVICE void dx(const KronParams &p) {
 
 /// grad += Σ parts, one thread an element of θ; s for dA and dB, whose parts are bare (dT holds dC's).
 KRON_KERNEL(kron_reduce, TILE_THREADS) {
-  const int64_t a_len = p.a ? int64_t(p.a_out) * p.a_in : 0, b_len = p.b ? int64_t(p.b_out) * p.rank : 0;
-  const int64_t c_len = int64_t(p.rank) * p.c_in, at = int64_t(blockIdx.x) * TILE_THREADS + threadIdx.x;
-  if (at >= a_len + b_len + c_len) return;
-  float sum;
-  if (at < a_len) sum = p.scale * load_sum(p.da_parts, p.da_splits, a_len, at);
-  else if (at < a_len + b_len) sum = p.scale * load_sum(p.db_parts, p.db_splits, b_len, at - a_len);
-  else sum = load_sum(p.dc_parts, p.dc_splits, c_len, at - a_len - b_len);
-  p.grad[at] += sum;
+  const int64_t c_begin = ab_len(p), c_len = int64_t(p.rank) * p.c_in;
+  const int64_t at = int64_t(blockIdx.x) * TILE_THREADS + threadIdx.x;
+  if (at >= c_begin + c_len) return;
+  p.grad[at] += at < c_begin ? load_ab(p, at) : load_sum(p.dc_parts, p.dc_splits, c_len, at - c_begin);
 }
 
 #define KRON_BACKWARD(E)                                                                                               \

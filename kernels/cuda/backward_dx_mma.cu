@@ -11,6 +11,11 @@
 // and every q); for dX a warp has 32 columns and 32 rows.  Dropout zeroes X's
 // chunks by the threads that copied them, and dX by one Philox call for the 8
 // columns that a thread writes.
+//
+// With few rows the plan gives dC no parts, and no `reduce` follows: of a
+// column tile's blocks the first sums dC over all rows into the gradient, each
+// other one makes dX of 64 rows, for which it needs no X; dA and dB, whose
+// parts `dy` has left, are shared out among all threads of the grid.
 #include "mma.cuh"
 
 template <class E, int R> struct Dx {
@@ -22,9 +27,10 @@ template <class E, int R> struct Dx {
   E *us;              // dT: [ROWS][R]
   int k0;             // columns of this block
   int64_t begin, end; // rows m of this block
+  bool sums, puts;    // whether this block has a sum of dC, and dX
 
   KRON_DEVICE void start(int stage, int64_t m0) const {
-    if (m0 < end) {
+    if (sums && m0 < end) {
       each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
         const int64_t m = m0 + row;
         const bool inside = m < end && k0 + 8 * chunk < p.c_in;
@@ -89,7 +95,10 @@ template <class E, int R> struct Dx {
     const int z = int(blockIdx.x / p.col_tiles);
     const int64_t m_end = p.rows * p.a_in;
     k0 = int(blockIdx.x % p.col_tiles) * COLS;
-    begin = z * p.chunk_rows, end = begin + p.chunk_rows < m_end ? begin + p.chunk_rows : m_end;
+    const bool whole = p.dc_splits == 0;
+    sums = !whole || z == 0, puts = p.dx && (!whole || z > 0);
+    begin = (whole && z > 0 ? z - 1 : z) * p.chunk_rows;
+    end = (whole && z == 0) || begin + p.chunk_rows > m_end ? m_end : begin + p.chunk_rows;
     Shared shared;
     xs = shared.take<E>(STAGES * ROWS * COLS);
     us = shared.take<E>(ROWS * pitch(RP));
@@ -103,23 +112,29 @@ template <class E, int R> struct Dx {
     int stage = 0;
     for (int64_t m0 = begin; m0 < end; m0 += ROWS) {
       cp_async_wait<STAGES - 2>();
-      if (p.threshold) drop(stage, m0);
+      if (sums && p.threshold) drop(stage, m0);
       __syncthreads(); // this stage has landed for all; dT of the last step has been read
       start(stage == 0 ? STAGES - 1 : stage - 1, m0 + (STAGES - 1) * ROWS);
       fill_dt(m0);
       __syncthreads(); // dT has been written
-      outer<E, R, ROWS, COLS>(dc, xs + stage * ROWS * COLS, 2 * warp, us);
-      if (p.dx) put_dx(expand, m0);
+      if (sums) outer<E, R, ROWS, COLS>(dc, xs + stage * ROWS * COLS, 2 * warp, us);
+      if (puts) put_dx(expand, m0);
       stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
     cp_async_wait<0>();
-    float *out = p.dc_parts + int64_t(z) * R * p.c_in;
+    if (whole)
+      for (int64_t at = int64_t(blockIdx.x) * THREADS + threadIdx.x; at < ab_len(p); at += int64_t(gridDim.x) * THREADS)
+        p.grad[at] += load_ab(p, at);
+    if (!sums) return;
+    float *out = whole ? p.grad + ab_len(p) : p.dc_parts + int64_t(z) * R * p.c_in;
     KRON_UNROLL
     for (int t = 0; t < TILES; ++t) {
       KRON_UNROLL
       for (int e = 0; e < 4; ++e) {
         const int k = k0 + 16 * warp + g + e / 2 * 8, q = 8 * t + h + e % 2;
-        if (k < p.c_in && q < R) out[int64_t(q) * p.c_in + k] = dc[t][e];
+        if (k >= p.c_in || q >= R) continue;
+        float *at = out + int64_t(q) * p.c_in + k;
+        *at = whole ? *at + dc[t][e] : dc[t][e];
       }
     }
   }
@@ -127,7 +142,7 @@ template <class E, int R> struct Dx {
 
 #define KRON_DX(E, R)                                                                                                  \
   KRON_KERNEL(kron_dx_##E##_r##R, 256) {                                                                               \
-    Dx<E, R> dx = {p, nullptr, nullptr, 0, 0, 0};                                                                      \
+    Dx<E, R> dx = {p, nullptr, nullptr, 0, 0, 0, false, false};                                                                      \
     dx.run();                                                                                                          \
   }
 KRON_FAST(KRON_DX)

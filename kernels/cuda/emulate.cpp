@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <sys/mman.h>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -17,7 +18,7 @@
 #define POISON(p, n) ((void)(p), (void)(n))
 #define UNPOISON(p, n) ((void)(p), (void)(n))
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(KRON_TSAN)
 #include <sanitizer/tsan_interface.h>
 #define RELEASE(p) __tsan_release(p)
 #define ACQUIRE(p) __tsan_acquire(p)
@@ -34,7 +35,13 @@ namespace emu {
 namespace {
 
 constexpr size_t STACK = 256 << 10;
-constexpr uint32_t MAX_THREADS = 1024, MAX_SHARED = 227 << 10, RED_ZONE = 64;
+constexpr uint32_t MAX_THREADS = 1024, MAX_SHARED = 227 << 10, MAX_ARRAYS = 15, RED_ZONE = 64;
+constexpr size_t MEMORY = MAX_SHARED + (MAX_ARRAYS + 1) * RED_ZONE;
+#if defined(KRON_TSAN)
+constexpr size_t CREWS = 3; // see run_block
+#else
+constexpr size_t CREWS = 1;
+#endif
 constexpr uint32_t PCT_REDRAW = 32; // one redraw of a warp's priority in so many picks
 
 struct Entry {
@@ -80,8 +87,14 @@ struct Fiber {
 struct Warp {
   uint32_t runnable, arrived;
   uint64_t priority;
-  char sync;
 };
+
+void release(Fiber &f) {
+  if (f.stack) munmap(f.stack, STACK);
+#if defined(KRON_TSAN)
+  if (f.tsan) __tsan_destroy_fiber(f.tsan);
+#endif
+}
 
 struct Machine {
   const Entry *entry = nullptr;
@@ -91,19 +104,29 @@ struct Machine {
   uint64_t grid = 0, block_index = 0, random = 0;
   uint32_t block = 0, shared_bytes = 0, taken = 0, arrived = 0, done = 0, current = 0;
   bool failed = false;
-  std::vector<Fiber> fibers;
+  std::vector<Fiber> fibers, crews[CREWS]; // the block's, and those of the blocks before it
   std::vector<Warp> warps;
-  std::unique_ptr<char[]> shared; // twice the limit: room for red zones
+  std::vector<Site> sites; // of barriers and waits, met since the launch
+  char *shared = nullptr;        // the limit and room for red zones
+  std::unique_ptr<char[]> syncs; // ThreadSanitizer's names for the block's barrier and, 8 bytes apart, its warps'
   Fiber home; // the caller's own stack
   const void *home_bottom = nullptr;
   size_t home_size = 0;
-  char block_sync = 0;
   ~Machine() {
-    for (auto &f : fibers)
-      if (f.stack) munmap(f.stack, STACK);
+    if (shared) munmap(shared, MEMORY);
+    for (auto &crew : crews)
+      for (auto &f : crew) release(f);
   }
 };
 thread_local Machine machine;
+
+/// Memory; with `at` at that place, so that ThreadSanitizer forgets who has touched it.
+char *map(size_t bytes, void *at = nullptr) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0);
+  void *memory = mmap(at, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (memory == MAP_FAILED) abort();
+  return static_cast<char *>(memory);
+}
 
 uint64_t draw() { // xorshift64*
   uint64_t &s = machine.random;
@@ -132,7 +155,7 @@ void run(Fiber &from, Fiber &to, [[maybe_unused]] bool from_ends) {
   __sanitizer_start_switch_fiber(from_ends ? nullptr : &from.fake_stack, to_home ? machine.home_bottom : to.stack,
                                  to_home ? machine.home_size : STACK);
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(KRON_TSAN)
   __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__x86_64__)
@@ -205,6 +228,19 @@ void set_waiting(uint32_t thread, int state) {
   machine.warps[thread / 32].runnable &= ~(1u << (thread % 32));
 }
 
+/// Notes that a barrier or a wait was met; true where a fault is wanted.
+bool faulty(const Site &site) {
+  auto &m = machine;
+  bool seen = false;
+  for (const Site &s : m.sites) seen |= s.line == site.line && s.file == site.file;
+  if (!seen) m.sites.push_back(site);
+  if (!m.options.fault_file || m.options.fault_line != site.line) return false;
+  const size_t path = std::strlen(site.file), end = std::strlen(m.options.fault_file);
+  if (path < end || std::strcmp(site.file + path - end, m.options.fault_file)) return false;
+  ++m.report->faults;
+  return true;
+}
+
 void land(const Copy &c) {
   std::memcpy(c.to, c.from, c.valid);
   std::memset(static_cast<char *>(c.to) + c.valid, 0, c.bytes - c.valid);
@@ -226,22 +262,21 @@ void fiber_main() {
          (unsigned long long)m.block_index);
   set_waiting(m.current, Fiber::DONE);
   ++m.done;
-  RELEASE(&m.params);
+  RELEASE(&m.done);
   yield(true);
   abort(); // a finished fiber is never run again
 }
 
 void prepare(Fiber &f) {
   if (!f.stack) {
-    f.stack = static_cast<char *>(mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (f.stack == MAP_FAILED) abort();
+    f.stack = map(STACK);
+#if defined(KRON_TSAN)
+    f.tsan = __tsan_create_fiber(0);
+#endif
   }
   UNPOISON(f.stack, STACK);
   f.copies.clear();
   f.groups = f.open = f.waited = 0;
-#if defined(__SANITIZE_THREAD__)
-  f.tsan = __tsan_create_fiber(0);
-#endif
 #if defined(__x86_64__)
   void **top = reinterpret_cast<void **>(f.stack + STACK);
   *--top = nullptr; // return address of fiber_main, and the ABI's alignment
@@ -276,22 +311,29 @@ void report_deadlock() {
 void run_block() {
   auto &m = machine;
   m.taken = m.arrived = m.done = 0;
-  UNPOISON(m.shared.get(), 2 * MAX_SHARED);
-  std::memset(m.shared.get(), 0xff, 2 * MAX_SHARED); // NaN in every format
-  POISON(m.shared.get(), 2 * MAX_SHARED);
+  const size_t shared = m.shared_bytes + (MAX_ARRAYS + 1) * RED_ZONE;
+  // Blocks run one after another, but ThreadSanitizer must not take them for
+  // ordered: neighbours have other fibers, and the rest is new to each.
+  std::swap(m.fibers, m.crews[m.block_index % CREWS]);
+  if (m.fibers.size() < m.block) m.fibers.resize(m.block);
+  m.syncs.reset(new char[8 * (1 + MAX_THREADS / 32)]);
+#if defined(KRON_TSAN)
+  map(shared, m.shared);
+#endif
+  UNPOISON(m.shared, MEMORY);
+  std::memset(m.shared, 0xff, shared); // NaN in every format
+  POISON(m.shared, MEMORY);
   m.warps.assign(m.block / 32, Warp{});
   for (auto &w : m.warps) w.priority = draw();
   for (uint32_t t = 0; t < m.block; ++t) prepare(m.fibers[t]), set_runnable(t);
-#if defined(__SANITIZE_THREAD__)
+#if defined(KRON_TSAN)
   m.home.tsan = __tsan_get_current_fiber();
 #endif
   RELEASE(&m.params);
   m.current = uint32_t(pick());
   run(m.home, m.fibers[m.current], false);
   if (!m.failed && m.done < m.block) report_deadlock();
-#if defined(__SANITIZE_THREAD__)
-  for (uint32_t t = 0; t < m.block; ++t) __tsan_destroy_fiber(m.fibers[t].tsan);
-#endif
+  std::swap(m.fibers, m.crews[m.block_index % CREWS]);
 }
 
 } // namespace
@@ -322,7 +364,8 @@ void *shared_take(uint32_t offset, uint32_t bytes, uint32_t index) {
   auto &m = machine;
   if (offset + bytes > m.shared_bytes)
     fail("the kernel takes %u bytes of shared memory, but was launched with %u", offset + bytes, m.shared_bytes);
-  char *start = m.shared.get() + offset + (index + 1) * RED_ZONE;
+  if (index >= MAX_ARRAYS) fail("the kernel takes more than %u arrays of shared memory", MAX_ARRAYS);
+  char *start = m.shared + offset + (index + 1) * RED_ZONE;
   UNPOISON(start, bytes);
   return start;
 }
@@ -346,7 +389,8 @@ void cp_async_commit() {
   f.open = 0;
 }
 
-void cp_async_wait(uint32_t newest, Site) {
+void cp_async_wait(uint32_t newest, Site site) {
+  newest += faulty(site);
   Fiber &f = self();
   if (f.groups <= newest) return;
   f.waited = f.groups - newest;
@@ -361,15 +405,16 @@ void warp_meet(uint32_t mask, const char *what, Site site, void *argument, Combi
   auto &m = machine;
   const uint32_t lane = m.current % 32, first = m.current - lane;
   Warp &warp = m.warps[m.current / 32];
+  [[maybe_unused]] char *const sync = m.syncs.get() + 8 * (1 + m.current / 32);
   if (!(mask >> lane & 1)) fail("lane %u calls %s at %s:%d with mask %08x, which leaves it out", lane, what, site.file, site.line, mask);
   Fiber &me = self();
   me.meeting = {what, site, mask, argument};
-  if (!argument) RELEASE(&warp.sync); // only a barrier orders memory
+  if (!argument) RELEASE(sync); // only a barrier orders memory
   warp.arrived |= 1u << lane;
   if ((warp.arrived & mask) != mask) {
     set_waiting(m.current, Fiber::AT_WARP);
     yield(false);
-    if (!argument) ACQUIRE(&warp.sync);
+    if (!argument) ACQUIRE(sync);
     return;
   }
   void *lanes[32] = {};
@@ -385,15 +430,16 @@ void warp_meet(uint32_t mask, const char *what, Site site, void *argument, Combi
   warp.arrived &= ~mask;
   for (uint32_t l = 0; l < 32; ++l)
     if (mask >> l & 1) set_runnable(first + l);
-  if (!argument) ACQUIRE(&warp.sync);
+  if (!argument) ACQUIRE(sync);
   if (m.options.schedule != FIFO) yield(false);
 }
 
 void barrier(Site site) {
+  if (faulty(site)) return;
   auto &m = machine;
   Fiber &me = self();
   me.meeting = {"__syncthreads", site, 0, nullptr};
-  RELEASE(&m.block_sync);
+  RELEASE(m.syncs.get());
   set_waiting(m.current, Fiber::AT_BLOCK);
   if (++m.arrived == m.block) {
     for (uint32_t t = 0; t < m.block; ++t) {
@@ -406,15 +452,17 @@ void barrier(Site site) {
     for (uint32_t t = 0; t < m.block; ++t) set_runnable(t);
   }
   yield(false);
-  ACQUIRE(&m.block_sync);
+  ACQUIRE(m.syncs.get());
 }
 
 extern "C" const char *kron_emulate_kernel(uint32_t i) { return i < table().size() ? table()[i].name : nullptr; }
 
+extern "C" Site kron_emulate_site(uint32_t i) { return i < machine.sites.size() ? machine.sites[i] : Site{nullptr, 0}; }
+
 extern "C" int kron_emulate(const char *kernel, const KronParams *params, uint64_t grid, uint32_t block,
                             uint32_t shared, const KronEmuOptions *options, KronEmuReport *report) {
   auto &m = machine;
-  report->bank_conflicts = 0;
+  report->bank_conflicts = report->faults = 0;
   report->message[0] = 0;
   auto refuse = [&](const char *rule, unsigned long long value) {
     snprintf(report->message, sizeof report->message, "%s: %s, but got %llu", kernel, rule, value);
@@ -435,11 +483,13 @@ extern "C" int kron_emulate(const char *kernel, const KronParams *params, uint64
   m.block = block;
   m.shared_bytes = shared;
   m.failed = false;
+  m.sites.clear();
   m.random = options->seed * 0x9E3779B97F4A7C15ULL + 0x5851F42D4C957F2DULL;
-  if (!m.shared) m.shared.reset(new char[2 * MAX_SHARED]);
-  if (m.fibers.size() < block) m.fibers.resize(block);
+  if (!m.shared) m.shared = map(MEMORY);
+  m.sites.reserve(64);
   for (m.block_index = 0; m.block_index < grid && !m.failed; ++m.block_index) run_block();
-  UNPOISON(m.shared.get(), 2 * MAX_SHARED);
+  ACQUIRE(&m.done);
+  UNPOISON(m.shared, MEMORY);
   return m.failed;
 }
 

@@ -32,9 +32,13 @@ struct KronEmuOptions {
   uint32_t schedule;
   uint32_t async;
   uint64_t seed;
+  /* A fault to put in: the barrier at this place is left out, the wait at it lets one more group be under way. */
+  const char *fault_file; // the end of its path; null: no fault
+  int32_t fault_line;
 };
 struct KronEmuReport {
   uint64_t bank_conflicts; // extra shared-memory passes of all ldmatrix
+  uint64_t faults;         // times that the fault was met
   char message[1024];      // empty when all went well
 };
 /// 0 when the launch ran to its end; otherwise `report->message` says why not.
@@ -42,6 +46,8 @@ int kron_emulate(const char *kernel, const KronParams *params, uint64_t grid, ui
                  uint32_t shared, const KronEmuOptions *options, KronEmuReport *report);
 /// The name of the i-th kernel, or null.
 const char *kron_emulate_kernel(uint32_t i);
+/// The i-th place of a barrier or a wait that this thread's last launch met, or a null file.
+Site kron_emulate_site(uint32_t i);
 }
 
 using Kernel = void (*)(const KronParams &);

@@ -70,3 +70,11 @@ KRON_KERNEL(fault_bank_conflicts, 32) {
   ldmatrix<4, false>(out, s + threadIdx.x * 64);
   static_cast<uint32_t *>(p.y)[threadIdx.x] = out[0];
 }
+/// Every block adds to the same number: only ThreadSanitizer sees it.
+KRON_KERNEL(fault_racing_blocks, 32) {
+  if (threadIdx.x == 0) static_cast<float *>(p.y)[0] += 1.0f;
+}
+/// Reads the number after the 256 that there are: only AddressSanitizer sees it.
+KRON_KERNEL(fault_read_past_end, 32) {
+  static_cast<float *>(p.y)[threadIdx.x] = static_cast<const float *>(p.x)[225 + threadIdx.x];
+}

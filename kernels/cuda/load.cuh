@@ -38,6 +38,18 @@ KRON_DEVICE float load_dt(const KronParams &p, int64_t m, int q) {
   return load_sum(p.dt_parts, p.dt_splits, p.rows * p.a_in * p.rank, m * p.rank + q);
 }
 
+/// Elements of [dA | dB] in θ.
+KRON_DEVICE int64_t ab_len(const KronParams &p) {
+  return (p.a ? int64_t(p.a_out) * p.a_in : 0) + (p.b ? int64_t(p.b_out) * p.rank : 0);
+}
+
+/// Element `at` of [dA | dB]: s times the sum of its bare parts.
+KRON_DEVICE float load_ab(const KronParams &p, int64_t at) {
+  const int64_t b_len = p.b ? int64_t(p.b_out) * p.rank : 0, a_len = ab_len(p) - b_len;
+  return p.scale * (at < a_len ? load_sum(p.da_parts, p.da_splits, a_len, at)
+                               : load_sum(p.db_parts, p.db_splits, b_len, at - a_len));
+}
+
 /// The old value plus v, or v: one rounding.
 template <class E> KRON_DEVICE void put(E *at, float v, bool add) {
   *at = from_float<E>(add ? to_float(*at) + v : v);

@@ -30,7 +30,7 @@ typedef struct KronParams {
   float *dt_parts; /* dt_splits × rows × a_in × rank: s·κ·Aᵀ·V */
   float *da_parts; /* da_splits × a_out × a_in */
   float *db_parts; /* db_splits × b_out × rank */
-  float *dc_parts; /* dc_splits × rank × c_in */
+  float *dc_parts; /* dc_splits × rank × c_in; with dc_splits = 0 `dx` adds to the gradient itself */
   float *grad;     /* [dA | dB | dC], added to */
 
   /* The problem. */

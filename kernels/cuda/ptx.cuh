@@ -22,6 +22,7 @@
 #define KRON_DEVICE __device__ __forceinline__
 #define KRON_CONSTEXPR __host__ __device__ constexpr
 #define KRON_UNROLL _Pragma("unroll")
+#define KRON_SITE
 #define KRON_SITE_ARG
 #define KRON_SITE_PASS
 #define KRON_KERNEL(name, threads)                                                                                     \
@@ -174,9 +175,9 @@ KRON_DEVICE void cp_async_commit() {
 #endif
 }
 /// Waits until at most the `NEWEST` newest groups of this thread are under way.
-template <int NEWEST> KRON_DEVICE void cp_async_wait() {
+template <int NEWEST> KRON_DEVICE void cp_async_wait(KRON_SITE) {
 #ifdef KRON_EMULATE
-  emu::cp_async_wait(NEWEST, {"", 0});
+  emu::cp_async_wait(NEWEST, site);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST) : "memory");
 #endif

@@ -12,13 +12,14 @@ use crate::params::KronParams;
 use crate::plan::Step;
 use crate::{Error, Result};
 
-static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kron.fatbin"));
+/// The kernels, a fatbin for each of their files.
+static FATBINS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
 /// A device's primary context with the kernels loaded: the context that
 /// frameworks on the CUDA runtime use too, so their pointers and streams fit.
 pub struct Gpu {
     context: Arc<CudaContext>,
-    module: sys::CUmodule,
+    modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
 }
 
@@ -87,15 +88,18 @@ impl Gpu {
                 "device {ordinal} of {count} CUDA devices does not exist"
             )));
         }
-        if FATBIN.is_empty() {
+        if FATBINS.is_empty() {
             return Err(Error::Unavailable("this build holds no kernels: it was made without nvcc".into()));
         }
         let context = CudaContext::new(ordinal).map_err(|e| unavailable("the device's context", e))?;
         context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
-        // SAFETY: FATBIN is a whole fatbin, alive for the program's life.
-        let module = unsafe { result::module::load_data(FATBIN.as_ptr() as *const c_void) }
-            .map_err(|e| unavailable("the kernels", e))?;
-        Ok(Self { context, module, functions: Mutex::default() })
+        let mut gpu = Self { context, modules: Vec::new(), functions: Mutex::default() };
+        for fatbin in FATBINS {
+            // SAFETY: the bytes are a whole fatbin, alive for the program's life.
+            let module = unsafe { result::module::load_data(fatbin.as_ptr() as *const c_void) };
+            gpu.modules.push(module.map_err(|e| unavailable("the kernels", e))?);
+        }
+        Ok(gpu)
     }
 
     /// The context, for its streams and memory.
@@ -110,9 +114,11 @@ impl Gpu {
             return Ok(*function);
         }
         let c_name = CString::new(name).map_err(|e| Error::Launch(e.to_string()))?;
-        // SAFETY: the module lives as long as self, and its context is bound by the caller.
-        let function = unsafe { result::module::get_function(self.module, c_name) }
-            .map_err(|e| Error::Launch(format!("{name} is not among the loaded kernels: {e:?}")))?;
+        // SAFETY: the modules live as long as self, and their context is bound by the caller.
+        let find = |&module: &_| unsafe { result::module::get_function(module, c_name.clone()) }.ok();
+        let function = self.modules.iter().find_map(find);
+        let function =
+            function.ok_or_else(|| Error::Launch(format!("{name} is not among the loaded kernels")))?;
         let limit = crate::tiles::SHARED_LIMIT as i32;
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function exists.
@@ -127,8 +133,10 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: nothing uses the module after self; the driver finishes what is queued.
-            let _ = unsafe { result::module::unload(self.module) };
+            for &module in &self.modules {
+                // SAFETY: nothing uses a module after self; the driver finishes what is queued.
+                let _ = unsafe { result::module::unload(module) };
+            }
         }
     }
 }

@@ -3,14 +3,15 @@
 //! One block at a time and one fiber a thread; see `cuda/emulate.h` for what
 //! it checks. It tests the C++ around the primitives, not nvcc's code.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int};
 
 use crate::device::StreamHandle;
 use crate::launch::Launcher;
 use crate::params::KronParams;
-use crate::plan::Step;
-use crate::{Error, Result};
+use crate::plan::{BLOCKS, Plan, Step};
+use crate::{Error, Problem, Result};
 
 /// Order in which threads run between two meetings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +44,20 @@ struct Options {
     schedule: u32,
     copies: u32,
     seed: u64,
+    fault_file: *const c_char,
+    fault_line: i32,
+}
+
+#[repr(C)]
+struct RawSite {
+    file: *const c_char,
+    line: c_int,
 }
 
 #[repr(C)]
 struct Report {
     bank_conflicts: u64,
+    faults: u64,
     message: [c_char; 1024],
 }
 
@@ -62,6 +72,18 @@ unsafe extern "C" {
         report: *mut Report,
     ) -> c_int;
     fn kron_emulate_kernel(i: u32) -> *const c_char;
+    fn kron_emulate_site(i: u32) -> RawSite;
+}
+
+/// A barrier or a wait for copies: in which kernel, and where in `cuda/`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    /// The kernel that met it.
+    pub kernel: String,
+    /// The file's name.
+    pub file: String,
+    /// Its line.
+    pub line: u32,
 }
 
 /// The emulated device. Buffers are host memory.
@@ -73,8 +95,16 @@ pub struct Emulated {
     pub copies: Async,
     /// What both draw from: equal seeds, equal runs.
     pub seed: u64,
+    /// Blocks that plans aim at; with few, a block walks far even in a small problem.
+    pub blocks: usize,
     /// Extra shared-memory passes that ldmatrix has cost so far.
     pub bank_conflicts: Cell<u64>,
+    /// Barriers and waits that kernels have met so far.
+    pub sites: RefCell<BTreeSet<Site>>,
+    /// A fault: this barrier is left out, or this wait lets one more group of copies be under way.
+    pub fault: Option<Site>,
+    /// Times that a kernel has met the fault.
+    pub faults: Cell<u64>,
 }
 
 impl Emulated {
@@ -85,7 +115,9 @@ impl Emulated {
 
     /// A chosen order.
     pub const fn with(schedule: Schedule, copies: Async, seed: u64) -> Self {
-        Self { schedule, copies, seed, bank_conflicts: Cell::new(0) }
+        let (bank_conflicts, faults) = (Cell::new(0), Cell::new(0));
+        let sites = RefCell::new(BTreeSet::new());
+        Self { schedule, copies, seed, blocks: BLOCKS, bank_conflicts, sites, fault: None, faults }
     }
 
     /// The names of all kernels.
@@ -106,6 +138,10 @@ impl Default for Emulated {
 }
 
 impl Launcher for Emulated {
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        Plan::aimed_at(self.blocks, problem)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         if stream != StreamHandle::DEFAULT {
             return Err(Error::Launch(format!(
@@ -114,8 +150,17 @@ impl Launcher for Emulated {
             )));
         }
         let kernel = CString::new(step.kernel.as_str()).map_err(|e| Error::Launch(e.to_string()))?;
-        let options = Options { schedule: self.schedule as u32, copies: self.copies as u32, seed: self.seed };
-        let mut report = Report { bank_conflicts: 0, message: [0; 1024] };
+        let fault = self.fault.as_ref().filter(|f| f.kernel == step.kernel.as_str());
+        let file = fault.map(|f| CString::new(f.file.as_str())).transpose();
+        let file = file.map_err(|e| Error::Launch(e.to_string()))?;
+        let options = Options {
+            schedule: self.schedule as u32,
+            copies: self.copies as u32,
+            seed: self.seed,
+            fault_file: file.as_ref().map_or(std::ptr::null(), |f| f.as_ptr()),
+            fault_line: fault.map_or(0, |f| f.line as i32),
+        };
+        let mut report = Report { bank_conflicts: 0, faults: 0, message: [0; 1024] };
         // SAFETY: the caller's promise about the pointers in `params`; the
         // other arguments live across the call, and their layouts are the header's.
         let failed = unsafe {
@@ -130,6 +175,8 @@ impl Launcher for Emulated {
             )
         };
         self.bank_conflicts.set(self.bank_conflicts.get() + report.bank_conflicts);
+        self.faults.set(self.faults.get() + report.faults);
+        self.sites.borrow_mut().extend(sites(&step.kernel));
         if failed == 0 {
             return Ok(());
         }
@@ -137,4 +184,17 @@ impl Launcher for Emulated {
         let message = unsafe { CStr::from_ptr(report.message.as_ptr()) };
         Err(Error::Launch(message.to_string_lossy().into_owned()))
     }
+}
+
+/// Where the last launch of this thread met barriers and waits.
+fn sites(kernel: &str) -> impl Iterator<Item = Site> {
+    (0..).map_while(move |i| {
+        // SAFETY: the function takes any index; the file it returns is null or a static string.
+        let (file, line) = unsafe {
+            let site = kron_emulate_site(i);
+            ((!site.file.is_null()).then(|| CStr::from_ptr(site.file).to_string_lossy()), site.line)
+        };
+        let file = file?.rsplit('/').next().unwrap_or_default().to_owned();
+        Some(Site { kernel: kernel.to_owned(), file, line: line.unsigned_abs() })
+    })
 }

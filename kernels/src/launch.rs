@@ -10,6 +10,14 @@ use crate::{Element, Error, Factors, Pass, Problem, Result};
 
 /// Something that runs a kernel by its name: a GPU, or its emulation.
 pub trait Launcher {
+    /// How a problem is cut. A device leaves this as it is, so that the bits do not depend on it.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        Plan::new(problem)
+    }
+
     /// Queues one launch on the stream.
     ///
     /// # Errors
@@ -120,7 +128,7 @@ pub fn forward<E: Element>(on: &impl Launcher, call: Forward<'_, E>, stream: Str
         accumulate: call.accumulate,
         aligned: aligned::<E>(theta, &[(call.x.data.pointer(), x), (call.y.data.pointer(), y)]),
     };
-    let plan = Plan::new(&problem)?;
+    let plan = on.plan(&problem)?;
     check_len("workspace", call.workspace.len(), plan.workspace)?;
     let mut p = params(&problem, &plan, theta, call.scale, call.dropout, call.workspace.pointer());
     p.x = call.x.data.pointer() as _;
@@ -157,7 +165,7 @@ pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: S
         accumulate: call.accumulate,
         aligned: aligned::<E>(theta, &matrices),
     };
-    let plan = Plan::new(&problem)?;
+    let plan = on.plan(&problem)?;
     check_len("workspace", call.workspace.len(), plan.workspace)?;
     let mut p = params(&problem, &plan, theta, call.scale, call.dropout, call.workspace.pointer());
     p.x = call.x.data.pointer() as _;
@@ -198,7 +206,7 @@ pub fn merge<E: Element>(on: &impl Launcher, call: Merge<'_, E>, stream: StreamH
         accumulate: call.accumulate,
         aligned: aligned::<E>(theta, &[(call.w.data.pointer(), stride)]),
     };
-    let plan = Plan::new(&problem)?;
+    let plan = on.plan(&problem)?;
     let mut p = params(&problem, &plan, theta, call.scale, None, 0);
     p.w = call.w.data.pointer() as _;
     p.w_stride = stride as i64;

@@ -39,7 +39,7 @@ pub use device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
 #[cfg(feature = "cuda")]
 pub use driver::Gpu;
 #[cfg(feature = "emulate")]
-pub use emulated::{Async, Emulated, Schedule};
+pub use emulated::{Async, Emulated, Schedule, Site};
 pub use error::{Error, Result};
 pub use launch::{Backward, Dropout, Forward, Launcher, Merge, backward, forward, merge};
 #[cfg(feature = "cuda")]

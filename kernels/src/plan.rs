@@ -7,11 +7,11 @@ use std::fmt;
 
 use arrayvec::{ArrayString, ArrayVec};
 
-use crate::tiles::{self, FAST_RANKS, ROWS, SHARED_LIMIT, general_cols, general_shared};
+use crate::tiles::{self, FAST_RANKS, FEW_ROWS, ROWS, SHARED_LIMIT, general_cols, general_shared};
 use crate::{Arch, Dtype, Error, Factors, Pass, Problem, Result};
 
 /// Blocks that fill the largest chip twice: what splits aim at.
-const BLOCKS: usize = 264;
+pub const BLOCKS: usize = 264;
 /// Columns below which a slice of c_in is not cut further.
 const MIN_SLICE: usize = 128;
 /// Largest number of parts of a sum over tokens.
@@ -42,7 +42,7 @@ pub struct Step {
 pub struct Parts {
     /// First number.
     pub offset: usize,
-    /// Parts; 0 when the problem needs none.
+    /// Parts; 0 when the problem needs none, or a kernel adds the sum to the gradient itself.
     pub count: usize,
 }
 
@@ -89,7 +89,16 @@ impl Plan {
     /// # Errors
     /// More blocks than a grid can have, with the numbers.
     pub fn new(problem: &Problem) -> Result<Self> {
-        let mut draft = Draft::new(problem);
+        Self::aimed_at(BLOCKS, problem)
+    }
+
+    /// The plan that aims at another number of blocks: with few, a block's
+    /// walk is long even in a small problem, as tests want it.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn aimed_at(blocks: usize, problem: &Problem) -> Result<Self> {
+        let mut draft = Draft::new(problem, blocks);
         if problem.rows > 0 {
             match problem.pass {
                 Pass::Forward => draft.forward()?,
@@ -116,11 +125,12 @@ pub fn workspace_len(factors: Factors, pass: Pass, rows: usize) -> Result<usize>
 
 struct Draft<'a> {
     problem: &'a Problem,
+    blocks: usize,
     plan: Plan,
 }
 
 impl<'a> Draft<'a> {
-    fn new(problem: &'a Problem) -> Self {
+    fn new(problem: &'a Problem, blocks: usize) -> Self {
         let none = Parts::default();
         let plan = Plan {
             steps: ArrayVec::new(),
@@ -137,7 +147,7 @@ impl<'a> Draft<'a> {
             floor_bytes: 0,
             bytes: 0,
         };
-        Self { problem, plan }
+        Self { problem, blocks, plan }
     }
 
     /// Whether the tensor-core kernels can run: 16-byte rows of whole fragments, a listed rank.
@@ -156,7 +166,7 @@ impl<'a> Draft<'a> {
         let (p, f, fast) = (self.problem, self.problem.factors, self.fast());
         let (r, n) = (f.rank(), p.rows);
         let tiles = (n * f.a_in()).div_ceil(ROWS);
-        let wanted = BLOCKS.div_ceil(tiles).clamp(1, f.c_in().div_ceil(MIN_SLICE));
+        let wanted = self.blocks.div_ceil(tiles).clamp(1, f.c_in().div_ceil(MIN_SLICE));
         let slice = f.c_in().div_ceil(wanted).next_multiple_of(tiles::down::COLS);
         let splits = f.c_in().div_ceil(slice);
         self.plan.t_slice = slice;
@@ -179,8 +189,8 @@ impl<'a> Draft<'a> {
     }
 
     fn backward(&mut self, dx: bool) -> Result<()> {
-        if self.fast() && self.fast_backward()? {
-            return self.reduce();
+        if self.fast() && self.fast_backward(dx)? {
+            return Ok(());
         }
         let (f, n) = (self.problem.factors, self.problem.rows);
         let (r, cols) = (f.rank(), general_cols(f.rank()));
@@ -220,15 +230,16 @@ impl<'a> Draft<'a> {
         self.reduce()
     }
 
-    /// `dy` and `dx`; false when T's row or A is too large for a block's shared memory.
-    fn fast_backward(&mut self) -> Result<bool> {
+    /// `dy`, `dx` and, beyond few rows, `reduce`; false when T's row or A is too
+    /// large for a block's shared memory.
+    fn fast_backward(&mut self, dx: bool) -> Result<bool> {
         let (f, n) = (self.problem.factors, self.problem.rows);
         let r = f.rank();
         // Over dY: chunks of tokens first, for their parts are small; then groups of i.
         let (tiles, cols) = (n.div_ceil(tiles::dy::rows(r)), f.b_out().div_ceil(tiles::dy::COLS));
-        let per_chunk = tiles.div_ceil(BLOCKS.div_ceil(cols).min(MAX_CHUNKS));
+        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols).min(MAX_CHUNKS));
         let chunks = tiles.div_ceil(per_chunk);
-        let group = f.a_out().div_ceil(BLOCKS.div_ceil(cols * chunks).min(f.a_out()));
+        let group = f.a_out().div_ceil(self.blocks.div_ceil(cols * chunks).min(f.a_out()));
         let groups = f.a_out().div_ceil(group);
         let shared = tiles::dy::shared(r, f.a_in(), group);
         if shared > SHARED_LIMIT {
@@ -244,11 +255,20 @@ impl<'a> Draft<'a> {
         self.chunks(chunks, per_chunk * tiles::dy::rows(r));
         // Over X: rows m = (token, j).
         let (tiles, cols) = ((n * f.a_in()).div_ceil(ROWS), f.c_in().div_ceil(tiles::dx::COLS));
-        let per_chunk = tiles.div_ceil(BLOCKS.div_ceil(cols).min(MAX_CHUNKS));
+        let (threads, shared) = (tiles::dx::THREADS, tiles::dx::shared(r));
+        if n <= FEW_ROWS {
+            // One block of a column tile has dC, the others a tile of dX each.
+            let blocks = 1 + if dx { tiles } else { 0 };
+            self.step("dx", Tile::Fast(r), &[blocks], threads, shared, cols)?;
+            self.chunks(blocks, ROWS);
+            return Ok(true);
+        }
+        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols).min(MAX_CHUNKS));
         let chunks = tiles.div_ceil(per_chunk);
         self.plan.dc = self.parts(chunks, f.c_len());
-        self.step("dx", Tile::Fast(r), &[chunks], tiles::dx::THREADS, tiles::dx::shared(r), cols)?;
+        self.step("dx", Tile::Fast(r), &[chunks], threads, shared, cols)?;
         self.chunks(chunks, per_chunk * ROWS);
+        self.reduce()?;
         Ok(true)
     }
 
@@ -259,7 +279,9 @@ impl<'a> Draft<'a> {
 
     fn merge(&mut self) -> Result<()> {
         let f = self.problem.factors;
-        self.general("merge", 64, &[f.b_out().div_ceil(ROWS)], f.c_in().div_ceil(64))
+        let (threads, shared) = (tiles::GENERAL_THREADS, tiles::merge_shared());
+        let tiles = [f.b_out().div_ceil(ROWS)];
+        self.step("merge", Tile::General(64), &tiles, threads, shared, f.c_in().div_ceil(64))
     }
 
     /// Scratch for `count` parts of `len` numbers, on a 256-byte boundary.

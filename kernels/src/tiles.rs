@@ -4,6 +4,8 @@
 
 /// Tokens, or rows m = (token, j), of a block; every kernel but `dy` at high rank.
 pub const ROWS: usize = 64;
+/// Tokens up to which a backward call on tensor cores has no `reduce`.
+pub const FEW_ROWS: usize = 64;
 /// Threads of the general tile.
 pub const GENERAL_THREADS: u32 = 256;
 /// Ranks with a tensor-core kernel.
@@ -22,6 +24,11 @@ pub const fn general_cols(rank: usize) -> usize {
 /// Bytes of the general tile's two operands.
 pub const fn general_shared(cols: usize) -> usize {
     align(DEPTH * (ROWS + 1) * 4) + align(DEPTH * (cols + 1) * 4)
+}
+
+/// Bytes of `merge`: the general tile's, and the tile of sums that is stored from.
+pub const fn merge_shared() -> usize {
+    general_shared(64) + ROWS * 64 * 4
 }
 
 /// `rank` as the tensor cores see it: at least one 8-column fragment.

@@ -17,11 +17,21 @@ fn fifo_with_lazy_copies() {
     CASES.into_iter().for_each(|case| all(case, &Emulated::new()));
 }
 
+/// Every stage of every pipeline is filled again and again.
+#[test]
+fn fifo_where_each_block_walks_far() {
+    for case in CASES {
+        check::<bf16>(case, &Emulated { blocks: 1, ..Emulated::new() });
+        check::<f16>(case, &Emulated { blocks: 5, ..Emulated::new() });
+    }
+}
+
 #[test]
 fn pct_with_random_copies() {
     for (i, case) in CASES.into_iter().enumerate() {
         for seed in [1, 2, 3] {
-            check::<bf16>(case, &Emulated::with(Schedule::Pct, Async::Coin, seed + 10 * i as u64));
+            let on = Emulated::with(Schedule::Pct, Async::Coin, seed + 10 * i as u64);
+            check::<bf16>(case, &Emulated { blocks: if seed == 1 { 264 } else { 1 }, ..on });
         }
         check::<f32>(case, &Emulated::with(Schedule::Pct, Async::Coin, 7 + i as u64));
         check::<f16>(case, &Emulated::with(Schedule::Pct, Async::Eager, 8 + i as u64));
@@ -30,7 +40,11 @@ fn pct_with_random_copies() {
 
 /// The order of threads and copies must not show in a single bit.
 fn same_bits<E: Float>(case: Case) {
-    let run = |on: Emulated| Data::<E>::new(case).run(&on).expect("the suite runs").bits();
+    let run = |on: Emulated| {
+        let few = Emulated { blocks: 2, ..Emulated::with(on.schedule, on.copies, on.seed) };
+        let bits = |on| Data::<E>::new(case).run(&on).expect("the suite runs").bits();
+        [bits(on), bits(few)]
+    };
     let first = run(Emulated::new());
     for (schedule, copies, seed) in [
         (Schedule::Reverse, Async::Eager, 0),

@@ -13,14 +13,19 @@ struct Fault {
     result: Result<(), Error>,
 }
 
-/// Runs one faulty kernel over x = 1, 2, … and y = 0.
+/// Runs one block of a faulty kernel over x = 1, 2, … and y = 0.
 fn fault(name: &str, block: u32, shared: u32, on: Emulated) -> Fault {
+    faults(name, 1, block, shared, on)
+}
+
+fn faults(name: &str, grid: u32, block: u32, shared: u32, on: Emulated) -> Fault {
     let x = (1..=256).map(|v| v as f32).collect::<Vec<_>>();
     let mut y = vec![0.0f32; 256];
     let params = KronParams { x: x.as_ptr() as _, y: y.as_mut_ptr() as _, ..KronParams::default() };
     let kernel = name.try_into().expect("a short name");
-    let step = Step { kernel, grid: 1, block, shared, col_tiles: 1, row_chunks: 1, chunk_rows: 1 };
-    // SAFETY: the faulty kernels touch at most 256 numbers of x and y.
+    let step = Step { kernel, grid, block, shared, col_tiles: 1, row_chunks: 1, chunk_rows: 1 };
+    // SAFETY: the faulty kernels touch at most 256 numbers of x and y, but for
+    // one, which runs only where AddressSanitizer stops it.
     let result = unsafe { on.launch(&step, &params, StreamHandle::DEFAULT) };
     Fault { y, conflicts: on.bank_conflicts.get(), result }
 }
@@ -65,6 +70,15 @@ fn bank_conflicts_are_counted_and_the_kernels_have_none() {
         Data::<bf16>::new(case).run(&on).expect("the suite runs");
         assert_eq!(on.bank_conflicts.get(), 0, "{case:?}");
     }
+}
+
+/// Ends the process under the sanitizer; scripts/emulate-sanitized.sh asks for that.
+#[cfg(any(feature = "asan", feature = "tsan"))]
+#[test]
+fn the_sanitizer_stops_this() {
+    let kernel = if cfg!(feature = "asan") { "fault_read_past_end" } else { "fault_racing_blocks" };
+    let done = faults(kernel, 2, 32, 0, Emulated::new());
+    assert!(done.result.is_ok(), "the emulator alone has nothing against {kernel}");
 }
 
 #[test]

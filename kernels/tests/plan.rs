@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kron_kernels::tiles::{FAST_RANKS, SHARED_LIMIT};
+use kron_kernels::tiles::{FAST_RANKS, FEW_ROWS, SHARED_LIMIT};
 use kron_kernels::{ARCHS, Dtype, Emulated, Factors, Pass, Plan, Problem, workspace_len};
 use proptest::prelude::*;
 
@@ -94,6 +94,7 @@ fn the_chip_is_filled_from_one_token_on() {
         assert_eq!(plan.steps.len(), 2, "{plan}");
         assert!(plan.steps[0].grid >= 16, "{rows} rows: {plan}");
         let plan = Plan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
+        assert_eq!(plan.steps.len(), if rows <= FEW_ROWS { 2 } else { 3 }, "{rows} rows: {plan}");
         assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
     }
 }

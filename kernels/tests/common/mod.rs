@@ -415,7 +415,7 @@ const fn case(
 }
 
 /// The suite. Sizes differ pairwise, so that a swapped index shows.
-pub const CASES: [Case; 20] = [
+pub const CASES: [Case; 25] = [
     case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
     case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
     case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
@@ -436,4 +436,9 @@ pub const CASES: [Case; 20] = [
     case("θ's B and C off 16 bytes", [3, 3, 40, 64, 8], 18, 0, 0, true),
     case("one token on tensor cores", [2, 4, 320, 648, 8], 1, 0, 0, true),
     case("several chunks and groups of i", [8, 2, 264, 136, 8], 300, 0, 4000, true),
+    case("rank 4, more than few rows", [2, 4, 72, 136, 4], 67, 8, 5000, true),
+    case("rank 64, more than few rows", [4, 1, 40, 264, 64], 131, 0, 0, true),
+    case("rank 128, more than few rows, replaced", [3, 4, 72, 56, 128], 97, 0, 700, false),
+    case("few rows, many blocks of each", [8, 6, 144, 80, 16], 61, 0, 1000, true),
+    case("few rows, replaced", [2, 8, 40, 144, 32], 64, 0, 0, false),
 ];

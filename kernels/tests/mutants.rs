@@ -1,0 +1,119 @@
+//! Faults put into the kernels, one at a time: the suite has to notice each.
+
+mod common;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::{CASES, Case, Data, check};
+use half::bf16;
+use kron_kernels::params::KronParams;
+use kron_kernels::plan::BLOCKS;
+use kron_kernels::{Async, Emulated, Launcher, Result, Schedule, Site, Step, StreamHandle};
+
+/// The orders of threads and copies that a fault has to show in, the quickest first.
+fn schedules() -> impl Iterator<Item = (Schedule, Async, u64)> {
+    let seeds = (1..=8).flat_map(|s| [Async::Coin, Async::Eager, Async::Lazy].map(|c| (Schedule::Pct, c, s)));
+    [(Schedule::Fifo, Async::Lazy, 0), (Schedule::Reverse, Async::Eager, 0)].into_iter().chain(seeds)
+}
+
+/// Lines of `cuda/` that hold a barrier or a wait.
+fn written() -> BTreeSet<(String, u32)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
+    let files = std::fs::read_dir(folder).expect("the sources").map(|f| f.expect("a file").path());
+    let mut lines = BTreeSet::new();
+    for file in files {
+        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+        if ["ptx.cuh", "primitives.cu"].contains(&name.as_str()) || name.starts_with("emulate") {
+            continue;
+        }
+        for (i, line) in std::fs::read_to_string(&file).expect("text").lines().enumerate() {
+            if line.contains("__syncthreads();") || line.contains("cp_async_wait<") {
+                lines.insert((name.clone(), i as u32 + 1));
+            }
+        }
+    }
+    lines
+}
+
+#[test]
+fn every_dropped_barrier_and_weakened_wait_is_noticed() {
+    let clean = |(case, blocks)| {
+        let (data, on) = (Data::<bf16>::new(case), Emulated { blocks, ..Emulated::new() });
+        let bits = data.clone().run(&on).expect("the suite runs").bits();
+        (data, blocks, bits, on.sites.into_inner())
+    };
+    let clean = CASES.into_iter().flat_map(|case| [(case, 1), (case, BLOCKS)]).map(clean).collect::<Vec<_>>();
+    let mut cases = BTreeMap::<&Site, Vec<_>>::new();
+    for (data, blocks, bits, sites) in &clean {
+        sites.iter().for_each(|site| cases.entry(site).or_default().push((data, *blocks, bits)));
+    }
+    let met = cases.keys().map(|s| (s.file.clone(), s.line)).collect::<BTreeSet<_>>();
+    assert_eq!(met, written(), "barriers and waits that the suite's cases meet, and those of the sources");
+    let survives = |site: &Site| {
+        schedules().all(|(schedule, copies, seed)| {
+            cases[site].iter().all(|&(data, blocks, bits)| {
+                let on = Emulated::with(schedule, copies, seed);
+                let on = Emulated { blocks, fault: Some(site.clone()), ..on };
+                let same = data.clone().run(&on).is_ok_and(|done| done.bits() == *bits);
+                assert!(on.faults.get() > 0, "{site:?} was met without its fault");
+                same
+            })
+        })
+    };
+    println!(
+        "{} barriers and waits of {} kernels",
+        cases.len(),
+        cases.keys().map(|s| &s.kernel).collect::<BTreeSet<_>>().len()
+    );
+    let survivors = cases.keys().filter(|site| survives(site)).collect::<Vec<_>>();
+    assert!(survivors.is_empty(), "of {} faults these show in no bit: {survivors:#?}", cases.len());
+}
+
+/// Runs all kernels but one.
+struct Without<'a> {
+    kernel: &'a str,
+    on: Emulated,
+    met: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Without<'a> {
+    fn new(kernel: &'a str) -> Self {
+        Self { kernel, on: Emulated::new(), met: RefCell::default() }
+    }
+}
+
+impl Launcher for Without<'_> {
+    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
+        self.met.borrow_mut().insert(step.kernel.to_string());
+        if step.kernel.as_str() == self.kernel {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise about the pointers in `params`.
+        unsafe { self.on.launch(step, params, stream) }
+    }
+}
+
+#[test]
+fn the_oracle_notices_every_kernel_that_does_nothing() {
+    let other = |kernel: &String| kernel.contains("_f32_") || kernel.contains("_f16_");
+    let kernels = Emulated::kernels().into_iter().filter(|k| k.starts_with("kron_") && !other(k));
+    let kernels = kernels.collect::<BTreeSet<_>>();
+    let mut cases = BTreeMap::<String, Case>::new();
+    for case in CASES {
+        let on = Without::new("");
+        Data::<bf16>::new(case).run(&on).expect("the suite runs");
+        for kernel in on.met.take() {
+            cases.entry(kernel).or_insert(case);
+        }
+    }
+    std::panic::set_hook(Box::new(|_| {})); // what follows is meant to panic
+    let fails = |kernel: &str, case| {
+        catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &Without::new(kernel)))).is_err()
+    };
+    let unnoticed = cases.iter().filter(|(kernel, case)| !fails(kernel, **case)).collect::<Vec<_>>();
+    drop(std::panic::take_hook());
+    assert!(unnoticed.is_empty(), "of {} kernels: {unnoticed:?}", cases.len());
+    assert!(kernels.into_iter().eq(cases.into_keys()), "a kernel of bf16 that the suite does not run");
+}

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Changes the kernels' source, one fault at a time, and asks that the emulated
+# suite fails. One rebuild and run a fault: some minutes on two cores. The
+# barriers and the waits are not here: tests/mutants.rs drops those itself.
+#
+#   scripts/kernel-mutants.sh [word]      the faults whose line has the word; default: all
+#
+# Works on a copy of the sources; the working tree is not touched.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# what is wrong | file | Perl substitution, which has to change the file
+faults=$(cat <<'FAULTS'
+down writes zeros (tensor cores)|forward_mma.cu|s/p\.keep_scale \* sum\[t\]\[2 \* half\];/0.0f;/
+up adds zeros (tensor cores)|forward_mma.cu|s/out\[half\]\[c\] \*= p\.scale/out[half][c] = 0/
+dy writes no dT (tensor cores)|backward_dy_mma.cu|s/p\.scale \* p\.keep_scale \* dts\[at\]/0.0f/
+dx sums zeros into dC (tensor cores)|backward_dx_mma.cu|s/\*at \+ dc\[t\]\[e\] : dc\[t\]\[e\]/*at : 0.0f/
+up adds zeros (general)|forward.cu|s/p\.scale \* sum, p\.accumulate/0.0f, p.accumulate/
+merge adds zeros|merge.cu|s/factor \* bc\[e\]/0.0f/
+A's indices are swapped|load.cuh|s/p\.a\[int64_t\(i\) \* p\.a_in \+ j\]/p.a[int64_t(j) * p.a_out + i]/
+A is taken for a square|load.cuh|s/p\.a\[int64_t\(i\) \* p\.a_in \+ j\]/p.a[int64_t(i) * p.a_out % (p.a_out * p.a_in) + j]/
+B's indices are swapped (up, tensor cores)|forward_mma.cu|s/p\.b\[int64_t\(b0 \+ n\) \* R \+ q\]/p.b[(int64_t(q) * p.b_out + b0 + n) % (int64_t(p.b_out) * R)]/
+dC is stored transposed (tensor cores)|backward_dx_mma.cu|s/out \+ int64_t\(q\) \* p\.c_in \+ k/out + int64_t(k) * R + q/
+a fragment's rows are swapped|mma.cuh|s/out\[0\]\[2 \* t\] = d\[t\]\[0\]/out[0][2 * t] = d[t][2]/
+the swizzle of a read is off|mma.cuh|s/swizzled<COLS>\(m0 \+ lane % 16, chunk \+ lane \/ 16\)/swizzled<COLS>(m0 + lane % 16, chunk + lane \/ 16 * 0)/
+s is left out of dA and dB|load.cuh|s/return p\.scale \* \(at < a_len/return (at < a_len/
+κ is left out of dT|backward.cu|s/p\.scale \* p\.keep_scale \* sum/p.scale * sum/
+dropout looks at the next column|load.cuh|s/\(keep_mask\(p, token, col \/ 8\) >> \(col % 8\)/(keep_mask(p, token, col \/ 8) >> ((col + 1) % 8)/
+Philox has nine rounds|load.cuh|s/round < 10/round < 9/
+the last part of a sum is left out|load.cuh|s/s < splits/s < splits - 1/
+the last token is left out (dB, dC, general)|backward.cu|s/p\.rows - begin < p\.chunk_rows \? p\.rows - begin/p.rows - begin < p.chunk_rows ? p.rows - begin - 1/
+FAULTS
+)
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+copy=$CARGO_TARGET_DIR/mutants
+rm -rf "$copy"
+mkdir -p "$copy"
+git ls-files -z --cached --others --exclude-standard |
+  while IFS= read -r -d '' file; do [ ! -e "$file" ] || cp -p --parents "$file" "$copy"; done
+
+failed=0
+while IFS='|' read -r what file change; do
+  [[ $what == *${1:-}* ]] || continue
+  path=kernels/cuda/$file
+  perl -CSD -pe "$change" "$path" > "$copy/$path"
+  if cmp -s "$path" "$copy/$path"; then
+    echo "changes nothing: $what" && failed=1
+  elif ! (cd "$copy" && cargo test -q --locked -p kron-kernels --test conformance --no-run) > "$copy/log" 2>&1; then
+    tail -n 20 "$copy/log" && echo "does not build: $what" && failed=1
+  elif (cd "$copy" && cargo test -q --locked -p kron-kernels --test conformance fifo) > "$copy/log" 2>&1; then
+    echo "SURVIVED: $what" && failed=1
+  else
+    echo "killed: $what"
+  fi
+  cp "$path" "$copy/$path"
+done <<< "$faults"
+exit "$failed"
