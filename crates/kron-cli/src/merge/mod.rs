@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A header passes through as it is, as neither names, shapes nor dtypes change.
-//! What is resident is one band of one tensor's rows.
+//! What is resident is a few bands of rows, while one thread reads, one folds and one writes.
 
 mod adapter;
 mod base;
@@ -19,14 +19,11 @@ mod shard;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kron_core::Existing;
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::watch::Watch;
 use crate::{Error, Output, Result};
 
 use base::Base;
@@ -95,7 +92,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         Some(folder) => folder::merge(args, folder, &base, &adapter, &folds, &watch)?,
         None => file(args, &base, &folds, &watch)?,
     };
-    watch.bar.finish_and_clear();
+    watch.finish();
     output.print(&Report { layers: adapter.layers().len(), bytes: base.bytes(), ..report }, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -135,40 +132,6 @@ fn exists(out: &Path) -> Error {
 
 fn data(error: kron_core::Error) -> Error {
     Error::data(error.to_string())
-}
-
-/// The progress bar on the standard error, and the wish to stop.
-pub(crate) struct Watch {
-    bar: ProgressBar,
-    stop: Arc<AtomicBool>,
-}
-
-impl Watch {
-    fn new(bytes: u64) -> Result<Self> {
-        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-        if let Ok(style) =
-            ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-        {
-            bar.set_style(style);
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // The first one asks for an orderly end, a second one does not wait for it.
-            let registered = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-                .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
-            registered.map_err(|e| Error::data(format!("signals cannot be caught: {e}")))?;
-        }
-        Ok(Self { bar, stop })
-    }
-
-    /// Counts bytes that were written.
-    fn passed(&self, bytes: usize) -> Result<()> {
-        self.bar.inc(bytes as u64);
-        if self.stop.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Error::data("the merge was interrupted by a signal; nothing half-written is left"));
-        }
-        Ok(())
-    }
 }
 
 impl Report {

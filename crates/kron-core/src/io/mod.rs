@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-pub use atomic::{Existing, write_atomic};
+pub use atomic::{Existing, remove_leftovers, write_atomic};
 pub use header::MAX_HEADER;
 use header::{Header, PREFIX};
 pub use manifest::VERSION;
