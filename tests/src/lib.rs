@@ -8,6 +8,7 @@ pub mod call;
 pub mod cases;
 pub mod compare;
 pub mod exact;
+pub mod foreign;
 pub mod guard;
 pub mod hostile;
 pub mod inputs;

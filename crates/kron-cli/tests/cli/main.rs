@@ -9,5 +9,8 @@ mod merge;
 mod merge_refuse;
 mod plan;
 mod refuse;
+mod room;
+mod speed;
+mod stopped;
 mod toy;
 mod verify;
