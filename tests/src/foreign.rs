@@ -76,7 +76,7 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
             config.tied()?;
             config.layers().map(drop)
         }),
-        Kind::Model => Base::open(folder).map(|base| drop(base.modules().count())),
+        Kind::Model => Base::open(folder).map(|base| assert!(base.modules().count() <= base.names().count())),
     };
     read.map_err(|error| {
         let message = error.to_string();
@@ -92,9 +92,15 @@ pub fn damaged(seeds: &[(String, Vec<u8>)], rng: &mut impl RngExt) -> Vec<u8> {
     let (kind, [first, second]) = unpack(&packed);
     let (_, [lent, _]) = unpack(&other);
     let half = !second.is_empty() && rng.random();
-    match half {
-        true => pack(kind, first, &mutate(second, lent, rng)),
-        false => pack(kind, &mutate(first, lent, rng), second),
+    match (half, kind) {
+        (true, _) => pack(kind, first, &mutate(second, lent, rng)),
+        (false, Kind::File) => pack(kind, &mutate(first, lent, rng), second),
+        (false, _) => {
+            // As the header of a file without tensors: what is damaged is the JSON.
+            let framed = [&(first.len() as u64).to_le_bytes(), first].concat();
+            let damaged = mutate(&framed, lent, rng);
+            pack(kind, damaged.get(8..).unwrap_or_default(), second)
+        }
     }
 }
 
