@@ -191,18 +191,23 @@ impl Job<'_> {
 
 impl Report {
     fn table(&self) -> String {
+        // Columns that say nothing are left out.
+        let ranks = self.layers.iter().any(|row| row.lora_rank.is_some());
+        let errors = self.layers.iter().any(|row| row.error.is_some());
         let rows = self.layers.iter().map(|row| {
-            let rank = row.lora_rank.map_or(String::new(), |r| r.to_string());
-            let error = row.error.map_or(String::new(), short);
-            vec![row.module.clone(), row.shape.clone(), rank, error]
+            let rank = ranks.then(|| row.lora_rank.map_or(String::new(), |r| r.to_string()));
+            let error = errors.then(|| row.error.map_or(String::new(), short));
+            [row.module.clone(), row.shape.clone()].into_iter().chain(rank).chain(error).collect()
         });
+        let header = ["module", "shape"].into_iter();
+        let header = header.chain(ranks.then_some("LoRA rank")).chain(errors.then_some("error of the fit"));
         let mut text = format!(
             "{} ({}) → {} ({} layers)\n\n{}",
             self.input,
             self.from,
             self.output,
             self.layers.len(),
-            table(&["module", "shape", "LoRA rank", "error of the fit"], 2, rows)
+            table(&header.collect::<Vec<_>>(), 2, rows)
         );
         for note in &self.notes {
             text += &format!("\n\nnote: {note}");

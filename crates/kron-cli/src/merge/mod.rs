@@ -159,9 +159,9 @@ fn data(error: kron_core::Error) -> Error {
 
 impl Report {
     fn table(&self) -> String {
-        let kept = if self.kept > 0 { format!(", {} of them kept", self.kept) } else { String::new() };
+        let kept = if self.kept > 0 { format!(" ({} of them kept)", self.kept) } else { String::new() };
         let mut lines = vec![format!(
-            "{}: {} layers folded, {} shards of {} bytes{kept}",
+            "{}: layers folded: {}, files with weights: {}{kept}, {} bytes",
             self.out, self.layers, self.shards, self.bytes
         )];
         for (what, names) in [("copied", &self.copied), ("left out", &self.left_out)] {

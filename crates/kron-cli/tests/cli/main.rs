@@ -5,6 +5,7 @@ mod adapters_refused;
 mod convert;
 mod folder;
 mod interrupt;
+mod lycoris;
 mod merge;
 mod merge_refuse;
 mod plan;
