@@ -33,6 +33,7 @@ impl Stopped {
                     stopped.signal("CONT");
                     break;
                 }
+                std::thread::sleep(Duration::from_millis(1));
             }
             let out = stopped.0.wait_with_output().unwrap();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
