@@ -23,9 +23,13 @@ doc:
 miri:
     .ci/run miri
 
-# The adapter file's reader under libFuzzer; needs nightly Rust and cargo-fuzz.
+# Damaged files for every parser.
 fuzz seconds="60":
-    cd tests && cargo +nightly fuzz run adapter fuzz/corpus/adapter fuzz/seeds/adapter -- -max_total_time={{seconds}}
+    cargo run -p kron-tests --example fuzz -- {{seconds}}
+
+# A parser under libFuzzer, `adapter` or `cli`; needs nightly Rust and cargo-fuzz.
+libfuzzer target="cli" seconds="60":
+    cd tests && mkdir -p fuzz/corpus/{{target}} && cargo +nightly fuzz run {{target}} fuzz/corpus/{{target}} fuzz/seeds/{{target}} -- -max_total_time={{seconds}}
 
 # Licences and advisories of the dependencies; needs cargo-deny.
 deny:

@@ -60,16 +60,32 @@ def peft(tmp):
             run("convert", ours, folder, "--to", to, *how)
             got = logits(PeftModel.from_pretrained(base(), folder))
             compare(f"PEFT {name} → ours → {to} {' '.join(how)}", got, want, without)
+        merge(tmp, name)
+
+
+def merge(tmp, name):
+    """kron merge against merge_and_unload, tensor by tensor."""
+    from peft import PeftModel
+
+    run("merge", golden / "base.safetensors", golden / name, tmp / f"{name}-merged.safetensors")
+    ours, before = load_file(tmp / f"{name}-merged.safetensors"), load_file(golden / "base.safetensors")
+    theirs = PeftModel.from_pretrained(base(), golden / name).merge_and_unload().state_dict()
+    changed = [key for key in ours if not torch.equal(ours[key], before[key])]
+    assert changed == [key for key in ours if not torch.equal(theirs[key], before[key])]
+    got, want, without = (torch.cat([state[key].flatten() for key in changed]) for state in (ours, theirs, before))
+    compare(f"kron merge and merge_and_unload of {name}, {len(changed)} tensors", got, want, without, bound=1e-6)
 
 
 @torch.no_grad()
 def lycoris(tmp):
     from lycoris import create_lycoris, create_lycoris_from_weights
+    from peft import PeftModel
 
     make = lambda: torch.nn.Sequential(torch.nn.Linear(48, 96), torch.nn.SiLU(), torch.nn.Linear(96, 60))
     torch.manual_seed(1)
     start = make().state_dict()
     x = torch.randn(7, 48)
+    save_file(start, tmp / "base.safetensors")
 
     def model():
         model = make()
@@ -94,18 +110,15 @@ def lycoris(tmp):
         net.apply_to()
         compare(f"LyCORIS {options} → ours → LyCORIS", loaded(x), want, without)
 
-        folder = tmp / f"lyc-{options['linear_alpha']}-lora"
-        run("convert", ours, folder, "--to", "lora")
-        plain, lora = model(), load_file(folder / "adapter_model.safetensors")
-        config = json.loads((folder / "adapter_config.json").read_text())
-        for index in [0, 2]:
-            key = f"base_model.model.lycoris_{index}"
-            up, down = lora[f"{key}.lora_B.weight"], lora[f"{key}.lora_A.weight"]
-            rank = config["rank_pattern"].get(f"^lycoris_{index}", config["r"])
-            alpha = config["alpha_pattern"].get(f"^lycoris_{index}", config["lora_alpha"])
-            assert rank == up.shape[1]
-            plain[index].weight += alpha / rank * up @ down
-        compare(f"LyCORIS {options} → ours → LoRA", plain(x), want, without)
+        for to in ["lora", "peft-lokr"]:
+            folder = tmp / f"lyc-{options['linear_alpha']}-{to}"
+            run("convert", ours, folder, "--to", to, "--base", tmp / "base.safetensors")
+            compare(f"LyCORIS {options} → ours → PEFT {to}", PeftModel.from_pretrained(model(), folder)(x), want, without)
+
+        merged, out = model(), tmp / f"lyc-{options['linear_alpha']}-merged.safetensors"
+        run("merge", tmp / "base.safetensors", theirs, out)
+        merged.load_state_dict(load_file(out))
+        compare(f"LyCORIS {options} → kron merge", merged(x), want, without)
 
 
 with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,21 @@
-//! Writes the valid adapter files of `fuzz/seeds`, by which version 1 of the format is frozen.
+//! Writes the valid files of `fuzz/seeds`: the adapters by which version 1 of the format is
+//! frozen, and packed files of others.
 //!
-//! Only for a new version of the format: `cargo run -p kron-tests --example fuzz-seeds`.
+//! Only for a new version or a new kind: `cargo run -p kron-tests --example fuzz-seeds`.
 
 use kron_core::Existing;
+use kron_core::io::write_atomic;
+use kron_tests::{adapters, foreign};
 
 fn main() -> kron_core::Result<()> {
-    for (name, adapter) in kron_tests::adapters::seeds() {
-        let path = format!("{}/{name}.safetensors", kron_tests::adapters::SEEDS);
+    for (name, adapter) in adapters::seeds() {
+        let path = format!("{}/{name}.safetensors", adapters::SEEDS);
         adapter.write(&path, Existing::Replace)?;
+        println!("{path}");
+    }
+    for (name, bytes) in foreign::seeds() {
+        let path = format!("{}/{name}", foreign::SEEDS);
+        write_atomic(path.as_ref(), Existing::Replace, |to| to.write_all(&bytes))?;
         println!("{path}");
     }
     Ok(())

@@ -9,6 +9,7 @@ pub mod cases;
 pub mod compare;
 pub mod engine;
 pub mod exact;
+pub mod foreign;
 pub mod guard;
 pub mod hostile;
 pub mod inputs;

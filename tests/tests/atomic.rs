@@ -122,6 +122,39 @@ fn a_new_file_is_as_readable_as_any_other() {
     assert_eq!(mode(&ours), mode(&plain));
 }
 
+/// What a killed process left is removed by the next write into the folder, and nothing else is.
+#[test]
+fn leftovers_are_those_that_nobody_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in [".kron-file.tmp", ".kron-held.tmp", ".kron-mine", "mine.tmp"] {
+        std::fs::write(at(name), name).unwrap();
+    }
+    for name in [".kron-folder.tmp/new", ".kron-replaced.tmp/old", ".kron-mine.d/new"] {
+        std::fs::create_dir_all(at(name)).unwrap();
+    }
+    let held = std::fs::File::open(at(".kron-held.tmp")).unwrap();
+    held.lock().unwrap();
+    write_atomic(&at("new"), Existing::Refuse, |out| out.write_all(b"here")).unwrap();
+    let left = [".kron-held.tmp", ".kron-mine", ".kron-mine.d", ".kron-replaced.tmp", "mine.tmp", "new"];
+    assert_eq!(listing(folder.path()), left.map(PathBuf::from));
+    drop(held);
+    write_atomic(&at("new"), Existing::Replace, |out| out.write_all(b"again")).unwrap();
+    assert!(!at(".kron-held.tmp").exists());
+}
+
+/// More than is written before the disk is asked to begin, in pieces of uneven lengths.
+#[test]
+fn a_long_file_is_what_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long");
+    let piece: Vec<u8> = (0..(3 << 20) + 17).map(|i: usize| (i * 31 + i / 1000) as u8).collect();
+    write_atomic(&path, Existing::Refuse, |out| (0..70).try_for_each(|_| out.write_all(&piece))).unwrap();
+    let written = std::fs::read(&path).unwrap();
+    assert!(written.len() == 70 * piece.len() && written.chunks(piece.len()).all(|chunk| chunk == piece));
+    assert_eq!(listing(folder.path()), [Path::new("long")]);
+}
+
 #[test]
 fn a_name_without_a_folder_lands_in_the_working_folder() {
     // Cargo runs a test in its package's folder.

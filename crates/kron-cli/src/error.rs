@@ -28,12 +28,12 @@ enum Kind {
 impl Error {
     /// The caller asked for what cannot be done.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, message: message.into() }
+        Self { kind: Kind::Usage, message: one_line(message.into()) }
     }
 
     /// A file's contents break a rule.
     pub fn data(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Data, message: message.into() }
+        Self { kind: Kind::Data, message: one_line(message.into()) }
     }
 
     /// The same sentence as an error of usage: for a command whose exit code 1
@@ -48,6 +48,14 @@ impl Error {
             Kind::Data => ExitCode::from(1),
             Kind::Usage => ExitCode::from(2),
         }
+    }
+}
+
+/// A name from a file may bring line ends, or orders to the terminal.
+fn one_line(message: String) -> String {
+    match message.contains(char::is_control) {
+        true => message.replace(char::is_control, "\u{fffd}"),
+        false => message,
     }
 }
 

@@ -4,7 +4,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use kron_core::io::Layout;
+
 use crate::{Error, Result};
+
+/// The longest safetensors header that is read: the `safetensors` library's own limit.
+const MOST_HEADER: u64 = 100_000_000;
 
 /// A regular file, open, with its length.
 #[derive(Debug)]
@@ -59,6 +64,15 @@ impl Input {
     /// The rest of the file, from where it was read to.
     pub fn into_file(self) -> File {
         self.file
+    }
+
+    /// Reads a safetensors file's header: its bytes and what they say.
+    ///
+    /// # Errors
+    /// A file that is no safetensors file or cut short, and what the system refuses.
+    pub fn layout(&mut self) -> Result<(Vec<u8>, Layout)> {
+        Layout::read(Path::new(&self.path), &mut self.file, self.len, MOST_HEADER)
+            .map_err(|e| Error::data(e.to_string()))
     }
 
     /// Reads the next `len` bytes onto the end of `bytes`, or what there is of them.

@@ -23,6 +23,7 @@ mod table;
 mod tensors;
 pub mod unmerge;
 pub mod verify;
+mod watch;
 
 pub use error::{EXIT_CODES, Error, Result};
 pub use output::Output;

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
     "Merging rounds every weight once, and that rounding cannot be undone: subtracting ΔW again\n",
-    "gives other weights than the original, in bf16 visibly so. Exit code 2, always.\n\n",
+    "gives other weights than the original, in bf16 visibly so.\n\nExit codes: 2, always.\n\n",
     "Example: kron merge base adapter.safetensors merged    # base stays as it is"
 ))]
 pub struct Args {

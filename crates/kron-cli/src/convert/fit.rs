@@ -5,7 +5,7 @@ use kron_core::{Adapter, Layer, Outer};
 use rayon::prelude::*;
 
 use crate::table::short;
-use crate::{Error, Result};
+use crate::{Error, Result, watch};
 
 /// What to fit, and how much may be lost.
 #[derive(Clone, Copy)]
@@ -32,6 +32,7 @@ pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
     if max_error.is_nan() || max_error < 0.0 {
         return Err(Error::usage(format!("--max-error is {max_error}, but an error is at least 0")));
     }
+    let bar = watch::layers(adapter.layers().len());
     let fitted = adapter.layers().par_iter().map(|layer| {
         if layer.shape().outer() != Outer::One {
             return Err(Error::usage(format!(
@@ -46,9 +47,11 @@ pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
         let theta = algebra::fit(&delta.lora(Join::Up), a_out, a_in, rank).map_err(refused)?;
         let layer = Layer::new(layer.module(), layer.scaling(), theta).map_err(refused)?;
         let error = delta.relative_distance(&Delta::new(&layer)).map_err(refused)?;
+        bar.inc(1);
         Ok((layer, error))
     });
     let (layers, errors): (Vec<_>, Vec<_>) = fitted.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    bar.finish_and_clear();
     let above = layers.iter().zip(&errors).filter(|(_, error)| error.is_nan() || **error > max_error);
     let above: Vec<_> = above.map(|(layer, error)| format!("{} {}", layer.module(), short(*error))).collect();
     if !above.is_empty() {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::formats::peft::{self, Form, Side};
 use crate::formats::{self, Contents, Format, Loaded, lycoris, place};
+use crate::merge::base::Base;
 use crate::table::{short, table};
 use crate::{Error, Output, Result};
 
@@ -21,42 +22,48 @@ use crate::{Error, Output, Result};
 #[command(after_help = "\
 A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n\
 layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n\
+LyCORIS writes an underscore for each dot of a module's name; only the model knows which they\n\
+were. For PEFT's formats, which need the model's own names, give it by --base.\n\n\
 Exit codes: 0 written; 1 the adapter is at fault or has no such form; 2 the call is at fault.\n\n\
 Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n\
          kron convert adapter.safetensors lora/ --to lora --side in\n\
+         kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n\
          kron convert lora/ fit.safetensors --fit --a-in 2 --a-out 2 --rank 16 --max-error 0.9")]
 pub struct Args {
     /// Adapter file or PEFT folder
-    input: PathBuf,
+    pub(crate) input: PathBuf,
     /// File to write, or folder for lora and peft-lokr
-    output: PathBuf,
+    pub(crate) output: PathBuf,
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
-    to: To,
+    pub(crate) to: To,
     /// Which LoRA to write [default: the one of smaller rank]
     #[arg(long, value_enum)]
-    side: Option<Side>,
+    pub(crate) side: Option<Side>,
     /// One rank and one scale for all layers of the LoRA
     #[arg(long)]
-    uniform: bool,
+    pub(crate) uniform: bool,
     /// Replace the LoRA layers by the nearest Kron-LoRA ones, which loses something
     #[arg(long, requires_all = ["a_in", "a_out", "rank"])]
-    fit: bool,
+    pub(crate) fit: bool,
     /// Columns of A, with --fit
     #[arg(long, requires = "fit")]
-    a_in: Option<usize>,
+    pub(crate) a_in: Option<usize>,
     /// Rows of A, with --fit
     #[arg(long, requires = "fit")]
-    a_out: Option<usize>,
+    pub(crate) a_out: Option<usize>,
     /// Rank of B·C, with --fit
     #[arg(long, requires = "fit")]
-    rank: Option<usize>,
+    pub(crate) rank: Option<usize>,
     /// Largest relative error ‖ΔW' − ΔW‖ / ‖ΔW‖ of a layer that is accepted, with --fit
     #[arg(long, requires = "fit", default_value_t = 0.01)]
-    max_error: f64,
+    pub(crate) max_error: f64,
+    /// Model, a safetensors file or a folder, whose names replace LyCORIS's
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<PathBuf>,
     /// Replace the output when it exists
     #[arg(long)]
-    force: bool,
+    pub(crate) force: bool,
 }
 
 /// What can be written.
@@ -106,7 +113,8 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if args.uniform && args.to != To::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
-    let Loaded { path, format, mut adapter, notes } = formats::read(&args.input)?;
+    let Loaded { path, format, adapter, notes, .. } = formats::read(&args.input)?;
+    let mut adapter = named(adapter, args.base.as_deref(), args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
         let fitted = fit::fit(&adapter, fit::Wish { a_out, a_in, rank, max_error: args.max_error })?;
@@ -132,22 +140,23 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the adapter as LoRA, reports, and returns 0.
-pub(crate) fn export(input: &Path, out: &Path, form: Form, force: bool, output: Output) -> Result<ExitCode> {
-    let args = Args {
-        input: input.into(),
-        output: out.into(),
-        to: To::Lora,
-        side: form.side,
-        uniform: form.uniform,
-        fit: false,
-        a_in: None,
-        a_out: None,
-        rank: None,
-        max_error: 0.0,
-        force,
+/// The adapter with a model's names for the modules that LyCORIS named.
+fn named(adapter: Adapter, base: Option<&Path>, to: To) -> Result<Adapter> {
+    let adapter = match base {
+        None => adapter,
+        Some(base) => lycoris::with_names_of(&adapter, Base::open(base)?.modules())?,
     };
-    run(&args, output)
+    let unknown =
+        adapter.layers().iter().map(|layer| layer.module()).find(|module| lycoris::is_lycoris(module));
+    match (unknown, base) {
+        (Some(module), Some(base)) => {
+            Err(Error::data(format!("{module} is LyCORIS's name for no module of {}", base.display())))
+        }
+        (Some(module), None) if [To::Lora, To::PeftLokr].contains(&to) => Err(Error::usage(format!(
+            "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
+        ))),
+        _ => Ok(adapter),
+    }
 }
 
 struct Job<'a> {
@@ -182,18 +191,23 @@ impl Job<'_> {
 
 impl Report {
     fn table(&self) -> String {
+        // Columns that say nothing are left out.
+        let ranks = self.layers.iter().any(|row| row.lora_rank.is_some());
+        let errors = self.layers.iter().any(|row| row.error.is_some());
         let rows = self.layers.iter().map(|row| {
-            let rank = row.lora_rank.map_or(String::new(), |r| r.to_string());
-            let error = row.error.map_or(String::new(), short);
-            vec![row.module.clone(), row.shape.clone(), rank, error]
+            let rank = ranks.then(|| row.lora_rank.map_or(String::new(), |r| r.to_string()));
+            let error = errors.then(|| row.error.map_or(String::new(), short));
+            [row.module.clone(), row.shape.clone()].into_iter().chain(rank).chain(error).collect()
         });
+        let header = ["module", "shape"].into_iter();
+        let header = header.chain(ranks.then_some("LoRA rank")).chain(errors.then_some("error of the fit"));
         let mut text = format!(
             "{} ({}) → {} ({} layers)\n\n{}",
             self.input,
             self.from,
             self.output,
             self.layers.len(),
-            table(&["module", "shape", "LoRA rank", "error of the fit"], 2, rows)
+            table(&header.collect::<Vec<_>>(), 2, rows)
         );
         for note in &self.notes {
             text += &format!("\n\nnote: {note}");

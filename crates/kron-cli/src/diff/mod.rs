@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::table::{short, table};
-use crate::{Error, Output, Result, formats};
+use crate::{Error, Output, Result, formats, watch};
 
 /// Compare two adapters layer by layer.
 ///
@@ -57,11 +57,14 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let (first, second) = (formats::read(&args.first)?, formats::read(&args.second)?);
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
+    let bar = watch::layers(modules.len());
     let parts = modules.par_iter().map(|module| {
         let parts = Parts::new(first.adapter.layer(module), second.adapter.layer(module));
+        bar.inc(1);
         parts.map(|parts| (*module, parts)).map_err(|e| Error::data(format!("module {module}: {e}")))
     });
     let parts = parts.collect::<Result<Vec<_>>>()?;
+    bar.finish_and_clear();
     let total = parts.iter().fold(Parts::default(), |sum, (_, p)| sum.plus(p)).row("all".into());
     let layers = parts.iter().map(|(module, parts)| parts.row(module.to_string())).collect();
     output.print(&Report { first: first.path, second: second.path, layers, total }, Report::table)?;

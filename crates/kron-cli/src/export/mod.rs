@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::formats::peft::{Form, Side};
+use crate::formats::peft::Side;
 use crate::{Output, Result, convert};
 
 /// Write an adapter as a LoRA that any engine serves.
@@ -33,6 +33,9 @@ pub struct Args {
     /// One rank and one scale for all layers, for engines that know no patterns
     #[arg(long)]
     uniform: bool,
+    /// Model, a safetensors file or a folder, whose names replace LyCORIS's
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
     /// Replace the folder when it exists and holds an adapter alone
     #[arg(long)]
     force: bool,
@@ -43,6 +46,19 @@ pub struct Args {
 /// # Errors
 /// As [`convert::run`].
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let form = Form { side: args.side, uniform: args.uniform };
-    convert::export(&args.input, &args.output, form, args.force, output)
+    let args = convert::Args {
+        input: args.input.clone(),
+        output: args.output.clone(),
+        to: convert::To::Lora,
+        side: args.side,
+        uniform: args.uniform,
+        fit: false,
+        a_in: None,
+        a_out: None,
+        rank: None,
+        max_error: 0.0,
+        base: args.base.clone(),
+        force: args.force,
+    };
+    convert::run(&args, output)
 }

@@ -3,7 +3,10 @@
 //! s = alpha / r with r the columns of w1_a or w2_a, 1 where both w1 and w2 are
 //! full or where there is no alpha, or one of 0. Its forward multiplies s once,
 //! and so do we. Names have underscores for dots, `lycoris_model_layers_0_…`,
-//! which cannot be undone without the model: they stay as they are.
+//! which cannot be undone without the model: they stay as they are until
+//! [`with_names_of`] a model gives the modules theirs.
+
+use std::collections::HashMap;
 
 use kron_core::plan::peft_factorization;
 use kron_core::{Adapter, Inner, KronShape, Layer, Outer, ScaleRule, Scaling};
@@ -38,7 +41,13 @@ pub fn read(tensors: &Tensors) -> Result<Loaded> {
     let layers = layers.collect::<Result<Vec<_>>>()?;
     let adapter = Adapter::new(layers).map_err(|e| Error::data(format!("{}: {e}", tensors.path())))?;
     let notes = lokr::rounded(products).into_iter().collect();
-    Ok(Loaded { path: tensors.path().into(), format: Format::LycorisLokr, adapter, notes })
+    Ok(Loaded {
+        path: tensors.path().into(),
+        format: Format::LycorisLokr,
+        adapter,
+        fan_in_fan_out: false,
+        notes,
+    })
 }
 
 fn scaling(tensors: &Tensors, parts: &Parts, factors: &Factors) -> Result<Scaling> {
@@ -98,10 +107,42 @@ pub fn write(adapter: &Adapter) -> Result<Vec<u8>> {
 
 /// The module's name as LyCORIS makes it; one that it made stays.
 fn name(module: &str) -> String {
-    match module.starts_with(PREFIX) && !module.contains('.') {
+    match is_lycoris(module) {
         true => module.into(),
         false => format!("{PREFIX}{}", module.replace('.', "_")),
     }
+}
+
+/// Whether LyCORIS made the name.
+pub fn is_lycoris(module: &str) -> bool {
+    module.starts_with(PREFIX) && !module.contains('.')
+}
+
+/// The adapter with the model's own names for modules that have LyCORIS's; one
+/// that the model does not have keeps its name.
+///
+/// # Errors
+/// A name that two of the model's modules become.
+pub fn with_names_of<'a>(adapter: &Adapter, modules: impl Iterator<Item = &'a str>) -> Result<Adapter> {
+    let mut own: HashMap<String, Vec<&str>> = HashMap::new();
+    for module in modules {
+        own.entry(name(module)).or_default().push(module);
+    }
+    let layers = adapter.layers().iter().map(|layer| {
+        match own.get(layer.module()).filter(|_| is_lycoris(layer.module())).map(Vec::as_slice) {
+            None | Some([]) => Ok(layer.clone()),
+            Some([module]) => Layer::new(*module, layer.scaling(), layer.theta().clone())
+                .map_err(|e| Error::data(e.to_string())),
+            Some([one, two, ..]) => Err(Error::data(format!(
+                "{} may be {one} or {two}: LyCORIS writes both names so, with an underscore for a dot",
+                layer.module()
+            ))),
+        }
+    });
+    Adapter::new(layers.collect::<Result<_>>()?)
+        .and_then(|a| a.with_target_modules(adapter.target_modules().to_vec()))
+        .and_then(|a| a.with_metadata(adapter.metadata().clone()))
+        .map_err(|e| Error::data(e.to_string()))
 }
 
 /// A, then B and C or M, by LoKr's names.

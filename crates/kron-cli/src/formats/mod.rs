@@ -60,6 +60,8 @@ pub struct Loaded {
     pub format: Format,
     /// The layers; what the format says beside them is in the metadata.
     pub adapter: Adapter,
+    /// Whether the adapter says that the weights of its model lie as d_in × d_out.
+    pub fan_in_fan_out: bool,
     /// What reading changed, one sentence each.
     pub notes: Vec<String>,
 }

@@ -10,5 +10,5 @@ pub(super) fn read(tensors: &Tensors) -> Result<Loaded> {
     let adapter = Adapter::from_bytes(tensors.bytes()).map_err(|e| {
         Error::data(format!("{path} is no adapter: {}", e.to_string().trim_start_matches("bytes: ")))
     })?;
-    Ok(Loaded { path: path.into(), format: Format::Kron, adapter, notes: Vec::new() })
+    Ok(Loaded { path: path.into(), format: Format::Kron, adapter, fan_in_fan_out: false, notes: Vec::new() })
 }

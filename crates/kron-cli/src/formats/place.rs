@@ -6,10 +6,14 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use kron_core::Existing;
-use kron_core::io::write_atomic;
+use kron_core::io::{remove_leftovers, write_atomic};
 
 use super::peft::{CONFIG, WEIGHTS};
+use crate::watch::Watch;
 use crate::{Error, Result};
+
+/// Bytes between two looks at whether a signal has come.
+const PIECE: usize = 1 << 20;
 
 /// What a writer made.
 pub enum Contents {
@@ -28,49 +32,78 @@ pub enum Contents {
 ///
 /// # Errors
 /// A name that is taken, unless `force`; then a folder is replaced when it
-/// holds an adapter and nothing else, so that no other file is ever lost.
+/// holds an adapter and nothing else, so that no other file is ever lost. A
+/// signal, and what the system refuses; then `out` is as it was.
 pub fn place(out: &Path, contents: &Contents, force: bool) -> Result<()> {
     let name = out.display();
     let there = out.symlink_metadata().ok();
     if there.is_some() && !force {
         return Err(Error::usage(format!("{name} exists; give another name, or --force to replace it")));
     }
+    let watch = Watch::new(contents.len())?;
     match contents {
         Contents::File(bytes) => {
             if there.is_some_and(|meta| meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is a folder, but a file is to be written")));
             }
             let existing = if force { Existing::Replace } else { Existing::Refuse };
-            write_atomic(out, existing, |to| to.write_all(bytes)).map_err(|e| Error::data(e.to_string()))
+            let written = write_atomic(out, existing, |to| put(bytes, to, &watch));
+            written.map_err(|e| Error::data(e.to_string()))
         }
         Contents::Folder { config, weights } => {
             if there.is_some_and(|meta| !meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is no folder, but a PEFT adapter is one")));
             }
-            folder(out, &[(CONFIG, config), (WEIGHTS, weights)])
+            folder(out, &[(CONFIG, config), (WEIGHTS, weights)], &watch)
+        }
+    }?;
+    watch.finish();
+    Ok(())
+}
+
+impl Contents {
+    /// Bytes of all files.
+    fn len(&self) -> u64 {
+        match self {
+            Contents::File(bytes) => bytes.len() as u64,
+            Contents::Folder { config, weights } => (config.len() + weights.len()) as u64,
         }
     }
 }
 
+fn put(bytes: &[u8], to: &mut dyn Write, watch: &Watch) -> std::io::Result<()> {
+    bytes.chunks(PIECE).try_for_each(|piece| {
+        to.write_all(piece)?;
+        watch.passed(piece.len() as u64).map_err(std::io::Error::other)
+    })
+}
+
 /// Writes the files into a hidden folder beside `out`, then renames it.
-fn folder(out: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+fn folder(out: &Path, files: &[(&str, &[u8])], watch: &Watch) -> Result<()> {
     let refused = |e: std::io::Error| Error::data(format!("{}: {e}", out.display()));
     check_replaceable(out)?;
     let parent = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    remove_leftovers(parent);
     // Dropping it, on any error, removes it.
     let mut builder = tempfile::Builder::new();
     builder.prefix(".kron-").suffix(".tmp");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let temp = builder.tempdir_in(parent).map_err(refused)?;
+    // Locked it is no leftover; where a folder cannot be, nobody takes it for one.
+    let lock = fs::File::open(temp.path());
+    let _ = lock.as_ref().map(|lock| lock.lock());
     let (new, old) = (temp.path().join("new"), temp.path().join("old"));
     fs::create_dir(&new).map_err(refused)?;
     for (name, bytes) in files {
         let mut file = fs::File::create_new(new.join(name)).map_err(refused)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(refused)?;
+        put(bytes, &mut file, watch).and_then(|()| file.sync_all()).map_err(refused)?;
+    }
+    if exchanged(&new, out) {
+        return Ok(());
     }
     match fs::rename(out, &old) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
@@ -81,6 +114,21 @@ fn folder(out: &Path, files: &[(&str, &[u8])]) -> Result<()> {
         let _ = fs::rename(&old, out);
         refused(e)
     })
+}
+
+/// Whether two folders changed places in one step, so that there is always one
+/// under the name; not every system can.
+fn exchanged(new: &Path, out: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        renameat_with(CWD, new, CWD, out, RenameFlags::EXCHANGE).is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (new, out);
+        false
+    }
 }
 
 /// That replacing the folder loses nothing but an adapter.

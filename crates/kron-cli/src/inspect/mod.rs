@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::formats::{self, Contents, Format, Loaded, place};
 use crate::table::{short, table};
-use crate::{Output, Result};
+use crate::{Output, Result, watch};
 
 /// Show an adapter's format, layers, scales, norms and ranks.
 ///
@@ -89,11 +89,17 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 
 impl Report {
     fn new(loaded: Loaded) -> Self {
-        let Loaded { path, format, adapter, notes } = loaded;
+        let Loaded { path, format, adapter, notes, .. } = loaded;
+        let bar = watch::layers(adapter.layers().len());
+        let layers = adapter.layers().par_iter().map(|layer| {
+            let row = Row::new(layer);
+            bar.inc(1);
+            row
+        });
         Self {
             path,
             format,
-            layers: adapter.layers().par_iter().map(Row::new).collect(),
+            layers: layers.collect(),
             params: adapter.params(),
             target_modules: adapter.target_modules().to_vec(),
             metadata: adapter.metadata().clone(),

@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
 use crate::files::{self, Input};
 use crate::model::{CONFIG, Config};
-use crate::tensors::{PREFIX, check_length, read_header};
 use crate::{Error, Result};
 
 /// The file that says which shard holds which tensor.
@@ -125,6 +123,11 @@ impl Base {
         self.shards.iter().flat_map(|shard| &shard.tensors).map(|slot| slot.name.as_str())
     }
 
+    /// All modules that have a weight.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.names().filter_map(|name| name.strip_suffix(".weight"))
+    }
+
     /// That every tensor is in the shard that the index names.
     fn check_map(&self, map: &BTreeMap<String, String>) -> Result<()> {
         for (tensor, file) in map {
@@ -182,14 +185,10 @@ fn places(shards: &[Shard]) -> Result<HashMap<String, (usize, usize)>> {
 impl Shard {
     fn open(path: PathBuf) -> Result<Self> {
         let mut input = Input::open(&path)?;
-        let mut header = Vec::new();
-        read_header(&mut input, &mut header)?;
-        check_length(&input, &header[PREFIX..])?;
-        let metadata: Metadata = serde_json::from_slice(&header[PREFIX..])
-            .map_err(|e| Error::data(format!("{} is not a safetensors file: {e}", input.path())))?;
+        let (header, layout) = input.layout()?;
         let mut tensors = Vec::new();
-        for name in metadata.offset_keys() {
-            let Some(info) = metadata.info(&name) else { continue };
+        for name in layout.tensors.offset_keys() {
+            let Some(info) = layout.tensors.info(&name) else { continue };
             let (start, end) = info.data_offsets;
             tensors.push(Slot {
                 dtype: info.dtype,
@@ -199,14 +198,6 @@ impl Shard {
             });
         }
         let len = input.len();
-        let held: u64 = tensors.iter().map(|slot| slot.len).sum();
-        if held != len - header.len() as u64 {
-            return Err(Error::data(format!(
-                "{} is damaged: its tensors hold {held} bytes, but {} follow the header",
-                input.path(),
-                len - header.len() as u64
-            )));
-        }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self { path, name, header, len, tensors })
     }

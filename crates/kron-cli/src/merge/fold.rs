@@ -1,6 +1,5 @@
 //! W += ΔW on a band of rows.
 
-use bytemuck::Zeroable;
 use half::{bf16, f16};
 use kron_core::{Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, Layer, Merge, Outer, Pass, Theta};
 use ndarray::ArrayViewMut2;
@@ -12,8 +11,9 @@ use crate::{Error, Result};
 // A safetensors file is little-endian, and its bytes become numbers as they are.
 const _: () = assert!(cfg!(target_endian = "little"), "kron merge needs a little-endian machine");
 
-/// Bytes of a band: large enough that packing C once for each costs little.
-const BAND: usize = 16 << 20;
+/// Bytes of a band: small enough to stay in cache from being read to being
+/// written, large enough that packing C once for each costs little.
+pub const BAND: usize = 4 << 20;
 
 /// One layer's ΔW, as the tensor stores it.
 pub struct Fold {
@@ -32,53 +32,59 @@ impl Fold {
         Ok(Self { op: KronOp::new(*theta.shape(), layer.scaling().scale()), theta, dtype })
     }
 
-    /// Passes all rows through `read`, adds ΔW, and gives them to `write`.
+    /// The first row and the bytes of each band, in order.
+    pub fn bands(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (rows, width) = (self.op.shape.d_out(), self.op.shape.d_in() * self.dtype.size());
+        let band = (BAND / width).clamp(1, rows);
+        (0..rows).step_by(band).map(move |first| (first, band.min(rows - first) * width))
+    }
+
+    /// Adds ΔW's rows from `first_row` on to a band of W.
     ///
     /// # Errors
-    /// What `read` and `write` refuse, and a sum that the dtype cannot hold.
-    pub fn run(
+    /// A sum that the dtype cannot hold.
+    pub fn add(
         &self,
         tensor: &str,
-        read: &mut dyn FnMut(&mut [u8]) -> Result<()>,
-        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+        first_row: usize,
+        band: &mut [u8],
+        workspace: &mut Vec<f32>,
     ) -> Result<()> {
         match self.dtype {
-            Dtype::F32 => self.bands::<f32>(tensor, read, write),
-            Dtype::F16 => self.bands::<f16>(tensor, read, write),
-            Dtype::Bf16 => self.bands::<bf16>(tensor, read, write),
+            Dtype::F32 => self.add_to::<f32>(tensor, first_row, band, workspace),
+            Dtype::F16 => self.add_to::<f16>(tensor, first_row, band, workspace),
+            Dtype::Bf16 => self.add_to::<bf16>(tensor, first_row, band, workspace),
         }
     }
 
-    fn bands<E: Element + Zeroable>(
+    fn add_to<E: Element>(
         &self,
         tensor: &str,
-        read: &mut dyn FnMut(&mut [u8]) -> Result<()>,
-        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+        first_row: usize,
+        band: &mut [u8],
+        workspace: &mut Vec<f32>,
     ) -> Result<()> {
-        let (rows, columns) = (self.op.shape.d_out(), self.op.shape.d_in());
-        let band = (BAND / (columns * size_of::<E>())).clamp(1, rows);
-        let mut numbers = vec![E::zeroed(); band * columns];
+        let refused = |e: &dyn std::fmt::Display| Error::data(format!("{tensor}: {e}"));
+        let numbers: &mut [E] = bytemuck::try_cast_slice_mut(band).map_err(|e| refused(&e))?;
+        let columns = self.op.shape.d_in();
+        let rows = numbers.len() / columns;
         let cpu = Cpu::new();
-        let mut workspace = vec![0.0; cpu.workspace_len(&self.op, Pass::Merge, band)];
-        for first_row in (0..rows).step_by(band) {
-            let n = band.min(rows - first_row);
-            let numbers = &mut numbers[..n * columns];
-            read(bytemuck::cast_slice_mut(numbers))?;
-            let w = ArrayViewMut2::from_shape((n, columns), numbers)
-                .map_err(|e| Error::data(format!("{tensor}: {e}")))?;
-            let (theta, workspace) = (self.theta.as_slice(), &mut workspace[..]);
-            cpu.merge(&self.op, Merge { theta, w, first_row, accum: Accum::Add, workspace })
-                .map_err(super::data)?;
-            if numbers.par_chunks(1 << 16).any(|some| some.iter().any(|v| !v.to_f32().is_finite())) {
-                return Err(Error::data(format!(
-                    "{tensor}: a number of W + ΔW in rows {first_row}..{} is not finite in {}",
-                    first_row + n,
-                    self.dtype
-                )));
-            }
-            write(bytemuck::cast_slice(numbers))?;
+        let needed = cpu.workspace_len(&self.op, Pass::Merge, rows);
+        workspace.resize(needed.max(workspace.len()), 0.0);
+        let w = ArrayViewMut2::from_shape((rows, columns), &mut *numbers).map_err(|e| refused(&e))?;
+        let (theta, workspace) = (self.theta.as_slice(), &mut workspace[..]);
+        let call = Merge { theta, w, first_row, accum: Accum::Add, workspace };
+        cpu.merge(&self.op, call).map_err(super::data)?;
+        // Without a branch for each number.
+        let finite = |some: &[E]| some.iter().fold(true, |all, v| all & v.to_f32().is_finite());
+        if numbers.par_chunks(1 << 16).all(finite) {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::data(format!(
+            "{tensor}: a number of W + ΔW in rows {first_row}..{} is not finite in {}",
+            first_row + rows,
+            self.dtype
+        )))
     }
 }
 

@@ -8,8 +8,9 @@ use kron_core::{Adapter, Existing};
 use super::base::{Base, INDEX};
 use super::journal::{JOURNAL, Journal};
 use super::matching::Folds;
-use super::{Args, Report, Watch, data, exists, shard};
+use super::{Args, Report, data, exists, shard};
 use crate::files::Input;
+use crate::watch::Watch;
 use crate::{Error, Result};
 
 /// Endings of files that hold weights, which would be the unmerged ones.
@@ -32,7 +33,7 @@ pub fn merge(
     for (i, shard) in base.shards.iter().enumerate() {
         if journal.has(out, &shard.name)? {
             report.kept += 1;
-            watch.bar.inc(shard.len);
+            watch.passed(shard.len)?;
             continue;
         }
         let hash = shard::write(shard, &folds.of(i), &out.join(&shard.name), Existing::Replace, watch)?;

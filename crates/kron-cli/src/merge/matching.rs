@@ -100,7 +100,7 @@ fn transposed_hint(base: &Base) -> &'static str {
 
 /// One sentence that names the modules and what the model has instead.
 fn no_match(base: &Base, unmatched: &[&str]) -> Error {
-    let modules: Vec<&str> = base.names().filter_map(|name| name.strip_suffix(".weight")).collect();
+    let modules: Vec<&str> = base.modules().collect();
     let mut said: Vec<String> =
         unmatched.iter().take(LISTED).map(|module| described(base, &modules, module)).collect();
     if unmatched.len() > LISTED {

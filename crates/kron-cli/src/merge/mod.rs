@@ -7,10 +7,9 @@
 //! ```
 //!
 //! A header passes through as it is, as neither names, shapes nor dtypes change.
-//! What is resident is one band of one tensor's rows.
+//! What is resident is a few bands of rows, while one thread reads, one folds and one writes.
 
-mod adapter;
-mod base;
+pub mod base;
 mod fold;
 mod folder;
 mod journal;
@@ -19,14 +18,12 @@ mod shard;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kron_core::Existing;
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::formats::{self, Loaded, lycoris};
+use crate::watch::Watch;
 use crate::{Error, Output, Result};
 
 use base::Base;
@@ -36,13 +33,15 @@ use matching::Folds;
 ///
 /// BASE is one safetensors file, or a folder with model.safetensors or with
 /// model.safetensors.index.json and its shards; f32, f16 and bf16 weights. ADAPTER is an adapter
-/// file of this project, or a PEFT folder with LoRA or LoKr. OUT is a file or a folder, as BASE is;
-/// the configuration and the tokenizer are copied along.
+/// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
+/// file or a folder, as BASE is; the configuration and the tokenizer are copied along.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
     "A file appears under its name when it is whole, the index of the shards as the last one. A\n",
     "merge into a folder that was interrupted goes on with --resume; shards whose size and hash are\n",
     "those in the journal .kron-merge.json are kept.\n\n",
+    "Exit codes: 0 merged; 1 the model or the adapter is at fault, they do not belong together, or\n",
+    "the merge was interrupted or cannot be written; 2 the call is at fault.\n\n",
     "Example: kron merge llama-3-8b adapter.safetensors merged"
 ))]
 pub struct Args {
@@ -77,6 +76,8 @@ pub struct Report {
     pub copied: Vec<String>,
     /// Files and folders that were not: weights in other formats, sub-folders.
     pub left_out: Vec<String>,
+    /// What reading the adapter changed, one sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Merges, and prints what was done.
@@ -88,16 +89,35 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     apart(&args.base, &args.out)?;
     apart(&args.adapter, &args.out)?;
     let base = Base::open(&args.base)?;
-    let adapter = adapter::read(&args.adapter, &base)?;
+    let Loaded { adapter, notes, .. } = read(&args.adapter, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let watch = Watch::new(base.bytes())?;
     let report = match base.folder() {
         Some(folder) => folder::merge(args, folder, &base, &adapter, &folds, &watch)?,
         None => file(args, &base, &folds, &watch)?,
     };
-    watch.bar.finish_and_clear();
-    output.print(&Report { layers: adapter.layers().len(), bytes: base.bytes(), ..report }, Report::table)?;
+    watch.finish();
+    let report = Report { layers: adapter.layers().len(), bytes: base.bytes(), notes, ..report };
+    output.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The adapter, with the model's names for its modules.
+fn read(path: &Path, base: &Base) -> Result<Loaded> {
+    let mut loaded = formats::read(path)?;
+    loaded.adapter = lycoris::with_names_of(&loaded.adapter, base.modules())?;
+    let layers = loaded.adapter.layers();
+    // A square weight would take the wrong ΔW without a word.
+    let plain = layers.iter().find(|layer| loaded.fan_in_fan_out && !base.transposed(layer.module()));
+    match plain {
+        None => Ok(loaded),
+        Some(layer) => Err(Error::data(format!(
+            "{}: fan_in_fan_out is true, but {} does not say that the weight of {} is stored transposed",
+            loaded.path,
+            base.path(),
+            layer.module()
+        ))),
+    }
 }
 
 /// One file into one file.
@@ -137,45 +157,11 @@ fn data(error: kron_core::Error) -> Error {
     Error::data(error.to_string())
 }
 
-/// The progress bar on the standard error, and the wish to stop.
-pub(crate) struct Watch {
-    bar: ProgressBar,
-    stop: Arc<AtomicBool>,
-}
-
-impl Watch {
-    fn new(bytes: u64) -> Result<Self> {
-        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-        if let Ok(style) =
-            ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-        {
-            bar.set_style(style);
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // The first one asks for an orderly end, a second one does not wait for it.
-            let registered = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-                .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
-            registered.map_err(|e| Error::data(format!("signals cannot be caught: {e}")))?;
-        }
-        Ok(Self { bar, stop })
-    }
-
-    /// Counts bytes that were written.
-    fn passed(&self, bytes: usize) -> Result<()> {
-        self.bar.inc(bytes as u64);
-        if self.stop.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Error::data("the merge was interrupted by a signal; nothing half-written is left"));
-        }
-        Ok(())
-    }
-}
-
 impl Report {
     fn table(&self) -> String {
-        let kept = if self.kept > 0 { format!(", {} of them kept", self.kept) } else { String::new() };
+        let kept = if self.kept > 0 { format!(" ({} of them kept)", self.kept) } else { String::new() };
         let mut lines = vec![format!(
-            "{}: {} layers folded, {} shards of {} bytes{kept}",
+            "{}: layers folded: {}, files with weights: {}{kept}, {} bytes",
             self.out, self.layers, self.shards, self.bytes
         )];
         for (what, names) in [("copied", &self.copied), ("left out", &self.left_out)] {
@@ -183,6 +169,7 @@ impl Report {
                 lines.push(format!("{what}: {}", names.join(", ")));
             }
         }
+        lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
         lines.join("\n")
     }
 }

@@ -1,35 +1,39 @@
 //! One shard: its bytes pass through, the adapted tensors are folded on the way.
+//!
+//! ```text
+//! read ──▶ fold ──▶ hash and write        a thread each, a few bands in flight
+//!   ▲─────── empty bands ─────┘
+//! ```
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use kron_core::Existing;
 use kron_core::io::write_atomic;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::base::Shard;
-use super::fold::Fold;
-use super::{Watch, data};
+use super::data;
+use super::fold::{BAND, Fold};
 use crate::files::Input;
+use crate::watch::Watch;
 use crate::{Error, Result};
 
-/// Bytes that are copied at a time.
-const CHUNK: usize = 1 << 20;
+/// Bands in flight: one in each thread's hands, and one between each two.
+const BANDS: usize = 6;
+
+/// What is folded into which tensor of a shard.
+type Folds<'a> = HashMap<usize, &'a Fold>;
 
 /// Writes the merged shard to `out`, whole or not at all; the hash of its bytes.
 ///
 /// # Errors
 /// A shard that cannot be read or has changed, a sum that its dtype cannot
 /// hold, a signal, and what the system refuses.
-pub fn write(
-    shard: &Shard,
-    folds: &HashMap<usize, &Fold>,
-    out: &Path,
-    existing: Existing,
-    watch: &Watch,
-) -> Result<u128> {
+pub fn write(shard: &Shard, folds: &Folds, out: &Path, existing: Existing, watch: &Watch) -> Result<u128> {
     let mut hash = Xxh3::new();
     // The writer below can only fail with an error of the system; ours is kept beside it.
     let mut failed = None;
@@ -54,7 +58,7 @@ pub fn write(
 /// # Errors
 /// What the system refuses.
 pub fn hash(path: &Path) -> Result<u128> {
-    let (mut hash, mut buffer) = (Xxh3::new(), vec![0; CHUNK]);
+    let (mut hash, mut buffer) = (Xxh3::new(), vec![0; BAND]);
     let input = Input::open(path)?;
     let mut file = input.into_file();
     loop {
@@ -65,7 +69,7 @@ pub fn hash(path: &Path) -> Result<u128> {
     }
 }
 
-fn pass(shard: &Shard, folds: &HashMap<usize, &Fold>, to: &mut Sink) -> Result<()> {
+fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
     let mut input = Input::open(&shard.path)?;
     let mut header = Vec::new();
     let len = input.len();
@@ -74,24 +78,118 @@ fn pass(shard: &Shard, folds: &HashMap<usize, &Fold>, to: &mut Sink) -> Result<(
         return Err(Error::data(format!("{} changed while it was merged", shard.path.display())));
     }
     to.put(&header)?;
-    let mut from: File = input.into_file();
-    let mut buffer = vec![0; CHUNK];
+    let from = input.into_file();
+    std::thread::scope(|scope| {
+        let (give_back, empty) = sync_channel(BANDS);
+        for _ in 0..BANDS {
+            // The channel holds them all.
+            let _ = give_back.send(Vec::new());
+        }
+        let (read_to, read) = sync_channel(BANDS);
+        let (folded_to, folded) = sync_channel(BANDS);
+        scope.spawn(move || read_bands(shard, folds, from, &empty, &read_to));
+        scope.spawn(move || fold_bands(shard, folds, &read, &folded_to));
+        // Leaving early hangs up on both threads, which ends them.
+        for band in folded {
+            let band: Band = band?;
+            to.put(band.bytes())?;
+            // The reader has all it needs when it no longer listens.
+            let _ = give_back.send(band.words);
+        }
+        Ok(())
+    })
+}
+
+fn read_bands(
+    shard: &Shard,
+    folds: &Folds,
+    mut from: File,
+    empty: &Receiver<Vec<u32>>,
+    to: &SyncSender<Result<Band>>,
+) {
+    for cut in cuts(shard, folds) {
+        let Ok(words) = empty.recv() else { return };
+        let mut band = Band::new(cut, words);
+        let read = from.read_exact(band.bytes_mut()).map_err(|e| unreadable(&shard.path, &e));
+        let failed = read.is_err();
+        if to.send(read.map(|()| band)).is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn fold_bands(shard: &Shard, folds: &Folds, from: &Receiver<Result<Band>>, to: &SyncSender<Result<Band>>) {
+    let mut workspace = Vec::new();
+    for band in from {
+        let folded = band.and_then(|mut band| {
+            if let Some((slot, first_row)) = band.cut.rows
+                && let Some(fold) = folds.get(&slot)
+            {
+                fold.add(&shard.tensors[slot].name, first_row, band.bytes_mut(), &mut workspace)?;
+            }
+            Ok(band)
+        });
+        let failed = folded.is_err();
+        if to.send(folded).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// A run of a shard's bytes.
+#[derive(Clone, Copy)]
+struct Cut {
+    len: usize,
+    /// The tensor by its place and the first of these rows, where ΔW is added.
+    rows: Option<(usize, usize)>,
+}
+
+/// A shard's bytes after the header, in order: bands of rows where ΔW is added,
+/// and runs over as many tensors as there are between them.
+fn cuts(shard: &Shard, folds: &Folds) -> Vec<Cut> {
+    let mut cuts = Vec::new();
+    let mut between = 0;
+    let runs = |cuts: &mut Vec<Cut>, mut left: u64| {
+        while left > 0 {
+            let len = left.min(BAND as u64) as usize;
+            cuts.push(Cut { len, rows: None });
+            left -= len as u64;
+        }
+    };
     for (i, slot) in shard.tensors.iter().enumerate() {
-        let mut read = |bytes: &mut [u8]| from.read_exact(bytes).map_err(|e| unreadable(&shard.path, &e));
         match folds.get(&i) {
-            Some(fold) => fold.run(&slot.name, &mut read, &mut |bytes| to.put(bytes))?,
-            None => {
-                let mut left = slot.len;
-                while left > 0 {
-                    let n = left.min(CHUNK as u64) as usize;
-                    read(&mut buffer[..n])?;
-                    to.put(&buffer[..n])?;
-                    left -= n as u64;
-                }
+            None => between += slot.len,
+            Some(fold) => {
+                runs(&mut cuts, std::mem::take(&mut between));
+                cuts.extend(fold.bands().map(|(first_row, len)| Cut { len, rows: Some((i, first_row)) }));
             }
         }
     }
-    Ok(())
+    runs(&mut cuts, between);
+    cuts
+}
+
+/// A cut's bytes.
+struct Band {
+    cut: Cut,
+    /// Aligned for every dtype.
+    words: Vec<u32>,
+}
+
+impl Band {
+    /// In memory that was another band's.
+    fn new(cut: Cut, mut words: Vec<u32>) -> Self {
+        words.resize(cut.len.div_ceil(4), 0);
+        Self { cut, words }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.cut.len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.cut.len]
+    }
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
@@ -113,6 +211,6 @@ impl Sink<'_> {
             self.refused = Some(e);
             return Err(Error::data("the output cannot be written"));
         }
-        self.watch.passed(bytes.len())
+        self.watch.passed(bytes.len() as u64)
     }
 }

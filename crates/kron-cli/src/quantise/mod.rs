@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::formats::{self, Contents, place};
 use crate::table::{short, table};
-use crate::{Error, Output, Result};
+use crate::{Error, Output, Result, watch};
 
 use blocks::{Bits, bytes, round};
 
@@ -78,8 +78,14 @@ struct Row {
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let (bits, block) = (args.bits, args.block as usize);
     let loaded = formats::read(&args.path)?;
-    let done = loaded.adapter.layers().par_iter().map(|layer| quantise(layer, bits, block));
+    let bar = watch::layers(loaded.adapter.layers().len());
+    let done = loaded.adapter.layers().par_iter().map(|layer| {
+        let done = quantise(layer, bits, block);
+        bar.inc(1);
+        done
+    });
     let done = done.collect::<kron_core::Result<Vec<_>>>();
+    bar.finish_and_clear();
     let refused = |e: kron_core::Error| Error::data(format!("{}: {e}", loaded.path));
     let (layers, rows): (Vec<_>, Vec<_>) = done.map_err(refused)?.into_iter().unzip();
     if let Some(out) = &args.out {

@@ -2,9 +2,9 @@
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use kron_core::KronShape;
 use safetensors::Dtype;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::folder::File;
+use crate::stopped::Stopped;
 use crate::toy::{adapter, assert_merge_fails, merge, names, sharded, tensor};
 
 /// Rows and columns of the large bf16 weight: 200 MB.
@@ -49,29 +50,15 @@ impl Model {
         self.dir.path().join("out")
     }
 
-    /// Starts a merge and waits until the second shard is being written.
-    fn start(&self) -> Child {
-        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("kron"))
-            .arg("merge")
-            .args([&self.base, &self.adapter, &self.out()])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let begun = Instant::now();
-        let temporary = |path: &Path| {
-            let large = |meta: std::fs::Metadata| meta.len() > 1 << 20;
-            path.extension().is_some_and(|e| e == "tmp") && path.metadata().is_ok_and(large)
-        };
-        loop {
-            let files = std::fs::read_dir(self.out()).into_iter().flatten().flatten();
-            if files.map(|entry| entry.path()).any(|path| temporary(&path)) {
-                return child;
-            }
-            assert!(child.try_wait().unwrap().is_none(), "the merge ended before it could be interrupted");
-            assert!(begun.elapsed() < Duration::from_secs(120), "the second shard is never written");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    /// A merge that is stopped while it writes the second shard.
+    fn start(&self) -> Stopped {
+        let total = (2 * LARGE * LARGE) as u64;
+        Stopped::in_the_middle(&self.out(), total, || {
+            let _ = std::fs::remove_dir_all(self.out());
+            let mut merge = Command::new(assert_cmd::cargo::cargo_bin!("kron"));
+            merge.arg("merge").args([&self.base, &self.adapter, &self.out()]);
+            merge
+        })
     }
 
     fn resume(&self) -> Value {
@@ -97,9 +84,7 @@ impl Model {
 #[test]
 fn killed_merge_leaves_no_half_and_is_taken_up_again() {
     let model = Model::new();
-    let mut child = model.start();
-    child.kill().unwrap();
-    assert!(!child.wait().unwrap().success());
+    assert_eq!(model.start().end("KILL").status.code(), None);
     let left = names(&model.out());
     assert!(left.iter().any(|name| name == SHARDS[0]), "{left:?}");
     for absent in [SHARDS[1], "model.safetensors.index.json"] {
@@ -122,9 +107,7 @@ fn killed_merge_leaves_no_half_and_is_taken_up_again() {
 #[test]
 fn kept_shard_is_known_by_its_hash() {
     let model = Model::new();
-    let mut child = model.start();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    model.start().end("KILL");
     let path = model.out().join(SHARDS[0]);
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -136,15 +119,15 @@ fn kept_shard_is_known_by_its_hash() {
 #[test]
 fn interrupt_is_an_orderly_end() {
     let model = Model::new();
-    let child = model.start();
-    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
-    assert!(kill.success());
-    let out = child.wait_with_output().unwrap();
-    let err = String::from_utf8_lossy(&out.stderr);
-    assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b""[..]), "{err}");
-    assert!(err.contains("interrupted by a signal"), "{err}");
-    let left = names(&model.out());
-    assert_eq!(left, [JOURNAL, "config.json", SHARDS[0], "tokenizer.json"]);
+    let before = std::fs::read(model.base.join(SHARDS[0])).unwrap();
+    for signal in ["INT", "TERM"] {
+        let out = model.start().end(signal);
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b""[..]), "{err}");
+        assert!(err.contains("interrupted by a signal") && err.lines().count() == 1, "{err}");
+        assert_eq!(names(&model.out()), [JOURNAL, "config.json", SHARDS[0], "tokenizer.json"]);
+        assert_eq!(std::fs::read(model.base.join(SHARDS[0])).unwrap(), before, "the source is untouched");
+    }
     assert_eq!(model.resume()["kept"], 1);
 }
 
@@ -152,7 +135,7 @@ fn interrupt_is_an_orderly_end() {
 #[test]
 fn memory_is_a_band_of_rows() {
     let model = Model::new();
-    let mut child = model.start();
+    let mut child = model.start().go_on();
     let status = PathBuf::from(format!("/proc/{}/status", child.id()));
     let mut peak = BTreeMap::new();
     while child.try_wait().unwrap().is_none() {

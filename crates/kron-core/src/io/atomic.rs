@@ -1,9 +1,23 @@
 //! A file under its name is whole, or it is not there.
 
+use std::fs::{self, File};
 use std::io::{BufWriter, Error as IoError, ErrorKind, Write};
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use crate::{Error, Result};
+
+/// The ends of a temporary file's name.
+const PREFIX: &str = ".kron-";
+const SUFFIX: &str = ".tmp";
+
+/// The most bytes of one call to the system: for a longer one Linux looks for
+/// large free stretches of memory, which takes several times as long as writing.
+const PIECE: usize = 256 << 10;
+
+/// After how many bytes the disk is asked to begin.
+const STRETCH: usize = 64 << 20;
 
 /// What to do with a file that is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +33,8 @@ pub enum Existing {
 /// the folder flushed. New files get the permissions that the umask leaves.
 ///
 /// A failure removes the temporary file and leaves `path` as it was; only a
-/// process that is killed leaves a temporary file behind. A symbolic link at
-/// `path` is replaced, not followed.
+/// process that is killed leaves a temporary file behind, which the next write
+/// into the folder removes. A symbolic link at `path` is replaced, not followed.
 ///
 /// # Errors
 /// What `write` returns, and what the system refuses; the message names `path`.
@@ -49,15 +63,12 @@ fn try_write(
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".kron-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temp = builder.tempfile_in(folder)?;
+    remove_leftovers(folder);
+    let temp = temporary(folder)?;
 
-    let mut out = BufWriter::with_capacity(1 << 20, temp.as_file_mut());
+    let mut out = BufWriter::with_capacity(PIECE, Ahead::new(temp.as_file()));
     write(&mut out)?;
-    out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
+    out.into_inner().map_err(|e| e.into_error())?.finish()?;
 
     // Dropping what a failed rename gives back removes the temporary file.
     match existing {
@@ -66,6 +77,118 @@ fn try_write(
     }
     .map_err(|e| e.error)?;
     sync_folder(folder)
+}
+
+/// A temporary file that is locked for as long as it is open: a leftover is one that nobody holds.
+fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX).suffix(SUFFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    loop {
+        let temp = builder.tempfile_in(folder)?;
+        // On a file system without locks nothing counts as a leftover either.
+        let _ = temp.as_file().lock();
+        // Someone who removes leftovers may have come before the lock.
+        if temp.path().exists() {
+            return Ok(temp);
+        }
+    }
+}
+
+/// Removes the files and folders `.kron-*.tmp` that killed processes left in a
+/// folder: those that nobody holds locked. What cannot be removed stays.
+///
+/// A folder with a file or folder `old` in it stays too: a process was killed
+/// while it replaced that, and there may be no other copy.
+pub fn remove_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
+        let Ok(kind) = entry.file_type() else { continue };
+        // Opening a pipe would wait for a writer.
+        if !ours || !(kind.is_file() || kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(file) = File::open(&path) else { continue };
+        if file.try_lock().is_err() {
+            continue;
+        }
+        let _ = match kind.is_dir() {
+            true if path.join("old").symlink_metadata().is_ok() => Ok(()),
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+    }
+}
+
+/// A file that is flushed while it is still written, so that the flush at the end finds little to do.
+struct Ahead<'a> {
+    file: &'a File,
+    /// Bytes since the disk was asked last.
+    unflushed: usize,
+    flusher: Option<Flusher>,
+}
+
+/// A thread that flushes once for every message, and once for several that came meanwhile.
+struct Flusher {
+    ask: SyncSender<()>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(file: &'a File) -> Self {
+        Self { file, unflushed: 0, flusher: None }
+    }
+
+    fn ask(&mut self) -> std::io::Result<()> {
+        let flusher = match self.flusher.take() {
+            Some(flusher) => flusher,
+            None => Flusher::new(self.file)?,
+        };
+        // A message that waits already stands for these bytes too.
+        let _ = flusher.ask.try_send(());
+        self.flusher = Some(flusher);
+        Ok(())
+    }
+
+    /// Flushes all.
+    ///
+    /// An error of the disk is told once, to whoever flushes next: the thread's counts as well.
+    fn finish(self) -> std::io::Result<()> {
+        if let Some(Flusher { ask, thread }) = self.flusher {
+            drop(ask);
+            thread.join().unwrap_or_else(|_| Err(IoError::other("flushing was cut short")))?;
+        }
+        self.file.sync_all()
+    }
+}
+
+impl Flusher {
+    fn new(file: &File) -> std::io::Result<Self> {
+        let file = file.try_clone()?;
+        let (ask, asked) = sync_channel(1);
+        let flush = move || asked.iter().try_for_each(|()| file.sync_data());
+        let thread = std::thread::Builder::new().name("flush".into()).spawn(flush)?;
+        Ok(Self { ask, thread })
+    }
+}
+
+impl Write for Ahead<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
+        self.unflushed += written;
+        if self.unflushed >= STRETCH {
+            self.unflushed = 0;
+            self.ask()?;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Makes the rename itself survive a power cut.

@@ -1,32 +1,20 @@
-//! The header of the file: safetensors' own JSON, read strictly.
-//!
-//! The `safetensors` crate checks that the tensors cover the data without gap
-//! or overlap and that their sizes follow from dtype and shape. It does not
-//! notice a name that occurs twice (the last one wins), and it adds offsets up
-//! without an overflow check; both are caught here before it looks.
+//! The header of an adapter file: its tensors are exactly its layers' factors.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 
+use super::layout::{Layout, METADATA, clean};
 use super::manifest::{self, Entry, Manifest};
 use crate::adapter::shown;
 use crate::{Adapter, Inner, KronShape, Scaling};
 
-/// Bytes of the header's length, in front of it.
-pub(super) const PREFIX: usize = 8;
-
 /// The longest header that is read or written, in bytes: room for some 30 000 layers.
 pub const MAX_HEADER: u64 = 1 << 24;
 
-/// safetensors' name for the map of strings.
-const METADATA: &str = "__metadata__";
-
-/// A header whose tensors are known to lie in the data, without gap or overlap.
+/// What the header of an adapter says.
 pub(super) struct Header {
     tensors: Metadata,
     layers: Vec<Entry>,
@@ -44,27 +32,9 @@ pub(super) struct Slot {
     pub start: usize,
 }
 
-/// Reads the JSON of a header that is followed by `data_len` bytes.
-pub(super) fn decode(json: &[u8], data_len: u64) -> Result<Header, String> {
-    let Raw { metadata, mut tensors } = serde_json::from_slice(json)
-        .map_err(|e| format!("has a header that is not safetensors JSON: {}", clean(&e.to_string())))?;
-    for (name, info) in &tensors {
-        let (start, end) = info.data_offsets;
-        if start > end || end as u64 > data_len {
-            return Err(format!(
-                "is damaged or cut short: tensor {} lies at {start}..{end} of {data_len} bytes",
-                shown(name)
-            ));
-        }
-    }
-    tensors.sort_by_key(|(_, info)| info.data_offsets);
-    let tensors = Metadata::new(None, tensors)
-        .map_err(|e| format!("has a header that breaks safetensors' rules: {}", clean(&e.to_string())))?;
-    if tensors.data_len() as u64 != data_len {
-        let end = tensors.data_len();
-        return Err(format!("is damaged: its tensors end at {end} of {data_len} bytes"));
-    }
-
+/// Reads the header of a file of ours.
+pub(super) fn decode(layout: Layout) -> Result<Header, String> {
+    let Layout { tensors, metadata } = layout;
     let Some(mut metadata) = metadata else {
         return Err(format!("has no {METADATA}, where an adapter states its layers"));
     };
@@ -177,65 +147,6 @@ fn tensors_json(
     map.end()
 }
 
-/// The header as it stands: tensors in its order, no name twice.
-struct Raw {
-    metadata: Option<BTreeMap<String, String>>,
-    tensors: Vec<(String, TensorInfo)>,
-}
-
-impl<'de> Deserialize<'de> for Raw {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Raw;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of tensors")
-            }
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Raw, M::Error> {
-                let mut raw = Raw { metadata: None, tensors: Vec::new() };
-                let mut seen = HashSet::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(M::Error::custom(format!("{} occurs twice", shown(&name))));
-                    }
-                    match name.as_str() {
-                        METADATA => raw.metadata = Some(map.next_value::<Texts>()?.0),
-                        _ => raw.tensors.push((name, map.next_value()?)),
-                    }
-                }
-                Ok(raw)
-            }
-        }
-        from.deserialize_map(Entries)
-    }
-}
-
-/// A map of strings, no key twice.
-struct Texts(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Texts {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Texts;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of strings")
-            }
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Texts, M::Error> {
-                let mut texts = BTreeMap::new();
-                while let Some((key, value)) = map.next_entry::<String, String>()? {
-                    let name = shown(&key);
-                    if texts.insert(key, value).is_some() {
-                        return Err(M::Error::custom(format!("{name} occurs twice")));
-                    }
-                }
-                Ok(Texts(texts))
-            }
-        }
-        from.deserialize_map(Entries)
-    }
-}
-
 /// `2 × 3`, however many there are.
 fn dims(shape: &[usize]) -> String {
     const SHOWN: usize = 8;
@@ -244,12 +155,4 @@ fn dims(shape: &[usize]) -> String {
     }
     let texts: Vec<String> = shape.iter().map(usize::to_string).collect();
     if texts.is_empty() { "no dimension".into() } else { texts.join(" × ") }
-}
-
-/// A library's message about foreign text, fit for one line.
-fn clean(message: &str) -> String {
-    const SHOWN: usize = 300;
-    let line: String =
-        message.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if line.len() < message.len() && message.chars().nth(SHOWN).is_some() { line + "…" } else { line }
 }

@@ -10,15 +10,16 @@
 
 mod atomic;
 mod header;
+mod layout;
 mod manifest;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-pub use atomic::{Existing, write_atomic};
+pub use atomic::{Existing, remove_leftovers, write_atomic};
 pub use header::MAX_HEADER;
-use header::{Header, PREFIX};
+pub use layout::Layout;
 pub use manifest::VERSION;
 
 use crate::{Adapter, Error, KronShape, Layer, Result, Theta};
@@ -39,10 +40,7 @@ impl Adapter {
         }
         let file = File::open(path).map_err(io)?;
         let len = file.metadata().map_err(io)?.len();
-        decode(file, len).map_err(|refused| match refused {
-            Refused::Format(message) => format_error(path, message),
-            Refused::Io(source) => io(source),
-        })
+        decode(file, len).map_err(|refused| refused.named(path))
     }
 
     /// Reads an adapter from the bytes of a file.
@@ -50,10 +48,7 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::read`]; the path in the message is `bytes`.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        decode(bytes, bytes.len() as u64).map_err(|refused| match refused {
-            Refused::Format(message) => format_error(Path::new("bytes"), message),
-            Refused::Io(source) => Error::Io { path: "bytes".into(), source },
-        })
+        decode(bytes, bytes.len() as u64).map_err(|refused| refused.named(Path::new("bytes")))
     }
 
     /// Writes an adapter file by [`write_atomic`]. Equal adapters, equal bytes.
@@ -100,6 +95,15 @@ enum Refused {
     Io(std::io::Error),
 }
 
+impl Refused {
+    fn named(self, path: &Path) -> Error {
+        match self {
+            Refused::Format(message) => format_error(path, message),
+            Refused::Io(source) => Error::Io { path: path.display().to_string(), source },
+        }
+    }
+}
+
 impl From<String> for Refused {
     fn from(message: String) -> Self {
         Refused::Format(message)
@@ -127,7 +131,8 @@ fn format_error(path: &Path, message: String) -> Error {
 
 /// Reads a file of `len` bytes front to back.
 fn decode(mut from: impl Read, len: u64) -> Result<Adapter, Refused> {
-    let header = read_header(&mut from, len)?;
+    let (_, layout) = Layout::decode(&mut from, len, MAX_HEADER)?;
+    let header = header::decode(layout)?;
     let slots = header.slots()?;
 
     // In the order of the file, which need not be that of the layers.
@@ -144,24 +149,6 @@ fn decode(mut from: impl Read, len: u64) -> Result<Adapter, Refused> {
     let layers: Result<Vec<_>> =
         layers.map(|(slot, theta)| Layer::new(slot.module, slot.scaling, theta)).collect();
     Ok(Adapter::new(layers?)?.with_target_modules(header.target_modules)?.with_metadata(header.metadata)?)
-}
-
-fn read_header(from: &mut impl Read, len: u64) -> Result<Header, Refused> {
-    let Some(after) = len.checked_sub(PREFIX as u64) else {
-        return Err(format!("is {len} bytes long, but the length of the header alone takes {PREFIX}").into());
-    };
-    let mut prefix = [0; PREFIX];
-    from.read_exact(&mut prefix)?;
-    let header_len = u64::from_le_bytes(prefix);
-    if header_len > MAX_HEADER {
-        return Err(format!("has a header of {header_len} bytes, but the limit is {MAX_HEADER}").into());
-    }
-    let Some(data_len) = after.checked_sub(header_len) else {
-        return Err(format!("is cut short: its header takes {header_len} bytes, but {after} follow").into());
-    };
-    let mut json = vec![0; header_len as usize];
-    from.read_exact(&mut json)?;
-    Ok(header::decode(&json, data_len)?)
 }
 
 /// The next layer's θ; the header has shown that the file holds this many bytes.

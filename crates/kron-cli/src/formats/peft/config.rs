@@ -26,6 +26,8 @@ pub struct Config {
     alphas: Patterns<f64>,
     rule: ScaleRule,
     pub target_modules: Vec<String>,
+    /// Whether the weights of the model lie as d_in × d_out.
+    pub fan_in_fan_out: bool,
     /// Fields about the base model, kept as metadata.
     pub about: BTreeMap<String, String>,
 }
@@ -40,6 +42,7 @@ struct Fields {
     alpha_pattern: Option<IndexMap<String, f64>>,
     target_modules: Option<Targets>,
     use_rslora: Option<bool>,
+    fan_in_fan_out: Option<bool>,
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,
 }
@@ -55,7 +58,7 @@ enum Targets {
 const ABOUT: [&str; 3] = ["base_model_name_or_path", "task_type", "revision"];
 
 /// Fields that say how the adapter was or will be trained, started or chosen, and nothing about ΔW.
-const HARMLESS: [&str; 22] = [
+const HARMLESS: [&str; 21] = [
     "auto_mapping",
     "corda_config",
     "decompose_both",
@@ -63,7 +66,6 @@ const HARMLESS: [&str; 22] = [
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
-    "fan_in_fan_out",
     "inference_mode",
     "init_weights",
     "layers_pattern",
@@ -118,6 +120,7 @@ impl Config {
                 Some(Targets::One(name)) => vec![name],
                 Some(Targets::Many(names)) => names,
             },
+            fan_in_fan_out: fields.fan_in_fan_out.unwrap_or(false),
             about: about.collect(),
         })
     }

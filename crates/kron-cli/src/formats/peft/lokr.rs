@@ -40,7 +40,13 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     });
     let adapter = adapter(folder, config, layers.collect::<Result<_>>()?)?;
     let notes = lokr::rounded(products).into_iter().collect();
-    Ok(Loaded { path: folder.display().to_string(), format: Format::PeftLokr, adapter, notes })
+    Ok(Loaded {
+        path: folder.display().to_string(),
+        format: Format::PeftLokr,
+        adapter,
+        fan_in_fan_out: config.fan_in_fan_out,
+        notes,
+    })
 }
 
 /// A folder that PEFT loads: factors as they are, w1 full.

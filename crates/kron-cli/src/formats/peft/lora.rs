@@ -47,7 +47,13 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
             .map_err(|e| refused(format!("layer {module}: {e}")))
     });
     let adapter = adapter(folder, config, layers.collect::<Result<_>>()?)?;
-    Ok(Loaded { path: folder.display().to_string(), format: Format::PeftLora, adapter, notes: Vec::new() })
+    Ok(Loaded {
+        path: folder.display().to_string(),
+        format: Format::PeftLora,
+        adapter,
+        fan_in_fan_out: config.fan_in_fan_out,
+        notes: Vec::new(),
+    })
 }
 
 /// On which side of the product A goes.

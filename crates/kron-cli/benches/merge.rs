@@ -1,0 +1,153 @@
+//! `kron merge` of a 1 GB bf16 model against `cp` of the same file, on the same disk.
+//!
+//! `cargo bench -p kron-cli --bench merge -- [FOLDER]`
+//!
+//! Linux only. The two run in turn; medians, their ratio and the peak of resident
+//! memory are printed, and a ratio above 2 or a peak above the largest tensor and
+//! 200 MB ends with exit code 1. The third figure is `cp` with the flush to the
+//! disk that the merge does and `cp` alone does not.
+#![forbid(unsafe_code)]
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use half::bf16;
+use kron_core::{Adapter, Existing, KronShape, Layer, ScaleRule, Scaling, Theta};
+use serde_json::{Map, json};
+
+/// Each of the three runs so often.
+const ROUNDS: usize = 9;
+const MOST_RATIO: f64 = 2.0;
+/// Beside the largest tensor.
+const MOST_MEMORY: u64 = 200 << 20;
+
+/// Name and sizes of each weight: an embedding and two blocks of LLaMA-3-8B, 0.94 GB.
+fn weights() -> Vec<(String, [usize; 2])> {
+    let (hidden, kv, ffn) = (4096, 1024, 14336);
+    let block = [
+        ("self_attn.q_proj", [hidden, hidden]),
+        ("self_attn.k_proj", [kv, hidden]),
+        ("self_attn.v_proj", [kv, hidden]),
+        ("self_attn.o_proj", [hidden, hidden]),
+        ("mlp.gate_proj", [ffn, hidden]),
+        ("mlp.up_proj", [ffn, hidden]),
+        ("mlp.down_proj", [hidden, ffn]),
+    ];
+    let blocks =
+        (0..2).flat_map(|i| block.map(|(name, sizes)| (format!("model.layers.{i}.{name}.weight"), sizes)));
+    [("model.embed_tokens.weight".to_string(), [8000, hidden])].into_iter().chain(blocks).collect()
+}
+
+fn main() -> ExitCode {
+    let folder = std::env::args()
+        .skip(1)
+        .find(|arg| !arg.starts_with('-'))
+        .map_or(std::env::temp_dir(), PathBuf::from);
+    let dir = tempfile::tempdir_in(folder).expect("a folder to write to");
+    let [base, adapter, copy, merged] =
+        ["base", "adapter", "copy", "merged"].map(|name| dir.path().join(name));
+    let weights = weights();
+    write_base(&base, &weights).expect("room for a model");
+    write_adapter(&adapter, &weights);
+
+    let cp = || timed(Command::new("cp").args([&base, &copy]));
+    let flushed =
+        || timed(Command::new("sh").args(["-c", "cp \"$0\" \"$1\" && sync \"$1\""]).args([&base, &copy]));
+    let merge =
+        || timed(Command::new(env!("CARGO_BIN_EXE_kron")).arg("merge").args([&base, &adapter, &merged]));
+    let mut times = [const { Vec::new() }; 3];
+    let mut peak = 0;
+    for _ in 0..ROUNDS {
+        for (run, times) in
+            [&cp as &dyn Fn() -> (Duration, u64), &merge, &flushed].into_iter().zip(&mut times)
+        {
+            for path in [&copy, &merged] {
+                let _ = std::fs::remove_file(path);
+            }
+            // What another run left to write is not this one's.
+            let _ = Command::new("sync").status();
+            let (time, memory) = run();
+            times.push(time);
+            peak = peak.max(memory);
+        }
+    }
+    let [cp, merge, flushed] = times.map(median);
+    let ratio = merge.as_secs_f64() / cp.as_secs_f64();
+    let largest = weights.iter().map(|(_, [rows, columns])| 2 * rows * columns).max().unwrap_or(0) as u64;
+    let size = base.metadata().map_or(0, |meta| meta.len());
+    println!(
+        "{size} bytes, medians of {ROUNDS}: cp {cp:.2?}, kron merge {merge:.2?}, cp and flush {flushed:.2?}"
+    );
+    println!("kron merge / cp: {ratio:.2}, at most {MOST_RATIO}");
+    println!("peak memory: {} MB, at most {} MB", peak >> 20, (largest + MOST_MEMORY) >> 20);
+    match ratio <= MOST_RATIO && peak <= largest + MOST_MEMORY {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Runs a command to its end: how long, and its peak of resident memory.
+fn timed(command: &mut Command) -> (Duration, u64) {
+    let begun = Instant::now();
+    let mut child = command.stdout(Stdio::null()).spawn().expect("a program that starts");
+    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let mut peak = 0;
+    let watch = std::thread::spawn(move || {
+        while let Ok(text) = std::fs::read_to_string(&status) {
+            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let Some(line) = line else { break };
+            let kilobytes = line.trim().strip_suffix(" kB").and_then(|n| n.parse::<u64>().ok());
+            peak = peak.max(1024 * kilobytes.unwrap_or(0));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        peak
+    });
+    let status = child.wait().expect("an end");
+    let time = begun.elapsed();
+    assert!(status.success(), "{command:?} fails");
+    (time, watch.join().expect("a peak"))
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn write_base(path: &Path, weights: &[(String, [usize; 2])]) -> std::io::Result<()> {
+    let mut header = Map::new();
+    let mut at = 0;
+    for (name, [rows, columns]) in weights {
+        let end = at + 2 * rows * columns;
+        header.insert(
+            name.clone(),
+            json!({ "dtype": "BF16", "shape": [rows, columns], "data_offsets": [at, end] }),
+        );
+        at = end;
+    }
+    let header = serde_json::to_vec(&header)?;
+    let mut out = BufWriter::new(std::fs::File::create(path)?);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    // The same megabyte of numbers again and again: the sums do not depend on what is added up.
+    let numbers = Theta::random(KronShape::lora(1 << 19, 1, 1).expect("a legal shape"), 1);
+    let numbers = numbers.b().iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    while at > 0 {
+        let len = at.min(numbers.len());
+        out.write_all(&numbers[..len])?;
+        at -= len;
+    }
+    out.into_inner().map_err(|e| e.into_error())?.sync_all()
+}
+
+fn write_adapter(path: &Path, weights: &[(String, [usize; 2])]) {
+    let scaling = Scaling::new(16.0, 8, ScaleRule::AlphaOverR).expect("a scale");
+    let layers = weights.iter().skip(1).zip(1..).map(|((name, [rows, columns]), seed)| {
+        let shape = KronShape::kron(*rows, *columns, 16, 2, 8).expect("a legal shape");
+        let module = name.strip_suffix(".weight").expect("a weight");
+        Layer::new(module, scaling, Theta::random(shape, seed)).expect("a module's name")
+    });
+    let adapter = Adapter::new(layers.collect()).expect("one layer of each module");
+    adapter.write(path, Existing::Refuse).expect("room for an adapter");
+}

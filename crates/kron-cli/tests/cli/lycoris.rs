@@ -1,0 +1,113 @@
+//! Files that LyCORIS itself wrote, and what it computed with them (`scripts/golden_lycoris.py`).
+
+use std::path::PathBuf;
+
+use kron_core::{Adapter, KronShape};
+use safetensors::Dtype;
+
+use crate::adapters::{convert, dir, numbers, ours, refused, report, scaling, tensors};
+use crate::folder::{File, golden, serialize};
+use crate::toy::tensor;
+
+const CASES: [&str; 4] = ["w2_product", "both_products", "both_full", "factor_4"];
+
+fn file(name: &str) -> PathBuf {
+    golden().join(format!("lycoris/{name}.safetensors"))
+}
+
+/// The model's output, relu between its two layers, in float64.
+fn output(weights: &File, x: &[f64]) -> Vec<f64> {
+    let layer = |x: &[f64], name: &str| -> Vec<f64> {
+        let (w, b) = (&weights[&format!("{name}.weight")], numbers(&weights[&format!("{name}.bias")]));
+        let (w, columns) = (numbers(w), w.shape[1]);
+        let dot = |x: &[f64], row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+        let rows = |x| w.chunks(columns).zip(&b).map(move |(row, b)| dot(x, row) + b);
+        x.chunks(columns).flat_map(rows).collect()
+    };
+    let middle: Vec<f64> = layer(x, "up").into_iter().map(|v| v.max(0.0)).collect();
+    layer(&middle, "block.down")
+}
+
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+#[test]
+fn a_merged_model_computes_what_lycoris_computed() {
+    let (dir, golden) = (dir(), tensors(&file("outputs")));
+    let x = numbers(&golden["x"]);
+    let without = output(&tensors(&file("base")), &x);
+    assert!(apart(&without, &numbers(&golden["y"])) < 1e-6);
+    for case in CASES {
+        let out = dir.path().join(case);
+        report(&[&"merge", &file("base"), &file(case), &out]);
+        let want = numbers(&golden[&format!("{case}.y")]);
+        assert!(apart(&output(&tensors(&out), &x), &want) < 2e-6, "{case}");
+        assert!(apart(&without, &want) > 1e-2, "{case}: the adapter does nothing");
+    }
+}
+
+#[test]
+fn the_model_gives_the_modules_their_names() {
+    let dir = dir();
+    for case in CASES {
+        let [kron, lokr, back] = ["kron", "lokr", "back"].map(|end| dir.path().join(format!("{case}-{end}")));
+        report(&[&"convert", &file(case), &kron, &"--base", &file("base")]);
+        let adapter = Adapter::read(&kron).unwrap();
+        let modules: Vec<_> = adapter.layers().iter().map(|layer| layer.module()).collect();
+        assert_eq!(modules, ["block.down", "up"], "{case}");
+
+        // PEFT has no module of LyCORIS's name.
+        let call: [&dyn AsRef<std::ffi::OsStr>; 5] = [&"convert", &file(case), &lokr, &"--to", &"peft-lokr"];
+        refused(&call, 2, &["lycoris_block_down is LyCORIS's name", "--base"]);
+        report(&[&"convert", &file(case), &lokr, &"--to", &"peft-lokr", &"--base", &file("base")]);
+        let names = tensors(&lokr.join("adapter_model.safetensors"));
+        assert!(names.contains_key("base_model.model.block.down.lokr_w1"), "{case}");
+
+        // What LyCORIS stored comes back; a product is stored as the matrix that it is.
+        convert(&kron, &back, "lycoris");
+        let (mut before, mut after) = (tensors(&file(case)), tensors(&back));
+        if case == "both_full" {
+            // There alpha means nothing.
+            for file in [&mut before, &mut after] {
+                file.retain(|name, _| !name.ends_with(".alpha"));
+            }
+        }
+        if case != "both_products" {
+            assert!(before.keys().eq(after.keys()), "{case}");
+            for (name, tensor) in &before {
+                assert_eq!(
+                    (&after[name].shape, &after[name].bytes),
+                    (&tensor.shape, &tensor.bytes),
+                    "{case} {name}"
+                );
+            }
+        }
+        let compared = report(&[&"diff", &file(case), &back]);
+        assert!(compared["total"]["relative_distance"].as_f64().unwrap() < 1e-7, "{case}");
+    }
+}
+
+#[test]
+fn names_that_the_model_does_not_settle_are_refused() {
+    let dir = dir();
+    let [adapter, base, out] = ["adapter", "base", "out"].map(|name| dir.path().join(name));
+    ours(&[("lycoris_a_b", KronShape::kron(6, 10, 3, 2, 1).unwrap(), scaling(3.0, 1))], &adapter);
+    let weights = |modules: &[&str]| {
+        let weight = |module: &&str| (format!("{module}.weight"), tensor(Dtype::F32, &[6, 10], 1));
+        std::fs::write(&base, serialize(&modules.iter().map(weight).collect())).unwrap();
+    };
+    for (modules, convert, merge) in [
+        (&["a.b", "a_b"][..], "may be a.b or a_b", "may be a.b or a_b"),
+        (&["a.c"], "name for no module of", "lycoris_a_b matches no tensor; near are a.c"),
+    ] {
+        weights(modules);
+        refused(&[&"convert", &adapter, &out, &"--base", &base], 1, &[convert]);
+        refused(&[&"merge", &base, &adapter, &out], 1, &[merge]);
+        assert!(!out.exists());
+    }
+    weights(&["a.b"]);
+    report(&[&"merge", &base, &adapter, &out]);
+}

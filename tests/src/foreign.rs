@@ -1,0 +1,203 @@
+//! Files of others as the program meets them, several packed into one string of bytes: what the
+//! fuzz target `cli` starts from, and what it calls.
+//!
+//! ```text
+//! kind (1 byte) · length of the first file (4 bytes, little-endian) · first file · second file
+//! ```
+
+use std::path::Path;
+
+use kron_cli::formats::{self, lycoris, peft};
+use kron_cli::merge::base::Base;
+use kron_cli::model::Config;
+use kron_core::Adapter;
+use rand::RngExt;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use crate::mutate::mutate;
+
+/// The folder of the packed seeds.
+pub const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/cli");
+
+/// What the files are, and their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A PEFT folder: configuration and weights.
+    Peft,
+    /// One adapter file, ours or LyCORIS's.
+    File,
+    /// A model's configuration.
+    Config,
+    /// A sharded model: index and shard.
+    Model,
+}
+
+const KINDS: [(Kind, [&str; 2]); 4] = [
+    (Kind::Peft, ["adapter_config.json", "adapter_model.safetensors"]),
+    (Kind::File, ["adapter.safetensors", ""]),
+    (Kind::Config, ["config.json", ""]),
+    (Kind::Model, ["model.safetensors.index.json", "model.safetensors"]),
+];
+
+/// Packs files.
+pub fn pack(kind: Kind, first: &[u8], second: &[u8]) -> Vec<u8> {
+    let number = KINDS.iter().position(|(other, _)| *other == kind).unwrap_or(0) as u8;
+    [&[number][..], &(first.len() as u32).to_le_bytes(), first, second].concat()
+}
+
+/// Takes packed files apart: any bytes are some.
+pub fn unpack(packed: &[u8]) -> (Kind, [&[u8]; 2]) {
+    let (kind, rest) = packed.split_first().unwrap_or((&0, &[]));
+    let (len, rest) = rest.split_first_chunk::<4>().unwrap_or((&[0; 4], rest));
+    let (first, second) = rest.split_at((u32::from_le_bytes(*len) as usize).min(rest.len()));
+    (KINDS[usize::from(*kind) % KINDS.len()].0, [first, second])
+}
+
+/// Writes packed files into `folder` and reads them as the program does; whether they were
+/// accepted. An adapter that was is also written in every format.
+///
+/// # Panics
+/// When something panics on them, which is what a fuzzer looks for; when `folder` cannot be
+/// written; and when what we write of it cannot be read.
+pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
+    let (kind, files) = unpack(packed);
+    let names = KINDS.iter().find(|(other, _)| *other == kind).map_or(["", ""], |(_, names)| *names);
+    for (name, bytes) in names.into_iter().zip(files).filter(|(name, _)| !name.is_empty()) {
+        std::fs::write(folder.join(name), bytes).expect("a folder that can be written");
+    }
+    let first = folder.join(names[0]);
+    let read = match kind {
+        Kind::Peft => formats::read(folder).map(|loaded| write_all(&loaded.adapter)),
+        Kind::File => formats::read(&first).map(|loaded| write_all(&loaded.adapter)),
+        Kind::Config => Config::read(&first).and_then(|config| {
+            config.transposed("h.0.attn.c_attn");
+            config.tied()?;
+            config.layers().map(drop)
+        }),
+        Kind::Model => Base::open(folder).map(|base| assert!(base.modules().count() <= base.names().count())),
+    };
+    read.map_err(|error| {
+        let message = error.to_string();
+        assert!(!message.is_empty() && !message.chars().any(char::is_control), "{message:?}");
+    })
+    .is_ok()
+}
+
+/// Packed files with one to three places damaged, by the same seed the same ones.
+pub fn damaged(seeds: &[(String, Vec<u8>)], rng: &mut impl RngExt) -> Vec<u8> {
+    let mut any = || &seeds[rng.random_range(0..seeds.len())].1;
+    let (packed, other) = (any().clone(), any().clone());
+    let (kind, [first, second]) = unpack(&packed);
+    let (_, [lent, _]) = unpack(&other);
+    let half = !second.is_empty() && rng.random();
+    match (half, kind) {
+        (true, _) => pack(kind, first, &mutate(second, lent, rng)),
+        (false, Kind::File) => pack(kind, &mutate(first, lent, rng), second),
+        (false, _) => {
+            // As the header of a file without tensors: what is damaged is the JSON.
+            let framed = [&(first.len() as u64).to_le_bytes(), first].concat();
+            let damaged = mutate(&framed, lent, rng);
+            pack(kind, damaged.get(8..).unwrap_or_default(), second)
+        }
+    }
+}
+
+/// A file of a hundred bytes may say a rank whose LoRA takes gigabytes.
+const MOST_NUMBERS: usize = 1 << 16;
+
+fn write_all(adapter: &Adapter) {
+    let large = |layer: &kron_core::Layer| {
+        let shape = layer.shape();
+        let rank = shape.width().saturating_mul(shape.a_in().max(shape.a_out()));
+        rank.saturating_mul(shape.d_out().saturating_add(shape.d_in())) > MOST_NUMBERS
+    };
+    let bytes = adapter.to_bytes().expect("what was read has finite numbers");
+    assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());
+    if !adapter.layers().iter().any(large) {
+        let _ = peft::write_lora(adapter, peft::Form::default());
+        let _ = peft::write_lora(adapter, peft::Form { side: None, uniform: true });
+        let _ = peft::write_lokr(adapter);
+        let _ = lycoris::write(adapter);
+    }
+}
+
+/// A name, and packed files that are accepted.
+pub fn seeds() -> Vec<(String, Vec<u8>)> {
+    let q = "base_model.model.model.layers.0.q";
+    let lokr = [
+        (format!("{q}.lokr_w1"), [3, 2]),
+        (format!("{q}.lokr_w2_a"), [4, 1]),
+        (format!("{q}.lokr_w2_b"), [1, 5]),
+        ("base_model.model.k.lokr_w1_a".into(), [3, 1]),
+        ("base_model.model.k.lokr_w1_b".into(), [1, 2]),
+        ("base_model.model.k.lokr_w2".into(), [2, 2]),
+    ];
+    let lora = [(format!("{q}.lora_A.weight"), [2, 5]), (format!("{q}.lora_B.weight"), [4, 2])];
+    let lycoris = [
+        ("lycoris_a_q.lokr_w1".to_string(), vec![3, 2]),
+        ("lycoris_a_q.lokr_w2_a".into(), vec![4, 1]),
+        ("lycoris_a_q.lokr_w2_b".into(), vec![1, 5]),
+        ("lycoris_a_q.alpha".into(), vec![]),
+    ];
+    let shard = file(&[("q.weight".to_string(), vec![4, 5]), ("norm.bias".into(), vec![3])]);
+    let index = json!({ "metadata": { "total_size": 92 }, "weight_map": {
+        "q.weight": "model.safetensors", "norm.bias": "model.safetensors" } });
+    let lokr_config = json!({ "peft_type": "LOKR", "r": 1, "alpha": 3, "decompose_both": true,
+        "decompose_factor": -1, "rank_pattern": { "^k": 1 }, "alpha_pattern": { "layers.0.*": 2.5 },
+        "target_modules": ["q", "k"], "base_model_name_or_path": "toy", "bias": "none" });
+    let lora_config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 16, "use_rslora": true,
+        "fan_in_fan_out": false, "modules_to_save": null, "target_modules": ".*q", "init_lora_weights": true });
+    let mut seeds = vec![
+        ("peft-lokr".to_string(), pack(Kind::Peft, &text(&lokr_config), &file(&two(&lokr)))),
+        ("peft-lora".into(), pack(Kind::Peft, &text(&lora_config), &file(&two(&lora)))),
+        ("lycoris".into(), pack(Kind::File, &file(&lycoris), &[])),
+        ("model".into(), pack(Kind::Model, &text(&index), &shard)),
+    ];
+    let (_, ours) = crate::adapters::seeds().pop().expect("an adapter of all kinds");
+    seeds.push(("ours".into(), pack(Kind::File, &ours.to_bytes().expect("finite numbers"), &[])));
+    seeds.extend(configs().into_iter().map(|config| {
+        let name = format!("config-{}", config["model_type"].as_str().unwrap_or_default());
+        (name, pack(Kind::Config, &text(&config), &[]))
+    }));
+    seeds
+}
+
+fn configs() -> Vec<Value> {
+    let decoder = |family: &str| {
+        json!({ "model_type": family, "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 4, "num_hidden_layers": 2, "vocab_size": 16,
+            "tie_word_embeddings": false })
+    };
+    let encoder = |family: &str| {
+        json!({ "model_type": family, "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2,
+            "num_hidden_layers": 2, "vocab_size": 16 })
+    };
+    let decoders = ["llama", "mistral", "qwen2", "qwen3", "gemma"].map(decoder);
+    let others = [
+        encoder("bert"),
+        encoder("roberta"),
+        json!({ "model_type": "distilbert", "dim": 8, "hidden_dim": 12, "n_layers": 2, "n_heads": 2 }),
+        json!({ "model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "n_inner": null, "vocab_size": 16 }),
+    ];
+    decoders.into_iter().chain(others).collect()
+}
+
+fn two(tensors: &[(String, [usize; 2])]) -> Vec<(String, Vec<usize>)> {
+    tensors.iter().map(|(name, shape)| (name.clone(), shape.to_vec())).collect()
+}
+
+/// A safetensors file of float32 tensors.
+fn file(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+    let numbers = |len: usize| (0..len).flat_map(|i| (0.25 * i as f32 + 1.0).to_le_bytes()).collect();
+    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, shape)| numbers(shape.iter().product())).collect();
+    let views = tensors.iter().zip(&data).map(|((name, shape), data)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), data).expect("bytes that fit the shape"))
+    });
+    safetensors::serialize(views, None).expect("a file")
+}
+
+fn text(value: &Value) -> Vec<u8> {
+    serde_json::to_vec(value).expect("JSON")
+}
