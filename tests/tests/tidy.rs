@@ -28,11 +28,12 @@ const UNSAFE: [(&str, &str); 3] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("kron-kernels", &[]),
     ("kron-core", &["kron-kernels"]),
     ("kron-cli", &["kron-core"]),
     ("kron-candle", &["kron-core"]),
+    ("kron-train", &["kron-core", "kron-candle"]),
     ("kron-bench", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
     ("kron-tests", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
 ];
@@ -40,11 +41,11 @@ const ARROWS: [(&str, &[&str]); 6] = [
 /// Crates that only some members may see: (prefix, members).
 const PRIVATE: [(&str, &[&str]); 7] = [
     ("cudarc", &["kron-kernels"]),
-    ("candle", &["kron-candle", "kron-bench", "kron-tests"]),
+    ("candle", &["kron-candle", "kron-train", "kron-bench", "kron-tests"]),
     ("burn", &[]),
     ("tch", &[]),
     ("dfdx", &[]),
-    ("clap", &["kron-cli", "kron-bench"]),
+    ("clap", &["kron-cli", "kron-train", "kron-bench"]),
     ("gemm", &["kron-bench"]),
 ];
 

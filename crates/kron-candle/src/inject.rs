@@ -40,10 +40,13 @@ impl Pattern {
     }
 }
 
+/// Shape and scale for a module's path, d_out and d_in.
+type Rule<'a> = Box<dyn Fn(&str, usize, usize) -> kron_core::Result<(KronShape, Scaling)> + 'a>;
+
 /// Where a module's adapter comes from.
 enum Source<'a> {
     /// A new one, by shape and scale: ΔW = 0.
-    New { rule: Box<dyn Fn(&str, usize, usize) -> kron_core::Result<(KronShape, Scaling)> + 'a>, seed: u64 },
+    New { rule: Rule<'a>, seed: u64 },
     /// The layers of a file.
     Trained(Adapter),
     /// None: the model stays as it is.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{AdapterConfig, Config};
 use crate::data::Dataset;
 use crate::error::{Result, file, invalid};
-use crate::memory::{peak_mib, restart_peak};
 use crate::model::Weights;
+use crate::process::{peak_mib, restart_peak};
 use crate::progress::Progress;
 use crate::report::{escape, page, table};
 use crate::run::{Log, Stop, read_log, run};
@@ -68,6 +68,8 @@ pub struct Trial {
     pub test: f64,
     /// Median seconds of a step.
     pub step_seconds: f64,
+    /// Mean processor seconds of a step, over all threads.
+    pub step_cpu_seconds: Option<f64>,
     /// Highest resident memory in MiB.
     pub peak_mib: Option<f64>,
 }
@@ -149,6 +151,7 @@ pub fn compare(
             validation: merit(outcome.as_ref().and_then(|o| o.validation)),
             test: merit(outcome.as_ref().and_then(|o| o.test)),
             step_seconds: outcome.as_ref().map_or(f64::NAN, |o| o.step_seconds()),
+            step_cpu_seconds: outcome.as_ref().and_then(|o| o.step_cpu_seconds()),
             peak_mib: peak_mib(),
         };
         log.add(&trial)?;
@@ -175,15 +178,19 @@ pub struct Line {
     pub test: Vec<(u64, f64)>,
     /// p-value against the reference on the seeds that both have; `None` for the reference itself.
     pub p: Option<f64>,
-    /// Median over the seeds of the median step.
-    pub step_seconds: f64,
+    /// Mean over the seeds of the mean processor time of a step.
+    pub step_cpu_seconds: Option<f64>,
     /// Highest of the peaks.
     pub peak_mib: Option<f64>,
 }
 
-/// Picks each entry's rate on the validation set, and tests it against the reference.
+/// Picks each entry's rate on the validation set, and tests it against the
+/// reference. Trials that are no run of the grid are left out.
 pub fn lines(grid: &Grid, trials: &[Trial]) -> Vec<Line> {
-    let mut lines: Vec<Line> = grid.entries.iter().filter_map(|entry| line(&entry.name, trials)).collect();
+    let meant =
+        |t: &&Trial| grid.runs().any(|(e, rate, seed)| (&e.name, rate, seed) == (&t.name, t.rate, t.seed));
+    let trials: Vec<&Trial> = trials.iter().filter(meant).collect();
+    let mut lines: Vec<Line> = grid.entries.iter().filter_map(|entry| line(&entry.name, &trials)).collect();
     let reference = lines.iter().find(|l| l.name == grid.reference).map(|l| l.test.clone());
     for line in lines.iter_mut().filter(|l| l.name != grid.reference) {
         let Some(reference) = &reference else { continue };
@@ -197,14 +204,13 @@ pub fn lines(grid: &Grid, trials: &[Trial]) -> Vec<Line> {
     lines
 }
 
-fn line(name: &str, trials: &[Trial]) -> Option<Line> {
-    let ours: Vec<&Trial> = trials.iter().filter(|t| t.name == name).collect();
+fn line(name: &str, trials: &[&Trial]) -> Option<Line> {
+    let ours: Vec<&Trial> = trials.iter().copied().filter(|t| t.name == name).collect();
     let at = |rate: f64| ours.iter().filter(move |t| t.rate == rate);
     let merit = |rate: f64| mean(&at(rate).map(|t| t.validation).collect::<Vec<_>>());
     let rate = ours.iter().map(|t| t.rate).max_by(|a, b| merit(*a).total_cmp(&merit(*b)))?;
     let best: Vec<&&Trial> = at(rate).collect();
-    let mut seconds: Vec<f64> = best.iter().map(|t| t.step_seconds).collect();
-    seconds.sort_by(f64::total_cmp);
+    let cpu: Option<Vec<f64>> = best.iter().map(|t| t.step_cpu_seconds).collect();
     Some(Line {
         name: name.into(),
         method: best[0].method.clone(),
@@ -212,15 +218,26 @@ fn line(name: &str, trials: &[Trial]) -> Option<Line> {
         rate,
         test: best.iter().map(|t| (t.seed, t.test)).collect(),
         p: None,
-        step_seconds: seconds[seconds.len() / 2],
+        step_cpu_seconds: cpu.map(|cpu| mean(&cpu)),
         peak_mib: best.iter().filter_map(|t| t.peak_mib).max_by(f64::total_cmp),
     })
 }
 
 /// Column heads and cells of the result.
-pub fn cells(lines: &[Line]) -> ([&'static str; 10], Vec<Vec<String>>) {
-    let head =
-        ["entry", "method", "parameters", "rate", "seeds", "test", "sd", "95 % interval", "p", "step ms"];
+pub fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
+    let head = [
+        "entry",
+        "method",
+        "parameters",
+        "rate",
+        "seeds",
+        "test",
+        "sd",
+        "95 % interval",
+        "p",
+        "CPU ms a step",
+        "peak MiB",
+    ];
     let row = |line: &Line| {
         let values: Vec<f64> = line.test.iter().map(|(_, v)| 100.0 * v).collect();
         let (low, high) = interval(&values);
@@ -234,7 +251,8 @@ pub fn cells(lines: &[Line]) -> ([&'static str; 10], Vec<Vec<String>>) {
             format!("{:.2}", deviation(&values)),
             format!("{low:.2} … {high:.2}"),
             line.p.map_or("–".into(), |p| format!("{p:.3}")),
-            format!("{:.0}", 1000.0 * line.step_seconds),
+            line.step_cpu_seconds.map_or("–".into(), |s| format!("{:.0}", 1000.0 * s)),
+            line.peak_mib.map_or("–".into(), |mib| format!("{mib:.0}")),
         ]
     };
     (head, lines.iter().map(row).collect())

@@ -15,9 +15,11 @@ use crate::error::Result;
 use crate::model::{BertConfig, Body, Config, Weights, build};
 
 /// Outer factor and rank that are planted.
-const PLANTED: (usize, usize, usize) = (4, 4, 4);
+const PLANTED: (usize, usize, usize) = (4, 4, 2);
+/// Highest learning rate, which falls to zero in a straight line.
+const RATE: f64 = 3e-2;
 /// Steps of training.
-const STEPS: u64 = 150;
+const STEPS: u64 = 400;
 
 /// How near one method came to the planted update.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,10 +41,10 @@ pub struct Recovery {
 pub fn demo(seed: u64, mut report: impl FnMut(&str, u64, f64)) -> Result<Vec<Recovery>> {
     let config = BertConfig {
         vocab_size: 97,
-        hidden_size: 32,
-        num_hidden_layers: 2,
+        hidden_size: 64,
+        num_hidden_layers: 1,
         num_attention_heads: 4,
-        intermediate_size: 64,
+        intermediate_size: 128,
         max_position_embeddings: 16,
         type_vocab_size: 1,
         layer_norm_eps: 1e-12,
@@ -167,7 +169,7 @@ fn imitate(
         let loss = loss(step)?;
         let mut gradients = Gradients::new(&optimizer.vars());
         gradients.add(&loss.backward()?, 1.0)?;
-        optimizer.step(&gradients, 1e-2 * (1.0 - step as f64 / STEPS as f64))?;
+        optimizer.step(&gradients, RATE * (1.0 - step as f64 / STEPS as f64))?;
         report(step + 1, number(loss)?);
     }
     Ok((before, number(loss(u64::MAX)?)?))

@@ -28,7 +28,7 @@ pub fn interval(values: &[f64]) -> (f64, f64) {
     let resample = |k: u32| {
         let draw = |i: u32| {
             let bits = philox([i, k, 0, 0], [0x626f_6f74, 0])[0];
-            values[(u64::from(bits) * values.len() as u64 >> 32) as usize]
+            values[((u64::from(bits) * values.len() as u64) >> 32) as usize]
         };
         (0..values.len() as u32).map(draw).sum::<f64>() / values.len() as f64
     };

@@ -9,8 +9,8 @@ use kron_train::run::{Stop, run};
 fn accuracy(method: Method) -> (f64, usize) {
     let mut config = common::config(method);
     config.data.limit_train = 0;
-    config.data.limit_eval = 0;
-    config.train.epochs = 6;
+    config.data.limit_eval = 140;
+    config.train.epochs = 4;
     config.train.batch = 16;
     let (weights, data) = common::load(&config);
     let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");

@@ -77,7 +77,7 @@ fn a_chain_of_tasks_looks_back() {
     let mut config = common::config(Method::Kron);
     config.data.train = common::data("clinc.train.jsonl");
     (config.data.validation, config.data.test) = (None, Some(common::data("clinc.test.jsonl")));
-    (config.data.limit_train, config.data.limit_eval, config.train.epochs) = (0, 0, 4);
+    (config.data.limit_train, config.data.limit_eval, config.train.epochs) = (0, 0, 3);
     let tokenizer = Tokenizer::read(&common::data("tok512.bin")).expect("a tokenizer");
     let (weights, _) = common::load(&config);
     let task = |domain: &str| {

@@ -25,6 +25,8 @@ pub struct Row {
     pub tokens: usize,
     /// Seconds of this step.
     pub seconds: f64,
+    /// Processor seconds of this step, over all threads, in hundredths.
+    pub cpu_seconds: Option<f64>,
 }
 
 /// One look at a set.

@@ -18,6 +18,7 @@ use crate::data::{Dataset, shuffled_batches};
 use crate::error::{Error, Result, file, invalid};
 use crate::learner::{Learner, Score};
 use crate::model::Weights;
+use crate::process::cpu_seconds;
 use crate::progress::Progress;
 pub use log::{Log, Look, Row, read as read_log};
 pub use schedule::rate;
@@ -54,6 +55,12 @@ impl Outcome {
         let mut seconds: Vec<f64> = self.rows.iter().map(|row| row.seconds).collect();
         seconds.sort_by(f64::total_cmp);
         seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// Mean processor seconds of a step.
+    pub fn step_cpu_seconds(&self) -> Option<f64> {
+        let all: Option<Vec<f64>> = self.rows.iter().map(|row| row.cpu_seconds).collect();
+        all.filter(|all| !all.is_empty()).map(|all| crate::stats::mean(&all))
     }
 }
 
@@ -197,7 +204,7 @@ impl<'a> State<'a> {
     }
 
     fn step(&mut self, step: u64, total: u64, per_epoch: u64, batch: &[usize]) -> Result<Row> {
-        let (train, begin) = (&self.config.train, Instant::now());
+        let (train, begin, cpu) = (&self.config.train, Instant::now(), cpu_seconds());
         let micro = if train.micro_batch == 0 { batch.len() } else { train.micro_batch };
         let mut gradients = Gradients::new(&self.optimizer.vars());
         let (mut loss, mut tokens) = (0.0, 0);
@@ -223,7 +230,8 @@ impl<'a> State<'a> {
         self.optimizer.step(&gradients, rate)?;
         let epoch = (step + 1) as f64 / per_epoch as f64;
         let seconds = begin.elapsed().as_secs_f64();
-        Ok(Row { step: step + 1, epoch, rate, loss, gradient, tokens, seconds })
+        let cpu_seconds = cpu_seconds().zip(cpu).map(|(now, then)| now - then);
+        Ok(Row { step: step + 1, epoch, rate, loss, gradient, tokens, seconds, cpu_seconds })
     }
 
     fn look(&mut self, split: &str) -> Result<Option<Score>> {
