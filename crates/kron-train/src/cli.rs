@@ -128,6 +128,9 @@ pub struct Settings {
     /// Highest learning rate.
     #[arg(long)]
     rate: Option<f64>,
+    /// The new head's own highest rate; 0 takes `rate`.
+    #[arg(long)]
+    head_rate: Option<f64>,
     /// The rate of the factor that starts at zero, relative to it.
     #[arg(long)]
     lora_plus: Option<f64>,
@@ -182,6 +185,7 @@ impl Settings {
         put(&mut train.batch, self.batch);
         put(&mut train.micro_batch, self.micro_batch);
         put(&mut train.rate, self.rate);
+        put(&mut train.head_rate, self.head_rate);
         put(&mut train.lora_plus, self.lora_plus);
         put(&mut train.schedule, self.schedule);
         put(&mut train.warmup, self.warmup);

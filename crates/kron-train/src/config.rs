@@ -161,7 +161,7 @@ pub struct Train {
     pub micro_batch: usize,
     /// Highest learning rate.
     pub rate: f64,
-    /// The head's rate relative to it.
+    /// The new head's own highest rate beside an adapter; 0 takes `rate`.
     pub head_rate: f64,
     /// The rate of the factor that starts at zero, relative to it (LoRA+).
     pub lora_plus: f64,
@@ -186,7 +186,7 @@ impl Default for Train {
             batch: 16,
             micro_batch: 0,
             rate: 1e-3,
-            head_rate: 1.0,
+            head_rate: 0.0,
             lora_plus: 1.0,
             schedule: Schedule::Linear,
             warmup: 0.06,

@@ -245,10 +245,10 @@ fn new_head(config: &Config, classes: usize, hidden: usize, trained: &mut Vec<Na
     let bias = Var::zeros(classes, DType::F32, &candle_core::Device::Cpu)?;
     let head = Linear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()));
     if config.adapter.method != Method::None {
-        let rates = |var: &Var| match config.train.head_rate {
-            1.0 => Ok(None),
-            rate => Ok::<_, candle_core::Error>(Some((var.ones_like()? * rate)?)),
-        };
+        // Groups have rates relative to that of the step.
+        let own = config.train.head_rate > 0.0 && config.adapter.method != Method::Head;
+        let ratio = own.then_some(config.train.head_rate / config.train.rate).filter(|r| r.is_finite());
+        let rates = |var: &Var| ratio.map(|ratio| var.ones_like()? * ratio).transpose();
         for (name, var) in [("head.weight", weight), ("head.bias", bias)] {
             trained.push((name.into(), Group { rates: rates(&var)?, ..Group::from(var) }));
         }
