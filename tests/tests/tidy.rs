@@ -30,12 +30,13 @@ const UNSAFE: [(&str, &str); 5] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("kron-kernels", &[]),
     ("kron-core", &["kron-kernels"]),
     ("kron-cli", &["kron-core"]),
     ("kron-capi", &["kron-core"]),
     ("kron-candle", &["kron-core"]),
+    ("kron-train", &["kron-core", "kron-candle"]),
     ("kron-bench", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
     ("kron-tests", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
 ];
@@ -43,11 +44,11 @@ const ARROWS: [(&str, &[&str]); 7] = [
 /// Crates that only some members may see: (prefix, members).
 const PRIVATE: [(&str, &[&str]); 7] = [
     ("cudarc", &["kron-kernels", "kron-bench"]),
-    ("candle", &["kron-candle", "kron-bench", "kron-tests"]),
+    ("candle", &["kron-candle", "kron-train", "kron-bench", "kron-tests"]),
     ("burn", &[]),
     ("tch", &[]),
     ("dfdx", &[]),
-    ("clap", &["kron-cli", "kron-bench"]),
+    ("clap", &["kron-cli", "kron-train", "kron-bench"]),
     ("gemm", &["kron-bench"]),
 ];
 

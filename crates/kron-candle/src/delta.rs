@@ -1,0 +1,94 @@
+//! [`Delta`]: the trained half of an adapted layer.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use kron_core::{Dropout, DropoutKey, Inner, KronOp, KronShape, Layer, Scaling, Theta};
+
+/// An adapter of one module: ΔW = s·A ⊗ (B·C) with θ = `[A | B | C]` in one variable.
+///
+/// Cloning shares the variable.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    module: String,
+    scaling: Scaling,
+    op: KronOp,
+    theta: Var,
+    stream: u64,
+}
+
+impl Delta {
+    /// The paper's start for the module of this dotted path: ΔW = 0.
+    ///
+    /// # Errors
+    /// A module's name that [`Layer::new`] refuses.
+    pub fn new(module: &str, shape: KronShape, scaling: Scaling, seed: u64, device: &Device) -> Result<Self> {
+        let layer =
+            Layer::new(module, scaling, Theta::init(shape, seed)).map_err(candle_core::Error::wrap)?;
+        Self::from_layer(&layer, device)
+    }
+
+    /// The factors of a layer that was trained before.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn from_layer(layer: &Layer, device: &Device) -> Result<Self> {
+        let theta = Var::from_slice(layer.theta().as_slice(), layer.shape().params(), device)?;
+        Ok(Self { module: layer.module().into(), scaling: layer.scaling(), op: layer.op(), theta, stream: 0 })
+    }
+
+    /// The same adapter with dropout on its input, in calls that bring a key.
+    pub fn with_dropout(self, dropout: Dropout) -> Self {
+        Self { op: self.op.with_dropout(dropout), ..self }
+    }
+
+    /// The same adapter with a number that no other layer of the model has:
+    /// under one key, every layer then has a mask of its own.
+    pub fn with_stream(self, stream: u64) -> Self {
+        Self { stream, ..self }
+    }
+
+    /// The factors as they are now.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn to_layer(&self) -> Result<Layer> {
+        let theta = self.theta.as_tensor().to_device(&Device::Cpu)?.to_vec1()?;
+        let theta = Theta::from_vec(self.op.shape, theta).map_err(candle_core::Error::wrap)?;
+        Layer::new(&self.module, self.scaling, theta).map_err(candle_core::Error::wrap)
+    }
+
+    /// A learning rate for every number of θ, relative to the base rate: `ratio`
+    /// for the factor that starts at zero (B, or a full M), 1 for the others.
+    /// That is LoRA+ (arXiv 2402.12354).
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn rates(&self, ratio: f64) -> Result<Tensor> {
+        let shape = self.op.shape;
+        let c = match shape.inner() {
+            Inner::LowRank(_) => 1.0,
+            Inner::Full => ratio as f32,
+        };
+        let parts = [(shape.a_len(), 1.0), (shape.b_len(), ratio as f32), (shape.c_len(), c)];
+        let rates = parts.into_iter().flat_map(|(len, rate)| std::iter::repeat_n(rate, len));
+        Tensor::from_iter(rates, self.theta.device())?.to_dtype(DType::F32)
+    }
+
+    /// The module's dotted path in the model.
+    pub fn module(&self) -> &str {
+        &self.module
+    }
+    /// Shape, scale and dropout.
+    pub const fn op(&self) -> &KronOp {
+        &self.op
+    }
+    /// θ, `[A | B | C]`, float32.
+    pub const fn theta(&self) -> &Var {
+        &self.theta
+    }
+
+    /// The key of this layer's mask under the key of a step.
+    pub(crate) fn key(&self, step: DropoutKey) -> DropoutKey {
+        // A run has fewer than 2⁴⁰ steps.
+        DropoutKey { seed: step.seed, offset: step.offset.wrapping_add(self.stream << 40) }
+    }
+}

@@ -1,0 +1,36 @@
+//! Kron-LoRA, LoRA and KronA for candle: a frozen linear layer with a trained
+//! adapter, y = x·Wᵀ + bias + s·x·(A ⊗ (B·C))ᵀ, forward and backward by
+//! kron-core.
+//!
+//! ```text
+//! Linear, Delta ─ KronLinear ─ forward ─ custom op on (x, θ) ─ kron-core
+//! VarBuilder ─── Inject ────── Adapters ─ θ: optimizer, file
+//! ```
+//!
+//! θ of a layer is one flat float32 [`Var`](candle_core::Var) `[A | B | C]`, so
+//! that its gradient, its optimizer state and its bytes on disk are one tensor
+//! each. The product with W and the adapter's share go into one output buffer,
+//! and so do their gradients with respect to x; of the activations only x and
+//! T = X·Cᵀ are kept for backward. Dropout is an argument of a call: no layer
+//! is in a mode.
+//!
+//! Everything runs on candle's CPU device; tensors of another device are
+//! refused.
+#![forbid(unsafe_code)]
+
+mod delta;
+mod gradients;
+mod host;
+mod inject;
+mod linear;
+mod op;
+mod optim;
+
+pub use delta::Delta;
+pub use gradients::Gradients;
+pub use inject::{Adapters, Inject, Pattern};
+pub use kron_core::{
+    Adapter, Dropout, DropoutKey, Existing, KronOp, KronShape, Layer, ScaleRule, Scaling, Theta,
+};
+pub use linear::KronLinear;
+pub use optim::{AdamW, AdamWConfig, Group};

@@ -1,0 +1,161 @@
+//! Every case of cases.toml: y, dx and dθ of the fused op against candle's own
+//! autograd of the formula y = x·Wᵀ + bias + s·x̃·(A ⊗ (B·C))ᵀ, in float64.
+//!
+//! The bound is three times what the same formula loses in float32, but no
+//! less than four roundings of the activations' type: a packed factor, an
+//! intermediate, the base and the sum.
+
+use candle_core::{DType, Device, Result, Tensor, Var, WithDType};
+use candle_nn::Linear;
+use kron_candle::{Delta, KronLinear, Layer, Scaling};
+use kron_core::{Element, Outer};
+use kron_tests::cases::{self, Case};
+use kron_tests::inputs::Problem;
+
+/// y, dx, dθ.
+type Answer = [Tensor; 3];
+
+#[test]
+fn f32_agrees_with_autograd() {
+    all::<f32>();
+}
+
+#[test]
+fn f16_agrees_with_autograd() {
+    all::<half::f16>();
+}
+
+#[test]
+fn bf16_agrees_with_autograd() {
+    all::<half::bf16>();
+}
+
+fn all<E: Element + WithDType>() {
+    for case in cases::all() {
+        for &rows in case.rows.iter().filter(|&&rows| rows > 0) {
+            check::<E>(&case, rows).unwrap_or_else(|e| panic!("{}, {rows} rows: {e}", case.name));
+        }
+    }
+}
+
+#[test]
+fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
+    let p = Problem::<f32>::of_case(&cases::named("paper"), 0, 1);
+    let s = p.op.shape;
+    let weight = Tensor::zeros((s.d_out(), s.d_in()), DType::F32, &Device::Cpu)?;
+    let delta = delta(&p)?;
+    let y = KronLinear::new(Linear::new(weight, None), delta.clone())?
+        .forward(&Tensor::zeros((0, s.d_in()), DType::F32, &Device::Cpu)?, None)?;
+    assert_eq!(y.dims(), [0, s.d_out()]);
+    let grad = y.sum_all()?.backward()?;
+    let grad = grad.get(delta.theta()).expect("a gradient").abs()?.sum_all()?.to_scalar::<f32>()?;
+    assert_eq!(grad, 0.0);
+    Ok(())
+}
+
+fn check<E: Element + WithDType>(case: &Case, rows: usize) -> Result<()> {
+    let p = Problem::<E>::of_case(case, rows, 3);
+    let (weight, bias) = base::<E>(&p)?;
+    let got = fused(&p, &weight, &bias)?;
+    let want = unfused(&p, &weight, &bias, DType::F64)?;
+    let plain = unfused(&p, &weight, &bias, DType::F32)?;
+    let floor = 4.0 * <E as Element>::DTYPE.unit_roundoff();
+    for (i, name) in ["y", "dx", "dθ"].into_iter().enumerate() {
+        let (error, lost) = (distance(&got[i], &want[i])?, distance(&plain[i], &want[i])?);
+        assert!(
+            error <= floor.max(3.0 * lost),
+            "{}, {rows} rows, {}: {name} is {error:.2e} off, candle's float32 {lost:.2e}",
+            case.name,
+            <E as Element>::DTYPE
+        );
+    }
+    Ok(())
+}
+
+/// W and bias of the base, rounded to E.
+fn base<E: Element + WithDType>(p: &Problem<E>) -> Result<(Tensor, Tensor)> {
+    let s = p.op.shape;
+    let numbers = |len: usize, seed: usize| -> Vec<f32> {
+        (0..len)
+            .map(|i| (((i * 7919 + seed) % 1009) as f32 / 504.5 - 1.0) / (s.d_in() as f32).sqrt())
+            .collect()
+    };
+    let dtype = <E as WithDType>::DTYPE;
+    let weight = Tensor::from_vec(numbers(s.d_in() * s.d_out(), 1), (s.d_out(), s.d_in()), &Device::Cpu)?;
+    let bias = Tensor::from_vec(numbers(s.d_out(), 5), s.d_out(), &Device::Cpu)?;
+    Ok((weight.to_dtype(dtype)?, bias.to_dtype(dtype)?))
+}
+
+fn delta<E: Element>(p: &Problem<E>) -> Result<Delta> {
+    let scaling = Scaling::plain(p.op.scale.get()).map_err(candle_core::Error::wrap)?;
+    let layer = Layer::new("layer", scaling, p.theta.clone()).map_err(candle_core::Error::wrap)?;
+    Ok(Delta::from_layer(&layer, &Device::Cpu)?.with_dropout(p.op.dropout))
+}
+
+/// x, whose rows lie `pad` numbers further apart than they are wide.
+fn input<E: Element + WithDType>(p: &Problem<E>) -> Result<(Var, Tensor)> {
+    let (rows, d_in) = (p.rows(), p.op.shape.d_in());
+    let x = Tensor::from_iter(p.x.iter().copied(), &Device::Cpu)?.reshape((rows, d_in))?;
+    let wide = Var::from_tensor(&x.pad_with_zeros(1, 0, p.pad)?)?;
+    let x = wide.narrow(1, 0, d_in)?;
+    Ok((wide, x))
+}
+
+fn fused<E: Element + WithDType>(p: &Problem<E>, weight: &Tensor, bias: &Tensor) -> Result<Answer> {
+    let delta = delta(p)?;
+    let layer = KronLinear::new(Linear::new(weight.clone(), Some(bias.clone())), delta.clone())?;
+    let (wide, x) = input(p)?;
+    let y = layer.forward(&x, p.key)?;
+    let grads = y.to_dtype(DType::F32)?.mul(&dy(p, DType::F32)?)?.sum_all()?.backward()?;
+    let dx = grads.get(&wide).expect("a gradient of x").narrow(1, 0, p.op.shape.d_in())?;
+    Ok([y.clone(), dx, grads.get(delta.theta()).expect("a gradient of θ").clone()])
+}
+
+fn unfused<E: Element + WithDType>(
+    p: &Problem<E>,
+    weight: &Tensor,
+    bias: &Tensor,
+    dtype: DType,
+) -> Result<Answer> {
+    let s = p.op.shape;
+    let theta = Var::from_tensor(&Tensor::new(p.theta.as_slice(), &Device::Cpu)?.to_dtype(dtype)?)?;
+    let x = Var::from_tensor(&input(p)?.1.to_dtype(dtype)?.contiguous()?)?;
+    let a = match s.outer() {
+        Outer::One => Tensor::ones((1, 1, 1, 1), dtype, &Device::Cpu)?,
+        Outer::Trained => theta.narrow(0, 0, s.a_len())?.reshape((s.a_out(), 1, s.a_in(), 1))?,
+    };
+    let c = theta.narrow(0, s.a_len() + s.b_len(), s.c_len())?.reshape((s.width(), s.c_in()))?;
+    let inner = match s.rank() {
+        Some(r) => theta.narrow(0, s.a_len(), s.b_len())?.reshape((s.b_out(), r))?.matmul(&c)?,
+        None => c,
+    };
+    let delta = a.broadcast_mul(&inner.reshape((1, s.b_out(), 1, s.c_in()))?)?;
+    let delta = delta.reshape((s.d_out(), s.d_in()))?;
+    let y = x.matmul(&weight.to_dtype(dtype)?.t()?)?.broadcast_add(&bias.to_dtype(dtype)?)?;
+    let dropped = (x.as_tensor() * mask(p, dtype)?)?;
+    let y = (y + (dropped.matmul(&delta.t()?)? * f64::from(p.op.scale.get()))?)?;
+    let grads = y.mul(&dy(p, dtype)?)?.sum_all()?.backward()?;
+    let of = |var: &Var| grads.get(var).expect("a gradient").clone();
+    Ok([y, of(&x), of(&theta)])
+}
+
+/// 1/(1 − p) where an element of x is kept, and 0 elsewhere.
+fn mask<E: Element>(p: &Problem<E>, dtype: DType) -> Result<Tensor> {
+    let (rows, d_in) = (p.rows(), p.op.shape.d_in());
+    let keep = if p.key.is_some() { p.op.dropout.keep_scale() } else { 1.0 };
+    let at = |i: usize| if p.keeps(i / d_in, i % d_in) { keep } else { 0.0 };
+    Tensor::from_iter((0..rows * d_in).map(at), &Device::Cpu)?.reshape((rows, d_in))?.to_dtype(dtype)
+}
+
+fn dy<E: Element + WithDType>(p: &Problem<E>, dtype: DType) -> Result<Tensor> {
+    let dy = Tensor::from_iter(p.dy.iter().copied(), &Device::Cpu)?;
+    dy.reshape((p.rows(), p.op.shape.d_out()))?.to_dtype(dtype)
+}
+
+/// ‖got − want‖ / ‖want‖, for a `want` that is not zero.
+fn distance(got: &Tensor, want: &Tensor) -> Result<f64> {
+    let norm = |t: &Tensor| t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
+    let size = norm(want)?;
+    assert!(size > 0.0, "nothing to compare with");
+    Ok((norm(&(got.to_dtype(DType::F64)? - want.to_dtype(DType::F64)?)?)? / size).sqrt())
+}

@@ -1,0 +1,176 @@
+//! What a user relies on: names, files, merging, bases, dropout, refusals.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_nn::{Linear, VarBuilder, VarMap};
+use kron_candle::{
+    Adapter, Delta, Dropout, DropoutKey, Existing, Inject, KronLinear, KronShape, Layer, Pattern, ScaleRule,
+    Scaling, Theta,
+};
+
+fn scaling() -> Scaling {
+    Scaling::new(12.0, 8, ScaleRule::AlphaOverR).expect("legal")
+}
+
+fn shapes() -> [KronShape; 3] {
+    let shapes =
+        [KronShape::kron(40, 54, 5, 3, 4), KronShape::lora(40, 54, 7), KronShape::krona(40, 54, 5, 6)];
+    shapes.map(|s| s.expect("legal"))
+}
+
+/// A base, an adapter that does something, and an input of three dimensions.
+fn layer(shape: KronShape, dtype: DType) -> Result<(Linear, Delta, Tensor)> {
+    let random = |seed, d_out, d_in| {
+        let theta = Theta::random(KronShape::lora(d_out, d_in, 1).expect("legal"), seed).into_vec();
+        Tensor::from_vec(theta, d_out + d_in, &Device::Cpu)
+    };
+    let weight = random(1, 40, 1)?
+        .narrow(0, 0, 40)?
+        .unsqueeze(1)?
+        .matmul(&random(2, 54, 1)?.narrow(0, 0, 54)?.unsqueeze(0)?)?;
+    let linear = Linear::new(weight.to_dtype(dtype)?, Some(random(3, 39, 1)?.to_dtype(dtype)?));
+    let x = random(4, 2 * 5 * 54, 1)?.narrow(0, 0, 2 * 5 * 54)?.reshape((2, 5, 54))?.to_dtype(dtype)?;
+    let layer = Layer::new("m", scaling(), Theta::random(shape, 9)).map_err(candle_core::Error::wrap)?;
+    Ok((linear, Delta::from_layer(&layer, &Device::Cpu)?, x))
+}
+
+fn apart(a: &Tensor, b: &Tensor) -> Result<f32> {
+    assert_eq!(a.dims(), b.dims());
+    (a.to_dtype(DType::F32)? - b.to_dtype(DType::F32)?)?.abs()?.max_all()?.to_scalar()
+}
+
+#[test]
+fn forward_is_merged_and_is_not_the_base() -> Result<()> {
+    for shape in shapes() {
+        let (linear, delta, x) = layer(shape, DType::F32)?;
+        let layer = KronLinear::new(linear.clone(), delta)?;
+        let y = layer.forward(&x, None)?;
+        assert!(apart(&y, &layer.merge()?.forward(&x)?)? < 1e-4, "{shape}");
+        assert!(apart(&y, &linear.forward(&x)?)? > 1e-2, "{shape}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_base_of_any_kind_gives_the_same_output_and_gradients() -> Result<()> {
+    for shape in shapes() {
+        let (linear, delta, x) = layer(shape, DType::F32)?;
+        let x = candle_core::Var::from_tensor(&x)?;
+        let fused = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
+        let added = KronLinear::over(Arc::new(linear), delta.clone()).forward(&x, None)?;
+        assert!(apart(&fused, &added)? < 1e-5);
+        let (fused, added) = (fused.sqr()?.sum_all()?.backward()?, added.sqr()?.sum_all()?.backward()?);
+        for var in [&x, delta.theta()] {
+            let (fused, added) = (fused.get(var).expect("a gradient"), added.get(var).expect("a gradient"));
+            let size = fused.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(size > 1e-3 && apart(fused, added)? < 1e-5 * size, "{shape}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn dropout_needs_a_key_and_every_layer_has_its_own_mask() -> Result<()> {
+    let (linear, delta, x) = layer(shapes()[0], DType::F32)?;
+    let delta = delta.with_dropout(Dropout::new(0.5).expect("legal"));
+    let first = KronLinear::new(linear.clone(), delta.clone())?;
+    let second = KronLinear::new(linear, delta.with_stream(1))?;
+    let key = |offset| Some(DropoutKey { seed: 3, offset });
+    let same = |a: &KronLinear, key_a, b: &KronLinear, key_b| -> Result<bool> {
+        Ok(apart(&a.forward(&x, key_a)?, &b.forward(&x, key_b)?)? == 0.0)
+    };
+    assert!(same(&first, None, &second, None)?);
+    assert!(same(&first, key(4), &first, key(4))?);
+    assert!(!same(&first, key(4), &first, None)?);
+    assert!(!same(&first, key(4), &first, key(5))?);
+    assert!(!same(&first, key(4), &second, key(4))?);
+    Ok(())
+}
+
+#[test]
+fn patterns_are_whole_names_or_globs() -> Result<()> {
+    let cases = [
+        ("q_proj", "model.layers.0.self_attn.q_proj", true),
+        ("q_proj", "q_proj", true),
+        ("proj", "model.layers.0.self_attn.q_proj", false),
+        ("*.attention.*", "encoder.layer.0.attention.self.query", true),
+        ("*.attention.*", "encoder.layer.0.output.dense", false),
+        ("attention.output.dense", "encoder.layer.3.attention.output.dense", true),
+        ("layer.*.dense", "encoder.layer.3.output.dense", true),
+        ("q.proj", "layer.qxproj", false),
+    ];
+    for (pattern, module, want) in cases {
+        assert_eq!(Pattern::new(pattern)?.matches(module), want, "{pattern} on {module}");
+    }
+    assert!(Pattern::new("").is_err());
+    Ok(())
+}
+
+/// Two modules that are meant, and one that is not.
+fn model(inject: &Inject, vb: &VarBuilder) -> Result<Vec<KronLinear>> {
+    let make = |name: &str| inject.linear(54, 40, true, vb.pp(name));
+    ["layer.0.q_proj", "layer.0.k_proj", "layer.1.q_proj"].into_iter().map(make).collect()
+}
+
+#[test]
+fn a_saved_adapter_comes_back_to_the_bit() -> Result<()> {
+    let weights = VarMap::new();
+    let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
+    for shape in shapes() {
+        let inject = Inject::new(&["q_proj"], 5, |_, _, _| Ok((shape, scaling())))?;
+        let made = model(&inject, &vb)?;
+        let adapters = inject.finish()?;
+        assert_eq!(
+            adapters.deltas().iter().map(Delta::module).collect::<Vec<_>>(),
+            ["layer.0.q_proj", "layer.1.q_proj"]
+        );
+        for (delta, seed) in adapters.deltas().iter().zip(20..) {
+            delta.theta().set(&Tensor::new(Theta::random(shape, seed).as_slice(), &Device::Cpu)?)?;
+        }
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("adapter.safetensors");
+        adapters.save(&file, Existing::Refuse)?;
+        let inject = Inject::trained(Adapter::read(&file).map_err(candle_core::Error::wrap)?);
+        let loaded = model(&inject, &vb)?;
+        assert_eq!(inject.finish()?.to_adapter()?, adapters.to_adapter()?);
+        let x = Tensor::ones((3, 54), DType::F32, &Device::Cpu)?;
+        for (made, loaded) in made.iter().zip(&loaded) {
+            assert_eq!(apart(&made.forward(&x, None)?, &loaded.forward(&x, None)?)?, 0.0);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() -> Result<()> {
+    let weights = VarMap::new();
+    let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
+    let message = |e: candle_core::Error| e.to_string();
+    let rule = |_: &str, d_out, d_in| Ok((KronShape::kron(d_out, d_in, 7, 2, 4)?, scaling()));
+
+    let inject = Inject::new(&["q_proj"], 5, rule)?;
+    let refused = message(model(&inject, &vb).expect_err("7 does not divide 40"));
+    assert!(
+        refused.contains("layer.0.q_proj") && refused.contains("7 does not divide d_out = 40"),
+        "{refused}"
+    );
+
+    let inject = Inject::new(&["q_proj", "w_proj"], 5, |_, _, _| Ok((shapes()[0], scaling())))?;
+    model(&inject, &vb)?;
+    assert!(message(inject.finish().expect_err("no w_proj")).contains("w_proj"));
+
+    let stranger = Layer::new("layer.9.q_proj", scaling(), Theta::random(shapes()[0], 1)).expect("legal");
+    let inject = Inject::trained(Adapter::new(vec![stranger]).expect("one layer"));
+    model(&inject, &vb)?;
+    assert!(message(inject.finish().expect_err("no layer 9")).contains("layer.9.q_proj"));
+
+    let (linear, delta, x) = layer(shapes()[0], DType::F32)?;
+    let layer = KronLinear::new(linear, delta.clone())?;
+    let narrow = message(layer.forward(&x.narrow(2, 0, 50)?, None).expect_err("50 of 54"));
+    assert!(narrow.contains("d_in = 54"), "{narrow}");
+    assert!(layer.forward(&x.to_dtype(DType::F64)?, None).is_err());
+    let wide = Linear::new(Tensor::zeros((41, 54), DType::F32, &Device::Cpu)?, None);
+    assert!(message(KronLinear::new(wide, delta).expect_err("41 of 40")).contains("[41, 54]"));
+    Ok(())
+}

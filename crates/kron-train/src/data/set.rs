@@ -1,0 +1,183 @@
+//! A task's examples as token ids.
+
+use std::path::Path;
+
+use super::jsonl::{Labelled, read_choices, read_labelled};
+use super::permutation;
+use crate::config::{Config, Data, Task};
+use crate::error::{Result, file, invalid};
+use crate::text::Tokenizer;
+
+/// One multiple-choice question: its continuations, each with the first token that counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// Ids of question and answer, and where the answer starts.
+    pub rows: Vec<(Vec<u32>, usize)>,
+    /// Which is right.
+    pub answer: usize,
+}
+
+/// Examples of one task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Examples {
+    /// Ids and class.
+    Labelled(Vec<(Vec<u32>, u32)>),
+    /// Ids.
+    Plain(Vec<Vec<u32>>),
+    /// Multiple choice.
+    Questions(Vec<Question>),
+}
+
+impl Examples {
+    /// How many.
+    pub const fn len(&self) -> usize {
+        match self {
+            Examples::Labelled(all) => all.len(),
+            Examples::Plain(all) => all.len(),
+            Examples::Questions(all) => all.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Everything a run looks at.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// Names of the classes, sorted; empty for other tasks.
+    pub labels: Vec<String>,
+    /// Training examples.
+    pub train: Examples,
+    /// Decides between learning rates.
+    pub validation: Option<Examples>,
+    /// Looked at once.
+    pub test: Option<Examples>,
+}
+
+impl Dataset {
+    /// Reads and encodes what the settings name.
+    ///
+    /// # Errors
+    /// A file that breaks its form, and a class that only validation or test has.
+    pub fn read(config: &Config, tokenizer: &Tokenizer) -> Result<Self> {
+        let data = &config.data;
+        let rest = [&data.validation, &data.test];
+        let (labels, train, rest) = match config.task {
+            Task::Classify => {
+                let rows = labelled(&data.train, data, data.limit_train)?;
+                let mut labels: Vec<String> = rows.iter().map(|(_, row)| row.label.clone()).collect();
+                labels.sort();
+                labels.dedup();
+                let encode =
+                    |path: &Path, rows| encode_labelled(path, rows, &labels, tokenizer, data.max_len);
+                let train = encode(&data.train, rows)?;
+                let rest = each(rest, |path| encode(path, labelled(path, data, data.limit_eval)?))?;
+                (labels, train, rest)
+            }
+            Task::Lm => {
+                let read = |path: &Path, limit| plain(path, tokenizer, data.max_len, limit);
+                let rest = each(rest, |path| read(path, data.limit_eval))?;
+                (Vec::new(), read(&data.train, data.limit_train)?, rest)
+            }
+            Task::Choice => {
+                let read = |path: &Path, limit| questions(path, tokenizer, data.max_len, limit);
+                let rest = each(rest, |path| read(path, data.limit_eval))?;
+                (Vec::new(), read(&data.train, data.limit_train)?, rest)
+            }
+        };
+        let [validation, test] = rest;
+        Ok(Self { labels, train, validation, test })
+    }
+}
+
+fn each(
+    paths: [&Option<std::path::PathBuf>; 2],
+    read: impl Fn(&Path) -> Result<Examples>,
+) -> Result<[Option<Examples>; 2]> {
+    let [a, b] = paths.map(|path| path.as_deref().map(&read).transpose());
+    Ok([a?, b?])
+}
+
+/// The rows of a file that are meant, with their line numbers.
+fn labelled(path: &Path, data: &Data, limit: usize) -> Result<Vec<(usize, Labelled)>> {
+    let mut rows: Vec<(usize, Labelled)> = (1..).zip(read_labelled(path)?).collect();
+    if let Some(domain) = &data.domain {
+        rows.retain(|(_, row)| row.domain.as_ref() == Some(domain));
+        if rows.is_empty() {
+            return Err(file(path, format!("has no line of domain {domain}")));
+        }
+    }
+    Ok(drawn(rows, limit))
+}
+
+/// At most `limit` of them, the same whatever the run's seed.
+fn drawn<T>(all: Vec<T>, limit: usize) -> Vec<T> {
+    if limit == 0 || all.len() <= limit {
+        return all;
+    }
+    let order = permutation(all.len(), 0, 0);
+    let mut all: Vec<Option<T>> = all.into_iter().map(Some).collect();
+    order[..limit].iter().filter_map(|&i| all[i].take()).collect()
+}
+
+fn encode_labelled(
+    path: &Path,
+    rows: Vec<(usize, Labelled)>,
+    labels: &[String],
+    tokenizer: &Tokenizer,
+    max_len: usize,
+) -> Result<Examples> {
+    let encode = |(line, row): (usize, Labelled)| {
+        let Ok(class) = labels.binary_search(&row.label) else {
+            return Err(file(
+                path,
+                format!(
+                    "line {line} has label {:?}, which is none of the training set's {}",
+                    row.label,
+                    labels.len()
+                ),
+            ));
+        };
+        Ok((tokenizer.encode(&row.text, max_len)?, class as u32))
+    };
+    Ok(Examples::Labelled(rows.into_iter().map(encode).collect::<Result<_>>()?))
+}
+
+/// Stretches of `max_len` tokens of a text.
+fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
+    let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
+    // A paragraph at a time: joining pieces takes time that grows with the square of a text.
+    let mut ids = Vec::new();
+    for paragraph in text.split_inclusive("\n\n") {
+        ids.extend(tokenizer.encode(paragraph, usize::MAX)?);
+    }
+    let stretches: Vec<Vec<u32>> = ids.chunks_exact(max_len).map(<[u32]>::to_vec).collect();
+    match stretches.is_empty() {
+        true => {
+            Err(file(path, format!("has {} tokens, but one example takes max_len = {max_len}", ids.len())))
+        }
+        false => Ok(Examples::Plain(drawn(stretches, limit))),
+    }
+}
+
+fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
+    let encode = |(line, row): (usize, super::Choice)| {
+        let start = tokenizer.encode(&row.q, max_len)?.len();
+        let rows = row.choices.iter().map(|choice| {
+            let ids = tokenizer.encode(&format!("{} {choice}", row.q), max_len)?;
+            // A piece may reach over the seam, and a long question may leave no room.
+            let start = start.min(ids.len() - 1).max(1);
+            Ok((ids, start))
+        });
+        let rows: Vec<(Vec<u32>, usize)> = rows.collect::<Result<_>>()?;
+        match rows.iter().any(|(ids, _)| ids.len() < 2) {
+            true => Err(invalid(format!("{}: line {line} has a choice of no token", path.display()))),
+            false => Ok(Question { rows, answer: row.answer }),
+        }
+    };
+    let rows: Vec<_> = (1..).zip(read_choices(path)?).collect();
+    Ok(Examples::Questions(drawn(rows, limit).into_iter().map(encode).collect::<Result<_>>()?))
+}

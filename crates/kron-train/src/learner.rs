@@ -1,0 +1,273 @@
+//! [`Learner`]: a body with what is trained on it, its loss and its score.
+
+use candle_core::{DType, Tensor, Var};
+use candle_nn::{Linear, Module};
+use kron_candle::{Adapter, Adapters, DropoutKey, Group, Inject};
+use kron_core::philox;
+
+use crate::config::{Config, Method, Task};
+use crate::data::{Batch, Dataset, Examples, Question, Tokens};
+use crate::error::{Result, invalid};
+use crate::method::Planned;
+use crate::model::{Body, Weights, build, next_token_loss, pool};
+
+/// How well a set is predicted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Mean loss, natural logarithm.
+    pub loss: f64,
+    /// Share of right answers; of a language model, none.
+    pub accuracy: Option<f64>,
+}
+
+impl Score {
+    /// What a higher value is better of: the accuracy, or −loss.
+    pub fn merit(&self) -> f64 {
+        self.accuracy.unwrap_or(-self.loss)
+    }
+}
+
+impl std::fmt::Display for Score {
+    /// `loss 0.4210, accuracy 87.3 %`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "loss {:.4}", self.loss)?;
+        self.accuracy.map_or(Ok(()), |accuracy| write!(f, ", accuracy {:.1} %", 100.0 * accuracy))
+    }
+}
+
+/// A variable with the name that it has in a checkpoint.
+pub type Named = (String, Group);
+
+/// A model in training.
+pub struct Learner {
+    body: Box<dyn Body>,
+    head: Option<Linear>,
+    adapters: Option<Adapters>,
+    trained: Vec<Named>,
+    description: String,
+}
+
+impl Learner {
+    /// The pretrained model with what the settings train on it. Equal seeds, equal first values.
+    ///
+    /// # Errors
+    /// Settings that do not fit the model or each other.
+    pub fn new(config: &Config, weights: &Weights, data: &Dataset) -> Result<Self> {
+        Self::continuing(config, weights, data, None)
+    }
+
+    /// The same with the factors of an adapter that was trained before, and a new head.
+    ///
+    /// # Errors
+    /// As [`Learner::new`], and an adapter of other layers.
+    pub fn continuing(
+        config: &Config,
+        weights: &Weights,
+        data: &Dataset,
+        before: Option<Adapter>,
+    ) -> Result<Self> {
+        let (adapter, seed) = (&config.adapter, config.train.seed);
+        let mut trained = Vec::new();
+        let (body, adapters, description) = match Planned::new(adapter, weights)? {
+            Some(planned) => {
+                let inject = match before {
+                    Some(before) => planned.trained(before),
+                    None => planned.inject(&adapter.targets, seed)?,
+                };
+                let body = build(weights, &inject)?;
+                (body, Some(inject.finish()?), planned.describe())
+            }
+            None if adapter.method == Method::Full => {
+                let (weights, vars) = weights.trained()?;
+                let group = |var| Group { decay: config.train.decay, ..Group::from(var) };
+                trained.extend(vars.into_iter().map(|(name, var)| (name, group(var))));
+                (build(&weights, &Inject::nothing())?, None, "every weight".into())
+            }
+            None => (build(weights, &Inject::nothing())?, None, "no adapter".into()),
+        };
+        for delta in adapters.iter().flat_map(Adapters::deltas) {
+            let rates = match config.train.lora_plus {
+                1.0 => None,
+                ratio => Some(delta.rates(ratio)?),
+            };
+            let group = Group { var: delta.theta().clone(), rates, decay: config.train.decay };
+            trained.push((format!("{}.theta", delta.module()), group));
+        }
+        let head = match config.task {
+            Task::Classify => Some(new_head(config, data.labels.len(), weights.hidden(), &mut trained)?),
+            _ => None,
+        };
+        Ok(Self { body, head, adapters, trained, description })
+    }
+
+    /// What is trained, in a fixed order.
+    pub fn trained(&self) -> &[Named] {
+        &self.trained
+    }
+    /// The adapters.
+    pub const fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
+    }
+    /// The classes' linear layer.
+    pub const fn head(&self) -> Option<&Linear> {
+        self.head.as_ref()
+    }
+    /// The method in words, with its shapes.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+    /// Trained numbers, those of a head not counted.
+    pub fn body_params(&self) -> usize {
+        let of_body = self.trained.iter().filter(|(name, _)| !name.starts_with("head."));
+        of_body.map(|(_, group)| group.var.elem_count()).sum()
+    }
+
+    /// Mean loss of some examples, and how many tokens they have.
+    ///
+    /// # Errors
+    /// Examples of another task, and what candle refuses.
+    pub fn loss(
+        &self,
+        examples: &Examples,
+        which: &[usize],
+        dropout: Option<DropoutKey>,
+    ) -> Result<(Tensor, usize)> {
+        match examples {
+            Examples::Labelled(all) => {
+                let batch = Batch::of(all, which);
+                let logits = self.classes(self.head.as_ref(), &batch.tokens, dropout)?;
+                let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
+                Ok((candle_nn::loss::cross_entropy(&logits, &labels)?, batch.tokens.count()))
+            }
+            Examples::Plain(all) => {
+                let rows: Vec<&[u32]> = which.iter().map(|&i| all[i].as_slice()).collect();
+                let tokens = Tokens::new(&rows);
+                let hidden = self.body.hidden(&tokens, dropout)?;
+                let loss = next_token_loss(&*self.body, &hidden, &tokens, &vec![1; rows.len()])?;
+                Ok((loss.mean_all()?, tokens.count()))
+            }
+            Examples::Questions(all) => {
+                let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
+                let (scores, tokens) = self.choices(&questions, dropout)?;
+                let loss = |(scores, question): (Tensor, &Question)| {
+                    let logs = candle_nn::ops::log_softmax(&scores, 0)?;
+                    Ok(logs.narrow(0, question.answer, 1)?.neg()?)
+                };
+                let losses = scores.into_iter().zip(questions).map(loss).collect::<Result<Vec<_>>>()?;
+                Ok((Tensor::cat(&losses, 0)?.mean_all()?, tokens))
+            }
+        }
+    }
+
+    /// Loss and accuracy over a set, in batches of `batch`.
+    ///
+    /// # Errors
+    /// As [`Learner::loss`].
+    pub fn score(&self, examples: &Examples, batch: usize) -> Result<Score> {
+        self.score_by(self.head.as_ref(), examples, batch)
+    }
+
+    /// The same with another head.
+    ///
+    /// # Errors
+    /// As [`Learner::loss`].
+    pub fn score_with(&self, head: &Linear, examples: &Examples, batch: usize) -> Result<Score> {
+        self.score_by(Some(head), examples, batch)
+    }
+
+    fn score_by(&self, head: Option<&Linear>, examples: &Examples, batch: usize) -> Result<Score> {
+        let order = by_length(examples);
+        let (mut loss, mut right) = (0.0, 0);
+        for which in order.chunks(batch) {
+            let share = which.len() as f64;
+            match examples {
+                Examples::Labelled(all) => {
+                    let batch = Batch::of(all, which);
+                    let logits = self.classes(head, &batch.tokens, None)?.detach();
+                    let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
+                    loss += share * scalar(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
+                    let guesses: Vec<u32> = logits.argmax(1)?.to_vec1()?;
+                    right += guesses.iter().zip(&batch.labels).filter(|(a, b)| a == b).count();
+                }
+                Examples::Plain(_) => loss += share * scalar(&self.loss(examples, which, None)?.0)?,
+                Examples::Questions(all) => {
+                    loss += share * scalar(&self.loss(examples, which, None)?.0)?;
+                    let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
+                    let (scores, _) = self.choices(&questions, None)?;
+                    for (scores, question) in scores.iter().zip(questions) {
+                        right +=
+                            usize::from(scores.argmax(0)?.to_scalar::<u32>()? as usize == question.answer);
+                    }
+                }
+            }
+        }
+        let n = examples.len() as f64;
+        let accuracy = (!matches!(examples, Examples::Plain(_))).then_some(right as f64 / n);
+        Ok(Score { loss: loss / n, accuracy })
+    }
+
+    /// Scores of the classes, n × classes.
+    fn classes(&self, head: Option<&Linear>, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
+        let Some(head) = head else {
+            return Err(invalid("the model has no head, but the task classify needs one"));
+        };
+        let pooled = pool(self.body.sight(), &self.body.hidden(tokens, dropout)?, tokens)?;
+        Ok(head.forward(&pooled)?)
+    }
+
+    /// Mean log-probability of each choice of each question, and the tokens of all.
+    fn choices(&self, questions: &[&Question], dropout: Option<DropoutKey>) -> Result<(Vec<Tensor>, usize)> {
+        let all = questions.iter().flat_map(|q| &q.rows);
+        let (rows, from): (Vec<&[u32]>, Vec<usize>) = all.map(|(ids, from)| (ids.as_slice(), *from)).unzip();
+        let tokens = Tokens::new(&rows);
+        let hidden = self.body.hidden(&tokens, dropout)?;
+        let scores = next_token_loss(&*self.body, &hidden, &tokens, &from)?.neg()?;
+        let mut start = 0;
+        let each = questions.iter().map(|question| {
+            let scores = scores.narrow(0, start, question.rows.len())?;
+            start += question.rows.len();
+            Ok(scores)
+        });
+        Ok((each.collect::<Result<_>>()?, tokens.count()))
+    }
+}
+
+/// Weights uniform in ±1/√hidden and no bias, trained unless the method is none.
+fn new_head(config: &Config, classes: usize, hidden: usize, trained: &mut Vec<Named>) -> Result<Linear> {
+    let key = [config.train.seed as u32, (config.train.seed >> 32) as u32];
+    let edge = 1.0 / (hidden as f32).sqrt();
+    let number = |i: usize| {
+        let bits = philox([i as u32, 0, 0x6865_6164, 0], key)[0];
+        edge * ((bits >> 8) as f32 / (1u32 << 23) as f32 - 1.0)
+    };
+    let numbers: Vec<f32> = (0..classes * hidden).map(number).collect();
+    let weight = Var::from_vec(numbers, (classes, hidden), &candle_core::Device::Cpu)?;
+    let bias = Var::zeros(classes, DType::F32, &candle_core::Device::Cpu)?;
+    let head = Linear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()));
+    if config.adapter.method != Method::None {
+        // Groups have rates relative to that of the step.
+        let own = config.train.head_rate > 0.0 && config.adapter.method != Method::Head;
+        let ratio = own.then_some(config.train.head_rate / config.train.rate).filter(|r| r.is_finite());
+        let rates = |var: &Var| ratio.map(|ratio| var.ones_like()? * ratio).transpose();
+        for (name, var) in [("head.weight", weight), ("head.bias", bias)] {
+            trained.push((name.into(), Group { rates: rates(&var)?, ..Group::from(var) }));
+        }
+    }
+    Ok(head)
+}
+
+/// Indices from the shortest example to the longest, so that batches have little padding.
+fn by_length(examples: &Examples) -> Vec<usize> {
+    let len = |i: &usize| match examples {
+        Examples::Labelled(all) => all[*i].0.len(),
+        Examples::Plain(all) => all[*i].len(),
+        Examples::Questions(all) => all[*i].rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0),
+    };
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    order.sort_by_key(len);
+    order
+}
+
+fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(f64::from(tensor.to_scalar::<f32>()?))
+}

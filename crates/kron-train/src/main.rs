@@ -1,0 +1,121 @@
+//! The program `kron-train`: arguments in, the library's work, words out.
+#![forbid(unsafe_code)]
+
+mod cli;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command, Settings};
+use kron_train::compare::{Grid, Trial, compare, lines, markdown};
+use kron_train::data::Dataset;
+use kron_train::model::{Files, Weights};
+use kron_train::run::{Place, Stop, run};
+use kron_train::sequential::sequential;
+use kron_train::text::Tokenizer;
+use kron_train::{Config, Progress, Result, demo};
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Train { settings, out, resume } => train(*settings, Place { folder: out, resume }),
+        Command::Compare { grid, out } => compare_methods(&grid, &out),
+        Command::Sequential { settings, domains, out } => chain(*settings, &domains, &out),
+        Command::Demo { seed } => planted(seed),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn train(settings: Settings, place: Place) -> Result<()> {
+    let config = settings.config()?;
+    print!("{}", config.text()?);
+    let (weights, tokenizer) = load(&config)?;
+    let data = Dataset::read(&config, &tokenizer)?;
+    let outcome = run(&config, &weights, &data, Some(&place), &Stop::on_signals()?, &Progress::Shown)?;
+    if outcome.stopped {
+        println!("stopped and saved: pass --resume to go on");
+        return Ok(());
+    }
+    println!(
+        "{}, {} trained parameters besides a head",
+        outcome.learner.description(),
+        outcome.learner.body_params()
+    );
+    for (name, score) in [("validation", outcome.validation), ("test", outcome.test)] {
+        if let Some(score) = score {
+            println!("{name}: {score}");
+        }
+    }
+    println!("report: {}", place.folder.join("report.html").display());
+    Ok(())
+}
+
+fn compare_methods(grid: &std::path::Path, out: &std::path::Path) -> Result<()> {
+    let grid = Grid::read(grid)?;
+    let (weights, tokenizer) = load(&grid.base)?;
+    let data = Dataset::read(&grid.base, &tokenizer)?;
+    let say = |trial: &Trial| {
+        println!(
+            "{} rate {:e} seed {}: validation {:.4}, test {:.4}, {:.0} ms a step",
+            trial.name,
+            trial.rate,
+            trial.seed,
+            trial.validation,
+            trial.test,
+            1000.0 * trial.step_seconds
+        );
+    };
+    let trials = compare(&grid, &weights, &data, out, &Stop::on_signals()?, &Progress::Shown, say)?;
+    print!("{}", markdown(&lines(&grid, &trials)));
+    Ok(())
+}
+
+fn chain(settings: Settings, domains: &[String], out: &std::path::Path) -> Result<()> {
+    let config = settings.config()?;
+    print!("{}", config.text()?);
+    let (weights, tokenizer) = load(&config)?;
+    let task = |domain: &String| {
+        let mut config = config.clone();
+        config.data.domain = Some(domain.clone());
+        Ok((domain.clone(), Dataset::read(&config, &tokenizer)?))
+    };
+    let tasks = domains.iter().map(task).collect::<Result<Vec<_>>>()?;
+    let chain = sequential(&config, &weights, &tasks, out, &Stop::on_signals()?, &Progress::Shown)?;
+    println!(
+        "final mean {:.1} %, backward transfer {:+.1} points, forgetting {:.1} points",
+        100.0 * chain.final_mean(),
+        100.0 * chain.backward_transfer(),
+        100.0 * chain.forgetting()
+    );
+    Ok(())
+}
+
+fn planted(seed: u64) -> Result<()> {
+    let say = |method: &str, step: u64, loss: f64| {
+        if step.is_multiple_of(50) {
+            println!("{method} step {step}: loss {loss:.5}");
+        }
+    };
+    for result in demo::demo(seed, say)? {
+        println!(
+            "{}: {} parameters, loss {:.5} → {:.5}, ‖ΔW − planted‖ / ‖planted‖ = {:.3}",
+            result.method, result.params, result.loss.0, result.loss.1, result.distance
+        );
+    }
+    Ok(())
+}
+
+/// The model and its tokenizer, which have to fit each other.
+fn load(config: &Config) -> Result<(Weights, Tokenizer)> {
+    let files = Files::find(&config.model)?;
+    let tokenizer: &PathBuf = config.tokenizer.as_ref().unwrap_or(&files.tokenizer);
+    let (weights, tokenizer) = (Weights::read(&files)?, Tokenizer::read(tokenizer)?);
+    tokenizer.check_fits(weights.vocabulary())?;
+    Ok((weights, tokenizer))
+}

@@ -1,0 +1,109 @@
+//! From a method's settings to the adapters of a model.
+
+use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
+use kron_core::KronShape;
+use kron_core::plan::{Budget, Family, Linear, Method as Rule, Model, Plan, Split, search};
+
+use crate::config::{AdapterConfig, Method};
+use crate::error::{Result, invalid};
+use crate::model::{Weights, build};
+
+/// A rule for the shapes, with the scale that goes with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    rule: Rule,
+    scaling: Scaling,
+    dropout: Dropout,
+}
+
+impl Planned {
+    /// What the settings ask for on this model; `None` for methods without adapters.
+    ///
+    /// # Errors
+    /// Targets that match no layer, and shapes that are not legal.
+    pub fn new(config: &AdapterConfig, weights: &Weights) -> Result<Option<Self>> {
+        let model = linears(config, weights)?;
+        let split = match (config.a_in, config.a_out) {
+            (0, 0) => None,
+            (a_in, a_out) if a_in > 0 && a_out > 0 => Some(Split { a_in, a_out }),
+            (a_in, a_out) => {
+                return Err(invalid(format!(
+                    "a_in is {a_in} and a_out {a_out}, but both are set or neither"
+                )));
+            }
+        };
+        let rank = config.rank;
+        let factor = (config.factor > 0).then_some(config.factor);
+        let rule = match config.method {
+            Method::None | Method::Head | Method::Full => return Ok(None),
+            Method::Lora => Rule::Lora { rank },
+            Method::Kron => Rule::Kron { split: split.unwrap_or(Split::paper(model.hidden())), rank },
+            Method::Krona => Rule::Krona { split },
+            Method::Lokr => Rule::Lokr { factor, rank },
+        };
+        let rule = if config.match_params > 0 { matched(&model, rule, config.match_params)? } else { rule };
+        let rank = match rule {
+            Rule::Kron { rank, .. } | Rule::Lora { rank } | Rule::Lokr { rank, .. } => rank,
+            Rule::Krona { .. } => rank,
+        };
+        let scaling = Scaling::new(config.alpha, rank, ScaleRule::AlphaOverR)?;
+        Ok(Some(Self { rule, scaling, dropout: Dropout::new(config.dropout)? }))
+    }
+
+    /// Adapters of these shapes, with ΔW = 0.
+    ///
+    /// # Errors
+    /// An empty target.
+    pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
+        let Self { rule, scaling, dropout } = *self;
+        let shape = move |_: &str, d_out, d_in| -> kron_core::Result<(KronShape, Scaling)> {
+            Ok((rule.fit(d_out, d_in)?.shape, scaling))
+        };
+        Ok(Inject::new(targets, seed, shape)?.with_dropout(dropout))
+    }
+
+    /// The factors of an adapter that was trained before.
+    pub fn trained(&self, before: Adapter) -> Inject<'static> {
+        Inject::trained(before).with_dropout(self.dropout)
+    }
+
+    /// `kron (2, 4) r 8, s = 32/8`.
+    pub fn describe(&self) -> String {
+        format!("{}, s = {}", self.rule, self.scaling)
+    }
+}
+
+/// The linear layers that the targets mean.
+fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
+    let scaling = Scaling::plain(1.0)?;
+    let probe =
+        Inject::new(&config.targets, 0, |_, d_out, d_in| Ok((KronShape::lora(d_out, d_in, 1)?, scaling)))?;
+    build(weights, &probe)?;
+    let adapters = probe.finish()?;
+    let linears = adapters.deltas().iter().map(|delta| {
+        let shape = delta.op().shape;
+        Linear::new(delta.module(), shape.d_out(), shape.d_in(), 1)
+    });
+    Ok(Model::new("the model", weights.hidden(), linears.collect::<kron_core::Result<_>>()?, 0)?)
+}
+
+/// The rule at the rank, or for KronA at the shape, that comes nearest to a number of parameters.
+fn matched(model: &Model, rule: Rule, params: u64) -> Result<Rule> {
+    if let Rule::Krona { .. } = rule {
+        let choices = search(model, Family::Krona, Budget::Nearest(params))?;
+        return choices.first().map(|c| c.method).ok_or_else(|| invalid("KronA has no shape on this model"));
+    }
+    let off = |rank| -> Result<u128> {
+        Ok(Plan::new(model, rule.with_rank(rank))?.adapter_params().abs_diff(params.into()))
+    };
+    let (mut best, mut nearest) = (1, off(1)?);
+    for rank in 2..=model.hidden() {
+        let distance = off(rank)?;
+        if distance < nearest {
+            (best, nearest) = (rank, distance);
+        } else if distance > nearest && !matches!(rule, Rule::Lokr { .. }) {
+            break;
+        }
+    }
+    Ok(rule.with_rank(best))
+}

@@ -1,0 +1,239 @@
+//! BERT and DistilBERT encoders (arXiv 1810.04805, 1910.01108), with the names
+//! of Hugging Face's checkpoints.
+
+use candle_core::{Module, Tensor};
+use candle_nn::{Embedding, VarBuilder, embedding};
+use kron_candle::{DropoutKey, Inject, KronLinear};
+use serde::Deserialize;
+
+use super::fused::{Softmax, gelu, layer_norm};
+use super::{Body, Sight};
+use crate::data::Tokens;
+use crate::error::{Result, invalid};
+
+/// The part of `config.json` that decides the shapes; DistilBERT's names too.
+#[derive(Clone, Debug, Deserialize)]
+pub struct BertConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of a hidden state.
+    #[serde(alias = "dim")]
+    pub hidden_size: usize,
+    /// Number of blocks.
+    #[serde(alias = "n_layers")]
+    pub num_hidden_layers: usize,
+    /// Heads of an attention.
+    #[serde(alias = "n_heads")]
+    pub num_attention_heads: usize,
+    /// Width between the two linears of a block.
+    #[serde(alias = "hidden_dim")]
+    pub intermediate_size: usize,
+    /// Longest text in tokens.
+    pub max_position_embeddings: usize,
+    /// Kinds of segment; 0 for DistilBERT.
+    #[serde(default)]
+    pub type_vocab_size: usize,
+    /// Added to a variance.
+    #[serde(default = "eps")]
+    pub layer_norm_eps: f64,
+}
+
+const fn eps() -> f64 {
+    1e-12
+}
+
+impl BertConfig {
+    /// That the heads share the width.
+    ///
+    /// # Errors
+    /// A head count that does not divide the width.
+    pub fn check(&self) -> Result<()> {
+        if self.num_attention_heads > 0 && self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            return Ok(());
+        }
+        Err(invalid(format!(
+            "num_attention_heads = {} does not divide hidden_size = {}",
+            self.num_attention_heads, self.hidden_size
+        )))
+    }
+}
+
+/// Names within a checkpoint.
+struct Names {
+    layers: &'static str,
+    q: &'static str,
+    k: &'static str,
+    v: &'static str,
+    out: &'static str,
+    out_norm: &'static str,
+    up: &'static str,
+    down: &'static str,
+    down_norm: &'static str,
+}
+
+const BERT: Names = Names {
+    layers: "encoder.layer",
+    q: "attention.self.query",
+    k: "attention.self.key",
+    v: "attention.self.value",
+    out: "attention.output.dense",
+    out_norm: "attention.output.LayerNorm",
+    up: "intermediate.dense",
+    down: "output.dense",
+    down_norm: "output.LayerNorm",
+};
+
+const DISTILBERT: Names = Names {
+    layers: "transformer.layer",
+    q: "attention.q_lin",
+    k: "attention.k_lin",
+    v: "attention.v_lin",
+    out: "attention.out_lin",
+    out_norm: "sa_layer_norm",
+    up: "ffn.lin1",
+    down: "ffn.lin2",
+    down_norm: "output_layer_norm",
+};
+
+/// The encoder.
+#[derive(Debug)]
+pub struct Bert {
+    words: Embedding,
+    positions: Embedding,
+    /// The embedding of segment 0, the only one in use.
+    segment: Option<Tensor>,
+    norm: Norm,
+    blocks: Vec<Block>,
+    max_len: usize,
+}
+
+#[derive(Debug)]
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+#[derive(Debug)]
+struct Block {
+    q: KronLinear,
+    k: KronLinear,
+    v: KronLinear,
+    out: KronLinear,
+    out_norm: Norm,
+    up: KronLinear,
+    down: KronLinear,
+    down_norm: Norm,
+    heads: usize,
+}
+
+impl Bert {
+    /// Takes the weights at `vb`, and adapters from `inject`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, and what `inject` refuses.
+    pub fn new(config: &BertConfig, inject: &Inject, vb: VarBuilder) -> Result<Self> {
+        config.check()?;
+        let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
+        let names = if config.type_vocab_size == 0 { &DISTILBERT } else { &BERT };
+        let at = vb.pp("embeddings");
+        let segment = match config.type_vocab_size {
+            0 => None,
+            kinds => Some(at.get((kinds, hidden), "token_type_embeddings.weight")?.narrow(0, 0, 1)?),
+        };
+        let blocks = (0..config.num_hidden_layers)
+            .map(|i| Block::new(config, names, inject, vb.pp(format!("{}.{i}", names.layers))));
+        Ok(Self {
+            words: embedding(config.vocab_size, hidden, at.pp("word_embeddings"))?,
+            positions: embedding(config.max_position_embeddings, hidden, at.pp("position_embeddings"))?,
+            segment,
+            norm: Norm::new(hidden, eps, at.pp("LayerNorm"))?,
+            blocks: blocks.collect::<Result<_>>()?,
+            max_len: config.max_position_embeddings,
+        })
+    }
+
+    /// The embeddings, then the output of each block, n × len × hidden.
+    ///
+    /// # Errors
+    /// A text of more tokens than there are positions, and what candle refuses.
+    pub fn states(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Vec<Tensor>> {
+        if tokens.len > self.max_len {
+            return Err(invalid(format!(
+                "a text has {} tokens, but the model has {} positions",
+                tokens.len, self.max_len
+            )));
+        }
+        let ids = tokens.tensor(self.words.embeddings().device())?;
+        let positions = self.positions.embeddings().narrow(0, 0, tokens.len)?;
+        let mut x = self.words.forward(&ids)?.broadcast_add(&positions)?;
+        if let Some(segment) = &self.segment {
+            x = x.broadcast_add(segment)?;
+        }
+        let mut states = vec![self.norm.forward(&x)?];
+        for block in &self.blocks {
+            states.push(block.forward(&states[states.len() - 1], &tokens.lens, dropout)?);
+        }
+        Ok(states)
+    }
+}
+
+impl Body for Bert {
+    fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
+        let mut states = self.states(tokens, dropout)?;
+        Ok(states.swap_remove(states.len() - 1))
+    }
+
+    fn logits(&self, _: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn sight(&self) -> Sight {
+        Sight::Both
+    }
+}
+
+impl Norm {
+    fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps: eps as f32 })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(layer_norm(x, &self.weight, &self.bias, self.eps)?)
+    }
+}
+
+impl Block {
+    fn new(config: &BertConfig, names: &Names, inject: &Inject, vb: VarBuilder) -> Result<Self> {
+        let (hidden, wide, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let linear = |d_in, d_out, name| inject.linear(d_in, d_out, true, vb.pp(name));
+        Ok(Self {
+            q: linear(hidden, hidden, names.q)?,
+            k: linear(hidden, hidden, names.k)?,
+            v: linear(hidden, hidden, names.v)?,
+            out: linear(hidden, hidden, names.out)?,
+            out_norm: Norm::new(hidden, eps, vb.pp(names.out_norm))?,
+            up: linear(hidden, wide, names.up)?,
+            down: linear(wide, hidden, names.down)?,
+            down_norm: Norm::new(hidden, eps, vb.pp(names.down_norm))?,
+            heads: config.num_attention_heads,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, lens: &[usize], key: Option<DropoutKey>) -> Result<Tensor> {
+        let (n, len, hidden) = x.dims3()?;
+        let width = hidden / self.heads;
+        let split = |y: Tensor| y.reshape((n, len, self.heads, width))?.transpose(1, 2)?.contiguous();
+        let (q, k, v) = (
+            split(self.q.forward(x, key)?)?,
+            split(self.k.forward(x, key)?)?,
+            split(self.v.forward(x, key)?)?,
+        );
+        let scores = q.matmul(&k.transpose(2, 3)?)?;
+        let softmax = Softmax { scale: 1.0 / (width as f32).sqrt(), lens: lens.to_vec(), causal: false };
+        let mixed = softmax.apply(&scores)?.matmul(&v)?.transpose(1, 2)?.reshape((n, len, hidden))?;
+        let x = self.out_norm.forward(&(self.out.forward(&mixed, key)? + x)?)?;
+        let wide = gelu(&self.up.forward(&x, key)?)?;
+        self.down_norm.forward(&(self.down.forward(&wide, key)? + &x)?)
+    }
+}

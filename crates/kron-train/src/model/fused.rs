@@ -1,0 +1,286 @@
+//! Ops that candle has without a backward, or with one that takes a dozen
+//! passes: GELU, layer normalisation and masked softmax, each one op.
+//! Float32 on the CPU; rows are spread over rayon's threads.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+/// Rows that one task takes.
+const ROWS: usize = 32;
+
+/// The numbers of a contiguous float32 operand.
+fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("an operand has strides {:?}, but it is contiguous", layout.stride()),
+    }
+}
+
+fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
+}
+
+fn like(numbers: Vec<f32>, tensor: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(numbers, tensor.shape(), tensor.device())
+}
+
+/// x·Φ(x), with the error function.
+///
+/// # Errors
+/// Anything but float32 on the CPU.
+pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Gelu)
+}
+
+struct Gelu;
+
+/// Φ(x) by Abramowitz and Stegun 7.1.26, whose error is below 1.5e-7, and exp(−x²/2).
+#[inline(always)]
+fn normal(x: f32) -> (f32, f32) {
+    let gauss = (-0.5 * x * x).exp();
+    let t = 1.0 / (1.0 + 0.327_591_1 * x.abs() * std::f32::consts::FRAC_1_SQRT_2);
+    let poly =
+        t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152 + t * 1.061_405_4))));
+    let upper = 0.5 * poly * gauss;
+    (if x < 0.0 { upper } else { 1.0 - upper }, gauss)
+}
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = floats(storage, layout)?;
+        let y = x.par_iter().with_min_len(4096).map(|&x| x * normal(x).0).collect();
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        const DENSITY: f32 = 0.398_942_3;
+        let (mut dx, given) = (to_vec(dy)?, to_vec(x)?);
+        dx.par_iter_mut().zip(&given).with_min_len(4096).for_each(|(dx, &x)| {
+            let (phi, gauss) = normal(x);
+            *dx *= phi + x * DENSITY * gauss;
+        });
+        Ok(Some(like(dx, x)?))
+    }
+}
+
+/// (x − mean)/√(variance + eps)·w + b over the last dimension.
+///
+/// # Errors
+/// Anything but float32 on the CPU.
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps })
+}
+
+struct LayerNorm {
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Mean and 1/√(variance + eps).
+    fn moments(&self, row: &[f32]) -> (f32, f32) {
+        let n = row.len() as f32;
+        let mean = row.iter().sum::<f32>() / n;
+        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
+        (mean, 1.0 / (variance + self.eps).sqrt())
+    }
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w, b) = (floats(x, layout)?, floats(w, w_layout)?, floats(b, b_layout)?);
+        let width = w.len();
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(ROWS).for_each(|(y, x)| {
+            let (mean, scale) = self.moments(x);
+            for ((y, x), (w, b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
+                *y = (x - mean) * scale * w + b;
+            }
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (given, weight, dy) = (to_vec(x)?, to_vec(w)?, to_vec(dy)?);
+        let (width, n) = (weight.len(), weight.len() as f32);
+        let dx = |_| {
+            let mut dx = vec![0.0; given.len()];
+            let rows = dx.par_chunks_mut(width).zip(given.par_chunks(width)).zip(dy.par_chunks(width));
+            rows.with_min_len(ROWS).for_each(|((dx, x), dy)| {
+                let (mean, scale) = self.moments(x);
+                let (mut sum, mut along) = (0.0, 0.0);
+                for ((dx, x), (dy, w)) in dx.iter_mut().zip(x).zip(dy.iter().zip(&weight)) {
+                    *dx = dy * w;
+                    sum += *dx;
+                    along += *dx * (x - mean) * scale;
+                }
+                let (sum, along) = (sum / n, along / n);
+                dx.iter_mut()
+                    .zip(x)
+                    .for_each(|(dx, x)| *dx = scale * (*dx - sum - (x - mean) * scale * along));
+            });
+            like(dx, x)
+        };
+        // Row after row, so that the sums have one order.
+        let parameters = |_| {
+            let (mut dw, mut db) = (vec![0.0; width], vec![0.0; width]);
+            for (x, dy) in given.chunks(width).zip(dy.chunks(width)) {
+                let (mean, scale) = self.moments(x);
+                for (((dw, db), x), dy) in dw.iter_mut().zip(&mut db).zip(x).zip(dy) {
+                    *dw += dy * (x - mean) * scale;
+                    *db += dy;
+                }
+            }
+            Ok::<_, candle_core::Error>((like(dw, w)?, like(db, b)?))
+        };
+        let dx = x.track_op().then_some(()).map(dx).transpose()?;
+        let (dw, db) = w.track_op().then_some(()).map(parameters).transpose()?.unzip();
+        Ok((dx, dw, db))
+    }
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Debug)]
+pub(super) struct Softmax {
+    /// Multiplied with every score first.
+    pub scale: f32,
+    /// Keys that are no padding, for each text.
+    pub lens: Vec<usize>,
+    /// Whether a query sees only what stands before it, and itself.
+    pub causal: bool,
+}
+
+impl Softmax {
+    /// Shares of the keys for scores of n × heads × queries × keys.
+    ///
+    /// # Errors
+    /// Anything but float32 on the CPU.
+    pub fn apply(self, scores: &Tensor) -> Result<Tensor> {
+        scores.contiguous()?.apply_op1(self)
+    }
+
+    /// How many keys the `row`-th row of n·heads·queries sees.
+    fn seen(&self, row: usize, (heads, queries): (usize, usize)) -> usize {
+        let len = self.lens[row / (heads * queries)];
+        if self.causal { len.min(row % queries + 1) } else { len }
+    }
+}
+
+impl CustomOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "masked-softmax"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (scores, (_, heads, queries, keys)) = (floats(storage, layout)?, layout.shape().dims4()?);
+        let mut shares = vec![0.0; scores.len()];
+        let rows = shares.par_chunks_mut(keys).zip(scores.par_chunks(keys)).enumerate();
+        rows.with_min_len(ROWS).for_each(|(row, (shares, scores))| {
+            let seen = self.seen(row, (heads, queries));
+            let highest = scores[..seen].iter().copied().fold(f32::MIN, f32::max);
+            let mut sum = 0.0;
+            for (share, score) in shares[..seen].iter_mut().zip(scores) {
+                *share = ((score - highest) * self.scale).exp();
+                sum += *share;
+            }
+            shares[..seen].iter_mut().for_each(|share| *share /= sum);
+        });
+        Ok((CpuStorage::F32(shares), layout.shape().clone()))
+    }
+
+    fn bwd(&self, scores: &Tensor, shares: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let keys = scores.dim(3)?;
+        let (shares, mut dx) = (to_vec(shares)?, to_vec(dy)?);
+        dx.par_chunks_mut(keys).zip(shares.par_chunks(keys)).with_min_len(ROWS).for_each(|(dx, shares)| {
+            let mean: f32 = dx.iter().zip(shares).map(|(d, p)| d * p).sum();
+            dx.iter_mut().zip(shares).for_each(|(d, p)| *d = self.scale * p * (*d - mean));
+        });
+        Ok(Some(like(dx, scores)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{D, Device, Var};
+
+    fn var(shape: &[usize], seed: u64) -> Var {
+        let shape = Shape::from(shape);
+        let numbers =
+            (0..shape.elem_count() as u64).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 250.0 - 2.0);
+        let tensor = Tensor::from_iter(numbers, &Device::Cpu).and_then(|t| t.reshape(shape));
+        Var::from_tensor(&tensor.expect("numbers")).expect("a variable")
+    }
+
+    /// Values and gradients of two ways to compute the same.
+    fn agree(vars: &[&Var], ours: &dyn Fn() -> Result<Tensor>, theirs: &dyn Fn() -> Result<Tensor>) {
+        let run = |f: &dyn Fn() -> Result<Tensor>| -> Result<Vec<Tensor>> {
+            let y = f()?;
+            let grads = (y.sqr()? + y.sin()?)?.sum_all()?.backward()?;
+            let grads = vars.iter().map(|v| grads.get(v).expect("a gradient").clone());
+            Ok([y.clone()].into_iter().chain(grads).collect())
+        };
+        for (i, (a, b)) in run(ours).expect("ours").iter().zip(run(theirs).expect("theirs")).enumerate() {
+            let most = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+            let (apart, size) = (most((a - &b).expect("sizes")).expect("max"), most(b).expect("max"));
+            assert!(size > 0.01 && apart < 2e-5 * size.max(1.0), "result {i}: {apart} apart of {size}");
+        }
+    }
+
+    #[test]
+    fn gelu_is_candles() {
+        let x = var(&[7, 33], 1);
+        // candle's derivative has constants of six digits, so it is taken through erf.
+        let theirs = || {
+            let phi = ((x.as_tensor() / 2f64.sqrt())?.erf()? + 1.0)? * 0.5;
+            x.as_tensor() * phi?
+        };
+        agree(&[&x], &|| gelu(&x), &theirs);
+    }
+
+    #[test]
+    fn layer_norm_is_the_long_form() {
+        let (x, w, b) = (var(&[3, 5, 24], 2), var(&[24], 3), var(&[24], 4));
+        let theirs = || candle_nn::ops::layer_norm_slow(&x, &w, &b, 1e-5);
+        agree(&[&x, &w, &b], &|| layer_norm(&x, &w, &b, 1e-5), &theirs);
+    }
+
+    #[test]
+    fn softmax_sees_what_it_may() {
+        let x = var(&[2, 3, 4, 4], 5);
+        for causal in [false, true] {
+            let lens = vec![3, 4];
+            let hidden = (0..96).map(|i| {
+                let (text, query, key) = (i / 48, i / 4 % 4, i % 4);
+                if key < lens[text] && (!causal || key <= query) { 0f32 } else { -1e9 }
+            });
+            let mask =
+                Tensor::from_iter(hidden, &Device::Cpu).and_then(|t| t.reshape((2, 3, 4, 4))).expect("mask");
+            let theirs = || candle_nn::ops::softmax(&((x.as_tensor() * 0.7)? + &mask)?, D::Minus1);
+            let ours = Softmax { scale: 0.7, lens: lens.clone(), causal };
+            agree(&[&x], &|| ours.clone().apply(&x), &theirs);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `log.csv`: one row a step; and `evaluations.csv`: one row a look at a set.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, file};
+use crate::learner::Score;
+
+/// What one step was like.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Row {
+    /// From 1.
+    pub step: u64,
+    /// Passes over the training set, this step included.
+    pub epoch: f64,
+    /// Learning rate.
+    pub rate: f64,
+    /// Mean loss of the batch.
+    pub loss: f32,
+    /// Length of the gradient before it was shortened.
+    pub gradient: f64,
+    /// Tokens of the batch.
+    pub tokens: usize,
+    /// Seconds of this step.
+    pub seconds: f64,
+    /// Processor seconds of this step, over all threads, in hundredths.
+    pub cpu_seconds: Option<f64>,
+}
+
+/// One look at a set.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Look {
+    /// Steps taken.
+    pub step: u64,
+    /// `validation` or `test`.
+    pub split: String,
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of right answers.
+    pub accuracy: Option<f64>,
+}
+
+impl Look {
+    /// A score with its place in the run.
+    pub fn new(step: u64, split: &str, score: Score) -> Self {
+        Self { step, split: split.into(), loss: score.loss, accuracy: score.accuracy }
+    }
+}
+
+/// A CSV file that grows by a row at a time.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    writer: csv::Writer<File>,
+}
+
+impl Log {
+    /// Starts a file with the rows that are kept of an earlier one.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn start<T: Serialize>(path: &Path, kept: &[T]) -> Result<Self> {
+        let open = OpenOptions::new().create(true).write(true).truncate(true).open(path);
+        let writer = csv::Writer::from_writer(open.map_err(|e| file(path, e))?);
+        let mut log = Self { path: path.into(), writer };
+        kept.iter().try_for_each(|row| log.add(row))?;
+        Ok(log)
+    }
+
+    /// Adds a row and hands it to the system.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn add<T: Serialize>(&mut self, row: &T) -> Result<()> {
+        self.writer.serialize(row).map_err(|e| file(&self.path, e))?;
+        self.writer.flush().map_err(|e| file(&self.path, e))
+    }
+}
+
+/// The rows of a file; none where it is not there. A last row that was cut off by a kill is left out.
+///
+/// # Errors
+/// What the system refuses.
+pub fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Vec<T>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut reader = csv::Reader::from_path(path).map_err(|e| file(path, e))?;
+    Ok(reader.deserialize().map_while(|row| row.ok()).collect())
+}

@@ -1,0 +1,194 @@
+//! `kron-train sequential`: one adapter learns tasks one after the other; how
+//! much of the earlier ones is left?
+//!
+//! Every task has a head of its own, which is kept as it was when its task was
+//! done; the adapter goes on. R\[i\]\[j\] is the accuracy on task j after task i.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use candle_nn::Linear;
+use kron_candle::Existing;
+use kron_core::algebra::Delta;
+use kron_core::io::write_atomic;
+use kron_core::{Adapter, Layer};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Method};
+use crate::data::Dataset;
+use crate::error::{Result, file, invalid};
+use crate::learner::Learner;
+use crate::model::Weights;
+use crate::progress::Progress;
+use crate::report::{page, table};
+use crate::run::{Log, Stop, run_from};
+
+/// One cell of the accuracy matrix.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Cell {
+    /// The task just learned, from 0.
+    pub after: usize,
+    /// Its name.
+    pub learned: String,
+    /// The task that is looked at.
+    pub on: String,
+    /// Share of right answers on its test set.
+    pub accuracy: f64,
+    /// Cosine of ΔW after the first task of the pair and what was added since; empty on the diagonal.
+    pub cosine: Option<f64>,
+}
+
+/// What a chain of tasks came to.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// Names of the tasks, in order.
+    pub tasks: Vec<String>,
+    /// R, row by row; row i has i + 1 cells.
+    pub cells: Vec<Cell>,
+}
+
+impl Chain {
+    fn at(&self, after: usize, on: usize) -> f64 {
+        let cell = self.cells.iter().find(|c| c.after == after && c.on == self.tasks[on]);
+        cell.map_or(f64::NAN, |c| c.accuracy)
+    }
+
+    /// Mean accuracy on all tasks after the last.
+    pub fn final_mean(&self) -> f64 {
+        let last = self.tasks.len() - 1;
+        (0..=last).map(|j| self.at(last, j)).sum::<f64>() / self.tasks.len() as f64
+    }
+
+    /// Mean of R\[last\]\[j\] − R\[j\]\[j\] over the tasks before the last (Lopez-Paz and Ranzato 2017).
+    pub fn backward_transfer(&self) -> f64 {
+        let last = self.tasks.len() - 1;
+        (0..last).map(|j| self.at(last, j) - self.at(j, j)).sum::<f64>() / last as f64
+    }
+
+    /// Mean of max_i R\[i\]\[j\] − R\[last\]\[j\] over the tasks before the last (Chaudhry et al. 2018).
+    pub fn forgetting(&self) -> f64 {
+        let last = self.tasks.len() - 1;
+        let best = |j| (j..=last).map(|i| self.at(i, j)).fold(f64::MIN, f64::max);
+        (0..last).map(|j| best(j) - self.at(last, j)).sum::<f64>() / last as f64
+    }
+}
+
+/// Trains on each task in turn and looks back after each.
+///
+/// # Errors
+/// Fewer than two tasks, a task without a test set, and what a run refuses.
+pub fn sequential(
+    config: &Config,
+    weights: &Weights,
+    tasks: &[(String, Dataset)],
+    folder: &Path,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<Chain> {
+    if tasks.len() < 2 {
+        return Err(invalid(format!(
+            "{} task leaves nothing to forget: a chain has at least two",
+            tasks.len()
+        )));
+    }
+    if !matches!(config.adapter.method, Method::Lora | Method::Kron | Method::Krona | Method::Lokr) {
+        return Err(invalid(format!(
+            "a chain of tasks hands an adapter on, but method {:?} has none",
+            config.adapter.method
+        )));
+    }
+    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+    let mut log = Log::start::<Cell>(&folder.join("matrix.csv"), &[])?;
+    let mut chain = Chain { tasks: tasks.iter().map(|(name, _)| name.clone()).collect(), cells: Vec::new() };
+    let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Linear>, Vec<Adapter>) =
+        Default::default();
+    for (after, (learned, data)) in tasks.iter().enumerate() {
+        let learner = run_from(config, weights, data, adapter.take(), stop, progress)?;
+        if stop.is_asked() {
+            return Err(invalid("stopped before the chain's end"));
+        }
+        heads.push(frozen(&learner)?);
+        let now = learner.adapters().map(|a| a.to_adapter()).transpose()?;
+        snapshots.extend(now.clone());
+        for (on, (name, data)) in tasks[..=after].iter().enumerate() {
+            let test = data.test.as_ref().ok_or_else(|| invalid(format!("task {name} has no test set")))?;
+            let score = learner.score_with(&heads[on], test, 2 * config.train.batch)?;
+            let cosine = match (on < after, snapshots.get(on), &now) {
+                (true, Some(then), Some(now)) => Some(cosine(then, now)?),
+                _ => None,
+            };
+            let accuracy = score.accuracy.unwrap_or(f64::NAN);
+            let cell = Cell { after, learned: learned.clone(), on: name.clone(), accuracy, cosine };
+            log.add(&cell)?;
+            chain.cells.push(cell);
+        }
+        adapter = now;
+    }
+    let html = html(&chain);
+    write_atomic(&folder.join("report.html"), Existing::Replace, |out| out.write_all(html.as_bytes()))?;
+    Ok(chain)
+}
+
+/// The head as it is now, apart from what training does later.
+fn frozen(learner: &Learner) -> Result<Linear> {
+    let head = learner.head().ok_or_else(|| invalid("a chain of tasks is of the task classify"))?;
+    let copy = |tensor: &Tensor| tensor.copy().map(|t| t.detach());
+    Ok(Linear::new(copy(head.weight())?, head.bias().map(copy).transpose()?))
+}
+
+/// Cosine of ΔW `then` and the change since, over all layers, from the factors alone:
+/// ⟨D, N − D⟩ / (‖D‖·‖N − D‖) with ‖N − D‖² = ‖N‖² − 2⟨N, D⟩ + ‖D‖².
+fn cosine(then: &Adapter, now: &Adapter) -> Result<f64> {
+    let (mut both, mut old, mut new) = (0.0, 0.0, 0.0);
+    for (then, now) in then.layers().iter().zip(now.layers()) {
+        let [then, now] = [then, now].map(|layer: &Layer| Delta::new(layer));
+        both += then.inner(&now)?;
+        old += then.norm() * then.norm();
+        new += now.norm() * now.norm();
+    }
+    let change = (new - 2.0 * both + old).max(0.0);
+    Ok((both - old) / (old * change).sqrt())
+}
+
+fn html(chain: &Chain) -> String {
+    let mut head = vec!["after"];
+    head.extend(chain.tasks.iter().map(String::as_str));
+    let rows: Vec<Vec<String>> = (0..chain.tasks.len())
+        .map(|i| {
+            let cell = |j| if j <= i { format!("{:.1} %", 100.0 * chain.at(i, j)) } else { String::new() };
+            [chain.tasks[i].clone()].into_iter().chain((0..chain.tasks.len()).map(cell)).collect()
+        })
+        .collect();
+    let summary = format!(
+        "<p>Final mean {:.1} %, backward transfer {:+.1} points, forgetting {:.1} points.</p>\n",
+        100.0 * chain.final_mean(),
+        100.0 * chain.backward_transfer(),
+        100.0 * chain.forgetting()
+    );
+    page("Tasks in a row", &(table(&head, &rows) + &summary))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_measures_are_their_definitions() {
+        let tasks: Vec<String> = ["a", "b", "c"].map(String::from).to_vec();
+        let values = [vec![0.9], vec![0.8, 0.7], vec![0.6, 0.75, 1.0]];
+        let cells = values.iter().enumerate().flat_map(|(after, row)| {
+            let tasks = &tasks;
+            row.iter().zip(tasks).map(move |(accuracy, on)| Cell {
+                after,
+                learned: tasks[after].clone(),
+                on: on.clone(),
+                accuracy: *accuracy,
+                cosine: None,
+            })
+        });
+        let chain = Chain { cells: cells.collect(), tasks: tasks.clone() };
+        assert!((chain.final_mean() - 2.35 / 3.0).abs() < 1e-12);
+        assert!((chain.backward_transfer() - (-0.3 + 0.05) / 2.0).abs() < 1e-12);
+        assert!((chain.forgetting() - 0.3 / 2.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,98 @@
+//! What can be said about a handful of runs.
+
+use kron_core::philox;
+
+/// Resamples of a bootstrap.
+const RESAMPLES: u32 = 10_000;
+
+/// The mean; NaN of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The sample's standard deviation, with n − 1; NaN of fewer than two.
+pub fn deviation(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return f64::NAN;
+    }
+    let mean = mean(values);
+    let square: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
+    (square / (values.len() - 1) as f64).sqrt()
+}
+
+/// The 95 % percentile interval of the mean by bootstrap (Efron 1979); the same for equal values.
+pub fn interval(values: &[f64]) -> (f64, f64) {
+    if values.is_empty() {
+        return (f64::NAN, f64::NAN);
+    }
+    let resample = |k: u32| {
+        let draw = |i: u32| {
+            let bits = philox([i, k, 0, 0], [0x626f_6f74, 0])[0];
+            values[((u64::from(bits) * values.len() as u64) >> 32) as usize]
+        };
+        (0..values.len() as u32).map(draw).sum::<f64>() / values.len() as f64
+    };
+    let mut means: Vec<f64> = (0..RESAMPLES).map(resample).collect();
+    means.sort_by(f64::total_cmp);
+    let at = |share: f64| means[(share * (RESAMPLES - 1) as f64).round() as usize];
+    (at(0.025), at(0.975))
+}
+
+/// The two-sided p-value of a paired t-test; NaN of fewer than two pairs, 1 for pairs that are all equal.
+pub fn paired(a: &[f64], b: &[f64]) -> f64 {
+    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    let (n, mean, deviation) = (differences.len() as f64, mean(&differences), deviation(&differences));
+    if deviation.is_nan() {
+        return f64::NAN;
+    }
+    if deviation == 0.0 {
+        return if mean == 0.0 { 1.0 } else { 0.0 };
+    }
+    let t = mean / (deviation / n.sqrt());
+    two_sided(t, n - 1.0)
+}
+
+/// P(|T| ≥ |t|) of Student's distribution: the incomplete beta function at ν/(ν + t²).
+fn two_sided(t: f64, freedom: f64) -> f64 {
+    // ∫ of the density by Simpson's rule after x = tan φ, where it is smooth and bounded.
+    let steps = 20_000;
+    let density = |phi: f64| phi.cos().powf(freedom - 1.0);
+    let simpson = |from: f64, to: f64| {
+        let h = (to - from) / f64::from(steps);
+        let inner: f64 =
+            (1..steps).map(|i| density(from + f64::from(i) * h) * f64::from(2 + 2 * (i % 2))).sum();
+        (density(from) + inner + density(to)) * h / 3.0
+    };
+    let half = std::f64::consts::FRAC_PI_2;
+    simpson((t.abs() / freedom.sqrt()).atan(), half) / simpson(0.0, half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_students_distribution() {
+        for (t, freedom, p) in
+            [(12.706, 1.0, 0.05), (4.303, 2.0, 0.05), (2.776, 4.0, 0.05), (1.372, 10.0, 0.2)]
+        {
+            assert!(
+                (two_sided(t, freedom) - p).abs() < 2e-4,
+                "{t} with {freedom}: {}",
+                two_sided(t, freedom)
+            );
+        }
+        assert!((two_sided(0.0, 3.0) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_difference_is_seen_and_equality_is_not() {
+        let (a, b) = ([0.80, 0.82, 0.84, 0.81], [0.76, 0.79, 0.80, 0.78]);
+        assert!(paired(&a, &b) < 0.01);
+        assert_eq!(paired(&a, &a), 1.0);
+        assert!(paired(&a[..1], &b[..1]).is_nan());
+        let (low, high) = interval(&a);
+        assert!(low >= 0.80 && low < mean(&a) && mean(&a) < high && high <= 0.84, "{low} … {high}");
+        assert!((deviation(&a) - 0.017_078).abs() < 1e-5);
+    }
+}

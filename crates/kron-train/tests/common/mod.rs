@@ -1,0 +1,46 @@
+//! Where the tests' data lies, and runs that take a second or two.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use kron_train::config::{AdapterConfig, Config, Data, Method, Train};
+use kron_train::data::Dataset;
+use kron_train::model::{Files, Weights};
+use kron_train::text::Tokenizer;
+
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// The small decoder on a few of SNIPS' seven intents.
+pub fn config(method: Method) -> Config {
+    Config {
+        model: data("stories260K.bin"),
+        data: Data {
+            train: data("snips.train.jsonl"),
+            validation: Some(data("snips.test.jsonl")),
+            limit_train: 48,
+            limit_eval: 28,
+            max_len: 48,
+            ..Data::default()
+        },
+        adapter: AdapterConfig { method, a_in: 2, a_out: 4, rank: 4, alpha: 8.0, ..AdapterConfig::default() },
+        train: Train { epochs: 2, batch: 8, rate: 5e-3, save_every: 1, ..Train::default() },
+        ..Config::default()
+    }
+}
+
+pub fn load(config: &Config) -> (Weights, Dataset) {
+    let files = Files::find(&config.model).expect("a model");
+    let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");
+    let weights = Weights::read(&files).expect("weights");
+    tokenizer.check_fits(weights.vocabulary()).expect("its own tokenizer");
+    let data = Dataset::read(config, &tokenizer).expect("data");
+    (weights, data)
+}
+
+/// The folder of MiniLM, where `scripts/fetch-minilm.sh` puts it.
+pub fn minilm() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/all-MiniLM-L6-v2");
+    folder.is_dir().then_some(folder)
+}

@@ -1,0 +1,129 @@
+//! Both pretrained models say what their own programs say.
+
+mod common;
+
+use candle_core::{IndexOp, Tensor};
+use common::{data, minilm};
+use kron_candle::Inject;
+use kron_train::data::Tokens;
+use kron_train::model::{Bert, Config, Files, Weights, build, next_token_loss, pool};
+use kron_train::text::Tokenizer;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Stories {
+    prompt: String,
+    prompt_ids: Vec<u32>,
+    last_logits: Vec<f32>,
+    greedy_120_ids: Vec<u32>,
+    greedy_120_text: String,
+    encode_text: String,
+    encode_ids: Vec<u32>,
+    nll_of_greedy_text: f64,
+}
+
+fn read<T: for<'a> Deserialize<'a>>(name: &str) -> T {
+    serde_json::from_str(&std::fs::read_to_string(data(name)).expect("a fixture")).expect("its form")
+}
+
+fn farthest(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn the_small_decoder_tells_the_story() {
+    let want: Stories = read("stories260k_reference.json");
+    let files = Files::find(&data("stories260K.bin")).expect("a model");
+    let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");
+    assert_eq!(tokenizer.encode(&want.encode_text, 100).expect("a text"), want.encode_ids);
+    assert_eq!(tokenizer.decode(&want.encode_ids).expect("ids"), want.encode_text);
+    assert_eq!(tokenizer.encode(&want.prompt, 100).expect("a text"), want.prompt_ids);
+
+    let weights = Weights::read(&files).expect("weights");
+    let body = build(&weights, &Inject::nothing()).expect("a body");
+    let logits = |ids: &[u32]| -> Tensor {
+        let hidden = body.hidden(&Tokens::new(&[ids]), None).expect("states");
+        body.logits(&hidden.i((0, ids.len() - 1)).and_then(|t| t.unsqueeze(0)).expect("the last"))
+            .expect("logits")
+            .expect("a decoder")
+    };
+    let last: Vec<f32> = logits(&want.prompt_ids).squeeze(0).and_then(|t| t.to_vec1()).expect("numbers");
+    assert!(farthest(&last, &want.last_logits) < 1e-4, "{}", farthest(&last, &want.last_logits));
+
+    let mut ids = want.prompt_ids.clone();
+    while ids.len() < want.greedy_120_ids.len() {
+        ids.push(logits(&ids).argmax(1).and_then(|t| t.squeeze(0)?.to_scalar()).expect("an id"));
+    }
+    assert_eq!(ids, want.greedy_120_ids);
+    assert_eq!(tokenizer.decode(&ids).expect("ids"), want.greedy_120_text);
+
+    let tokens = Tokens::new(&[&ids]);
+    let hidden = body.hidden(&tokens, None).expect("states");
+    let loss =
+        next_token_loss(&*body, &hidden, &tokens, &[1]).and_then(|t| Ok(t.squeeze(0)?.to_scalar::<f32>()?));
+    assert!((f64::from(loss.expect("a loss")) - want.nll_of_greedy_text).abs() < 1e-4);
+}
+
+/// Padding is never looked at: a text alone and in a batch give the same.
+#[test]
+fn padding_changes_nothing() {
+    let files = Files::find(&data("stories260K.bin")).expect("a model");
+    let body = build(&Weights::read(&files).expect("weights"), &Inject::nothing()).expect("a body");
+    let (short, long): (Vec<u32>, Vec<u32>) = ((1..9).collect(), (3..40).collect());
+    let vector = |tokens: &Tokens| {
+        let hidden = body.hidden(tokens, None).expect("states");
+        pool(body.sight(), &hidden, tokens).and_then(|t| Ok(t.i(0)?.to_vec1::<f32>()?)).expect("a vector")
+    };
+    let (alone, padded) = (vector(&Tokens::new(&[&short])), vector(&Tokens::new(&[&short, &long])));
+    assert!(farthest(&alone, &padded) < 1e-5 && alone.iter().any(|v| v.abs() > 0.1));
+}
+
+#[derive(Deserialize)]
+struct MiniLm {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    text: String,
+    input_ids: Vec<u32>,
+    layer_means: Vec<f32>,
+    layer_l2: Vec<f32>,
+    cls_first8: Vec<f32>,
+    embedding: Vec<f32>,
+}
+
+#[test]
+fn minilm_where_it_was_fetched() -> kron_train::Result<()> {
+    let Some(folder) = minilm() else {
+        eprintln!("skipped: scripts/fetch-minilm.sh has not put the model into models/all-MiniLM-L6-v2");
+        return Ok(());
+    };
+    let files = Files::find(&folder)?;
+    let (weights, tokenizer) = (Weights::read(&files)?, Tokenizer::read(&files.tokenizer)?);
+    let Config::Bert(config) = &weights.config else { panic!("MiniLM is a BERT") };
+    let all: MiniLm = read("minilm_reference.json");
+    let ids: Vec<Vec<u32>> =
+        all.cases.iter().map(|c| tokenizer.encode(&c.text, 256)).collect::<Result<_, _>>()?;
+    let tokens = Tokens::new(&ids);
+    let states = weights.with(|vb| Bert::new(config, &Inject::nothing(), vb))?.states(&tokens, None)?;
+    let last = &states[states.len() - 1];
+    let pooled = pool(kron_train::model::Sight::Both, last, &tokens)?;
+    for (row, case) in all.cases.iter().enumerate() {
+        assert_eq!(ids[row], case.input_ids, "{}", case.text);
+        for (i, state) in states.iter().enumerate() {
+            let state = state.i(row)?.narrow(0, 0, tokens.lens[row])?;
+            let mean = state.mean_all()?.to_scalar::<f32>()?;
+            let length = state.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?;
+            assert!((mean - case.layer_means[i]).abs() < 1e-4, "state {i}: mean {mean}");
+            assert!((length / case.layer_l2[i] - 1.0).abs() < 1e-4, "state {i}: length {length}");
+        }
+        let first: Vec<f32> = last.i((row, 0))?.narrow(0, 0, 8)?.to_vec1()?;
+        assert!(farthest(&first, &case.cls_first8) < 1e-4);
+        let vector = pooled.i(row)?;
+        let vector = vector.broadcast_div(&vector.sqr()?.sum_all()?.sqrt()?)?.to_vec1::<f32>()?;
+        assert!(farthest(&vector, &case.embedding) < 1e-4, "{}", farthest(&vector, &case.embedding));
+    }
+    Ok(())
+}

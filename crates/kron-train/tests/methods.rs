@@ -1,0 +1,65 @@
+//! Every method on the small decoder: what it trains, how much, and that it learns.
+
+mod common;
+
+use kron_train::config::Method;
+use kron_train::run::{Stop, run};
+use kron_train::{Learner, Progress};
+
+fn learner(change: impl Fn(&mut kron_train::Config)) -> Learner {
+    let mut config = common::config(Method::Kron);
+    change(&mut config);
+    let (weights, data) = common::load(&config);
+    Learner::new(&config, &weights, &data).expect("it fits")
+}
+
+#[test]
+fn every_method_lowers_the_loss_and_none_trains_nothing() {
+    for method in [Method::Head, Method::Full, Method::Lora, Method::Kron, Method::Krona, Method::Lokr] {
+        let mut config = common::config(method);
+        config.adapter.factor = 4;
+        // One batch again and again, so that the losses of the steps are comparable.
+        (config.data.limit_train, config.train.batch, config.train.epochs, config.train.rate) =
+            (16, 16, 10, 2e-3);
+        let (weights, data) = common::load(&config);
+        let outcome =
+            run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
+        assert_eq!(outcome.rows.len(), 10, "{method:?}");
+        let (first, last) = (outcome.rows[0].loss, outcome.rows[9].loss);
+        assert!(last < 0.95 * first, "{method:?}: from {first} to {last}");
+    }
+    let config = common::config(Method::None);
+    let (weights, data) = common::load(&config);
+    let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
+    assert!(outcome.rows.is_empty() && outcome.learner.trained().is_empty());
+}
+
+/// Five blocks of q, o: 64 → 64; k, v: 64 → 32; gate, up: 64 → 172; down: 172 → 64.
+#[test]
+fn parameters_are_counted_by_hand() {
+    let lora = |rank: usize| rank * 5 * (2 * 128 + 2 * 96 + 3 * 236);
+    for rank in [1, 4, 8] {
+        let learner = learner(|c| (c.adapter.method, c.adapter.rank) = (Method::Lora, rank));
+        assert_eq!(learner.body_params(), lora(rank));
+    }
+    // A is 4 × 2 everywhere: every width is a multiple.
+    let kron = 5 * (7 * 8 + 4 * (2 * (16 + 32) + 2 * (8 + 32) + 2 * (43 + 32) + (16 + 86)));
+    assert_eq!(learner(|_| ()).body_params(), kron);
+    assert_eq!(learner(|c| c.adapter.method = Method::Head).body_params(), 0);
+    let all = learner(|c| c.adapter.method = Method::Full).body_params();
+    let matrices = 5 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 172);
+    assert_eq!(all, 512 * 64 + matrices + 11 * 64);
+}
+
+#[test]
+fn a_budget_is_met_as_nearly_as_the_rank_allows() {
+    for (method, step) in [(Method::Lora, 5780), (Method::Kron, 2140)] {
+        let learner = learner(|c| (c.adapter.method, c.adapter.match_params) = (method, 20_000));
+        let off = learner.body_params().abs_diff(20_000);
+        assert!(2 * off <= step, "{method:?}: {} parameters, a rank is {step}", learner.body_params());
+    }
+    for method in [Method::Krona, Method::Lokr] {
+        let learner = learner(|c| (c.adapter.method, c.adapter.match_params) = (method, 20_000));
+        assert!(learner.body_params().abs_diff(20_000) < 6000, "{method:?}: {}", learner.body_params());
+    }
+}

@@ -1,0 +1,92 @@
+//! A run that was stopped or killed, and went on, has the bits of one that was not.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kron_train::config::Method;
+use kron_train::run::{Place, Row, Stop, read_log, run};
+use kron_train::{Config, Progress};
+
+fn place(folder: &Path, resume: bool) -> Place {
+    Place { folder: folder.into(), resume }
+}
+
+/// Everything that a run decides: adapter, head, and the loss of every step.
+fn results(folder: &Path) -> (Vec<u8>, Vec<u8>, Vec<(u64, f32)>) {
+    let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let rows: Vec<Row> = read_log(&folder.join("log.csv")).expect("a log");
+    let losses = rows.iter().map(|row| (row.step, row.loss)).collect();
+    (bytes("adapter.safetensors"), bytes("head.safetensors"), losses)
+}
+
+fn config() -> Config {
+    let mut config = common::config(Method::Kron);
+    config.adapter.dropout = 0.1;
+    config.train.micro_batch = 5;
+    config
+}
+
+#[test]
+fn stopping_after_every_step_changes_no_bit() {
+    let (config, folder) = (config(), tempfile::tempdir().expect("a folder"));
+    let (weights, data) = common::load(&config);
+    let [whole, pieces] = ["whole", "pieces"].map(|name| folder.path().join(name));
+    let go = |place: &Place, stop: &Stop| {
+        run(&config, &weights, &data, Some(place), stop, &Progress::Hidden).expect("it runs")
+    };
+    assert!(!go(&place(&whole, false), &Stop::default()).stopped);
+    let mut runs = 0;
+    loop {
+        let stop = Stop::default();
+        stop.ask();
+        let outcome = go(&place(&pieces, runs > 0), &stop);
+        runs += 1;
+        if !outcome.stopped {
+            break;
+        }
+        assert_eq!(outcome.rows.len(), runs);
+    }
+    assert_eq!(runs, 13, "twelve steps and the end");
+    assert_eq!(results(&whole), results(&pieces));
+}
+
+/// The program itself, killed at moments that fall into steps and into checkpoints.
+#[test]
+fn killing_the_program_loses_nothing_that_was_saved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("run.toml");
+    let mut config = config();
+    config.train.epochs = 4;
+    std::fs::write(&file, config.text().expect("TOML")).expect("a file");
+    let start = |out: &Path, resume: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kron-train"));
+        command.args(["train", "--config"]).arg(&file).arg("--out").arg(out);
+        command.args(resume.then_some("--resume")).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("the program starts")
+    };
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    assert!(start(&whole, false).wait().expect("it ends").success());
+
+    let steps = |folder: &Path| read_log::<Row>(&folder.join("log.csv")).map_or(0, |rows| rows.len());
+    let mut kills = 0;
+    for wait in (0..).map(|i: u64| Duration::from_millis(i * 7 % 40)) {
+        let before = steps(&killed);
+        let mut child = start(&killed, killed.exists());
+        // Until it has taken a step of its own, so that every attempt gets on.
+        while steps(&killed) <= before && child.try_wait().expect("a child").is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(wait);
+        child.kill().expect("a signal");
+        if child.wait().expect("it ends").success() {
+            break;
+        }
+        kills += 1;
+        assert!(kills < 60, "it never gets to the end");
+    }
+    assert!(kills >= 3, "killed only {kills} times");
+    assert_eq!(results(&whole), results(&killed));
+}

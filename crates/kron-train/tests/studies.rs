@@ -1,0 +1,137 @@
+//! Comparisons, chains of tasks and the demo, each on something small.
+
+mod common;
+
+use kron_train::compare::{Entry, Grid, compare, lines, markdown};
+use kron_train::config::{AdapterConfig, Method, Task};
+use kron_train::data::Dataset;
+use kron_train::model::Files;
+use kron_train::run::{Stop, run};
+use kron_train::sequential::sequential;
+use kron_train::text::Tokenizer;
+use kron_train::{Progress, demo};
+
+#[test]
+fn a_planted_update_is_found_by_its_own_kind() {
+    let results = demo::demo(0, |_, _, _| ()).expect("it runs");
+    let [kron, lora] = results.as_slice() else { panic!("{results:?}") };
+    assert!(lora.params >= kron.params, "LoRA has no fewer parameters: {results:?}");
+    assert!(
+        kron.loss.0 > 0.05 && kron.loss.0 == lora.loss.0,
+        "both start at the pretrained model: {results:?}"
+    );
+    assert!(kron.loss.1 < 0.25 * kron.loss.0, "{results:?}");
+    assert!(kron.loss.1 < 0.5 * lora.loss.1, "{results:?}");
+    assert!(kron.distance < lora.distance, "{results:?}");
+}
+
+#[test]
+fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut base = common::config(Method::Kron);
+    base.train.epochs = 1;
+    base.data.test = base.data.validation.clone();
+    let entry = |name: &str, method| Entry {
+        name: name.into(),
+        rates: Vec::new(),
+        adapter: AdapterConfig { method, rank: 2, ..base.adapter.clone() },
+    };
+    let grid = Grid {
+        rates: vec![1e-4, 1e-2],
+        seeds: vec![1, 2],
+        entries: vec![entry("lora", Method::Lora), entry("kron", Method::Kron), entry("head", Method::Head)],
+        reference: "lora".into(),
+        base,
+    };
+    let (weights, data) = common::load(&grid.base);
+    let mut done = 0;
+    let mut go = |stop: &Stop| {
+        compare(&grid, &weights, &data, folder.path(), stop, &Progress::Hidden, |_| {
+            done += 1;
+            if done == 5 {
+                stop.ask();
+            }
+        })
+        .expect("it runs")
+    };
+    assert_eq!(go(&Stop::default()).len(), 5, "stopped in the middle");
+    let trials = go(&Stop::default());
+    assert_eq!((trials.len(), done), (12, 12), "three entries, two rates, two seeds, each once");
+    let lines = lines(&grid, &trials);
+    assert_eq!(lines.len(), 3);
+    for line in &lines {
+        let of = |rate: f64| trials.iter().filter(move |t| t.name == line.name && t.rate == rate);
+        let merit = |rate: f64| of(rate).map(|t| t.validation).sum::<f64>();
+        assert!(merit(line.rate) >= merit(1e-4).max(merit(1e-2)) - 1e-12, "{line:?}");
+        assert_eq!(line.test.len(), 2);
+        assert_eq!(line.p.is_none(), line.name == "lora");
+    }
+    assert!(lines[0].params > lines[1].params && lines[2].params == 0);
+    assert_eq!(markdown(&lines).lines().count(), 5);
+    assert!(folder.path().join("report.html").exists());
+}
+
+#[test]
+fn a_chain_of_tasks_looks_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = common::config(Method::Kron);
+    config.data.train = common::data("clinc.train.jsonl");
+    (config.data.validation, config.data.test) = (None, Some(common::data("clinc.test.jsonl")));
+    (config.data.limit_train, config.data.limit_eval, config.train.epochs) = (0, 0, 3);
+    let tokenizer = Tokenizer::read(&common::data("tok512.bin")).expect("a tokenizer");
+    let (weights, _) = common::load(&config);
+    let task = |domain: &str| {
+        let mut config = config.clone();
+        config.data.domain = Some(domain.into());
+        (domain.to_owned(), Dataset::read(&config, &tokenizer).expect("data"))
+    };
+    let tasks = [task("travel"), task("kitchen_and_dining")];
+    assert_eq!(tasks[0].1.labels.len(), 15);
+    let chain = sequential(&config, &weights, &tasks, folder.path(), &Stop::default(), &Progress::Hidden)
+        .expect("it runs");
+    assert_eq!(chain.cells.len(), 3);
+    // Guessing gives one in fifteen.
+    assert!(chain.cells.iter().filter(|c| c.learned == c.on).all(|c| c.accuracy > 0.2), "{:?}", chain.cells);
+    let cosine = chain.cells[1].cosine.expect("off the diagonal");
+    assert!(cosine.abs() <= 1.0 && cosine != 0.0, "{cosine}");
+    assert!(chain.backward_transfer() < 0.2);
+}
+
+#[test]
+fn a_language_model_gets_better_at_its_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text.txt");
+    let line = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n\n";
+    std::fs::write(&text, line.repeat(40)).expect("a file");
+    let mut config = common::config(Method::Kron);
+    (config.task, config.data.limit_train) = (Task::Lm, 0);
+    (config.data.train, config.data.validation) = (text.clone(), Some(text));
+    let (weights, data) = common::load(&config);
+    let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
+    let (first, last) = (outcome.rows[0].loss, outcome.validation.expect("a score").loss);
+    assert!(last < 0.7 * f64::from(first), "from {first} to {last}");
+}
+
+#[test]
+fn multiple_choice_learns_which_answer_is_right() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("choice.jsonl");
+    let names = ["Lily", "Tom", "Ben", "Mia", "Sam", "Sue", "Max", "Amy"];
+    let lines = names.iter().map(|name| {
+        format!("{{\"q\": \"{name} is happy. What is {name}?\", \"choices\": [\"a stone\", \"very happy\", \"not here\"], \"answer\": 2}}\n")
+    });
+    std::fs::write(&file, lines.collect::<String>()).expect("a file");
+    let mut config = common::config(Method::Lora);
+    (config.task, config.train.epochs) = (Task::Choice, 8);
+    (config.data.train, config.data.validation) = (file.clone(), Some(file.clone()));
+    let files = Files::find(&config.model).expect("a model");
+    let (weights, data) = common::load(&config);
+    let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
+    let score = outcome.validation.expect("a score");
+    assert!(score.accuracy == Some(1.0) && score.loss < f64::from(outcome.rows[0].loss), "{score}");
+
+    std::fs::write(&file, "{\"q\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": 2}\n").expect("a file");
+    let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");
+    let message = Dataset::read(&config, &tokenizer).expect_err("refused").to_string();
+    assert!(message.contains("line 1 has answer 2"), "{message}");
+}
