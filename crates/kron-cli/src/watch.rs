@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::{Error, Result};
 
 const BYTES: &str = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-const LAYERS: &str = "{bar:40} {pos}/{len} layers {eta}";
+const ITEMS: &str = "{bar:40} {pos}/{len} {msg} {eta}";
 
 /// The bar, which a standard error that is no terminal does not get.
 fn bar(total: u64, template: &str) -> ProgressBar {
@@ -20,9 +20,9 @@ fn bar(total: u64, template: &str) -> ProgressBar {
     bar
 }
 
-/// A bar over layers that are only computed: a signal ends that by itself, as nothing is written.
-pub(crate) fn layers(total: usize) -> ProgressBar {
-    bar(total as u64, LAYERS)
+/// A bar over what is only computed: a signal ends that by itself, as nothing is written.
+pub(crate) fn items(total: usize, what: &'static str) -> ProgressBar {
+    bar(total as u64, ITEMS).with_message(what)
 }
 
 /// A bar over bytes that are written, where a signal asks for an orderly end.

@@ -32,7 +32,7 @@ pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
     if max_error.is_nan() || max_error < 0.0 {
         return Err(Error::usage(format!("--max-error is {max_error}, but an error is at least 0")));
     }
-    let bar = watch::layers(adapter.layers().len());
+    let bar = watch::items(adapter.layers().len(), "layers");
     let fitted = adapter.layers().par_iter().map(|layer| {
         if layer.shape().outer() != Outer::One {
             return Err(Error::usage(format!(

@@ -57,7 +57,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let (first, second) = (formats::read(&args.first)?, formats::read(&args.second)?);
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
-    let bar = watch::layers(modules.len());
+    let bar = watch::items(modules.len(), "layers");
     let parts = modules.par_iter().map(|module| {
         let parts = Parts::new(first.adapter.layer(module), second.adapter.layer(module));
         bar.inc(1);

@@ -90,7 +90,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 impl Report {
     fn new(loaded: Loaded) -> Self {
         let Loaded { path, format, adapter, notes, .. } = loaded;
-        let bar = watch::layers(adapter.layers().len());
+        let bar = watch::items(adapter.layers().len(), "layers");
         let layers = adapter.layers().par_iter().map(|layer| {
             let row = Row::new(layer);
             bar.inc(1);

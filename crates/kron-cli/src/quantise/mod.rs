@@ -78,7 +78,7 @@ struct Row {
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let (bits, block) = (args.bits, args.block as usize);
     let loaded = formats::read(&args.path)?;
-    let bar = watch::layers(loaded.adapter.layers().len());
+    let bar = watch::items(loaded.adapter.layers().len(), "layers");
     let done = loaded.adapter.layers().par_iter().map(|layer| {
         let done = quantise(layer, bits, block);
         bar.inc(1);

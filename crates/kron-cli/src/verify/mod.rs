@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use kron_core::{Cpu, Isa};
 
-use crate::{Error, Output, Result};
+use crate::{Error, Output, Result, watch};
 
 pub use case::{Case, W1};
 pub use index::{Entry, Index};
@@ -77,11 +77,15 @@ fn verify(args: &Args) -> Result<Report> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| Error::usage(format!("{threads} threads cannot be started: {e}")))?;
     let index = Index::read(&args.dir)?;
+    let bar = watch::items(index.cases.len(), "cases");
     let cases = index.cases.iter().map(|entry| {
         let case = Case::read(&args.dir, entry)?;
         let ours = pool.install(|| kernels::run(&cpu, &case))?;
-        Ok(CaseReport::new(&case, judge(&case, &ours)))
+        let report = CaseReport::new(&case, judge(&case, &ours));
+        bar.inc(1);
+        Ok(report)
     });
     let cases = cases.collect::<Result<Vec<_>>>()?;
+    bar.finish_and_clear();
     Ok(Report::new(cpu.isa(), pool.current_num_threads(), cases))
 }

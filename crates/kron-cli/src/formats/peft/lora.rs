@@ -14,7 +14,7 @@ use crate::formats::lokr::group;
 use crate::formats::matrix::Matrix;
 use crate::formats::stored::{Stored, serialize};
 use crate::formats::{Contents, Format, Loaded};
-use crate::{Error, Result, Tensors};
+use crate::{Error, Result, Tensors, watch};
 
 const DOWN: &str = "lora_A.weight";
 const UP: &str = "lora_B.weight";
@@ -131,6 +131,7 @@ pub fn write(adapter: &Adapter, form: Form) -> Result<Contents> {
     // rsLoRA stays what it is; beside others, or joined to A, its s is written out.
     let rs =
         !form.uniform && layers.iter().all(|l| l.scaling().rule() == ScaleRule::AlphaOverSqrtR && is_lora(l));
+    let bar = watch::items(layers.len(), "layers");
     let mut tensors = Vec::new();
     let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for layer in layers {
@@ -159,7 +160,9 @@ pub fn write(adapter: &Adapter, form: Form) -> Result<Contents> {
             let matrix = Matrix { rows: factor.nrows(), cols: factor.ncols(), data };
             tensors.push((format!("{PREFIX}{module}.{name}"), Stored::F32(matrix)));
         }
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     let (Some((rank, ranks)), Some((alpha, alphas))) = (patterns(&ranks), patterns(&alphas)) else {
         return Err(Error::data("an adapter has at least one layer"));
     };
