@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, Gpu, Rows, RowsMut, StreamHandle};
 use kron_core::{Element, Error, Result};
 
-use crate::data::{Set, flat};
+use crate::data::Set;
 
 /// Bytes that are overwritten before a sample: more than any cache.
 const FLUSH: usize = 512 << 20;
@@ -259,10 +259,10 @@ impl<E: Number> DeviceSet<E> {
     pub fn upload(device: &Device, set: &Set<E>) -> Result<Self> {
         Ok(Self {
             rows: set.rows(),
-            x: device.upload(flat(&set.x))?,
-            y: device.upload(flat(&set.y))?,
-            dy: device.upload(flat(&set.dy))?,
-            dx: device.upload(flat(&set.dx))?,
+            x: device.upload(set.x.flat())?,
+            y: device.upload(set.y.flat())?,
+            dy: device.upload(set.dy.flat())?,
+            dx: device.upload(set.dx.flat())?,
             t: device.zeros(set.t.len())?,
             t_rounded: device.zeros(set.t.len())?,
         })

@@ -13,7 +13,7 @@ use super::engines::{self, Engine};
 use super::gpu::{Device, DeviceSet, Number, failed, plain};
 use crate::cell::{self, Part, Truths};
 use crate::check::{self, Verdict};
-use crate::data::{Set, flat, flat_mut, sets_for, uniform};
+use crate::data::{Set, flat, sets_for, uniform};
 use crate::engines::Kind;
 use crate::machine::Machine;
 use crate::plan::{Entry, Group, Plan};
@@ -165,7 +165,7 @@ fn group<E: Number>(
 }
 
 /// A layer, a dtype and a number of rows: the sets of a sweep, and the engines on them.
-struct Cell<E> {
+struct Cell<E: Number> {
     backward: bool,
     /// What the first set held before any engine ran.
     fresh: Set<E>,
@@ -175,7 +175,7 @@ struct Cell<E> {
 }
 
 /// One engine of a cell.
-struct Arm<E> {
+struct Arm<E: Number> {
     kind: Kind,
     forward: Timed,
     /// Absent where the engine has no backward.
@@ -270,7 +270,7 @@ impl<E: Number> Cell<E> {
     }
 }
 
-impl<E> Arm<E> {
+impl<E: Number> Arm<E> {
     fn runs(&self, pass: Pass) -> bool {
         pass == Pass::Forward || self.both.is_some()
     }
@@ -291,7 +291,7 @@ impl<E> Arm<E> {
 }
 
 /// A device's engine as the check sees it: sets come from the host and go back.
-struct OnHost<'a, E> {
+struct OnHost<'a, E: Number> {
     device: &'a Device,
     engine: &'a mut dyn Engine<E>,
     /// Kept from forward to backward.
@@ -307,7 +307,7 @@ impl<E: Number> crate::engines::Engine<E> for OnHost<'_, E> {
     fn forward(&mut self, set: &mut Set<E>) -> Result<()> {
         let mut on_device = DeviceSet::upload(self.device, set)?;
         self.engine.forward(self.device, &mut on_device)?;
-        flat_mut(&mut set.y).copy_from_slice(&self.device.download(&on_device.y)?);
+        set.y.flat_mut().copy_from_slice(&self.device.download(&on_device.y)?);
         self.set = Some(on_device);
         Ok(())
     }
@@ -318,7 +318,7 @@ impl<E: Number> crate::engines::Engine<E> for OnHost<'_, E> {
         };
         self.engine.clear(self.device)?;
         self.engine.backward(self.device, on_device)?;
-        flat_mut(&mut set.dx).copy_from_slice(&self.device.download(&on_device.dx)?);
+        set.dx.flat_mut().copy_from_slice(&self.device.download(&on_device.dx)?);
         self.grad = self.engine.grad(self.device)?;
         Ok(())
     }
