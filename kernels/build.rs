@@ -106,7 +106,9 @@ fn compile_one(name: &str, mut command: Command, output: &Path) {
     let headers = std::fs::read_dir("cuda").into_iter().flatten().flatten().map(|entry| entry.path());
     let headers = headers.filter(|path| path.extension().is_some_and(|e| e == "cuh" || e == "h"));
     let made_of = headers.chain([source, command.get_program().into()]);
-    let (newest, how) = (made_of.filter_map(|path| changed(&path)).max(), format!("{command:?}"));
+    let newest = made_of.filter_map(|path| changed(&path)).max();
+    // A copy of the sources may share the output's folder.
+    let how = format!("{} {command:?}", std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
     // The command, written when the run begins and named so when it has ended well.
     let (begun, done) = (output.with_added_extension("begun"), output.with_added_extension("command"));
     if changed(&done) > newest && std::fs::read_to_string(&done).is_ok_and(|last| last == how) {

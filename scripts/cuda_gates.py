@@ -44,7 +44,9 @@ def kernels(text: str, heading: str):
 
 def main() -> None:
     faults, usage, fast, seen = [], {}, {}, {}
-    for fatbin in sorted(out_dir(Path(sys.argv[1])).glob("*.fatbin")):
+    folder = out_dir(Path(sys.argv[1]))
+    for included in re.findall(r'include_bytes!\("([^"]+)"\)', (folder / "fatbins.rs").read_text()):
+        fatbin = folder / included
         for arch, name, body in kernels(tool("cuobjdump", "-res-usage", str(fatbin)), r"Function "):
             numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", body)}
             usage.setdefault(arch, {})[name] = numbers["REG"]

@@ -31,13 +31,21 @@ the last part of a sum is left out|load.cuh|s/s < splits/s < splits - 1/
 the last token is left out (dB, dC, general)|backward.cu|s/p\.rows - begin < p\.chunk_rows \? p\.rows - begin/p.rows - begin < p.chunk_rows ? p.rows - begin - 1/
 FAULTS
 )
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
-copy=$CARGO_TARGET_DIR/mutants
+# A target folder of its own: cargo names a copy's outputs as it names the original's.
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")/mutants
+export CARGO_TARGET_DIR=$target
+copy=$target/source
 rm -rf "$copy"
 mkdir -p "$copy"
 git ls-files -z --cached --others --exclude-standard |
   while IFS= read -r -d '' file; do [ ! -e "$file" ] || cp -p --parents "$file" "$copy"; done
 
+suite=(cargo test -q --locked -p kron-kernels --test conformance)
+if ! (cd "$copy" && "${suite[@]}" fifo) > "$copy/log" 2>&1; then
+  tail -n 20 "$copy/log"
+  echo "the suite fails without a fault" >&2
+  exit 1
+fi
 failed=0
 while IFS='|' read -r what file change; do
   [[ $what == *${1:-}* ]] || continue
@@ -45,9 +53,9 @@ while IFS='|' read -r what file change; do
   perl -CSD -pe "$change" "$path" > "$copy/$path"
   if cmp -s "$path" "$copy/$path"; then
     echo "changes nothing: $what" && failed=1
-  elif ! (cd "$copy" && cargo test -q --locked -p kron-kernels --test conformance --no-run) > "$copy/log" 2>&1; then
+  elif ! (cd "$copy" && "${suite[@]}" --no-run) > "$copy/log" 2>&1; then
     tail -n 20 "$copy/log" && echo "does not build: $what" && failed=1
-  elif (cd "$copy" && cargo test -q --locked -p kron-kernels --test conformance fifo) > "$copy/log" 2>&1; then
+  elif (cd "$copy" && "${suite[@]}" fifo) > "$copy/log" 2>&1; then
     echo "SURVIVED: $what" && failed=1
   else
     echo "killed: $what"
