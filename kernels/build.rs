@@ -9,6 +9,7 @@ use std::sync::Mutex;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=cuda");
+    println!("cargo::rerun-if-env-changed=DOCS_RS");
     #[cfg(feature = "emulate")]
     emulate();
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() && std::env::var_os("DOCS_RS").is_none() {
