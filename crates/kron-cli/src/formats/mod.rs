@@ -71,6 +71,20 @@ pub struct Loaded {
 /// # Errors
 /// A file that is damaged, of no known format, or says what no layer here can.
 pub fn read(path: &Path) -> Result<Loaded> {
+    let loaded = read_any(path)?;
+    // Factors that are multiplied as they are read may overflow, though each is finite.
+    for layer in loaded.adapter.layers() {
+        if let Some(v) = layer.theta().as_slice().iter().find(|v| !v.is_finite()) {
+            return Err(Error::data(format!(
+                "a product of the factors of {} is {v}, but it has to be finite in float32",
+                layer.module()
+            )));
+        }
+    }
+    Ok(loaded)
+}
+
+fn read_any(path: &Path) -> Result<Loaded> {
     if path.is_dir() {
         return peft::read(path);
     }
