@@ -42,9 +42,13 @@ pub enum Command {
         #[command(flatten)]
         settings: Box<Settings>,
         /// Domains of the data set, in order.
-        #[arg(long, value_delimiter = ',', required = true)]
+        #[arg(long, value_delimiter = ',', required_unless_present = "grid")]
         domains: Vec<String>,
-        /// Folder for matrix.csv and report.html.
+        /// A TOML file instead: base settings, orders of domains or all their pairs, seeds, entries, reference;
+        /// what is done already is not run again.
+        #[arg(long, conflicts_with = "domains")]
+        grid: Option<PathBuf>,
+        /// Folder for matrix.csv or chains.csv, and report.html.
         #[arg(long)]
         out: PathBuf,
     },

@@ -16,9 +16,9 @@ use crate::error::{Result, file, invalid};
 use crate::model::Weights;
 use crate::process::{peak_mib, restart_peak};
 use crate::progress::Progress;
-use crate::report::{escape, page, table};
+use crate::report::{escape, markdown as markdown_table, page, table};
 use crate::run::{Log, Stop, read_log, run};
-use crate::stats::{deviation, interval, mean, paired};
+use crate::stats::{deviation, interval, mean, paired_by};
 
 /// The grid, as its TOML file says it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -30,6 +30,10 @@ pub struct Grid {
     pub rates: Vec<f64>,
     /// Seeds.
     pub seeds: Vec<u64>,
+    /// How many of the seeds, from the first on, try every rate; the others run an entry's
+    /// best rate alone. 0 tries every rate with every seed.
+    #[serde(default)]
+    pub screen: usize,
     /// What is compared.
     pub entries: Vec<Entry>,
     /// The entry that the others are tested against.
@@ -93,15 +97,46 @@ impl Grid {
         }
     }
 
-    /// Every run, seed by seed, so that what is done is balanced when time runs out.
-    fn runs<'g>(&'g self) -> impl Iterator<Item = (&'g Entry, f64, u64)> {
-        let of_entry = |entry: &'g Entry| {
-            let rates = if entry.rates.is_empty() { &self.rates } else { &entry.rates };
-            rates.iter().map(move |rate| (entry, *rate))
+    fn rates<'g>(&'g self, entry: &'g Entry) -> &'g [f64] {
+        if entry.rates.is_empty() { &self.rates } else { &entry.rates }
+    }
+
+    /// The seeds that try every rate, and those that run the best alone.
+    fn stages(&self) -> (&[u64], &[u64]) {
+        let all = if self.screen == 0 { self.seeds.len() } else { self.screen.min(self.seeds.len()) };
+        self.seeds.split_at(all)
+    }
+
+    /// The rate with the best mean on the validation set, of those that `trials` tried in the first stage.
+    fn best_rate(&self, entry: &Entry, trials: &[Trial]) -> Option<f64> {
+        let seeds = self.stages().0;
+        let merit = |rate: f64| {
+            let tried = trials.iter().filter(|t| t.name == entry.name && t.rate == rate);
+            mean(&tried.filter(|t| seeds.contains(&t.seed)).map(|t| t.validation).collect::<Vec<_>>())
         };
-        self.seeds.iter().flat_map(move |seed| {
-            self.entries.iter().flat_map(of_entry).map(move |(entry, rate)| (entry, rate, *seed))
-        })
+        let merits = self.rates(entry).iter().map(|rate| (*rate, merit(*rate)));
+        let best = merits.filter(|(_, merit)| !merit.is_nan()).max_by(|a, b| a.1.total_cmp(&b.1));
+        best.map(|(rate, _)| rate)
+    }
+
+    /// The first run that `trials` lacks: seed by seed, so that what is done is balanced when time runs out.
+    fn next(&self, trials: &[Trial]) -> Option<(&Entry, f64, u64)> {
+        let (every, best) = self.stages();
+        let is_done = |name: &str, rate: f64, seed: u64| {
+            trials.iter().any(|t| t.name == name && t.rate == rate && t.seed == seed)
+        };
+        let with = |seed: u64, rates: &dyn Fn(&Entry) -> Vec<f64>| {
+            self.entries.iter().find_map(|entry| {
+                let rate = rates(entry).into_iter().find(|rate| !is_done(&entry.name, *rate, seed))?;
+                Some((entry, rate, seed))
+            })
+        };
+        let all = |entry: &Entry| self.rates(entry).to_vec();
+        let one = |entry: &Entry| self.best_rate(entry, trials).into_iter().collect();
+        every
+            .iter()
+            .find_map(|seed| with(*seed, &all))
+            .or_else(|| best.iter().find_map(|seed| with(*seed, &one)))
     }
 }
 
@@ -122,10 +157,7 @@ pub fn compare(
     let path = folder.join("trials.csv");
     let mut trials: Vec<Trial> = read_log(&path)?;
     let mut log = Log::start(&path, &trials)?;
-    for (entry, rate, seed) in grid.runs() {
-        if trials.iter().any(|t| t.name == entry.name && t.rate == rate && t.seed == seed) {
-            continue;
-        }
+    while let Some((entry, rate, seed)) = grid.next(&trials) {
         let mut config = grid.base.clone();
         config.adapter = entry.adapter.clone();
         (config.train.rate, config.train.seed) = (rate, seed);
@@ -180,46 +212,37 @@ pub struct Line {
     pub p: Option<f64>,
     /// Mean over the seeds of the mean processor time of a step.
     pub step_cpu_seconds: Option<f64>,
-    /// Highest of the peaks.
+    /// Lowest of the peaks: an allocator may still hold what an earlier run gave back.
     pub peak_mib: Option<f64>,
 }
 
 /// Picks each entry's rate on the validation set, and tests it against the
 /// reference. Trials that are no run of the grid are left out.
 pub fn lines(grid: &Grid, trials: &[Trial]) -> Vec<Line> {
-    let meant =
-        |t: &&Trial| grid.runs().any(|(e, rate, seed)| (&e.name, rate, seed) == (&t.name, t.rate, t.seed));
-    let trials: Vec<&Trial> = trials.iter().filter(meant).collect();
-    let mut lines: Vec<Line> = grid.entries.iter().filter_map(|entry| line(&entry.name, &trials)).collect();
+    let mut lines: Vec<Line> = grid.entries.iter().filter_map(|entry| line(grid, entry, trials)).collect();
     let reference = lines.iter().find(|l| l.name == grid.reference).map(|l| l.test.clone());
     for line in lines.iter_mut().filter(|l| l.name != grid.reference) {
-        let Some(reference) = &reference else { continue };
-        let pairs = line.test.iter().filter_map(|(seed, value)| {
-            let other = reference.iter().find(|(other, _)| other == seed)?;
-            Some((*value, other.1))
-        });
-        let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.unzip();
-        line.p = Some(paired(&ours, &theirs));
+        line.p = reference.as_ref().map(|reference| paired_by(&line.test, reference));
     }
     lines
 }
 
-fn line(name: &str, trials: &[&Trial]) -> Option<Line> {
-    let ours: Vec<&Trial> = trials.iter().copied().filter(|t| t.name == name).collect();
-    let at = |rate: f64| ours.iter().filter(move |t| t.rate == rate);
-    let merit = |rate: f64| mean(&at(rate).map(|t| t.validation).collect::<Vec<_>>());
-    let rate = ours.iter().map(|t| t.rate).max_by(|a, b| merit(*a).total_cmp(&merit(*b)))?;
-    let best: Vec<&&Trial> = at(rate).collect();
+fn line(grid: &Grid, entry: &Entry, trials: &[Trial]) -> Option<Line> {
+    let rate = grid.best_rate(entry, trials)?;
+    let best: Vec<&Trial> = trials
+        .iter()
+        .filter(|t| t.name == entry.name && t.rate == rate && grid.seeds.contains(&t.seed))
+        .collect();
     let cpu: Option<Vec<f64>> = best.iter().map(|t| t.step_cpu_seconds).collect();
     Some(Line {
-        name: name.into(),
+        name: entry.name.clone(),
         method: best[0].method.clone(),
         params: best[0].params,
         rate,
         test: best.iter().map(|t| (t.seed, t.test)).collect(),
         p: None,
         step_cpu_seconds: cpu.map(|cpu| mean(&cpu)),
-        peak_mib: best.iter().filter_map(|t| t.peak_mib).max_by(f64::total_cmp),
+        peak_mib: best.iter().filter_map(|t| t.peak_mib).min_by(f64::total_cmp),
     })
 }
 
@@ -261,10 +284,7 @@ pub fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
 /// The result as a Markdown table.
 pub fn markdown(lines: &[Line]) -> String {
     let (head, rows) = cells(lines);
-    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let rule = line(head.iter().map(|_| "---".to_owned()).collect());
-    let head = line(head.iter().map(|h| h.to_string()).collect());
-    head + &rule + &rows.into_iter().map(line).collect::<String>()
+    markdown_table(&head, &rows)
 }
 
 fn html(grid: &Grid, trials: &[Trial]) -> Result<String> {

@@ -8,6 +8,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod chains;
 pub mod compare;
 pub mod config;
 pub mod data;

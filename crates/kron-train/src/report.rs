@@ -52,6 +52,13 @@ pub fn page(title: &str, body: &str) -> String {
     )
 }
 
+/// A table in Markdown.
+pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
+    let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
+    let rows = rows.iter().map(|cells| line(cells.iter().map(String::as_str).collect()));
+    line(head.to_vec()) + &line(vec!["---"; head.len()]) + &rows.collect::<String>()
+}
+
 /// A table; everything in it is text.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: Vec<String>, tag: &str| {

@@ -80,7 +80,7 @@ impl Chain {
 pub fn sequential(
     config: &Config,
     weights: &Weights,
-    tasks: &[(String, Dataset)],
+    tasks: &[(&str, &Dataset)],
     folder: &Path,
     stop: &Stop,
     progress: &Progress,
@@ -99,7 +99,8 @@ pub fn sequential(
     }
     std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
     let mut log = Log::start::<Cell>(&folder.join("matrix.csv"), &[])?;
-    let mut chain = Chain { tasks: tasks.iter().map(|(name, _)| name.clone()).collect(), cells: Vec::new() };
+    let mut chain =
+        Chain { tasks: tasks.iter().map(|(name, _)| (*name).to_owned()).collect(), cells: Vec::new() };
     let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Linear>, Vec<Adapter>) =
         Default::default();
     for (after, (learned, data)) in tasks.iter().enumerate() {
@@ -118,7 +119,7 @@ pub fn sequential(
                 _ => None,
             };
             let accuracy = score.accuracy.unwrap_or(f64::NAN);
-            let cell = Cell { after, learned: learned.clone(), on: name.clone(), accuracy, cosine };
+            let cell = Cell { after, learned: (*learned).into(), on: (*name).into(), accuracy, cosine };
             log.add(&cell)?;
             chain.cells.push(cell);
         }

@@ -52,6 +52,16 @@ pub fn paired(a: &[f64], b: &[f64]) -> f64 {
     two_sided(t, n - 1.0)
 }
 
+/// [`paired`] over the values that have the same key on both sides.
+pub fn paired_by<K: PartialEq>(a: &[(K, f64)], b: &[(K, f64)]) -> f64 {
+    let pairs = a.iter().filter_map(|(key, value)| {
+        let (_, other) = b.iter().find(|(other, _)| other == key)?;
+        Some((*value, *other))
+    });
+    let (a, b): (Vec<f64>, Vec<f64>) = pairs.unzip();
+    paired(&a, &b)
+}
+
 /// P(|T| ≥ |t|) of Student's distribution: the incomplete beta function at ν/(ν + t²).
 fn two_sided(t: f64, freedom: f64) -> f64 {
     // ∫ of the density by Simpson's rule after x = tan φ, where it is smooth and bounded.

@@ -9,7 +9,7 @@ use kron_train::model::Files;
 use kron_train::run::{Stop, run};
 use kron_train::sequential::sequential;
 use kron_train::text::Tokenizer;
-use kron_train::{Progress, demo};
+use kron_train::{Progress, chains, demo};
 
 #[test]
 fn a_planted_update_is_found_by_its_own_kind() {
@@ -39,6 +39,7 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
     let grid = Grid {
         rates: vec![1e-4, 1e-2],
         seeds: vec![1, 2],
+        screen: 0,
         entries: vec![entry("lora", Method::Lora), entry("kron", Method::Kron), entry("head", Method::Head)],
         reference: "lora".into(),
         base,
@@ -72,6 +73,79 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
 }
 
 #[test]
+fn only_the_best_rate_of_the_first_seeds_runs_with_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut base = common::config(Method::Head);
+    base.train.epochs = 1;
+    base.data.test = base.data.validation.clone();
+    let entry = Entry { name: "head".into(), rates: Vec::new(), adapter: base.adapter.clone() };
+    let (rates, seeds) = (vec![1e-5, 1e-2, 3e-5], vec![1, 2, 3]);
+    let grid = Grid { rates, seeds, screen: 1, entries: vec![entry], reference: "head".into(), base };
+    let (weights, data) = common::load(&grid.base);
+    let stop = Stop::default();
+    let trials =
+        compare(&grid, &weights, &data, folder.path(), &stop, &Progress::Hidden, |_| ()).expect("it runs");
+    let ran: Vec<(f64, u64)> = trials.iter().map(|t| (t.rate, t.seed)).collect();
+    let best = lines(&grid, &trials)[0].rate;
+    let merit = |rate: f64| trials.iter().find(|t| t.rate == rate && t.seed == 1).map(|t| t.validation);
+    assert!(grid.rates.iter().all(|rate| merit(*rate) <= merit(best)), "{trials:?}");
+    assert_eq!(ran, [(1e-5, 1), (1e-2, 1), (3e-5, 1), (best, 2), (best, 3)]);
+    assert_eq!(lines(&grid, &trials)[0].test.len(), 3);
+}
+
+#[test]
+fn a_grid_of_chains_runs_what_is_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut base = common::config(Method::Kron);
+    base.data.train = common::data("clinc.train.jsonl");
+    (base.data.validation, base.data.test) = (None, Some(common::data("clinc.test.jsonl")));
+    (base.data.limit_train, base.data.limit_eval, base.train.epochs) = (0, 0, 1);
+    let (weights, _) = common::load(&base);
+    (base.data.limit_train, base.data.limit_eval) = (48, 20);
+    let entry = |name: &str, method| Entry {
+        name: name.into(),
+        rates: vec![1e-3],
+        adapter: AdapterConfig { method, rank: 2, ..base.adapter.clone() },
+    };
+    let grid = chains::Grid {
+        seeds: vec![1, 2],
+        orders: Vec::new(),
+        pairs: vec!["travel".into(), "kitchen_and_dining".into()],
+        reference: "lora".into(),
+        entries: vec![entry("lora", Method::Lora), entry("kron", Method::Kron)],
+        base,
+    };
+    assert_eq!(grid.domains(), ["kitchen_and_dining", "travel"]);
+    let tokenizer = Tokenizer::read(&common::data("tok512.bin")).expect("a tokenizer");
+    let read = |domain: String| {
+        let mut config = grid.base.clone();
+        config.data.domain = Some(domain.clone());
+        (domain, Dataset::read(&config, &tokenizer).expect("data"))
+    };
+    let data = grid.domains().into_iter().map(read).collect();
+    let mut done = 0;
+    let mut go = |stop: &Stop| {
+        chains::run(&grid, &weights, &data, folder.path(), stop, &Progress::Hidden, |_| {
+            done += 1;
+            if done == 3 {
+                stop.ask();
+            }
+        })
+    };
+    assert!(go(&Stop::default()).is_err(), "stopped in the middle");
+    let rows = go(&Stop::default()).expect("it runs");
+    assert_eq!((rows.len(), done), (8, 8), "two entries, both orders, two seeds, each once");
+    let lines = chains::lines(&grid, &rows);
+    let [lora, kron] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(lora.params > kron.params && lora.p.is_none() && kron.p.is_some_and(|p| p[0] <= 1.0));
+    let mean = |name: &str| rows.iter().filter(|r| r.name == name).map(|r| r.final_mean).sum::<f64>() / 4.0;
+    let table = chains::markdown(&lines);
+    assert!(table.contains(&format!("| 4 | {:.2} ± ", 100.0 * mean("kron"))), "{table}");
+    assert!(folder.path().join("report.html").exists());
+    assert!(folder.path().join("0-travel-kitchen_and_dining-1/matrix.csv").exists());
+}
+
+#[test]
 fn a_chain_of_tasks_looks_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = common::config(Method::Kron);
@@ -87,6 +161,7 @@ fn a_chain_of_tasks_looks_back() {
     };
     let tasks = [task("travel"), task("kitchen_and_dining")];
     assert_eq!(tasks[0].1.labels.len(), 15);
+    let tasks = tasks.each_ref().map(|(name, data)| (name.as_str(), data));
     let chain = sequential(&config, &weights, &tasks, folder.path(), &Stop::default(), &Progress::Hidden)
         .expect("it runs");
     assert_eq!(chain.cells.len(), 3);

@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use kron_candle::Existing;
+use kron_core::io::write_atomic;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, file};
@@ -57,16 +59,19 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts a file with the rows that are kept of an earlier one.
+    /// Starts a file with the rows that are kept of an earlier one, which is there until the new one is whole.
     ///
     /// # Errors
     /// What the system refuses.
     pub fn start<T: Serialize>(path: &Path, kept: &[T]) -> Result<Self> {
-        let open = OpenOptions::new().create(true).write(true).truncate(true).open(path);
-        let writer = csv::Writer::from_writer(open.map_err(|e| file(path, e))?);
-        let mut log = Self { path: path.into(), writer };
-        kept.iter().try_for_each(|row| log.add(row))?;
-        Ok(log)
+        write_atomic(path, Existing::Replace, |out| {
+            let mut writer = csv::Writer::from_writer(out);
+            kept.iter().try_for_each(|row| writer.serialize(row))?;
+            writer.flush()
+        })?;
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| file(path, e))?;
+        let writer = csv::WriterBuilder::new().has_headers(kept.is_empty()).from_writer(file);
+        Ok(Self { path: path.into(), writer })
     }
 
     /// Adds a row and hands it to the system.
