@@ -1,23 +1,15 @@
 //! A file under its name is whole, or it is not there.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Error as IoError, ErrorKind, Write};
+use std::io::{Error as IoError, ErrorKind, Write};
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
+use super::stream::Stream;
 use crate::{Error, Result};
 
 /// The ends of a temporary file's name.
 const PREFIX: &str = ".kron-";
 const SUFFIX: &str = ".tmp";
-
-/// The most bytes of one call to the system: for a longer one Linux looks for
-/// large free stretches of memory, which takes several times as long as writing.
-const PIECE: usize = 256 << 10;
-
-/// After how many bytes the disk is asked to begin.
-const STRETCH: usize = 64 << 20;
 
 /// What to do with a file that is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +27,9 @@ pub enum Existing {
 /// A failure removes the temporary file and leaves `path` as it was; only a
 /// process that is killed leaves a temporary file behind, which the next write
 /// into the folder removes. A symbolic link at `path` is replaced, not followed.
+///
+/// On Linux the bytes of a large file go past the system's cache where the file
+/// system lets them: it would copy them twice, and drop what others use.
 ///
 /// # Errors
 /// What `write` returns, and what the system refuses; the message names `path`.
@@ -66,9 +61,9 @@ fn try_write(
     remove_leftovers(folder);
     let temp = temporary(folder)?;
 
-    let mut out = BufWriter::with_capacity(PIECE, Ahead::new(temp.as_file()));
+    let mut out = Stream::new(temp.as_file(), temp.path());
     write(&mut out)?;
-    out.into_inner().map_err(|e| e.into_error())?.finish()?;
+    out.finish()?;
 
     // Dropping what a failed rename gives back removes the temporary file.
     match existing {
@@ -120,74 +115,6 @@ pub fn remove_leftovers(folder: &Path) {
             true => fs::remove_dir_all(&path),
             false => fs::remove_file(&path),
         };
-    }
-}
-
-/// A file that is flushed while it is still written, so that the flush at the end finds little to do.
-struct Ahead<'a> {
-    file: &'a File,
-    /// Bytes since the disk was asked last.
-    unflushed: usize,
-    flusher: Option<Flusher>,
-}
-
-/// A thread that flushes once for every message, and once for several that came meanwhile.
-struct Flusher {
-    ask: SyncSender<()>,
-    thread: JoinHandle<std::io::Result<()>>,
-}
-
-impl<'a> Ahead<'a> {
-    fn new(file: &'a File) -> Self {
-        Self { file, unflushed: 0, flusher: None }
-    }
-
-    fn ask(&mut self) -> std::io::Result<()> {
-        let flusher = match self.flusher.take() {
-            Some(flusher) => flusher,
-            None => Flusher::new(self.file)?,
-        };
-        // A message that waits already stands for these bytes too.
-        let _ = flusher.ask.try_send(());
-        self.flusher = Some(flusher);
-        Ok(())
-    }
-
-    /// Flushes all.
-    ///
-    /// An error of the disk is told once, to whoever flushes next: the thread's counts as well.
-    fn finish(self) -> std::io::Result<()> {
-        if let Some(Flusher { ask, thread }) = self.flusher {
-            drop(ask);
-            thread.join().unwrap_or_else(|_| Err(IoError::other("flushing was cut short")))?;
-        }
-        self.file.sync_all()
-    }
-}
-
-impl Flusher {
-    fn new(file: &File) -> std::io::Result<Self> {
-        let file = file.try_clone()?;
-        let (ask, asked) = sync_channel(1);
-        let flush = move || asked.iter().try_for_each(|()| file.sync_data());
-        let thread = std::thread::Builder::new().name("flush".into()).spawn(flush)?;
-        Ok(Self { ask, thread })
-    }
-}
-
-impl Write for Ahead<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
-        self.unflushed += written;
-        if self.unflushed >= STRETCH {
-            self.unflushed = 0;
-            self.ask()?;
-        }
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ mod atomic;
 mod header;
 mod layout;
 mod manifest;
+mod stream;
 
 use std::fs::File;
 use std::io::{Read, Write};
