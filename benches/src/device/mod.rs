@@ -22,11 +22,15 @@ mod product;
 mod program;
 #[cfg(feature = "cuda")]
 mod run;
+#[cfg(feature = "cuda")]
+mod single;
 
 #[cfg(not(feature = "cuda"))]
 pub use absent::{check, run};
 #[cfg(feature = "cuda")]
 pub use run::{check, run};
+#[cfg(feature = "cuda")]
+pub use single::{Bench, Single};
 
 #[cfg(test)]
 mod tests;
