@@ -100,10 +100,13 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Rows that reach every kernel, few and small enough for a tool that slows each access down.
-const FEW: [&str; 10] = [
+const FEW: [&str; 13] = [
     "distilbert",
+    "whole-rank-4",
     "whole-rank-16",
+    "whole-rank-32",
     "whole-rank-64",
+    "whole-rank-128",
     "whole-lora",
     "rank-3",
     "rank-13",
@@ -156,6 +159,9 @@ mod tests {
             assert!(cases.iter().filter(here).any(|c| !whole(c)), "{rows:?} rows on the general tile");
         }
         let has = |what: &str, f: &dyn Fn(&Case) -> bool| assert!(cases.iter().any(f), "none has {what}");
+        for rank in [4, 8, 16, 32, 64, 128] {
+            has(&format!("rank {rank} on tensor cores"), &|c| whole(c) && c.rank == Some(rank));
+        }
         for kind in [Kind::Kron, Kind::Lora, Kind::Krona] {
             has(&format!("{kind:?}"), &|c| c.kind == kind);
         }
