@@ -5,7 +5,7 @@ use std::fmt;
 use arrayvec::{ArrayString, ArrayVec};
 
 use crate::plan::{Parts, Plan, Step};
-use crate::tiles::{self, FAST_RANKS, FEW_ROWS, ROWS, SHARED_LIMIT, general_cols, general_shared};
+use crate::tiles::{self, FAST_RANKS, FEW_ROWS, ROWS, SHARED_LIMIT, few, general_cols, general_shared};
 use crate::{Dtype, Error, Pass, Problem, Result};
 
 /// Columns below which a slice of c_in is not cut further.
@@ -97,6 +97,9 @@ impl<'a> Draft<'a> {
         if self.fast() && self.fast_backward(dx)? {
             return Ok(());
         }
+        if self.problem.rows <= FEW_ROWS {
+            return self.few_backward(dx);
+        }
         let (f, n) = (self.problem.factors, self.problem.rows);
         let (r, cols) = (f.rank(), general_cols(f.rank()));
         let q_tiles = r.div_ceil(cols);
@@ -133,6 +136,37 @@ impl<'a> Draft<'a> {
             self.general("dx", 64, &[(n * f.a_in()).div_ceil(ROWS)], f.c_in().div_ceil(64))?;
         }
         self.reduce()
+    }
+
+    /// `dy` and `dx` on the general tile: what each part is made of follows from the number of parts.
+    fn few_backward(&mut self, dx: bool) -> Result<()> {
+        let (f, n) = (self.problem.factors, self.problem.rows);
+        let q_tiles = f.rank().div_ceil(few::COLS);
+        // Parts of dT: some rows of A each, then some columns of B; a full inner factor's are those of q.
+        let most = few::parts_of_dt(f.d_out(), n * f.t_row()).clamp(1, (self.blocks / q_tiles).max(1));
+        let groups = even(f.a_out(), most);
+        let slices = match f.b_len() {
+            0 => 1,
+            _ => even(f.b_out(), (most / groups).min(f.b_out().div_ceil(few::DEPTH))),
+        };
+        (self.plan.i_groups, self.plan.i_group) = (groups, f.a_out().div_ceil(groups));
+        self.plan.dt = self.parts(groups * slices, n * f.t_row());
+        if f.a_len() > 0 {
+            self.plan.da = self.parts(slices * q_tiles, f.a_len());
+        }
+        let mut blocks = groups * slices;
+        if f.b_len() > 0 {
+            // Parts of dB: enough to fill the chip, but a whole step each.
+            let tiles = f.b_out().div_ceil(ROWS);
+            let most = (n * f.a_out()).div_ceil(few::DEPTH).min((self.blocks / (tiles * q_tiles)).max(1));
+            self.plan.db = self.parts(even(f.a_out(), most), f.b_len());
+            blocks += tiles * self.plan.db.count;
+        }
+        let tile = Tile::General(few::COLS);
+        self.step("dy", tile, &[blocks], tiles::GENERAL_THREADS, few::dy_shared(), q_tiles)?;
+        let tiles_of_m = if dx { (n * f.a_in()).div_ceil(ROWS) } else { 0 };
+        let blocks = f.rank().div_ceil(ROWS) + tiles_of_m;
+        self.general("dx", few::COLS, &[blocks], f.c_in().div_ceil(few::COLS))
     }
 
     /// `dy`, `dx` and, beyond few rows, `reduce`; false when T's row or A is too
@@ -260,6 +294,11 @@ impl<'a> Draft<'a> {
         self.plan.bytes = self.plan.floor_bytes + 2 * 4 * self.plan.workspace as u128;
         self.plan
     }
+}
+
+/// How many of at most `parts` equal ranges of `total` have something in them.
+fn even(total: usize, parts: usize) -> usize {
+    total.div_ceil(total.div_ceil(parts))
 }
 
 enum Tile {

@@ -415,7 +415,7 @@ const fn case(
 }
 
 /// The suite. Sizes differ pairwise, so that a swapped index shows.
-pub const CASES: [Case; 25] = [
+pub const CASES: [Case; 32] = [
     case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
     case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
     case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
@@ -441,4 +441,11 @@ pub const CASES: [Case; 25] = [
     case("rank 128, more than few rows, replaced", [3, 4, 72, 56, 128], 97, 0, 700, false),
     case("few rows, many blocks of each", [8, 6, 144, 80, 16], 61, 0, 1000, true),
     case("few rows, replaced", [2, 8, 40, 144, 32], 64, 0, 0, false),
+    case("few rows, rank 256, odd", [2, 3, 37, 41, 256], 11, 0, 9000, true),
+    case("few rows, rank 3, more of A's rows than a tile holds", [70, 3, 9, 13, 3], 5, 1, 0, false),
+    case("few rows, rank 1 LoRA, all 64 of them", [0, 1, 197, 45, 1], 64, 3, 700, true),
+    case("few rows, several parts of each sum", [5, 4, 131, 39, 33], 62, 1, 0, true),
+    case("one token, a full inner factor", [3, 4, 75, 34, 0], 1, 0, 0, true),
+    case("a full inner factor, more than few rows", [3, 2, 21, 26, 0], 71, 0, 13107, true),
+    case("LoRA, odd, more than few rows", [0, 1, 37, 53, 5], 130, 3, 0, false),
 ];
