@@ -23,7 +23,7 @@ constexpr int WARPS = TILE_THREADS / 32;
 /// Indices begin … begin + width, at most to `total`.
 struct Range {
   int begin, end;
-  KRON_DEVICE Range(int begin, int width, int total) : begin(begin), end(total - begin < width ? total : begin + width) {}
+  KRON_DEVICE Range(int at, int width, int total) : begin(at), end(total - at < width ? total : at + width) {}
 };
 /// The index-th of `parts` equal ranges of 0 … total.
 KRON_DEVICE Range part_of(int total, int parts, int index) {
@@ -38,7 +38,7 @@ template <class E> KRON_DEVICE void share(const KronParams &p, int part) {
   const int q0 = q_tile * FEW_COLS, rows = int(p.rows), most = TILE_M / rows;
   const int width = p.rank - q0 < FEW_COLS ? p.rank - q0 : FEW_COLS; // of this tile of q
   const Range group = part_of(p.a_out, p.i_groups, part / slices);
-  const Range b = p.b ? part_of(p.b_out, slices, slice) : Range(q0, FEW_COLS, p.b_out);
+  const Range columns = p.b ? part_of(p.b_out, slices, slice) : Range(q0, FEW_COLS, p.b_out);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const E *dy = static_cast<const E *>(p.dy);
   float *dt = p.dt_parts + part * p.rows * p.a_in * p.rank;
@@ -49,7 +49,7 @@ template <class E> KRON_DEVICE void share(const KronParams &p, int part) {
     Tile<FEW_COLS> tile(shared);
     float *vs = shared.take<float>(TILE_M * FEW_COLS); // V: [count][rows][FEW_COLS]
     tile.template contract<ALONG_K, ALONG_OUT>(
-        0, count * rows, q0, p.rank, b.begin, b.end,
+        0, count * rows, q0, p.rank, columns.begin, columns.end,
         [&](int64_t m, int64_t b) {
           return to_float(dy[int(m) % rows * p.dy_stride + int64_t(i0 + int(m) / rows) * p.b_out + b]);
         },
@@ -108,7 +108,8 @@ template <class E> KRON_DEVICE void few_dy(const KronParams &p) {
 
 /// s[m·m_step + q·q_step] = dT[m0 + m, q0 + q], m < m_count, q < q_count.  Where the block has more threads
 /// than elements, a power of two of lanes adds up each: every lane its parts, then the lanes pairwise.
-KRON_DEVICE void fill_dt(const KronParams &p, float *s, int64_t m0, int m_count, int m_step, int q0, int q_count, int q_step) {
+KRON_DEVICE void fill_dt(const KronParams &p, float *s, int64_t m0, int m_count, int m_step, int q0, int q_count,
+                         int q_step) {
   const int count = m_count * q_count;
   int lanes = 1;
   while (lanes < 32 && 2 * lanes * count <= TILE_THREADS) lanes *= 2;
@@ -136,16 +137,16 @@ template <class E> KRON_DEVICE void few_dx(const KronParams &p) {
   if (row < q_end) {
     const int count = tile_rows(p.rank - row);
     tile.template contract<ALONG_OUT>(
-        [&](int64_t m, int depth) { fill_dt(p, tile.l, m, depth, TILE_M + 1, int(row), count, 1); }, k0, p.c_in, 0, m_end,
-        [&](int64_t k, int64_t m) { return load_x<E>(p, m, int(k)); });
+        [&](int64_t m, int depth) { fill_dt(p, tile.l, m, depth, TILE_M + 1, int(row), count, 1); }, //
+        k0, p.c_in, 0, m_end, [&](int64_t k, int64_t m) { return load_x<E>(p, m, int(k)); });
     float *out = p.grad + ab_len(p);
     tile.each(row, p.rank, k0, p.c_in, [&](int64_t q, int64_t k, float sum) { out[q * p.c_in + k] += sum; });
   } else {
     const int64_t m0 = row - q_end;
     const int count = tile_rows(m_end - m0);
     tile.template contract<ALONG_OUT>(
-        [&](int64_t q, int depth) { fill_dt(p, tile.l, m0, count, 1, int(q), depth, TILE_M + 1); }, k0, p.c_in, 0, p.rank,
-        [&](int64_t k, int64_t q) { return p.c[q * p.c_in + k]; });
+        [&](int64_t q, int depth) { fill_dt(p, tile.l, m0, count, 1, int(q), depth, TILE_M + 1); }, //
+        k0, p.c_in, 0, p.rank, [&](int64_t k, int64_t q) { return p.c[q * p.c_in + k]; });
     put_dx<E>(p, tile, m0, k0);
   }
 }

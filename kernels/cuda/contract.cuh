@@ -41,10 +41,11 @@ template <int TN> struct Tile {
 
   template <Fast L_FAST, Fast R_FAST, class L, class R>
   KRON_DEVICE void contract(int64_t m0, int64_t m_end, int64_t n0, int64_t n_end, int64_t k0, int64_t k1, L left, R right) {
-    contract<R_FAST>([&](int64_t k, int) { stage<TILE_M, L_FAST>(l, m0, m_end, k, k1, left); }, n0, n_end, k0, k1, right);
+    const auto fill = [&](int64_t k, int) { stage<TILE_M, L_FAST>(l, m0, m_end, k, k1, left); };
+    contract<R_FAST>(fill, n0, n_end, k0, k1, right);
   }
 
-  /// The same where fill(k, depth) writes l[0 … depth][…] by itself.
+  /// The same where fill(k, depth) writes l[0 … depth − 1], the left operand of k … k + depth − 1.
   template <Fast R_FAST, class Fill, class R>
   KRON_DEVICE void contract(Fill fill, int64_t n0, int64_t n_end, int64_t k0, int64_t k1, R right) {
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
