@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_core::Existing;
+use kron_formats::{Loaded, lycoris};
 use serde::Serialize;
 
-use crate::formats::{self, Loaded, lycoris};
 use crate::watch::Watch;
 use crate::{Error, Output, Result};
 
@@ -104,7 +104,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 
 /// The adapter, with the model's names for its modules.
 fn read(path: &Path, base: &Base) -> Result<Loaded> {
-    let mut loaded = formats::read(path)?;
+    let mut loaded = kron_formats::read(path)?;
     loaded.adapter = lycoris::with_names_of(&loaded.adapter, base.modules())?;
     let layers = loaded.adapter.layers();
     // A square weight would take the wrong ΔW without a word.
@@ -154,7 +154,7 @@ fn exists(out: &Path) -> Error {
 }
 
 fn data(error: kron_core::Error) -> Error {
-    Error::data(error.to_string())
+    error.into()
 }
 
 impl Report {
