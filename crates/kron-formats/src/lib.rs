@@ -30,6 +30,7 @@ pub mod files;
 mod lokr;
 pub mod lycoris;
 mod matrix;
+mod names;
 mod ours;
 pub mod peft;
 mod place;
@@ -42,6 +43,7 @@ use kron_core::{Adapter, Existing};
 use serde::Serialize;
 
 pub use error::{Error, Kind, Remedy, Result};
+pub use names::rooted;
 pub use place::{Contents, place};
 pub use tensors::Tensors;
 
