@@ -368,6 +368,12 @@ fn every_program_of_a_real_layer_fits_its_buffers() {
                 _ => Problem::Adapter(kron),
             };
             let program = Program::new(kind, &problem, 8192).unwrap();
+            // What backward finds of forward's products, every set has its own.
+            let mut kept = program.forward.iter().filter_map(|s| match s {
+                Step::Product(p) => Some(p.c.buffer),
+                Step::Ours(_) => None,
+            });
+            assert!(kept.all(Buffer::of_set), "{}", kind.name());
             for step in program.forward.iter().chain(&program.backward) {
                 let Step::Product(product) = step else { continue };
                 product.check(|buffer| program.len(buffer)).unwrap();
