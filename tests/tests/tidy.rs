@@ -50,7 +50,7 @@ const PRIVATE: [(&str, &[&str]); 7] = [
     ("tch", &[]),
     ("dfdx", &[]),
     ("clap", &["kron-cli", "kron-train", "kron-bench"]),
-    ("gemm", &["kron-bench"]),
+    ("gemm", &["kron-bench", "kron-candle", "kron-train"]),
 ];
 
 #[test]
