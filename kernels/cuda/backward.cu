@@ -1,4 +1,4 @@
-// Backward on the general tile: every dtype, rank, width and alignment.
+// Backward on the general tile, for more tokens than backward_few.cu takes: every dtype, rank, width and alignment.
 //
 //   V[n, i, q]   = Σ_b dY[n, (i, b)]·B[b, q]
 //   dT[n, j, q]  = s·κ·Σ_i A_ij·V[n, i, q]

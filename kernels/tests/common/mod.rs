@@ -1,6 +1,6 @@
 //! A case, its random data, the float64 oracle's answer and the error of the
 //! plain same-dtype computation, from which tolerances derive.
-#![allow(dead_code)] // every test binary uses its part
+#![allow(dead_code, unused_imports)] // every test binary uses its part
 
 mod cases;
 
