@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_core::Existing;
+use kron_core::io::Flush;
 use kron_formats::{Loaded, lycoris, rooted};
 use serde::Serialize;
 
@@ -57,6 +58,16 @@ pub struct Args {
     /// Go on with an interrupted merge into the folder OUT
     #[arg(long, conflicts_with = "force")]
     resume: bool,
+    /// Leave flushing to the system, as cp does: done sooner, but a power cut soon after may cut files short
+    #[arg(long)]
+    no_sync: bool,
+}
+
+impl Args {
+    /// Who sees to it that the shards are on the disk.
+    const fn flush(&self) -> Flush {
+        if self.no_sync { Flush::Later } else { Flush::Now }
+    }
 }
 
 /// What was done.
@@ -137,7 +148,7 @@ fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report
     }
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     for (i, shard) in base.shards.iter().enumerate() {
-        shard::write(shard, &folds.of(i), &args.out, existing, watch)?;
+        shard::write(shard, &folds.of(i), &args.out, (existing, args.flush()), watch)?;
     }
     Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
 }

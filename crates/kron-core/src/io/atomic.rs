@@ -29,7 +29,7 @@ pub enum Existing {
 /// into the folder removes. A symbolic link at `path` is replaced, not followed.
 ///
 /// On Linux the bytes of a large file go past the system's cache where the file
-/// system lets them: it would copy them twice, and drop what others use.
+/// system lets them: they have to be on the disk in the end, and are copied once less.
 ///
 /// # Errors
 /// What `write` returns, and what the system refuses; the message names `path`.
@@ -39,12 +39,37 @@ pub fn write_atomic(
     existing: Existing,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
-    try_write(path, existing, write).map_err(|source| Error::Io { path: path.display().to_string(), source })
+    write_whole(path, existing, Flush::Now, write)
+}
+
+/// Who sees to it that a file is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Flush {
+    /// The writer: a file that has its name survives a power cut.
+    Now,
+    /// The system, when it likes, as after `cp`: a power cut within the next half minute may
+    /// leave a file under its name that is cut short, and an error of a network's disk may go unseen.
+    Later,
+}
+
+/// [`write_atomic`], with the flushes to the disk, of the file and of the folder, or without them.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_whole(
+    path: &Path,
+    existing: Existing,
+    flush: Flush,
+    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
+    let io = |source| Error::Io { path: path.display().to_string(), source };
+    try_write(path, existing, flush, write).map_err(io)
 }
 
 fn try_write(
     path: &Path,
     existing: Existing,
+    flush: Flush,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     if path.file_name().is_none() {
@@ -61,7 +86,7 @@ fn try_write(
     remove_leftovers(folder);
     let temp = temporary(folder)?;
 
-    let mut out = Stream::new(temp.as_file(), temp.path());
+    let mut out = Stream::new(temp.as_file(), temp.path(), flush);
     write(&mut out)?;
     out.finish()?;
 
@@ -71,7 +96,7 @@ fn try_write(
         Existing::Refuse => temp.persist_noclobber(path),
     }
     .map_err(|e| e.error)?;
-    sync_folder(folder)
+    if flush == Flush::Now { sync_folder(folder) } else { Ok(()) }
 }
 
 /// A temporary file that is locked for as long as it is open: a leftover is one that nobody holds.

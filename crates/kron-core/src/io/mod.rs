@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-pub use atomic::{Existing, remove_leftovers, write_atomic};
+pub use atomic::{Existing, Flush, remove_leftovers, write_atomic, write_whole};
 pub use header::MAX_HEADER;
 pub use layout::Layout;
 pub use manifest::VERSION;

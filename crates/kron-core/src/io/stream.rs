@@ -7,9 +7,11 @@
 
 use std::fs::File;
 use std::io::{Error as IoError, ErrorKind, Result, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+
+use super::atomic::Flush;
 
 /// Bytes that are handed over at a time; a file of fewer needs no thread.
 const PIECE: usize = 4 << 20;
@@ -26,6 +28,7 @@ const CALL: usize = 256 << 10;
 pub(super) struct Stream<'a> {
     file: &'a File,
     path: &'a Path,
+    flush: Flush,
     filling: Piece,
     writer: Option<Writer>,
     /// Bytes that were handed over.
@@ -34,23 +37,29 @@ pub(super) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// Into an empty file, open under this path.
-    pub fn new(file: &'a File, path: &'a Path) -> Self {
-        Self { file, path, filling: Piece::new(), writer: None, at: 0 }
+    pub fn new(file: &'a File, path: &'a Path, flush: Flush) -> Self {
+        Self { file, path, flush, filling: Piece::new(), writer: None, at: 0 }
     }
 
-    /// Writes what is left, and waits until the disk holds all.
+    /// Writes what is left, and waits until the disk holds all if that is wanted.
     pub fn finish(self) -> Result<()> {
         if let Some(writer) = self.writer {
             writer.end()?;
         }
         put(self.file, self.at, self.filling.bytes())?;
-        self.file.sync_all()
+        if self.flush == Flush::Now { self.file.sync_all() } else { Ok(()) }
+    }
+
+    fn target(&self) -> Result<Target> {
+        // What goes to the disk later is for the cache to hold until then.
+        let direct = if self.flush == Flush::Now { direct(self.path) } else { None };
+        Ok(Target { file: self.file.try_clone()?, direct, at: 0 })
     }
 
     fn hand_over(&mut self) -> Result<()> {
         let writer = match self.writer.take() {
             Some(writer) => writer,
-            None => Writer::start(self.file, self.path)?,
+            None => Writer::start(self.target()?)?,
         };
         self.at += self.filling.len as u64;
         let full = std::mem::replace(&mut self.filling, Piece::none());
@@ -125,8 +134,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(file: &File, path: &Path) -> Result<Self> {
-        let (file, path) = (file.try_clone()?, path.to_path_buf());
+    fn start(mut target: Target) -> Result<Self> {
         let (full, filled) = sync_channel::<Piece>(PIECES);
         let (give_back, empty) = sync_channel(PIECES);
         for _ in 1..PIECES {
@@ -134,7 +142,6 @@ impl Writer {
             let _ = give_back.send(Piece::new());
         }
         let work = move || {
-            let mut target = Target::new(file, path);
             for mut piece in filled {
                 target.write(piece.bytes())?;
                 piece.len = 0;
@@ -162,10 +169,6 @@ struct Target {
 }
 
 impl Target {
-    fn new(file: File, path: PathBuf) -> Self {
-        Self { file, direct: direct(&path), at: 0 }
-    }
-
     /// Writes a full piece.
     fn write(&mut self, piece: &[u8]) -> Result<()> {
         let at = self.at;
@@ -239,7 +242,8 @@ mod tests {
     fn an_unaligned_piece_goes_through_the_cache() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("file");
-        let mut target = Target::new(File::create_new(&path).expect("a file"), path.clone());
+        let file = File::create_new(&path).expect("a file");
+        let mut target = Target { file, direct: direct(&path), at: 0 };
         let bytes = numbers(PIECE + 1);
         target.write(&bytes[1..]).expect("room");
         target.write(&bytes[..100]).expect("room");
@@ -254,7 +258,7 @@ mod tests {
         std::fs::write(&path, "").expect("a file");
         let unwritable = File::open(&path).expect("a file");
         // The path of another file, so that there is no way past the cache either.
-        let mut stream = Stream::new(&unwritable, Path::new("/"));
+        let mut stream = Stream::new(&unwritable, Path::new("/"), Flush::Now);
         let bytes = numbers(PIECE);
         let refused = (0..8).find_map(|_| stream.write_all(&bytes).err());
         let refused = refused.map_or_else(|| stream.finish(), Err);
