@@ -24,9 +24,10 @@ fn out_dir() -> PathBuf {
 }
 
 /// The files that define kernels, longest to compile first.
-const KERNELS: [&str; 7] = [
+const KERNELS: [&str; 8] = [
     "backward.cu",
     "forward_mma.cu",
+    "backward_few.cu",
     "forward.cu",
     "backward_dx_mma.cu",
     "backward_dy_mma.cu",

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Packs what a machine with a GPU, but without Rust and without a network, has
-# to run: the tests that compute on a device, kron-bench and the C library.
+# to run: the tests that compute on a device, kron-bench, its criterion benchmark
+# and the C library.
 #
 #   scripts/gpu-bundle.sh [folder]      default: target/kron-gpu; makes folder.tar.gz too
 #
 # There: tar xf kron-gpu.tar.gz && kron-gpu/run.sh
 # The build needs nvcc (docs/BUILD.md); the other machine a driver for CUDA 13.0,
-# cuBLAS for kron-bench, and glibc at least as new as here.
+# cuBLASLt for kron-bench, and glibc at least as new as here. To time PEFT and LyCORIS
+# too, put their wheels into the folder where its Python does not have them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,7 +25,7 @@ mkdir -p "$out"
 cargo build --profile gpu --locked --message-format json-render-diagnostics \
   -p kron-kernels -p kron-tests -p kron-bench -p kron-capi \
   --features kron-kernels/cuda,kron-tests/cuda,kron-bench/cuda,kron-bench/nvtx,kron-capi/cuda \
-  --lib --bins --test gpu --test primitives --test device |
+  --lib --bins --test gpu --test primitives --test device --bench gpu_engines |
   python3 -c '
 import json, shutil, sys
 for made in map(json.loads, sys.stdin):
@@ -35,7 +37,7 @@ for made in map(json.loads, sys.stdin):
 cp crates/kron-capi/kron.h crates/kron-capi/tests/check.py "$out/"
 cp scripts/gpu_peers.py "$out/"
 cp scripts/gpu-run.sh "$out/run.sh"
-for name in gpu primitives device kron-bench libkron_capi.so; do
+for name in gpu primitives device kron-bench gpu_engines libkron_capi.so; do
   [[ -s $out/$name ]] || { echo "gpu-bundle.sh: $name was not built" >&2; exit 1; }
 done
 

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Our kernels beside PyTorch's ways to train the same adapter, in one process.
+PEFT and LyCORIS take part where Python has them; without torch or a device it
+says so and ends well.
 
     gpu_peers.py LIBRARY [--device cuda|cpu] [--rows 1024,4096] [--width 4096]
                  [--rounds 9] [--out peers.json]
 
 LIBRARY is libkron_capi.so, built with the feature cuda for --device cuda. Every
 arm is a whole layer, Y = X·Wᵀ + adapter(X), and its backward: dX and the
-adapter's gradient. Checked against float64 first, then timed in turn on the
-same tensors and stream, each round starting with another arm, caches flushed
-before every call. The table gives what an arm takes beyond the layer alone,
+adapter's gradient. Y, dX and the gradient are checked against float64 first (of
+PEFT and LyCORIS, which draw their own factors, Y and dX); then all are timed in
+turn on the same tensors and stream, each round starting with another arm, caches
+flushed before every call. The table gives what an arm takes beyond the layer alone,
 which is timed twice: the difference is the noise.
 """
 
@@ -20,7 +23,10 @@ import sys
 import time
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_size_t, c_uint32, c_void_p
 
-import torch
+try:
+    import torch
+except ImportError as error:
+    sys.exit(print(f"skipped: {error}"))
 
 ALPHA, RANK, A_IN, A_OUT = 32.0, 8, 2, 16
 SCALE = ALPHA / RANK
@@ -89,14 +95,18 @@ class Ours:
 
 
 class Arm:
-    """One way: forward(x, w) -> y, backward(x, w, dy) -> (dx, gradient of theta)."""
+    """One way: forward(x, w) -> y, backward(x, w, dy) -> (dx, gradient of theta).
 
-    def __init__(self, name, forward, backward, delta):
-        self.name, self.forward, self.backward, self.delta = name, forward, backward, delta
+    `delta` is what it adds to W; `factors` are those that the gradient belongs to, where they are ours.
+    """
+
+    def __init__(self, name, forward, backward, delta, factors=None):
+        self.name, self.forward, self.backward = name, forward, backward
+        self.delta, self.factors = delta, factors
         self.samples = {"forward": [], "both": []}
 
 
-def by_autograd(name, layer, parameters, delta):
+def by_autograd(name, layer, parameters, delta, factors=None):
     """An arm whose backward is autograd's; `layer(x, w)` uses the parameters."""
     kept = {}
 
@@ -109,24 +119,52 @@ def by_autograd(name, layer, parameters, delta):
         gradients = torch.autograd.grad(kept["y"], [kept["x"], *parameters], dy)
         return gradients[0], torch.cat([g.float().flatten() for g in gradients[1:]])
 
-    return Arm(name, forward, backward, delta)
+    return Arm(name, forward, backward, delta, factors)
+
+
+def frozen(w):
+    """A model of one linear layer, whose weight is `w`."""
+    model = torch.nn.Sequential()
+    model.add_module("layer", torch.nn.Linear(w.shape[1], w.shape[0], bias=False, device=w.device, dtype=w.dtype))
+    model.layer.weight = torch.nn.Parameter(w, requires_grad=False)
+    return model
 
 
 def peft_lokr(w):
-    """PEFT's LoKr as it ships, or None where the package is not installed."""
+    """PEFT's LoKr as it ships, and with its factors in the activations' type; nothing where it is not installed."""
     try:
         import peft
     except ImportError:
-        print("skipped: the arm of PEFT, which is not installed", file=sys.stderr)
-        return None
-    model = torch.nn.Sequential()
-    model.add_module("layer", torch.nn.Linear(w.shape[1], w.shape[0], bias=False, device=w.device, dtype=w.dtype))
-    model.layer.weight.data = w
-    config = peft.LoKrConfig(r=RANK, alpha=ALPHA, target_modules=["layer"], init_weights=False)
-    layer = peft.get_peft_model(model, config).base_model.model.layer
-    parameters = [p for p in layer.parameters() if p.requires_grad]
-    delta = layer.get_delta_weight("default").detach().double()
-    return by_autograd("PEFT LoKr, as shipped", lambda x, _: layer(x), parameters, delta)
+        print("skipped: the arms of PEFT, which is not installed")
+        return []
+    list_ = []
+    for name, cast in ("as shipped", True), ("factors in the activations' type", False):
+        config = peft.LoKrConfig(r=RANK, alpha=ALPHA, target_modules=["layer"], init_weights=False)
+        model = peft.get_peft_model(frozen(w), config, autocast_adapter_dtype=cast)
+        layer = model.base_model.model.layer
+        parameters = [p for p in layer.parameters() if p.requires_grad]
+        delta = layer.get_delta_weight("default").detach().double()
+        list_.append(by_autograd(f"PEFT LoKr, {name}", lambda x, _, layer=layer: layer(x), parameters, delta))
+    return list_
+
+
+def lycoris_lokr(w):
+    """LyCORIS's LoKr, nothing where it is not installed."""
+    try:
+        from lycoris import create_lycoris
+    except ImportError:
+        print("skipped: the arm of LyCORIS, which is not installed")
+        return []
+    model = frozen(w)
+    net = create_lycoris(model, 1.0, algo="lokr", linear_dim=RANK, linear_alpha=ALPHA, factor=A_OUT)
+    net.apply_to()
+    net.to(w.device, w.dtype)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
+        delta = model(torch.eye(w.shape[1], device=w.device, dtype=w.dtype)).T.double() - w.double()
+    return [by_autograd("LyCORIS LoKr", lambda x, _: model(x), parameters, delta)]
 
 
 def arms(library, device, dtype, width, rows, w):
@@ -143,7 +181,7 @@ def arms(library, device, dtype, width, rows, w):
 
     b, c = trained(lora)
     eager = lambda x, w: x @ w.T + (x @ c.T) @ b.T * SCALE
-    list_ = [base, again, by_autograd("LoRA, eager", eager, [b, c], lora_delta)]
+    list_ = [base, again, by_autograd("LoRA, eager", eager, [b, c], lora_delta, lora)]
 
     kept = {}
 
@@ -158,9 +196,9 @@ def arms(library, device, dtype, width, rows, w):
         db, dc = (dy.T @ kept["t"]) * SCALE, dt.T @ x
         return (dy @ w).addmm_(dt, c), torch.cat([db.float().flatten(), dc.float().flatten()])
 
-    list_.append(Arm("LoRA, two products into Y", addmm_forward, addmm_backward, lora_delta))
+    list_.append(Arm("LoRA, two products into Y", addmm_forward, addmm_backward, lora_delta, lora))
     if device.type == "cuda":
-        list_.append(by_autograd("LoRA, compiled", torch.compile(eager), [b, c], lora_delta))
+        list_.append(by_autograd("LoRA, compiled", torch.compile(eager), [b, c], lora_delta, lora))
 
     ka, kb, kc = trained(kron)
 
@@ -172,8 +210,11 @@ def arms(library, device, dtype, width, rows, w):
     def materialised(x, w):
         return x @ w.T + x @ torch.kron(ka, kb @ kc).T * SCALE
 
-    list_.append(by_autograd("Kron-LoRA, eager", reshaped, [ka, kb, kc], kron_delta))
-    list_.append(by_autograd("Kron-LoRA, Kronecker matrix built", materialised, [ka, kb, kc], kron_delta))
+    list_.append(by_autograd("Kron-LoRA, eager", reshaped, [ka, kb, kc], kron_delta, kron))
+    if device.type == "cuda":
+        list_.append(by_autograd("Kron-LoRA, compiled", torch.compile(reshaped), [ka, kb, kc], kron_delta, kron))
+    name = "Kron-LoRA, Kronecker matrix built"
+    list_.append(by_autograd(name, materialised, [ka, kb, kc], kron_delta, kron))
 
     for name, factors, delta in ("LoRA, ours", lora, lora_delta), ("Kron-LoRA, ours", kron, kron_delta):
         ours, theta = Ours(library, device, width, rows, factors is lora), flat(factors)
@@ -190,21 +231,39 @@ def arms(library, device, dtype, width, rows, w):
             ours.backward(x, theta, dy, dx, grad)
             return dx, grad
 
-        list_.append(Arm(name, forward, backward, delta))
-    return [arm for arm in [*list_, peft_lokr(w)] if arm]
+        list_.append(Arm(name, forward, backward, delta, factors))
+    return [*list_, *peft_lokr(w), *lycoris_lokr(w)]
+
+
+def gradient_of(factors, x, dy):
+    """The gradient of theta in float64, from that of the whole ΔW."""
+    g = SCALE * dy.double().T @ x.double()
+    b, c = factors["b"].double(), factors["c"].double()
+    if "a" in factors:
+        a = factors["a"].double()
+        blocks = g.view(A_OUT, b.shape[0], A_IN, c.shape[1])
+        da = torch.einsum("ipjq,pq->ij", blocks, b @ c)
+        g = torch.einsum("ij,ipjq->pq", a, blocks)
+        return torch.cat([da.flatten(), (g @ c.T).flatten(), (b.T @ g).flatten()])
+    return torch.cat([(g @ c.T).flatten(), (b.T @ g).flatten()])
 
 
 def check(arm, x, w, dy):
-    """The largest relative error of Y and dX against float64; refuses more than three roundings."""
+    """The largest relative error of Y and dX against float64; refuses more than three roundings, of a gradient six."""
     delta = 0 if arm.delta is None else arm.delta
     whole = w.double() + delta
     y, (dx, gradient) = arm.forward(x, w), arm.backward(x, w, dy)
     errors = [((got.double() - want).norm() / want.norm()).item()
               for got, want in ((y, x.double() @ whole.T), (dx, dy.double() @ whole))]
-    worst = max(errors)
-    if not worst <= 3 * torch.finfo(x.dtype).eps or not bool(torch.isfinite(gradient).all()):
+    worst, eps = max(errors), torch.finfo(x.dtype).eps
+    if not worst <= 3 * eps or not bool(torch.isfinite(gradient).all()):
         raise RuntimeError(f"{arm.name}: relative error {worst:.2e}")
-    return worst, gradient
+    if arm.factors:
+        want = gradient_of(arm.factors, x, dy)
+        error = ((gradient.double() - want).norm() / want.norm()).item()
+        if not error <= 6 * eps:
+            raise RuntimeError(f"{arm.name}: its gradient has a relative error of {error:.2e}")
+    return worst
 
 
 def seconds(device, flush, work):
@@ -228,14 +287,16 @@ def measure(options, device, dtype, rows):
     w = (torch.randn(width, width, device=device) / width**0.5).to(dtype)
     flush = torch.empty(FLUSH_BYTES if device.type == "cuda" else 1, dtype=torch.uint8, device=device)
     list_ = arms(options.library, device, dtype, width, rows, w)
-    errors, gradients = {}, {}
-    for arm in list_:
-        errors[arm.name], gradients[arm.name] = check(arm, x, w, dy)
-    # The gradients of ours and of autograd are those of the same numbers.
-    for ours, other in ("LoRA, ours", "LoRA, eager"), ("Kron-LoRA, ours", "Kron-LoRA, eager"):
-        difference = (gradients[ours] - gradients[other]).norm() / gradients[other].norm()
-        if not difference <= 6 * torch.finfo(dtype).eps:
-            raise RuntimeError(f"{ours}: its gradient is {difference:.2e} off {other}'s")
+    errors = {}
+    for arm in list(list_):
+        try:
+            errors[arm.name] = check(arm, x, w, dy)
+        except Exception as error:
+            # One that does not run, or is wrong, is not timed; the others are. Ours has to be right.
+            if arm.name.endswith(", ours") or arm is list_[0]:
+                raise
+            print(f"refused: {arm.name}, {rows} rows: {str(error).splitlines()[0]}")
+            list_.remove(arm)
     for round_ in range(options.rounds):
         for i in range(len(list_)):
             arm = list_[(i + round_) % len(list_)]

@@ -29,6 +29,15 @@ dropout looks at the next column|load.cuh|s/\(keep_mask\(p, token, col \/ 8\) >>
 Philox has nine rounds|load.cuh|s/round < 10/round < 9/
 the last part of a sum is left out|load.cuh|s/s < splits/s < splits - 1/
 the last token is left out (dB, dC, general)|backward.cu|s/p\.rows - begin < p\.chunk_rows \? p\.rows - begin/p.rows - begin < p.chunk_rows ? p.rows - begin - 1/
+dT is zero (few rows)|backward_few.cu|s/sum \*= p\.scale \* p\.keep_scale;/sum = 0;/
+κ is left out of dT (few rows)|backward_few.cu|s/sum \*= p\.scale \* p\.keep_scale/sum *= p.scale/
+dT forgets the rows of A of the turn before (few rows)|backward_few.cu|s/i0 == group\.begin \? sum/true ? sum/
+dA loses a tile of q (few rows)|backward_few.cu|s/rows \* width; e \+= 32/(q0 ? 0 : rows * width); e += 32/
+the last token is left out of dB (few rows)|backward_few.cu|s/\(i\.end - i\.begin\) \* p\.rows,/(i.end - i.begin) * p.rows - 1,/
+the last part of dT is left out (few rows)|backward_few.cu|s/p\.dt_splits - lane, lanes/p.dt_splits - 1 - lane, lanes/
+lanes do not meet over dT's parts (few rows)|backward_few.cu|s/int mask = lanes \/ 2;/int mask = lanes \/ 4;/
+dC is stored transposed (few rows)|backward_few.cu|s/out\[q \* p\.c_in \+ k\] \+= sum/out[k * p.rank + q] += sum/
+dX's second tile of rows is the first again (few rows)|backward_few.cu|s/m0 = row - q_end/m0 = 0 * (row - q_end)/
 FAULTS
 )
 # A target folder of its own: cargo names a copy's outputs as it names the original's.
@@ -39,6 +48,7 @@ rm -rf "$copy"
 mkdir -p "$copy"
 git ls-files -z --cached --others --exclude-standard |
   while IFS= read -r -d '' file; do [ ! -e "$file" ] || cp -p --parents "$file" "$copy"; done
+touch "$copy"/kernels/cuda/* # what was compiled with the last run's last fault is older
 
 suite=(cargo test -q --locked -p kron-kernels --test conformance)
 if ! (cd "$copy" && "${suite[@]}" fifo) > "$copy/log" 2>&1; then

@@ -89,10 +89,9 @@ impl Cli {
         let rank = positive("rank", &self.rank)?;
         let dtypes = distinct(&self.dtype, |d| d.parse::<Dtype>().map_err(|e| e.to_string()))?;
         let device = place(&self.device)?;
-        let kinds: &[Kind] = if device.is_some() { &device::KINDS } else { &Kind::ALL };
         let engines = match self.engines.as_slice() {
-            [] => kinds.to_vec(),
-            some => distinct(some, |e| named("engine", e, kinds, Kind::name))?,
+            [] => Kind::ALL.to_vec(),
+            some => distinct(some, |e| named("engine", e, &Kind::ALL, Kind::name))?,
         };
         let passes = distinct(&self.passes, |p| named("pass", p, &Pass::ALL, Pass::name))?;
         let default_rows: &[&str] =

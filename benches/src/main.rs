@@ -93,6 +93,10 @@ impl Progress for Terminal {
         self.bar.inc(1);
     }
 
+    fn refused(&mut self, why: String) {
+        self.bar.suspend(|| eprintln!("refused: {why}"));
+    }
+
     fn cell(&mut self, rows: &[Row]) {
         self.bar.suspend(|| println!("{}", table::cell(rows)));
     }

@@ -35,6 +35,8 @@ pub trait Progress {
     fn start(&mut self, total: usize);
     /// One step begins.
     fn step(&mut self, what: String);
+    /// An engine does not run, and why.
+    fn refused(&mut self, why: String);
     /// A cell is complete: the rows of both passes.
     fn cell(&mut self, rows: &[Row]);
 }

@@ -1,4 +1,4 @@
-// Backward on the general tile: every dtype, rank, width and alignment.
+// Backward on the general tile, for more tokens than backward_few.cu takes: every dtype, rank, width and alignment.
 //
 //   V[n, i, q]   = Σ_b dY[n, (i, b)]·B[b, q]
 //   dT[n, j, q]  = s·κ·Σ_i A_ij·V[n, i, q]
@@ -103,16 +103,12 @@ template <class E, int TN> KRON_DEVICE void dc(const KronParams &p) {
 template <class E> KRON_DEVICE void dx(const KronParams &p) {
   constexpr int TN = 64;
   const int64_t k0 = int64_t(blockIdx.x % p.col_tiles) * TN, m0 = int64_t(blockIdx.x / p.col_tiles) * TILE_M;
-  const int64_t m_end = p.rows * p.a_in;
   Shared shared;
   Tile<TN> tile(shared);
   tile.template contract<ALONG_K, ALONG_OUT>(
-      m0, m_end, k0, p.c_in, 0, p.rank, [&](int64_t m, int64_t q) { return load_dt(p, m, int(q)); },
+      m0, p.rows * p.a_in, k0, p.c_in, 0, p.rank, [&](int64_t m, int64_t q) { return load_dt(p, m, int(q)); },
       [&](int64_t k, int64_t q) { return p.c[q * p.c_in + k]; });
-  tile.each(m0, m_end, k0, p.c_in, [&](int64_t m, int64_t k, float sum) {
-    const int64_t n = m / p.a_in, col = m % p.a_in * p.c_in + k;
-    put(static_cast<E *>(p.dx) + n * p.dx_stride + col, keeps(p, n, col) ? sum : 0.0f, p.accumulate);
-  });
+  put_dx<E>(p, tile, m0, k0);
 }
 
 /// grad += Σ parts, one thread an element of θ; s for dA and dB, whose parts are bare (dT holds dC's).

@@ -122,9 +122,7 @@ template <class E, int R> struct Dx {
       stage = stage == STAGES - 1 ? 0 : stage + 1;
     }
     cp_async_wait<0>();
-    if (whole)
-      for (int64_t at = int64_t(blockIdx.x) * THREADS + threadIdx.x; at < ab_len(p); at += int64_t(gridDim.x) * THREADS)
-        p.grad[at] += load_ab(p, at);
+    if (whole) add_ab(p, THREADS);
     if (!sums) return;
     float *out = whole ? p.grad + ab_len(p) : p.dc_parts + int64_t(z) * R * p.c_in;
     KRON_UNROLL

@@ -41,13 +41,20 @@ template <int TN> struct Tile {
 
   template <Fast L_FAST, Fast R_FAST, class L, class R>
   KRON_DEVICE void contract(int64_t m0, int64_t m_end, int64_t n0, int64_t n_end, int64_t k0, int64_t k1, L left, R right) {
+    const auto fill = [&](int64_t k, int) { stage<TILE_M, L_FAST>(l, m0, m_end, k, k1, left); };
+    contract<R_FAST>(fill, n0, n_end, k0, k1, right);
+  }
+
+  /// The same where fill(k, depth) writes l[0 … depth − 1], the left operand of k … k + depth − 1.
+  template <Fast R_FAST, class Fill, class R>
+  KRON_DEVICE void contract(Fill fill, int64_t n0, int64_t n_end, int64_t k0, int64_t k1, R right) {
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     for (int64_t k = k0; k < k1; k += TILE_K) {
+      const int depth = k1 - k < TILE_K ? int(k1 - k) : TILE_K;
       __syncthreads(); // the last step has been read
-      stage<TILE_M, L_FAST>(l, m0, m_end, k, k1, left);
+      fill(k, depth);
       stage<TN, R_FAST>(r, n0, n_end, k, k1, right);
       __syncthreads(); // this step has been written
-      const int depth = k1 - k < TILE_K ? int(k1 - k) : TILE_K;
       for (int s = 0; s < depth; ++s) {
         KRON_UNROLL
         for (int i = 0; i < 4; ++i) {
@@ -89,3 +96,11 @@ KRON_DEVICE float load_b(const KronParams &p, int64_t b, int q) {
 }
 
 KRON_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Stores a tile of dX, rows m = (n, j) from m0 and columns k from k0.
+template <class E, int TN> KRON_DEVICE void put_dx(const KronParams &p, const Tile<TN> &tile, int64_t m0, int64_t k0) {
+  tile.each(m0, p.rows * p.a_in, k0, p.c_in, [&](int64_t m, int64_t k, float sum) {
+    const int64_t n = m / p.a_in, col = m % p.a_in * p.c_in + k;
+    put(static_cast<E *>(p.dx) + n * p.dx_stride + col, keeps(p, n, col) ? sum : 0.0f, p.accumulate);
+  });
+}

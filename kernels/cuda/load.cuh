@@ -13,10 +13,19 @@
 /// A_ij; 1 for LoRA.
 KRON_DEVICE float load_a(const KronParams &p, int i, int j) { return p.a ? p.a[int64_t(i) * p.a_in + j] : 1.0f; }
 
-/// Element `at` of a sum of `splits` parts that lie `length` apart: in the order of the parts.
+/// Element `at` of a sum of `splits` parts that lie `length` apart: in the order of the parts, sixteen loads at a time.
 KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64_t at) {
-  float sum = parts[at];
-  for (int s = 1; s < splits; ++s) sum += parts[s * length + at];
+  constexpr int LOADS = 16;
+  float sum = 0;
+  int s = 0;
+  for (; s + LOADS <= splits; s += LOADS) {
+    float part[LOADS];
+    KRON_UNROLL
+    for (int i = 0; i < LOADS; ++i) part[i] = parts[(s + i) * length + at];
+    KRON_UNROLL
+    for (int i = 0; i < LOADS; ++i) sum += part[i];
+  }
+  for (; s < splits; ++s) sum += parts[s * length + at];
   return sum;
 }
 
@@ -48,6 +57,12 @@ KRON_DEVICE float load_ab(const KronParams &p, int64_t at) {
   const int64_t b_len = p.b ? int64_t(p.b_out) * p.rank : 0, a_len = ab_len(p) - b_len;
   return p.scale * (at < a_len ? load_sum(p.da_parts, p.da_splits, a_len, at)
                                : load_sum(p.db_parts, p.db_splits, b_len, at - a_len));
+}
+
+/// grad += dA and dB, shared out among all threads of the grid.
+KRON_DEVICE void add_ab(const KronParams &p, int threads) {
+  for (int64_t at = int64_t(blockIdx.x) * threads + threadIdx.x; at < ab_len(p); at += int64_t(gridDim.x) * threads)
+    p.grad[at] += load_ab(p, at);
 }
 
 /// The old value plus v, or v: one rounding.

@@ -14,6 +14,7 @@
 mod arch;
 #[allow(unsafe_code)]
 mod device;
+mod draft;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod driver;

@@ -4,7 +4,7 @@
 
 /// Tokens, or rows m = (token, j), of a block; every kernel but `dy` at high rank.
 pub const ROWS: usize = 64;
-/// Tokens up to which a backward call on tensor cores has no `reduce`.
+/// Tokens up to which a backward call has two launches.
 pub const FEW_ROWS: usize = 64;
 /// Threads of the general tile.
 pub const GENERAL_THREADS: u32 = 256;
@@ -29,6 +29,28 @@ pub const fn general_shared(cols: usize) -> usize {
 /// Bytes of `merge`: the general tile's, and the tile of sums that is stored from.
 pub const fn merge_shared() -> usize {
     general_shared(64) + ROWS * 64 * 4
+}
+
+/// The backward pass of few tokens on the general tile.
+pub mod few {
+    use super::{ROWS, general_shared};
+    /// Columns of a tile: q in `dy`, k in `dx`.
+    pub const COLS: usize = 32;
+    /// Terms of a sum in one step of the general tile.
+    pub const DEPTH: usize = super::DEPTH;
+    /// `dy`: the general tile's operands, and V.
+    pub const fn dy_shared() -> usize {
+        general_shared(COLS) + ROWS * COLS * 4
+    }
+
+    /// Parts of dT that cost least, by a model of two terms in clock cycles: a block of `dy` makes a
+    /// step for every 32 columns of dY in its part, and a block of `dx` loads every part's `numbers`.
+    pub fn parts_of_dt(columns: usize, numbers: usize) -> usize {
+        const STEP: usize = 2048; // 64 × 32 × 32 products of 256 threads, and the loads before them
+        const LATENCY: usize = 15; // of a part: one of L2's, shared by sixteen loads in flight
+        const LOADED: usize = 16; // numbers that a block takes from L2 in a cycle
+        (STEP * columns.div_ceil(DEPTH) / (LATENCY + numbers / LOADED)).isqrt()
+    }
 }
 
 /// `rank` as the tensor cores see it: at least one 8-column fragment.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use kron_kernels::plan::BLOCKS;
 use kron_kernels::tiles::{FAST_RANKS, FEW_ROWS, SHARED_LIMIT};
 use kron_kernels::{ARCHS, Dtype, Emulated, Factors, Pass, Plan, Problem, workspace_len};
 use proptest::prelude::*;
@@ -69,6 +70,35 @@ proptest! {
     }
 }
 
+/// Every dtype, alignment, rank and size: a call of few rows is two launches, and on the general tile, where
+/// the kernels cut `total` into `parts` ranges of ⌈total / parts⌉, none of the ranges is empty.
+#[test]
+fn few_rows_are_two_launches_in_each_direction() {
+    let problem = (factors(), any::<bool>(), 1..=FEW_ROWS, any::<bool>(), 1..=BLOCKS);
+    let test = |(factors, aligned, rows, dx, blocks): (Factors, _, _, _, usize)| {
+        for dtype in Dtype::ALL {
+            for pass in [Pass::Forward, Pass::Backward { dx }] {
+                let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned };
+                let plan = Plan::aimed_at(blocks, &problem).expect("a legal problem");
+                prop_assert_eq!(plan.steps.len(), 2, "{:?}: {}", problem, plan);
+                if plan.steps[0].kernel.ends_with("t32") {
+                    prop_assert!(plan.dt.count <= blocks && plan.dc.count == 0, "{:?}: {}", problem, plan);
+                    prop_assert!(plan.dt.count.is_multiple_of(plan.i_groups), "{}", plan);
+                    let slices = (factors.b_out(), plan.dt.count / plan.i_groups);
+                    let groups = [plan.i_groups, plan.db.count.max(1)].map(|n| (factors.a_out(), n));
+                    for (total, parts) in groups.into_iter().chain([slices]) {
+                        prop_assert!((parts - 1) * total.div_ceil(parts) < total, "{:?}: {}", problem, plan);
+                    }
+                    prop_assert!(plan.workspace <= workspace_len(factors, pass, rows).expect("legal"));
+                }
+            }
+        }
+        Ok(())
+    };
+    let cases = ProptestConfig::with_cases(2000);
+    proptest::test_runner::TestRunner::new(cases).run(&problem, test).expect("every legal problem");
+}
+
 /// The paper's layer, 4096 × 4096 at (a_in, a_out) = (2, 16), rank 8.
 fn paper(pass: Pass, rows: usize) -> Problem {
     let factors = Factors::kron(16, 2, 256, 2048, 8).expect("legal");
@@ -97,17 +127,29 @@ fn the_chip_is_filled_from_one_token_on() {
         assert_eq!(plan.steps.len(), if rows <= FEW_ROWS { 2 } else { 3 }, "{rows} rows: {plan}");
         assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
     }
+    // The general tile, with few rows: most of 132 multiprocessors have a block, for LoRA and high rank too.
+    let lora = |rank| Factors::lora(4096, 4096, rank).expect("legal");
+    for factors in [paper(Pass::Merge, 1).factors, lora(8), lora(256)] {
+        for rows in [1, 3, 16, 64] {
+            let pass = Pass::Backward { dx: true };
+            let problem = Problem { factors, dtype: Dtype::F32, pass, rows, accumulate: true, aligned: true };
+            let plan = Plan::new(&problem).expect("legal");
+            assert!(plan.steps.iter().all(|s| s.grid >= 96), "{rows} rows: {plan}");
+        }
+    }
 }
 
 #[test]
 fn every_kernel_is_in_some_plan() {
     let mut used = BTreeSet::new();
     let general = [1, 100];
+    let passes =
+        [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
     for rank in FAST_RANKS.into_iter().chain(general) {
         let factors = Factors::kron(4, 2, 64, 128, rank).expect("legal");
         for dtype in Dtype::ALL {
-            for pass in [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge] {
-                let problem = Problem { factors, dtype, pass, rows: 100, accumulate: true, aligned: true };
+            for (pass, rows) in passes.into_iter().flatten() {
+                let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned: true };
                 used.extend(Plan::new(&problem).expect("legal").steps.iter().map(|s| s.kernel.to_string()));
             }
         }

@@ -99,6 +99,31 @@ pub fn all() -> Vec<Case> {
     table.case
 }
 
+/// Rows that reach every kernel, few and small enough for a tool that slows each access down.
+const FEW: [&str; 13] = [
+    "distilbert",
+    "whole-rank-4",
+    "whole-rank-16",
+    "whole-rank-32",
+    "whole-rank-64",
+    "whole-rank-128",
+    "whole-lora",
+    "rank-3",
+    "rank-13",
+    "krona-pad-dropout",
+    "lora",
+    "both-1",
+    "scale-negative",
+];
+
+/// The few rows that run under a sanitizer.
+///
+/// # Panics
+/// As [`named`].
+pub fn few() -> Vec<Case> {
+    FEW.map(named).to_vec()
+}
+
 /// The row of that name.
 ///
 /// # Panics
@@ -120,6 +145,36 @@ mod tests {
             assert!(names.insert(case.name.clone()), "{} appears twice", case.name);
             assert!(case.why.len() > 15 && !case.rows.is_empty(), "{} says why and has rows", case.name);
         }
+    }
+
+    /// Both paths of the kernels, few rows and more, every kind, odd sizes, padding and dropout.
+    #[test]
+    fn the_few_reach_every_kernel() {
+        let cases = few();
+        let whole = |c: &Case| c.shape().c_in() % 8 == 0 && c.shape().b_out() % 8 == 0;
+        // Up to 64 rows the backward pass on tensor cores has no `reduce`.
+        for rows in [1..=64, 65..=usize::MAX] {
+            let here = |c: &&Case| c.rows.iter().any(|n| rows.contains(n));
+            assert!(cases.iter().filter(here).any(whole), "{rows:?} rows on tensor cores");
+            assert!(cases.iter().filter(here).any(|c| !whole(c)), "{rows:?} rows on the general tile");
+        }
+        let has = |what: &str, f: &dyn Fn(&Case) -> bool| assert!(cases.iter().any(f), "none has {what}");
+        for rank in [4, 8, 16, 32, 64, 128] {
+            has(&format!("rank {rank} on tensor cores"), &|c| whole(c) && c.rank == Some(rank));
+        }
+        for kind in [Kind::Kron, Kind::Lora, Kind::Krona] {
+            has(&format!("{kind:?}"), &|c| c.kind == kind);
+        }
+        for fast in [true, false] {
+            has("padding", &|c| whole(c) == fast && c.pad > 0);
+            has("dropout", &|c| whole(c) == fast && c.dropout > 0.0);
+        }
+        has("odd sizes", &|c| c.shape().c_in() % 2 == 1 && c.shape().b_out() % 2 == 1);
+        has("no rows", &|c| c.rows.contains(&0));
+        assert!(
+            cases.iter().all(|c| c.rows.iter().all(|&n| n <= 130)),
+            "more than a sanitizer is quick with"
+        );
     }
 
     /// The table may not quietly lose what the suite claims to cover.

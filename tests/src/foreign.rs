@@ -7,10 +7,11 @@
 
 use std::path::Path;
 
-use kron_cli::formats::{self, lycoris, peft};
 use kron_cli::merge::base::Base;
 use kron_cli::model::Config;
 use kron_core::Adapter;
+use kron_formats::To;
+use kron_formats::peft::Form;
 use rand::RngExt;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -69,8 +70,8 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
     }
     let first = folder.join(names[0]);
     let read = match kind {
-        Kind::Peft => formats::read(folder).map(|loaded| write_all(&loaded.adapter)),
-        Kind::File => formats::read(&first).map(|loaded| write_all(&loaded.adapter)),
+        Kind::Peft => kron_formats::read(folder).map(|loaded| write_all(&loaded.adapter)),
+        Kind::File => kron_formats::read(&first).map(|loaded| write_all(&loaded.adapter)),
         Kind::Config => Config::read(&first).and_then(|config| {
             config.transposed("h.0.attn.c_attn");
             config.tied()?;
@@ -116,10 +117,10 @@ fn write_all(adapter: &Adapter) {
     let bytes = adapter.to_bytes().expect("what was read has finite numbers");
     assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());
     if !adapter.layers().iter().any(large) {
-        let _ = peft::write_lora(adapter, peft::Form::default());
-        let _ = peft::write_lora(adapter, peft::Form { side: None, uniform: true });
-        let _ = peft::write_lokr(adapter);
-        let _ = lycoris::write(adapter);
+        let uniform = Form { side: None, uniform: true };
+        for to in [To::Lora(Form::default()), To::Lora(uniform), To::PeftLokr, To::Lycoris] {
+            let _ = to.contents(adapter, &|_| Ok(()));
+        }
     }
 }
 

@@ -105,10 +105,24 @@ mod gpu {
         suite::merge_agrees_with_the_oracle::<bf16>(&on, &cases::all());
     }
 
+    /// Every kernel in every dtype on few problems: what a sanitizer can watch in minutes.
+    #[test]
+    fn gpu_few_cases_agree_with_the_oracle() {
+        let Some(on) = engine() else { return };
+        let few = cases::few();
+        suite::agrees_with_the_oracle::<f32>(&on, &few);
+        suite::agrees_with_the_oracle::<f16>(&on, &few);
+        suite::agrees_with_the_oracle::<bf16>(&on, &few);
+        suite::merge_agrees_with_the_oracle::<f32>(&on[0], &few);
+        suite::merge_agrees_with_the_oracle::<f16>(&on[0], &few);
+        suite::merge_agrees_with_the_oracle::<bf16>(&on[0], &few);
+    }
+
     #[test]
     fn gpu_repeats_itself_to_the_bit() {
         let Some([on]) = engine() else { return };
         suite::three_runs_have_the_same_bits::<f32>(&on, &cases::all());
+        suite::three_runs_have_the_same_bits::<f16>(&on, &cases::all());
         suite::three_runs_have_the_same_bits::<bf16>(&on, &cases::all());
     }
 

@@ -31,15 +31,16 @@ const UNSAFE: [(&str, &str); 6] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("kron-kernels", &[]),
     ("kron-core", &["kron-kernels"]),
-    ("kron-cli", &["kron-core"]),
+    ("kron-formats", &["kron-core"]),
+    ("kron-cli", &["kron-core", "kron-formats"]),
     ("kron-capi", &["kron-core"]),
-    ("kron-candle", &["kron-core"]),
+    ("kron-candle", &["kron-core", "kron-formats"]),
     ("kron-train", &["kron-core", "kron-candle"]),
     ("kron-bench", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
-    ("kron-tests", &["kron-core", "kron-kernels", "kron-candle", "kron-cli"]),
+    ("kron-tests", &["kron-core", "kron-kernels", "kron-formats", "kron-candle", "kron-cli"]),
 ];
 
 /// Crates that only some members may see: (prefix, members).
@@ -50,7 +51,7 @@ const PRIVATE: [(&str, &[&str]); 7] = [
     ("tch", &[]),
     ("dfdx", &[]),
     ("clap", &["kron-cli", "kron-train", "kron-bench"]),
-    ("gemm", &["kron-bench"]),
+    ("gemm", &["kron-bench", "kron-candle", "kron-train"]),
 ];
 
 #[test]

@@ -1,258 +1,255 @@
-//! What competes on a device.
+//! Runs the programs of `program.rs` on a device: one executor for every engine.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cudarc::driver::CudaSlice;
+use kron_core::cuda::{DeviceSlice, DeviceSliceMut, Rows, RowsMut};
 use kron_core::{Accum, Backend, Backward, Error, Forward, KronOp, Merge, Pass, Result, Theta};
 use ndarray::Array2;
 
-use super::gpu::{Device, DeviceSet, Number, failed, plain, reads, rows, rows_mut, transposed, writes};
+use super::gpu::{Buffers, Device, Memory, Number};
+use super::lt::{self, Planned, Type, type_of};
+use super::product::Product;
+use super::program::{Buffer, Call, Program, Step};
 use crate::data::flat;
-use crate::engines::Kind;
 use crate::plan::Entry;
-use crate::problem::Problem;
 
 /// One way to compute one layer's forward and backward on the device. Calls queue work.
-pub trait Engine<E: Number> {
-    /// Adds the adapter's output to Y (the base layer overwrites it) and keeps T.
-    fn forward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()>;
-    /// Adds to dX and to the gradient.
-    fn backward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()>;
-    /// The gradient, \[dA | dB | dC\].
-    fn grad(&self, _: &Device) -> Result<Vec<f32>> {
-        Ok(Vec::new())
+pub struct Engine<E> {
+    /// Absent for the base layer.
+    op: Option<KronOp>,
+    rows: usize,
+    program: Program,
+    forward: Vec<Ready>,
+    backward: Vec<Ready>,
+    /// What does not belong to a set.
+    own: Buffers<E>,
+    /// Of kron-core's calls.
+    workspace: Memory<E>,
+}
+
+/// A step that can be queued.
+enum Ready {
+    Product(Box<Product>, Planned),
+    Ours(Call),
+}
+
+impl<E: Number> Engine<E> {
+    /// The engine of an entry, for sets of `rows` rows.
+    ///
+    /// # Errors
+    /// What the device or cuBLASLt refuses.
+    pub fn new(
+        device: &Device,
+        entry: &Entry,
+        theta: Option<&Theta>,
+        weight: Option<&Arc<Array2<E>>>,
+        rows: usize,
+    ) -> Result<Self> {
+        let program = Program::new(entry.kind, &entry.problem, rows)?;
+        let op = entry.problem.op();
+        let workspace = op.map_or(0, |op| {
+            let len = |pass| device.cuda.workspace_len(&op, pass, rows);
+            let merge = device.cuda.workspace_len(&op, Pass::Merge, op.shape.d_out());
+            len(Pass::Forward).max(len(Pass::Backward)).max(merge)
+        });
+        let ours = |step: &Step| matches!(step, Step::Ours(_));
+        let needed = program.forward.iter().chain(&program.backward).any(ours);
+        Ok(Self {
+            op,
+            rows,
+            forward: ready(device, &program, &program.forward, type_of(E::DTYPE))?,
+            backward: ready(device, &program, &program.backward, type_of(E::DTYPE))?,
+            own: own(device, &program, theta, weight)?,
+            workspace: Memory::Float(device.zeros(if needed { workspace } else { 0 })?),
+            program,
+        })
     }
-    /// Sets the gradient to 0.
-    fn clear(&mut self, _: &Device) -> Result<()> {
+
+    /// How long the buffers are that this engine uses.
+    pub const fn lens(&self) -> &BTreeMap<Buffer, usize> {
+        &self.program.lens
+    }
+
+    /// Adds the adapter's output to Y (the base layer overwrites it) and keeps T.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn forward(&self, device: &Device, set: &Buffers<E>) -> Result<()> {
+        self.forward.iter().try_for_each(|step| self.queue(device, set, step))
+    }
+
+    /// Adds to dX and to the gradient.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn backward(&self, device: &Device, set: &Buffers<E>) -> Result<()> {
+        self.backward.iter().try_for_each(|step| self.queue(device, set, step))
+    }
+
+    /// Runs every step on a set and keeps the fastest algorithm for each product.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn tune(&mut self, device: &mut Device, set: &Buffers<E>) -> Result<()> {
+        let steps = [std::mem::take(&mut self.forward), std::mem::take(&mut self.backward)];
+        let [forward, back] = steps.map(|mut list| {
+            let tuned = list.iter_mut().try_for_each(|step| match step {
+                Ready::Product(product, planned) => {
+                    let at = self.places(device, set, product)?;
+                    // SAFETY: `places` held the product against the buffers.
+                    unsafe { lt::choose(device, planned, product, at) }
+                }
+                Ready::Ours(call) => self.call(device, set, *call),
+            });
+            tuned.map(|()| list)
+        });
+        (self.forward, self.backward) = (forward?, back?);
         Ok(())
     }
+
+    /// The gradient, \[dA | dB | dC\].
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn grad(&self, device: &Device) -> Result<Vec<f32>> {
+        let parts = GRADIENTS.iter().filter(|b| self.program.len(**b) > 0);
+        let parts = parts.map(|&b| self.own.get(b)?.download(device));
+        Ok(parts.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// Sets the gradient to 0.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn clear(&mut self, device: &Device) -> Result<()> {
+        self.own.0.iter_mut().filter(|(b, _)| GRADIENTS.contains(b)).try_for_each(|(_, m)| m.clear(device))
+    }
+
+    /// The weight that merging changes.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn merged(&self, device: &Device) -> Result<Option<Array2<E>>> {
+        let merges = |step: &Ready| matches!(step, Ready::Ours(Call::Merge(Buffer::W, _)));
+        let (Some(op), true) = (self.op, self.forward.iter().any(merges)) else { return Ok(None) };
+        let Memory::Own(w) = self.own.get(Buffer::W)? else { return Ok(None) };
+        let data = device.download(w)?;
+        let shape = (op.shape.d_out(), op.shape.d_in());
+        Array2::from_shape_vec(shape, data).map(Some).map_err(|e| Error::Shape(e.to_string()))
+    }
+
     /// Bytes of T and of buffers kept between calls.
-    fn scratch_bytes(&self) -> usize;
+    pub fn scratch_bytes(&self) -> usize {
+        let bytes = |(float, len): (bool, usize)| len * if float { size_of::<f32>() } else { size_of::<E>() };
+        self.program.scratch().map(bytes).sum::<usize>() + size_of::<f32>() * self.workspace.len()
+    }
+
+    fn queue(&self, device: &Device, set: &Buffers<E>, step: &Ready) -> Result<()> {
+        match step {
+            Ready::Product(product, planned) => {
+                let at = self.places(device, set, product)?;
+                // SAFETY: `places` held the product against the buffers.
+                unsafe { device.lt.run(planned, product, at) }
+            }
+            Ready::Ours(call) => self.call(device, set, *call),
+        }
+    }
+
+    /// The starts of A, B and C, after a check that the product stays inside.
+    fn places(&self, device: &Device, set: &Buffers<E>, product: &Product) -> Result<[u64; 3]> {
+        product.check(|buffer| self.at(set, buffer).map_or(0, Memory::len))?;
+        let start = |buffer| self.at(set, buffer).map(|memory| memory.start(device));
+        Ok([start(product.a.buffer)?, start(product.b.buffer)?, start(product.c.buffer)?])
+    }
+
+    fn at<'a>(&'a self, set: &'a Buffers<E>, buffer: Buffer) -> Result<&'a Memory<E>> {
+        if buffer.of_set() { set.get(buffer) } else { self.own.get(buffer) }
+    }
+
+    fn call(&self, device: &Device, set: &Buffers<E>, call: Call) -> Result<()> {
+        let Some(op) = self.op else { return Err(Error::Unsupported("a base layer has no adapter".into())) };
+        let (n, s) = (self.rows, &op.shape);
+        let start =
+            |buffer| Ok::<_, Error>((self.at(set, buffer)?.start(device), self.at(set, buffer)?.len()));
+        // SAFETY: of this and the next four: the memory is of the device's context and outlives the
+        // work that is queued on its one stream, and the operands of a call are different buffers.
+        let reads = |b| start(b).map(|(at, len)| unsafe { DeviceSlice::<f32>::from_raw(at, len) });
+        // SAFETY: as above.
+        let writes = |b| start(b).map(|(at, len)| unsafe { DeviceSliceMut::<f32>::from_raw(at, len) });
+        // SAFETY: as above.
+        let data = |b| start(b).map(|(at, len)| unsafe { DeviceSlice::<E>::from_raw(at, len) });
+        // SAFETY: as above.
+        let data_mut = |b| start(b).map(|(at, len)| unsafe { DeviceSliceMut::<E>::from_raw(at, len) });
+        let rows = |b, width| Ok::<_, Error>(Rows { data: data(b)?, rows: n, stride: width });
+        let rows_mut = |b, width, rows| Ok::<_, Error>(RowsMut { data: data_mut(b)?, rows, stride: width });
+        // SAFETY: as above.
+        let workspace =
+            unsafe { DeviceSliceMut::from_raw(self.workspace.start(device), self.workspace.len()) };
+        let theta = reads(Buffer::Theta)?;
+        match call {
+            Call::Forward => {
+                let (x, y) = (rows(Buffer::X, s.d_in())?, rows_mut(Buffer::Y, s.d_out(), n)?);
+                let (t, accum) = (writes(Buffer::T)?, Accum::Add);
+                device.cuda.forward(&op, Forward { theta, x, y, accum, t, workspace, dropout: None })
+            }
+            Call::Backward | Call::Gradient => {
+                let (x, dy) = (rows(Buffer::X, s.d_in())?, rows(Buffer::Dy, s.d_out())?);
+                let (t, grad) = (reads(Buffer::T)?, writes(Buffer::Grad)?);
+                let dx = match call {
+                    Call::Backward => Some((rows_mut(Buffer::Dx, s.d_in(), n)?, Accum::Add)),
+                    _ => None,
+                };
+                device.cuda.backward(&op, Backward { theta, x, t, dy, dx, grad, workspace, dropout: None })
+            }
+            Call::Merge(into, accum) => {
+                let w = rows_mut(into, s.d_in(), s.d_out())?;
+                device.cuda.merge(&op, Merge { theta, w, first_row: 0, accum, workspace })
+            }
+        }
+    }
 }
 
-/// Makes the engine of an entry.
-pub fn build<E: Number>(
+/// Where a gradient may lie, in the order of θ.
+const GRADIENTS: [Buffer; 4] = [Buffer::Grad, Buffer::DA, Buffer::DB, Buffer::DC];
+
+/// The steps with cuBLASLt's answers.
+fn ready(device: &Device, program: &Program, steps: &[Step], activations: Type) -> Result<Vec<Ready>> {
+    let of = |b: Buffer| if b.is_float() { Type::CUDA_R_32F } else { activations };
+    let one = |step: &Step| match *step {
+        Step::Ours(call) => Ok(Ready::Ours(call)),
+        Step::Product(p) => {
+            p.check(|buffer| program.len(buffer))?;
+            let types = [p.a.buffer, p.b.buffer, p.c.buffer].map(of);
+            Ok(Ready::Product(Box::new(p), device.lt.plan(&p, types)?))
+        }
+    };
+    steps.iter().map(one).collect()
+}
+
+/// What an engine needs beside a set: factors, gradients, a weight, scratch.
+fn own<E: Number>(
     device: &Device,
-    entry: &Entry,
+    program: &Program,
     theta: Option<&Theta>,
     weight: Option<&Arc<Array2<E>>>,
-    most_rows: usize,
-) -> Result<Box<dyn Engine<E>>> {
-    match (entry.kind, entry.problem, theta, weight) {
-        (Kind::Linear, Problem::Linear { d_out, d_in }, _, Some(weight)) => {
-            Ok(Box::new(Linear { d_out, d_in, weight: device.upload(flat(weight))? }))
-        }
-        (Kind::LoraFused | Kind::KronFused, Problem::Adapter(op), Some(theta), _) => {
-            Ok(Box::new(Fused::new(device, op, theta, most_rows)?))
-        }
-        (Kind::LoraGemm, Problem::Adapter(op), Some(theta), _) => {
-            Ok(Box::new(Lora::new(device, op, theta, most_rows)?))
-        }
-        (Kind::KronDense, Problem::Adapter(op), Some(theta), _) => {
-            Ok(Box::new(Dense::new(device, op, theta, most_rows)?))
-        }
-        (kind, problem, ..) => {
-            Err(Error::Unsupported(format!("{} on {problem:?} does not run on a device", kind.name())))
-        }
-    }
-}
-
-/// `linear`: the frozen layer by one product.
-struct Linear<E> {
-    d_out: usize,
-    d_in: usize,
-    /// W, d_out × d_in.
-    weight: CudaSlice<E>,
-}
-
-impl<E: Number> Engine<E> for Linear<E> {
-    fn forward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()> {
-        let (n, d_out, d_in) = (set.rows, self.d_out, self.d_in);
-        let (x, w) = (plain(&set.x, d_in), transposed(&self.weight, d_in));
-        E::product(device, (n, d_out, d_in), 1.0, x, w, &mut set.y, false)
-    }
-
-    fn backward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()> {
-        let (n, d_out, d_in) = (set.rows, self.d_out, self.d_in);
-        let (dy, w) = (plain(&set.dy, d_out), plain(&self.weight, d_in));
-        E::product(device, (n, d_in, d_out), 1.0, dy, w, &mut set.dx, true)
-    }
-
-    fn scratch_bytes(&self) -> usize {
-        0
-    }
-}
-
-/// `lora-fused` and `kron-fused`: our kernels.
-struct Fused {
-    op: KronOp,
-    theta: CudaSlice<f32>,
-    grad: CudaSlice<f32>,
-    workspace: CudaSlice<f32>,
-    t_len: usize,
-}
-
-impl Fused {
-    fn new(device: &Device, op: KronOp, theta: &Theta, most_rows: usize) -> Result<Self> {
-        let len = |pass| device.cuda.workspace_len(&op, pass, most_rows);
-        Ok(Self {
-            op,
-            theta: device.upload(theta.as_slice())?,
-            grad: device.zeros(op.shape.params())?,
-            workspace: device.zeros(len(Pass::Forward).max(len(Pass::Backward)))?,
-            t_len: op.t_len(most_rows),
-        })
-    }
-}
-
-impl<E: Number> Engine<E> for Fused {
-    fn forward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()> {
-        let (n, s) = (set.rows, &self.op.shape);
-        let call = Forward {
-            theta: reads(device, &self.theta),
-            x: rows(device, &set.x, n, s.d_in()),
-            y: rows_mut(device, &mut set.y, n, s.d_out()),
-            accum: Accum::Add,
-            t: writes(device, &mut set.t),
-            workspace: writes(device, &mut self.workspace),
-            dropout: None,
+) -> Result<Buffers<E>> {
+    let rounded = |values: &[f32]| {
+        Ok(Memory::Own(device.upload(&values.iter().map(|&v| E::from_f32(v)).collect::<Vec<E>>())?))
+    };
+    let one = |(&buffer, &len): (&Buffer, &usize)| {
+        let memory = match (buffer, theta, weight) {
+            (Buffer::A, Some(theta), _) => rounded(theta.a()),
+            (Buffer::B, Some(theta), _) => rounded(theta.b()),
+            (Buffer::C, Some(theta), _) => rounded(theta.c()),
+            (Buffer::Theta, Some(theta), _) => Ok(Memory::Float(device.upload(theta.as_slice())?)),
+            (Buffer::W, _, Some(weight)) => Ok(Memory::Own(device.upload(flat(weight))?)),
+            (Buffer::Ones, ..) => rounded(&vec![1.0; len]),
+            (b, ..) if b.is_float() => Ok(Memory::Float(device.zeros(len)?)),
+            _ => Ok(Memory::Own(device.zeros(len)?)),
         };
-        device.cuda.forward(&self.op, call)
-    }
-
-    fn backward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()> {
-        let (n, s) = (set.rows, &self.op.shape);
-        let call = Backward {
-            theta: reads(device, &self.theta),
-            x: rows(device, &set.x, n, s.d_in()),
-            t: reads(device, &set.t),
-            dy: rows(device, &set.dy, n, s.d_out()),
-            dx: Some((rows_mut(device, &mut set.dx, n, s.d_in()), Accum::Add)),
-            grad: writes(device, &mut self.grad),
-            workspace: writes(device, &mut self.workspace),
-            dropout: None,
-        };
-        device.cuda.backward(&self.op, call)
-    }
-
-    fn grad(&self, device: &Device) -> Result<Vec<f32>> {
-        device.download(&self.grad)
-    }
-
-    fn clear(&mut self, device: &Device) -> Result<()> {
-        device.stream.memset_zeros(&mut self.grad).map_err(failed("a fill"))
-    }
-
-    fn scratch_bytes(&self) -> usize {
-        4 * (self.t_len + self.workspace.len())
-    }
-}
-
-/// `lora-gemm`: each direction by products of two matrices that accumulate
-/// into their output; the factors, T and the gradient in the activations' type.
-struct Lora<E> {
-    op: KronOp,
-    b: CudaSlice<E>,
-    c: CudaSlice<E>,
-    db: CudaSlice<E>,
-    dc: CudaSlice<E>,
-    dt: CudaSlice<E>,
-}
-
-impl<E: Number> Lora<E> {
-    fn new(device: &Device, op: KronOp, theta: &Theta, most_rows: usize) -> Result<Self> {
-        let rounded = |values: &[f32]| values.iter().map(|&v| E::from_f32(v)).collect::<Vec<E>>();
-        Ok(Self {
-            op,
-            b: device.upload(&rounded(theta.b()))?,
-            c: device.upload(&rounded(theta.c()))?,
-            db: device.zeros(op.shape.b_len())?,
-            dc: device.zeros(op.shape.c_len())?,
-            dt: device.zeros(op.t_len(most_rows))?,
-        })
-    }
-}
-
-impl<E: Number> Engine<E> for Lora<E> {
-    fn forward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()> {
-        let (n, s, scale) = (set.rows, self.op.shape, self.op.scale.get());
-        let (d_out, d_in, r) = (s.d_out(), s.d_in(), s.width());
-        // T = X·Cᵀ, Y += s·T·Bᵀ.
-        let (x, c) = (plain(&set.x, d_in), transposed(&self.c, d_in));
-        E::product(device, (n, r, d_in), 1.0, x, c, &mut set.t_rounded, false)?;
-        let (t, b) = (plain(&set.t_rounded, r), transposed(&self.b, r));
-        E::product(device, (n, d_out, r), scale, t, b, &mut set.y, true)
-    }
-
-    fn backward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()> {
-        let (n, s, scale) = (set.rows, self.op.shape, self.op.scale.get());
-        let (d_out, d_in, r) = (s.d_out(), s.d_in(), s.width());
-        // dT = s·dY·B, dB += s·dYᵀ·T, dC += dTᵀ·X, dX += dT·C.
-        let (dy, b) = (plain(&set.dy, d_out), plain(&self.b, r));
-        E::product(device, (n, r, d_out), scale, dy, b, &mut self.dt, false)?;
-        let (dy, t) = (transposed(&set.dy, d_out), plain(&set.t_rounded, r));
-        E::product(device, (d_out, r, n), scale, dy, t, &mut self.db, true)?;
-        let (dt, x) = (transposed(&self.dt, r), plain(&set.x, d_in));
-        E::product(device, (r, d_in, n), 1.0, dt, x, &mut self.dc, true)?;
-        let (dt, c) = (plain(&self.dt, r), plain(&self.c, d_in));
-        E::product(device, (n, d_in, r), 1.0, dt, c, &mut set.dx, true)
-    }
-
-    fn grad(&self, device: &Device) -> Result<Vec<f32>> {
-        let [db, dc] = [device.download(&self.db)?, device.download(&self.dc)?];
-        Ok(db.iter().chain(&dc).map(|v| v.to_f32()).collect())
-    }
-
-    fn clear(&mut self, device: &Device) -> Result<()> {
-        device.stream.memset_zeros(&mut self.db).map_err(failed("a fill"))?;
-        device.stream.memset_zeros(&mut self.dc).map_err(failed("a fill"))
-    }
-
-    fn scratch_bytes(&self) -> usize {
-        2 * self.dt.len() * size_of::<E>()
-    }
-}
-
-/// `kron-dense`: ΔW materialised at every call, then one product; forward alone.
-struct Dense<E> {
-    op: KronOp,
-    theta: CudaSlice<f32>,
-    delta: CudaSlice<E>,
-    workspace: CudaSlice<f32>,
-}
-
-impl<E: Number> Dense<E> {
-    fn new(device: &Device, op: KronOp, theta: &Theta, _: usize) -> Result<Self> {
-        let (d_out, d_in) = (op.shape.d_out(), op.shape.d_in());
-        Ok(Self {
-            op,
-            theta: device.upload(theta.as_slice())?,
-            delta: device.zeros(d_out * d_in)?,
-            workspace: device.zeros(device.cuda.workspace_len(&op, Pass::Merge, d_out))?,
-        })
-    }
-}
-
-impl<E: Number> Engine<E> for Dense<E> {
-    fn forward(&mut self, device: &Device, set: &mut DeviceSet<E>) -> Result<()> {
-        let (n, d_out, d_in) = (set.rows, self.op.shape.d_out(), self.op.shape.d_in());
-        let call = Merge {
-            theta: reads(device, &self.theta),
-            w: rows_mut(device, &mut self.delta, d_out, d_in),
-            first_row: 0,
-            accum: Accum::Replace,
-            workspace: writes(device, &mut self.workspace),
-        };
-        device.cuda.merge(&self.op, call)?;
-        let (x, delta) = (plain(&set.x, d_in), transposed(&self.delta, d_in));
-        E::product(device, (n, d_out, d_in), 1.0, x, delta, &mut set.y, true)
-    }
-
-    fn backward(&mut self, _: &Device, _: &mut DeviceSet<E>) -> Result<()> {
-        Err(Error::Unsupported("kron-dense runs forward alone on a device".into()))
-    }
-
-    fn scratch_bytes(&self) -> usize {
-        self.delta.len() * size_of::<E>()
-    }
+        memory.map(|memory| (buffer, memory))
+    };
+    let list = program.lens.iter().filter(|(b, _)| !b.of_set());
+    Ok(Buffers(list.map(one).collect::<Result<_>>()?))
 }

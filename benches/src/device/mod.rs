@@ -1,5 +1,9 @@
 //! `--device cuda:N`: the same layers on a GPU.
 //!
+//! What an engine computes is a list of steps (`program.rs`): products
+//! (`product.rs`), and calls of kron-core. One executor (`engines.rs`, `lt.rs`)
+//! runs them on the device; the tests interpret them without one.
+//!
 //! An engine's sweep over some sets is captured in a graph, so that no launch
 //! of the host is timed; before each sample the caches are flushed, and events
 //! on the stream take the time.
@@ -11,15 +15,22 @@ mod engines;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
+mod lt;
+#[cfg(any(feature = "cuda", test))]
+mod product;
+#[cfg(any(feature = "cuda", test))]
+mod program;
+#[cfg(feature = "cuda")]
 mod run;
+#[cfg(feature = "cuda")]
+mod single;
 
 #[cfg(not(feature = "cuda"))]
 pub use absent::{check, run};
 #[cfg(feature = "cuda")]
 pub use run::{check, run};
+#[cfg(feature = "cuda")]
+pub use single::{Bench, Single};
 
-use crate::engines::Kind;
-
-/// The engines that run on a device.
-pub const KINDS: [Kind; 5] =
-    [Kind::Linear, Kind::LoraGemm, Kind::LoraFused, Kind::KronDense, Kind::KronFused];
+#[cfg(test)]
+mod tests;

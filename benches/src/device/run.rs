@@ -1,5 +1,6 @@
 //! Runs a plan on a device: for every cell, check each engine, then time them in turn.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,8 +10,11 @@ use kron_core::cuda::Gpu;
 use kron_core::{Dtype, Result, Theta};
 use ndarray::Array2;
 
-use super::engines::{self, Engine};
-use super::gpu::{Device, DeviceSet, Number, failed, plain};
+use super::engines::Engine;
+use super::gpu::{Buffers, Device, Memory, Number, failed};
+use super::lt::{self, type_of};
+use super::product::{Operand, Product};
+use super::program::{Buffer, Program};
 use crate::cell::{self, Part, Truths};
 use crate::check::{self, Verdict};
 use crate::data::{Set, flat, sets_for, uniform};
@@ -69,7 +73,7 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
         rank: plan.rank,
         alpha: plan.alpha,
         rotated_bytes: ROTATED,
-        roof: roof(&device, &dtypes)?,
+        roof: roof(&mut device, &dtypes)?,
         gemm: Vec::new(),
         noise_floor: Noise::default(),
     };
@@ -92,17 +96,23 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
 }
 
 /// The best of five copies, and of five products of random numbers in each dtype.
-fn roof(device: &Device, dtypes: &[Dtype]) -> Result<Roof> {
-    fn flops<E: Number>(device: &Device) -> Result<f64> {
+fn roof(device: &mut Device, dtypes: &[Dtype]) -> Result<Roof> {
+    fn flops<E: Number>(device: &mut Device) -> Result<f64> {
         let random = |seed| device.upload(flat(&uniform::<E>(ROOF, ROOF, 1.0, seed)));
-        let (a, b, mut c) = (random(1)?, random(2)?, device.zeros::<E>(ROOF * ROOF)?);
-        let mut once = || {
-            let sizes = (ROOF, ROOF, ROOF);
-            device.time(|| E::product(device, sizes, 1.0, plain(&a, ROOF), plain(&b, ROOF), &mut c, false))
+        let data =
+            [Memory::Own(random(1)?), Memory::Own(random(2)?), Memory::Own(device.zeros::<E>(ROOF * ROOF)?)];
+        let [x, w, y] = [Buffer::X, Buffer::W, Buffer::Y].map(|b| Operand::new(b, ROOF));
+        let product = Product::new((ROOF, ROOF, ROOF), x, w, y);
+        product.check(|_| ROOF * ROOF)?;
+        let mut planned = device.lt.plan(&product, [type_of(E::DTYPE); 3])?;
+        let at = data.each_ref().map(|m| m.start(device));
+        // SAFETY: `check` held the product against the buffers, which outlive the work.
+        unsafe { lt::choose(device, &mut planned, &product, at) }?;
+        let once = || {
+            // SAFETY: as above.
+            device.time(|| unsafe { device.lt.run(&planned, &product, at) })
         };
-        once()?; // the first loads the product's code
-        let seconds = best(once)?;
-        Ok(2.0 * (ROOF as f64).powi(3) / seconds)
+        Ok(2.0 * (ROOF as f64).powi(3) / best(once)?)
     }
     let (from, mut to) = (device.zeros::<u8>(COPY)?, device.zeros::<u8>(COPY)?);
     let copy = best(|| {
@@ -135,8 +145,8 @@ fn group<E: Number>(
     noise: &mut Vec<f64>,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    let needs_weight = group.entries.iter().any(|e| e.kind == Kind::Linear);
-    let weight: Option<Arc<Array2<E>>> = needs_weight.then(|| {
+    let needs_weight = |e: &Entry| matches!(e.kind, Kind::Linear | Kind::MergePerStep);
+    let weight: Option<Arc<Array2<E>>> = group.entries.iter().any(needs_weight).then(|| {
         let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
         Arc::new(uniform(d_out, d_in, (3.0 / d_in as f32).sqrt(), WEIGHT_SEED))
     });
@@ -147,12 +157,17 @@ fn group<E: Number>(
         for (entry, theta) in group.entries.iter().zip(&thetas) {
             let name = format!("{} {} {} × {rows}", group.model.name, group.layer.name, group.dtype);
             progress.step(format!("{name}: {}", entry.label()));
-            cell.prepare(device, entry, theta.as_ref(), weight.as_ref())?;
+            let arm = cell.prepare(device, entry, theta.as_ref(), weight.as_ref()).or_else(|e| {
+                // What the library of a rival refuses is no reason to lose the others.
+                progress.refused(format!("{name}: {}: {e}", entry.label()));
+                device.synchronize().map(|()| Arm::refused(entry.kind))
+            });
+            cell.arms.push(arm?);
         }
         cell.time(device)?;
         let first = record.rows.len();
         for (entry, arm) in group.entries.iter().zip(&cell.arms) {
-            for &pass in plan.passes.iter().filter(|&&pass| arm.runs(pass)) {
+            for &pass in &plan.passes {
                 let row = runner::row(&record.meta.roof, group, rows, entry, pass, arm.part(pass), rows);
                 record.rows.push(row);
             }
@@ -169,7 +184,7 @@ struct Cell<E: Number> {
     backward: bool,
     /// What the first set held before any engine ran.
     fresh: Set<E>,
-    sets: Vec<DeviceSet<E>>,
+    sets: Vec<Buffers<E>>,
     truths: Truths,
     arms: Vec<Arm<E>>,
 }
@@ -178,19 +193,19 @@ struct Cell<E: Number> {
 struct Arm<E: Number> {
     kind: Kind,
     forward: Timed,
-    /// Absent where the engine has no backward.
-    both: Option<Timed>,
+    both: Timed,
     /// The first pass timed a second time.
     again: Vec<f64>,
     scratch_bytes: usize,
     /// What the graphs' launches use.
-    _engine: Box<dyn Engine<E>>,
+    _engine: Option<Engine<E>>,
 }
 
 /// One pass of an engine.
+#[derive(Default)]
 struct Timed {
     verdict: Verdict,
-    /// Absent when the engine is wrong: it is not timed.
+    /// Absent when the engine is wrong, or the pass not asked for: it is not timed.
     graph: Option<CudaGraph>,
     samples: Vec<f64>,
 }
@@ -199,8 +214,15 @@ impl<E: Number> Cell<E> {
     fn new(device: &Device, plan: &Plan, group: &Group, rows: usize) -> Result<Self> {
         let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
         let count = sets_for(ROTATED, rows, d_out, d_in, size_of::<E>()).min(MOST_SETS);
+        let mut lens = BTreeMap::new();
+        for entry in &group.entries {
+            for (buffer, len) in Program::new(entry.kind, &entry.problem, rows)?.lens {
+                let most = lens.entry(buffer).or_insert(0);
+                *most = len.max(*most);
+            }
+        }
         let set = |seed| Set::<E>::random(rows, d_out, d_in, group.t_len(rows), seed);
-        let sets = (1..=count as u64).map(|seed| DeviceSet::upload(device, &set(seed)));
+        let sets = (1..=count as u64).map(|seed| Buffers::of_set(device, &set(seed), &lens));
         Ok(Self {
             backward: plan.passes.contains(&Pass::Both),
             fresh: set(1),
@@ -210,46 +232,41 @@ impl<E: Number> Cell<E> {
         })
     }
 
-    /// Checks an engine on a set of its own and captures its sweeps.
+    /// Chooses an engine's products, checks it on a set of its own and captures its sweeps.
     fn prepare(
         &mut self,
-        device: &Device,
+        device: &mut Device,
         entry: &Entry,
         theta: Option<&Theta>,
         weight: Option<&Arc<Array2<E>>>,
-    ) -> Result<()> {
-        let backward = self.backward && entry.kind != Kind::KronDense;
-        let rows = self.fresh.rows();
-        let mut engine = engines::build(device, entry, theta, weight, rows)?;
+    ) -> Result<Arm<E>> {
+        let (backward, rows) = (self.backward, self.fresh.rows());
+        let mut engine = Engine::new(device, entry, theta, weight, rows)?;
+        engine.tune(device, &self.sets[0])?;
         let weight = weight.map(|w| w.as_ref());
         let answer = cell::answer(&mut self.truths, &entry.problem, theta, weight, &self.fresh);
-        let grad = vec![0.0; entry.problem.params()];
-        let mut on_host = OnHost { device, engine: engine.as_mut(), set: None, grad };
+        let (grad, merged) = (vec![0.0; entry.problem.params()], engine.merged(device)?);
+        let mut on_host = OnHost { device, engine: &mut engine, set: None, grad, merged };
         let (forward, both) =
             check::check(&mut on_host, &entry.problem, theta, &self.fresh, answer, backward)?;
         let right = forward.ok && both.ok;
-        let sets = &mut self.sets;
-        let mut capture = |backward: bool| {
+        let capture = |wanted: bool, backward: bool| {
             let sweep = || {
-                sets.iter_mut().try_for_each(|set| engine.forward(device, set))?;
-                let back = sets.iter_mut().take(if backward { usize::MAX } else { 0 });
+                self.sets.iter().try_for_each(|set| engine.forward(device, set))?;
+                let back = self.sets.iter().take(if backward { usize::MAX } else { 0 });
                 back.into_iter().try_for_each(|set| engine.backward(device, set))
             };
-            right.then(|| device.capture(sweep)).transpose()
+            (right && wanted).then(|| device.capture(sweep)).transpose()
         };
         let timed = |verdict, graph| Timed { verdict, graph, samples: Vec::new() };
-        let forward = timed(forward, capture(false)?);
-        let both = if backward { Some(timed(both, capture(true)?)) } else { None };
-        let scratch_bytes = engine.scratch_bytes();
-        self.arms.push(Arm {
+        Ok(Arm {
             kind: entry.kind,
-            forward,
-            both,
+            forward: timed(forward, capture(true, false)?),
+            both: timed(both, capture(backward, true)?),
             again: Vec::new(),
-            scratch_bytes,
-            _engine: engine,
-        });
-        Ok(())
+            scratch_bytes: engine.scratch_bytes(),
+            _engine: Some(engine),
+        })
     }
 
     /// Interleaved rounds, a different engine first in each.
@@ -257,7 +274,7 @@ impl<E: Number> Cell<E> {
         let (sets, count) = (self.sets.len() as f64, self.arms.len());
         for i in (0..ROUNDS).flat_map(|round| (0..count).map(move |i| (i + round) % count)) {
             let arm = &mut self.arms[i];
-            for timed in std::iter::once(&mut arm.forward).chain(&mut arm.both) {
+            for timed in [&mut arm.forward, &mut arm.both] {
                 if let Some(graph) = &timed.graph {
                     timed.samples.push(device.sample(graph)? / sets);
                 }
@@ -271,14 +288,17 @@ impl<E: Number> Cell<E> {
 }
 
 impl<E: Number> Arm<E> {
-    fn runs(&self, pass: Pass) -> bool {
-        pass == Pass::Forward || self.both.is_some()
+    /// An engine that the device or cuBLASLt does not run.
+    fn refused(kind: Kind) -> Self {
+        let wrong =
+            || Timed { verdict: Verdict { rel_error: f64::NAN, ..Verdict::default() }, ..Timed::default() };
+        Self { kind, forward: wrong(), both: wrong(), again: Vec::new(), scratch_bytes: 0, _engine: None }
     }
 
     fn part(&self, pass: Pass) -> Part<'_> {
-        let timed = match (pass, &self.both) {
-            (Pass::Both, Some(both)) => both,
-            _ => &self.forward,
+        let timed = match pass {
+            Pass::Forward => &self.forward,
+            Pass::Both => &self.both,
         };
         Part { samples: &timed.samples, verdict: timed.verdict, extra_bytes: self.scratch_bytes }
     }
@@ -293,10 +313,22 @@ impl<E: Number> Arm<E> {
 /// A device's engine as the check sees it: sets come from the host and go back.
 struct OnHost<'a, E: Number> {
     device: &'a Device,
-    engine: &'a mut dyn Engine<E>,
+    engine: &'a mut Engine<E>,
     /// Kept from forward to backward.
-    set: Option<DeviceSet<E>>,
+    set: Option<Buffers<E>>,
     grad: Vec<f32>,
+    /// The weight that merging changes, as it is now.
+    merged: Option<Array2<E>>,
+}
+
+impl<E: Number> OnHost<'_, E> {
+    /// One of a set's buffers, back into the host's set.
+    fn fetch(&self, set: &Buffers<E>, buffer: Buffer, to: &mut [E]) -> Result<()> {
+        if let Memory::Own(data) = set.get(buffer)? {
+            to.copy_from_slice(&self.device.download(data)?);
+        }
+        Ok(())
+    }
 }
 
 impl<E: Number> crate::engines::Engine<E> for OnHost<'_, E> {
@@ -305,25 +337,30 @@ impl<E: Number> crate::engines::Engine<E> for OnHost<'_, E> {
     }
 
     fn forward(&mut self, set: &mut Set<E>) -> Result<()> {
-        let mut on_device = DeviceSet::upload(self.device, set)?;
-        self.engine.forward(self.device, &mut on_device)?;
-        set.y.flat_mut().copy_from_slice(&self.device.download(&on_device.y)?);
+        let on_device = Buffers::of_set(self.device, set, self.engine.lens())?;
+        self.engine.forward(self.device, &on_device)?;
+        self.fetch(&on_device, Buffer::Y, set.y.flat_mut())?;
+        self.merged = self.engine.merged(self.device)?;
         self.set = Some(on_device);
         Ok(())
     }
 
     fn backward(&mut self, set: &mut Set<E>) -> Result<()> {
-        let Some(on_device) = &mut self.set else {
+        let Some(on_device) = self.set.take() else {
             return self.forward(set).and_then(|()| self.backward(set));
         };
         self.engine.clear(self.device)?;
-        self.engine.backward(self.device, on_device)?;
-        set.dx.flat_mut().copy_from_slice(&self.device.download(&on_device.dx)?);
+        self.engine.backward(self.device, &on_device)?;
+        self.fetch(&on_device, Buffer::Dx, set.dx.flat_mut())?;
         self.grad = self.engine.grad(self.device)?;
         Ok(())
     }
 
     fn grad(&mut self) -> &mut [f32] {
         &mut self.grad
+    }
+
+    fn weight(&self) -> Option<&Array2<E>> {
+        self.merged.as_ref()
     }
 }

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, VarMap};
-use kron_candle::{AdamW, Adapter, DropoutKey, Existing, Gradients, Group, Inject};
+use kron_candle::{AdamW, DropoutKey, Existing, Gradients, Group, Inject};
 use kron_candle::{Dropout, KronShape, ScaleRule, Scaling};
 
 fn main() -> Result<()> {
@@ -49,7 +49,7 @@ pub fn finetune(file: &std::path::Path) -> Result<Vec<f32>> {
 
     // 4. Save, load into the same model, merge: one plain layer with the same output.
     adapters.save(file, Existing::Replace)?;
-    let load = Inject::trained(Adapter::read(file).map_err(candle_core::Error::wrap)?);
+    let load = Inject::trained(kron_candle::load(file)?);
     let loaded = load.linear(96, 64, true, vb.pp("layer.0.q_proj"))?;
     let merged: Linear = loaded.merge()?;
     let (fused, plain) = (layer.forward(&x, None)?, candle_nn::Module::forward(&merged, &x)?);

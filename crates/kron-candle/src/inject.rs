@@ -2,11 +2,11 @@
 //! gets adapters on those whose names match.
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::collections::BTreeMap;
 
 use candle_core::{Result, Var, bail};
 use candle_nn::{Linear, VarBuilder};
-use kron_core::{Adapter, Dropout, Existing, KronShape, Layer, Scaling};
+use kron_core::{Adapter, Dropout, KronShape, Layer, Scaling};
 use regex::Regex;
 
 use crate::{Delta, KronLinear};
@@ -100,7 +100,7 @@ impl<'a> Inject<'a> {
         Ok(Self::from(patterns, Source::New { rule: Box::new(rule), seed }))
     }
 
-    /// The adapters of a file on the modules that it names.
+    /// The adapters of a file or folder, as [`load`](crate::load) reads it, on the modules that it names.
     pub fn trained(adapter: Adapter) -> Self {
         Self::from(Vec::new(), Source::Trained(adapter))
     }
@@ -173,11 +173,11 @@ impl<'a> Inject<'a> {
                 );
             }
         }
-        let targets = match self.source {
-            Source::Trained(adapter) => adapter.target_modules().to_vec(),
-            _ => self.patterns.into_iter().map(|p| p.text).collect(),
+        let (targets, metadata) = match self.source {
+            Source::Trained(adapter) => (adapter.target_modules().to_vec(), adapter.metadata().clone()),
+            _ => (self.patterns.into_iter().map(|p| p.text).collect(), BTreeMap::new()),
         };
-        Ok(Adapters { deltas, targets })
+        Ok(Adapters { deltas, targets, metadata })
     }
 }
 
@@ -186,6 +186,8 @@ impl<'a> Inject<'a> {
 pub struct Adapters {
     deltas: Vec<Delta>,
     targets: Vec<String>,
+    /// What a file says of its model.
+    metadata: BTreeMap<String, String>,
 }
 
 impl Adapters {
@@ -212,14 +214,7 @@ impl Adapters {
         let layers = self.deltas.iter().map(Delta::to_layer).collect::<Result<Vec<Layer>>>()?;
         Adapter::new(layers)
             .and_then(|adapter| adapter.with_target_modules(self.targets.clone()))
+            .and_then(|adapter| adapter.with_metadata(self.metadata.clone()))
             .map_err(candle_core::Error::wrap)
-    }
-
-    /// Writes the adapter file that `docs/FORMAT.md` describes, whole or not at all.
-    ///
-    /// # Errors
-    /// NaN or infinity in a factor, and what the system refuses.
-    pub fn save(&self, path: impl AsRef<Path>, existing: Existing) -> Result<()> {
-        self.to_adapter()?.write(path, existing).map_err(candle_core::Error::wrap)
     }
 }

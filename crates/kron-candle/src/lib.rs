@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! Linear, Delta ─ KronLinear ─ forward ─ custom op on (x, θ) ─ kron-core
-//! VarBuilder ─── Inject ────── Adapters ─ θ: optimizer, file
+//! VarBuilder ─── Inject ────── Adapters ─ θ: optimizer
+//! load ──────────┘               └─ save, save_as: our file, PEFT folder, LyCORIS file
 //! ```
 //!
 //! θ of a layer is one flat float32 [`Var`](candle_core::Var) `[A | B | C]`, so
@@ -21,6 +22,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod delta;
+mod files;
 mod gradients;
 mod host;
 mod inject;
@@ -30,10 +32,13 @@ mod op;
 mod optim;
 
 pub use delta::Delta;
+pub use files::load;
 pub use gradients::Gradients;
 pub use inject::{Adapters, Inject, Pattern};
 pub use kron_core::{
     Adapter, Dropout, DropoutKey, Existing, KronOp, KronShape, Layer, ScaleRule, Scaling, Theta,
 };
+pub use kron_formats::To;
+pub use kron_formats::peft::{Form, Side};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group};

@@ -1,5 +1,6 @@
 //! The commands of the `kron` program, one module each, and what they share:
-//! [`Error`] with its exit codes, [`Output`], and the reading of files.
+//! exit codes, [`Output`], and a watch over long work. Adapters are read and
+//! written by [`kron_formats`], whose [`Error`] is that of the commands too.
 //!
 //! A command is a pair: `Args`, which clap fills, and `run`, which prints once,
 //! when all is done, and returns the exit code. Bad input leaves the standard
@@ -11,8 +12,6 @@ pub mod diff;
 pub mod docs;
 mod error;
 pub mod export;
-mod files;
-pub mod formats;
 pub mod inspect;
 pub mod merge;
 pub mod model;
@@ -20,11 +19,12 @@ mod output;
 pub mod plan;
 pub mod quantise;
 mod table;
-mod tensors;
 pub mod unmerge;
 pub mod verify;
 mod watch;
 
-pub use error::{EXIT_CODES, Error, Result};
+pub use error::{EXIT_CODES, code, sentence};
+pub use kron_formats::{Error, Result};
 pub use output::Output;
-pub use tensors::Tensors;
+
+use kron_formats::{Tensors, files};

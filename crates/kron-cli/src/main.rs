@@ -4,7 +4,10 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use kron_cli::{Error, Output, convert, diff, docs, export, inspect, merge, plan, quantise, unmerge, verify};
+use kron_cli::{
+    Error, Output, code, convert, diff, docs, export, inspect, merge, plan, quantise, sentence, unmerge,
+    verify,
+};
 
 /// Kron-LoRA adapters: ΔW = s·A ⊗ (B·C).
 #[derive(Parser)]
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args, output),
     };
     done.unwrap_or_else(|error: Error| {
-        eprintln!("error: {error}");
-        error.code()
+        eprintln!("error: {}", sentence(&error));
+        code(&error)
     })
 }

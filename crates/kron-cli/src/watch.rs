@@ -1,9 +1,12 @@
 //! What goes on during long work: a progress bar on the standard error, and the wish to stop.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kron_core::Existing;
+use kron_formats::Contents;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::{Error, Result};
@@ -23,6 +26,15 @@ fn bar(total: u64, template: &str) -> ProgressBar {
 /// A bar over what is only computed: a signal ends that by itself, as nothing is written.
 pub(crate) fn items(total: usize, what: &'static str) -> ProgressBar {
     bar(total as u64, ITEMS).with_message(what)
+}
+
+/// Puts `contents` under `out`; what is there is replaced by force alone.
+pub(crate) fn place(out: &Path, contents: &Contents, force: bool) -> Result<()> {
+    let watch = Watch::new(contents.bytes())?;
+    let existing = if force { Existing::Replace } else { Existing::Refuse };
+    kron_formats::place(out, contents, existing, &|bytes| watch.passed(bytes))?;
+    watch.finish();
+    Ok(())
 }
 
 /// A bar over bytes that are written, where a signal asks for an orderly end.

@@ -155,6 +155,15 @@ impl Adapter {
         Ok(Self { layers, target_modules: Vec::new(), metadata: BTreeMap::new() })
     }
 
+    /// Other layers with the target names and metadata of this adapter.
+    ///
+    /// # Errors
+    /// As [`Adapter::new`].
+    pub fn with_layers(&self, layers: Vec<Layer>) -> Result<Self> {
+        let (target_modules, metadata) = (self.target_modules.clone(), self.metadata.clone());
+        Ok(Self { target_modules, metadata, ..Self::new(layers)? })
+    }
+
     /// The same adapter with the names or patterns by which its modules were chosen.
     ///
     /// # Errors

@@ -52,6 +52,8 @@ pub struct Row {
     pub method: String,
     /// Trained numbers, the heads not counted.
     pub params: usize,
+    /// Learning rate.
+    pub rate: f64,
     /// The domains in order, with ` > ` between them.
     pub order: String,
     /// Seed.
@@ -104,6 +106,10 @@ impl Grid {
         all
     }
 
+    fn rate(&self, entry: &Entry) -> f64 {
+        entry.rates.first().copied().unwrap_or(self.base.train.rate)
+    }
+
     /// Every chain, seed by seed, so that what is done is balanced when time runs out.
     fn chains(&self) -> impl Iterator<Item = (usize, &Entry, Vec<String>, u64)> {
         let orders = self.orders();
@@ -134,14 +140,14 @@ pub fn run(
     let mut rows: Vec<Row> = read_log(&path)?;
     let mut log = Log::start(&path, &rows)?;
     for (i, entry, order, seed) in grid.chains() {
-        let name = order.join(" > ");
-        if rows.iter().any(|r| r.name == entry.name && r.order == name && r.seed == seed) {
+        let (name, rate) = (order.join(" > "), grid.rate(entry));
+        let is_done = |r: &Row| r.name == entry.name && r.rate == rate && r.order == name && r.seed == seed;
+        if rows.iter().any(is_done) {
             continue;
         }
         let mut config = grid.base.clone();
         config.adapter = entry.adapter.clone();
-        config.train.rate = entry.rates.first().copied().unwrap_or(config.train.rate);
-        config.train.seed = seed;
+        (config.train.rate, config.train.seed) = (rate, seed);
         let tasks = order.iter().map(|name| match data.get(name) {
             Some(data) => Ok((name.as_str(), data)),
             None => Err(invalid(format!("the domain {name:?} was not read"))),
@@ -154,6 +160,7 @@ pub fn run(
             name: entry.name.clone(),
             method: fresh.description().to_owned(),
             params: fresh.body_params(),
+            rate,
             order: name,
             seed,
             final_mean: chain.final_mean(),
@@ -181,6 +188,8 @@ pub struct Line {
     pub method: String,
     /// Trained numbers, the heads not counted.
     pub params: usize,
+    /// Learning rate.
+    pub rate: f64,
     /// Final mean, backward transfer and forgetting of each chain.
     pub measures: [Values; 3],
     /// p-values of the final mean and of the forgetting against the reference; `None` for the reference itself.
@@ -201,6 +210,7 @@ pub fn lines(grid: &Grid, rows: &[Row]) -> Vec<Line> {
             name: first.name.clone(),
             method: first.method.clone(),
             params: first.params,
+            rate: first.rate,
             measures: [values(|r| r.final_mean), values(|r| r.backward_transfer), values(|r| r.forgetting)],
             p: None,
         })
@@ -213,11 +223,12 @@ pub fn lines(grid: &Grid, rows: &[Row]) -> Vec<Line> {
     lines
 }
 
-fn cells(lines: &[Line]) -> ([&'static str; 10], Vec<Vec<String>>) {
+fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
     let head = [
         "entry",
         "method",
         "parameters",
+        "rate",
         "chains",
         "final mean",
         "95 % interval",
@@ -238,6 +249,7 @@ fn cells(lines: &[Line]) -> ([&'static str; 10], Vec<Vec<String>>) {
             line.name.clone(),
             line.method.clone(),
             line.params.to_string(),
+            format!("{:e}", line.rate),
             last.len().to_string(),
             spread(&last),
             format!("{low:.2} … {high:.2}"),

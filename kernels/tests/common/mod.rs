@@ -1,7 +1,10 @@
 //! A case, its random data, the float64 oracle's answer and the error of the
 //! plain same-dtype computation, from which tolerances derive.
-#![allow(dead_code)] // every test binary uses its part
+#![allow(dead_code, unused_imports)] // every test binary uses its part
 
+mod cases;
+
+pub use cases::CASES;
 use half::{bf16, f16};
 use kron_core::{KronOp, KronShape, Scale, Theta, philox, reference};
 use kron_kernels as kk;
@@ -402,43 +405,3 @@ pub fn check<E: Float>(case: Case, on: &impl kk::Launcher) {
         begin += len;
     }
 }
-
-const fn case(
-    why: &'static str,
-    sizes: [usize; 5],
-    rows: usize,
-    pad: usize,
-    dropout: u32,
-    accumulate: bool,
-) -> Case {
-    Case { why, sizes, rows, pad, dropout, accumulate }
-}
-
-/// The suite. Sizes differ pairwise, so that a swapped index shows.
-pub const CASES: [Case; 25] = [
-    case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
-    case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
-    case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
-    case("full inner factor", [3, 2, 21, 26, 0], 19, 0, 13107, true),
-    case("a rank above one tile, dropout, replaced", [2, 3, 70, 67, 72], 70, 1, 20000, false),
-    case("no tokens", [2, 4, 24, 40, 8], 0, 0, 0, true),
-    case("K slices that end ragged", [1, 1, 33, 700, 9], 66, 0, 0, false),
-    case("rank 4 on tensor cores", [4, 3, 40, 72, 4], 37, 0, 0, true),
-    case("rank 8, the paper's shape in small", [16, 2, 64, 128, 8], 70, 0, 0, true),
-    case("rank 8, replaced, dropout", [4, 2, 168, 328, 8], 129, 8, 6554, false),
-    case("rank 16", [2, 6, 48, 200, 16], 65, 0, 0, true),
-    case("rank 16 LoRA, dropout", [0, 1, 264, 520, 16], 33, 0, 32768, true),
-    case("rank 32", [4, 1, 72, 104, 32], 67, 0, 0, false),
-    case("rank 64", [2, 2, 136, 192, 64], 40, 0, 9000, true),
-    case("rank 128", [4, 2, 40, 80, 128], 34, 0, 0, true),
-    case("rank 128 LoRA", [0, 1, 152, 136, 128], 35, 0, 0, false),
-    case("misaligned rows of a fast shape", [2, 4, 64, 72, 8], 31, 1, 0, true),
-    case("θ's B and C off 16 bytes", [3, 3, 40, 64, 8], 18, 0, 0, true),
-    case("one token on tensor cores", [2, 4, 320, 648, 8], 1, 0, 0, true),
-    case("several chunks and groups of i", [8, 2, 264, 136, 8], 300, 0, 4000, true),
-    case("rank 4, more than few rows", [2, 4, 72, 136, 4], 67, 8, 5000, true),
-    case("rank 64, more than few rows", [4, 1, 40, 264, 64], 131, 0, 0, true),
-    case("rank 128, more than few rows, replaced", [3, 4, 72, 56, 128], 97, 0, 700, false),
-    case("few rows, many blocks of each", [8, 6, 144, 80, 16], 61, 0, 1000, true),
-    case("few rows, replaced", [2, 8, 40, 144, 32], 64, 0, 0, false),
-];

@@ -62,9 +62,5 @@ pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
             above.join(", ")
         )));
     }
-    let refused = |e: kron_core::Error| Error::data(e.to_string());
-    let fitted = Adapter::new(layers)
-        .and_then(|a| a.with_target_modules(adapter.target_modules().to_vec()))
-        .and_then(|a| a.with_metadata(adapter.metadata().clone()));
-    Ok(Fitted { adapter: fitted.map_err(refused)?, errors })
+    Ok(Fitted { adapter: adapter.with_layers(layers)?, errors })
 }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_core::Adapter;
+use kron_formats::peft::{self, Form};
+use kron_formats::{Format, Loaded, lycoris};
 use serde::Serialize;
 
-use crate::formats::peft::{self, Form, Side};
-use crate::formats::{self, Contents, Format, Loaded, lycoris, place};
 use crate::merge::base::Base;
 use crate::table::{short, table};
-use crate::{Error, Output, Result};
+use crate::{Error, Output, Result, watch};
 
 /// Write an adapter in another format.
 ///
@@ -66,6 +66,15 @@ pub struct Args {
     pub(crate) force: bool,
 }
 
+/// On which side of the product A goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Side {
+    /// Rank a_in·r: up = A ⊗ B, down = I ⊗ C
+    In,
+    /// Rank a_out·r: up = I ⊗ B, down = A ⊗ C
+    Out,
+}
+
 /// What can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -113,7 +122,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if args.uniform && args.to != To::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
-    let Loaded { path, format, adapter, notes, .. } = formats::read(&args.input)?;
+    let Loaded { path, format, adapter, notes, .. } = kron_formats::read(&args.input)?;
     let mut adapter = named(adapter, args.base.as_deref(), args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
@@ -121,10 +130,10 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let form = Form { side: args.side, uniform: args.uniform };
-    let job = Job { adapter: &adapter, to: args.to, form };
-    job.write(&args.output, args.force)?;
-    let mut layers = job.rows();
+    let form = Form { side: args.side.map(Side::of), uniform: args.uniform };
+    write(&adapter, args.to.of(form), &args.output, args.force)?;
+    let ranks = if args.to == To::Lora { form.ranks(adapter.layers()) } else { Vec::new() };
+    let mut layers = rows(&adapter, &ranks);
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
         row.error = Some(error);
     }
@@ -159,34 +168,45 @@ fn named(adapter: Adapter, base: Option<&Path>, to: To) -> Result<Adapter> {
     }
 }
 
-struct Job<'a> {
-    adapter: &'a Adapter,
-    to: To,
-    form: Form,
+impl To {
+    fn of(self, form: Form) -> kron_formats::To {
+        match self {
+            To::Kron => kron_formats::To::Kron,
+            To::Lora => kron_formats::To::Lora(form),
+            To::PeftLokr => kron_formats::To::PeftLokr,
+            To::Lycoris => kron_formats::To::Lycoris,
+        }
+    }
 }
 
-impl Job<'_> {
-    fn write(&self, out: &Path, force: bool) -> Result<()> {
-        let contents = match self.to {
-            To::Kron => Contents::File(self.adapter.to_bytes().map_err(|e| Error::data(e.to_string()))?),
-            To::Lora => peft::write_lora(self.adapter, self.form)?,
-            To::PeftLokr => peft::write_lokr(self.adapter)?,
-            To::Lycoris => Contents::File(lycoris::write(self.adapter)?),
-        };
-        place(out, &contents, force)
+impl Side {
+    fn of(self) -> peft::Side {
+        match self {
+            Side::In => peft::Side::In,
+            Side::Out => peft::Side::Out,
+        }
     }
+}
 
-    fn rows(&self) -> Vec<Row> {
-        let layers = self.adapter.layers();
-        let ranks = if self.to == To::Lora { self.form.ranks(layers) } else { Vec::new() };
-        let row = |(i, layer): (usize, &kron_core::Layer)| Row {
-            module: layer.module().into(),
-            shape: layer.shape().to_string(),
-            lora_rank: ranks.get(i).copied(),
-            error: None,
-        };
-        layers.iter().enumerate().map(row).collect()
-    }
+fn write(adapter: &Adapter, to: kron_formats::To, out: &Path, force: bool) -> Result<()> {
+    let bar = watch::items(adapter.layers().len(), "layers");
+    let contents = to.contents(adapter, &|layers| {
+        bar.inc(layers);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    watch::place(out, &contents, force)
+}
+
+/// A row for each layer; `ranks` is empty where no LoRA was written.
+fn rows(adapter: &Adapter, ranks: &[usize]) -> Vec<Row> {
+    let row = |(i, layer): (usize, &kron_core::Layer)| Row {
+        module: layer.module().into(),
+        shape: layer.shape().to_string(),
+        lora_rank: ranks.get(i).copied(),
+        error: None,
+    };
+    adapter.layers().iter().enumerate().map(row).collect()
 }
 
 impl Report {

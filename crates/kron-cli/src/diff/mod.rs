@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::table::{short, table};
-use crate::{Error, Output, Result, formats, watch};
+use crate::{Error, Output, Result, watch};
 
 /// Compare two adapters layer by layer.
 ///
@@ -52,9 +52,9 @@ struct Row {
 /// Compares, reports, and returns 0.
 ///
 /// # Errors
-/// What [`formats::read`] refuses, and layers of one module with different sizes.
+/// What [`kron_formats::read`] refuses, and layers of one module with different sizes.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let (first, second) = (formats::read(&args.first)?, formats::read(&args.second)?);
+    let (first, second) = (kron_formats::read(&args.first)?, kron_formats::read(&args.second)?);
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
     let bar = watch::items(modules.len(), "layers");

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::formats::peft::Side;
-use crate::{Output, Result, convert};
+use crate::convert::{self, Side};
+use crate::{Output, Result};
 
 /// Write an adapter as a LoRA that any engine serves.
 ///

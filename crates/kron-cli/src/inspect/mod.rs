@@ -9,10 +9,10 @@ use std::process::ExitCode;
 
 use kron_core::algebra::{Delta, effective_rank, scale64};
 use kron_core::{Layer, Outer, ScaleRule};
+use kron_formats::{Contents, Format, Loaded};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::formats::{self, Contents, Format, Loaded, place};
 use crate::table::{short, table};
 use crate::{Output, Result, watch};
 
@@ -77,11 +77,11 @@ struct Row {
 /// Reads, reports, and returns 0.
 ///
 /// # Errors
-/// What [`formats::read`] refuses, and a page that cannot be written.
+/// What [`kron_formats::read`] refuses, and a page that cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let report = Report::new(formats::read(&args.path)?);
+    let report = Report::new(kron_formats::read(&args.path)?);
     if let Some(path) = &args.html {
-        place(path, &Contents::File(html::page(&report)?.into_bytes()), args.force)?;
+        watch::place(path, &Contents::File(html::page(&report)?.into_bytes()), args.force)?;
     }
     output.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)

@@ -36,7 +36,8 @@ pub fn merge(
             watch.passed(shard.len)?;
             continue;
         }
-        let hash = shard::write(shard, &folds.of(i), &out.join(&shard.name), Existing::Replace, watch)?;
+        let how = (Existing::Replace, args.flush());
+        let hash = shard::write(shard, &folds.of(i), &out.join(&shard.name), how, watch)?;
         journal.add(&shard.name, shard.len, hash)?;
     }
     // Without its index a sharded model is none, so that it cannot look whole before it is.

@@ -20,9 +20,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_core::Existing;
+use kron_core::io::Flush;
+use kron_formats::{Loaded, lycoris, rooted};
 use serde::Serialize;
 
-use crate::formats::{self, Loaded, lycoris};
 use crate::watch::Watch;
 use crate::{Error, Output, Result};
 
@@ -57,6 +58,16 @@ pub struct Args {
     /// Go on with an interrupted merge into the folder OUT
     #[arg(long, conflicts_with = "force")]
     resume: bool,
+    /// Leave flushing to the system, as cp does: done sooner, but a power cut soon after may cut files short
+    #[arg(long)]
+    no_sync: bool,
+}
+
+impl Args {
+    /// Who sees to it that the shards are on the disk.
+    const fn flush(&self) -> Flush {
+        if self.no_sync { Flush::Later } else { Flush::Now }
+    }
 }
 
 /// What was done.
@@ -76,7 +87,7 @@ pub struct Report {
     pub copied: Vec<String>,
     /// Files and folders that were not: weights in other formats, sub-folders.
     pub left_out: Vec<String>,
-    /// What reading the adapter changed, one sentence each.
+    /// What reading the adapter and finding its modules changed, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -104,8 +115,12 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 
 /// The adapter, with the model's names for its modules.
 fn read(path: &Path, base: &Base) -> Result<Loaded> {
-    let mut loaded = formats::read(path)?;
+    let mut loaded = kron_formats::read(path)?;
     loaded.adapter = lycoris::with_names_of(&loaded.adapter, base.modules())?;
+    if let Some((adapter, note)) = rooted(&loaded.adapter, base.modules()) {
+        loaded.adapter = adapter;
+        loaded.notes.push(note);
+    }
     let layers = loaded.adapter.layers();
     // A square weight would take the wrong ΔW without a word.
     let plain = layers.iter().find(|layer| loaded.fan_in_fan_out && !base.transposed(layer.module()));
@@ -133,7 +148,7 @@ fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report
     }
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     for (i, shard) in base.shards.iter().enumerate() {
-        shard::write(shard, &folds.of(i), &args.out, existing, watch)?;
+        shard::write(shard, &folds.of(i), &args.out, (existing, args.flush()), watch)?;
     }
     Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
 }
@@ -154,7 +169,7 @@ fn exists(out: &Path) -> Error {
 }
 
 fn data(error: kron_core::Error) -> Error {
-    Error::data(error.to_string())
+    error.into()
 }
 
 impl Report {

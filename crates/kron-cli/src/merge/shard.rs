@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use kron_core::Existing;
-use kron_core::io::write_atomic;
+use kron_core::io::{Flush, write_whole};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::base::Shard;
@@ -33,11 +33,17 @@ type Folds<'a> = HashMap<usize, &'a Fold>;
 /// # Errors
 /// A shard that cannot be read or has changed, a sum that its dtype cannot
 /// hold, a signal, and what the system refuses.
-pub fn write(shard: &Shard, folds: &Folds, out: &Path, existing: Existing, watch: &Watch) -> Result<u128> {
+pub fn write(
+    shard: &Shard,
+    folds: &Folds,
+    out: &Path,
+    (existing, flush): (Existing, Flush),
+    watch: &Watch,
+) -> Result<u128> {
     let mut hash = Xxh3::new();
     // The writer below can only fail with an error of the system; ours is kept beside it.
     let mut failed = None;
-    let written = write_atomic(out, existing, |to| {
+    let written = write_whole(out, existing, flush, |to| {
         let mut to = Sink { to, hash: &mut hash, refused: None, watch };
         pass(shard, folds, &mut to).map_err(|error| {
             let refused = to.refused.take();

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use kron_core::algebra::Delta;
-use kron_core::{Adapter, Layer, Theta};
+use kron_core::{Layer, Theta};
+use kron_formats::Contents;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::formats::{self, Contents, place};
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -74,10 +74,10 @@ struct Row {
 /// Measures, reports, and returns 0.
 ///
 /// # Errors
-/// What [`formats::read`] refuses, and an output that exists or cannot be written.
+/// What [`kron_formats::read`] refuses, and an output that exists or cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let (bits, block) = (args.bits, args.block as usize);
-    let loaded = formats::read(&args.path)?;
+    let loaded = kron_formats::read(&args.path)?;
     let bar = watch::items(loaded.adapter.layers().len(), "layers");
     let done = loaded.adapter.layers().par_iter().map(|layer| {
         let done = quantise(layer, bits, block);
@@ -89,11 +89,8 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let refused = |e: kron_core::Error| Error::data(format!("{}: {e}", loaded.path));
     let (layers, rows): (Vec<_>, Vec<_>) = done.map_err(refused)?.into_iter().unzip();
     if let Some(out) = &args.out {
-        let adapter = Adapter::new(layers)
-            .and_then(|a| a.with_target_modules(loaded.adapter.target_modules().to_vec()))
-            .and_then(|a| a.with_metadata(loaded.adapter.metadata().clone()));
-        let bytes = adapter.and_then(|a| a.to_bytes()).map_err(refused)?;
-        place(out, &Contents::File(bytes), args.force)?;
+        let bytes = loaded.adapter.with_layers(layers).and_then(|a| a.to_bytes()).map_err(refused)?;
+        watch::place(out, &Contents::File(bytes), args.force)?;
     }
     let square = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row).powi(2)).sum::<f64>().sqrt();
     let (lost, all) = (square(|row| row.error * row.norm), square(|row| row.norm));

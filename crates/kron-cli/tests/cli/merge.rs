@@ -114,6 +114,43 @@ fn every_dtype_over_shards() {
     }
 }
 
+/// A model saved without its head lacks the first component, one saved with it has it.
+#[test]
+fn names_apart_by_one_leading_component_are_found() {
+    let shape = KronShape::kron(6, 10, 3, 2, 1).unwrap();
+    for (theirs, ours, says) in [
+        ("h.{}.attn", "transformer.h.{}.attn", "transformer. was taken off the adapter's names"),
+        ("bert.layer.{}.query", "layer.{}.query", "bert. was put before the adapter's names"),
+        ("model.{}.q", "{}.q", "model. was put before the adapter's names"),
+    ] {
+        let named = |name: &str| ["0", "1"].map(|i| name.replace("{}", i));
+        let dir = tempfile::tempdir().unwrap();
+        let weight = |seed| tensor(Dtype::F32, &[6, 10], seed);
+        let names = named(theirs);
+        let file = File::from([
+            (format!("{}.weight", names[0]), weight(1)),
+            (format!("{}.weight", names[1]), weight(2)),
+            ("head.weight".into(), weight(3)),
+        ]);
+        let base = dir.path().join("base.safetensors");
+        std::fs::write(&base, serialize(&file)).unwrap();
+        let modules = named(ours);
+        let (adapter, ours) = adapter(dir.path(), &[(&modules[0], shape), (&modules[1], shape)]);
+        let out = dir.path().join("out.safetensors");
+        let (code, text, err) = merge(&base, &adapter, &out, &["--json"]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        let report: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&report["layers"], report["notes"].as_array().map(Vec::len)), (&json!(2), Some(1)));
+        assert!(report["notes"][0].as_str().unwrap().contains(says), "{text}");
+        let after = load(&out);
+        for (name, layer) in names.iter().zip(ours.layers()) {
+            let weight = format!("{name}.weight");
+            assert_folded(&file[&weight], &after[&weight], delta(layer));
+        }
+        assert_eq!(after["head.weight"].bytes, file["head.weight"].bytes);
+    }
+}
+
 #[test]
 fn single_file_in_a_folder_keeps_its_metadata() {
     let dir = tempfile::tempdir().unwrap();
@@ -187,6 +224,18 @@ fn same_bits_for_any_number_of_threads() {
         .into();
     assert_eq!(merged["1"], merged["2"]);
     assert_eq!(merged["1"], merged["5"]);
+}
+
+#[test]
+fn not_waiting_for_the_disk_changes_no_byte() {
+    let model = golden().join("model_llama");
+    let dir = tempfile::tempdir().unwrap();
+    let [sync, lazy] = [&[][..], &["--no-sync"]].map(|flags| {
+        let out = dir.path().join(format!("{}", flags.len()));
+        assert_eq!(merge(&model.join("base.safetensors"), &model.join("lokr"), &out, flags).0, 0);
+        std::fs::read(&out).unwrap()
+    });
+    assert!(sync == lazy && !sync.is_empty());
 }
 
 #[test]

@@ -100,6 +100,35 @@ fn layers_that_match_nothing_list_near_names() {
     assert!(!out.exists());
 }
 
+/// A leading component is dropped or added for all layers, or for none.
+#[test]
+fn leading_components_are_not_guessed() {
+    let shape = KronShape::lora(6, 10, 2).unwrap();
+    for (model, layers, says) in [
+        // Two of them would do.
+        (&["encoder.q", "decoder.q"][..], &["q"][..], "q matches no tensor; near are"),
+        (&["q", "a.b.q"], &["b.q"], "b.q matches no tensor"),
+        // One of them is right for some layers only.
+        (&["h.0.q", "h.1.q"], &["t.h.0.q", "t.h.2.q"], "t.h.0.q matches no tensor"),
+        (&["h.0.q", "h.1.q"], &["t.h.0.q", "u.h.1.q"], "t.h.0.q matches no tensor"),
+        (&["q", "a.q", "a.k"], &["q", "k"], "k matches no tensor"),
+        // Two components are not one.
+        (&["q"], &["a.b.q"], "a.b.q matches no tensor"),
+        (&["a.b.q"], &["q"], "q matches no tensor"),
+        (&["b.q"], &["a.q"], "a.q matches no tensor"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let weight = |name: &&str| (format!("{name}.weight"), tensor(Dtype::F32, &[6, 10], 1));
+        let base = dir.path().join("base.safetensors");
+        std::fs::write(&base, serialize(&model.iter().map(weight).collect())).unwrap();
+        let layers: Vec<_> = layers.iter().map(|module| (*module, shape)).collect();
+        let (adapter, _) = adapter(dir.path(), &layers);
+        let out = dir.path().join("out.safetensors");
+        assert_merge_fails(merge(&base, &adapter, &out, &[]), 1, &[says]);
+        assert!(!out.exists());
+    }
+}
+
 #[test]
 fn weights_that_no_layer_fits() {
     let shape = KronShape::kron(6, 10, 3, 2, 1).unwrap();

@@ -1,23 +1,15 @@
 //! A file under its name is whole, or it is not there.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Error as IoError, ErrorKind, Write};
+use std::io::{Error as IoError, ErrorKind, Write};
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
 
+use super::stream::Stream;
 use crate::{Error, Result};
 
 /// The ends of a temporary file's name.
 const PREFIX: &str = ".kron-";
 const SUFFIX: &str = ".tmp";
-
-/// The most bytes of one call to the system: for a longer one Linux looks for
-/// large free stretches of memory, which takes several times as long as writing.
-const PIECE: usize = 256 << 10;
-
-/// After how many bytes the disk is asked to begin.
-const STRETCH: usize = 64 << 20;
 
 /// What to do with a file that is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +28,9 @@ pub enum Existing {
 /// process that is killed leaves a temporary file behind, which the next write
 /// into the folder removes. A symbolic link at `path` is replaced, not followed.
 ///
+/// On Linux the bytes of a large file go past the system's cache where the file
+/// system lets them: they have to be on the disk in the end, and are copied once less.
+///
 /// # Errors
 /// What `write` returns, and what the system refuses; the message names `path`.
 /// An error in flushing the folder, after the rename, leaves the new file.
@@ -44,12 +39,37 @@ pub fn write_atomic(
     existing: Existing,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
-    try_write(path, existing, write).map_err(|source| Error::Io { path: path.display().to_string(), source })
+    write_whole(path, existing, Flush::Now, write)
+}
+
+/// Who sees to it that a file is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Flush {
+    /// The writer: a file that has its name survives a power cut.
+    Now,
+    /// The system, when it likes, as after `cp`: a power cut within the next half minute may
+    /// leave a file under its name that is cut short, and an error of a network's disk may go unseen.
+    Later,
+}
+
+/// [`write_atomic`], with the flushes to the disk, of the file and of the folder, or without them.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_whole(
+    path: &Path,
+    existing: Existing,
+    flush: Flush,
+    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
+    let io = |source| Error::Io { path: path.display().to_string(), source };
+    try_write(path, existing, flush, write).map_err(io)
 }
 
 fn try_write(
     path: &Path,
     existing: Existing,
+    flush: Flush,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     if path.file_name().is_none() {
@@ -66,9 +86,9 @@ fn try_write(
     remove_leftovers(folder);
     let temp = temporary(folder)?;
 
-    let mut out = BufWriter::with_capacity(PIECE, Ahead::new(temp.as_file()));
+    let mut out = Stream::new(temp.as_file(), temp.path(), flush);
     write(&mut out)?;
-    out.into_inner().map_err(|e| e.into_error())?.finish()?;
+    out.finish()?;
 
     // Dropping what a failed rename gives back removes the temporary file.
     match existing {
@@ -76,7 +96,7 @@ fn try_write(
         Existing::Refuse => temp.persist_noclobber(path),
     }
     .map_err(|e| e.error)?;
-    sync_folder(folder)
+    if flush == Flush::Now { sync_folder(folder) } else { Ok(()) }
 }
 
 /// A temporary file that is locked for as long as it is open: a leftover is one that nobody holds.
@@ -120,74 +140,6 @@ pub fn remove_leftovers(folder: &Path) {
             true => fs::remove_dir_all(&path),
             false => fs::remove_file(&path),
         };
-    }
-}
-
-/// A file that is flushed while it is still written, so that the flush at the end finds little to do.
-struct Ahead<'a> {
-    file: &'a File,
-    /// Bytes since the disk was asked last.
-    unflushed: usize,
-    flusher: Option<Flusher>,
-}
-
-/// A thread that flushes once for every message, and once for several that came meanwhile.
-struct Flusher {
-    ask: SyncSender<()>,
-    thread: JoinHandle<std::io::Result<()>>,
-}
-
-impl<'a> Ahead<'a> {
-    fn new(file: &'a File) -> Self {
-        Self { file, unflushed: 0, flusher: None }
-    }
-
-    fn ask(&mut self) -> std::io::Result<()> {
-        let flusher = match self.flusher.take() {
-            Some(flusher) => flusher,
-            None => Flusher::new(self.file)?,
-        };
-        // A message that waits already stands for these bytes too.
-        let _ = flusher.ask.try_send(());
-        self.flusher = Some(flusher);
-        Ok(())
-    }
-
-    /// Flushes all.
-    ///
-    /// An error of the disk is told once, to whoever flushes next: the thread's counts as well.
-    fn finish(self) -> std::io::Result<()> {
-        if let Some(Flusher { ask, thread }) = self.flusher {
-            drop(ask);
-            thread.join().unwrap_or_else(|_| Err(IoError::other("flushing was cut short")))?;
-        }
-        self.file.sync_all()
-    }
-}
-
-impl Flusher {
-    fn new(file: &File) -> std::io::Result<Self> {
-        let file = file.try_clone()?;
-        let (ask, asked) = sync_channel(1);
-        let flush = move || asked.iter().try_for_each(|()| file.sync_data());
-        let thread = std::thread::Builder::new().name("flush".into()).spawn(flush)?;
-        Ok(Self { ask, thread })
-    }
-}
-
-impl Write for Ahead<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
-        self.unflushed += written;
-        if self.unflushed >= STRETCH {
-            self.unflushed = 0;
-            self.ask()?;
-        }
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

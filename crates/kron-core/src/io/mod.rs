@@ -12,12 +12,13 @@ mod atomic;
 mod header;
 mod layout;
 mod manifest;
+mod stream;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-pub use atomic::{Existing, remove_leftovers, write_atomic};
+pub use atomic::{Existing, Flush, remove_leftovers, write_atomic, write_whole};
 pub use header::MAX_HEADER;
 pub use layout::Layout;
 pub use manifest::VERSION;
@@ -73,10 +74,17 @@ impl Adapter {
         Ok(bytes)
     }
 
+    /// That an adapter can be written, in whatever format.
+    ///
+    /// # Errors
+    /// NaN or infinity in a factor.
+    pub fn check_finite(&self) -> Result<()> {
+        let mut layers = self.layers().iter();
+        layers.try_for_each(|l| check_finite(l.module(), l.theta())).map_err(Error::Value)
+    }
+
     fn checked_header(&self) -> Result<Vec<u8>> {
-        for layer in self.layers() {
-            check_finite(layer.module(), layer.theta()).map_err(Error::Value)?;
-        }
+        self.check_finite()?;
         header::encode(self).map_err(Error::Value)
     }
 

@@ -11,11 +11,10 @@ use std::collections::HashMap;
 use kron_core::plan::peft_factorization;
 use kron_core::{Adapter, Inner, KronShape, Layer, Outer, ScaleRule, Scaling};
 
-use super::lokr::{self, Factors, Parts};
-use super::matrix::Matrix;
-use super::stored::{Stored, serialize};
-use super::{Format, Loaded};
-use crate::{Error, Result, Tensors};
+use crate::lokr::{self, Factors, Parts};
+use crate::matrix::Matrix;
+use crate::stored::{Stored, serialize};
+use crate::{Error, Format, Loaded, Remedy, Result, Tensors};
 
 /// What LyCORIS puts before a module's name.
 const PREFIX: &str = "lycoris_";
@@ -24,7 +23,7 @@ const PREFIX: &str = "lycoris_";
 ///
 /// # Errors
 /// A tensor that is no part of a LoKr of a linear layer, and factors that do not fit.
-pub fn read(tensors: &Tensors) -> Result<Loaded> {
+pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
     let names = tensors.names();
     let layers = lokr::group(tensors, &names, |name| {
         let (module, part) = name.rsplit_once('.')?;
@@ -71,16 +70,10 @@ fn scaling(tensors: &Tensors, parts: &Parts, factors: &Factors) -> Result<Scalin
 /// # Errors
 /// LoRA layers, a scale where both factors are full, and splits or ranks that
 /// LyCORIS derives differently from the factors' sizes; all layers are looked at first.
-pub fn write(adapter: &Adapter) -> Result<Vec<u8>> {
+pub(crate) fn write(adapter: &Adapter) -> Result<Vec<u8>> {
     let mut stored = Vec::new();
     for layer in adapter.layers() {
-        check(layer).map_err(|why| {
-            Error::data(format!(
-                "layer {} ({}) has no LyCORIS LoKr form: {why}",
-                layer.module(),
-                layer.shape()
-            ))
-        })?;
+        check(layer)?;
         let module = name(layer.module());
         stored
             .extend(factors(layer).into_iter().map(|(part, m)| (format!("{module}.{part}"), Stored::F32(m))));
@@ -131,18 +124,14 @@ pub fn with_names_of<'a>(adapter: &Adapter, modules: impl Iterator<Item = &'a st
     let layers = adapter.layers().iter().map(|layer| {
         match own.get(layer.module()).filter(|_| is_lycoris(layer.module())).map(Vec::as_slice) {
             None | Some([]) => Ok(layer.clone()),
-            Some([module]) => Layer::new(*module, layer.scaling(), layer.theta().clone())
-                .map_err(|e| Error::data(e.to_string())),
+            Some([module]) => Ok(Layer::new(*module, layer.scaling(), layer.theta().clone())?),
             Some([one, two, ..]) => Err(Error::data(format!(
                 "{} may be {one} or {two}: LyCORIS writes both names so, with an underscore for a dot",
                 layer.module()
             ))),
         }
     });
-    Adapter::new(layers.collect::<Result<_>>()?)
-        .and_then(|a| a.with_target_modules(adapter.target_modules().to_vec()))
-        .and_then(|a| a.with_metadata(adapter.metadata().clone()))
-        .map_err(|e| Error::data(e.to_string()))
+    Ok(adapter.with_layers(layers.collect::<Result<_>>()?)?)
 }
 
 /// A, then B and C or M, by LoKr's names.
@@ -160,37 +149,40 @@ pub(super) fn factors(layer: &Layer) -> Vec<(&'static str, Matrix)> {
     }
 }
 
-fn check(layer: &Layer) -> Result<(), String> {
+fn check(layer: &Layer) -> Result<()> {
     let shape = layer.shape();
+    let refused = |why: &str| {
+        Error::data(format!("layer {} ({shape}) has no LyCORIS LoKr form: {why}", layer.module()))
+    };
     if shape.outer() == Outer::One {
-        return Err("it is a LoRA, which has no outer factor; write it with --to lora".into());
+        return Err(refused("it is a LoRA, which has no outer factor").with(Remedy::Lora));
     }
     match shape.inner() {
         Inner::Full => {
             let s = kron_core::algebra::scale64(layer.scaling());
             if s != 1.0 {
-                return Err(format!("with two full factors LyCORIS takes s = 1, but s is {s}"));
+                return Err(refused(&format!("with two full factors LyCORIS takes s = 1, but s is {s}")));
             }
         }
         Inner::LowRank(r) if 2 * r >= shape.b_out().max(shape.c_in()) => {
-            return Err(format!(
+            return Err(refused(&format!(
                 "LyCORIS makes w2 full where r ≥ max(b_out, c_in)/2, and r is {r} with {} × {}",
                 shape.b_out(),
                 shape.c_in()
-            ));
+            )));
         }
         Inner::LowRank(_) => {}
     }
     let factor = factor(shape);
     let got = [shape.d_out(), shape.d_in()].map(|dim| factorization(dim, factor).0);
     if got != [shape.a_out(), shape.a_in()] {
-        return Err(format!(
+        return Err(refused(&format!(
             "when it loads the file, LyCORIS splits the layer by {} × {}, not {} × {}",
             got[0],
             got[1],
             shape.a_out(),
             shape.a_in()
-        ));
+        )));
     }
     Ok(())
 }

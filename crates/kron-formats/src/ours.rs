@@ -2,8 +2,7 @@
 
 use kron_core::Adapter;
 
-use super::{Format, Loaded};
-use crate::{Error, Result, Tensors};
+use crate::{Error, Format, Loaded, Result, Tensors};
 
 pub(super) fn read(tensors: &Tensors) -> Result<Loaded> {
     let path = tensors.path();

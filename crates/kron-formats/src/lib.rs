@@ -1,30 +1,55 @@
-//! Adapters in the formats of others, as the one type [`Adapter`].
+//! Adapters of PEFT and LyCORIS, and our own file, as the one type [`Adapter`].
 //!
 //! ```text
 //! ours.safetensors ───────────────┐              ┌─ ours.safetensors
-//! PEFT folder: LoRA, rsLoRA, LoKr ┼─ Loaded ─────┼─ PEFT folder: LoKr, LoRA
+//! PEFT folder: LoRA, rsLoRA, LoKr ┼─ read ─────▶ ┼─ PEFT folder: LoKr, LoRA       ◀── write
 //! lycoris.safetensors: LoKr ──────┘   .adapter   └─ lycoris.safetensors: LoKr
 //! ```
 //!
 //! A reader refuses by name what ΔW = s·A ⊗ (B·C) cannot say, a writer what its
-//! format cannot. Whatever is rounded stands in the notes.
+//! format cannot. Factors are copied bit for bit; whatever is rounded stands in
+//! the notes. Nothing is printed, and a file or folder appears whole or not at all.
+//!
+//! ```
+//! use kron_core::Existing;
+//! use kron_formats::{Format, To};
+//!
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/model_llama/lokr");
+//! # let temporary = tempfile::tempdir()?;
+//! # let out = temporary.path().join("lora");
+//! let loaded = kron_formats::read(folder)?; // a PEFT folder
+//! assert_eq!(loaded.format, Format::PeftLokr);
+//! kron_formats::write(&loaded.adapter, To::Lora(Default::default()), &out, Existing::Refuse)?;
+//! assert_eq!(kron_formats::read(&out)?.format, Format::PeftLora);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
 
+mod error;
+pub mod files;
 mod lokr;
 pub mod lycoris;
 mod matrix;
+mod names;
 mod ours;
 pub mod peft;
 mod place;
 mod stored;
+mod tensors;
 
 use std::path::Path;
 
-use kron_core::Adapter;
+use kron_core::{Adapter, Existing};
 use serde::Serialize;
 
-use crate::{Error, Result, Tensors};
-
+pub use error::{Error, Kind, Remedy, Result};
+pub use names::rooted;
 pub use place::{Contents, place};
+pub use tensors::Tensors;
+
+/// Told how much was done since it was told last; its error ends the work, and
+/// what was begun is removed. `&|_| Ok(())` only looks on.
+pub type Watch<'a> = &'a dyn Fn(u64) -> Result<()>;
 
 /// How an adapter lies on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,12 +91,56 @@ pub struct Loaded {
     pub notes: Vec<String>,
 }
 
+/// A format to write, and what is chosen in it.
+#[derive(Clone, Copy, Debug)]
+pub enum To {
+    /// One safetensors file of this project.
+    Kron,
+    /// A PEFT folder, every layer as a LoRA of rank a_in·r or a_out·r.
+    Lora(peft::Form),
+    /// A PEFT folder, LoKr.
+    PeftLokr,
+    /// One safetensors file of LyCORIS, LoKr.
+    Lycoris,
+}
+
+impl To {
+    /// What [`place`] puts on the disk: equal adapters, equal bytes. `watch` is
+    /// told of every layer that a LoRA is made of.
+    ///
+    /// Factors are copied bit for bit. In a LoRA a product A_ij·B_pq is rounded
+    /// once to float32, and nothing else is.
+    ///
+    /// # Errors
+    /// A layer that has no such form: as LoKr a LoRA, and a shape that PEFT or
+    /// LyCORIS would derive differently when it loads the file; as LyCORIS also a
+    /// scale that it cannot say; as LoRA a product beyond float32 or 2²⁹ numbers.
+    /// NaN or infinity in a factor, and the watch's error.
+    pub fn contents(self, adapter: &Adapter, watch: Watch) -> Result<Contents> {
+        adapter.check_finite()?;
+        Ok(match self {
+            To::Kron => Contents::File(adapter.to_bytes()?),
+            To::Lora(form) => peft::write_lora(adapter, form, watch)?,
+            To::PeftLokr => peft::write_lokr(adapter)?,
+            To::Lycoris => Contents::File(lycoris::write(adapter)?),
+        })
+    }
+}
+
+/// Writes an adapter in a format, whole or not at all.
+///
+/// # Errors
+/// As [`To::contents`] and [`place`].
+pub fn write(adapter: &Adapter, to: To, out: impl AsRef<Path>, existing: Existing) -> Result<()> {
+    place(out.as_ref(), &to.contents(adapter, &|_| Ok(()))?, existing, &|_| Ok(()))
+}
+
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
 ///
 /// # Errors
 /// A file that is damaged, of no known format, or says what no layer here can.
-pub fn read(path: &Path) -> Result<Loaded> {
-    let loaded = read_any(path)?;
+pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
+    let loaded = read_any(path.as_ref())?;
     // Factors that are multiplied as they are read may overflow, though each is finite.
     for layer in loaded.adapter.layers() {
         if let Some(v) = layer.theta().as_slice().iter().find(|v| !v.is_finite()) {

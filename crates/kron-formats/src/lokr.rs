@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use kron_core::{Inner, KronShape, Outer, Theta};
 
-use super::matrix::Matrix;
+use crate::matrix::Matrix;
 use crate::{Error, Result, Tensors};
 
 /// The tensors of a layer by what follows the module's name.

@@ -10,11 +10,10 @@ use serde_json::json;
 use super::config::{Config, number, written};
 use super::patterns::patterns;
 use super::{PREFIX, adapter};
-use crate::formats::lokr::{self, Factors};
-use crate::formats::lycoris::factors;
-use crate::formats::stored::{Stored, serialize};
-use crate::formats::{Contents, Format, Loaded};
-use crate::{Error, Result, Tensors};
+use crate::lokr::{self, Factors};
+use crate::lycoris::factors;
+use crate::stored::{Stored, serialize};
+use crate::{Contents, Error, Format, Loaded, Remedy, Result, Tensors};
 
 pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<Loaded> {
     let names = tensors.names();
@@ -57,9 +56,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
 pub fn write(adapter: &Adapter) -> Result<Contents> {
     let layers = adapter.layers();
     for layer in layers {
-        check(layer).map_err(|why| {
-            Error::data(format!("layer {} ({}) has no PEFT LoKr form: {why}", layer.module(), layer.shape()))
-        })?;
+        check(layer)?;
     }
     let factor = decompose_factor(layers)?;
     let values: Vec<(&str, (usize, f64))> = layers.iter().map(|l| (l.module(), rank_and_alpha(l))).collect();
@@ -95,17 +92,25 @@ pub fn write(adapter: &Adapter) -> Result<Contents> {
     Ok(Contents::Folder { config, weights: serialize(&tensors)? })
 }
 
-fn check(layer: &Layer) -> Result<(), String> {
+/// A layer that PEFT's LoKr cannot be, and why.
+fn refused(layer: &Layer, why: &str) -> Error {
+    Error::data(format!("layer {} ({}) has no PEFT LoKr form: {why}", layer.module(), layer.shape()))
+}
+
+fn check(layer: &Layer) -> Result<()> {
     let shape = layer.shape();
     if shape.outer() == Outer::One {
-        return Err("it is a LoRA, which has no outer factor; write it with --to lora".into());
+        return Err(refused(layer, "it is a LoRA, which has no outer factor").with(Remedy::Lora));
     }
     match shape.inner() {
-        Inner::LowRank(r) if 2 * r >= shape.b_out().max(shape.c_in()) => Err(format!(
-            "PEFT makes w2 full where r ≥ max(b_out, c_in)/2, and r is {r} with {} × {}; --to lora is lossless",
-            shape.b_out(),
-            shape.c_in()
-        )),
+        Inner::LowRank(r) if 2 * r >= shape.b_out().max(shape.c_in()) => {
+            let why = format!(
+                "PEFT makes w2 full where r ≥ max(b_out, c_in)/2, and r is {r} with {} × {}",
+                shape.b_out(),
+                shape.c_in()
+            );
+            Err(refused(layer, &why).with(Remedy::LosslessLora))
+        }
         _ => Ok(()),
     }
 }
@@ -148,13 +153,9 @@ fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
     for layer in layers {
         let left: Vec<_> = candidates.iter().copied().filter(|factor| fits(layer, *factor)).collect();
         if left.is_empty() {
-            return Err(Error::data(format!(
-                "layer {} ({}) has no PEFT LoKr form: PEFT splits every layer by one decompose_factor, and none \
-                 splits {}; --to lora is lossless",
-                layer.module(),
-                layer.shape(),
-                if candidates.is_empty() { "this one so" } else { "this and those before it so" }
-            )));
+            let which = if candidates.is_empty() { "this one so" } else { "this and those before it so" };
+            let why = format!("PEFT splits every layer by one decompose_factor, and none splits {which}");
+            return Err(refused(layer, &why).with(Remedy::LosslessLora));
         }
         candidates = left;
     }

@@ -56,7 +56,8 @@ impl Input {
         &self.path
     }
 
-    /// The file's length.
+    /// The file's length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a size, not a collection")]
     pub fn len(&self) -> u64 {
         self.len
     }

@@ -8,14 +8,14 @@ use std::path::Path;
 use kron_core::Existing;
 use kron_core::io::{remove_leftovers, write_atomic};
 
-use super::peft::{CONFIG, WEIGHTS};
-use crate::watch::Watch;
-use crate::{Error, Result};
+use crate::peft::{CONFIG, WEIGHTS};
+use crate::{Error, Remedy, Result, Watch};
 
-/// Bytes between two looks at whether a signal has come.
+/// Bytes between two calls of the watch.
 const PIECE: usize = 1 << 20;
 
-/// What a writer made.
+/// What lies on the disk when it is written.
+#[derive(Clone, Debug)]
 pub enum Contents {
     /// One file.
     File(Vec<u8>),
@@ -28,42 +28,38 @@ pub enum Contents {
     },
 }
 
-/// Puts `contents` under `out`.
+/// Puts `contents` under `out`; `watch` is told of the bytes.
 ///
 /// # Errors
-/// A name that is taken, unless `force`; then a folder is replaced when it
-/// holds an adapter and nothing else, so that no other file is ever lost. A
-/// signal, and what the system refuses; then `out` is as it was.
-pub fn place(out: &Path, contents: &Contents, force: bool) -> Result<()> {
+/// A name that is taken, under [`Existing::Refuse`]. Under [`Existing::Replace`]
+/// a folder is replaced when it holds an adapter and nothing else, so that no
+/// other file is ever lost. The watch's error, and what the system refuses.
+/// After an error `out` is as it was.
+pub fn place(out: &Path, contents: &Contents, existing: Existing, watch: Watch) -> Result<()> {
     let name = out.display();
     let there = out.symlink_metadata().ok();
-    if there.is_some() && !force {
-        return Err(Error::usage(format!("{name} exists; give another name, or --force to replace it")));
+    if there.is_some() && existing == Existing::Refuse {
+        return Err(Error::usage(format!("{name} exists")).with(Remedy::Replace));
     }
-    let watch = Watch::new(contents.len())?;
     match contents {
         Contents::File(bytes) => {
             if there.is_some_and(|meta| meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is a folder, but a file is to be written")));
             }
-            let existing = if force { Existing::Replace } else { Existing::Refuse };
-            let written = write_atomic(out, existing, |to| put(bytes, to, &watch));
-            written.map_err(|e| Error::data(e.to_string()))
+            Ok(write_atomic(out, existing, |to| put(bytes, to, watch))?)
         }
         Contents::Folder { config, weights } => {
             if there.is_some_and(|meta| !meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is no folder, but a PEFT adapter is one")));
             }
-            folder(out, &[(CONFIG, config), (WEIGHTS, weights)], &watch)
+            folder(out, &[(CONFIG, config), (WEIGHTS, weights)], watch)
         }
-    }?;
-    watch.finish();
-    Ok(())
+    }
 }
 
 impl Contents {
     /// Bytes of all files.
-    fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         match self {
             Contents::File(bytes) => bytes.len() as u64,
             Contents::Folder { config, weights } => (config.len() + weights.len()) as u64,
@@ -71,15 +67,15 @@ impl Contents {
     }
 }
 
-fn put(bytes: &[u8], to: &mut dyn Write, watch: &Watch) -> std::io::Result<()> {
+fn put(bytes: &[u8], to: &mut dyn Write, watch: Watch) -> std::io::Result<()> {
     bytes.chunks(PIECE).try_for_each(|piece| {
         to.write_all(piece)?;
-        watch.passed(piece.len() as u64).map_err(std::io::Error::other)
+        watch(piece.len() as u64).map_err(std::io::Error::other)
     })
 }
 
 /// Writes the files into a hidden folder beside `out`, then renames it.
-fn folder(out: &Path, files: &[(&str, &[u8])], watch: &Watch) -> Result<()> {
+fn folder(out: &Path, files: &[(&str, &[u8])], watch: Watch) -> Result<()> {
     let refused = |e: std::io::Error| Error::data(format!("{}: {e}", out.display()));
     check_replaceable(out)?;
     let parent = match out.parent() {
@@ -137,10 +133,8 @@ fn check_replaceable(out: &Path) -> Result<()> {
     for entry in entries {
         let entry = entry.map_err(|e| Error::data(format!("{}: {e}", out.display())))?.file_name();
         if ![CONFIG, WEIGHTS, "README.md"].map(OsStr::new).contains(&entry.as_os_str()) {
-            return Err(Error::usage(format!(
-                "{} holds {entry:?}; --force replaces a folder only when it holds an adapter and nothing else",
-                out.display()
-            )));
+            let refused = Error::usage(format!("{} holds {entry:?}", out.display()));
+            return Err(refused.with(Remedy::OtherName));
         }
     }
     Ok(())

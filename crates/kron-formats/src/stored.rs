@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::matrix::Matrix;
+use crate::matrix::Matrix;
 use crate::{Error, Result};
 
 /// A tensor to write.

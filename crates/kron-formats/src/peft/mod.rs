@@ -13,13 +13,12 @@ use std::path::Path;
 
 use kron_core::{Adapter, Layer};
 
-use super::Loaded;
-use crate::files;
-use crate::{Error, Result, Tensors};
+use crate::{Error, Loaded, Result, Tensors, files};
 use config::Config;
 
-pub use lokr::write as write_lokr;
-pub use lora::{Form, Side, write as write_lora};
+pub(crate) use lokr::write as write_lokr;
+pub(crate) use lora::write as write_lora;
+pub use lora::{Form, Side};
 
 /// The folder's configuration.
 pub const CONFIG: &str = "adapter_config.json";
@@ -35,7 +34,7 @@ const MOST_CONFIG: u64 = 16 << 20;
 /// # Errors
 /// A file that is missing or damaged, another `peft_type`, a field that changes
 /// the layer beyond ΔW, and tensors that the configuration contradicts.
-pub fn read(folder: &Path) -> Result<Loaded> {
+pub(crate) fn read(folder: &Path) -> Result<Loaded> {
     let weights = folder.join(WEIGHTS);
     if !weights.exists() && folder.join("adapter_model.bin").exists() {
         return Err(Error::data(format!(

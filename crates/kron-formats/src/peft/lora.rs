@@ -10,11 +10,10 @@ use super::config::{Config, number, written};
 use super::lokr::shortest;
 use super::patterns::patterns;
 use super::{PREFIX, adapter};
-use crate::formats::lokr::group;
-use crate::formats::matrix::Matrix;
-use crate::formats::stored::{Stored, serialize};
-use crate::formats::{Contents, Format, Loaded};
-use crate::{Error, Result, Tensors, watch};
+use crate::lokr::group;
+use crate::matrix::Matrix;
+use crate::stored::{Stored, serialize};
+use crate::{Contents, Error, Format, Loaded, Result, Tensors, Watch};
 
 const DOWN: &str = "lora_A.weight";
 const UP: &str = "lora_B.weight";
@@ -57,11 +56,11 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
 }
 
 /// On which side of the product A goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Rank a_in·r: up = A ⊗ B, down = I ⊗ C
+    /// Rank a_in·r: up = A ⊗ B, down = I ⊗ C.
     In,
-    /// Rank a_out·r: up = I ⊗ B, down = A ⊗ C
+    /// Rank a_out·r: up = I ⊗ B, down = A ⊗ C.
     Out,
 }
 
@@ -124,14 +123,13 @@ impl Common {
 /// uniform form it is s·A_ij·B_pq / s' where the layer's s is not the common s'.
 ///
 /// # Errors
-/// A product that float32 does not hold.
-pub fn write(adapter: &Adapter, form: Form) -> Result<Contents> {
+/// A product that float32 does not hold, more than 2²⁹ numbers in a layer, and the watch's.
+pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
     let layers = adapter.layers();
     let common = form.uniform.then(|| Common::of(layers, form.side));
     // rsLoRA stays what it is; beside others, or joined to A, its s is written out.
     let rs =
         !form.uniform && layers.iter().all(|l| l.scaling().rule() == ScaleRule::AlphaOverSqrtR && is_lora(l));
-    let bar = watch::items(layers.len(), "layers");
     let mut tensors = Vec::new();
     let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for layer in layers {
@@ -160,9 +158,8 @@ pub fn write(adapter: &Adapter, form: Form) -> Result<Contents> {
             let matrix = Matrix { rows: factor.nrows(), cols: factor.ncols(), data };
             tensors.push((format!("{PREFIX}{module}.{name}"), Stored::F32(matrix)));
         }
-        bar.inc(1);
+        watch(1)?;
     }
-    bar.finish_and_clear();
     let (Some((rank, ranks)), Some((alpha, alphas))) = (patterns(&ranks), patterns(&alphas)) else {
         return Err(Error::data("an adapter has at least one layer"));
     };

@@ -1,0 +1,46 @@
+//! Adapters on the disk, in our format and in those of others.
+
+use std::path::Path;
+
+use candle_core::{Error, Result};
+use kron_core::{Adapter, Existing};
+use kron_formats::To;
+
+use crate::Adapters;
+
+/// Reads an adapter for [`Inject::trained`](crate::Inject::trained): our file, or
+/// a PEFT folder with LoRA, rsLoRA or LoKr.
+///
+/// PEFT names a module by its path in the model after `base_model.model.`; it
+/// has to be the prefix under which the model makes that layer. A LyCORIS file
+/// has underscores for the dots, which [`kron_formats::lycoris::with_names_of`]
+/// undoes. What reading rounds, [`kron_formats::read`] tells.
+///
+/// # Errors
+/// A file or folder that is damaged, of no known format, or says what
+/// ΔW = s·A ⊗ (B·C) cannot.
+pub fn load(path: impl AsRef<Path>) -> Result<Adapter> {
+    Ok(kron_formats::read(path).map_err(Error::wrap)?.adapter)
+}
+
+impl Adapters {
+    /// Writes the adapter file that `docs/FORMAT.md` describes, whole or not at all.
+    ///
+    /// # Errors
+    /// NaN or infinity in a factor, and what the system refuses.
+    pub fn save(&self, path: impl AsRef<Path>, existing: Existing) -> Result<()> {
+        self.to_adapter()?.write(path, existing).map_err(Error::wrap)
+    }
+
+    /// Writes a PEFT folder or a LyCORIS file, whole or not at all: as
+    /// [`To::PeftLokr`] the factors bit for bit, as [`To::Lora`] a LoRA of the
+    /// same ΔW, whose products A·B are rounded once to float32.
+    ///
+    /// # Errors
+    /// A layer that the format cannot say, NaN or infinity in a factor, a name
+    /// that is taken, and what the system refuses. Under [`Existing::Replace`] a
+    /// folder is replaced only when it holds an adapter and nothing else.
+    pub fn save_as(&self, out: impl AsRef<Path>, to: To, existing: Existing) -> Result<()> {
+        kron_formats::write(&self.to_adapter()?, to, out, existing).map_err(Error::wrap)
+    }
+}

@@ -1,0 +1,132 @@
+//! Adapters of PEFT in a candle model, and ours in a PEFT folder.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_nn::VarBuilder;
+use kron_candle::{Existing, Form, Inject, KronLinear, To, load};
+use kron_core::algebra::Delta;
+use kron_core::reference;
+use ndarray::Array2;
+
+/// A base model of two layers, four PEFT adapters of it, and what PEFT computed with each.
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/model_llama")
+}
+
+fn base() -> Result<VarBuilder<'static>> {
+    let tensors = candle_core::safetensors::load(golden().join("base.safetensors"), &Device::Cpu)?;
+    Ok(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))
+}
+
+/// The linear layers of the model, by their paths.
+fn linears() -> Vec<(String, usize, usize)> {
+    let linears = [
+        ("self_attn.q_proj", 48, 48),
+        ("self_attn.k_proj", 48, 24),
+        ("self_attn.v_proj", 48, 24),
+        ("self_attn.o_proj", 48, 48),
+        ("mlp.gate_proj", 48, 96),
+        ("mlp.up_proj", 48, 96),
+        ("mlp.down_proj", 96, 48),
+    ];
+    let of_layer = |i| linears.map(|(name, d_in, d_out)| (format!("model.layers.{i}.{name}"), d_in, d_out));
+    (0..2).flat_map(of_layer).collect()
+}
+
+fn model(inject: &Inject, vb: &VarBuilder) -> Result<Vec<(String, KronLinear)>> {
+    let made = linears().into_iter().map(|(path, d_in, d_out)| {
+        let linear = inject.linear(d_in, d_out, false, vb.pp(&path))?;
+        Ok((path, linear))
+    });
+    made.collect()
+}
+
+fn wide(tensor: &Tensor) -> Result<Array2<f64>> {
+    let rows = tensor.flatten_to(tensor.rank() - 2)?;
+    let numbers = rows.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?;
+    Ok(Array2::from_shape_vec(rows.dims2()?, numbers).expect("numbers of a matrix"))
+}
+
+fn norm(m: &Array2<f64>) -> f64 {
+    m.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// The bound is that of the golden files: twice what the framework itself loses in float32.
+#[test]
+fn peft_folders_compute_what_peft_computed() -> Result<()> {
+    let outputs = candle_core::safetensors::load(golden().join("outputs.safetensors"), &Device::Cpu)?;
+    let vb = base()?;
+    for name in ["lokr", "lokr_mix", "lora", "lora_rs"] {
+        let adapter = load(golden().join(name))?;
+        let inject = Inject::trained(adapter.clone());
+        let made = model(&inject, &vb)?;
+        assert_eq!(inject.finish()?.deltas().len(), adapter.layers().len(), "{name}");
+        let mut adapted = 0;
+        for (path, linear) in made.iter().filter(|(_, linear)| linear.delta().is_some()) {
+            let [x, peft] = ["x", "y"].map(|end| &outputs[&format!("{name}.act.{path}.{end}")]);
+            let layer = adapter.layer(path).expect("the layer of this path");
+            let w = wide(&vb.get((layer.shape().d_out(), layer.shape().d_in()), &format!("{path}.weight"))?)?;
+            let delta = reference::forward(&layer.op(), layer.theta(), wide(x)?.view());
+            let truth = wide(x)?.dot(&w.t()) + &delta;
+            let (ours, peft) = (wide(&linear.forward(x, None)?)? - &truth, wide(peft)? - &truth);
+            assert!(norm(&delta) > 0.01 * norm(&truth), "{name}, {path}: the adapter does nothing");
+            let bound = 2.0 * norm(&peft).max(f64::from(f32::EPSILON) * norm(&truth));
+            assert!(norm(&ours) <= bound, "{name}, {path}: {:e} of {bound:e}", norm(&ours));
+            adapted += 1;
+        }
+        assert_eq!(adapted, adapter.layers().len(), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
+    let (vb, folder) = (base()?, tempfile::tempdir()?);
+    let inject = Inject::trained(load(golden().join("lokr"))?);
+    model(&inject, &vb)?;
+    let adapters = inject.finish()?;
+    // What training would have made of the factors.
+    for delta in adapters.deltas() {
+        delta.theta().set(&(delta.theta().as_tensor() * 1.1)?)?;
+    }
+    let out = folder.path().join("lokr");
+    adapters.save_as(&out, To::PeftLokr, Existing::Refuse)?;
+    let (saved, read) = (adapters.to_adapter()?, load(&out)?);
+    assert_eq!(saved.layers().len(), read.layers().len());
+    for layer in saved.layers() {
+        assert_eq!(read.layer(layer.module()).map(|l| l.theta()), Some(layer.theta()), "{}", layer.module());
+    }
+    assert_eq!((read.metadata(), read.metadata().is_empty()), (saved.metadata(), false));
+
+    // As a LoRA it is the same change, and another adapter.
+    let taken = adapters.save_as(&out, To::Lora(Form::default()), Existing::Refuse);
+    assert!(taken.expect_err("the folder is there").to_string().contains("exists"));
+    adapters.save_as(&out, To::Lora(Form::default()), Existing::Replace)?;
+    let inject = Inject::trained(load(&out)?);
+    model(&inject, &vb)?;
+    let lora_deltas = inject.finish()?;
+    assert_ne!(lora_deltas.params(), adapters.params());
+    let lora = lora_deltas.to_adapter()?;
+    for layer in saved.layers() {
+        let other = lora.layer(layer.module()).expect("a LoRA for each layer");
+        let distance = Delta::new(layer).relative_distance(&Delta::new(other));
+        assert!(distance.map_err(Error::wrap)? < f64::from(f32::EPSILON), "{}", layer.module());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_folder_for_another_model_is_refused_by_name() -> Result<()> {
+    let inject = Inject::trained(load(golden().join("lokr"))?);
+    // The same layers, made under other paths.
+    for (path, d_in, d_out) in linears().into_iter().filter(|(path, ..)| !path.contains("layers.1.mlp")) {
+        inject.linear(d_in, d_out, false, base()?.pp(&path))?;
+    }
+    let refused = inject.finish().expect_err("two modules are missing").to_string();
+    assert!(refused.contains("no linear layer model.layers.1.mlp"), "{refused}");
+
+    let nowhere = load(golden().join("nowhere")).expect_err("no folder").to_string();
+    assert!(nowhere.contains("nowhere"), "{nowhere}");
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! How a [`Plan`] is made: each pass's launches, grids and cuts.
+
+use std::fmt;
+
+use arrayvec::{ArrayString, ArrayVec};
+
+use crate::plan::{Parts, Plan, Step};
+use crate::tiles::{self, FAST_RANKS, FEW_ROWS, ROWS, SHARED_LIMIT, few, general_cols, general_shared};
+use crate::{Dtype, Error, Pass, Problem, Result};
+
+/// Columns below which a slice of c_in is not cut further.
+const MIN_SLICE: usize = 128;
+/// Largest number of parts of a sum over tokens.
+const MAX_CHUNKS: usize = 128;
+const MAX_GRID: u128 = i32::MAX as u128;
+
+/// A plan in the making.
+pub(crate) struct Draft<'a> {
+    problem: &'a Problem,
+    blocks: usize,
+    plan: Plan,
+}
+
+impl<'a> Draft<'a> {
+    /// Nothing yet; splits aim at `blocks`.
+    pub(crate) fn new(problem: &'a Problem, blocks: usize) -> Self {
+        let none = Parts::default();
+        let plan = Plan {
+            steps: ArrayVec::new(),
+            t: Parts { offset: 0, count: 1 },
+            t_slice: problem.factors.c_in(),
+            v: none,
+            dt: none,
+            da: none,
+            db: none,
+            dc: none,
+            i_groups: 1,
+            i_group: problem.factors.a_out(),
+            workspace: 0,
+            floor_bytes: 0,
+            bytes: 0,
+        };
+        Self { problem, blocks, plan }
+    }
+
+    /// The whole plan.
+    pub(crate) fn plan(mut self) -> Result<Plan> {
+        if self.problem.rows > 0 {
+            match self.problem.pass {
+                Pass::Forward => self.forward()?,
+                Pass::Backward { dx } => self.backward(dx)?,
+                Pass::Merge => self.merge()?,
+            }
+        }
+        Ok(self.finish())
+    }
+
+    /// Whether the tensor-core kernels can run: 16-byte rows of whole fragments, a listed rank.
+    fn fast(&self) -> bool {
+        let (p, f) = (self.problem, &self.problem.factors);
+        p.dtype != Dtype::F32
+            && p.aligned
+            && f.low_rank()
+            && FAST_RANKS.contains(&f.rank())
+            && f.c_in().is_multiple_of(8)
+            && f.b_out().is_multiple_of(8)
+            && f.a_len().is_multiple_of(4)
+    }
+
+    fn forward(&mut self) -> Result<()> {
+        let (p, f, fast) = (self.problem, self.problem.factors, self.fast());
+        let (r, n) = (f.rank(), p.rows);
+        let tiles = (n * f.a_in()).div_ceil(ROWS);
+        let wanted = self.blocks.div_ceil(tiles).clamp(1, f.c_in().div_ceil(MIN_SLICE));
+        let slice = f.c_in().div_ceil(wanted).next_multiple_of(tiles::down::COLS);
+        let splits = f.c_in().div_ceil(slice);
+        self.plan.t_slice = slice;
+        self.plan.t.count = splits;
+        if splits > 1 {
+            self.plan.t = self.parts(splits, n * f.t_row());
+        }
+        let grid = [tiles, splits];
+        if fast {
+            self.step("down", Tile::Fast(r), &grid, tiles::down::THREADS, tiles::down::shared(r), 1)?;
+            let columns = tiles::up::WARP_COLS * tiles::up::WARPS;
+            let warps = f.b_out().div_ceil(tiles::up::WARP_COLS).min(tiles::up::WARPS);
+            let cols = f.a_out() * f.b_out().div_ceil(columns);
+            let shared = tiles::up::shared(r);
+            self.step("up", Tile::Fast(r), &[n.div_ceil(ROWS)], 32 * warps as u32, shared, cols)
+        } else {
+            self.general("down", general_cols(r), &grid, r.div_ceil(general_cols(r)))?;
+            self.general("up", 64, &[n.div_ceil(ROWS)], f.a_out() * f.b_out().div_ceil(64))
+        }
+    }
+
+    fn backward(&mut self, dx: bool) -> Result<()> {
+        if self.fast() && self.fast_backward(dx)? {
+            return Ok(());
+        }
+        if self.problem.rows <= FEW_ROWS {
+            return self.few_backward(dx);
+        }
+        let (f, n) = (self.problem.factors, self.problem.rows);
+        let (r, cols) = (f.rank(), general_cols(f.rank()));
+        let q_tiles = r.div_ceil(cols);
+        // Sums over a chunk count their terms in 32 bits.
+        let longest = (i32::MAX as usize / f.a_out().max(f.a_in()).max(r)).max(1);
+        let chunk = n.div_ceil(32).next_multiple_of(ROWS).min(n).min(longest);
+        let chunks = n.div_ceil(chunk);
+        self.plan.v = self.parts(1, n * f.a_out() * r);
+        self.plan.dt = self.parts(1, n * f.t_row());
+        if f.a_len() > 0 {
+            self.plan.da = self.parts(chunks, f.a_len());
+        }
+        if f.b_len() > 0 {
+            self.plan.db = self.parts(chunks, f.b_len());
+        }
+        self.plan.dc = self.parts(chunks, f.c_len());
+        self.general("v", cols, &[(n * f.a_out()).div_ceil(ROWS)], q_tiles)?;
+        self.step("dt", Tile::None, &[(n * f.t_row()).div_ceil(256)], tiles::GENERAL_THREADS, 0, 1)?;
+        let whole = self.plan.steps.len();
+        if f.a_len() > 0 {
+            let tiles = f.a_out().div_ceil(ROWS);
+            let shared = general_shared(16);
+            let cols = f.a_in().div_ceil(16);
+            self.step("da", Tile::None, &[chunks, tiles], tiles::GENERAL_THREADS, shared, cols)?;
+        }
+        if f.b_len() > 0 {
+            self.general("db", cols, &[chunks, f.b_out().div_ceil(ROWS)], q_tiles)?;
+        }
+        self.general("dc", cols, &[chunks, f.c_in().div_ceil(ROWS)], q_tiles)?;
+        for step in &mut self.plan.steps[whole..] {
+            (step.row_chunks, step.chunk_rows) = (chunks as u32, chunk as u64);
+        }
+        if dx {
+            self.general("dx", 64, &[(n * f.a_in()).div_ceil(ROWS)], f.c_in().div_ceil(64))?;
+        }
+        self.reduce()
+    }
+
+    /// `dy` and `dx` on the general tile: what each part is made of follows from the number of parts.
+    fn few_backward(&mut self, dx: bool) -> Result<()> {
+        let (f, n) = (self.problem.factors, self.problem.rows);
+        let q_tiles = f.rank().div_ceil(few::COLS);
+        // Parts of dT: some rows of A each, then some columns of B; a full inner factor's are those of q.
+        let most = few::parts_of_dt(f.d_out(), n * f.t_row()).clamp(1, (self.blocks / q_tiles).max(1));
+        let groups = even(f.a_out(), most);
+        let slices = match f.b_len() {
+            0 => 1,
+            _ => even(f.b_out(), (most / groups).min(f.b_out().div_ceil(few::DEPTH))),
+        };
+        (self.plan.i_groups, self.plan.i_group) = (groups, f.a_out().div_ceil(groups));
+        self.plan.dt = self.parts(groups * slices, n * f.t_row());
+        if f.a_len() > 0 {
+            self.plan.da = self.parts(slices * q_tiles, f.a_len());
+        }
+        let mut blocks = groups * slices;
+        if f.b_len() > 0 {
+            // Parts of dB: enough to fill the chip, but a whole step each.
+            let tiles = f.b_out().div_ceil(ROWS);
+            let most = (n * f.a_out()).div_ceil(few::DEPTH).min((self.blocks / (tiles * q_tiles)).max(1));
+            self.plan.db = self.parts(even(f.a_out(), most), f.b_len());
+            blocks += tiles * self.plan.db.count;
+        }
+        let tile = Tile::General(few::COLS);
+        self.step("dy", tile, &[blocks], tiles::GENERAL_THREADS, few::dy_shared(), q_tiles)?;
+        let tiles_of_m = if dx { (n * f.a_in()).div_ceil(ROWS) } else { 0 };
+        let blocks = f.rank().div_ceil(ROWS) + tiles_of_m;
+        self.general("dx", few::COLS, &[blocks], f.c_in().div_ceil(few::COLS))
+    }
+
+    /// `dy`, `dx` and, beyond few rows, `reduce`; false when T's row or A is too
+    /// large for a block's shared memory.
+    fn fast_backward(&mut self, dx: bool) -> Result<bool> {
+        let (f, n) = (self.problem.factors, self.problem.rows);
+        let r = f.rank();
+        // Over dY: chunks of tokens first, for their parts are small; then groups of i.
+        let (tiles, cols) = (n.div_ceil(tiles::dy::rows(r)), f.b_out().div_ceil(tiles::dy::COLS));
+        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols).min(MAX_CHUNKS));
+        let chunks = tiles.div_ceil(per_chunk);
+        let group = f.a_out().div_ceil(self.blocks.div_ceil(cols * chunks).min(f.a_out()));
+        let groups = f.a_out().div_ceil(group);
+        let shared = tiles::dy::shared(r, f.a_in(), group);
+        if shared > SHARED_LIMIT {
+            return Ok(false);
+        }
+        (self.plan.i_groups, self.plan.i_group) = (groups, group);
+        self.plan.dt = self.parts(groups * cols, n * f.t_row());
+        if f.a_len() > 0 {
+            self.plan.da = self.parts(chunks * cols, f.a_len());
+        }
+        self.plan.db = self.parts(chunks * groups, f.b_len());
+        self.step("dy", Tile::Fast(r), &[groups, chunks], tiles::dy::THREADS, shared, cols)?;
+        self.chunks(chunks, per_chunk * tiles::dy::rows(r));
+        // Over X: rows m = (token, j).
+        let (tiles, cols) = ((n * f.a_in()).div_ceil(ROWS), f.c_in().div_ceil(tiles::dx::COLS));
+        let (threads, shared) = (tiles::dx::THREADS, tiles::dx::shared(r));
+        if n <= FEW_ROWS {
+            // One block of a column tile has dC, the others a tile of dX each.
+            let blocks = 1 + if dx { tiles } else { 0 };
+            self.step("dx", Tile::Fast(r), &[blocks], threads, shared, cols)?;
+            self.chunks(blocks, ROWS);
+            return Ok(true);
+        }
+        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols).min(MAX_CHUNKS));
+        let chunks = tiles.div_ceil(per_chunk);
+        self.plan.dc = self.parts(chunks, f.c_len());
+        self.step("dx", Tile::Fast(r), &[chunks], threads, shared, cols)?;
+        self.chunks(chunks, per_chunk * ROWS);
+        self.reduce()?;
+        Ok(true)
+    }
+
+    fn reduce(&mut self) -> Result<()> {
+        let blocks = self.problem.factors.params().div_ceil(256);
+        self.step("reduce", Tile::None, &[blocks], tiles::GENERAL_THREADS, 0, 1)
+    }
+
+    fn merge(&mut self) -> Result<()> {
+        let f = self.problem.factors;
+        let (threads, shared) = (tiles::GENERAL_THREADS, tiles::merge_shared());
+        let tiles = [f.b_out().div_ceil(ROWS)];
+        self.step("merge", Tile::General(64), &tiles, threads, shared, f.c_in().div_ceil(64))
+    }
+
+    /// Scratch for `count` parts of `len` numbers, on a 256-byte boundary.
+    fn parts(&mut self, count: usize, len: usize) -> Parts {
+        let offset = self.plan.workspace;
+        self.plan.workspace += (count * len).next_multiple_of(64);
+        Parts { offset, count }
+    }
+
+    fn chunks(&mut self, chunks: usize, rows: usize) {
+        if let Some(step) = self.plan.steps.last_mut() {
+            (step.row_chunks, step.chunk_rows) = (chunks as u32, rows as u64);
+        }
+    }
+
+    fn general(&mut self, pass: &str, width: usize, grid: &[usize], cols: usize) -> Result<()> {
+        let (threads, shared) = (tiles::GENERAL_THREADS, general_shared(width));
+        self.step(pass, Tile::General(width), grid, threads, shared, cols)
+    }
+
+    fn step(
+        &mut self,
+        pass: &str,
+        tile: Tile,
+        grid: &[usize],
+        block: u32,
+        shared: usize,
+        cols: usize,
+    ) -> Result<()> {
+        let blocks = grid.iter().fold(cols as u128, |a, &b| a.saturating_mul(b as u128));
+        if blocks > MAX_GRID {
+            return Err(Error::Problem(format!(
+                "{pass} over {} rows of {:?} needs {blocks} blocks, but a grid has at most {MAX_GRID}",
+                self.problem.rows, self.problem.factors
+            )));
+        }
+        let dtype = self.problem.dtype.name();
+        let mut kernel = ArrayString::new();
+        let written = match tile {
+            Tile::General(width) => fmt::write(&mut kernel, format_args!("kron_{pass}_{dtype}_t{width}")),
+            Tile::Fast(rank) => fmt::write(&mut kernel, format_args!("kron_{pass}_{dtype}_r{rank}")),
+            Tile::None => fmt::write(&mut kernel, format_args!("kron_{pass}")),
+        };
+        debug_assert!(written.is_ok(), "the longest name, kron_reduce_bf16_r128, fits");
+        self.plan.steps.push(Step {
+            kernel,
+            grid: blocks as u32,
+            block,
+            shared: shared as u32,
+            col_tiles: cols as u32,
+            row_chunks: 1,
+            chunk_rows: self.problem.rows as u64,
+        });
+        Ok(())
+    }
+
+    fn finish(mut self) -> Plan {
+        let (p, f) = (self.problem, &self.problem.factors);
+        let (n, e, params) = (p.rows as u128, p.dtype.size() as u128, f.params() as u128);
+        let (d_in, d_out, t_row) = (f.d_in() as u128, f.d_out() as u128, f.t_row() as u128);
+        let writes = 1 + u128::from(p.accumulate); // of Y, dX or W
+        self.plan.floor_bytes = match (n, p.pass) {
+            (0, _) => 0,
+            (_, Pass::Forward) => n * (e * (d_in + writes * d_out) + 4 * t_row) + 4 * params,
+            (_, Pass::Backward { dx }) => {
+                let dx = if dx { writes * d_in } else { 0 };
+                n * (e * (d_out + d_in + dx) + 4 * t_row) + 3 * 4 * params
+            }
+            (_, Pass::Merge) => n * e * writes * d_in + 4 * params,
+        };
+        self.plan.bytes = self.plan.floor_bytes + 2 * 4 * self.plan.workspace as u128;
+        self.plan
+    }
+}
+
+/// How many of at most `parts` equal ranges of `total` have something in them.
+fn even(total: usize, parts: usize) -> usize {
+    total.div_ceil(total.div_ceil(parts))
+}
+
+enum Tile {
+    General(usize),
+    Fast(usize),
+    None,
+}

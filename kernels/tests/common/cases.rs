@@ -1,0 +1,50 @@
+//! The suite's cases: every kernel, and every kind of problem that there is.
+
+use super::Case;
+
+const fn case(
+    why: &'static str,
+    sizes: [usize; 5],
+    rows: usize,
+    pad: usize,
+    dropout: u32,
+    accumulate: bool,
+) -> Case {
+    Case { why, sizes, rows, pad, dropout, accumulate }
+}
+
+/// The suite. Sizes differ pairwise, so that a swapped index shows.
+pub const CASES: [Case; 32] = [
+    case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
+    case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
+    case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
+    case("full inner factor", [3, 2, 21, 26, 0], 19, 0, 13107, true),
+    case("a rank above one tile, dropout, replaced", [2, 3, 70, 67, 72], 70, 1, 20000, false),
+    case("no tokens", [2, 4, 24, 40, 8], 0, 0, 0, true),
+    case("K slices that end ragged", [1, 1, 33, 700, 9], 66, 0, 0, false),
+    case("rank 4 on tensor cores", [4, 3, 40, 72, 4], 37, 0, 0, true),
+    case("rank 8, the paper's shape in small", [16, 2, 64, 128, 8], 70, 0, 0, true),
+    case("rank 8, replaced, dropout", [4, 2, 168, 328, 8], 129, 8, 6554, false),
+    case("rank 16", [2, 6, 48, 200, 16], 65, 0, 0, true),
+    case("rank 16 LoRA, dropout", [0, 1, 264, 520, 16], 33, 0, 32768, true),
+    case("rank 32", [4, 1, 72, 104, 32], 67, 0, 0, false),
+    case("rank 64", [2, 2, 136, 192, 64], 40, 0, 9000, true),
+    case("rank 128", [4, 2, 40, 80, 128], 34, 0, 0, true),
+    case("rank 128 LoRA", [0, 1, 152, 136, 128], 35, 0, 0, false),
+    case("misaligned rows of a fast shape", [2, 4, 64, 72, 8], 31, 1, 0, true),
+    case("θ's B and C off 16 bytes", [3, 3, 40, 64, 8], 18, 0, 0, true),
+    case("one token on tensor cores", [2, 4, 320, 648, 8], 1, 0, 0, true),
+    case("several chunks and groups of i", [8, 2, 264, 136, 8], 300, 0, 4000, true),
+    case("rank 4, more than few rows", [2, 4, 72, 136, 4], 67, 8, 5000, true),
+    case("rank 64, more than few rows", [4, 1, 40, 264, 64], 131, 0, 0, true),
+    case("rank 128, more than few rows, replaced", [3, 4, 72, 56, 128], 97, 0, 700, false),
+    case("few rows, many blocks of each", [8, 6, 144, 80, 16], 61, 0, 1000, true),
+    case("few rows, replaced", [2, 8, 40, 144, 32], 64, 0, 0, false),
+    case("few rows, rank 256, odd", [2, 3, 37, 41, 256], 11, 0, 9000, true),
+    case("few rows, rank 3, more of A's rows than a tile holds", [70, 3, 9, 13, 3], 5, 1, 0, false),
+    case("few rows, rank 1 LoRA, all 64 of them", [0, 1, 197, 45, 1], 64, 3, 700, true),
+    case("few rows, several parts of each sum", [5, 4, 131, 39, 33], 62, 1, 0, true),
+    case("one token, a full inner factor", [3, 4, 75, 34, 0], 1, 0, 0, true),
+    case("a full inner factor, more than few rows", [3, 2, 21, 26, 0], 71, 0, 13107, true),
+    case("LoRA, odd, more than few rows", [0, 1, 37, 53, 5], 130, 3, 0, false),
+];
