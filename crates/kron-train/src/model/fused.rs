@@ -313,7 +313,9 @@ mod tests {
     fn half_precision_loses_its_roundings_alone() -> Result<()> {
         let (x, w, b) = (var(&[2, 3, 4, 4], 6), var(&[4], 7), var(&[4], 8));
         let seen = Seen::new(&[3, 4], true);
-        let ways: [&dyn Fn(&dyn Fn(&Var) -> Result<Tensor>) -> Result<Tensor>; 3] =
+        type Of<'a> = &'a dyn Fn(&Var) -> Result<Tensor>;
+        type Way<'a> = &'a dyn Fn(Of) -> Result<Tensor>;
+        let ways: [Way; 3] =
             [&|of| gelu(&of(&x)?), &|of| layer_norm(&of(&x)?, &of(&w)?, &of(&b)?, 1e-5), &|of| {
                 softmax(&of(&x)?, 0.7, &seen)
             }];
