@@ -213,11 +213,12 @@ mod tests {
     #[test]
     fn every_length_arrives_whole_however_it_is_cut() {
         let folder = tempfile::tempdir().expect("a folder");
-        for (i, len) in [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE, 5 * PIECE + 77].into_iter().enumerate()
-        {
+        let lens = [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE, 5 * PIECE + 77];
+        for (i, len) in lens.into_iter().chain(lens).enumerate() {
+            let flush = if i < lens.len() { Flush::Now } else { Flush::Later };
             let path = folder.path().join(i.to_string());
             let file = File::create_new(&path).expect("a file");
-            let mut stream = Stream::new(&file, &path);
+            let mut stream = Stream::new(&file, &path, flush);
             let bytes = numbers(len);
             for part in bytes.chunks(1 << 20 | 7) {
                 stream.write_all(part).expect("room");
