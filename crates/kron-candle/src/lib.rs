@@ -15,16 +15,19 @@
 //! T = X·Cᵀ are kept for backward. Dropout is an argument of a call: no layer
 //! is in a mode.
 //!
-//! Everything runs on candle's CPU device; tensors of another device are
-//! refused.
-#![forbid(unsafe_code)]
+//! Everything runs on candle's CPU device and, with the feature `cuda`, on its
+//! CUDA devices; a tensor on another device than x is refused.
+#![deny(unsafe_code)]
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod delta;
 mod files;
 mod gradients;
 mod host;
 mod inject;
 mod linear;
+mod memory;
 mod op;
 mod optim;
 

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Module, Result, Tensor, bail};
+use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::Linear;
 use kron_core::DropoutKey;
 
 use crate::Delta;
-use crate::host::{self, numbers};
-use crate::op::{Added, Call, Fused, on_host, tensor};
+use crate::op::{self, Added, Call, Fused};
 
 /// What the adapter is added to.
 #[derive(Clone)]
@@ -98,7 +97,7 @@ impl KronLinear {
     /// A plain layer of weight W + ΔW, in W's dtype, rounded once.
     ///
     /// # Errors
-    /// A base that is not a matrix, or one on another device than the CPU.
+    /// A base that is not a matrix, or one on a device where no adapter runs.
     pub fn merge(&self) -> Result<Linear> {
         let (Base::Matrix(linear), Some(delta)) = (&self.base, &self.delta) else {
             return match &self.base {
@@ -106,16 +105,8 @@ impl KronLinear {
                 Base::Module(_) => bail!("a base that is no matrix has no weight to merge into"),
             };
         };
-        let weight = linear.weight().contiguous()?;
-        let mut merged = on_host(&weight, |w| {
-            Ok(match weight.dtype() {
-                DType::F16 => CpuStorage::F16(numbers(w)?.to_vec()),
-                DType::BF16 => CpuStorage::BF16(numbers(w)?.to_vec()),
-                _ => CpuStorage::F32(numbers(w)?.to_vec()),
-            })
-        })?;
-        on_host(delta.theta(), |theta| host::merge(delta.op(), numbers(theta)?, &mut merged))?;
-        Ok(Linear::new(tensor(merged, weight.shape()), linear.bias().cloned()))
+        let merged = op::merge(delta.op(), delta.theta(), linear.weight())?;
+        Ok(Linear::new(merged, linear.bias().cloned()))
     }
 }
 

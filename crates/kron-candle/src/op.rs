@@ -1,19 +1,22 @@
 //! The custom ops that candle's autograd sees: one whole adapted layer, or an
-//! adapter added to an output that someone else computed.
+//! adapter added to an output that someone else computed. Each is written once
+//! for every kind of [`Memory`].
 
 use std::sync::OnceLock;
 
-use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::backend::BackendDevice;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use kron_core::{DropoutKey, KronOp};
 
-use crate::host::{self, Operand};
+use crate::memory::{self, Backward, Forward, Memory, Operand, on, tensor, with_memory, with_number};
 
 /// One call of an adapter, with what its backward needs besides x and θ.
 pub(crate) struct Call {
     op: KronOp,
     key: Option<DropoutKey>,
-    t: OnceLock<Vec<f32>>,
+    t: OnceLock<Tensor>,
 }
 
 impl Call {
@@ -22,29 +25,37 @@ impl Call {
     }
 
     /// Adds the adapter's output to `y` and keeps T.
-    fn forward(&self, x: Operand, theta: Operand, y: &mut CpuStorage) -> Result<()> {
-        let t = host::forward(&self.op, x, theta, y, self.key)?;
-        match self.t.set(t) {
+    fn forward<M: Memory>(&self, operands: Forward<M>, y: &mut M, rows: usize) -> Result<()> {
+        let t = with_number!("activations are", y.dtype(), E => {
+            M::forward::<E>(&self.op, operands, y, self.key)
+        })?;
+        match self.t.set(tensor(t, self.op.t_len(rows))) {
             Ok(()) => Ok(()),
             Err(_) => bail!("a call of an adapter ran twice, but it is made for one forward pass"),
         }
     }
 
     /// dθ; dX is added to `dx`.
-    fn backward(
+    fn backward<M: Memory>(
         &self,
         x: &Tensor,
         theta: &Tensor,
-        dy: &Tensor,
-        dx: Option<&mut CpuStorage>,
+        dy: Operand<M>,
+        dx: Option<&mut M>,
     ) -> Result<Tensor> {
         let Some(t) = self.t.get() else { bail!("backward of an adapter's call that has not run forward") };
-        let grad = on_host(x, |x| {
-            on_host(theta, |theta| {
-                on_host(dy, |dy| host::backward(&self.op, [x, theta, dy], t, dx, self.key))
+        let place = dy.0.device().location();
+        let dtheta = on(place, x, |x| {
+            on(place, theta, |theta| {
+                on(place, t, |t| {
+                    let operands = Backward { theta, x, t, dy };
+                    with_number!("a gradient is", dy.0.dtype(), E => {
+                        M::backward::<E>(&self.op, operands, dx, self.key)
+                    })
+                })
             })
         })?;
-        Tensor::from_vec(grad, theta.shape(), theta.device())
+        Ok(tensor(dtheta, theta.shape()))
     }
 
     /// n of x, whose last dimension is d_in, and the output's shape.
@@ -69,6 +80,40 @@ pub(crate) struct Fused {
     pub bias: Option<Tensor>,
 }
 
+impl Fused {
+    fn forward<M: Memory>(&self, x: Operand<M>, theta: Operand<M>) -> Result<(M, Shape)> {
+        let (rows, shape) = self.call.sizes(x.1)?;
+        let place = x.0.device().location();
+        let mut y = on(place, &self.weight.t()?, |w| M::product(x, w, rows))?;
+        if let Some(bias) = &self.bias {
+            on(
+                place,
+                bias,
+                |bias| with_number!("activations are", y.dtype(), E => M::add_bias::<E>(&mut y, bias)),
+            )?;
+        }
+        self.call.forward(Forward { theta, x }, &mut y, rows)?;
+        Ok((y, shape))
+    }
+
+    /// dx, where it is wanted, and dθ.
+    fn backward<M: Memory>(
+        &self,
+        x: &Tensor,
+        theta: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let place = dy.device().location();
+        let rows = dy.elem_count() / self.call.op.shape.d_out();
+        on(place, dy, |dy| {
+            let base = || on(place, &self.weight, |w| M::product(dy, w, rows));
+            let mut dx = x.track_op().then(base).transpose()?;
+            let dtheta = self.call.backward(x, theta, dy, dx.as_mut())?;
+            Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
+        })
+    }
+}
+
 impl CustomOp2 for Fused {
     fn name(&self) -> &'static str {
         "kron-linear"
@@ -81,14 +126,18 @@ impl CustomOp2 for Fused {
         theta: &CpuStorage,
         theta_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (rows, shape) = self.call.sizes(x_layout)?;
-        let x = (x, x_layout);
-        let mut y = on_host(&self.weight.t()?, |w| host::product(x, w, rows))?;
-        if let Some(bias) = &self.bias {
-            on_host(bias, |bias| host::add_bias(&mut y, bias))?;
-        }
-        self.call.forward(x, (theta, theta_layout), &mut y)?;
-        Ok((y, shape))
+        self.forward((x, x_layout), (theta, theta_layout))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        theta: &CudaStorage,
+        theta_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward((x, x_layout), (theta, theta_layout))
     }
 
     fn bwd(
@@ -98,17 +147,40 @@ impl CustomOp2 for Fused {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let rows = dy.elem_count() / self.call.op.shape.d_out();
-        let base = || on_host(&dy, |dy| on_host(&self.weight, |w| host::product(dy, w, rows)));
-        let mut dx = x.track_op().then(base).transpose()?;
-        let dtheta = self.call.backward(x, theta, &dy, dx.as_mut())?;
-        Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
+        with_memory!(dy.device(), M => self.backward::<M>(x, theta, &dy.contiguous()?))
     }
 }
 
 /// y + s·x·(A ⊗ (B·C))ᵀ as an op on (y, x, θ), for a base that is no matrix.
 pub(crate) struct Added(pub Call);
+
+impl Added {
+    fn forward<M: Memory>(&self, y: Operand<M>, x: Operand<M>, theta: Operand<M>) -> Result<(M, Shape)> {
+        let (rows, shape) = self.0.sizes(x.1)?;
+        if *y.1.shape() != shape {
+            bail!("the base's output is {:?}, but the adapter's is {shape:?}", y.1.shape());
+        }
+        // candle gives an op its inputs to read only, so the sum is a new tensor.
+        let mut sum = memory::copy(y)?;
+        self.0.forward(Forward { theta, x }, &mut sum, rows)?;
+        Ok((sum, shape))
+    }
+
+    /// dx, where it is wanted, and dθ.
+    fn backward<M: Memory>(
+        &self,
+        x: &Tensor,
+        theta: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        on(dy.device().location(), dy, |dy: Operand<M>| {
+            let zeros = || memory::zeros(dy.0, x.shape(), dy.0.dtype());
+            let mut dx = x.track_op().then(zeros).transpose()?;
+            let dtheta = self.0.backward(x, theta, dy, dx.as_mut())?;
+            Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
+        })
+    }
+}
 
 impl CustomOp3 for Added {
     fn name(&self) -> &'static str {
@@ -124,19 +196,20 @@ impl CustomOp3 for Added {
         theta: &CpuStorage,
         theta_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, shape) = self.0.sizes(x_layout)?;
-        if *y_layout.shape() != shape {
-            bail!("the base's output is {:?}, but the adapter's is {shape:?}", y_layout.shape());
-        }
-        // candle gives an op its inputs to read only, so the sum is a new tensor.
-        let mut sum = match y {
-            CpuStorage::F32(_) => CpuStorage::F32(host::numbers((y, y_layout))?.to_vec()),
-            CpuStorage::F16(_) => CpuStorage::F16(host::numbers((y, y_layout))?.to_vec()),
-            CpuStorage::BF16(_) => CpuStorage::BF16(host::numbers((y, y_layout))?.to_vec()),
-            _ => bail!("a base's output is f32, f16 or bf16"),
-        };
-        self.0.forward((x, x_layout), (theta, theta_layout), &mut sum)?;
-        Ok((sum, shape))
+        self.forward((y, y_layout), (x, x_layout), (theta, theta_layout))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        theta: &CudaStorage,
+        theta_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward((y, y_layout), (x, x_layout), (theta, theta_layout))
     }
 
     fn bwd(
@@ -148,29 +221,22 @@ impl CustomOp3 for Added {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        let zeros = match (x.track_op(), dy.dtype()) {
-            (false, _) => None,
-            (true, DType::F32) => Some(CpuStorage::F32(vec![0.0; x.elem_count()])),
-            (true, DType::F16) => Some(CpuStorage::F16(vec![half::f16::ZERO; x.elem_count()])),
-            (true, DType::BF16) => Some(CpuStorage::BF16(vec![half::bf16::ZERO; x.elem_count()])),
-            (true, other) => bail!("a gradient is {other:?}, but an adapter takes f32, f16 or bf16"),
-        };
-        let mut dx = zeros;
-        let dtheta = self.0.backward(x, theta, &dy, dx.as_mut())?;
-        Ok((y.track_op().then(|| dy.clone()), dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
+        let (dx, dtheta) = with_memory!(dy.device(), M => self.backward::<M>(x, theta, &dy))?;
+        Ok((y.track_op().then_some(dy), dx, dtheta))
     }
 }
 
-/// Calls `f` with a tensor's storage.
-pub(crate) fn on_host<T>(tensor: &Tensor, f: impl FnOnce(Operand) -> Result<T>) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => f((storage, layout)),
-        _ => bail!("a tensor is on {:?}, but an adapter runs on the CPU", tensor.device().location()),
+/// W + ΔW in memory of its own, d_out × d_in, rounded once.
+pub(crate) fn merge(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    fn merge_on<M: Memory>(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let place = weight.device().location();
+        let mut merged: M = on(place, weight, memory::copy)?;
+        on(
+            place,
+            theta,
+            |theta| with_number!("the weight is", merged.dtype(), E => M::merge::<E>(op, theta, &mut merged)),
+        )?;
+        Ok(tensor(merged, weight.shape()))
     }
-}
-
-/// A tensor that no op made.
-pub(crate) fn tensor(storage: CpuStorage, shape: &Shape) -> Tensor {
-    Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), false)
+    with_memory!(weight.device(), M => merge_on::<M>(op, theta, weight))
 }

@@ -1,9 +1,11 @@
 //! Every case of cases.toml: y, dx and dθ of the fused op against candle's own
-//! autograd of the formula y = x·Wᵀ + bias + s·x̃·(A ⊗ (B·C))ᵀ, in float64.
+//! autograd of the formula y = x·Wᵀ + bias + s·x̃·(A ⊗ (B·C))ᵀ, in float64 on the CPU.
 //!
 //! The bound is three times what the same formula loses in float32, but no
 //! less than four roundings of the activations' type: a packed factor, an
 //! intermediate, the base and the sum.
+
+mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var, WithDType};
 use candle_nn::Linear;
@@ -31,9 +33,10 @@ fn bf16_agrees_with_autograd() {
 }
 
 fn all<E: Element + WithDType>() {
+    let devices = common::devices();
     for case in cases::all() {
         for &rows in case.rows.iter().filter(|&&rows| rows > 0) {
-            check::<E>(&case, rows).unwrap_or_else(|e| panic!("{}, {rows} rows: {e}", case.name));
+            check::<E>(&case, rows, &devices).unwrap_or_else(|e| panic!("{}, {rows} rows: {e}", case.name));
         }
     }
 }
@@ -43,7 +46,7 @@ fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
     let p = Problem::<f32>::of_case(&cases::named("paper"), 0, 1);
     let s = p.op.shape;
     let weight = Tensor::zeros((s.d_out(), s.d_in()), DType::F32, &Device::Cpu)?;
-    let delta = delta(&p)?;
+    let delta = delta(&p, &Device::Cpu)?;
     let y = KronLinear::new(Linear::new(weight, None), delta.clone())?
         .forward(&Tensor::zeros((0, s.d_in()), DType::F32, &Device::Cpu)?, None)?;
     assert_eq!(y.dims(), [0, s.d_out()]);
@@ -53,21 +56,24 @@ fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
     Ok(())
 }
 
-fn check<E: Element + WithDType>(case: &Case, rows: usize) -> Result<()> {
+fn check<E: Element + WithDType>(case: &Case, rows: usize, devices: &[Device]) -> Result<()> {
     let p = Problem::<E>::of_case(case, rows, 3);
     let (weight, bias) = base::<E>(&p)?;
-    let got = fused(&p, &weight, &bias)?;
     let want = unfused(&p, &weight, &bias, DType::F64)?;
     let plain = unfused(&p, &weight, &bias, DType::F32)?;
     let floor = 4.0 * <E as Element>::DTYPE.unit_roundoff();
-    for (i, name) in ["y", "dx", "dθ"].into_iter().enumerate() {
-        let (error, lost) = (distance(&got[i], &want[i])?, distance(&plain[i], &want[i])?);
-        assert!(
-            error <= floor.max(3.0 * lost),
-            "{}, {rows} rows, {}: {name} is {error:.2e} off, candle's float32 {lost:.2e}",
-            case.name,
-            <E as Element>::DTYPE
-        );
+    for device in devices {
+        let got = fused(&p, &weight, &bias, device)?;
+        for (i, name) in ["y", "dx", "dθ"].into_iter().enumerate() {
+            let (error, lost) = (distance(&got[i], &want[i])?, distance(&plain[i], &want[i])?);
+            assert!(
+                error <= floor.max(3.0 * lost),
+                "{}, {rows} rows, {} on {:?}: {name} is {error:.2e} off, candle's float32 {lost:.2e}",
+                case.name,
+                <E as Element>::DTYPE,
+                device.location()
+            );
+        }
     }
     Ok(())
 }
@@ -86,29 +92,38 @@ fn base<E: Element + WithDType>(p: &Problem<E>) -> Result<(Tensor, Tensor)> {
     Ok((weight.to_dtype(dtype)?, bias.to_dtype(dtype)?))
 }
 
-fn delta<E: Element>(p: &Problem<E>) -> Result<Delta> {
+fn delta<E: Element>(p: &Problem<E>, device: &Device) -> Result<Delta> {
     let scaling = Scaling::plain(p.op.scale.get()).map_err(candle_core::Error::wrap)?;
     let layer = Layer::new("layer", scaling, p.theta.clone()).map_err(candle_core::Error::wrap)?;
-    Ok(Delta::from_layer(&layer, &Device::Cpu)?.with_dropout(p.op.dropout))
+    Ok(Delta::from_layer(&layer, device)?.with_dropout(p.op.dropout))
 }
 
 /// x, whose rows lie `pad` numbers further apart than they are wide.
-fn input<E: Element + WithDType>(p: &Problem<E>) -> Result<(Var, Tensor)> {
+fn input<E: Element + WithDType>(p: &Problem<E>, device: &Device) -> Result<(Var, Tensor)> {
     let (rows, d_in) = (p.rows(), p.op.shape.d_in());
-    let x = Tensor::from_iter(p.x.iter().copied(), &Device::Cpu)?.reshape((rows, d_in))?;
+    let x = Tensor::from_iter(p.x.iter().copied(), device)?.reshape((rows, d_in))?;
     let wide = Var::from_tensor(&x.pad_with_zeros(1, 0, p.pad)?)?;
     let x = wide.narrow(1, 0, d_in)?;
     Ok((wide, x))
 }
 
-fn fused<E: Element + WithDType>(p: &Problem<E>, weight: &Tensor, bias: &Tensor) -> Result<Answer> {
-    let delta = delta(p)?;
-    let layer = KronLinear::new(Linear::new(weight.clone(), Some(bias.clone())), delta.clone())?;
-    let (wide, x) = input(p)?;
+/// What the layer makes of the problem on a device, brought back from there.
+fn fused<E: Element + WithDType>(
+    p: &Problem<E>,
+    weight: &Tensor,
+    bias: &Tensor,
+    device: &Device,
+) -> Result<Answer> {
+    let delta = delta(p, device)?;
+    let base = Linear::new(weight.to_device(device)?, Some(bias.to_device(device)?));
+    let layer = KronLinear::new(base, delta.clone())?;
+    let (wide, x) = input(p, device)?;
     let y = layer.forward(&x, p.key)?;
-    let grads = y.to_dtype(DType::F32)?.mul(&dy(p, DType::F32)?)?.sum_all()?.backward()?;
+    let dy = dy(p, DType::F32)?.to_device(device)?;
+    let grads = y.to_dtype(DType::F32)?.mul(&dy)?.sum_all()?.backward()?;
     let dx = grads.get(&wide).expect("a gradient of x").narrow(1, 0, p.op.shape.d_in())?;
-    Ok([y.clone(), dx, grads.get(delta.theta()).expect("a gradient of θ").clone()])
+    let dtheta = grads.get(delta.theta()).expect("a gradient of θ");
+    Ok([y.to_device(&Device::Cpu)?, dx.to_device(&Device::Cpu)?, dtheta.to_device(&Device::Cpu)?])
 }
 
 fn unfused<E: Element + WithDType>(
@@ -119,7 +134,7 @@ fn unfused<E: Element + WithDType>(
 ) -> Result<Answer> {
     let s = p.op.shape;
     let theta = Var::from_tensor(&Tensor::new(p.theta.as_slice(), &Device::Cpu)?.to_dtype(dtype)?)?;
-    let x = Var::from_tensor(&input(p)?.1.to_dtype(dtype)?.contiguous()?)?;
+    let x = Var::from_tensor(&input(p, &Device::Cpu)?.1.to_dtype(dtype)?.contiguous()?)?;
     let a = match s.outer() {
         Outer::One => Tensor::ones((1, 1, 1, 1), dtype, &Device::Cpu)?,
         Outer::Trained => theta.narrow(0, 0, s.a_len())?.reshape((s.a_out(), 1, s.a_in(), 1))?,

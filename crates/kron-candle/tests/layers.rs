@@ -1,5 +1,7 @@
 //! What a user relies on: names, files, merging, bases, dropout, refusals.
 
+mod common;
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Module, Result, Tensor};
@@ -20,10 +22,10 @@ fn shapes() -> [KronShape; 3] {
 }
 
 /// A base, an adapter that does something, and an input of three dimensions.
-fn layer(shape: KronShape, dtype: DType) -> Result<(Linear, Delta, Tensor)> {
+fn layer(shape: KronShape, dtype: DType, device: &Device) -> Result<(Linear, Delta, Tensor)> {
     let random = |seed, d_out, d_in| {
         let theta = Theta::random(KronShape::lora(d_out, d_in, 1).expect("legal"), seed).into_vec();
-        Tensor::from_vec(theta, d_out + d_in, &Device::Cpu)
+        Tensor::from_vec(theta, d_out + d_in, device)
     };
     let weight = random(1, 40, 1)?
         .narrow(0, 0, 40)?
@@ -32,7 +34,7 @@ fn layer(shape: KronShape, dtype: DType) -> Result<(Linear, Delta, Tensor)> {
     let linear = Linear::new(weight.to_dtype(dtype)?, Some(random(3, 39, 1)?.to_dtype(dtype)?));
     let x = random(4, 2 * 5 * 54, 1)?.narrow(0, 0, 2 * 5 * 54)?.reshape((2, 5, 54))?.to_dtype(dtype)?;
     let layer = Layer::new("m", scaling(), Theta::random(shape, 9)).map_err(candle_core::Error::wrap)?;
-    Ok((linear, Delta::from_layer(&layer, &Device::Cpu)?, x))
+    Ok((linear, Delta::from_layer(&layer, device)?, x))
 }
 
 fn apart(a: &Tensor, b: &Tensor) -> Result<f32> {
@@ -40,10 +42,14 @@ fn apart(a: &Tensor, b: &Tensor) -> Result<f32> {
     (a.to_dtype(DType::F32)? - b.to_dtype(DType::F32)?)?.abs()?.max_all()?.to_scalar()
 }
 
+fn shapes_on_devices() -> impl Iterator<Item = (KronShape, Device)> {
+    common::devices().into_iter().flat_map(|device| shapes().map(|shape| (shape, device.clone())))
+}
+
 #[test]
 fn forward_is_merged_and_is_not_the_base() -> Result<()> {
-    for shape in shapes() {
-        let (linear, delta, x) = layer(shape, DType::F32)?;
+    for (shape, device) in shapes_on_devices() {
+        let (linear, delta, x) = layer(shape, DType::F32, &device)?;
         let layer = KronLinear::new(linear.clone(), delta)?;
         let y = layer.forward(&x, None)?;
         assert!(apart(&y, &layer.merge()?.forward(&x)?)? < 1e-4, "{shape}");
@@ -52,10 +58,29 @@ fn forward_is_merged_and_is_not_the_base() -> Result<()> {
     Ok(())
 }
 
+/// A merged weight may be any view: it is copied before ΔW is added, in its own type.
+#[test]
+fn merging_leaves_the_base_as_it_is() -> Result<()> {
+    for (shape, device) in shapes_on_devices() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let (linear, delta, _) = layer(shape, dtype, &device)?;
+            let before = linear.weight().copy()?;
+            let turned = Linear::new(linear.weight().t()?.contiguous()?.t()?, None);
+            let merged = KronLinear::new(linear.clone(), delta.clone())?.merge()?;
+            assert_eq!(merged.weight().dtype(), dtype);
+            assert_eq!(apart(linear.weight(), &before)?, 0.0, "{shape}");
+            assert!(apart(merged.weight(), &before)? > 1e-2, "{shape}");
+            let other = KronLinear::new(turned, delta)?.merge()?;
+            assert_eq!(apart(merged.weight(), other.weight())?, 0.0, "{shape}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_base_of_any_kind_gives_the_same_output_and_gradients() -> Result<()> {
-    for shape in shapes() {
-        let (linear, delta, x) = layer(shape, DType::F32)?;
+    for (shape, device) in shapes_on_devices() {
+        let (linear, delta, x) = layer(shape, DType::F32, &device)?;
         let x = candle_core::Var::from_tensor(&x)?;
         let fused = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
         let added = KronLinear::over(Arc::new(linear), delta.clone()).forward(&x, None)?;
@@ -72,19 +97,37 @@ fn a_base_of_any_kind_gives_the_same_output_and_gradients() -> Result<()> {
 
 #[test]
 fn dropout_needs_a_key_and_every_layer_has_its_own_mask() -> Result<()> {
-    let (linear, delta, x) = layer(shapes()[0], DType::F32)?;
-    let delta = delta.with_dropout(Dropout::new(0.5).expect("legal"));
-    let first = KronLinear::new(linear.clone(), delta.clone())?;
-    let second = KronLinear::new(linear, delta.with_stream(1))?;
-    let key = |offset| Some(DropoutKey { seed: 3, offset });
-    let same = |a: &KronLinear, key_a, b: &KronLinear, key_b| -> Result<bool> {
-        Ok(apart(&a.forward(&x, key_a)?, &b.forward(&x, key_b)?)? == 0.0)
-    };
-    assert!(same(&first, None, &second, None)?);
-    assert!(same(&first, key(4), &first, key(4))?);
-    assert!(!same(&first, key(4), &first, None)?);
-    assert!(!same(&first, key(4), &first, key(5))?);
-    assert!(!same(&first, key(4), &second, key(4))?);
+    for device in common::devices() {
+        let (linear, delta, x) = layer(shapes()[0], DType::F32, &device)?;
+        let delta = delta.with_dropout(Dropout::new(0.5).expect("legal"));
+        let first = KronLinear::new(linear.clone(), delta.clone())?;
+        let second = KronLinear::new(linear, delta.with_stream(1))?;
+        let key = |offset| Some(DropoutKey { seed: 3, offset });
+        let same = |a: &KronLinear, key_a, b: &KronLinear, key_b| -> Result<bool> {
+            Ok(apart(&a.forward(&x, key_a)?, &b.forward(&x, key_b)?)? == 0.0)
+        };
+        assert!(same(&first, None, &second, None)?);
+        assert!(same(&first, key(4), &first, key(4))?);
+        assert!(!same(&first, key(4), &first, None)?);
+        assert!(!same(&first, key(4), &first, key(5))?);
+        assert!(!same(&first, key(4), &second, key(4))?);
+    }
+    Ok(())
+}
+
+/// No tensor is brought from one device to another behind the caller's back.
+#[test]
+fn tensors_of_two_devices_are_refused() -> Result<()> {
+    for device in common::devices().into_iter().filter(Device::is_cuda) {
+        let (linear, delta, x) = layer(shapes()[0], DType::F32, &device)?;
+        let (elsewhere, _, _) = layer(shapes()[0], DType::F32, &Device::Cpu)?;
+        let message = |base: &Linear, x: &Tensor| {
+            let layer = KronLinear::new(base.clone(), delta.clone()).expect("it fits");
+            layer.forward(x, None).expect_err("refused").to_string()
+        };
+        assert!(message(&elsewhere, &x).contains("a tensor is on Cpu"), "{}", message(&elsewhere, &x));
+        assert!(message(&linear, &x.to_device(&Device::Cpu)?).contains("device mismatch"));
+    }
     Ok(())
 }
 
@@ -165,7 +208,7 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
     model(&inject, &vb)?;
     assert!(message(inject.finish().expect_err("no layer 9")).contains("layer.9.q_proj"));
 
-    let (linear, delta, x) = layer(shapes()[0], DType::F32)?;
+    let (linear, delta, x) = layer(shapes()[0], DType::F32, &Device::Cpu)?;
     let layer = KronLinear::new(linear, delta.clone())?;
     let narrow = message(layer.forward(&x.narrow(2, 0, 50)?, None).expect_err("50 of 54"));
     assert!(narrow.contains("d_in = 54"), "{narrow}");

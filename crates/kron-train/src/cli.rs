@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use kron_train::compute::{Device, Precision};
 use kron_train::config::{Config, Method, Schedule, Task};
 
 /// Fine-tunes pretrained models with Kron-LoRA and its rivals.
@@ -75,6 +76,12 @@ pub struct Settings {
     /// What is learned.
     #[arg(long)]
     task: Option<Task>,
+    /// Where everything is computed: cpu or cuda:N.
+    #[arg(long)]
+    device: Option<Device>,
+    /// Numbers of the base's weights and of activations; all that is trained is float32.
+    #[arg(long)]
+    precision: Option<Precision>,
     /// Training examples.
     #[arg(long)]
     train: Option<PathBuf>,
@@ -167,6 +174,8 @@ impl Settings {
         put(&mut config.model, self.model);
         config.tokenizer = self.tokenizer.or(config.tokenizer);
         put(&mut config.task, self.task);
+        put(&mut config.compute.device, self.device);
+        put(&mut config.compute.precision, self.precision);
         let data = &mut config.data;
         put(&mut data.train, self.train);
         data.validation = self.validation.or(data.validation.take());

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::compute::Compute;
 use crate::error::{Result, file, invalid};
 
 /// One run. Printed and saved as a whole, defaults included.
@@ -17,6 +18,8 @@ pub struct Config {
     pub tokenizer: Option<PathBuf>,
     /// What is learned.
     pub task: Task,
+    /// Where, and in which numbers.
+    pub compute: Compute,
     /// The examples.
     pub data: Data,
     /// What is trained.
@@ -251,6 +254,6 @@ impl Config {
         if adapter.method == Method::Head && self.task != Task::Classify {
             return Err(invalid("method head trains a new head, which only the task classify has"));
         }
-        Ok(())
+        self.compute.check(adapter.method)
     }
 }

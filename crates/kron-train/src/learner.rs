@@ -94,7 +94,7 @@ impl Learner {
             trained.push((format!("{}.theta", delta.module()), group));
         }
         let head = match config.task {
-            Task::Classify => Some(new_head(config, data.labels.len(), weights.hidden(), &mut trained)?),
+            Task::Classify => Some(new_head(config, weights, data.labels.len(), &mut trained)?),
             _ => None,
         };
         Ok(Self { body, head, adapters, trained, description })
@@ -233,7 +233,8 @@ impl Learner {
 }
 
 /// Weights uniform in ±1/√hidden and no bias, trained unless the method is none.
-fn new_head(config: &Config, classes: usize, hidden: usize, trained: &mut Vec<Named>) -> Result<Linear> {
+fn new_head(config: &Config, weights: &Weights, classes: usize, trained: &mut Vec<Named>) -> Result<Linear> {
+    let (hidden, device) = (weights.hidden(), weights.device());
     let key = [config.train.seed as u32, (config.train.seed >> 32) as u32];
     let edge = 1.0 / (hidden as f32).sqrt();
     let number = |i: usize| {
@@ -241,8 +242,8 @@ fn new_head(config: &Config, classes: usize, hidden: usize, trained: &mut Vec<Na
         edge * ((bits >> 8) as f32 / (1u32 << 23) as f32 - 1.0)
     };
     let numbers: Vec<f32> = (0..classes * hidden).map(number).collect();
-    let weight = Var::from_vec(numbers, (classes, hidden), &candle_core::Device::Cpu)?;
-    let bias = Var::zeros(classes, DType::F32, &candle_core::Device::Cpu)?;
+    let weight = Var::from_vec(numbers, (classes, hidden), device)?;
+    let bias = Var::zeros(classes, DType::F32, device)?;
     let head = Linear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()));
     if config.adapter.method != Method::None {
         // Groups have rates relative to that of the step.

@@ -10,6 +10,7 @@
 
 pub mod chains;
 pub mod compare;
+pub mod compute;
 pub mod config;
 pub mod data;
 pub mod demo;

@@ -145,7 +145,7 @@ fn planted(seed: u64) -> Result<()> {
 fn load(config: &Config) -> Result<(Weights, Tokenizer)> {
     let files = Files::find(&config.model)?;
     let tokenizer: &PathBuf = config.tokenizer.as_ref().unwrap_or(&files.tokenizer);
-    let (weights, tokenizer) = (Weights::read(&files)?, Tokenizer::read(tokenizer)?);
+    let (weights, tokenizer) = (Weights::read_for(&files, config.compute)?, Tokenizer::read(tokenizer)?);
     tokenizer.check_fits(weights.vocabulary())?;
     Ok((weights, tokenizer))
 }

@@ -2,9 +2,54 @@
 
 mod common;
 
-use kron_train::Progress;
+use candle_core::DType;
+use kron_train::compute::{Compute, Device, Precision};
 use kron_train::config::Method;
-use kron_train::run::{Stop, run};
+use kron_train::run::{Outcome, Row, Stop, run};
+use kron_train::{Config, Progress};
+
+/// Half precision on the CPU and, with the feature `cuda`, every precision on the first GPU, or a
+/// line on standard error that says why not.
+fn other_ways() -> Vec<Compute> {
+    let mut ways = vec![Compute { device: Device::Cpu, precision: Precision::F16 }];
+    if cfg!(feature = "cuda") {
+        match Device::Cuda(0).open() {
+            Ok(_) => ways.extend(
+                [Precision::F32, Precision::Bf16, Precision::F16]
+                    .map(|precision| Compute { device: Device::Cuda(0), precision }),
+            ),
+            Err(e) => eprintln!("skipped: {e}"),
+        }
+    }
+    ways
+}
+
+fn short_run(compute: Compute) -> Outcome {
+    let config = Config { compute, ..common::config(Method::Kron) };
+    let (weights, data) = common::load(&config);
+    run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs")
+}
+
+/// The same run with other numbers underneath: what is trained stays float32, and the losses stay
+/// near those of float32 on the CPU.
+#[test]
+fn other_devices_and_precisions_learn_the_same() {
+    let want = short_run(Compute::default());
+    let mean = |rows: &[Row]| rows.iter().map(|row| row.loss).sum::<f32>() / rows.len() as f32;
+    let half = want.rows.len() / 2;
+    for compute in other_ways() {
+        let got = short_run(compute);
+        assert_eq!(got.rows.len(), want.rows.len());
+        for (name, group) in got.learner.trained() {
+            assert_eq!(group.var.dtype(), DType::F32, "{name}, {compute:?}");
+        }
+        let (first, wanted) = (got.rows[0].loss, want.rows[0].loss);
+        assert!((first / wanted - 1.0).abs() < 0.02, "{compute:?}: first loss {first}, not {wanted}");
+        let (late, wanted) = (mean(&got.rows[half..]), mean(&want.rows[half..]));
+        assert!((late / wanted - 1.0).abs() < 0.1, "{compute:?}: later losses {late}, not {wanted}");
+        assert!(late < mean(&got.rows[..half]), "{compute:?} does not learn");
+    }
+}
 
 fn accuracy(method: Method) -> (f64, usize) {
     let mut config = common::config(method);

@@ -5,6 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kron_train::compute::{Device, Precision};
 use kron_train::config::{Method, Task};
 use kron_train::data::Dataset;
 use kron_train::model::{Files, Weights};
@@ -79,6 +80,43 @@ fn a_model_that_is_cut_or_padded_is_refused() {
     assert!(message(&[&(-1i32).to_le_bytes(), &bytes[4..]].concat()).contains("-1 as number 0"));
     let empty = Files::find(folder.path()).expect_err("no model").to_string();
     assert!(empty.contains("has no config.json"), "{empty}");
+}
+
+#[test]
+fn devices_and_precisions_that_cannot_be_are_refused() {
+    let message = |compute: &str, method: &str| {
+        let text = format!("model = 'm'\n[data]\ntrain = 't'\n{compute}\n[adapter]\nmethod = '{method}'");
+        let config: Result<Config, _> = toml::from_str(&text);
+        match config {
+            Ok(config) => config.check().map_or_else(|e| e.to_string(), |()| "taken".into()),
+            Err(e) => e.to_string(),
+        }
+    };
+    let cases = [
+        ("[compute]\ndevice = 'cuda:3'\nprecision = 'bf16'", "kron", "taken"),
+        ("[compute]\nprecision = 'f16'", "lora", "taken"),
+        ("[compute]\ndevice = 'gpu'", "kron", "\"gpu\" is no device: cpu and cuda:0"),
+        ("[compute]\ndevice = 'cuda:'", "kron", "\"cuda:\" is no device"),
+        ("[compute]\nprecision = 'bf16'", "kron", "candle multiplies no bf16 matrices on the CPU"),
+        ("[compute]\nprecision = 'f16'", "full", "method full trains the weights themselves"),
+    ];
+    for (compute, method, want) in cases {
+        assert!(message(compute, method).contains(want), "{compute}: {}", message(compute, method));
+    }
+    // No driver, no such device, or a build without the feature: an error that names the setting.
+    let message = Device::Cuda(1 << 20).open().expect_err("no machine has so many").to_string();
+    assert!(message.contains("compute.device is cuda:1048576"), "{message}");
+}
+
+/// A run goes on where it was made: other numbers would not be the same run.
+#[test]
+fn a_checkpoint_of_another_precision_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = first_run(folder.path());
+    assert!(config.text().expect("a text").contains("[compute]\ndevice = \"cpu\"\nprecision = \"f32\""));
+    config.compute.precision = Precision::F16;
+    let message = attempt(&config, folder.path(), true).expect_err("refused").to_string();
+    assert!(message.contains("precision = \\\"f32") && message.contains("precision = \\\"f16"), "{message}");
 }
 
 /// A short run in a folder, and the same again with something changed.

@@ -6,7 +6,7 @@ use candle_nn::{Embedding, VarBuilder, embedding};
 use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
-use super::fused::{Softmax, gelu, layer_norm};
+use super::fused::{Seen, gelu, layer_norm, softmax};
 use super::{Body, Sight};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
@@ -171,8 +171,9 @@ impl Bert {
             x = x.broadcast_add(segment)?;
         }
         let mut states = vec![self.norm.forward(&x)?];
+        let seen = Seen::new(&tokens.lens, false);
         for block in &self.blocks {
-            states.push(block.forward(&states[states.len() - 1], &tokens.lens, dropout)?);
+            states.push(block.forward(&states[states.len() - 1], &seen, dropout)?);
         }
         Ok(states)
     }
@@ -220,7 +221,7 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, lens: &[usize], key: Option<DropoutKey>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, seen: &Seen, key: Option<DropoutKey>) -> Result<Tensor> {
         let (n, len, hidden) = x.dims3()?;
         let width = hidden / self.heads;
         let split = |y: Tensor| y.reshape((n, len, self.heads, width))?.transpose(1, 2)?.contiguous();
@@ -230,8 +231,8 @@ impl Block {
             split(self.v.forward(x, key)?)?,
         );
         let scores = q.matmul(&k.transpose(2, 3)?)?;
-        let softmax = Softmax { scale: 1.0 / (width as f32).sqrt(), lens: lens.to_vec(), causal: false };
-        let mixed = softmax.apply(&scores)?.matmul(&v)?.transpose(1, 2)?.reshape((n, len, hidden))?;
+        let shares = softmax(&scores, 1.0 / (width as f32).sqrt(), seen)?;
+        let mixed = shares.matmul(&v)?.transpose(1, 2)?.reshape((n, len, hidden))?;
         let x = self.out_norm.forward(&(self.out.forward(&mixed, key)? + x)?)?;
         let wide = gelu(&self.up.forward(&x, key)?)?;
         self.down_norm.forward(&(self.down.forward(&wide, key)? + &x)?)

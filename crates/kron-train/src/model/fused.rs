@@ -1,12 +1,22 @@
 //! Ops that candle has without a backward, or with one that takes a dozen
-//! passes: GELU, layer normalisation and masked softmax, each one op.
-//! Float32 on the CPU; rows are spread over rayon's threads.
+//! passes: GELU, layer normalisation and masked softmax, each one op for float32
+//! on the CPU, where rows are spread over rayon's threads. On another device or
+//! in another type they are [`composed`](super::composed).
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
+
+use super::composed;
 
 /// Rows that one task takes.
 const ROWS: usize = 32;
+
+/// Whether the ops here take a tensor.
+fn is_ours(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
 
 /// The numbers of a contiguous float32 operand.
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -27,9 +37,9 @@ fn like(numbers: Vec<f32>, tensor: &Tensor) -> Result<Tensor> {
 /// x·Φ(x), with the error function.
 ///
 /// # Errors
-/// Anything but float32 on the CPU.
+/// What candle refuses.
 pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Gelu)
+    if is_ours(x) { x.contiguous()?.apply_op1(Gelu) } else { composed::gelu(x) }
 }
 
 struct Gelu;
@@ -70,9 +80,12 @@ impl CustomOp1 for Gelu {
 /// (x − mean)/√(variance + eps)·w + b over the last dimension.
 ///
 /// # Errors
-/// Anything but float32 on the CPU.
+/// What candle refuses.
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps })
+    match is_ours(x) {
+        true => x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps }),
+        false => composed::layer_norm(x, weight, bias, eps),
+    }
 }
 
 struct LayerNorm {
@@ -161,31 +174,57 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// Which keys a query sees.
-#[derive(Clone, Debug)]
-pub(super) struct Softmax {
-    /// Multiplied with every score first.
-    pub scale: f32,
+/// Which keys a query sees, in every block of one forward pass.
+#[derive(Debug)]
+pub(super) struct Seen {
     /// Keys that are no padding, for each text.
-    pub lens: Vec<usize>,
+    lens: Vec<usize>,
     /// Whether a query sees only what stands before it, and itself.
-    pub causal: bool,
+    causal: bool,
+    /// The same as numbers to add to scores, where an op needs them: n × 1 × queries × keys.
+    mask: OnceLock<Tensor>,
 }
 
-impl Softmax {
-    /// Shares of the keys for scores of n × heads × queries × keys.
-    ///
-    /// # Errors
-    /// Anything but float32 on the CPU.
-    pub fn apply(self, scores: &Tensor) -> Result<Tensor> {
-        scores.contiguous()?.apply_op1(self)
+impl Seen {
+    pub fn new(lens: &[usize], causal: bool) -> Self {
+        Self { lens: lens.to_vec(), causal, mask: OnceLock::new() }
     }
 
-    /// How many keys the `row`-th row of n·heads·queries sees.
-    fn seen(&self, row: usize, (heads, queries): (usize, usize)) -> usize {
-        let len = self.lens[row / (heads * queries)];
-        if self.causal { len.min(row % queries + 1) } else { len }
+    /// How many keys a text's query sees, the first ones.
+    fn count(&self, text: usize, query: usize) -> usize {
+        if self.causal { self.lens[text].min(query + 1) } else { self.lens[text] }
     }
+
+    /// 0 for what is seen and −∞ for the rest.
+    fn mask(&self, queries: usize, keys: usize, device: &Device) -> Result<&Tensor> {
+        if let Some(mask) = self.mask.get() {
+            return Ok(mask);
+        }
+        let mut mask = vec![f32::NEG_INFINITY; self.lens.len() * queries * keys];
+        for (row, mask) in mask.chunks_mut(keys).enumerate() {
+            mask[..self.count(row / queries, row % queries)].fill(0.0);
+        }
+        let mask = Tensor::from_vec(mask, (self.lens.len(), 1, queries, keys), device)?;
+        Ok(self.mask.get_or_init(|| mask))
+    }
+}
+
+/// Shares of the keys for scores of n × heads × queries × keys, each multiplied by `scale` first.
+///
+/// # Errors
+/// What candle refuses.
+pub(super) fn softmax(scores: &Tensor, scale: f32, seen: &Seen) -> Result<Tensor> {
+    if is_ours(scores) {
+        let seen = Seen::new(&seen.lens, seen.causal);
+        return scores.contiguous()?.apply_op1(Softmax { scale, seen });
+    }
+    let (.., queries, keys) = scores.dims4()?;
+    composed::softmax(scores, scale, seen.mask(queries, keys, scores.device())?)
+}
+
+struct Softmax {
+    scale: f32,
+    seen: Seen,
 }
 
 impl CustomOp1 for Softmax {
@@ -198,7 +237,7 @@ impl CustomOp1 for Softmax {
         let mut shares = vec![0.0; scores.len()];
         let rows = shares.par_chunks_mut(keys).zip(scores.par_chunks(keys)).enumerate();
         rows.with_min_len(ROWS).for_each(|(row, (shares, scores))| {
-            let seen = self.seen(row, (heads, queries));
+            let seen = self.seen.count(row / (heads * queries), row % queries);
             let highest = scores[..seen].iter().copied().fold(f32::MIN, f32::max);
             let mut sum = 0.0;
             for (share, score) in shares[..seen].iter_mut().zip(scores) {
@@ -224,7 +263,7 @@ impl CustomOp1 for Softmax {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{D, Device, Var};
+    use candle_core::{D, Var};
 
     fn var(shape: &[usize], seed: u64) -> Var {
         let shape = Shape::from(shape);
@@ -258,6 +297,7 @@ mod tests {
             x.as_tensor() * phi?
         };
         agree(&[&x], &|| gelu(&x), &theirs);
+        agree(&[&x], &|| composed::gelu(&x), &theirs);
     }
 
     #[test]
@@ -265,6 +305,35 @@ mod tests {
         let (x, w, b) = (var(&[3, 5, 24], 2), var(&[24], 3), var(&[24], 4));
         let theirs = || candle_nn::ops::layer_norm_slow(&x, &w, &b, 1e-5);
         agree(&[&x, &w, &b], &|| layer_norm(&x, &w, &b, 1e-5), &theirs);
+    }
+
+    /// In half precision the same functions take the composed ops, whose inner numbers are
+    /// float32: what is lost is the rounding of the operands and of the result.
+    #[test]
+    fn half_precision_loses_its_roundings_alone() -> Result<()> {
+        let (x, w, b) = (var(&[2, 3, 4, 4], 6), var(&[4], 7), var(&[4], 8));
+        let seen = Seen::new(&[3, 4], true);
+        type Of<'a> = &'a dyn Fn(&Var) -> Result<Tensor>;
+        type Way<'a> = &'a dyn Fn(Of) -> Result<Tensor>;
+        let ways: [Way; 3] =
+            [&|of| gelu(&of(&x)?), &|of| layer_norm(&of(&x)?, &of(&w)?, &of(&b)?, 1e-5), &|of| {
+                softmax(&of(&x)?, 0.7, &seen)
+            }];
+        for (i, way) in ways.into_iter().enumerate() {
+            for (dtype, roundoff) in [(DType::F16, 4.9e-4), (DType::BF16, 3.9e-3)] {
+                let half = way(&|var| var.to_dtype(dtype))?;
+                assert_eq!(half.dtype(), dtype);
+                // The operands are of the half type's numbers in both.
+                let full = way(&|var| var.to_dtype(dtype)?.to_dtype(DType::F32))?;
+                let apart = (half.to_dtype(DType::F32)? - &full)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                let size = full.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(
+                    apart > 0.0 && apart <= 4.0 * roundoff * size,
+                    "op {i}, {dtype:?}: {apart} of {size}"
+                );
+            }
+        }
+        Ok(())
     }
 
     #[test]
@@ -279,8 +348,12 @@ mod tests {
             let mask =
                 Tensor::from_iter(hidden, &Device::Cpu).and_then(|t| t.reshape((2, 3, 4, 4))).expect("mask");
             let theirs = || candle_nn::ops::softmax(&((x.as_tensor() * 0.7)? + &mask)?, D::Minus1);
-            let ours = Softmax { scale: 0.7, lens: lens.clone(), causal };
-            agree(&[&x], &|| ours.clone().apply(&x), &theirs);
+            let seen = Seen::new(&lens, causal);
+            agree(&[&x], &|| softmax(&x, 0.7, &seen), &theirs);
+            let composed = || composed::softmax(&x, 0.7, seen.mask(4, 4, &Device::Cpu)?);
+            agree(&[&x], &composed, &theirs);
+            let hidden = composed().and_then(|shares| shares.narrow(0, 0, 1)?.narrow(3, 3, 1)?.max_all());
+            assert_eq!(hidden.and_then(|t| t.to_scalar::<f32>()).expect("a share"), 0.0);
         }
     }
 }

@@ -5,7 +5,7 @@ use candle_nn::{Embedding, VarBuilder, embedding, ops};
 use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
-use super::fused::Softmax;
+use super::fused::{Seen, softmax};
 use super::{Body, Sight};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
@@ -146,8 +146,9 @@ impl Body for Llama {
             )));
         }
         let mut x = self.words.forward(&tokens.tensor(self.words.embeddings().device())?)?;
+        let seen = Seen::new(&tokens.lens, true);
         for block in &self.blocks {
-            x = block.forward(&x, &tokens.lens, &self.rotations, dropout)?;
+            x = block.forward(&x, &seen, &self.rotations, dropout)?;
         }
         Ok(ops::rms_norm_slow(&x, &self.norm, self.eps)?)
     }
@@ -189,7 +190,7 @@ impl Block {
     fn forward(
         &self,
         x: &Tensor,
-        lens: &[usize],
+        seen: &Seen,
         rotations: &Rotations,
         key: Option<DropoutKey>,
     ) -> Result<Tensor> {
@@ -207,8 +208,8 @@ impl Block {
         let q = rotations.turn(&split(self.q.forward(&normed, key)?, self.heads)?)?;
         let k = share(rotations.turn(&split(self.k.forward(&normed, key)?, self.kv_heads)?)?)?;
         let v = share(split(self.v.forward(&normed, key)?, self.kv_heads)?)?;
-        let softmax = Softmax { scale: 1.0 / (width as f32).sqrt(), lens: lens.to_vec(), causal: true };
-        let mixed = softmax.apply(&q.matmul(&k.transpose(2, 3)?)?)?.matmul(&v.contiguous()?)?;
+        let scores = q.matmul(&k.transpose(2, 3)?)?;
+        let mixed = softmax(&scores, 1.0 / (width as f32).sqrt(), seen)?.matmul(&v.contiguous()?)?;
         let mixed = mixed.transpose(1, 2)?.reshape((n, len, hidden))?;
         let x = (self.o.forward(&mixed, key)? + x)?;
         let normed = ops::rms_norm_slow(&x, &self.norm, self.eps)?;
@@ -226,7 +227,8 @@ impl Rotations {
         };
         let table = |f: fn(f64) -> f64| {
             Tensor::from_iter((0..positions * half).map(|i| f(angle(i)) as f32), vb.device())?
-                .reshape((positions, half))
+                .reshape((positions, half))?
+                .to_dtype(vb.dtype())
         };
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }

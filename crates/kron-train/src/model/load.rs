@@ -9,6 +9,7 @@ use kron_candle::Inject;
 use serde::Deserialize;
 
 use super::{Bert, BertConfig, Body, Llama, LlamaConfig, stories};
+use crate::compute::Compute;
 use crate::error::{Result, file};
 
 /// Shapes of a body of either kind.
@@ -68,17 +69,31 @@ pub struct Weights {
     /// Shapes.
     pub config: Config,
     tensors: HashMap<String, Tensor>,
+    device: Device,
+    dtype: DType,
 }
 
 impl Weights {
-    /// Reads a model in float32.
+    /// Reads a model in float32, on the CPU.
     ///
     /// # Errors
-    /// Files that are missing or broken, and a kind of model that is not known here.
+    /// As [`Weights::read_for`].
     pub fn read(files: &Files) -> Result<Self> {
+        Self::read_for(files, Compute::default())
+    }
+
+    /// Reads a model onto a device, in the precision that it computes in.
+    ///
+    /// # Errors
+    /// Files that are missing or broken, a kind of model that is not known here,
+    /// and a device that is not there.
+    pub fn read_for(files: &Files, compute: Compute) -> Result<Self> {
+        let (device, dtype) = (compute.device.open()?, compute.precision.dtype());
+        let place = |tensor: &Tensor| tensor.to_dtype(dtype)?.to_device(&device);
         if files.model.is_file() {
-            let (config, tensors) = stories::read(&files.model)?;
-            return Ok(Self { config: Config::Llama(config), tensors });
+            let (config, mut tensors) = stories::read(&files.model)?;
+            tensors.values_mut().try_for_each(|tensor| place(tensor).map(|placed| *tensor = placed))?;
+            return Ok(Self { config: Config::Llama(config), tensors, device, dtype });
         }
         let config = read_config(&files.model.join("config.json"))?;
         let mut tensors = HashMap::new();
@@ -88,15 +103,15 @@ impl Weights {
                 // Some checkpoints keep the encoder one level deeper.
                 let name =
                     ["bert.", "distilbert."].iter().find_map(|p| name.strip_prefix(p)).unwrap_or(&name);
-                tensors.insert(name.to_owned(), tensor.to_dtype(DType::F32)?);
+                tensors.insert(name.to_owned(), place(&tensor)?);
             }
         }
-        Ok(Self { config, tensors })
+        Ok(Self { config, tensors, device, dtype })
     }
 
-    /// Made-up tensors for a body of these shapes.
+    /// Made-up tensors for a body of these shapes, float32 on the CPU.
     pub fn new(config: Config, tensors: HashMap<String, Tensor>) -> Self {
-        Self { config, tensors }
+        Self { config, tensors, device: Device::Cpu, dtype: DType::F32 }
     }
 
     /// The same with a variable for every tensor, by name: full fine-tuning.
@@ -108,7 +123,7 @@ impl Weights {
             |(name, tensor): (&String, &Tensor)| Ok((name.clone(), Var::from_tensor(&tensor.copy()?)?));
         let vars: BTreeMap<String, Var> = self.tensors.iter().map(copy).collect::<Result<_>>()?;
         let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-        Ok((Self { config: self.config.clone(), tensors }, vars))
+        Ok((Self { tensors, ..self.clone() }, vars))
     }
 
     /// A body made by hand from a builder over these tensors.
@@ -116,7 +131,12 @@ impl Weights {
     /// # Errors
     /// What `make` refuses.
     pub fn with<T>(&self, make: impl FnOnce(VarBuilder) -> Result<T>) -> Result<T> {
-        make(VarBuilder::from_tensors(self.tensors.clone(), DType::F32, &Device::Cpu))
+        make(VarBuilder::from_tensors(self.tensors.clone(), self.dtype, &self.device))
+    }
+
+    /// Where the tensors are, and with them what is trained.
+    pub const fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Number of token ids.

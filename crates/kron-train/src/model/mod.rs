@@ -1,13 +1,14 @@
 //! Pretrained models: from a folder to hidden states.
 
 mod bert;
+mod composed;
 mod decoder;
 mod fused;
 mod llama;
 mod load;
 mod stories;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use kron_candle::DropoutKey;
 
 use crate::data::Tokens;
@@ -45,7 +46,7 @@ pub trait Body {
     fn sight(&self) -> Sight;
 }
 
-/// One vector a text, n × hidden: the mean of its tokens, or the last of them.
+/// One vector a text, n × hidden, in float32: the mean of its tokens, or the last of them.
 ///
 /// # Errors
 /// What candle refuses.
@@ -58,5 +59,5 @@ pub fn pool(sight: Sight, hidden: &Tensor, tokens: &Tokens) -> Result<Tensor> {
         }
     }
     let weights = Tensor::from_vec(weights, (tokens.rows(), 1, tokens.len), hidden.device())?;
-    Ok(weights.to_dtype(hidden.dtype())?.matmul(hidden)?.squeeze(1)?)
+    Ok(weights.matmul(&hidden.to_dtype(DType::F32)?)?.squeeze(1)?)
 }

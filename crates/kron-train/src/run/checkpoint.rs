@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use kron_candle::{AdamW, Existing};
 use kron_core::io::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -78,7 +78,7 @@ pub fn read(path: &Path, config: &Config, trained: &[Named], optimizer: &mut Ada
             ));
         }
         let numbers = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        Ok(Tensor::from_iter(numbers, &Device::Cpu)?.reshape(var.shape())?)
+        Ok(Tensor::from_iter(numbers, var.device())?.reshape(var.shape())?)
     };
     let mut moments = Vec::new();
     for (name, group) in trained {

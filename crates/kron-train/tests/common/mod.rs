@@ -33,7 +33,7 @@ pub fn config(method: Method) -> Config {
 pub fn load(config: &Config) -> (Weights, Dataset) {
     let files = Files::find(&config.model).expect("a model");
     let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");
-    let weights = Weights::read(&files).expect("weights");
+    let weights = Weights::read_for(&files, config.compute).expect("weights");
     tokenizer.check_fits(weights.vocabulary()).expect("its own tokenizer");
     let data = Dataset::read(config, &tokenizer).expect("data");
     (weights, data)

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Clippy of what trains on a GPU through candle, on a machine without a GPU and
+# without nvcc: every line of Rust is checked, no kernel is compiled.
+#
+# candle's kernels take nvcc minutes, and ours are checked by cuda-gates.sh. So
+# a stand-in for nvcc writes empty outputs, into a target folder of its own:
+# a real build must never find them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+nvcc=$(mktemp)
+trap 'rm -f "$nvcc"' EXIT
+cat > "$nvcc" <<'SCRIPT'
+#!/usr/bin/env bash
+while (($#)); do
+  case $1 in
+    -o) output=$2; shift ;;
+    --output-directory) folder=$2; shift ;;
+    *.cu) source=$1 ;;
+  esac
+  shift
+done
+[[ -z ${folder-} ]] || output=$folder/$(basename "$source" .cu).ptx
+[[ -z ${output-} ]] || : > "$output"
+SCRIPT
+chmod +x "$nvcc"
+
+# DOCS_RS leaves our own kernels out, as on docs.rs.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/candle-cuda
+NVCC=$nvcc DOCS_RS=1 CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
+  cargo clippy --locked -p kron-candle -p kron-train --all-targets --features kron-candle/cuda,kron-train/cuda \
+  -- -D warnings
