@@ -84,14 +84,37 @@ impl Log {
     }
 }
 
-/// The rows of a file; none where it is not there. A last row that was cut off by a kill is left out.
+/// The rows of a file; none where it is not there. A last line without its end was cut off by a kill, and is left out.
 ///
 /// # Errors
-/// What the system refuses.
+/// What the system refuses, and a row that is none of this kind: going on would lose it.
 pub fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Vec<T>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let mut reader = csv::Reader::from_path(path).map_err(|e| file(path, e))?;
-    Ok(reader.deserialize().map_while(|row| row.ok()).collect())
+    let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+    let rows = csv::Reader::from_reader(whole.as_bytes()).into_deserialize().collect::<Result<_, _>>();
+    rows.map_err(|e| file(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_last_row_may_be_cut_off() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("evaluations.csv");
+        let look = |step| Look { step, split: "test".into(), loss: 0.5, accuracy: None };
+        let mut log = Log::start(&path, &[look(1)]).expect("a file");
+        log.add(&look(2)).expect("room");
+        assert_eq!(read::<Look>(&path).expect("rows"), [look(1), look(2)]);
+        let whole = std::fs::read_to_string(&path).expect("text");
+        std::fs::write(&path, format!("{whole}3,te")).expect("room");
+        assert_eq!(read::<Look>(&path).expect("rows"), [look(1), look(2)]);
+        std::fs::write(&path, format!("{whole}3,te\n4,test,0.5,\n")).expect("room");
+        assert!(read::<Look>(&path).is_err(), "a damaged row before the last");
+        assert!(read::<Row>(&path).is_err(), "rows of another kind");
+    }
 }
