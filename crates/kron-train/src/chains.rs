@@ -15,10 +15,9 @@ use crate::compare::Entry;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Result, file, invalid};
-use crate::learner::Learner;
 use crate::model::Weights;
 use crate::progress::Progress;
-use crate::report::{escape, markdown as markdown_table, page, table};
+use crate::report::{markdown as markdown_table, study};
 use crate::run::{Log, Stop, read_log};
 use crate::sequential::sequential;
 use crate::stats::{deviation, interval, mean, paired_by};
@@ -155,11 +154,10 @@ pub fn run(
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
         let place = folder.join(format!("{i}-{}-{seed}", order.join("-")));
         let chain = sequential(&config, weights, &tasks, &place, stop, progress)?;
-        let fresh = Learner::new(&config, weights, tasks[0].1)?;
         let row = Row {
             name: entry.name.clone(),
-            method: fresh.description().to_owned(),
-            params: fresh.body_params(),
+            method: chain.method.clone(),
+            params: chain.params,
             rate,
             order: name,
             seed,
@@ -270,11 +268,9 @@ pub fn markdown(lines: &[Line]) -> String {
 
 fn html(grid: &Grid, rows: &[Row]) -> Result<String> {
     let (head, cells) = cells(&lines(grid, rows));
-    let settings = toml::to_string(grid).map_err(|e| invalid(format!("the grid cannot be written: {e}")))?;
     let note = format!(
-        "<p>In points, mean ± standard deviation over the chains; p is of a paired t-test against {}.</p>\n",
-        escape(&grid.reference)
+        "In points, mean ± standard deviation over the chains; p is of a paired t-test against {}.",
+        grid.reference
     );
-    let body = [note, table(&head, &cells), format!("<pre>{}</pre>\n", escape(&settings))].concat();
-    Ok(page("Chains of tasks compared", &body))
+    study("Chains of tasks compared", &note, (&head, &cells), grid)
 }

@@ -16,7 +16,7 @@ use crate::error::{Result, file, invalid};
 use crate::model::Weights;
 use crate::process::{peak_mib, restart_peak};
 use crate::progress::Progress;
-use crate::report::{escape, markdown as markdown_table, page, table};
+use crate::report::{markdown as markdown_table, study};
 use crate::run::{Log, Stop, read_log, run};
 use crate::stats::{deviation, interval, mean, paired_by};
 
@@ -289,12 +289,10 @@ pub fn markdown(lines: &[Line]) -> String {
 
 fn html(grid: &Grid, trials: &[Trial]) -> Result<String> {
     let (head, rows) = cells(&lines(grid, trials));
-    let settings = toml::to_string(grid).map_err(|e| invalid(format!("the grid cannot be written: {e}")))?;
     let note = format!(
-        "<p>Accuracy in percent (or −100·loss). Each entry at the rate with the best mean on the validation \
-         set; p is of a paired t-test against {}.</p>\n",
-        escape(&grid.reference)
+        "Accuracy in percent (or −100·loss). Each entry at the rate with the best mean on the validation \
+         set; p is of a paired t-test against {}.",
+        grid.reference
     );
-    let body = [note, table(&head, &rows), format!("<pre>{}</pre>\n", escape(&settings))].concat();
-    Ok(page("Methods compared", &body))
+    study("Methods compared", &note, (&head, &rows), grid)
 }

@@ -1,6 +1,7 @@
 //! HTML pages that need no other file.
 
 use plotters::prelude::*;
+use serde::Serialize;
 
 use crate::config::Config;
 use crate::error::{Result, invalid};
@@ -50,6 +51,21 @@ pub fn page(title: &str, body: &str) -> String {
          <style>body {{ font: 15px sans-serif; margin: 2em auto; max-width: 70em }} pre {{ overflow-x: auto }} \
          td, th {{ padding: 0.2em 0.8em; text-align: right }}</style>\n<h1>{title}</h1>\n{body}</html>\n"
     )
+}
+
+/// The page of a study: a note, its table, and the grid that it ran.
+///
+/// # Errors
+/// A path in the grid that is no Unicode.
+pub fn study(
+    title: &str,
+    note: &str,
+    (head, rows): (&[&str], &[Vec<String>]),
+    grid: &impl Serialize,
+) -> Result<String> {
+    let settings = toml::to_string(grid).map_err(|e| invalid(format!("the grid cannot be written: {e}")))?;
+    let (note, table, settings) = (escape(note), table(head, rows), escape(&settings));
+    Ok(page(title, &format!("<p>{note}</p>\n{table}<pre>{settings}</pre>\n")))
 }
 
 /// A table in Markdown.

@@ -41,6 +41,10 @@ pub struct Cell {
 /// What a chain of tasks came to.
 #[derive(Clone, Debug)]
 pub struct Chain {
+    /// The method with its shapes.
+    pub method: String,
+    /// Trained numbers, the heads not counted.
+    pub params: usize,
     /// Names of the tasks, in order.
     pub tasks: Vec<String>,
     /// R, row by row; row i has i + 1 cells.
@@ -99,8 +103,8 @@ pub fn sequential(
     }
     std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
     let mut log = Log::start::<Cell>(&folder.join("matrix.csv"), &[])?;
-    let mut chain =
-        Chain { tasks: tasks.iter().map(|(name, _)| (*name).to_owned()).collect(), cells: Vec::new() };
+    let names = tasks.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let mut chain = Chain { method: String::new(), params: 0, tasks: names, cells: Vec::new() };
     let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Linear>, Vec<Adapter>) =
         Default::default();
     for (after, (learned, data)) in tasks.iter().enumerate() {
@@ -108,6 +112,7 @@ pub fn sequential(
         if stop.is_asked() {
             return Err(invalid("stopped before the chain's end"));
         }
+        (chain.method, chain.params) = (learner.description().to_owned(), learner.body_params());
         heads.push(frozen(&learner)?);
         let now = learner.adapters().map(|a| a.to_adapter()).transpose()?;
         snapshots.extend(now.clone());
@@ -187,7 +192,8 @@ mod tests {
                 cosine: None,
             })
         });
-        let chain = Chain { cells: cells.collect(), tasks: tasks.clone() };
+        let (method, params) = (String::new(), 0);
+        let chain = Chain { method, params, cells: cells.collect(), tasks: tasks.clone() };
         assert!((chain.final_mean() - 2.35 / 3.0).abs() < 1e-12);
         assert!((chain.backward_transfer() - (-0.3 + 0.05) / 2.0).abs() < 1e-12);
         assert!((chain.forgetting() - 0.3 / 2.0).abs() < 1e-12);
