@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p kron-cli --bench merge -- [FOLDER]`
 //!
-//! Linux only. Like against like: `kron merge --no-sync` with `cp`, which leave the
-//! bytes to the system, and `kron merge` with `cp` and `sync`, which wait for the disk.
+//! Linux only. Like against like: `kron merge` with `cp`, which leave the bytes to the
+//! system, and `kron merge --sync` with `cp` and `sync`, which wait for the disk.
 //! The four run in turn; medians, their ratios and the peak of resident memory are
 //! printed, and a ratio above 2 or a peak above the largest tensor and 200 MB ends
 //! with exit code 1.
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         let mut kron = Command::new(env!("CARGO_BIN_EXE_kron"));
         timed(kron.arg("merge").args([&base, &adapter, &merged]).args(options))
     };
-    let (lazily, durably) = (|| merge(&["--no-sync"]), || merge(&[]));
+    let (lazily, durably) = (|| merge(&[]), || merge(&["--sync"]));
     let runs: [&dyn Fn() -> (Duration, u64); 4] = [&cp, &lazily, &flushed, &durably];
     let mut times = [const { Vec::new() }; 4];
     let mut peak = 0;
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     println!("{} bytes, medians of {ROUNDS}", base.metadata().map_or(0, |meta| meta.len()));
     let mut within = peak <= largest + MOST_MEMORY;
     for (what, merge, copy) in
-        [("kron merge --no-sync / cp", lazily, cp), ("kron merge / cp and sync", durably, flushed)]
+        [("kron merge / cp", lazily, cp), ("kron merge --sync / cp and sync", durably, flushed)]
     {
         let ratio = merge.as_secs_f64() / copy.as_secs_f64();
         within &= ratio <= MOST_RATIO;

@@ -5,7 +5,7 @@
 //! A command is a pair: `Args`, which clap fills, and `run`, which prints once,
 //! when all is done, and returns the exit code. Bad input leaves the standard
 //! output empty.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod convert;
 pub mod diff;

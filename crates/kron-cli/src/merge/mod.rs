@@ -7,12 +7,14 @@
 //! ```
 //!
 //! A header passes through as it is, as neither names, shapes nor dtypes change.
-//! What is resident is a few bands of rows, while one thread reads, one folds and one writes.
+//! A shard is mapped into memory a band of rows at a time. What is resident is a few bands,
+//! while one thread copies, one folds and one writes.
 
 pub mod base;
 mod fold;
 mod folder;
 mod journal;
+mod map;
 mod matching;
 mod shard;
 
@@ -58,15 +60,15 @@ pub struct Args {
     /// Go on with an interrupted merge into the folder OUT
     #[arg(long, conflicts_with = "force")]
     resume: bool,
-    /// Leave flushing to the system, as cp does: done sooner, but a power cut soon after may cut files short
+    /// Wait until the disk holds each file; without it, as after cp, a power cut soon after may cut files short
     #[arg(long)]
-    no_sync: bool,
+    sync: bool,
 }
 
 impl Args {
     /// Who sees to it that the shards are on the disk.
     const fn flush(&self) -> Flush {
-        if self.no_sync { Flush::Later } else { Flush::Now }
+        if self.sync { Flush::Now } else { Flush::Later }
     }
 }
 
@@ -103,6 +105,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let Loaded { adapter, notes, .. } = read(&args.adapter, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let watch = Watch::new(base.bytes())?;
+    map::catch_bus_errors()?;
     let report = match base.folder() {
         Some(folder) => folder::merge(args, folder, &base, &adapter, &folds, &watch)?,
         None => file(args, &base, &folds, &watch)?,

@@ -1,12 +1,11 @@
 //! One shard: its bytes pass through, the adapted tensors are folded on the way.
 //!
 //! ```text
-//! read ──▶ fold ──▶ hash and write        a thread each, a few bands in flight
+//! copy ──▶ fold ──▶ hash and write        a thread each, a few bands in flight
 //!   ▲─────── empty bands ─────┘
 //! ```
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -18,6 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::base::Shard;
 use super::data;
 use super::fold::{BAND, Fold};
+use super::map::Map;
 use crate::files::Input;
 use crate::watch::Watch;
 use crate::{Error, Result};
@@ -84,7 +84,7 @@ fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
         return Err(Error::data(format!("{} changed while it was merged", shard.path.display())));
     }
     to.put(&header)?;
-    let from = input.into_file();
+    let from = Map::new(input.into_file(), &shard.path, header.len() as u64);
     std::thread::scope(|scope| {
         let (give_back, empty) = sync_channel(BANDS);
         for _ in 0..BANDS {
@@ -93,7 +93,7 @@ fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
         }
         let (read_to, read) = sync_channel(BANDS);
         let (folded_to, folded) = sync_channel(BANDS);
-        scope.spawn(move || read_bands(shard, folds, from, &empty, &read_to));
+        scope.spawn(move || copy_bands(shard, folds, from, &empty, &read_to));
         scope.spawn(move || fold_bands(shard, folds, &read, &folded_to));
         // Leaving early hangs up on both threads, which ends them.
         for band in folded {
@@ -106,19 +106,19 @@ fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
     })
 }
 
-fn read_bands(
+fn copy_bands(
     shard: &Shard,
     folds: &Folds,
-    mut from: File,
+    mut from: Map,
     empty: &Receiver<Vec<u32>>,
     to: &SyncSender<Result<Band>>,
 ) {
     for cut in cuts(shard, folds) {
         let Ok(words) = empty.recv() else { return };
         let mut band = Band::new(cut, words);
-        let read = from.read_exact(band.bytes_mut()).map_err(|e| unreadable(&shard.path, &e));
-        let failed = read.is_err();
-        if to.send(read.map(|()| band)).is_err() || failed {
+        let copied = from.next(band.bytes_mut());
+        let failed = copied.is_err();
+        if to.send(copied.map(|()| band)).is_err() || failed {
             return;
         }
     }
@@ -198,7 +198,7 @@ impl Band {
     }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::data(format!("{} cannot be read: {error}", path.display()))
 }
 

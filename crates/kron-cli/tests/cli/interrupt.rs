@@ -131,6 +131,39 @@ fn interrupt_is_an_orderly_end() {
     assert_eq!(model.resume()["kept"], 1);
 }
 
+#[test]
+fn model_that_shrinks_is_an_error() {
+    let model = Model::new();
+    let shard = std::fs::File::options().write(true).open(model.base.join(SHARDS[1])).unwrap();
+    let len = shard.metadata().unwrap().len();
+    // It may have copied all before it was stopped.
+    let out = loop {
+        shard.set_len(len).unwrap();
+        let merge = model.start();
+        shard.set_len(5000).unwrap();
+        let out = merge.end("CONT");
+        if !out.status.success() {
+            break out;
+        }
+    };
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b""[..]), "{err}");
+    assert!(err.contains("cut short") && err.lines().count() == 1, "{err}");
+    assert!(!model.out().join(SHARDS[1]).exists());
+}
+
+/// A map's page that the disk cannot give.
+#[test]
+fn bus_error_is_a_sentence() {
+    let model = Model::new();
+    let out = model.start().end("BUS");
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(1), &b""[..]), "{err}");
+    assert!(err.contains("cut short or its disk failed") && err.lines().count() == 1, "{err}");
+    assert!(!model.out().join(SHARDS[1]).exists());
+    assert_eq!(model.resume()["kept"], 1);
+}
+
 /// A model of 200 MB in one tensor, in less memory than that tensor.
 #[test]
 fn memory_is_a_band_of_rows() {

@@ -227,10 +227,10 @@ fn same_bits_for_any_number_of_threads() {
 }
 
 #[test]
-fn not_waiting_for_the_disk_changes_no_byte() {
+fn waiting_for_the_disk_changes_no_byte() {
     let model = golden().join("model_llama");
     let dir = tempfile::tempdir().unwrap();
-    let [sync, lazy] = [&[][..], &["--no-sync"]].map(|flags| {
+    let [lazy, sync] = [&[][..], &["--sync"]].map(|flags| {
         let out = dir.path().join(format!("{}", flags.len()));
         assert_eq!(merge(&model.join("base.safetensors"), &model.join("lokr"), &out, flags).0, 0);
         std::fs::read(&out).unwrap()
