@@ -60,15 +60,32 @@ impl std::str::FromStr for Dtype {
     }
 }
 
-mod sealed {
+pub(crate) mod sealed {
+    use crate::{Backward, Cpu, Forward, Isa, KronOp, Merge, Result};
+
     #[cfg(not(any(feature = "cuda", feature = "emulate")))]
-    pub trait Sealed {}
+    pub trait Device {}
+    #[cfg(not(any(feature = "cuda", feature = "emulate")))]
+    impl<E> Device for E {}
     /// With the kernels in the build, an element is one that they take.
     #[cfg(any(feature = "cuda", feature = "emulate"))]
-    pub trait Sealed: kron_kernels::Element {}
-    impl Sealed for f32 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
+    pub trait Device: kron_kernels::Element {}
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    impl<E: kron_kernels::Element> Device for E {}
+
+    /// The CPU's loops of one element: compiled in this crate, and not once more, nor with
+    /// other options, in each crate that calls them.
+    pub trait Sealed: Device + Sized {
+        fn forward(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, Self>) -> Result<()>
+        where
+            Self: super::Element;
+        fn backward(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, Self>) -> Result<()>
+        where
+            Self: super::Element;
+        fn merge(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, Self>) -> Result<()>
+        where
+            Self: super::Element;
+    }
 }
 
 /// An element of X, Y, dX, dY or W. Every sum over elements is float32.

@@ -11,6 +11,7 @@ mod plan;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::{Backend, Backward, Forward, Merge, Pass};
+use crate::element::sealed::Sealed;
 use crate::simd::Isa;
 use crate::{Element, Error, KronOp, Result};
 
@@ -70,16 +71,34 @@ impl Backend for Cpu {
 
     fn forward<E: Element>(&self, op: &KronOp, call: Forward<'_, Self, E>) -> Result<()> {
         check::forward(self, op, &call)?;
-        forward::run(self.isa, op, call)
+        <E as Sealed>::forward(self.isa, op, call)
     }
 
     fn backward<E: Element>(&self, op: &KronOp, call: Backward<'_, Self, E>) -> Result<()> {
         check::backward(self, op, &call)?;
-        backward::run(self.isa, op, call)
+        <E as Sealed>::backward(self.isa, op, call)
     }
 
     fn merge<E: Element>(&self, op: &KronOp, call: Merge<'_, Self, E>) -> Result<()> {
         check::merge(self, op, &call)?;
-        merge::run(self.isa, op, call)
+        <E as Sealed>::merge(self.isa, op, call)
     }
 }
+
+macro_rules! compile {
+    ($($element:ty),*) => {$(
+        impl Sealed for $element {
+            fn forward(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, Self>) -> Result<()> {
+                forward::run(isa, op, call)
+            }
+            fn backward(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, Self>) -> Result<()> {
+                backward::run(isa, op, call)
+            }
+            fn merge(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, Self>) -> Result<()> {
+                merge::run(isa, op, call)
+            }
+        }
+    )*};
+}
+
+compile!(f32, half::f16, half::bf16);
