@@ -48,6 +48,8 @@ pub fn demo(seed: u64, mut report: impl FnMut(&str, u64, f64)) -> Result<Vec<Rec
         max_position_embeddings: 16,
         type_vocab_size: 1,
         layer_norm_eps: 1e-12,
+        hidden_act: "gelu".into(),
+        position_embedding_type: "absolute".into(),
     };
     let weights = made_up(&config, seed)?;
     let (a_in, a_out, rank) = PLANTED;

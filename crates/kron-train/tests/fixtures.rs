@@ -80,6 +80,36 @@ fn padding_changes_nothing() {
 }
 
 #[derive(Deserialize)]
+struct Reference {
+    ids: Vec<Vec<u32>>,
+    values: Vec<Vec<f32>>,
+}
+
+/// Folders as transformers writes them: both encoders with a classifier's names, decoders in
+/// shards, with stretched rotations, biases, wide heads, a tied last linear, three dtypes.
+#[test]
+fn every_kind_of_folder_computes_what_transformers_does() {
+    for name in ["distilbert", "bert", "llama", "llama3", "mistral"] {
+        let model = data("models").join(name);
+        let want: Reference = read(&format!("models/{name}/reference.json"));
+        let weights = Weights::read(&Files { tokenizer: model.join("none"), model }).expect(name);
+        let body = build(&weights, &Inject::nothing()).expect(name);
+        let tokens = Tokens::new(&want.ids);
+        let hidden = body.hidden(&tokens, None).expect(name);
+        let out = body.logits(&hidden).expect(name).unwrap_or(hidden);
+        for (row, want) in want.values.iter().enumerate() {
+            let got =
+                out.i(row).and_then(|t| t.narrow(0, 0, tokens.lens[row])?.flatten_all()?.to_vec1::<f32>());
+            let off = farthest(&got.expect(name), want);
+            assert!(off < 1e-4, "{name}: text {row} is off by {off}");
+            assert!(want.iter().any(|v| v.abs() > 0.5), "{name}: text {row} has no value to speak of");
+        }
+        let positions = if name == "mistral" { 20 } else { 40 };
+        assert_eq!(weights.positions(), positions, "{name}");
+    }
+}
+
+#[derive(Deserialize)]
 struct MiniLm {
     cases: Vec<Case>,
 }

@@ -36,25 +36,47 @@ pub struct BertConfig {
     /// Added to a variance.
     #[serde(default = "eps")]
     pub layer_norm_eps: f64,
+    /// The function between the two linears of a block.
+    #[serde(default = "gelu_name", alias = "activation")]
+    pub hidden_act: String,
+    /// How a position is told.
+    #[serde(default = "absolute")]
+    pub position_embedding_type: String,
 }
 
 const fn eps() -> f64 {
     1e-12
 }
 
+fn gelu_name() -> String {
+    "gelu".into()
+}
+
+fn absolute() -> String {
+    "absolute".into()
+}
+
 impl BertConfig {
-    /// That the heads share the width.
+    /// That the heads share the width, and that nothing is asked for that is not known here.
     ///
     /// # Errors
-    /// A head count that does not divide the width.
+    /// A head count that does not divide the width, another activation, relative positions.
     pub fn check(&self) -> Result<()> {
-        if self.num_attention_heads > 0 && self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Ok(());
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            return Err(invalid(format!(
+                "num_attention_heads = {} does not divide hidden_size = {}",
+                self.num_attention_heads, self.hidden_size
+            )));
         }
-        Err(invalid(format!(
-            "num_attention_heads = {} does not divide hidden_size = {}",
-            self.num_attention_heads, self.hidden_size
-        )))
+        for (name, value, known) in [
+            ("hidden_act", &self.hidden_act, "gelu"),
+            ("position_embedding_type", &self.position_embedding_type, "absolute"),
+        ] {
+            if value != known {
+                return Err(invalid(format!("{name} is {value}, but an encoder's is {known} here")));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,11 +1,12 @@
 //! LLaMA-family decoders (arXiv 2302.13971), with the names of Hugging Face's checkpoints.
 
-use candle_core::{D, Module, Tensor};
+use candle_core::{Module, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding, ops};
 use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
 use super::fused::{Seen, softmax};
+use super::rope::{Rope, Rotations};
 use super::{Body, Sight};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
@@ -30,19 +31,37 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// Added to a mean square.
     pub rms_norm_eps: f64,
-    /// Base of the rotations.
-    #[serde(default = "theta")]
-    pub rope_theta: f64,
-    /// A rule that stretches the rotations; none is known here.
+    /// Base of the rotations, in files from before transformers 5; 10,000 when named nowhere.
     #[serde(default)]
-    pub rope_scaling: Option<serde_json::Value>,
+    pub rope_theta: Option<f64>,
+    /// What stretches the rotations, in files from before transformers 5.
+    #[serde(default)]
+    pub rope_scaling: Option<Rope>,
+    /// The rotations, in files of transformers 5.
+    #[serde(default)]
+    pub rope_parameters: Option<Rope>,
+    /// Width of a head; the heads share the hidden width when absent.
+    #[serde(default)]
+    pub head_dim: Option<usize>,
+    /// Whether q, k, v and o have biases.
+    #[serde(default)]
+    pub attention_bias: bool,
+    /// Whether gate, up and down have biases.
+    #[serde(default)]
+    pub mlp_bias: bool,
+    /// How many tokens back a token sees; all when absent.
+    #[serde(default)]
+    pub sliding_window: Option<usize>,
+    /// The function of the gate.
+    #[serde(default = "silu")]
+    pub hidden_act: String,
     /// Whether the embedding is also the last linear.
     #[serde(default)]
     pub tie_word_embeddings: bool,
 }
 
-const fn theta() -> f64 {
-    10_000.0
+fn silu() -> String {
+    "silu".into()
 }
 
 impl LlamaConfig {
@@ -53,27 +72,44 @@ impl LlamaConfig {
 
     /// Width of a head.
     pub const fn head(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+        match self.head_dim {
+            Some(width) => width,
+            None => self.hidden_size / self.num_attention_heads,
+        }
     }
 
-    /// That the heads share the width, in pairs.
+    /// Longest text in tokens: one that every token sees whole.
+    pub fn positions(&self) -> usize {
+        self.max_position_embeddings.min(self.sliding_window.unwrap_or(usize::MAX))
+    }
+
+    /// That the heads share the width, in pairs, and that nothing is asked for that is not known here.
     ///
     /// # Errors
-    /// Head counts that do not divide, and a rule for longer texts.
+    /// Head counts that do not divide, another gate, and rotations of another kind.
     pub fn check(&self) -> Result<()> {
         let (heads, kv) = (self.num_attention_heads, self.kv_heads());
-        if heads == 0 || kv == 0 || !self.hidden_size.is_multiple_of(2 * heads) || !heads.is_multiple_of(kv) {
+        if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) {
+            return Err(invalid(format!("{heads} heads of queries do not share {kv} of keys")));
+        }
+        let shared = self.head_dim.is_some() || self.hidden_size.is_multiple_of(heads);
+        if !shared || self.head() == 0 || !self.head().is_multiple_of(2) {
             return Err(invalid(format!(
-                "{heads} heads of queries and {kv} of keys do not share a width of {}",
+                "{heads} heads of width {} on a hidden width of {}: no pairs to turn",
+                self.head(),
                 self.hidden_size
             )));
         }
-        match &self.rope_scaling {
-            Some(rule) if !rule.is_null() => {
-                Err(invalid(format!("rope_scaling is {rule}, but only plain rotations are known here")))
-            }
-            _ => Ok(()),
+        if self.hidden_act != "silu" {
+            return Err(invalid(format!("hidden_act is {}, but a LLaMA's is silu here", self.hidden_act)));
         }
+        self.frequencies().map(drop)
+    }
+
+    fn frequencies(&self) -> Result<Vec<f64>> {
+        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).cloned().unwrap_or_default();
+        let theta = rope.theta().or(self.rope_theta).unwrap_or(10_000.0);
+        rope.frequencies(theta, self.head() / 2)
     }
 }
 
@@ -85,6 +121,7 @@ pub struct Llama {
     norm: Tensor,
     head: Option<KronLinear>,
     rotations: Rotations,
+    positions: usize,
     eps: f32,
 }
 
@@ -99,16 +136,10 @@ struct Block {
     gate: KronLinear,
     up: KronLinear,
     down: KronLinear,
+    width: usize,
     heads: usize,
     kv_heads: usize,
     eps: f32,
-}
-
-/// Cosines and sines, positions × head/2.
-#[derive(Debug)]
-struct Rotations {
-    cos: Tensor,
-    sin: Tensor,
 }
 
 impl Llama {
@@ -130,7 +161,8 @@ impl Llama {
             blocks: blocks.collect::<Result<_>>()?,
             norm: at.get(hidden, "norm.weight")?,
             head,
-            rotations: Rotations::new(config, &vb)?,
+            rotations: Rotations::new(&config.frequencies()?, config.positions(), &vb)?,
+            positions: config.positions(),
             eps: config.rms_norm_eps as f32,
         })
     }
@@ -138,11 +170,10 @@ impl Llama {
 
 impl Body for Llama {
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
-        let positions = self.rotations.cos.dim(0)?;
-        if tokens.len > positions {
+        if tokens.len > self.positions {
             return Err(invalid(format!(
-                "a text has {} tokens, but the model has {positions} positions",
-                tokens.len
+                "a text has {} tokens, but the model has {} positions",
+                tokens.len, self.positions
             )));
         }
         let mut x = self.words.forward(&tokens.tensor(self.words.embeddings().device())?)?;
@@ -169,18 +200,22 @@ impl Body for Llama {
 impl Block {
     fn new(config: &LlamaConfig, inject: &Inject, vb: VarBuilder) -> Result<Self> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let kv = config.kv_heads() * config.head();
-        let linear = |d_in, d_out, name| inject.linear(d_in, d_out, false, vb.pp(name));
+        let (all, kv) = (config.num_attention_heads * config.head(), config.kv_heads() * config.head());
+        let attention = |d_in, d_out, name| {
+            inject.linear(d_in, d_out, config.attention_bias, vb.pp("self_attn").pp(name))
+        };
+        let mlp = |d_in, d_out, name| inject.linear(d_in, d_out, config.mlp_bias, vb.pp("mlp").pp(name));
         Ok(Self {
             input_norm: vb.get(hidden, "input_layernorm.weight")?,
-            q: linear(hidden, hidden, "self_attn.q_proj")?,
-            k: linear(hidden, kv, "self_attn.k_proj")?,
-            v: linear(hidden, kv, "self_attn.v_proj")?,
-            o: linear(hidden, hidden, "self_attn.o_proj")?,
+            q: attention(hidden, all, "q_proj")?,
+            k: attention(hidden, kv, "k_proj")?,
+            v: attention(hidden, kv, "v_proj")?,
+            o: attention(all, hidden, "o_proj")?,
             norm: vb.get(hidden, "post_attention_layernorm.weight")?,
-            gate: linear(hidden, wide, "mlp.gate_proj")?,
-            up: linear(hidden, wide, "mlp.up_proj")?,
-            down: linear(wide, hidden, "mlp.down_proj")?,
+            gate: mlp(hidden, wide, "gate_proj")?,
+            up: mlp(hidden, wide, "up_proj")?,
+            down: mlp(wide, hidden, "down_proj")?,
+            width: config.head(),
             heads: config.num_attention_heads,
             kv_heads: config.kv_heads(),
             eps: config.rms_norm_eps as f32,
@@ -194,8 +229,8 @@ impl Block {
         rotations: &Rotations,
         key: Option<DropoutKey>,
     ) -> Result<Tensor> {
-        let (n, len, hidden) = x.dims3()?;
-        let width = hidden / self.heads;
+        let (n, len, _) = x.dims3()?;
+        let width = self.width;
         let split = |y: Tensor, heads| y.reshape((n, len, heads, width))?.transpose(1, 2)?.contiguous();
         // Each head of keys and values serves `heads / kv_heads` heads of queries in a row.
         let share = |y: Tensor| {
@@ -210,36 +245,10 @@ impl Block {
         let v = share(split(self.v.forward(&normed, key)?, self.kv_heads)?)?;
         let scores = q.matmul(&k.transpose(2, 3)?)?;
         let mixed = softmax(&scores, 1.0 / (width as f32).sqrt(), seen)?.matmul(&v.contiguous()?)?;
-        let mixed = mixed.transpose(1, 2)?.reshape((n, len, hidden))?;
+        let mixed = mixed.transpose(1, 2)?.reshape((n, len, self.heads * width))?;
         let x = (self.o.forward(&mixed, key)? + x)?;
         let normed = ops::rms_norm_slow(&x, &self.norm, self.eps)?;
         let wide = (self.gate.forward(&normed, key)?.silu()? * self.up.forward(&normed, key)?)?;
         Ok((self.down.forward(&wide, key)? + x)?)
-    }
-}
-
-impl Rotations {
-    fn new(config: &LlamaConfig, vb: &VarBuilder) -> Result<Self> {
-        let (half, positions) = (config.head() / 2, config.max_position_embeddings);
-        let angle = |i: usize| {
-            let (position, pair) = ((i / half) as f64, (i % half) as f64);
-            position * config.rope_theta.powf(-pair / half as f64)
-        };
-        let table = |f: fn(f64) -> f64| {
-            Tensor::from_iter((0..positions * half).map(|i| f(angle(i)) as f32), vb.device())?
-                .reshape((positions, half))?
-                .to_dtype(vb.dtype())
-        };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
-    }
-
-    /// Turns the pairs (i, i + head/2) of n × heads × len × head.
-    fn turn(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (.., len, width) = x.dims4()?;
-        let (cos, sin) = (self.cos.narrow(0, 0, len)?, self.sin.narrow(0, 0, len)?);
-        let (a, b) = (x.narrow(3, 0, width / 2)?, x.narrow(3, width / 2, width / 2)?);
-        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[first, second], D::Minus1)
     }
 }

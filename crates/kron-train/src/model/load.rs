@@ -1,6 +1,6 @@
 //! A path to a body: which files make a model, and which kind it is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -156,10 +156,10 @@ impl Weights {
     }
 
     /// Longest text in tokens.
-    pub const fn positions(&self) -> usize {
+    pub fn positions(&self) -> usize {
         match &self.config {
             Config::Bert(config) => config.max_position_embeddings,
-            Config::Llama(config) => config.max_position_embeddings,
+            Config::Llama(config) => config.positions(),
         }
     }
 }
@@ -194,8 +194,23 @@ fn read_config(path: &Path) -> Result<Config> {
     }
 }
 
-/// Every safetensors file of a folder, by name.
+/// The files with a folder's weights: those that its index names, else `model.safetensors`,
+/// else every safetensors file. Some folders hold the same weights twice, in other formats too.
 fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let (index, single) = (folder.join("model.safetensors.index.json"), folder.join("model.safetensors"));
+    if index.is_file() {
+        let text = std::fs::read_to_string(&index).map_err(|e| file(&index, e))?;
+        let Index { weight_map } = serde_json::from_str(&text).map_err(|e| file(&index, e))?;
+        let names: BTreeSet<String> = weight_map.into_values().collect();
+        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
+    }
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
     let entries = std::fs::read_dir(folder).map_err(|e| file(folder, e))?;
     let mut parts: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     parts.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));

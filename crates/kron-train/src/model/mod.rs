@@ -6,6 +6,7 @@ mod decoder;
 mod fused;
 mod llama;
 mod load;
+mod rope;
 mod stories;
 
 use candle_core::{DType, Tensor};
@@ -17,6 +18,7 @@ pub use bert::{Bert, BertConfig};
 pub use decoder::next_token_loss;
 pub use llama::{Llama, LlamaConfig};
 pub use load::{Config, Files, Weights, build};
+pub use rope::Rope;
 
 /// What a body's hidden states are good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

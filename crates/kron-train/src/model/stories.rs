@@ -34,8 +34,14 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
         vocab_size: size(5)?,
         max_position_embeddings: size(6)?,
         rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
+        rope_theta: None,
         rope_scaling: None,
+        rope_parameters: None,
+        head_dim: None,
+        attention_bias: false,
+        mlp_bias: false,
+        sliding_window: None,
+        hidden_act: "silu".into(),
         tie_word_embeddings: header[5] > 0,
     };
     config.check()?;
