@@ -40,7 +40,7 @@ pub enum Precision {
     F32,
     /// Bfloat16.
     Bf16,
-    /// Float16. The loss is not scaled: gradients below 6e-8 vanish.
+    /// Float16; the loss is scaled, so that small gradients do not vanish.
     F16,
 }
 

@@ -45,6 +45,8 @@ fn other_devices_and_precisions_learn_the_same() {
         }
         let (first, wanted) = (got.rows[0].loss, want.rows[0].loss);
         assert!((first / wanted - 1.0).abs() < 0.02, "{compute:?}: first loss {first}, not {wanted}");
+        let (first, wanted) = (got.rows[0].gradient, want.rows[0].gradient);
+        assert!((first / wanted - 1.0).abs() < 0.03, "{compute:?}: first gradient {first}, not {wanted}");
         let (late, wanted) = (mean(&got.rows[half..]), mean(&want.rows[half..]));
         assert!((late / wanted - 1.0).abs() < 0.1, "{compute:?}: later losses {late}, not {wanted}");
         assert!(late < mean(&got.rows[..half]), "{compute:?} does not learn");

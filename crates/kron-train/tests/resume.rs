@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use kron_train::compute::Precision;
 use kron_train::config::Method;
 use kron_train::run::{Place, Row, Stop, read_log, run};
 use kron_train::{Config, Progress};
@@ -31,7 +32,14 @@ fn config() -> Config {
 
 #[test]
 fn stopping_after_every_step_changes_no_bit() {
-    let (config, folder) = (config(), tempfile::tempdir().expect("a folder"));
+    for precision in [Precision::F32, Precision::F16] {
+        stopping_changes_no_bit(precision);
+    }
+}
+
+fn stopping_changes_no_bit(precision: Precision) {
+    let (mut config, folder) = (config(), tempfile::tempdir().expect("a folder"));
+    config.compute.precision = precision;
     let (weights, data) = common::load(&config);
     let [whole, pieces] = ["whole", "pieces"].map(|name| folder.path().join(name));
     let go = |place: &Place, stop: &Stop| {

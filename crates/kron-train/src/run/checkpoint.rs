@@ -1,5 +1,5 @@
 //! A run's state in one safetensors file that is whole or not there: the
-//! trained variables, both moments of each, the step, and the settings.
+//! trained variables, both moments of each, the step, the loss's scale, and the settings.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,6 +10,7 @@ use kron_core::io::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::scale::LossScale;
 use crate::config::Config;
 use crate::error::{Result, file, invalid};
 use crate::learner::Named;
@@ -18,12 +19,19 @@ use crate::learner::Named;
 const STEP: &str = "step";
 const SETTINGS: &str = "settings";
 const SUM: &str = "xxh3";
+const SCALE: &str = "loss_scale";
 
 /// Writes variables, moments and the number of steps taken.
 ///
 /// # Errors
 /// What the system refuses; the file that was there is then still there.
-pub fn write(path: &Path, config: &Config, trained: &[Named], optimizer: &AdamW) -> Result<()> {
+pub fn write(
+    path: &Path,
+    config: &Config,
+    trained: &[Named],
+    optimizer: &AdamW,
+    scale: LossScale,
+) -> Result<()> {
     let (step, moments) = optimizer.state();
     let mut parts = Vec::new();
     for ((name, group), [m, v]) in trained.iter().zip(moments) {
@@ -38,20 +46,27 @@ pub fn write(path: &Path, config: &Config, trained: &[Named], optimizer: &AdamW)
         Ok((name.clone(), view))
     });
     let views = views.collect::<Result<Vec<_>>>()?;
-    let metadata = HashMap::from([
+    let mut metadata = HashMap::from([
         (STEP.into(), step.to_string()),
         (SETTINGS.into(), settings(config)?),
         (SUM.into(), sum(views.iter().map(|(name, view)| (name.as_str(), view.data())))),
     ]);
+    metadata.extend(scale.text().map(|scale| (SCALE.into(), scale)));
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| file(path, e))?;
     Ok(write_atomic(path, Existing::Replace, |out| out.write_all(&bytes))?)
 }
 
-/// Sets variables and optimizer to what a file holds; returns the number of steps taken.
+/// Sets variables, optimizer and scale to what a file holds; returns the number of steps taken.
 ///
 /// # Errors
 /// A damaged file, and one of another run: the first setting that differs is named.
-pub fn read(path: &Path, config: &Config, trained: &[Named], optimizer: &mut AdamW) -> Result<u64> {
+pub fn read(
+    path: &Path,
+    config: &Config,
+    trained: &[Named],
+    optimizer: &mut AdamW,
+    scale: &mut LossScale,
+) -> Result<u64> {
     let bytes = std::fs::read(path).map_err(|e| file(path, e))?;
     let broken = |e: safetensors::SafeTensorError| file(path, format!("is damaged: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
@@ -69,6 +84,11 @@ pub fn read(path: &Path, config: &Config, trained: &[Named], optimizer: &mut Ada
     }
     check_settings(path, of(SETTINGS)?, &settings(config)?)?;
     let step = of(STEP)?.parse().map_err(|e| file(path, format!("has a step that is no number: {e}")))?;
+    if scale.text().is_some() {
+        let text = of(SCALE)?;
+        let wrong = || file(path, format!("has {text:?} as its {SCALE}, which no scale is"));
+        *scale = LossScale::parse(text).ok_or_else(wrong)?;
+    }
     let get = |name: &str, var: &Var| -> Result<Tensor> {
         let view = tensors.tensor(name).map_err(broken)?;
         if view.shape() != var.dims() {

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod log;
+mod scale;
 mod schedule;
 mod stop;
 
@@ -21,6 +22,7 @@ use crate::model::Weights;
 use crate::process::cpu_seconds;
 use crate::progress::Progress;
 pub use log::{Log, Look, Row, read as read_log};
+use scale::LossScale;
 pub use schedule::rate;
 pub use stop::Stop;
 
@@ -125,6 +127,7 @@ struct State<'a> {
     data: &'a Dataset,
     learner: Learner,
     optimizer: AdamW,
+    scale: LossScale,
     files: Option<Files>,
     rows: Vec<Row>,
     looks: Vec<Look>,
@@ -134,7 +137,8 @@ impl<'a> State<'a> {
     fn new(config: &'a Config, data: &'a Dataset, learner: Learner) -> Result<Self> {
         let groups = learner.trained().iter().map(|(_, group)| group.clone()).collect();
         let optimizer = AdamW::new(groups, Default::default())?;
-        Ok(Self { config, data, learner, optimizer, files: None, rows: Vec::new(), looks: Vec::new() })
+        let scale = LossScale::new(config.compute.precision);
+        Ok(Self { config, data, learner, optimizer, scale, files: None, rows: Vec::new(), looks: Vec::new() })
     }
 
     /// Makes the folder or goes on with it; returns the number of steps taken.
@@ -152,8 +156,8 @@ impl<'a> State<'a> {
                 )));
             }
             (true, true) => {
-                step =
-                    checkpoint::read(&checkpoint, self.config, self.learner.trained(), &mut self.optimizer)?;
+                let Self { config, learner, optimizer, scale, .. } = self;
+                step = checkpoint::read(&checkpoint, config, learner.trained(), optimizer, scale)?;
                 self.rows = read_log(&steps)?;
                 self.rows.retain(|row| row.step <= step);
                 self.looks = read_log(&looks)?;
@@ -205,6 +209,31 @@ impl<'a> State<'a> {
 
     fn step(&mut self, step: u64, total: u64, per_epoch: u64, batch: &[usize]) -> Result<Row> {
         let (train, begin, cpu) = (&self.config.train, Instant::now(), cpu_seconds());
+        let (mut gradients, loss, tokens) = self.gradients(step, batch)?;
+        let mut gradient = gradients.norm()?;
+        // An overflow of float16: the same gradients again, less magnified.
+        while !gradient.is_finite() && self.scale.shrink() {
+            (gradients, ..) = self.gradients(step, batch)?;
+            gradient = gradients.norm()?;
+        }
+        if !gradient.is_finite() {
+            return Err(Error::Diverged { step: step + 1, loss });
+        }
+        if train.clip > 0.0 {
+            gradients.clip(train.clip)?;
+        }
+        self.scale.passed();
+        let rate = rate(train, step, total);
+        self.optimizer.step(&gradients, rate)?;
+        let epoch = (step + 1) as f64 / per_epoch as f64;
+        let seconds = begin.elapsed().as_secs_f64();
+        let cpu_seconds = cpu_seconds().zip(cpu).map(|(now, then)| now - then);
+        Ok(Row { step: step + 1, epoch, rate, loss, gradient, tokens, seconds, cpu_seconds })
+    }
+
+    /// Of a batch's mean loss; the loss and the tokens.
+    fn gradients(&self, step: u64, batch: &[usize]) -> Result<(Gradients, f32, usize)> {
+        let (train, factor) = (&self.config.train, self.scale.factor());
         let micro = if train.micro_batch == 0 { batch.len() } else { train.micro_batch };
         let mut gradients = Gradients::new(&self.optimizer.vars());
         let (mut loss, mut tokens) = (0.0, 0);
@@ -219,19 +248,10 @@ impl<'a> State<'a> {
             if !loss.is_finite() {
                 return Err(Error::Diverged { step: step + 1, loss });
             }
-            gradients.add(&part_loss.backward()?, share)?;
+            let scaled = if factor == 1.0 { part_loss } else { (part_loss * factor)? };
+            gradients.add(&scaled.backward()?, share / factor)?;
         }
-        let longest = if train.clip > 0.0 { train.clip } else { f64::INFINITY };
-        let gradient = gradients.clip(longest)?;
-        if !gradient.is_finite() {
-            return Err(Error::Diverged { step: step + 1, loss });
-        }
-        let rate = rate(train, step, total);
-        self.optimizer.step(&gradients, rate)?;
-        let epoch = (step + 1) as f64 / per_epoch as f64;
-        let seconds = begin.elapsed().as_secs_f64();
-        let cpu_seconds = cpu_seconds().zip(cpu).map(|(now, then)| now - then);
-        Ok(Row { step: step + 1, epoch, rate, loss, gradient, tokens, seconds, cpu_seconds })
+        Ok((gradients, loss, tokens))
     }
 
     fn look(&mut self, split: &str) -> Result<Option<Score>> {
@@ -248,7 +268,8 @@ impl<'a> State<'a> {
 
     fn save(&self) -> Result<()> {
         let Some(files) = &self.files else { return Ok(()) };
-        checkpoint::write(&files.checkpoint, self.config, self.learner.trained(), &self.optimizer)
+        let Self { config, learner, optimizer, scale, .. } = self;
+        checkpoint::write(&files.checkpoint, config, learner.trained(), optimizer, *scale)
     }
 
     /// The adapter, the head and the report.
@@ -267,5 +288,44 @@ impl<'a> State<'a> {
         let html = crate::report::run(self.config, self.learner.description(), &self.rows, &self.looks)?;
         let path = folder.join("report.html");
         Ok(write_atomic(&path, Existing::Replace, |out| out.write_all(html.as_bytes()))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::Precision;
+    use crate::text::Tokenizer;
+
+    /// The same step from a scale that float16 cannot hold at all.
+    #[test]
+    fn an_overflow_is_tried_again_with_less() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let mut config = Config { model: data.join("stories260K.bin"), ..Config::default() };
+        config.compute.precision = Precision::F16;
+        config.data.train = data.join("snips.train.jsonl");
+        config.data.limit_train = 8;
+        (config.adapter.a_in, config.adapter.a_out, config.adapter.rank) = (2, 4, 4);
+        let files = crate::model::Files::find(&config.model).expect("a model");
+        let weights = Weights::read_for(&files, config.compute).expect("weights");
+        let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");
+        let data = Dataset::read(&config, &tokenizer).expect("data");
+        let batch: Vec<usize> = (0..8).collect();
+        let step = |scale: LossScale| {
+            let learner = Learner::new(&config, &weights, &data).expect("a learner");
+            let mut state = State::new(&config, &data, learner).expect("a state");
+            state.scale = scale;
+            (state.step(0, 10, 10, &batch).expect("a step"), state.scale.factor())
+        };
+        let (usual, factor) = step(LossScale::new(Precision::F16));
+        let (row, smaller) = step(LossScale::parse("1e30 5").expect("a scale"));
+        assert_eq!(row.loss, usual.loss);
+        assert!(
+            (row.gradient / usual.gradient - 1.0).abs() < 0.01,
+            "{} and {}",
+            row.gradient,
+            usual.gradient
+        );
+        assert!((1.0..1e30).contains(&smaller) && smaller != factor, "{smaller}");
     }
 }
