@@ -2,7 +2,9 @@
 # Checks the folders and files that kron writes against the real packages: PEFT
 # and LyCORIS load them and compute the same, and kron reads what they write.
 #
-#   scripts/check-peft.sh [VENV]      default: target/peft-venv, made when missing (2 GB)
+#   scripts/check-peft.sh [VENV [KRON]]
+#
+# VENV is made when missing (2 GB), target/peft-venv by default; KRON is the program, built by default.
 #
 # Exits 0 and says "skipped" where the packages cannot be installed, 1 where something differs.
 set -euo pipefail
@@ -28,6 +30,9 @@ room() { mkdir -p "$venv" && (($(df --output=avail -k "$venv" | tail -n 1) > 600
 python3 scripts/torch_stand_ins.py "$(echo "$venv"/lib/python3*/site-packages/torch/lib)" || skip "no C compiler or readelf for the stand-in libraries"
 "$venv/bin/python" -c 'import torch' || skip "torch does not start on this machine"
 
-cargo build --quiet -p kron-cli
-kron=${CARGO_TARGET_DIR:-target}/debug/kron
+kron=${2:-}
+if [ -z "$kron" ]; then
+    cargo build --quiet -p kron-cli
+    kron=${CARGO_TARGET_DIR:-target}/debug/kron
+fi
 exec "$venv/bin/python" scripts/check_peft.py "$kron" tests/golden/model_llama
