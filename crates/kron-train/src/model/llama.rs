@@ -36,10 +36,10 @@ pub struct LlamaConfig {
     pub rope_theta: Option<f64>,
     /// What stretches the rotations, in files from before transformers 5.
     #[serde(default)]
-    pub rope_scaling: Option<Rope>,
+    pub rope_scaling: Option<Box<Rope>>,
     /// The rotations, in files of transformers 5.
     #[serde(default)]
-    pub rope_parameters: Option<Rope>,
+    pub rope_parameters: Option<Box<Rope>>,
     /// Width of a head; the heads share the hidden width when absent.
     #[serde(default)]
     pub head_dim: Option<usize>,
@@ -107,7 +107,7 @@ impl LlamaConfig {
     }
 
     fn frequencies(&self) -> Result<Vec<f64>> {
-        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).cloned().unwrap_or_default();
+        let rope = self.rope_parameters.clone().or(self.rope_scaling.clone()).unwrap_or_default();
         let theta = rope.theta().or(self.rope_theta).unwrap_or(10_000.0);
         rope.frequencies(theta, self.head() / 2)
     }
