@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::path::Path;
+
 use kron_train::compare::{Entry, Grid, compare, lines, markdown};
 use kron_train::config::{AdapterConfig, Method, Task};
-use kron_train::data::Dataset;
+use kron_train::data::{Dataset, Examples};
 use kron_train::model::Files;
 use kron_train::run::{Stop, run};
 use kron_train::sequential::sequential;
 use kron_train::text::Tokenizer;
-use kron_train::{Progress, chains, demo};
+use kron_train::{Config, Progress, chains, demo};
 
 #[test]
 fn a_planted_update_is_found_by_its_own_kind() {
@@ -142,7 +144,10 @@ fn a_grid_of_chains_runs_what_is_missing() {
     let table = chains::markdown(&lines);
     assert!(table.contains(&format!("| 4 | {:.2} ± ", 100.0 * mean("kron"))), "{table}");
     assert!(folder.path().join("report.html").exists());
-    assert!(folder.path().join("0-travel-kitchen_and_dining-1/matrix.csv").exists());
+    let one = folder.path().join("0-travel-kitchen_and_dining-1");
+    assert!(one.join("matrix.csv").exists());
+    let kept = Config::read(&one.join("config.toml")).expect("its settings");
+    assert_eq!((kept.adapter.method, kept.train.seed), (Method::Lora, 1));
 }
 
 #[test]
@@ -185,6 +190,67 @@ fn a_language_model_gets_better_at_its_text() {
     let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
     let (first, last) = (outcome.rows[0].loss, outcome.validation.expect("a score").loss);
     assert!(last < 0.7 * f64::from(first), "from {first} to {last}");
+}
+
+/// The same text as lines of JSON; begin of sequence stands where a text begins, and nowhere else.
+#[test]
+fn a_text_may_be_lines_of_json() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let paragraphs = "One day, Tom went out.\n\nHe saw a dog. ";
+    let [plain, lines] = ["t.txt", "t.jsonl"].map(|name| folder.path().join(name));
+    std::fs::write(&plain, paragraphs).expect("a file");
+    let line = format!("{}\n", serde_json::json!({ "text": paragraphs, "source": "a tale" }));
+    std::fs::write(&lines, line.repeat(2)).expect("a file");
+    let mut config = common::config(Method::Kron);
+    (config.task, config.data.validation, config.data.max_len) = (Task::Lm, None, 2);
+    let tokenizer = Tokenizer::read(&common::data("tok512.bin")).expect("a tokenizer");
+    let mut ids = |path: &Path| {
+        config.data.train = path.into();
+        match Dataset::read(&config, &tokenizer).expect("data").train {
+            Examples::Plain(all) => all.concat(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (once, twice) = (ids(&plain), ids(&lines));
+    assert_eq!(once.iter().filter(|&&id| id == 1).count(), 1);
+    assert_eq!(twice.iter().filter(|&&id| id == 1).count(), 2);
+    assert_eq!(twice[..once.len()], once);
+    let text = tokenizer.decode(&once).expect("ids");
+    assert!(
+        paragraphs.starts_with(text.trim_end()) && text.len() + 4 > paragraphs.trim_end().len(),
+        "{text}"
+    );
+    std::fs::write(&lines, "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n").expect("a file");
+    let message = Dataset::read(&config, &tokenizer).expect_err("refused").to_string();
+    assert!(message.contains("line 2 is not as it should be"), "{message}");
+}
+
+/// Of a question that is too long the beginning goes, never the choice.
+#[test]
+fn a_long_question_keeps_its_choices() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("choice.jsonl");
+    let question = "Once upon a time there was a little girl named Lily. What did she like?";
+    let row = serde_json::json!({ "q": question, "choices": ["to play", "the big red ball"], "answer": 0 });
+    std::fs::write(&file, format!("{row}\n")).expect("a file");
+    let mut config = common::config(Method::Lora);
+    (config.task, config.data.train, config.data.validation) = (Task::Choice, file, None);
+    let tokenizer = Tokenizer::read(&common::data("tok512.bin")).expect("a tokenizer");
+    let mut rows = |max_len: usize| {
+        config.data.max_len = max_len;
+        Dataset::read(&config, &tokenizer).map(|data| match data.train {
+            Examples::Questions(all) => all[0].rows.clone(),
+            other => panic!("{other:?}"),
+        })
+    };
+    let (whole, cut) = (rows(100).expect("data"), rows(14).expect("data"));
+    for ((whole, start), (cut, at)) in whole.iter().zip(&cut) {
+        assert_eq!((cut.len(), cut[0]), (14, whole[0]));
+        assert_eq!(cut[1..], whole[whole.len() - 13..]);
+        assert_eq!(cut[*at..], whole[*start..], "the choice");
+    }
+    let message = rows(4).expect_err("no room").to_string();
+    assert!(message.contains("line 1 has a choice of") && message.contains("max_len = 4"), "{message}");
 }
 
 #[test]

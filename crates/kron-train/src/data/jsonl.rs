@@ -56,6 +56,22 @@ pub fn read_labelled(path: &Path) -> Result<Vec<Labelled>> {
     })
 }
 
+/// `{"text": …}` a line; other fields are passed over.
+///
+/// # Errors
+/// As [`read_labelled`].
+pub fn read_texts(path: &Path) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+    }
+    let rows = read(path, |row: &Text| match row.text.trim().is_empty() {
+        true => Err("has an empty text, but a text has at least one character".into()),
+        false => Ok(()),
+    })?;
+    Ok(rows.into_iter().map(|row| row.text).collect())
+}
+
 /// `{"q": …, "choices": […], "answer": 0-based}` a line.
 ///
 /// # Errors

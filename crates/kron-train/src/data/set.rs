@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::jsonl::{Labelled, read_choices, read_labelled};
+use super::jsonl::{Labelled, read_choices, read_labelled, read_texts};
 use super::permutation;
 use crate::config::{Config, Data, Task};
 use crate::error::{Result, file, invalid};
@@ -146,13 +146,21 @@ fn encode_labelled(
     Ok(Examples::Labelled(rows.into_iter().map(encode).collect::<Result<_>>()?))
 }
 
-/// Stretches of `max_len` tokens of a text.
+/// Stretches of `max_len` tokens of a text; of a `.jsonl` file, of its lines' texts one after the other.
 fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
-    let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-    // A paragraph at a time: joining pieces takes time that grows with the square of a text.
+    let texts = match path.extension().is_some_and(|e| e == "jsonl") {
+        true => read_texts(path)?,
+        false => vec![std::fs::read_to_string(path).map_err(|e| file(path, e))?],
+    };
     let mut ids = Vec::new();
-    for paragraph in text.split_inclusive("\n\n") {
-        ids.extend(tokenizer.encode(paragraph, usize::MAX)?);
+    for text in texts {
+        // A paragraph at a time: joining pieces takes time that grows with the square of a text.
+        for (i, paragraph) in text.split_inclusive("\n\n").enumerate() {
+            match i {
+                0 => ids.extend(tokenizer.encode(paragraph, usize::MAX)?),
+                _ => ids.extend(tokenizer.encode_more(paragraph)?),
+            }
+        }
     }
     let stretches: Vec<Vec<u32>> = ids.chunks_exact(max_len).map(<[u32]>::to_vec).collect();
     match stretches.is_empty() {
@@ -165,18 +173,29 @@ fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Re
 
 fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
     let encode = |(line, row): (usize, super::Choice)| {
-        let start = tokenizer.encode(&row.q, max_len)?.len();
+        let at = |message: String| invalid(format!("{}: line {line} {message}", path.display()));
+        let start = tokenizer.encode(&row.q, usize::MAX)?.len();
         let rows = row.choices.iter().map(|choice| {
-            let ids = tokenizer.encode(&format!("{} {choice}", row.q), max_len)?;
-            // A piece may reach over the seam, and a long question may leave no room.
+            let mut ids = tokenizer.encode(&format!("{} {choice}", row.q), usize::MAX)?;
+            if ids.len() < 2 {
+                return Err(at("has a choice of no token".into()));
+            }
+            // A piece may reach over the seam.
             let start = start.min(ids.len() - 1).max(1);
-            Ok((ids, start))
+            let most = max_len - 1;
+            if ids.len() - start > most {
+                let n = ids.len() - start;
+                return Err(at(format!(
+                    "has a choice of {n} tokens, but max_len = {max_len} has room for {most}"
+                )));
+            }
+            // The choice counts, so what is cut away is the question's beginning, all but the first token.
+            let excess = ids.len().saturating_sub(max_len);
+            ids.drain(1..1 + excess);
+            Ok((ids, start - excess))
         });
         let rows: Vec<(Vec<u32>, usize)> = rows.collect::<Result<_>>()?;
-        match rows.iter().any(|(ids, _)| ids.len() < 2) {
-            true => Err(invalid(format!("{}: line {line} has a choice of no token", path.display()))),
-            false => Ok(Question { rows, answer: row.answer }),
-        }
+        Ok(Question { rows, answer: row.answer })
     };
     let rows: Vec<_> = (1..).zip(read_choices(path)?).collect();
     Ok(Examples::Questions(drawn(rows, limit).into_iter().map(encode).collect::<Result<_>>()?))

@@ -51,10 +51,15 @@ impl Llama2c {
 
     /// Begin of sequence, then the pieces of a space and the text.
     pub fn encode(&self, text: &str) -> Vec<u32> {
+        let space = if text.is_empty() { "" } else { " " };
+        let mut ids = self.encode_more(&format!("{space}{text}"));
+        ids.insert(0, BOS);
+        ids
+    }
+
+    /// The pieces of a text alone.
+    pub fn encode_more(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
-        if !text.is_empty() {
-            ids.extend(self.ids.get(b" ".as_slice()));
-        }
         for c in text.chars() {
             let mut buffer = [0; 4];
             let bytes = c.encode_utf8(&mut buffer).as_bytes();
@@ -67,7 +72,6 @@ impl Llama2c {
             ids[at] = id;
             ids.remove(at + 1);
         }
-        ids.insert(0, BOS);
         ids
     }
 

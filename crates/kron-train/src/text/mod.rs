@@ -4,7 +4,9 @@ mod llama2c;
 
 use std::path::Path;
 
-use crate::error::{Result, file, invalid};
+use tokenizers::{PostProcessor, TruncationDirection};
+
+use crate::error::{Error, Result, file, invalid};
 pub use llama2c::Llama2c;
 
 /// A tokenizer of either kind.
@@ -40,12 +42,13 @@ impl Tokenizer {
         }
     }
 
-    /// That a model which embeds `embedded` ids can take every id.
+    /// That a model which embeds `embedded` ids is the one that this tokenizer was made for.
     ///
     /// # Errors
-    /// A larger vocabulary, which is that of another model.
+    /// A larger vocabulary or a much smaller one, which is that of another model.
     pub fn check_fits(&self, embedded: usize) -> Result<()> {
-        if self.vocabulary() <= embedded {
+        // Embeddings are padded to round numbers, by a thousand at most.
+        if (self.vocabulary()..=self.vocabulary() + 1024).contains(&embedded) {
             return Ok(());
         }
         Err(invalid(format!(
@@ -54,29 +57,34 @@ impl Tokenizer {
         )))
     }
 
-    /// The ids of a text with its special tokens, at most `max_len`: what is cut
-    /// away stands before the last one.
+    /// The ids of a text with its special tokens, at most `max_len`: what is cut away is
+    /// the end of the text, not a special token.
     ///
     /// # Errors
     /// A text that the tokenizer refuses.
     pub fn encode(&self, text: &str, max_len: usize) -> Result<Vec<u32>> {
         let mut ids = match self {
             Tokenizer::Hf(hf) => {
-                let encoded = hf
-                    .encode(text, true)
-                    .map_err(|e| invalid(format!("the tokenizer refused a text: {e}")))?;
-                encoded.get_ids().to_vec()
+                let mut encoded = hf.encode(text, false).map_err(refused)?;
+                let special = hf.get_post_processor().map_or(0, |last| last.added_tokens(false));
+                encoded.truncate(max_len.saturating_sub(special), 0, TruncationDirection::Right);
+                hf.post_process(encoded, None, true).map_err(refused)?.get_ids().to_vec()
             }
             Tokenizer::Llama2c(own) => own.encode(text),
         };
-        if ids.len() > max_len {
-            let last = ids[ids.len() - 1];
-            ids.truncate(max_len);
-            if let (Tokenizer::Hf(_), Some(end)) = (self, ids.last_mut()) {
-                *end = last;
-            }
-        }
+        ids.truncate(max_len);
         Ok(ids)
+    }
+
+    /// The ids of a text that follows another: no special token stands before it.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses.
+    pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(match self {
+            Tokenizer::Hf(hf) => hf.encode(text, false).map_err(refused)?.get_ids().to_vec(),
+            Tokenizer::Llama2c(own) => own.encode_more(text),
+        })
     }
 
     /// The text of some ids.
@@ -91,4 +99,8 @@ impl Tokenizer {
             Tokenizer::Llama2c(own) => own.decode(ids),
         }
     }
+}
+
+fn refused(error: tokenizers::Error) -> Error {
+    invalid(format!("the tokenizer refused a text: {error}"))
 }
