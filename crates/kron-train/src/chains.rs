@@ -15,6 +15,7 @@ use crate::compare::Entry;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Result, file, invalid};
+use crate::kept::keep;
 use crate::model::Weights;
 use crate::progress::Progress;
 use crate::report::{markdown as markdown_table, study};
@@ -66,6 +67,14 @@ pub struct Row {
 }
 
 impl Grid {
+    /// The file that says the same, every value written out.
+    ///
+    /// # Errors
+    /// A path that is no Unicode.
+    pub fn text(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| invalid(format!("the grid cannot be written: {e}")))
+    }
+
     /// Reads a grid.
     ///
     /// # Errors
@@ -137,6 +146,7 @@ pub fn run(
     std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
     let path = folder.join("chains.csv");
     let mut rows: Vec<Row> = read_log(&path)?;
+    keep(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &rows)?;
     for (i, entry, order, seed) in grid.chains() {
         let (name, rate) = (order.join(" > "), grid.rate(entry));
@@ -272,5 +282,5 @@ fn html(grid: &Grid, rows: &[Row]) -> Result<String> {
         "In points, mean ± standard deviation over the chains; p is of a paired t-test against {}.",
         grid.reference
     );
-    study("Chains of tasks compared", &note, (&head, &cells), grid)
+    Ok(study("Chains of tasks compared", &note, (&head, &cells), &grid.text()?))
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{AdapterConfig, Config};
 use crate::data::Dataset;
 use crate::error::{Result, file, invalid};
+use crate::kept::keep;
 use crate::model::Weights;
 use crate::process::{peak_mib, restart_peak};
 use crate::progress::Progress;
@@ -79,6 +80,14 @@ pub struct Trial {
 }
 
 impl Grid {
+    /// The file that says the same, every value written out.
+    ///
+    /// # Errors
+    /// A path that is no Unicode.
+    pub fn text(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| invalid(format!("the grid cannot be written: {e}")))
+    }
+
     /// Reads a grid.
     ///
     /// # Errors
@@ -156,6 +165,7 @@ pub fn compare(
     std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
     let path = folder.join("trials.csv");
     let mut trials: Vec<Trial> = read_log(&path)?;
+    keep(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &trials)?;
     while let Some((entry, rate, seed)) = grid.next(&trials) {
         let mut config = grid.base.clone();
@@ -163,7 +173,7 @@ pub fn compare(
         (config.train.rate, config.train.seed) = (rate, seed);
         restart_peak();
         let outcome = match run(&config, weights, data, None, stop, progress) {
-            Err(crate::error::Error::Diverged { .. }) => None,
+            Err(crate::error::Error::Diverged { .. } | crate::error::Error::Exploded { .. }) => None,
             other => Some(other?),
         };
         if stop.is_asked() {
@@ -294,5 +304,5 @@ fn html(grid: &Grid, trials: &[Trial]) -> Result<String> {
          set; p is of a paired t-test against {}.",
         grid.reference
     );
-    study("Methods compared", &note, (&head, &rows), grid)
+    Ok(study("Methods compared", &note, (&head, &rows), &grid.text()?))
 }

@@ -176,6 +176,10 @@ pub struct Train {
     pub decay: f64,
     /// Longest gradient; 0 never shortens it.
     pub clip: f64,
+    /// AdamW's decays of the first and the second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of AdamW's second moment.
+    pub eps: f64,
     /// Order of the examples, first values, dropout.
     pub seed: u64,
     /// Steps between checkpoints; 0 writes one at the end.
@@ -195,6 +199,8 @@ impl Default for Train {
             warmup: 0.06,
             decay: 0.0,
             clip: 1.0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
             seed: 0,
             save_every: 100,
         }
@@ -244,9 +250,13 @@ impl Config {
             ("train.lora_plus", train.lora_plus),
             ("train.decay", train.decay),
             ("train.clip", train.clip),
+            ("train.eps", train.eps),
         ];
         if let Some((name, value)) = not_negative.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
             return Err(invalid(format!("{name} is {value}, but it is a finite number of at least 0")));
+        }
+        if let Some(beta) = train.betas.into_iter().find(|beta| !(0.0..1.0).contains(beta)) {
+            return Err(invalid(format!("train.betas has {beta}, but a decay is at least 0 and below 1")));
         }
         if !(0.0..=1.0).contains(&train.warmup) {
             return Err(invalid(format!("train.warmup is {}, but it is a share from 0 to 1", train.warmup)));

@@ -28,6 +28,17 @@ pub enum Error {
         /// NaN or infinity.
         loss: f32,
     },
+    /// The gradient is no number, though the loss is one.
+    #[error(
+        "the gradient of step {step} has a length of {gradient}, but training needs a finite one: lower the \
+         learning rate; the last checkpoint is as it was"
+    )]
+    Exploded {
+        /// Counted from 1.
+        step: u64,
+        /// NaN or infinity.
+        gradient: f64,
+    },
     /// A tensor operation.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

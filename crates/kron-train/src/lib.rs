@@ -15,6 +15,7 @@ pub mod config;
 pub mod data;
 pub mod demo;
 mod error;
+mod kept;
 mod learner;
 mod method;
 pub mod model;

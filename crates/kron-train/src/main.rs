@@ -64,6 +64,7 @@ fn train(settings: Settings, place: Place) -> Result<()> {
 
 fn compare_methods(grid: &Path, out: &Path) -> Result<()> {
     let grid = Grid::read(grid)?;
+    print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = Dataset::read(&grid.base, &tokenizer)?;
     let say = |trial: &Trial| {
@@ -100,6 +101,7 @@ fn chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
 
 fn chains(grid: &Path, out: &Path) -> Result<()> {
     let grid = chains::Grid::read(grid)?;
+    print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = read_domains(&grid.base, &tokenizer, &grid.domains())?;
     let say = |row: &chains::Row| {

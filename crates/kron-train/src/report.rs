@@ -1,7 +1,6 @@
 //! HTML pages that need no other file.
 
 use plotters::prelude::*;
-use serde::Serialize;
 
 use crate::config::Config;
 use crate::error::{Result, invalid};
@@ -54,18 +53,9 @@ pub fn page(title: &str, body: &str) -> String {
 }
 
 /// The page of a study: a note, its table, and the grid that it ran.
-///
-/// # Errors
-/// A path in the grid that is no Unicode.
-pub fn study(
-    title: &str,
-    note: &str,
-    (head, rows): (&[&str], &[Vec<String>]),
-    grid: &impl Serialize,
-) -> Result<String> {
-    let settings = toml::to_string(grid).map_err(|e| invalid(format!("the grid cannot be written: {e}")))?;
-    let (note, table, settings) = (escape(note), table(head, rows), escape(&settings));
-    Ok(page(title, &format!("<p>{note}</p>\n{table}<pre>{settings}</pre>\n")))
+pub fn study(title: &str, note: &str, (head, rows): (&[&str], &[Vec<String>]), grid: &str) -> String {
+    let (note, table, settings) = (escape(note), table(head, rows), escape(grid));
+    page(title, &format!("<p>{note}</p>\n{table}<pre>{settings}</pre>\n"))
 }
 
 /// A table in Markdown.

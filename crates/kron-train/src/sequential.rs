@@ -57,6 +57,10 @@ impl Chain {
         cell.map_or(f64::NAN, |c| c.accuracy)
     }
 
+    fn cosine(&self, after: usize, on: usize) -> Option<f64> {
+        self.cells.iter().find(|c| c.after == after && c.on == self.tasks[on])?.cosine
+    }
+
     /// Mean accuracy on all tasks after the last.
     pub fn final_mean(&self) -> f64 {
         let last = self.tasks.len() - 1;
@@ -102,6 +106,8 @@ pub fn sequential(
         )));
     }
     std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+    let settings = config.text()?;
+    write_atomic(&folder.join("config.toml"), Existing::Replace, |out| out.write_all(settings.as_bytes()))?;
     let mut log = Log::start::<Cell>(&folder.join("matrix.csv"), &[])?;
     let names = tasks.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut chain = Chain { method: String::new(), params: 0, tasks: names, cells: Vec::new() };
@@ -165,17 +171,27 @@ fn html(chain: &Chain) -> String {
             [chain.tasks[i].clone()].into_iter().chain((0..chain.tasks.len()).map(cell)).collect()
         })
         .collect();
+    let cosines: Vec<Vec<String>> = (1..chain.tasks.len())
+        .map(|i| {
+            let cell = |j| chain.cosine(i, j).map_or(String::new(), |cosine| format!("{cosine:+.3}"));
+            [chain.tasks[i].clone()].into_iter().chain((0..chain.tasks.len()).map(cell)).collect()
+        })
+        .collect();
+    let cosines = "<p>Cosine of ΔW after the task above and what was added to it since:</p>\n".to_owned()
+        + &table(&head, &cosines);
     let summary = format!(
         "<p>Final mean {:.1} %, backward transfer {:+.1} points, forgetting {:.1} points.</p>\n",
         100.0 * chain.final_mean(),
         100.0 * chain.backward_transfer(),
         100.0 * chain.forgetting()
     );
-    page("Tasks in a row", &(table(&head, &rows) + &summary))
+    page("Tasks in a row", &(table(&head, &rows) + &summary + &cosines))
 }
 
 #[cfg(test)]
 mod tests {
+    use kron_core::{KronOp, KronShape, ScaleRule, Scaling, Theta, reference};
+
     use super::*;
 
     #[test]
@@ -197,5 +213,33 @@ mod tests {
         assert!((chain.final_mean() - 2.35 / 3.0).abs() < 1e-12);
         assert!((chain.backward_transfer() - (-0.3 + 0.05) / 2.0).abs() < 1e-12);
         assert!((chain.forgetting() - 0.3 / 2.0).abs() < 1e-12);
+    }
+
+    /// The closed form against matrices that are whole.
+    #[test]
+    fn the_cosine_is_that_of_dense_updates() {
+        let shapes =
+            [KronShape::kron(12, 10, 3, 2, 2), KronShape::lora(7, 9, 3)].map(|s| s.expect("a shape"));
+        let scaling = Scaling::new(6.0, 4, ScaleRule::AlphaOverR).expect("a scale");
+        let adapter = |seed: u64| {
+            let layer = |(i, shape): (usize, &KronShape)| {
+                Layer::new(format!("m{i}"), scaling, Theta::random(*shape, seed + i as u64)).expect("a layer")
+            };
+            Adapter::new(shapes.iter().enumerate().map(layer).collect()).expect("an adapter")
+        };
+        let (then, now) = (adapter(1), adapter(9));
+        let dense = |adapter: &Adapter| -> Vec<f64> {
+            let layers = adapter.layers().iter();
+            let whole = |l: &Layer| {
+                reference::delta_weight(&KronOp::new(*l.theta().shape(), l.scaling().scale()), l.theta())
+            };
+            layers.flat_map(|l| whole(l).into_iter()).collect()
+        };
+        let (then_w, now_w) = (dense(&then), dense(&now));
+        let change: Vec<f64> = now_w.iter().zip(&then_w).map(|(now, then)| now - then).collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let want = dot(&then_w, &change) / (dot(&then_w, &then_w) * dot(&change, &change)).sqrt();
+        let got = cosine(&then, &now).expect("a cosine");
+        assert!((got - want).abs() < 1e-6 && want.abs() > 0.1, "{got}, not {want}");
     }
 }

@@ -61,8 +61,10 @@ fn a_tokenizer_of_another_model_is_refused() {
     let files = Files::find(&common::data("stories260K.bin")).expect("a model");
     let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");
     assert!(tokenizer.check_fits(512).is_ok());
-    let message = tokenizer.check_fits(300).expect_err("too few").to_string();
-    assert!(message.contains("512 tokens") && message.contains("embeds 300"), "{message}");
+    for other in [300, 32_000] {
+        let message = tokenizer.check_fits(other).expect_err("of another model").to_string();
+        assert!(message.contains("512 tokens") && message.contains(&format!("embeds {other}")), "{message}");
+    }
 }
 
 #[test]
@@ -150,7 +152,10 @@ fn checkpoints_that_are_damaged_or_of_another_run_are_refused() {
     let mut flipped = whole.clone();
     let middle = whole.len() / 2;
     flipped[middle] ^= 1;
-    for damaged in [&whole[..whole.len() - 3], &whole[..4], &flipped, &[]] {
+    let mut later = whole.clone();
+    let step = whole.windows(8).position(|part| part == b"\"step\":\"").expect("the step") + 8;
+    later[step] ^= 1;
+    for damaged in [&whole[..whole.len() - 3], &whole[..4], &flipped, &later, &[]] {
         std::fs::write(&file, damaged).expect("a file");
         let got = message(&config, true);
         assert!(got.contains("checkpoint.safetensors: is damaged"), "{got}");

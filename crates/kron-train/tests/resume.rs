@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use kron_train::compute::Precision;
 use kron_train::config::Method;
-use kron_train::run::{Place, Row, Stop, read_log, run};
+use kron_train::run::{Look, Place, Row, Stop, read_log, run};
 use kron_train::{Config, Progress};
 
 fn place(folder: &Path, resume: bool) -> Place {
     Place { folder: folder.into(), resume }
 }
 
-/// Everything that a run decides: adapter, head, and the loss of every step.
-fn results(folder: &Path) -> (Vec<u8>, Vec<u8>, Vec<(u64, f32)>) {
+/// Everything that a run decides: adapter, head, the looks at the sets, and the loss of every step.
+fn results(folder: &Path) -> ([Vec<u8>; 3], Vec<(u64, f32)>) {
     let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let rows: Vec<Row> = read_log(&folder.join("log.csv")).expect("a log");
     let losses = rows.iter().map(|row| (row.step, row.loss)).collect();
-    (bytes("adapter.safetensors"), bytes("head.safetensors"), losses)
+    (["adapter.safetensors", "head.safetensors", "evaluations.csv"].map(bytes), losses)
 }
 
 fn config() -> Config {
@@ -58,7 +58,40 @@ fn stopping_changes_no_bit(precision: Precision) {
         assert_eq!(outcome.rows.len(), runs);
     }
     assert_eq!(runs, 13, "twelve steps and the end");
+    let looks: Vec<Look> = read_log(&whole.join("evaluations.csv")).expect("looks");
+    assert_eq!(looks.iter().map(|look| look.step).collect::<Vec<_>>(), [6, 12], "after each epoch");
     assert_eq!(results(&whole), results(&pieces));
+}
+
+/// The program itself, interrupted from the keyboard in the middle.
+#[test]
+fn an_interrupt_saves_and_the_run_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("run.toml");
+    let mut config = config();
+    (config.train.epochs, config.train.save_every) = (40, 0);
+    std::fs::write(&file, config.text().expect("TOML")).expect("a file");
+    let out = folder.path().join("out");
+    let start = |resume: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kron-train"));
+        command.args(["train", "--config"]).arg(&file).arg("--out").arg(&out);
+        command.args(resume.then_some("--resume")).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("the program starts")
+    };
+    let steps = || read_log::<Row>(&out.join("log.csv")).map_or(0, |rows| rows.len());
+    for resume in [false, true] {
+        let (child, before) = (start(resume), steps());
+        while steps() <= before {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(kill.expect("kill").success());
+        let ended = child.wait_with_output().expect("it ends");
+        assert!(ended.status.success());
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        assert!(said.contains("stopped and saved: pass --resume"), "{said}");
+        assert!(out.join("checkpoint.safetensors").exists() && steps() > before && steps() < 240);
+    }
 }
 
 /// The program itself, killed at moments that fall into steps and into checkpoints.

@@ -46,12 +46,11 @@ pub fn write(
         Ok((name.clone(), view))
     });
     let views = views.collect::<Result<Vec<_>>>()?;
-    let mut metadata = HashMap::from([
-        (STEP.into(), step.to_string()),
-        (SETTINGS.into(), settings(config)?),
-        (SUM.into(), sum(views.iter().map(|(name, view)| (name.as_str(), view.data())))),
-    ]);
+    let mut metadata: HashMap<String, String> =
+        HashMap::from([(STEP.into(), step.to_string()), (SETTINGS.into(), settings(config)?)]);
     metadata.extend(scale.text().map(|scale| (SCALE.into(), scale)));
+    let numbers = views.iter().map(|(name, view)| (name.as_str(), view.data()));
+    metadata.insert(SUM.into(), sum(&metadata, numbers));
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| file(path, e))?;
     Ok(write_atomic(path, Existing::Replace, |out| out.write_all(&bytes))?)
 }
@@ -76,11 +75,8 @@ pub fn read(
         |key: &str| metadata.get(key).ok_or_else(|| file(path, format!("is no checkpoint: it has no {key}")));
     let mut all: Vec<(String, TensorView)> = tensors.tensors();
     all.sort_by(|a, b| a.0.cmp(&b.0));
-    if *of(SUM)? != sum(all.iter().map(|(name, view)| (name.as_str(), view.data()))) {
-        return Err(file(
-            path,
-            "is damaged: its numbers do not have the checksum that was written with them",
-        ));
+    if *of(SUM)? != sum(&metadata, all.iter().map(|(name, view)| (name.as_str(), view.data()))) {
+        return Err(file(path, "is damaged: it does not have the checksum that was written with it"));
     }
     check_settings(path, of(SETTINGS)?, &settings(config)?)?;
     let step = of(STEP)?.parse().map_err(|e| file(path, format!("has a step that is no number: {e}")))?;
@@ -131,9 +127,11 @@ fn check_settings(path: &Path, theirs: &str, ours: &str) -> Result<()> {
     }
 }
 
-/// A checksum of names and numbers, in the order of the names.
-fn sum<'a>(parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let mut parts: Vec<_> = parts.map(|(name, data)| (name, xxh3_64(data))).collect();
+/// A checksum of the metadata but itself and of names and numbers, in the order of the names.
+fn sum<'a>(metadata: &HashMap<String, String>, parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let said = metadata.iter().filter(|(key, _)| *key != SUM);
+    let said = said.map(|(key, value)| (key.as_str(), xxh3_64(value.as_bytes())));
+    let mut parts: Vec<_> = parts.map(|(name, data)| (name, xxh3_64(data))).chain(said).collect();
     parts.sort_unstable();
     let text: String = parts.iter().map(|(name, sum)| format!("{name} {sum:016x}\n")).collect();
     format!("{:016x}", xxh3_64(text.as_bytes()))

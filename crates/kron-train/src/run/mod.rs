@@ -11,7 +11,7 @@ mod stop;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kron_candle::{AdamW, Adapter, DropoutKey, Existing, Gradients};
+use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Existing, Gradients};
 use kron_core::io::write_atomic;
 
 use crate::config::{Config, Method};
@@ -136,7 +136,8 @@ struct State<'a> {
 impl<'a> State<'a> {
     fn new(config: &'a Config, data: &'a Dataset, learner: Learner) -> Result<Self> {
         let groups = learner.trained().iter().map(|(_, group)| group.clone()).collect();
-        let optimizer = AdamW::new(groups, Default::default())?;
+        let [beta1, beta2] = config.train.betas;
+        let optimizer = AdamW::new(groups, AdamWConfig { beta1, beta2, eps: config.train.eps })?;
         let scale = LossScale::new(config.compute.precision);
         Ok(Self { config, data, learner, optimizer, scale, files: None, rows: Vec::new(), looks: Vec::new() })
     }
@@ -161,6 +162,7 @@ impl<'a> State<'a> {
                 self.rows = read_log(&steps)?;
                 self.rows.retain(|row| row.step <= step);
                 self.looks = read_log(&looks)?;
+                // A look at this very step is taken again: the checkpoint may have come before it.
                 self.looks.retain(|look| look.step < step);
             }
             (false, _) => {}
@@ -182,6 +184,9 @@ impl<'a> State<'a> {
         };
         let mut batches = Vec::new();
         let bar = progress.bar(total, start);
+        if start > 0 && start < total && start % per_epoch == 0 {
+            self.look("validation")?;
+        }
         for step in start..total {
             let within = (step % per_epoch) as usize;
             if within == 0 || step == start {
@@ -217,7 +222,7 @@ impl<'a> State<'a> {
             gradient = gradients.norm()?;
         }
         if !gradient.is_finite() {
-            return Err(Error::Diverged { step: step + 1, loss });
+            return Err(Error::Exploded { step: step + 1, gradient });
         }
         if train.clip > 0.0 {
             gradients.clip(train.clip)?;
