@@ -4,15 +4,18 @@
 
 For each kind of model a folder OUT/NAME with config.json, weights and reference.json:
 token ids of two texts, and hidden states (encoders) or logits (decoders) of every token
-that is no padding, in float32.
+that is no padding, in float32. Two of them have a tokenizer.json too, and in reference.json
+some texts with their ids, whole and cut to six.
 """
 
 import json
+import string
 import sys
 from pathlib import Path
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -76,6 +79,45 @@ def reference(model, is_decoder):
     return [row[: len(text)].flatten().tolist() for row, text in zip(out, IDS)]
 
 
+def wordpiece():
+    """BERT's kind, of letters and five words: [CLS] before a text and [SEP] after it."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = list(string.ascii_lowercase)
+    pieces = special + ["the", "play", "weather", "book", "add"] + letters + ["##" + c for c in letters]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(name, vocab[name]) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def bpe():
+    """LLaMA's kind: pairs of characters, <s> before a text and nothing after it."""
+    pairs = "▁ t,h e,▁ a,i n,l l,e r,o n,▁ s,r e,o u,▁ p,▁ w,a t,a n,in g,▁t he".split(",")
+    pairs = [tuple(pair.split(" ")) for pair in pairs]
+    pieces = ["<unk>", "<s>", "</s>", "▁"] + list(string.ascii_lowercase + string.digits + ",.?!'")
+    pieces += ["".join(pair) for pair in pairs]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab, pairs, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+TOKENIZERS = {"bert": wordpiece, "llama": bpe}
+TEXTS = ["the weather in paris, please", "play", "Book a table for 7!"]
+
+
+def encoded(tokenizer):
+    whole = [tokenizer.encode(text).ids for text in TEXTS]
+    tokenizer.enable_truncation(6)
+    return [dict(text=t, ids=ids, cut=tokenizer.encode(t).ids) for t, ids in zip(TEXTS, whole)]
+
+
 def main(out):
     for name, (model, dtype, shard) in MODELS.items():
         fill(model)
@@ -88,6 +130,11 @@ def main(out):
         model.to(dtype).save_pretrained(folder, max_shard_size=shard)
         (folder / "generation_config.json").unlink(missing_ok=True)
         text = {"transformers": transformers.__version__, "ids": IDS, "values": values}
+        if name in TOKENIZERS:
+            tokenizer = TOKENIZERS[name]()
+            assert tokenizer.get_vocab_size() == 61
+            tokenizer.save(str(folder / "tokenizer.json"))
+            text["encoded"] = encoded(tokenizer)
         rounded = json.dumps(text, separators=(",", ":"))
         (folder / "reference.json").write_text(rounded + "\n")
 

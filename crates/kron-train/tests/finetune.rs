@@ -5,7 +5,7 @@ mod common;
 use candle_core::DType;
 use kron_train::compute::{Compute, Device, Precision};
 use kron_train::config::Method;
-use kron_train::run::{Outcome, Row, Stop, run};
+use kron_train::run::{Outcome, Place, Row, Stop, run};
 use kron_train::{Config, Progress};
 
 /// Half precision on the CPU and, with the feature `cuda`, every precision on the first GPU, or a
@@ -74,4 +74,32 @@ fn kron_lora_beats_a_new_head_on_real_text() {
     // Guessing gives one in seven.
     assert!(head > 0.3, "head alone: {head}");
     assert!(kron > head + 0.05, "Kron-LoRA {kron}, head alone {head}");
+}
+
+/// Made-up weights learn little, but all that stands between a folder and a report is passed.
+#[test]
+fn folders_of_transformers_are_trained_and_reported() {
+    for name in ["bert", "llama"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = common::config(Method::Kron);
+        config.model = common::data("models").join(name);
+        (config.data.max_len, config.train.epochs) = (40, 4);
+        let (weights, data) = common::load(&config);
+        let place = Place { folder: folder.path().into(), resume: false };
+        let outcome =
+            run(&config, &weights, &data, Some(&place), &Stop::default(), &Progress::Hidden).expect(name);
+        let (first, last) = outcome.rows.split_at(outcome.rows.len() / 2);
+        let mean = |rows: &[Row]| rows.iter().map(|row| row.loss).sum::<f32>() / rows.len() as f32;
+        assert!(mean(last) < mean(first), "{name}: from {} to {}", mean(first), mean(last));
+        let page = std::fs::read_to_string(folder.path().join("report.html")).expect("a report");
+        assert_eq!(page.matches("<svg").count(), 2, "{name}: loss and rate");
+        for said in ["■ training loss", "■ validation loss", "■ learning rate", "method = &quot;kron&quot;"]
+        {
+            assert!(page.contains(said), "{name}: {said}");
+        }
+        assert_eq!(outcome.looks.len(), 4, "{name}");
+        for look in &outcome.looks {
+            assert!(page.contains(&format!("<td>{:.4}</td>", look.loss)), "{name}: step {}", look.step);
+        }
+    }
 }

@@ -2,7 +2,9 @@
 
 mod common;
 
-use candle_core::{IndexOp, Tensor};
+use std::path::Path;
+
+use candle_core::{Device, IndexOp, Tensor};
 use common::{data, minilm};
 use kron_candle::Inject;
 use kron_train::data::Tokens;
@@ -83,6 +85,57 @@ fn padding_changes_nothing() {
 struct Reference {
     ids: Vec<Vec<u32>>,
     values: Vec<Vec<f32>>,
+    #[serde(default)]
+    encoded: Vec<Encoded>,
+}
+
+#[derive(Deserialize)]
+struct Encoded {
+    text: String,
+    ids: Vec<u32>,
+    cut: Vec<u32>,
+}
+
+/// A tokenizer.json of BERT's kind and one of LLaMA's: whole texts, and such as are cut to six tokens.
+#[test]
+fn tokenizers_cut_a_text_and_keep_what_stands_around_it() {
+    for name in ["bert", "llama"] {
+        let want: Reference = read(&format!("models/{name}/reference.json"));
+        let tokenizer = Tokenizer::read(&data("models").join(name).join("tokenizer.json")).expect(name);
+        assert!(want.encoded.len() == 3 && tokenizer.check_fits(61).is_ok(), "{name}");
+        for case in &want.encoded {
+            assert_eq!(tokenizer.encode(&case.text, 60).expect("a text"), case.ids, "{name}: {}", case.text);
+            assert_eq!(tokenizer.encode(&case.text, 6).expect("a text"), case.cut, "{name}: {}", case.text);
+            let inner = tokenizer.encode_more(&case.text).expect("a text");
+            assert!(case.ids.windows(inner.len()).any(|part| part == inner), "{name}: {}", case.text);
+            assert!(inner.len() < case.ids.len(), "{name}: {}", case.text);
+        }
+    }
+}
+
+/// The first checkpoints of BERT call a norm's weight and bias gamma and beta.
+#[test]
+fn norms_with_the_first_checkpoints_names_are_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let from = data("models/bert");
+    std::fs::copy(from.join("config.json"), folder.path().join("config.json")).expect("a file");
+    let tensors =
+        candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).expect("a model");
+    let old = |name: &str| match name.contains("LayerNorm") {
+        true => {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        }
+        false => name.to_owned(),
+    };
+    let renamed = tensors.iter().map(|(name, tensor)| (old(name), tensor.clone())).collect();
+    candle_core::safetensors::save(&renamed, folder.path().join("model.safetensors")).expect("room");
+    let hidden = |model: &Path| -> Vec<f32> {
+        let files = Files { tokenizer: model.join("none"), model: model.into() };
+        let body = build(&Weights::read(&files).expect("weights"), &Inject::nothing()).expect("a body");
+        let hidden = body.hidden(&Tokens::new(&[[3u32, 9, 12]]), None);
+        hidden.and_then(|t| Ok(t.flatten_all()?.to_vec1()?)).expect("states")
+    };
+    assert_eq!(hidden(folder.path()), hidden(&from));
 }
 
 /// Folders as transformers writes them: both encoders with a classifier's names, decoders in

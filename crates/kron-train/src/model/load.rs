@@ -100,10 +100,9 @@ impl Weights {
         for part in shards(&files.model)? {
             let read = candle_core::safetensors::load(&part, &Device::Cpu).map_err(|e| file(&part, e))?;
             for (name, tensor) in read.into_iter().filter(|(_, t)| t.dtype().is_float()) {
-                // Some checkpoints keep the encoder one level deeper.
-                let name =
-                    ["bert.", "distilbert."].iter().find_map(|p| name.strip_prefix(p)).unwrap_or(&name);
-                tensors.insert(name.to_owned(), place(&tensor)?);
+                if let Some(name) = name_here(&name) {
+                    tensors.insert(name, place(&tensor)?);
+                }
             }
         }
         Ok(Self { config, tensors, device, dtype })
@@ -192,6 +191,18 @@ fn read_config(path: &Path) -> Result<Config> {
             format!("is of model type {other}, but bert, distilbert, llama and mistral are known"),
         )),
     }
+}
+
+/// A tensor's name in a body; `None` for heads and what else no body reads.
+fn name_here(name: &str) -> Option<String> {
+    const HEADS: [&str; 6] = ["pooler.", "cls.", "classifier.", "pre_classifier.", "vocab_", "qa_outputs."];
+    // Some checkpoints keep the encoder one level deeper.
+    let name = ["bert.", "distilbert."].iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name);
+    let is_head = HEADS.iter().any(|head| name.starts_with(head));
+    // The first checkpoints were TensorFlow's.
+    let name =
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
+    (!is_head).then_some(name)
 }
 
 /// The files with a folder's weights: those that its index names, else `model.safetensors`,
