@@ -1,8 +1,9 @@
 //! What an adapter adds to a training step: forward and backward through the
-//! 36 linear layers of a MiniLM (6 blocks, 384 wide), in float32 on the CPU;
-//! first whole layers, then adapters alone, added to an output that is there.
+//! 36 linear layers of a MiniLM (6 blocks, 384 wide), in float32, on the CPU or on a
+//! GPU; first whole layers, then adapters alone, added to an output that is there.
 //!
-//!     RAYON_NUM_THREADS=1 cargo run --release -p kron-candle --example step_time
+//!     RAYON_NUM_THREADS=1 cargo run -p kron-candle --example step_time
+//!     cargo run -p kron-candle --features cuda --example step_time -- 0
 //!
 //! Processor time over all threads (Linux), which a machine that does other
 //! work too leaves nearly as it is, and time by the clock; rounds of all
@@ -22,6 +23,10 @@ const ROUNDS: usize = 21;
 type Engine = Box<dyn Fn(&Linear, usize) -> Result<Box<dyn Module>>>;
 
 fn main() -> Result<()> {
+    let device = match std::env::args().nth(1) {
+        None => Device::Cpu,
+        Some(ordinal) => Device::new_cuda(ordinal.parse().map_err(candle_core::Error::wrap)?)?,
+    };
     let alone = "adapter alone:";
     let engines: [(String, Engine); 11] = [
         ("LoRA-8, candle's autograd".into(), Box::new(|base, _| autograd(base, Arc::new(base.clone())))),
@@ -50,7 +55,7 @@ fn main() -> Result<()> {
         .iter()
         .cycle()
         .take(36)
-        .map(|&size| Ok(Linear::new(Tensor::randn(0f32, 0.05, size, &Device::Cpu)?, None)));
+        .map(|&size| Ok(Linear::new(Tensor::randn(0f32, 0.05, size, &device)?, None)));
     let bases = bases.collect::<Result<Vec<_>>>()?;
     let models =
         engines.iter().map(|(_, make)| bases.iter().enumerate().map(|(i, base)| make(base, i)).collect());
@@ -78,12 +83,14 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 fn step(model: &[Box<dyn Module>], bases: &[Linear]) -> Result<(f64, f64)> {
     let (clock, processor) = (Instant::now(), processor_seconds()?);
     for (layer, base) in model.iter().zip(bases) {
-        let x = Var::ones((ROWS, base.weight().dim(1)?), candle_core::DType::F32, &Device::Cpu)?;
+        let x = Var::ones((ROWS, base.weight().dim(1)?), candle_core::DType::F32, base.weight().device())?;
         let y = layer.forward(&x)?;
         // Without an adapter, the output that is there does not depend on x.
         let wanted = y.track_op();
         assert!(!wanted || y.sum_all()?.backward()?.get(&x).is_some());
     }
+    // A GPU may still be at it.
+    bases[0].weight().device().synchronize()?;
     Ok((processor_seconds()? - processor, clock.elapsed().as_secs_f64()))
 }
 
@@ -103,7 +110,7 @@ fn fused(shape: fn(usize, usize) -> kron_core::Result<KronShape>, alone: bool) -
         let (d_out, d_in) = base.weight().dims2()?;
         let shape = shape(d_out, d_in).map_err(candle_core::Error::wrap)?;
         let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR).map_err(candle_core::Error::wrap)?;
-        let delta = Delta::new("m", shape, scaling, i as u64, &Device::Cpu)?;
+        let delta = Delta::new("m", shape, scaling, i as u64, base.weight().device())?;
         Ok(Box::new(match alone {
             true => KronLinear::over(Arc::new(There::beside(base)?), delta),
             false => KronLinear::new(base.clone(), delta)?,
@@ -116,7 +123,11 @@ struct There(Tensor);
 
 impl There {
     fn beside(base: &Linear) -> Result<Self> {
-        Ok(Self(Tensor::ones((ROWS, base.weight().dim(0)?), candle_core::DType::F32, &Device::Cpu)?))
+        Ok(Self(Tensor::ones(
+            (ROWS, base.weight().dim(0)?),
+            candle_core::DType::F32,
+            base.weight().device(),
+        )?))
     }
 }
 
@@ -135,8 +146,8 @@ struct Autograd {
 
 fn autograd(base: &Linear, below: Arc<dyn Module>) -> Result<Box<dyn Module>> {
     let (d_out, d_in) = base.weight().dims2()?;
-    let down = Var::randn(0f32, 0.05, (8, d_in), &Device::Cpu)?;
-    let up = Var::zeros((d_out, 8), candle_core::DType::F32, &Device::Cpu)?;
+    let down = Var::randn(0f32, 0.05, (8, d_in), base.weight().device())?;
+    let up = Var::zeros((d_out, 8), candle_core::DType::F32, base.weight().device())?;
     Ok(Box::new(Autograd { base: below, down, up }))
 }
 
@@ -159,9 +170,9 @@ const SIDE: usize = 4;
 
 fn unfused(base: &Linear, below: Arc<dyn Module>) -> Result<Box<dyn Module>> {
     let (d_out, d_in) = base.weight().dims2()?;
-    let a = Var::randn(0f32, 0.5, (SIDE, SIDE), &Device::Cpu)?;
-    let b = Var::zeros((d_out / SIDE, 8), candle_core::DType::F32, &Device::Cpu)?;
-    let c = Var::randn(0f32, 0.05, (8, d_in / SIDE), &Device::Cpu)?;
+    let a = Var::randn(0f32, 0.5, (SIDE, SIDE), base.weight().device())?;
+    let b = Var::zeros((d_out / SIDE, 8), candle_core::DType::F32, base.weight().device())?;
+    let c = Var::randn(0f32, 0.05, (8, d_in / SIDE), base.weight().device())?;
     Ok(Box::new(Unfused { base: below, a, b, c }))
 }
 
