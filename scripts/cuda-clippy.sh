@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Clippy of what trains on a GPU through candle, on a machine without a GPU and
-# without nvcc: every line of Rust is checked, no kernel is compiled.
+# Clippy over every line of Rust that the feature `cuda` turns on, of all crates at
+# once, without nvcc: no kernel is compiled.
 #
 # candle's kernels take nvcc minutes, and ours are checked by cuda-gates.sh. So
 # a stand-in for nvcc writes empty outputs, into a target folder of its own:
@@ -26,7 +26,12 @@ SCRIPT
 chmod +x "$nvcc"
 
 # DOCS_RS leaves our own kernels out, as on docs.rs.
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/candle-cuda
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/cuda-clippy
+features=
+for crate in core capi candle train bench tests; do
+  features+=kron-$crate/cuda,
+done
 NVCC=$nvcc DOCS_RS=1 CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
-  cargo clippy --locked -p kron-candle -p kron-train --all-targets --features kron-candle/cuda,kron-train/cuda \
-  -- -D warnings
+  cargo clippy --locked -p kron-core -p kron-capi -p kron-candle -p kron-train -p kron-bench -p kron-tests \
+  --lib --bins --examples --test device --test gradients --test finetune --bench gpu_engines \
+  --features "${features%,}" -- -D warnings

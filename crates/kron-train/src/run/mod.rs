@@ -184,7 +184,7 @@ impl<'a> State<'a> {
         };
         let mut batches = Vec::new();
         let bar = progress.bar(total, start);
-        if start > 0 && start < total && start % per_epoch == 0 {
+        if start > 0 && start < total && start.is_multiple_of(per_epoch) {
             self.look("validation")?;
         }
         for step in start..total {
