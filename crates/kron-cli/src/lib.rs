@@ -15,6 +15,7 @@ pub mod export;
 pub mod inspect;
 pub mod merge;
 pub mod model;
+mod named;
 mod output;
 pub mod plan;
 pub mod quantise;

@@ -10,7 +10,7 @@ use kron_formats::peft::{self, Form};
 use kron_formats::{Format, Loaded, lycoris};
 use serde::Serialize;
 
-use crate::merge::base::Base;
+use crate::named::named;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -23,7 +23,8 @@ use crate::{Error, Output, Result, watch};
 A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n\
 layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n\
 LyCORIS writes an underscore for each dot of a module's name; only the model knows which they\n\
-were. For PEFT's formats, which need the model's own names, give it by --base.\n\n\
+were. For PEFT's formats, which need the model's own names, give it by --base; a module that it\n\
+does not have is refused.\n\n\
 Exit codes: 0 written; 1 the adapter is at fault or has no such form; 2 the call is at fault.\n\n\
 Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n\
          kron convert adapter.safetensors lora/ --to lora --side in\n\
@@ -123,7 +124,11 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
     let Loaded { path, format, adapter, notes, .. } = kron_formats::read(&args.input)?;
-    let mut adapter = named(adapter, args.base.as_deref(), args.to)?;
+    let mut adapter = match &args.base {
+        Some(base) => named(&adapter, base)?,
+        None => adapter,
+    };
+    check_names(&adapter, args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
         let fitted = fit::fit(&adapter, fit::Wish { a_out, a_in, rank, max_error: args.max_error })?;
@@ -149,22 +154,14 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The adapter with a model's names for the modules that LyCORIS named.
-fn named(adapter: Adapter, base: Option<&Path>, to: To) -> Result<Adapter> {
-    let adapter = match base {
-        None => adapter,
-        Some(base) => lycoris::with_names_of(&adapter, Base::open(base)?.modules())?,
-    };
-    let unknown =
-        adapter.layers().iter().map(|layer| layer.module()).find(|module| lycoris::is_lycoris(module));
-    match (unknown, base) {
-        (Some(module), Some(base)) => {
-            Err(Error::data(format!("{module} is LyCORIS's name for no module of {}", base.display())))
-        }
-        (Some(module), None) if [To::Lora, To::PeftLokr].contains(&to) => Err(Error::usage(format!(
+/// That PEFT, where it is to read the adapter, finds the modules in a model.
+fn check_names(adapter: &Adapter, to: To) -> Result<()> {
+    let mut modules = adapter.layers().iter().map(|layer| layer.module());
+    match modules.find(|module| lycoris::is_lycoris(module)) {
+        Some(module) if [To::Lora, To::PeftLokr].contains(&to) => Err(Error::usage(format!(
             "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
         ))),
-        _ => Ok(adapter),
+        _ => Ok(()),
     }
 }
 
