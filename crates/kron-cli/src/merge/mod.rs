@@ -42,7 +42,8 @@ use matching::Folds;
 #[command(after_help = concat!(
     "A file appears under its name when it is whole, the index of the shards as the last one. A\n",
     "merge into a folder that was interrupted goes on with --resume; shards whose size and hash are\n",
-    "those in the journal .kron-merge.json are kept.\n\n",
+    "those in the journal .kron-merge.json are kept. With --force, safetensors files and an index of\n",
+    "another model that are in the folder OUT are removed, as a loader might prefer them.\n\n",
     "Exit codes: 0 merged; 1 the model or the adapter is at fault, they do not belong together, or\n",
     "the merge was interrupted or cannot be written; 2 the call is at fault.\n\n",
     "Example: kron merge llama-3-8b adapter.safetensors merged"
@@ -89,7 +90,7 @@ pub struct Report {
     pub copied: Vec<String>,
     /// Files and folders that were not: weights in other formats, sub-folders.
     pub left_out: Vec<String>,
-    /// What reading the adapter and finding its modules changed, one sentence each.
+    /// What reading the adapter and finding its modules changed, and what was removed, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -111,6 +112,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         None => file(args, &base, &folds, &watch)?,
     };
     watch.finish();
+    let notes = [notes, report.notes].concat();
     let report = Report { layers: adapter.layers().len(), bytes: base.bytes(), notes, ..report };
     output.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)

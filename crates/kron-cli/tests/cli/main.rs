@@ -7,6 +7,7 @@ mod folder;
 mod interrupt;
 mod lycoris;
 mod merge;
+mod merge_force;
 mod merge_refuse;
 mod plan;
 mod refuse;
