@@ -123,7 +123,8 @@ fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Res
         if name == JOURNAL || name == INDEX || base.shards.iter().any(|shard| shard.name == name) {
             continue;
         }
-        if !source.is_file() || WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
+        // Its weights stay behind, and it would name an adapter that is not there.
+        if !source.is_file() || name == CONFIG || WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
             report.left_out.push(name);
             continue;
         }
