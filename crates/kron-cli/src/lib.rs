@@ -7,6 +7,7 @@
 //! output empty.
 #![deny(unsafe_code)]
 
+mod apart;
 pub mod convert;
 pub mod diff;
 pub mod docs;

@@ -10,6 +10,7 @@ use kron_formats::peft::{self, Form};
 use kron_formats::{Format, Loaded, lycoris};
 use serde::Serialize;
 
+use crate::apart::apart;
 use crate::named::named;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
@@ -123,6 +124,9 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if args.uniform && args.to != To::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
+    let folder = [To::Lora, To::PeftLokr].contains(&args.to);
+    let sources = [Some(&args.input), args.base.as_ref()];
+    sources.into_iter().flatten().try_for_each(|source| apart(source, &args.output, folder))?;
     let Loaded { path, format, adapter, notes, .. } = kron_formats::read(&args.input)?;
     let mut adapter = match &args.base {
         Some(base) => named(&adapter, base)?,

@@ -13,6 +13,7 @@ use kron_formats::{Contents, Format, Loaded};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::apart::apart_from_files;
 use crate::table::{short, table};
 use crate::{Output, Result, watch};
 
@@ -79,6 +80,7 @@ struct Row {
 /// # Errors
 /// What [`kron_formats::read`] refuses, and a page that cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    args.html.iter().try_for_each(|page| apart_from_files(&args.path, page))?;
     let report = Report::new(kron_formats::read(&args.path)?);
     if let Some(path) = &args.html {
         watch::place(path, &Contents::File(html::page(&report)?.into_bytes()), args.force)?;

@@ -26,6 +26,8 @@ use kron_core::io::Flush;
 use kron_formats::{Loaded, lycoris, rooted};
 use serde::Serialize;
 
+use crate::apart::apart;
+use crate::model::CONFIG;
 use crate::watch::Watch;
 use crate::{Error, Output, Result};
 
@@ -100,9 +102,15 @@ pub struct Report {
 /// A model or an adapter that cannot be read, layers that match nothing, an OUT
 /// that is there, and what the system refuses.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    apart(&args.base, &args.out)?;
-    apart(&args.adapter, &args.out)?;
+    let folder = args.base.is_dir();
+    apart(&args.base, &args.out, folder)?;
+    apart(&args.adapter, &args.out, folder)?;
+    if !folder {
+        apart(&args.base.with_file_name(CONFIG), &args.out, false)?;
+    }
     let base = Base::open(&args.base)?;
+    // A folder may hold links to shards that lie elsewhere.
+    base.shards.iter().try_for_each(|shard| apart(&shard.path, &args.out, folder))?;
     let Loaded { adapter, notes, .. } = read(&args.adapter, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let watch = Watch::new(base.bytes())?;
@@ -156,17 +164,6 @@ fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report
         shard::write(shard, &folds.of(i), &args.out, (existing, args.flush()), watch)?;
     }
     Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
-}
-
-/// That writing to `out` cannot touch `source`.
-fn apart(source: &Path, out: &Path) -> Result<()> {
-    match (source.canonicalize(), out.canonicalize()) {
-        (Ok(a), Ok(b)) if a == b => Err(Error::usage(format!(
-            "OUT is {}, which is read; a merge goes to another place, as the original is worth keeping",
-            source.display()
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn exists(out: &Path) -> Error {

@@ -14,6 +14,7 @@ use kron_formats::Contents;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::apart::apart_from_files;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -76,6 +77,7 @@ struct Row {
 /// # Errors
 /// What [`kron_formats::read`] refuses, and an output that exists or cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    args.out.iter().try_for_each(|out| apart_from_files(&args.path, out))?;
     let (bits, block) = (args.bits, args.block as usize);
     let loaded = kron_formats::read(&args.path)?;
     let bar = watch::items(loaded.adapter.layers().len(), "layers");

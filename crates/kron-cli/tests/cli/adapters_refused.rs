@@ -54,7 +54,8 @@ impl Peft {
 
     /// Refused by every command that reads, which leaves nothing behind.
     fn refused(self, says: &[&str]) {
-        let out = self.0.path().join("out");
+        let place = TempDir::new().unwrap();
+        let out = place.path().join("out");
         let (path, out_name) = (self.0.path().to_str().unwrap(), out.to_str().unwrap());
         for args in
             [vec!["inspect", path], vec!["convert", path, out_name], vec!["quantise", path, "--bits", "4"]]

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod adapters_refused;
+mod apart;
 mod convert;
 mod folder;
 mod interrupt;
