@@ -91,6 +91,23 @@ pub struct Loaded {
     pub notes: Vec<String>,
 }
 
+impl Loaded {
+    /// That a file can say all of the adapter.
+    ///
+    /// # Errors
+    /// `fan_in_fan_out`, which nothing that is written keeps: a weight that lies as
+    /// d_in × d_out would then take ΔW as if it lay as d_out × d_in.
+    pub fn check_writable(&self) -> Result<()> {
+        match self.fan_in_fan_out {
+            false => Ok(()),
+            true => Err(Error::data(format!(
+                "{}: fan_in_fan_out is true, which no format that is written keeps; merge the adapter as it is",
+                self.path
+            ))),
+        }
+    }
+}
+
 /// A format to write, and what is chosen in it.
 #[derive(Clone, Copy, Debug)]
 pub enum To {

@@ -127,7 +127,9 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let folder = [To::Lora, To::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
     sources.into_iter().flatten().try_for_each(|source| apart(source, &args.output, folder))?;
-    let Loaded { path, format, adapter, notes, .. } = kron_formats::read(&args.input)?;
+    let loaded = kron_formats::read(&args.input)?;
+    loaded.check_writable()?;
+    let Loaded { path, format, adapter, notes, .. } = loaded;
     let mut adapter = match &args.base {
         Some(base) => named(&adapter, base)?,
         None => adapter,

@@ -80,6 +80,9 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     args.out.iter().try_for_each(|out| apart_from_files(&args.path, out))?;
     let (bits, block) = (args.bits, args.block as usize);
     let loaded = kron_formats::read(&args.path)?;
+    if args.out.is_some() {
+        loaded.check_writable()?;
+    }
     let bar = watch::items(loaded.adapter.layers().len(), "layers");
     let done = loaded.adapter.layers().par_iter().map(|layer| {
         let done = quantise(layer, bits, block);

@@ -77,6 +77,28 @@ fn refuse(args: &[&str], code: i32, says: &[&str]) {
     }
 }
 
+/// Written it would be gone, and with it merge's guard.
+#[test]
+fn fan_in_fan_out_is_not_dropped() {
+    let place = TempDir::new().unwrap();
+    let out = place.path().join("out");
+    let out = out.to_str().unwrap();
+    for name in ["lora", "lokr"] {
+        let folder = Peft::of(name).config(|config| config["fan_in_fan_out"] = true.into());
+        let path = folder.0.path().to_str().unwrap();
+        let says = ["fan_in_fan_out is true", "merge the adapter as it is"];
+        for to in ["kron", "lora", "peft-lokr", "lycoris"] {
+            refuse(&["convert", path, out, "--to", to], 1, &says);
+        }
+        refuse(&["convert", path, out, "--fit", "--a-in", "2", "--a-out", "2", "--rank", "2"], 1, &says);
+        refuse(&["export", "--lora", path, out], 1, &says);
+        refuse(&["quantise", path, "--bits", "8", "--out", out], 1, &says);
+        assert!(kron().args(["quantise", path, "--bits", "8"]).output().unwrap().status.success());
+        assert!(kron().args(["inspect", path]).output().unwrap().status.success());
+        assert!(!Path::new(out).exists());
+    }
+}
+
 const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 
 #[test]
