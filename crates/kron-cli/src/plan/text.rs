@@ -16,6 +16,15 @@ pub struct Column<T> {
     pub raw: fn(&T) -> String,
 }
 
+// Derived it would ask for a copy of the rows.
+impl<T> Clone for Column<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Column<T> {}
+
 /// A table for a reader.
 pub fn table<T>(columns: &[Column<T>], rows: &[T]) -> String {
     let mut table = Table::new();

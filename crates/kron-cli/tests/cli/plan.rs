@@ -169,6 +169,34 @@ fn budgets_are_met_from_either_side() {
     assert_eq!(found["others"].as_array().unwrap().len(), 3);
 }
 
+/// A head of 50257 = 29·1733 rows, which a split of 768 reduces unless a_out is 1.
+#[test]
+fn budgets_are_met_by_legal_splits_where_there_are_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let mut config = json!({
+        "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "vocab_size": 50257, "tie_word_embeddings": false
+    });
+    std::fs::write(&path, config.to_string()).unwrap();
+    let path = path.to_str().unwrap();
+    let found = json_of(&["--config", path, "--budget", "900k", "--top", "500"]);
+    let choices = found["choices"].as_array().unwrap();
+    assert!(
+        choices.len() > 5 && choices.iter().all(|c| c["exact"] == true && c["a_out"] == 1),
+        "{choices:?}"
+    );
+    assert!(found["others"].as_array().unwrap().iter().all(|c| c["exact"] == true));
+    let (_, csv, _) = run(["plan", "--config", path, "--budget", "900k", "--csv"]);
+    assert!(csv.lines().next().unwrap().ends_with(",exact"), "{csv}");
+    assert!(csv.lines().skip(1).all(|line| line.ends_with(",true")), "{csv}");
+    // What the configuration says is said here too.
+    config["tie_word_embeddings"] = true.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    let (_, table, _) = run(["plan", "--config", path, "--budget", "900k"]);
+    assert!(table.contains("Conv1D") && table.contains("lm_head is tied"), "{table}");
+    assert_eq!(json_of(&["--config", path, "--budget", "900k"])["notes"].as_array().unwrap().len(), 3);
+}
+
 #[test]
 fn calls_and_configurations_that_are_wrong() {
     fails(&[], 2, &["PRESET"]);
@@ -179,6 +207,12 @@ fn calls_and_configurations_that_are_wrong() {
     fails(&["distilbert", "--layers", "q_lin,q_proj"], 2, &["q_proj", "out_lin"]);
     fails(&["distilbert", "--budget", "many"], 2, &["many", "5.7M"]);
     fails(&["distilbert", "--rank", "0"], 2, &["0"]);
+    fails(
+        &["distilbert", "--rank", "8", "--budget", "840k"],
+        2,
+        &["--rank", "--budget", "cannot be used with"],
+    );
+    fails(&["--paper", "--rank", "8"], 2, &["--rank", "--paper", "cannot be used with"]);
     fails(&["--config", "nowhere"], 1, &["nowhere", "cannot be read"]);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
