@@ -37,7 +37,7 @@ pub use report::Report;
 #[command(after_help = concat!(
     "Costs are per token: multiply-adds of the adapter's forward pass, and the bytes of T that\n",
     "backward needs. An optimizer holds two float32 moments, 8 bytes a trained parameter, and a\n",
-    "gradient takes 4 more.\n\n",
+    "gradient takes 4 more. In CSV a row of the layer `all` is a method over the whole model.\n\n",
     "Exit codes: 0 planned; 1 the configuration is at fault; 2 the call is at fault.\n\n",
     "Examples:\n",
     "  kron plan mistral-7b --rank 8\n",

@@ -44,9 +44,22 @@ fn align<T>(column: &Column<T>, text: String) -> Cell {
 
 /// RFC 4180, lines ended by `\n`, without the last one.
 pub fn csv<T>(columns: &[Column<T>], rows: &[T]) -> String {
-    let head = columns.iter().map(|column| column.name.to_string()).collect();
-    let rows = rows.iter().map(|row| columns.iter().map(|column| quoted((column.raw)(row))).collect());
-    let lines = std::iter::once(head).chain(rows).map(|cells: Vec<String>| cells.join(","));
+    lines(
+        &columns.iter().map(|column| column.name).collect::<Vec<_>>(),
+        rows.iter().map(|row| cells(columns, row)),
+    )
+}
+
+/// A row's cells in CSV, not quoted yet.
+pub fn cells<T>(columns: &[Column<T>], row: &T) -> Vec<String> {
+    columns.iter().map(|column| (column.raw)(row)).collect()
+}
+
+/// CSV of these names and rows.
+pub fn lines(names: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let names = names.iter().map(ToString::to_string).collect();
+    let lines = std::iter::once(names).chain(rows);
+    let lines = lines.map(|cells| cells.into_iter().map(quoted).collect::<Vec<_>>().join(","));
     lines.collect::<Vec<_>>().join("\n")
 }
 

@@ -169,6 +169,56 @@ fn budgets_are_met_from_either_side() {
     assert_eq!(found["others"].as_array().unwrap().len(), 3);
 }
 
+/// Every layer's reductions, and the whole comparison, as a program reads them.
+#[test]
+fn csv_says_what_the_table_says() {
+    let args = ["llama-2-7b", "--split", "3,7", "--layers", "q_proj,down_proj"];
+    let (code, csv, _) = run(["plan", "--csv"].iter().chain(&args));
+    assert_eq!(code, 0);
+    let report = json_of(&args);
+    // A quoted cell holds no quote and no line end here.
+    let cells = |line: &str| -> Vec<String> {
+        let parts = line.split('"').enumerate();
+        let kept = parts.map(|(i, part)| if i % 2 == 1 { part.replace(',', "\u{0}") } else { part.into() });
+        kept.collect::<String>().split(',').map(|cell| cell.replace('\u{0}', ",")).collect()
+    };
+    let mut lines = csv.lines().map(cells);
+    let names = lines.next().unwrap();
+    let rows: Vec<Value> = lines
+        .map(|row| {
+            assert_eq!(row.len(), names.len(), "{row:?}");
+            names.iter().cloned().zip(row.into_iter().map(Value::from)).collect()
+        })
+        .collect();
+    let (layers, methods) = (report["layers"].as_array().unwrap(), report["methods"].as_array().unwrap());
+    assert_eq!(rows.len(), layers.len() + methods.len());
+    for (row, layer) in rows.iter().zip(layers) {
+        assert_eq!((&row["name"], &row["method"]), (&layer["name"], &json!("kron (3, 7) r 8")));
+        assert_eq!((&row["params"], &row["exact"]), (&json!(layer["params"].to_string()), &json!("false")));
+        let note = row["note"].as_str().unwrap();
+        assert_eq!(note.split("; ").collect::<Vec<_>>().len(), 2, "{note}");
+        assert!(note.starts_with("a_out is 4 instead of 7, which does not divide"), "{note}");
+    }
+    for (row, method) in rows[layers.len()..].iter().zip(methods) {
+        assert_eq!(
+            (&row["name"], &row["why"], &row["method"]),
+            (&json!("all"), &method["why"], &method["method"])
+        );
+        for (name, field) in [
+            ("params", "trained_params"),
+            ("max_rank", "max_rank"),
+            ("multiply_adds", "multiply_adds"),
+            ("saved_bytes", "saved_bytes"),
+            ("optimizer_bytes", "optimizer_bytes"),
+            ("gradient_bytes", "gradient_bytes"),
+            ("adapter_bytes", "adapter_bytes"),
+            ("exact", "exact"),
+        ] {
+            assert_eq!(row[name], method[field].to_string(), "{row:#}");
+        }
+    }
+}
+
 /// A head of 50257 = 29·1733 rows, which a split of 768 reduces unless a_out is 1.
 #[test]
 fn budgets_are_met_by_legal_splits_where_there_are_any() {
