@@ -140,6 +140,53 @@ fn families() {
     assert_eq!(linears(&gpt2)[4], row("lm_head", 50257, 768, 1));
 }
 
+/// Gemma-2-2B says all, Gemma-3-4B what differs from transformers' defaults.
+#[test]
+fn gemma_s_defaults_are_taken_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let plan = |config: &Value| {
+        std::fs::write(&path, config.to_string()).unwrap();
+        json_of(&["--config", path.to_str().unwrap()])
+    };
+    let gemma2 = json!({
+        "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000
+    });
+    let gemma3 = json!({
+        "model_type": "gemma3", "vision_config": { "hidden_size": 1152, "num_attention_heads": 16 },
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+            "num_hidden_layers": 34, "sliding_window": 1024
+        }
+    });
+    for (config, hidden, ffn, blocks, said) in [(gemma2, 2304, 9216, 26, 0), (gemma3, 2560, 10240, 34, 3)] {
+        let report = plan(&config);
+        let shapes: Vec<_> = report["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|layer| ["d_out", "d_in", "count"].map(|field| layer[field].as_u64().unwrap()))
+            .collect();
+        let want = [
+            [2048, hidden],
+            [1024, hidden],
+            [1024, hidden],
+            [hidden, 2048],
+            [ffn, hidden],
+            [ffn, hidden],
+            [hidden, ffn],
+        ];
+        assert_eq!(shapes, want.map(|[d_out, d_in]| [d_out, d_in, blocks]));
+        let notes: Vec<&str> = report["notes"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(
+            notes.iter().filter(|note| note.contains("default of gemma3_text")).count(),
+            said,
+            "{notes:?}"
+        );
+    }
+}
+
 #[test]
 fn split_that_does_not_divide_is_said() {
     let dir = tempfile::tempdir().unwrap();
