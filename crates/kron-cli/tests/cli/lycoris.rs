@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kron_core::{Adapter, KronShape};
 use safetensors::Dtype;
 
-use crate::adapters::{convert, dir, numbers, ours, refused, report, scaling, tensors};
+use crate::adapters::{convert, dir, numbers, ours, refused, report, run, scaling, tensors};
 use crate::folder::{File, golden, serialize};
 use crate::toy::tensor;
 
@@ -128,6 +128,30 @@ fn kohya_s_names_stay_until_a_model_gives_its_own() {
         assert_eq!(theta(&weights, &format!("base_model.model.{module}")), theta(&stored, name));
     }
     report(&[&"merge", &base, &file, &out]);
+}
+
+/// LyCORIS's names meet the model's own only by the model.
+#[test]
+fn diff_compares_modules_by_the_model_s_names() {
+    let dir = dir();
+    let kron = dir.path().join("kron");
+    report(&[&"convert", &file("w2_product"), &kron, &"--base", &file("base")]);
+    let call: [&dyn AsRef<std::ffi::OsStr>; 3] = [&"diff", &file("w2_product"), &kron];
+    let apart = report(&call);
+    let note = apart["notes"][0].as_str().unwrap();
+    for says in ["no module is in both", "lycoris_block_down", "block.down", "--base MODEL"] {
+        assert!(note.contains(says), "{note}");
+    }
+    assert!(run(&call).1.contains("\nnote: no module is in both"));
+    assert_eq!(apart["total"]["cosine"], 0.0);
+    let together = report(&[&"diff", &file("w2_product"), &kron, &"--base", &file("base")]);
+    assert_eq!(
+        (together["notes"].as_array().map(Vec::len), &together["layers"][0]["module"]),
+        (Some(0), &"block.down".into())
+    );
+    assert!(together["total"]["relative_distance"].as_f64().unwrap() < 1e-7);
+    let call: [&dyn AsRef<std::ffi::OsStr>; 5] = [&"diff", &file("w2_product"), &kron, &"--base", &kron];
+    refused(&call, 1, &["block", "no module"]);
 }
 
 /// A module that the model lacks would be written, and found by nobody.
