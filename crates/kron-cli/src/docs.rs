@@ -8,14 +8,17 @@ use clap_complete::Shell;
 use kron_core::Existing;
 use kron_core::io::write_atomic;
 
+use crate::error::exit_codes;
+use crate::watch::Watch;
 use crate::{Error, Result};
 
 /// Write a man page for every command.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Pages of those names in the folder are replaced.\n\n\
-Exit codes: 0 written; 1 the folder cannot be written; 2 the call is at fault.\n\n\
-Example: kron man ~/.local/share/man/man1")]
+#[command(after_help = concat!(
+    "Pages of those names in the folder are replaced.\n\n",
+    exit_codes!("written", "the folder is not there"),
+    "Example: kron man ~/.local/share/man/man1",
+))]
 pub struct Man {
     /// Existing folder for kron.1, kron-inspect.1 and so on
     dir: PathBuf,
@@ -24,7 +27,7 @@ pub struct Man {
 /// Print a shell's completions for the program.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 printed; 2 the call is at fault.\n\n\
+Exit codes: 0 printed; 1 the standard output cannot be written; 2 the call is at fault.\n\n\
 Example: kron completions bash > ~/.local/share/bash-completion/completions/kron")]
 pub struct Completions {
     /// Shell
@@ -34,19 +37,22 @@ pub struct Completions {
 /// Writes the pages and returns 0.
 ///
 /// # Errors
-/// A folder that cannot be written.
+/// A folder that cannot be written, and a signal.
 pub fn man(args: &Man, mut program: clap::Command) -> Result<ExitCode> {
     program.build();
     let name = program.get_name().to_string();
     let commands = program.get_subcommands().filter(|c| c.get_name() != "help");
     let pages = commands.map(|c| (format!("{name}-{}", c.get_name()), c.clone()));
     let pages: Vec<_> = pages.chain([(name.clone(), program.clone())]).collect();
+    let watch = Watch::new(pages.len() as u64)?;
     for (name, command) in pages {
         let page = clap_mangen::Man::new(command).title(name.to_uppercase());
         let path = args.dir.join(format!("{name}.1"));
         write_atomic(&path, Existing::Replace, |mut to| page.render(&mut to))
             .map_err(|e| Error::data(e.to_string()))?;
+        watch.passed(1)?;
     }
+    watch.finish();
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,9 +7,26 @@ use kron_formats::{Error, Kind, Remedy};
 /// The part of `--help` that documents [`code`].
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; for verify, every error is within its bound
-  1  the files are at fault; for verify, an error exceeds its bound
-  2  the call is at fault; for verify, also a folder that cannot be verified";
+  0    done; for verify, every error is within its bound
+  1    the files are at fault, or the output cannot be written or a signal interrupted it;
+       for verify, an error exceeds its bound
+  2    the call is at fault; for verify, also a folder that cannot be verified
+  130  a second signal ended it at once";
+
+/// The same in the help of a command that writes: what 0 means there, and whose fault 1 is.
+macro_rules! exit_codes {
+    ($done:literal, $fault:literal) => {
+        concat!(
+            "Exit codes: 0 ",
+            $done,
+            "; 1 ",
+            $fault,
+            ",\nor the output cannot be written or a signal interrupted it; 2 the call is at fault;\n",
+            "130 a second signal ended it at once.\n\n",
+        )
+    };
+}
+pub(crate) use exit_codes;
 
 /// The exit code.
 pub fn code(error: &Error) -> ExitCode {

@@ -11,6 +11,7 @@ use kron_formats::{Format, Loaded, lycoris};
 use serde::Serialize;
 
 use crate::apart::apart;
+use crate::error::exit_codes;
 use crate::named::named;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
@@ -20,17 +21,18 @@ use crate::{Error, Output, Result, watch};
 /// Factors are copied bit for bit; a conversion to LoRA is lossless but for one
 /// rounding of A·B to float32. What the other format cannot say is refused.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n\
-layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n\
-LyCORIS writes an underscore for each dot of a module's name; only the model knows which they\n\
-were. For PEFT's formats, which need the model's own names, give it by --base; a module that it\n\
-does not have is refused.\n\n\
-Exit codes: 0 written; 1 the adapter is at fault or has no such form; 2 the call is at fault.\n\n\
-Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n\
-         kron convert adapter.safetensors lora/ --to lora --side in\n\
-         kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n\
-         kron convert lora/ fit.safetensors --fit --a-in 2 --a-out 2 --rank 16 --max-error 0.9")]
+#[command(after_help = concat!(
+    "A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n",
+    "layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n",
+    "LyCORIS writes an underscore for each dot of a module's name; only the model knows which they\n",
+    "were. For PEFT's formats, which need the model's own names, give it by --base; a module that it\n",
+    "does not have is refused.\n\n",
+    exit_codes!("written", "the adapter is at fault or has no such form"),
+    "Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n",
+    "         kron convert adapter.safetensors lora/ --to lora --side in\n",
+    "         kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n",
+    "         kron convert lora/ fit.safetensors --fit --a-in 2 --a-out 2 --rank 16 --max-error 0.9",
+))]
 pub struct Args {
     /// Adapter file or PEFT folder
     pub(crate) input: PathBuf,

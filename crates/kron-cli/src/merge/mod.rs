@@ -27,6 +27,7 @@ use kron_formats::{Loaded, lycoris, rooted};
 use serde::Serialize;
 
 use crate::apart::apart;
+use crate::error::exit_codes;
 use crate::model::CONFIG;
 use crate::watch::Watch;
 use crate::{Error, Output, Result};
@@ -46,8 +47,7 @@ use matching::Folds;
     "merge into a folder that was interrupted goes on with --resume; shards whose size and hash are\n",
     "those in the journal .kron-merge.json are kept. With --force, safetensors files and an index of\n",
     "another model that are in the folder OUT are removed, as a loader might prefer them.\n\n",
-    "Exit codes: 0 merged; 1 the model or the adapter is at fault, they do not belong together, or\n",
-    "the merge was interrupted or cannot be written; 2 the call is at fault.\n\n",
+    exit_codes!("merged", "the model or the adapter is at fault, they do not belong together"),
     "Example: kron merge llama-3-8b adapter.safetensors merged"
 ))]
 pub struct Args {

@@ -285,16 +285,25 @@ fn read_only_folders_are_refused() {
 #[test]
 fn every_command_s_help_has_an_example_and_the_exit_codes() {
     let commands = kron().arg("--help").output().unwrap();
-    let commands = String::from_utf8(commands.stdout).unwrap();
-    let commands = commands.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
+    let all = String::from_utf8(commands.stdout).unwrap();
+    let commands = all.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(commands.len(), 12, "{commands:?}");
+    assert!(all.contains("  130  a second signal ended it at once"), "{all}");
     for command in commands.into_iter().filter(|command| *command != "help") {
         let run = kron().args([command, "--help"]).output().unwrap();
         let text = String::from_utf8(run.stdout).unwrap();
         assert_eq!(run.status.code(), Some(0));
         assert!(text.contains("Example") && text.contains("  kron ") | text.contains(": kron "), "{text}");
         assert!(text.contains("Exit codes: "), "{text}");
+        // What a signal and a full disk do is said by all that write, in the same words.
+        let writes = ["convert", "export", "inspect", "man", "merge", "quantise"].contains(&command);
+        for says in [
+            "or the output cannot be written or a signal interrupted it; 2 the call is at fault;\n",
+            "130 a second signal ended it at once.\n",
+        ] {
+            assert_eq!(text.contains(says), writes, "{command}: {text}");
+        }
     }
 }
 
