@@ -10,7 +10,7 @@ use kron_core::io::write_atomic;
 
 use crate::error::exit_codes;
 use crate::watch::Watch;
-use crate::{Error, Result};
+use crate::{Error, Output, Result};
 
 /// Write a man page for every command.
 #[derive(Debug, clap::Args)]
@@ -37,8 +37,9 @@ pub struct Completions {
 /// Writes the pages and returns 0.
 ///
 /// # Errors
-/// A folder that cannot be written, and a signal.
-pub fn man(args: &Man, mut program: clap::Command) -> Result<ExitCode> {
+/// `--json`, as there is nothing to report; a folder that cannot be written, and a signal.
+pub fn man(args: &Man, mut program: clap::Command, output: Output) -> Result<ExitCode> {
+    no_json(output, "man writes pages")?;
     program.build();
     let name = program.get_name().to_string();
     let commands = program.get_subcommands().filter(|c| c.get_name() != "help");
@@ -59,8 +60,9 @@ pub fn man(args: &Man, mut program: clap::Command) -> Result<ExitCode> {
 /// Prints the completions and returns 0.
 ///
 /// # Errors
-/// A standard output that cannot be written.
-pub fn completions(args: &Completions, mut program: clap::Command) -> Result<ExitCode> {
+/// `--json`, as a shell reads none; a standard output that cannot be written.
+pub fn completions(args: &Completions, mut program: clap::Command, output: Output) -> Result<ExitCode> {
+    no_json(output, "completions prints a shell's script")?;
     let name = program.get_name().to_string();
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut program, name, &mut text);
@@ -68,4 +70,11 @@ pub fn completions(args: &Completions, mut program: clap::Command) -> Result<Exi
         .write_all(&text)
         .map_err(|e| Error::data(format!("the standard output cannot be written: {e}")))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn no_json(output: Output, what: &str) -> Result<()> {
+    match output {
+        Output::Table => Ok(()),
+        Output::Json => Err(Error::usage(format!("{what}, so it has no --json"))),
+    }
 }

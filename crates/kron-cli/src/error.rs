@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use kron_formats::{Error, Kind, Remedy};
 
+use crate::Output;
+
 /// The part of `--help` that documents [`code`].
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -28,16 +30,22 @@ macro_rules! exit_codes {
 }
 pub(crate) use exit_codes;
 
-/// The exit code.
-pub fn code(error: &Error) -> ExitCode {
-    match error.kind() {
-        Kind::Data => ExitCode::from(1),
-        Kind::Usage => ExitCode::from(2),
+/// Says the error on the standard error, as a sentence or in one line of JSON, and gives the exit code.
+pub fn report(error: &Error, output: Output) -> ExitCode {
+    let code = match error.kind() {
+        Kind::Data => 1,
+        Kind::Usage => 2,
+    };
+    let sentence = sentence(error);
+    match output {
+        Output::Table => eprintln!("error: {sentence}"),
+        Output::Json => eprintln!("{}", serde_json::json!({ "error": sentence, "exit_code": code })),
     }
+    ExitCode::from(code)
 }
 
 /// The sentence, with the option that would help.
-pub fn sentence(error: &Error) -> String {
+fn sentence(error: &Error) -> String {
     let option = match error.remedy() {
         None => return error.to_string(),
         Some(Remedy::Lora) => "write it with --to lora",

@@ -25,7 +25,7 @@ pub mod unmerge;
 pub mod verify;
 mod watch;
 
-pub use error::{EXIT_CODES, code, sentence};
+pub use error::{EXIT_CODES, report};
 pub use kron_formats::{Error, Result};
 pub use output::Output;
 

@@ -6,6 +6,7 @@ mod apart;
 mod convert;
 mod folder;
 mod interrupt;
+mod json;
 mod lycoris;
 mod merge;
 mod merge_force;
