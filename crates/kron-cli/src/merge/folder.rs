@@ -58,6 +58,7 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
     if out.symlink_metadata().is_ok() && !out.is_dir() {
         return Err(Error::usage(format!("{} is a file, but BASE is a folder", out.display())));
     }
+    let new = !out.exists();
     std::fs::create_dir_all(out).map_err(refused)?;
     let names = names(out)?;
     let unfinished = names.iter().any(|name| name == JOURNAL);
@@ -81,7 +82,13 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
             out.display()
         )));
     }
-    Journal::begin(out, base, adapter, names.into_iter().filter(|name| is_stale(out, base, name)).collect())
+    let stale = names.into_iter().filter(|name| is_stale(out, base, name)).collect();
+    Journal::begin(out, base, adapter, stale).inspect_err(|_| {
+        // What cannot begin leaves nothing.
+        if new {
+            let _ = std::fs::remove_dir(out);
+        }
+    })
 }
 
 /// Whether a loader would take a file that is there for one of the merged model's, before that is
