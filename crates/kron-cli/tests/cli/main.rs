@@ -16,5 +16,6 @@ mod refuse;
 mod room;
 mod speed;
 mod stopped;
+mod text;
 mod toy;
 mod verify;
