@@ -8,14 +8,17 @@ use clap_complete::Shell;
 use kron_core::Existing;
 use kron_core::io::write_atomic;
 
-use crate::{Error, Result};
+use crate::error::exit_codes;
+use crate::watch::Watch;
+use crate::{Error, Output, Result};
 
 /// Write a man page for every command.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Pages of those names in the folder are replaced.\n\n\
-Exit codes: 0 written; 1 the folder cannot be written; 2 the call is at fault.\n\n\
-Example: kron man ~/.local/share/man/man1")]
+#[command(after_help = concat!(
+    "Pages of those names in the folder are replaced.\n\n",
+    exit_codes!("written", "the folder is not there"),
+    "Example: kron man ~/.local/share/man/man1",
+))]
 pub struct Man {
     /// Existing folder for kron.1, kron-inspect.1 and so on
     dir: PathBuf,
@@ -24,7 +27,7 @@ pub struct Man {
 /// Print a shell's completions for the program.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 printed; 2 the call is at fault.\n\n\
+Exit codes: 0 printed; 1 the standard output cannot be written; 2 the call is at fault.\n\n\
 Example: kron completions bash > ~/.local/share/bash-completion/completions/kron")]
 pub struct Completions {
     /// Shell
@@ -34,27 +37,32 @@ pub struct Completions {
 /// Writes the pages and returns 0.
 ///
 /// # Errors
-/// A folder that cannot be written.
-pub fn man(args: &Man, mut program: clap::Command) -> Result<ExitCode> {
+/// `--json`, as there is nothing to report; a folder that cannot be written, and a signal.
+pub fn man(args: &Man, mut program: clap::Command, output: Output) -> Result<ExitCode> {
+    no_json(output, "man writes pages")?;
     program.build();
     let name = program.get_name().to_string();
     let commands = program.get_subcommands().filter(|c| c.get_name() != "help");
     let pages = commands.map(|c| (format!("{name}-{}", c.get_name()), c.clone()));
     let pages: Vec<_> = pages.chain([(name.clone(), program.clone())]).collect();
+    let watch = Watch::new(pages.len() as u64)?;
     for (name, command) in pages {
         let page = clap_mangen::Man::new(command).title(name.to_uppercase());
         let path = args.dir.join(format!("{name}.1"));
         write_atomic(&path, Existing::Replace, |mut to| page.render(&mut to))
             .map_err(|e| Error::data(e.to_string()))?;
+        watch.passed(1)?;
     }
+    watch.finish();
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the completions and returns 0.
 ///
 /// # Errors
-/// A standard output that cannot be written.
-pub fn completions(args: &Completions, mut program: clap::Command) -> Result<ExitCode> {
+/// `--json`, as a shell reads none; a standard output that cannot be written.
+pub fn completions(args: &Completions, mut program: clap::Command, output: Output) -> Result<ExitCode> {
+    no_json(output, "completions prints a shell's script")?;
     let name = program.get_name().to_string();
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut program, name, &mut text);
@@ -62,4 +70,11 @@ pub fn completions(args: &Completions, mut program: clap::Command) -> Result<Exi
         .write_all(&text)
         .map_err(|e| Error::data(format!("the standard output cannot be written: {e}")))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn no_json(output: Output, what: &str) -> Result<()> {
+    match output {
+        Output::Table => Ok(()),
+        Output::Json => Err(Error::usage(format!("{what}, so it has no --json"))),
+    }
 }

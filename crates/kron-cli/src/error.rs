@@ -4,23 +4,48 @@ use std::process::ExitCode;
 
 use kron_formats::{Error, Kind, Remedy};
 
+use crate::Output;
+
 /// The part of `--help` that documents [`code`].
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; for verify, every error is within its bound
-  1  the files are at fault; for verify, an error exceeds its bound
-  2  the call is at fault; for verify, also a folder that cannot be verified";
+  0    done; for verify, every error is within its bound
+  1    the files are at fault, or the output cannot be written or a signal interrupted it;
+       for verify, an error exceeds its bound
+  2    the call is at fault; for verify, also a folder that cannot be verified
+  130  a second signal ended it at once";
 
-/// The exit code.
-pub fn code(error: &Error) -> ExitCode {
-    match error.kind() {
-        Kind::Data => ExitCode::from(1),
-        Kind::Usage => ExitCode::from(2),
+/// The same in the help of a command that writes: what 0 means there, and whose fault 1 is.
+macro_rules! exit_codes {
+    ($done:literal, $fault:literal) => {
+        concat!(
+            "Exit codes: 0 ",
+            $done,
+            "; 1 ",
+            $fault,
+            ",\nor the output cannot be written or a signal interrupted it; 2 the call is at fault;\n",
+            "130 a second signal ended it at once.\n\n",
+        )
+    };
+}
+pub(crate) use exit_codes;
+
+/// Says the error on the standard error, as a sentence or in one line of JSON, and gives the exit code.
+pub fn report(error: &Error, output: Output) -> ExitCode {
+    let code = match error.kind() {
+        Kind::Data => 1,
+        Kind::Usage => 2,
+    };
+    let sentence = sentence(error);
+    match output {
+        Output::Table => eprintln!("error: {sentence}"),
+        Output::Json => eprintln!("{}", serde_json::json!({ "error": sentence, "exit_code": code })),
     }
+    ExitCode::from(code)
 }
 
 /// The sentence, with the option that would help.
-pub fn sentence(error: &Error) -> String {
+fn sentence(error: &Error) -> String {
     let option = match error.remedy() {
         None => return error.to_string(),
         Some(Remedy::Lora) => "write it with --to lora",

@@ -7,6 +7,7 @@
 //! output empty.
 #![deny(unsafe_code)]
 
+mod apart;
 pub mod convert;
 pub mod diff;
 pub mod docs;
@@ -15,6 +16,7 @@ pub mod export;
 pub mod inspect;
 pub mod merge;
 pub mod model;
+mod named;
 mod output;
 pub mod plan;
 pub mod quantise;
@@ -23,7 +25,7 @@ pub mod unmerge;
 pub mod verify;
 mod watch;
 
-pub use error::{EXIT_CODES, code, sentence};
+pub use error::{EXIT_CODES, report};
 pub use kron_formats::{Error, Result};
 pub use output::Output;
 

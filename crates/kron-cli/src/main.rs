@@ -3,10 +3,10 @@
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use kron_cli::{
-    Error, Output, code, convert, diff, docs, export, inspect, merge, plan, quantise, sentence, unmerge,
-    verify,
+    Error, Output, convert, diff, docs, export, inspect, merge, plan, quantise, report, unmerge, verify,
 };
 
 /// Kron-LoRA adapters: ΔW = s·A ⊗ (B·C).
@@ -15,7 +15,7 @@ use kron_cli::{
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Print JSON instead of a table.
+    /// Print JSON instead of a table, and an error as one line of it.
     #[arg(long, global = true, display_order = 100)]
     json: bool,
 }
@@ -36,23 +36,36 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error),
+    };
     let output = if cli.json { Output::Json } else { Output::Table };
     let done = match &cli.command {
-        Command::Completions(args) => docs::completions(args, Cli::command()),
+        Command::Completions(args) => docs::completions(args, Cli::command(), output),
         Command::Convert(args) => convert::run(args, output),
         Command::Diff(args) => diff::run(args, output),
         Command::Export(args) => export::run(args, output),
         Command::Inspect(args) => inspect::run(args, output),
-        Command::Man(args) => docs::man(args, Cli::command()),
+        Command::Man(args) => docs::man(args, Cli::command(), output),
         Command::Merge(args) => merge::run(args, output),
         Command::Plan(args) => plan::run(args, output),
         Command::Quantise(args) => quantise::run(args, output),
         Command::Unmerge(args) => unmerge::run(args),
         Command::Verify(args) => verify::run(args, output),
     };
-    done.unwrap_or_else(|error: Error| {
-        eprintln!("error: {}", sentence(&error));
-        code(&error)
-    })
+    done.unwrap_or_else(|error| report(&error, output))
+}
+
+/// A call that clap refuses, or answers by the help, in clap's words.
+fn refused(error: &clap::Error) -> ExitCode {
+    let help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    // There are no arguments yet that could say so.
+    if help || !std::env::args_os().any(|arg| arg == "--json") {
+        error.exit();
+    }
+    // What follows the first empty line is advice to a reader.
+    let text = error.to_string();
+    let words = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+    report(&Error::usage(words.trim_start_matches("error: ")), Output::Json)
 }

@@ -91,6 +91,23 @@ pub struct Loaded {
     pub notes: Vec<String>,
 }
 
+impl Loaded {
+    /// That a file can say all of the adapter.
+    ///
+    /// # Errors
+    /// `fan_in_fan_out`, which nothing that is written keeps: a weight that lies as
+    /// d_in × d_out would then take ΔW as if it lay as d_out × d_in.
+    pub fn check_writable(&self) -> Result<()> {
+        match self.fan_in_fan_out {
+            false => Ok(()),
+            true => Err(Error::data(format!(
+                "{}: fan_in_fan_out is true, which no format that is written keeps; merge the adapter as it is",
+                self.path
+            ))),
+        }
+    }
+}
+
 /// A format to write, and what is chosen in it.
 #[derive(Clone, Copy, Debug)]
 pub enum To {
@@ -154,18 +171,24 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
 }
 
 fn read_any(path: &Path) -> Result<Loaded> {
-    if path.is_dir() {
-        return peft::read(path);
-    }
-    let beside = path.file_name().is_some_and(|name| name == peft::WEIGHTS);
-    if let Some(folder) = path.parent().filter(|folder| beside && folder.join(peft::CONFIG).exists()) {
+    if let Some(folder) = peft::folder(path) {
         return peft::read(folder);
     }
     let tensors = Tensors::read(path)?;
     if tensors.metadata(Adapter::RESERVED_KEY).is_some() {
         return ours::read(&tensors);
     }
-    if tensors.names().iter().any(|name| name.contains(".lokr_")) {
+    let names = tensors.names();
+    // They are LoKr's tensors too, but the scale is not among them.
+    if let Some(name) = names.iter().find(|name| name.starts_with(peft::PREFIX)) {
+        return Err(Error::data(format!(
+            "{}: {name} is a tensor of PEFT, whose scale stands in {}: the file needs that beside it, and the name {}",
+            tensors.path(),
+            peft::CONFIG,
+            peft::WEIGHTS
+        )));
+    }
+    if names.iter().any(|name| name.contains(".lokr_")) {
         return lycoris::read(&tensors);
     }
     Err(Error::data(format!(

@@ -2,9 +2,10 @@
 //!
 //! s = alpha / r with r the columns of w1_a or w2_a, 1 where both w1 and w2 are
 //! full or where there is no alpha, or one of 0. Its forward multiplies s once,
-//! and so do we. Names have underscores for dots, `lycoris_model_layers_0_…`,
-//! which cannot be undone without the model: they stay as they are until
-//! [`with_names_of`] a model gives the modules theirs.
+//! and so do we. Names have underscores for dots, `lycoris_model_layers_0_…` or,
+//! from Kohya's trainers, `lora_unet_…`, which cannot be undone without the
+//! model: they stay as they are until [`with_names_of`] a model gives the
+//! modules theirs.
 
 use std::collections::HashMap;
 
@@ -16,8 +17,9 @@ use crate::matrix::Matrix;
 use crate::stored::{Stored, serialize};
 use crate::{Error, Format, Loaded, Remedy, Result, Tensors};
 
-/// What LyCORIS puts before a module's name.
-const PREFIX: &str = "lycoris_";
+/// What stands before a module's name: LyCORIS's own prefix, which we write, then those
+/// of Kohya's trainers for a denoiser and for one text encoder or two.
+const PREFIXES: [&str; 5] = ["lycoris_", "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_"];
 
 /// Reads a file.
 ///
@@ -102,13 +104,18 @@ pub(crate) fn write(adapter: &Adapter) -> Result<Vec<u8>> {
 fn name(module: &str) -> String {
     match is_lycoris(module) {
         true => module.into(),
-        false => format!("{PREFIX}{}", module.replace('.', "_")),
+        false => format!("{}{}", PREFIXES[0], module.replace('.', "_")),
     }
 }
 
 /// Whether LyCORIS made the name.
 pub fn is_lycoris(module: &str) -> bool {
-    module.starts_with(PREFIX) && !module.contains('.')
+    bare(module).is_some()
+}
+
+/// The module with underscores for dots, when LyCORIS made the name.
+fn bare(module: &str) -> Option<&str> {
+    PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)).filter(|bare| !bare.contains('.'))
 }
 
 /// The adapter with the model's own names for modules that have LyCORIS's; one
@@ -119,10 +126,12 @@ pub fn is_lycoris(module: &str) -> bool {
 pub fn with_names_of<'a>(adapter: &Adapter, modules: impl Iterator<Item = &'a str>) -> Result<Adapter> {
     let mut own: HashMap<String, Vec<&str>> = HashMap::new();
     for module in modules {
-        own.entry(name(module)).or_default().push(module);
+        own.entry(bare(module).map_or_else(|| module.replace('.', "_"), Into::into))
+            .or_default()
+            .push(module);
     }
     let layers = adapter.layers().iter().map(|layer| {
-        match own.get(layer.module()).filter(|_| is_lycoris(layer.module())).map(Vec::as_slice) {
+        match bare(layer.module()).and_then(|bare| own.get(bare)).map(Vec::as_slice) {
             None | Some([]) => Ok(layer.clone()),
             Some([module]) => Ok(Layer::new(*module, layer.scaling(), layer.theta().clone())?),
             Some([one, two, ..]) => Err(Error::data(format!(

@@ -98,6 +98,26 @@ fn refusals_say_whose_fault_it_is_and_what_would_succeed() {
     }
 }
 
+/// LyCORIS has the same tensors with another scale.
+#[test]
+fn weights_of_peft_without_their_configuration_are_refused() {
+    for name in ["lokr", "lokr_mix", "lora"] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = golden("model_llama").join(name);
+        for path in ["adapter_model.safetensors", "alone.safetensors"].map(|file| folder.path().join(file)) {
+            std::fs::copy(source.join("adapter_model.safetensors"), &path).unwrap();
+            let error = read(&path).expect_err("no scale");
+            assert_eq!(error.kind(), Kind::Data);
+            for says in ["is a tensor of PEFT", "adapter_config.json", "adapter_model.safetensors"] {
+                assert!(error.to_string().contains(says), "{name}: {error}");
+            }
+        }
+        std::fs::copy(source.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
+        read(folder.path().join("adapter_model.safetensors")).expect("by the weights' path");
+        read(folder.path().join("alone.safetensors")).expect_err("another name");
+    }
+}
+
 #[test]
 fn what_training_ruined_is_not_written() {
     let mut ruined = kron();

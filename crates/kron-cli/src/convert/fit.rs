@@ -52,14 +52,16 @@ pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
     });
     let (layers, errors): (Vec<_>, Vec<_>) = fitted.collect::<Result<Vec<_>>>()?.into_iter().unzip();
     bar.finish_and_clear();
-    let above = layers.iter().zip(&errors).filter(|(_, error)| error.is_nan() || **error > max_error);
-    let above: Vec<_> = above.map(|(layer, error)| format!("{} {}", layer.module(), short(*error))).collect();
-    if !above.is_empty() {
+    let above = |error: f64| error.is_nan() || error > max_error;
+    let count = errors.iter().filter(|error| above(**error)).count();
+    if count > 0 {
+        let all = layers.iter().zip(&errors).map(|(layer, &error)| {
+            format!("{} {}{}", layer.module(), short(error), if above(error) { "*" } else { "" })
+        });
         return Err(Error::data(format!(
-            "the nearest Kron-LoRA is not the adapter: of {} layers, {} have a relative error above --max-error {max_error}: {}",
+            "the nearest Kron-LoRA is not the adapter: of {} layers, {count} have a relative error above --max-error {max_error}, marked *: {}",
             layers.len(),
-            above.len(),
-            above.join(", ")
+            all.collect::<Vec<_>>().join(", ")
         )));
     }
     Ok(Fitted { adapter: adapter.with_layers(layers)?, errors })

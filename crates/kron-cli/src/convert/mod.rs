@@ -10,7 +10,9 @@ use kron_formats::peft::{self, Form};
 use kron_formats::{Format, Loaded, lycoris};
 use serde::Serialize;
 
-use crate::merge::base::Base;
+use crate::apart::apart;
+use crate::error::exit_codes;
+use crate::named::named;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -19,16 +21,18 @@ use crate::{Error, Output, Result, watch};
 /// Factors are copied bit for bit; a conversion to LoRA is lossless but for one
 /// rounding of A·B to float32. What the other format cannot say is refused.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n\
-layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n\
-LyCORIS writes an underscore for each dot of a module's name; only the model knows which they\n\
-were. For PEFT's formats, which need the model's own names, give it by --base.\n\n\
-Exit codes: 0 written; 1 the adapter is at fault or has no such form; 2 the call is at fault.\n\n\
-Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n\
-         kron convert adapter.safetensors lora/ --to lora --side in\n\
-         kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n\
-         kron convert lora/ fit.safetensors --fit --a-in 2 --a-out 2 --rank 16 --max-error 0.9")]
+#[command(after_help = concat!(
+    "A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n",
+    "layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n",
+    "LyCORIS writes an underscore for each dot of a module's name; only the model knows which they\n",
+    "were. For PEFT's formats, which need the model's own names, give it by --base; a module that it\n",
+    "does not have is refused.\n\n",
+    exit_codes!("written", "the adapter is at fault or has no such form"),
+    "Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n",
+    "         kron convert adapter.safetensors lora/ --to lora --side in\n",
+    "         kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n",
+    "         kron convert lora/ fit.safetensors --fit --a-in 2 --a-out 2 --rank 16 --max-error 0.9",
+))]
 pub struct Args {
     /// Adapter file or PEFT folder
     pub(crate) input: PathBuf,
@@ -122,8 +126,17 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if args.uniform && args.to != To::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
-    let Loaded { path, format, adapter, notes, .. } = kron_formats::read(&args.input)?;
-    let mut adapter = named(adapter, args.base.as_deref(), args.to)?;
+    let folder = [To::Lora, To::PeftLokr].contains(&args.to);
+    let sources = [Some(&args.input), args.base.as_ref()];
+    sources.into_iter().flatten().try_for_each(|source| apart(source, &args.output, folder))?;
+    let loaded = kron_formats::read(&args.input)?;
+    loaded.check_writable()?;
+    let Loaded { path, format, adapter, notes, .. } = loaded;
+    let mut adapter = match &args.base {
+        Some(base) => named(&adapter, base)?,
+        None => adapter,
+    };
+    check_names(&adapter, args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
         let fitted = fit::fit(&adapter, fit::Wish { a_out, a_in, rank, max_error: args.max_error })?;
@@ -149,22 +162,14 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The adapter with a model's names for the modules that LyCORIS named.
-fn named(adapter: Adapter, base: Option<&Path>, to: To) -> Result<Adapter> {
-    let adapter = match base {
-        None => adapter,
-        Some(base) => lycoris::with_names_of(&adapter, Base::open(base)?.modules())?,
-    };
-    let unknown =
-        adapter.layers().iter().map(|layer| layer.module()).find(|module| lycoris::is_lycoris(module));
-    match (unknown, base) {
-        (Some(module), Some(base)) => {
-            Err(Error::data(format!("{module} is LyCORIS's name for no module of {}", base.display())))
-        }
-        (Some(module), None) if [To::Lora, To::PeftLokr].contains(&to) => Err(Error::usage(format!(
+/// That PEFT, where it is to read the adapter, finds the modules in a model.
+fn check_names(adapter: &Adapter, to: To) -> Result<()> {
+    let mut modules = adapter.layers().iter().map(|layer| layer.module());
+    match modules.find(|module| lycoris::is_lycoris(module)) {
+        Some(module) if [To::Lora, To::PeftLokr].contains(&to) => Err(Error::usage(format!(
             "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
         ))),
-        _ => Ok(adapter),
+        _ => Ok(()),
     }
 }
 

@@ -1,14 +1,16 @@
 //! `kron diff A B`: how far two adapters of one model are apart.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_core::algebra::Delta;
 use kron_core::{Adapter, Layer};
+use kron_formats::{Loaded, lycoris};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::named::named;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -19,7 +21,8 @@ use crate::{Error, Output, Result, watch};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The distance is ‖ΔW − ΔW'‖, relative to ‖ΔW‖ of the first; below about 1e-8 it is noise of the\n\
-closed form. The cosine is that of the two as vectors; it has no value where one is zero.\n\n\
+closed form. The cosine is that of the two as vectors; it has no value where one is zero.\n\
+LyCORIS writes an underscore for each dot of a module's name; --base gives the model's own.\n\n\
 Exit codes: 0 compared, however different; 1 an adapter is at fault, or layers of one module\n\
 have different sizes; 2 the call is at fault.\n\n\
 Example: kron diff tests/golden/model_llama/lokr adapter.safetensors")]
@@ -28,6 +31,9 @@ pub struct Args {
     first: PathBuf,
     /// Second adapter
     second: PathBuf,
+    /// Model, a safetensors file or a folder, whose names replace LyCORIS's
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,6 +42,8 @@ struct Report {
     second: String,
     layers: Vec<Row>,
     total: Row,
+    /// What makes the comparison less than it seems, one sentence each.
+    notes: Vec<String>,
 }
 
 /// One module, or all of them.
@@ -54,9 +62,10 @@ struct Row {
 /// # Errors
 /// What [`kron_formats::read`] refuses, and layers of one module with different sizes.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let (first, second) = (kron_formats::read(&args.first)?, kron_formats::read(&args.second)?);
+    let [first, second] = [read(&args.first, args)?, read(&args.second, args)?];
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
+    let notes = apart(&first, &second).into_iter().collect();
     let bar = watch::items(modules.len(), "layers");
     let parts = modules.par_iter().map(|module| {
         let parts = Parts::new(first.adapter.layer(module), second.adapter.layer(module));
@@ -67,8 +76,29 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     bar.finish_and_clear();
     let total = parts.iter().fold(Parts::default(), |sum, (_, p)| sum.plus(p)).row("all".into());
     let layers = parts.iter().map(|(module, parts)| parts.row(module.to_string())).collect();
-    output.print(&Report { first: first.path, second: second.path, layers, total }, Report::table)?;
+    let report = Report { first: first.path, second: second.path, layers, total, notes };
+    output.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path, args: &Args) -> Result<Loaded> {
+    let mut loaded = kron_formats::read(path)?;
+    if let Some(base) = &args.base {
+        loaded.adapter = named(&loaded.adapter, base)?;
+    }
+    Ok(loaded)
+}
+
+/// A sentence when no module is in both: each is then compared with 0.
+fn apart(first: &Loaded, second: &Loaded) -> Option<String> {
+    let shared = modules(&first.adapter).any(|module| second.adapter.layer(module).is_some());
+    let lycoris = |loaded: &Loaded| modules(&loaded.adapter).any(lycoris::is_lycoris);
+    let hint =
+        if lycoris(first) != lycoris(second) { "; --base MODEL gives LyCORIS's the model's own" } else { "" };
+    let [one, other] = [first, second].map(|loaded| modules(&loaded.adapter).next().unwrap_or_default());
+    (!shared).then(|| {
+        format!("no module is in both adapters, so each is compared with 0: names are as {one} and as {other}{hint}")
+    })
 }
 
 fn modules(adapter: &Adapter) -> impl Iterator<Item = &str> {
@@ -123,6 +153,10 @@ impl Report {
             vec![row.module.clone(), ours, theirs, cosine, short(row.distance), short(row.relative_distance)]
         });
         let header = ["module", "‖ΔW‖", "‖ΔW'‖", "cosine", "distance", "relative"];
-        format!("{} and {}\n\n{}", self.first, self.second, table(&header, 1, rows))
+        let mut text = format!("{} and {}\n\n{}", self.first, self.second, table(&header, 1, rows));
+        for note in &self.notes {
+            text += &format!("\n\nnote: {note}");
+        }
+        text
     }
 }

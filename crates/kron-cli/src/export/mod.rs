@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::convert::{self, Side};
+use crate::error::exit_codes;
 use crate::{Output, Result};
 
 /// Write an adapter as a LoRA that any engine serves.
@@ -12,13 +13,14 @@ use crate::{Output, Result};
 /// side: the smaller is written, as a PEFT folder. The same as
 /// `kron convert --to lora`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Nothing is lost but one rounding of each product A·B to float32. Layers that differ in rank or\n\
-scale get a rank_pattern and an alpha_pattern, which PEFT reads and some engines ignore: --uniform\n\
-fills every layer up to the largest rank with zeros, and multiplies what differs in the scale\n\
-into B, so that r and lora_alpha alone say all.\n\n\
-Exit codes: 0 written; 1 the adapter is at fault; 2 the call is at fault.\n\n\
-Example: kron export --lora tests/golden/model_llama/lokr lora/")]
+#[command(after_help = concat!(
+    "Nothing is lost but one rounding of each product A·B to float32. Layers that differ in rank or\n",
+    "scale get a rank_pattern and an alpha_pattern, which PEFT reads and some engines ignore: --uniform\n",
+    "fills every layer up to the largest rank with zeros, and multiplies what differs in the scale\n",
+    "into B, so that r and lora_alpha alone say all.\n\n",
+    exit_codes!("written", "the adapter is at fault"),
+    "Example: kron export --lora tests/golden/model_llama/lokr lora/",
+))]
 pub struct Args {
     /// As LoRA, the only form there is
     #[arg(long, required = true)]

@@ -1,4 +1,4 @@
-//! The page: one plot with the spectrum of every layer, and the table as text.
+//! The page: one plot with the spectrum of every layer, its legend, and the table as text.
 
 use plotters::prelude::*;
 
@@ -12,14 +12,23 @@ const FLOOR: f64 = 1e-8;
 /// A page that needs no other file.
 pub fn page(report: &Report) -> Result<String> {
     let plot = plot(report).map_err(|e| Error::data(format!("the spectrum cannot be drawn: {e}")))?;
+    let legend: String = report.layers.iter().enumerate().map(|(i, row)| entry(i, &row.module)).collect();
     let title = escape(&report.path);
     let table = escape(&report.table());
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{title}</title>\n\
-         <style>body {{ font: 15px sans-serif; margin: 2em auto; max-width: 70em }} pre {{ overflow-x: auto }}</style>\n\
-         <h1>{title}</h1>\n<p>Singular values of ΔW, one line for each layer, from the factors.</p>\n\
-         {plot}\n<pre>{table}</pre>\n</html>\n"
+         <style>body {{ font: 15px sans-serif; margin: 2em auto; max-width: 70em }} pre {{ overflow-x: auto }}\n\
+         ul {{ columns: 20em; list-style: none; padding: 0 }}</style>\n\
+         <h1>{title}</h1>\n<p>Singular values of ΔW, one line for each layer, from the factors; \
+         its number stands at its end.</p>\n\
+         {plot}\n<ul>\n{legend}</ul>\n<pre>{table}</pre>\n</html>\n"
     ))
+}
+
+/// A layer's line in the legend: the number and the colour that it has in the plot.
+fn entry(i: usize, module: &str) -> String {
+    let (r, g, b) = Palette99::pick(i).rgb();
+    format!("<li><b style=\"color:#{r:02X}{g:02X}{b:02X}\">{}</b> {}</li>\n", i + 1, escape(module))
 }
 
 fn plot(report: &Report) -> Result<String, Box<dyn std::error::Error>> {
@@ -53,6 +62,11 @@ fn plot(report: &Report) -> Result<String, Box<dyn std::error::Error>> {
             let points = row.spectrum.iter().enumerate().map(|(k, v)| (k as f64 + 1.0, *v));
             let points: Vec<_> = points.take_while(|(_, v)| *v > floor).collect();
             let colour = Palette99::pick(i);
+            // There are more layers than colours.
+            let number = points.last().map(|end| {
+                Text::new((i + 1).to_string(), *end, ("sans-serif", 11).into_font().color(&colour))
+            });
+            chart.draw_series(number)?;
             chart.draw_series(LineSeries::new(points.clone(), colour.mix(0.7)))?;
             chart.draw_series(points.into_iter().map(|p| Circle::new(p, 2, colour.filled())))?;
         }

@@ -13,6 +13,8 @@ use kron_formats::{Contents, Format, Loaded};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::apart::apart_from_files;
+use crate::error::exit_codes;
 use crate::table::{short, table};
 use crate::{Output, Result, watch};
 
@@ -21,11 +23,12 @@ use crate::{Output, Result, watch};
 /// Reads our files, PEFT folders (LoRA, rsLoRA, LoKr) and LyCORIS LoKr files.
 /// The norm and the effective rank of each layer's ΔW come from the factors.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-The norm is the root of the sum of squares. The effective rank is exp of the entropy of\n\
-σ / Σσ over the singular values σ (Roy and Vetterli 2007); the rank beside it is its bound.\n\n\
-Exit codes: 0 shown; 1 the adapter is at fault; 2 the call is at fault.\n\n\
-Example: kron inspect tests/golden/model_llama/lokr --html spectrum.html")]
+#[command(after_help = concat!(
+    "The norm is the root of the sum of squares. The effective rank is exp of the entropy of\n",
+    "σ / Σσ over the singular values σ (Roy and Vetterli 2007); the rank beside it is its bound.\n\n",
+    exit_codes!("shown", "the adapter is at fault"),
+    "Example: kron inspect tests/golden/model_llama/lokr --html spectrum.html",
+))]
 pub struct Args {
     /// Adapter file or PEFT folder
     path: PathBuf,
@@ -79,6 +82,7 @@ struct Row {
 /// # Errors
 /// What [`kron_formats::read`] refuses, and a page that cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    args.html.iter().try_for_each(|page| apart_from_files(&args.path, page))?;
     let report = Report::new(kron_formats::read(&args.path)?);
     if let Some(path) = &args.html {
         watch::place(path, &Contents::File(html::page(&report)?.into_bytes()), args.force)?;

@@ -1,9 +1,11 @@
 //! A folder into a folder: other files first, then the shards, then their index.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use kron_core::io::write_atomic;
 use kron_core::{Adapter, Existing};
+use kron_formats::peft::{CONFIG, WEIGHTS as ADAPTER};
 
 use super::base::{Base, INDEX};
 use super::journal::{JOURNAL, Journal};
@@ -27,8 +29,9 @@ pub fn merge(
 ) -> Result<Report> {
     let out = args.out.as_path();
     let mut journal = begin(args, base, adapter)?;
+    let notes = remove_stale(out, base, &journal)?.into_iter().collect();
     let mut report =
-        Report { out: out.display().to_string(), shards: base.shards.len(), ..Report::default() };
+        Report { out: out.display().to_string(), shards: base.shards.len(), notes, ..Report::default() };
     copy_others(from, out, base, &mut report)?;
     for (i, shard) in base.shards.iter().enumerate() {
         if journal.has(out, &shard.name)? {
@@ -55,6 +58,7 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
     if out.symlink_metadata().is_ok() && !out.is_dir() {
         return Err(Error::usage(format!("{} is a file, but BASE is a folder", out.display())));
     }
+    let new = !out.exists();
     std::fs::create_dir_all(out).map_err(refused)?;
     let names = names(out)?;
     let unfinished = names.iter().any(|name| name == JOURNAL);
@@ -72,11 +76,43 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
         return Err(exists(out));
     }
     remove_leftovers(out, &names)?;
-    let journal = Journal::begin(out, base, adapter)?;
-    if names.iter().any(|name| name == INDEX) {
-        std::fs::remove_file(out.join(INDEX)).map_err(refused)?;
+    if let Some(name) = names.iter().find(|name| [CONFIG, ADAPTER].contains(&name.as_str())) {
+        return Err(Error::usage(format!(
+            "{} holds {name}, an adapter, which would be loaded with the merged model; a merge goes to another place",
+            out.display()
+        )));
     }
-    Ok(journal)
+    let stale = names.into_iter().filter(|name| is_stale(out, base, name)).collect();
+    Journal::begin(out, base, adapter, stale).inspect_err(|_| {
+        // What cannot begin leaves nothing.
+        if new {
+            let _ = std::fs::remove_dir(out);
+        }
+    })
+}
+
+/// Whether a loader would take a file that is there for one of the merged model's, before that is
+/// whole or at any time.
+fn is_stale(out: &Path, base: &Base, name: &str) -> bool {
+    let written = base.shards.iter().any(|shard| shard.name == name);
+    (name == INDEX || name.ends_with(".safetensors") && !written) && !out.join(name).is_dir()
+}
+
+/// Removes what is stale, and says which of it is not written anew.
+fn remove_stale(out: &Path, base: &Base, journal: &Journal) -> Result<Option<String>> {
+    for name in journal.stale() {
+        match std::fs::remove_file(out.join(name)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(Error::data(format!("{}/{name} cannot be removed: {e}", out.display())));
+            }
+            _ => {}
+        }
+    }
+    let gone = journal.stale().iter().filter(|name| *name != INDEX || base.index.is_none());
+    let gone: Vec<&str> = gone.map(String::as_str).collect();
+    let note =
+        || format!("weights of another model were removed from {}: {}", out.display(), gone.join(", "));
+    Ok((!gone.is_empty()).then(note))
 }
 
 /// Temporary files of a merge that was killed.
@@ -94,7 +130,8 @@ fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Res
         if name == JOURNAL || name == INDEX || base.shards.iter().any(|shard| shard.name == name) {
             continue;
         }
-        if !source.is_file() || WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
+        // Its weights stay behind, and it would name an adapter that is not there.
+        if !source.is_file() || name == CONFIG || WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
             report.left_out.push(name);
             continue;
         }

@@ -29,6 +29,9 @@ struct State {
     job: String,
     /// Shards under their final names.
     shards: BTreeMap<String, Whole>,
+    /// Files of another model that are removed first.
+    #[serde(default)]
+    stale: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize, PartialEq)]
@@ -43,10 +46,10 @@ impl Journal {
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn begin(folder: &Path, base: &Base, adapter: &Adapter) -> Result<Self> {
+    pub fn begin(folder: &Path, base: &Base, adapter: &Adapter, stale: Vec<String>) -> Result<Self> {
         let journal = Self {
             path: folder.join(JOURNAL),
-            state: State { job: job(base, adapter)?, shards: BTreeMap::new() },
+            state: State { job: job(base, adapter)?, shards: BTreeMap::new(), stale },
         };
         journal.save()?;
         Ok(journal)
@@ -66,7 +69,20 @@ impl Journal {
                 path.display()
             )));
         }
+        // What is removed by it is a file of the folder, whoever wrote it.
+        if let Some(name) = state.stale.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+        {
+            return Err(Error::data(format!(
+                "{}: {name:?} to be removed is no name in the folder",
+                path.display()
+            )));
+        }
         Ok(Self { path, state })
+    }
+
+    /// What the merge was told to remove before it writes; on resuming, some of it may be gone.
+    pub fn stale(&self) -> &[String] {
+        &self.state.stale
     }
 
     /// Whether the shard under this name is the one that was written.

@@ -6,9 +6,10 @@ use kron_core::{Adapter, Dtype, KronShape, Layer};
 
 use super::base::{Base, Slot};
 use super::fold::Fold;
+use crate::named::near;
 use crate::{Error, Result};
 
-/// How many modules and how many near names an error lists.
+/// How many modules an error lists.
 const LISTED: usize = 3;
 /// Modules whose weights a model ties to each other.
 const TIED: [&str; 4] = ["lm_head", "embed_tokens", "wte", "word_embeddings"];
@@ -121,12 +122,11 @@ fn described(base: &Base, modules: &[&str], module: &str) -> String {
             "{module} has no weight of its own: it is tied to the embedding, which folding would change too"
         );
     }
-    let mut near: Vec<_> = modules.iter().map(|name| (strsim::levenshtein(name, module), name)).collect();
-    near.sort();
-    let near: Vec<String> = near.iter().take(LISTED).map(|(_, name)| name.to_string()).collect();
-    match near.is_empty() {
-        true => format!("{module} matches no tensor, and the model has no module with a weight"),
-        false => format!("{module} matches no tensor; near are {}", near.join(", ")),
+    match near(modules, module) {
+        near if near.is_empty() => {
+            format!("{module} matches no tensor, and the model has no module with a weight")
+        }
+        near => format!("{module} matches no tensor; near are {near}"),
     }
 }
 

@@ -26,6 +26,9 @@ use kron_core::io::Flush;
 use kron_formats::{Loaded, lycoris, rooted};
 use serde::Serialize;
 
+use crate::apart::apart;
+use crate::error::exit_codes;
+use crate::model::CONFIG;
 use crate::watch::Watch;
 use crate::{Error, Output, Result};
 
@@ -42,9 +45,9 @@ use matching::Folds;
 #[command(after_help = concat!(
     "A file appears under its name when it is whole, the index of the shards as the last one. A\n",
     "merge into a folder that was interrupted goes on with --resume; shards whose size and hash are\n",
-    "those in the journal .kron-merge.json are kept.\n\n",
-    "Exit codes: 0 merged; 1 the model or the adapter is at fault, they do not belong together, or\n",
-    "the merge was interrupted or cannot be written; 2 the call is at fault.\n\n",
+    "those in the journal .kron-merge.json are kept. With --force, safetensors files and an index of\n",
+    "another model that are in the folder OUT are removed, as a loader might prefer them.\n\n",
+    exit_codes!("merged", "the model or the adapter is at fault, they do not belong together"),
     "Example: kron merge llama-3-8b adapter.safetensors merged"
 ))]
 pub struct Args {
@@ -89,7 +92,7 @@ pub struct Report {
     pub copied: Vec<String>,
     /// Files and folders that were not: weights in other formats, sub-folders.
     pub left_out: Vec<String>,
-    /// What reading the adapter and finding its modules changed, one sentence each.
+    /// What reading the adapter and finding its modules changed, and what was removed, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -99,9 +102,15 @@ pub struct Report {
 /// A model or an adapter that cannot be read, layers that match nothing, an OUT
 /// that is there, and what the system refuses.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    apart(&args.base, &args.out)?;
-    apart(&args.adapter, &args.out)?;
+    let folder = args.base.is_dir();
+    apart(&args.base, &args.out, folder)?;
+    apart(&args.adapter, &args.out, folder)?;
+    if !folder {
+        apart(&args.base.with_file_name(CONFIG), &args.out, false)?;
+    }
     let base = Base::open(&args.base)?;
+    // A folder may hold links to shards that lie elsewhere.
+    base.shards.iter().try_for_each(|shard| apart(&shard.path, &args.out, folder))?;
     let Loaded { adapter, notes, .. } = read(&args.adapter, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let watch = Watch::new(base.bytes())?;
@@ -111,6 +120,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         None => file(args, &base, &folds, &watch)?,
     };
     watch.finish();
+    let notes = [notes, report.notes].concat();
     let report = Report { layers: adapter.layers().len(), bytes: base.bytes(), notes, ..report };
     output.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
@@ -154,17 +164,6 @@ fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report
         shard::write(shard, &folds.of(i), &args.out, (existing, args.flush()), watch)?;
     }
     Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
-}
-
-/// That writing to `out` cannot touch `source`.
-fn apart(source: &Path, out: &Path) -> Result<()> {
-    match (source.canonicalize(), out.canonicalize()) {
-        (Ok(a), Ok(b)) if a == b => Err(Error::usage(format!(
-            "OUT is {}, which is read; a merge goes to another place, as the original is worth keeping",
-            source.display()
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn exists(out: &Path) -> Error {

@@ -36,6 +36,12 @@ const TYPES: [(&str, Family); 14] = [
     ("gpt2", Family::Gpt2),
 ];
 
+/// Types whose configurations, as they are published, leave out what is transformers' default.
+const BRIEF: [&str; 3] = ["gemma2", "gemma3", "gemma3_text"];
+/// The defaults of `Gemma2Config` and `Gemma3TextConfig`.
+const DEFAULTS: [(&str, usize); 3] =
+    [("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256)];
+
 impl Family {
     pub(super) fn of(model_type: &str) -> Option<Self> {
         TYPES.iter().find(|(name, _)| *name == model_type).map(|&(_, family)| family)
@@ -66,12 +72,13 @@ pub(super) fn layers(config: &Config, family: Family) -> Result<Layers> {
 fn decoder(config: &Config, family: Family) -> Result<Layers> {
     let hidden = config.required("hidden_size")?;
     let ffn = config.required("intermediate_size")?;
-    let heads = config.required("num_attention_heads")?;
-    let head_dim = head_dim(config, family, hidden, heads)?;
+    let mut notes = Vec::new();
+    let heads = published(config, "num_attention_heads", &mut notes)?;
+    let head_dim = head_dim(config, family, hidden, heads, &mut notes)?;
     // Only LLaMA's own default follows from the other fields.
     let kv_heads = match family {
         Family::Llama => config.optional("num_key_value_heads")?.unwrap_or(heads),
-        _ => config.required("num_key_value_heads")?,
+        _ => published(config, "num_key_value_heads", &mut notes)?,
     };
     if !heads.is_multiple_of(kv_heads) {
         return Err(config.refused(format!(
@@ -79,7 +86,6 @@ fn decoder(config: &Config, family: Family) -> Result<Layers> {
         )));
     }
     let (q, kv) = (heads.saturating_mul(head_dim), kv_heads.saturating_mul(head_dim));
-    let mut notes = Vec::new();
     if q != hidden {
         notes.push(format!("q_proj and o_proj are not square: {heads} heads of {head_dim} make {q}, the hidden size is {hidden}"));
     }
@@ -96,13 +102,32 @@ fn decoder(config: &Config, family: Family) -> Result<Layers> {
     finish(config, hidden, blocks, &linears, Some(hidden), notes)
 }
 
+/// A field, or what transformers takes where the configuration may leave it out, which is noted.
+fn published(config: &Config, field: &str, notes: &mut Vec<String>) -> Result<usize> {
+    let model_type = config.fields.get("model_type").and_then(|name| name.as_str()).unwrap_or_default();
+    let default = DEFAULTS.iter().find(|(name, _)| *name == field && BRIEF.contains(&model_type));
+    match (config.optional(field)?, default) {
+        (None, Some((_, default))) => {
+            notes.push(format!("the configuration lacks {field}: {default} is the default of {model_type}"));
+            Ok(*default)
+        }
+        _ => config.required(field),
+    }
+}
+
 /// The width of a head, which need not be hidden / heads.
-fn head_dim(config: &Config, family: Family, hidden: usize, heads: usize) -> Result<usize> {
+fn head_dim(
+    config: &Config,
+    family: Family,
+    hidden: usize,
+    heads: usize,
+    notes: &mut Vec<String>,
+) -> Result<usize> {
     let own_default = matches!(family, Family::Qwen3 | Family::Gemma);
     match config.optional("head_dim")? {
         Some(dim) => Ok(dim),
         // There it is a number of its own, which the other fields do not give.
-        None if own_default => config.required("head_dim"),
+        None if own_default => published(config, "head_dim", notes),
         None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
         None => Err(config.refused(format!(
             "num_attention_heads = {heads} does not divide hidden_size = {hidden}, and there is no head_dim"

@@ -20,6 +20,8 @@ pub struct Choices {
     pub choices: Vec<Candidate>,
     /// The nearest LoRA, KronA and LoKr.
     pub others: Vec<Candidate>,
+    /// What a reader must know about the layers.
+    pub notes: Vec<String>,
 }
 
 /// One method.
@@ -44,19 +46,25 @@ pub struct Candidate {
 }
 
 impl Choices {
-    /// The `top` nearest of Kron-LoRA.
+    /// The `top` nearest of Kron-LoRA; those that some layer reduces only where there are no others.
     ///
     /// # Errors
     /// Dimensions whose product overflows.
-    pub fn new(model: &Model, budget: u64, top: usize) -> Result<Self> {
-        let find = |family| search(model, family, Budget::Nearest(budget)).map_err(usage);
+    pub fn new(model: &Model, budget: u64, top: usize, notes: Vec<String>) -> Result<Self> {
+        let find = |family| -> Result<Vec<Choice>> {
+            let mut found = search(model, family, Budget::Nearest(budget)).map_err(usage)?;
+            if found.iter().any(|choice| choice.exact) {
+                found.retain(|choice| choice.exact);
+            }
+            Ok(found)
+        };
         let candidate = |choice: &Choice| Candidate::new(choice, budget);
         let choices = find(Family::Kron)?.iter().take(top).map(candidate).collect();
         let mut others = Vec::new();
         for family in [Family::Lora, Family::Krona, Family::Lokr] {
             others.extend(find(family)?.first().map(candidate));
         }
-        Ok(Self { model: model.name().into(), budget, choices, others })
+        Ok(Self { model: model.name().into(), budget, choices, others, notes })
     }
 
     /// For a reader.
@@ -71,12 +79,14 @@ impl Choices {
         if self.choices.iter().chain(&self.others).any(|candidate| !candidate.exact) {
             lines.push("*: on some layer the split is reduced to a divisor".into());
         }
+        lines.extend(self.notes.iter().cloned());
         lines.join("\n")
     }
 
     /// All candidates.
     pub fn csv(&self) -> String {
-        let (ours, others) = (csv(&COLUMNS, &self.choices), csv(&COLUMNS, &self.others));
+        let columns = [&COLUMNS[..], &[EXACT]].concat();
+        let (ours, others) = (csv(&columns, &self.choices), csv(&columns, &self.others));
         let rows = others.lines().skip(1).map(|line| format!("\n{line}"));
         rows.fold(ours, |all, line| all + &line)
     }
@@ -167,3 +177,12 @@ const COLUMNS: [Column<Candidate>; 7] = [
         raw: |row| row.rank_sum.to_string(),
     },
 ];
+
+/// A star in the table.
+const EXACT: Column<Candidate> = Column {
+    head: "exact",
+    name: "exact",
+    number: false,
+    show: |row| row.exact.to_string(),
+    raw: |row| row.exact.to_string(),
+};

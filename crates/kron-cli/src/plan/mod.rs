@@ -37,7 +37,7 @@ pub use report::Report;
 #[command(after_help = concat!(
     "Costs are per token: multiply-adds of the adapter's forward pass, and the bytes of T that\n",
     "backward needs. An optimizer holds two float32 moments, 8 bytes a trained parameter, and a\n",
-    "gradient takes 4 more.\n\n",
+    "gradient takes 4 more. In CSV a row of the layer `all` is a method over the whole model.\n\n",
     "Exit codes: 0 planned; 1 the configuration is at fault; 2 the call is at fault.\n\n",
     "Examples:\n",
     "  kron plan mistral-7b --rank 8\n",
@@ -53,7 +53,12 @@ pub struct Args {
     #[arg(long, conflicts_with = "paper", value_name = "PATH")]
     config: Option<PathBuf>,
     /// r
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        default_value_t = 8,
+        value_parser = clap::value_parser!(u32).range(1..),
+        conflicts_with_all = ["budget", "paper"]
+    )]
     rank: u32,
     /// The outer factor's sides a_in,a_out [default: the paper's rule]
     #[arg(long, value_name = "A_IN,A_OUT", conflicts_with_all = ["budget", "paper"])]
@@ -61,7 +66,7 @@ pub struct Args {
     /// Only these layers, by name
     #[arg(long, value_delimiter = ',', conflicts_with = "paper")]
     layers: Vec<String>,
-    /// List the (a_in, a_out, r) whose parameters come nearest to a number: 5708448, 840k, 5.7M
+    /// List the legal (a_in, a_out, r) whose parameters come nearest to a number: 5708448, 840k, 5.7M
     #[arg(long, conflicts_with = "paper")]
     budget: Option<Count>,
     /// How many choices --budget lists
@@ -90,7 +95,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let Layers { model, notes } = layers(args)?;
     let rank = args.rank as usize;
     if let Some(Count(target)) = args.budget {
-        let choices = Choices::new(&model, target, args.top as usize)?;
+        let choices = Choices::new(&model, target, args.top as usize, notes)?;
         return print(args.csv, output, &choices, Choices::table, Choices::csv);
     }
     let method = match &args.split {

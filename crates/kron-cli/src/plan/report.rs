@@ -5,10 +5,12 @@ use kron_core::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, s
 use serde::Serialize;
 
 use super::count::grouped;
-use super::text::{Column, csv, table};
+use super::text::{Column, cells, lines, table};
 use super::usage;
 use crate::Result;
 
+/// Why the method is here that all is about.
+const PLANNED: &str = "planned";
 /// Bytes of a float32 gradient.
 const GRADIENT: u128 = 4;
 
@@ -130,9 +132,28 @@ impl Report {
         lines.join("\n").trim_end().to_string()
     }
 
-    /// The layers.
+    /// The layers, each as one of them costs, then every method with `all` layers together.
     pub fn csv(&self) -> String {
-        csv(&LAYERS, &self.layers)
+        // What the two kinds of rows share stands between what only one of them has.
+        let (shared, own) = (&METHODS[2..6], &METHODS[6..]);
+        let names = LAYERS.iter().map(|column| column.name).chain(own.iter().map(|column| column.name));
+        let names: Vec<&str> = ["method", "why"].into_iter().chain(names).chain(["exact", "note"]).collect();
+        let none = |count| vec![String::new(); count];
+        let row = |method: &str, why: &str, cells: Vec<Vec<String>>, exact: bool, notes: &[String]| {
+            let (start, end) = (vec![method.into(), why.into()], vec![exact.to_string(), notes.join("; ")]);
+            [start, cells.concat(), end].concat()
+        };
+        let layers = self.layers.iter().map(|layer| {
+            let cells = vec![cells(&LAYERS, layer), none(own.len())];
+            row(&self.method, PLANNED, cells, layer.notes.is_empty(), &layer.notes)
+        });
+        let methods = self.methods.iter().map(|costs| {
+            let all = [vec!["all".into()], none(LAYERS.len() - 1 - shared.len())].concat();
+            let cells = vec![all, cells(shared, costs), cells(own, costs)];
+            let notes = if costs.why == PLANNED { &self.notes[..] } else { &[] };
+            row(&costs.method, costs.why, cells, costs.exact, notes)
+        });
+        lines(&names, layers.chain(methods))
     }
 }
 
@@ -147,7 +168,7 @@ fn rivals(model: &Model, plan: &Plan) -> Result<Vec<(&'static str, Method)>> {
     let lora = nearest(Family::Lora).map_err(usage)?;
     let lokr = nearest(Family::Lokr).map_err(usage)?;
     let all = [
-        ("planned", Some(plan.method)),
+        (PLANNED, Some(plan.method)),
         ("equal rank", Some(Method::Lora { rank })),
         ("equal parameters", lora),
         ("same split", Some(Method::Krona { split })),

@@ -16,6 +16,15 @@ pub struct Column<T> {
     pub raw: fn(&T) -> String,
 }
 
+// Derived it would ask for a copy of the rows.
+impl<T> Clone for Column<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Column<T> {}
+
 /// A table for a reader.
 pub fn table<T>(columns: &[Column<T>], rows: &[T]) -> String {
     let mut table = Table::new();
@@ -35,9 +44,22 @@ fn align<T>(column: &Column<T>, text: String) -> Cell {
 
 /// RFC 4180, lines ended by `\n`, without the last one.
 pub fn csv<T>(columns: &[Column<T>], rows: &[T]) -> String {
-    let head = columns.iter().map(|column| column.name.to_string()).collect();
-    let rows = rows.iter().map(|row| columns.iter().map(|column| quoted((column.raw)(row))).collect());
-    let lines = std::iter::once(head).chain(rows).map(|cells: Vec<String>| cells.join(","));
+    lines(
+        &columns.iter().map(|column| column.name).collect::<Vec<_>>(),
+        rows.iter().map(|row| cells(columns, row)),
+    )
+}
+
+/// A row's cells in CSV, not quoted yet.
+pub fn cells<T>(columns: &[Column<T>], row: &T) -> Vec<String> {
+    columns.iter().map(|column| (column.raw)(row)).collect()
+}
+
+/// CSV of these names and rows.
+pub fn lines(names: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let names = names.iter().map(ToString::to_string).collect();
+    let lines = std::iter::once(names).chain(rows);
+    let lines = lines.map(|cells| cells.into_iter().map(quoted).collect::<Vec<_>>().join(","));
     lines.collect::<Vec<_>>().join("\n")
 }
 

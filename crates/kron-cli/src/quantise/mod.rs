@@ -14,6 +14,8 @@ use kron_formats::Contents;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::apart::apart_from_files;
+use crate::error::exit_codes;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -26,11 +28,12 @@ use blocks::{Bits, bytes, round};
 /// consecutive numbers. A stays float32: it is small, and every row of ΔW
 /// depends on it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-The error is ‖ΔW' − ΔW‖ / ‖ΔW‖ of the rounded factors, from the closed form. --out writes them\n\
-as a float32 file of ours, to be evaluated; it is no smaller than the adapter.\n\n\
-Exit codes: 0 measured; 1 the adapter is at fault; 2 the call is at fault.\n\n\
-Example: kron quantise tests/golden/model_llama/lokr --bits 4")]
+#[command(after_help = concat!(
+    "The error is ‖ΔW' − ΔW‖ / ‖ΔW‖ of the rounded factors, from the closed form. --out writes them\n",
+    "as a float32 file of ours, to be evaluated; it is no smaller than the adapter.\n\n",
+    exit_codes!("measured", "the adapter is at fault"),
+    "Example: kron quantise tests/golden/model_llama/lokr --bits 4",
+))]
 pub struct Args {
     /// Adapter file or PEFT folder
     path: PathBuf,
@@ -76,8 +79,12 @@ struct Row {
 /// # Errors
 /// What [`kron_formats::read`] refuses, and an output that exists or cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    args.out.iter().try_for_each(|out| apart_from_files(&args.path, out))?;
     let (bits, block) = (args.bits, args.block as usize);
     let loaded = kron_formats::read(&args.path)?;
+    if args.out.is_some() {
+        loaded.check_writable()?;
+    }
     let bar = watch::items(loaded.adapter.layers().len(), "layers");
     let done = loaded.adapter.layers().par_iter().map(|layer| {
         let done = quantise(layer, bits, block);

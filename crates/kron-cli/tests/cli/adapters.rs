@@ -143,6 +143,39 @@ fn inspect_writes_a_page_that_needs_no_other_file() {
     assert_eq!(std::fs::read_to_string(&page).unwrap(), text);
 }
 
+/// Each line has its layer's colour and number, in the order of the layers.
+#[test]
+fn the_page_s_legend_says_which_line_is_which_layer() {
+    let dir = dir();
+    let (path, page) = (dir.path().join("ours"), dir.path().join("page.html"));
+    let shape = KronShape::kron(12, 20, 3, 2, 2).unwrap();
+    ours(
+        &[("c.0", shape, scaling(1.0, 2)), ("a", shape, scaling(3.0, 2)), ("b", shape, scaling(9.0, 2))],
+        &path,
+    );
+    let shown = report(&[&"inspect", &path, &"--html", &page]);
+    let modules: Vec<&str> =
+        shown["layers"].as_array().unwrap().iter().map(|layer| layer["module"].as_str().unwrap()).collect();
+    let text = std::fs::read_to_string(&page).unwrap();
+    let after = |text: &str, start: &str, end: char| -> Vec<String> {
+        text.split(start).skip(1).map(|rest| rest.split(end).next().unwrap().to_string()).collect()
+    };
+    let lines = after(&text, "opacity=\"0.7\" stroke=\"", '"');
+    let entries: Vec<String> = text.lines().filter(|line| line.starts_with("<li>")).map(Into::into).collect();
+    assert_eq!((lines.len(), entries.len()), (3, 3), "{text}");
+    let (svg, _) = text.split_once("</svg>").unwrap();
+    for (i, (module, entry)) in modules.iter().zip(&entries).enumerate() {
+        assert_eq!(*entry, format!("<li><b style=\"color:{}\">{}</b> {module}</li>", lines[i], i + 1));
+        // The number in the plot is of that colour too.
+        let number = svg.split("<text").filter(|text| text.contains(&format!("fill=\"{}\"", lines[i])));
+        assert!(
+            number.clone().count() == 1 && number.clone().all(|t| t.contains(&format!(">\n{}\n<", i + 1))),
+            "{svg}"
+        );
+    }
+    assert!(lines[0] != lines[1] && lines[1] != lines[2]);
+}
+
 #[test]
 fn diff_of_an_adapter_with_itself_is_nothing_and_of_two_kinds_is_something() {
     let same = report(&[&"diff", &peft("lokr"), &peft("lokr")]);

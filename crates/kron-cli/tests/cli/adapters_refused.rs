@@ -54,7 +54,8 @@ impl Peft {
 
     /// Refused by every command that reads, which leaves nothing behind.
     fn refused(self, says: &[&str]) {
-        let out = self.0.path().join("out");
+        let place = TempDir::new().unwrap();
+        let out = place.path().join("out");
         let (path, out_name) = (self.0.path().to_str().unwrap(), out.to_str().unwrap());
         for args in
             [vec!["inspect", path], vec!["convert", path, out_name], vec!["quantise", path, "--bits", "4"]]
@@ -73,6 +74,28 @@ fn refuse(args: &[&str], code: i32, says: &[&str]) {
     assert!(err.starts_with("error: ") && !err.contains("panicked"), "{err}");
     for part in says {
         assert!(err.contains(part), "{part:?} is not in {err}");
+    }
+}
+
+/// Written it would be gone, and with it merge's guard.
+#[test]
+fn fan_in_fan_out_is_not_dropped() {
+    let place = TempDir::new().unwrap();
+    let out = place.path().join("out");
+    let out = out.to_str().unwrap();
+    for name in ["lora", "lokr"] {
+        let folder = Peft::of(name).config(|config| config["fan_in_fan_out"] = true.into());
+        let path = folder.0.path().to_str().unwrap();
+        let says = ["fan_in_fan_out is true", "merge the adapter as it is"];
+        for to in ["kron", "lora", "peft-lokr", "lycoris"] {
+            refuse(&["convert", path, out, "--to", to], 1, &says);
+        }
+        refuse(&["convert", path, out, "--fit", "--a-in", "2", "--a-out", "2", "--rank", "2"], 1, &says);
+        refuse(&["export", "--lora", path, out], 1, &says);
+        refuse(&["quantise", path, "--bits", "8", "--out", out], 1, &says);
+        assert!(kron().args(["quantise", path, "--bits", "8"]).output().unwrap().status.success());
+        assert!(kron().args(["inspect", path]).output().unwrap().status.success());
+        assert!(!Path::new(out).exists());
     }
 }
 
@@ -262,16 +285,25 @@ fn read_only_folders_are_refused() {
 #[test]
 fn every_command_s_help_has_an_example_and_the_exit_codes() {
     let commands = kron().arg("--help").output().unwrap();
-    let commands = String::from_utf8(commands.stdout).unwrap();
-    let commands = commands.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
+    let all = String::from_utf8(commands.stdout).unwrap();
+    let commands = all.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(commands.len(), 12, "{commands:?}");
+    assert!(all.contains("  130  a second signal ended it at once"), "{all}");
     for command in commands.into_iter().filter(|command| *command != "help") {
         let run = kron().args([command, "--help"]).output().unwrap();
         let text = String::from_utf8(run.stdout).unwrap();
         assert_eq!(run.status.code(), Some(0));
         assert!(text.contains("Example") && text.contains("  kron ") | text.contains(": kron "), "{text}");
         assert!(text.contains("Exit codes: "), "{text}");
+        // What a signal and a full disk do is said by all that write, in the same words.
+        let writes = ["convert", "export", "inspect", "man", "merge", "quantise"].contains(&command);
+        for says in [
+            "or the output cannot be written or a signal interrupted it; 2 the call is at fault;\n",
+            "130 a second signal ended it at once.\n",
+        ] {
+            assert_eq!(text.contains(says), writes, "{command}: {text}");
+        }
     }
 }
 

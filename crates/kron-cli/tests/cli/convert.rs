@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kron_core::{Adapter, Inner, KronShape, Outer, ScaleRule, Scaling};
+use kron_core::{Adapter, Existing, Inner, KronShape, Layer, Outer, ScaleRule, Scaling, Theta};
 use serde_json::json;
 
 use crate::adapters::{
-    PEFT, config, convert, dir, numbers, ours, peft, refused, report, same, scaling, tensors,
+    PEFT, config, convert, dir, numbers, ours, peft, refused, report, run, same, scaling, tensors,
 };
 use crate::folder::{File, Tensor, golden, serialize};
 
@@ -304,4 +304,27 @@ fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
     let lossy = report(&args);
     let errors = lossy["layers"].as_array().unwrap().iter().map(|l| l["error"].as_f64().unwrap());
     assert!(errors.clone().count() == 6 && errors.into_iter().all(|e| (0.1..1.0).contains(&e)), "{lossy:#}");
+}
+
+/// One layer is a Kron-LoRA, one is not: the refusal gives the error of both.
+#[test]
+fn fit_s_refusal_says_every_error_and_marks_what_is_above() {
+    let dir = dir();
+    let [whole, lora, mixed, out] = ["whole", "lora", "mixed", "out"].map(|name| dir.path().join(name));
+    ours(&[("a", KronShape::kron(48, 36, 4, 3, 2).unwrap(), scaling(3.0, 2))], &whole);
+    report(&[&"export", &"--lora", &whole, &lora]);
+    let fits = kron_formats::read(&lora).unwrap().adapter.layers()[0].clone();
+    let other = Theta::random(KronShape::lora(48, 36, 6).unwrap(), 5);
+    let adapter = Adapter::new(vec![fits, Layer::new("b", scaling(1.0, 6), other).unwrap()]).unwrap();
+    adapter.write(&mixed, Existing::Refuse).unwrap();
+    let call: [&dyn AsRef<std::ffi::OsStr>; 10] =
+        [&"convert", &mixed, &out, &"--fit", &"--a-in", &"3", &"--a-out", &"4", &"--rank", &"2"];
+    let (code, _, err) = run(&call);
+    assert_eq!(code, 1, "{err}");
+    let errors: Vec<&str> = err.trim_end().rsplit_once(": ").unwrap().1.split(", ").collect();
+    let [a, b] = errors[..] else { panic!("{err}") };
+    let number = |text: &str| text.trim_end_matches('*').parse::<f64>().unwrap();
+    assert!(a.starts_with("a ") && number(&a[2..]) < 1e-6 && !a.ends_with('*'), "{err}");
+    assert!(b.starts_with("b ") && number(&b[2..]) > 0.1 && b.ends_with('*'), "{err}");
+    assert!(err.contains("of 2 layers, 1 have") && !out.exists(), "{err}");
 }

@@ -131,6 +131,30 @@ fn interrupt_is_an_orderly_end() {
     assert_eq!(model.resume()["kept"], 1);
 }
 
+/// The help's 130: who asks twice does not wait for the orderly end.
+#[test]
+fn second_signal_ends_it_at_once() {
+    let model = Model::new();
+    // Two threads may take the signals at the same moment, and then neither is the second.
+    let out = (0..20)
+        .map(|_| {
+            let merge = model.start();
+            merge.signal("INT");
+            merge.end("TERM")
+        })
+        .find(|out| out.status.code() != Some(1))
+        .expect("a second signal");
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!((out.status.code(), out.stdout.as_slice(), &err[..]), (Some(130), &b""[..], ""));
+    let left = names(&model.out());
+    assert!(
+        !left.iter().any(|name| [SHARDS[1], "model.safetensors.index.json"].contains(&&name[..])),
+        "{left:?}"
+    );
+    assert_eq!(model.resume()["kept"], 1);
+    model.assert_whole();
+}
+
 #[test]
 fn model_that_shrinks_is_an_error() {
     let model = Model::new();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kron_core::{Adapter, KronShape};
 use safetensors::Dtype;
 
-use crate::adapters::{convert, dir, numbers, ours, refused, report, scaling, tensors};
+use crate::adapters::{convert, dir, numbers, ours, refused, report, run, scaling, tensors};
 use crate::folder::{File, golden, serialize};
 use crate::toy::tensor;
 
@@ -87,6 +87,88 @@ fn the_model_gives_the_modules_their_names() {
         }
         let compared = report(&[&"diff", &file(case), &back]);
         assert!(compared["total"]["relative_distance"].as_f64().unwrap() < 1e-7, "{case}");
+    }
+}
+
+/// The prefixes of Kohya's trainers stand before the module's own name.
+#[test]
+fn kohya_s_names_stay_until_a_model_gives_its_own() {
+    let dir = dir();
+    let [kron, file, back, lokr, out] =
+        ["kron", "file", "back", "lokr", "out"].map(|name| dir.path().join(name));
+    let names = ["lora_unet_down_0_q", "lora_te_mlp_fc1", "lora_te1_mlp_fc2", "lora_te2_final_proj"];
+    let shape = KronShape::kron(48, 48, 6, 6, 2).unwrap();
+    let layers: Vec<_> = names.map(|name| (name, shape, scaling(3.0, 2))).into();
+    let adapter = ours(&layers, &kron);
+    convert(&kron, &file, "lycoris");
+    let stored = tensors(&file);
+    for name in names {
+        assert!(stored.contains_key(&format!("{name}.lokr_w1")), "{name} in {:?}", stored.keys());
+    }
+    convert(&file, &back, "kron");
+    for layer in adapter.layers() {
+        let same = Adapter::read(&back).unwrap();
+        assert_eq!(same.layer(layer.module()).expect("the same name").theta(), layer.theta());
+    }
+    let again = dir.path().join("again");
+    convert(&back, &again, "lycoris");
+    assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&file).unwrap());
+
+    let call: [&dyn AsRef<std::ffi::OsStr>; 5] = [&"convert", &file, &lokr, &"--to", &"peft-lokr"];
+    refused(&call, 2, &["is LyCORIS's name", "--base"]);
+    let own = ["down.0.q", "mlp.fc1", "mlp.fc2", "final_proj"];
+    let base = dir.path().join("base");
+    let weight =
+        |(module, seed): (&str, u64)| (format!("{module}.weight"), tensor(Dtype::F32, &[48, 48], seed));
+    std::fs::write(&base, serialize(&own.into_iter().zip(1..).map(weight).collect())).unwrap();
+    report(&[&"convert", &file, &lokr, &"--to", &"peft-lokr", &"--base", &base]);
+    let weights = tensors(&lokr.join("adapter_model.safetensors"));
+    for (module, name) in own.iter().zip(names) {
+        let theta = |file: &File, prefix: &str| file[&format!("{prefix}.lokr_w1")].bytes.clone();
+        assert_eq!(theta(&weights, &format!("base_model.model.{module}")), theta(&stored, name));
+    }
+    report(&[&"merge", &base, &file, &out]);
+}
+
+/// LyCORIS's names meet the model's own only by the model.
+#[test]
+fn diff_compares_modules_by_the_model_s_names() {
+    let dir = dir();
+    let kron = dir.path().join("kron");
+    report(&[&"convert", &file("w2_product"), &kron, &"--base", &file("base")]);
+    let call: [&dyn AsRef<std::ffi::OsStr>; 3] = [&"diff", &file("w2_product"), &kron];
+    let apart = report(&call);
+    let note = apart["notes"][0].as_str().unwrap();
+    for says in ["no module is in both", "lycoris_block_down", "block.down", "--base MODEL"] {
+        assert!(note.contains(says), "{note}");
+    }
+    assert!(run(&call).1.contains("\nnote: no module is in both"));
+    assert_eq!(apart["total"]["cosine"], 0.0);
+    let together = report(&[&"diff", &file("w2_product"), &kron, &"--base", &file("base")]);
+    assert_eq!(
+        (together["notes"].as_array().map(Vec::len), &together["layers"][0]["module"]),
+        (Some(0), &"block.down".into())
+    );
+    assert!(together["total"]["relative_distance"].as_f64().unwrap() < 1e-7);
+    let call: [&dyn AsRef<std::ffi::OsStr>; 5] = [&"diff", &file("w2_product"), &kron, &"--base", &kron];
+    refused(&call, 1, &["block", "no module"]);
+}
+
+/// A module that the model lacks would be written, and found by nobody.
+#[test]
+fn every_module_that_the_model_lacks_is_refused() {
+    let dir = dir();
+    let [base, kron, out] = ["base", "kron", "out"].map(|name| dir.path().join(name));
+    let weights = [("h.0.query", 1), ("h.0.key", 2)]
+        .map(|(module, seed)| (format!("{module}.weight"), tensor(Dtype::F32, &[6, 10], seed)));
+    std::fs::write(&base, serialize(&File::from(weights))).unwrap();
+    let shape = KronShape::kron(6, 10, 3, 2, 1).unwrap();
+    ours(&[("h.0.key", shape, scaling(3.0, 1)), ("h.0.qury", shape, scaling(3.0, 1))], &kron);
+    for to in ["kron", "lora", "lycoris"] {
+        let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
+            [&"convert", &kron, &out, &"--to", &to, &"--base", &base];
+        refused(&call, 1, &["h.0.qury is no module of", "near are h.0.query, h.0.key"]);
+        assert!(!out.exists());
     }
 }
 

@@ -75,7 +75,7 @@ fn every_dtype_over_shards() {
         ]),
     ];
     let base = sharded(dir.path(), &shards, json!({ "model_type": "of-my-own" }));
-    for name in ["pytorch_model.bin", "old.safetensors"] {
+    for name in ["pytorch_model.bin", "old.safetensors", "adapter_config.json", "adapter_model.safetensors"] {
         std::fs::write(base.join(name), "other weights").unwrap();
     }
     std::fs::create_dir(base.join("onnx")).unwrap();
@@ -93,7 +93,9 @@ fn every_dtype_over_shards() {
     let report: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&report["layers"], &report["shards"], &report["kept"]), (&json!(3), &json!(2), &json!(0)));
     assert_eq!(report["copied"], json!(["config.json", "tokenizer.json"]));
-    assert_eq!(report["left_out"], json!(["old.safetensors", "onnx", "pytorch_model.bin"]));
+    let left =
+        ["adapter_config.json", "adapter_model.safetensors", "old.safetensors", "onnx", "pytorch_model.bin"];
+    assert_eq!(report["left_out"], json!(left));
     let others = ["config.json", "tokenizer.json", "model.safetensors.index.json"];
     for name in others {
         assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(base.join(name)).unwrap(), "{name}");

@@ -140,6 +140,53 @@ fn families() {
     assert_eq!(linears(&gpt2)[4], row("lm_head", 50257, 768, 1));
 }
 
+/// Gemma-2-2B says all, Gemma-3-4B what differs from transformers' defaults.
+#[test]
+fn gemma_s_defaults_are_taken_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let plan = |config: &Value| {
+        std::fs::write(&path, config.to_string()).unwrap();
+        json_of(&["--config", path.to_str().unwrap()])
+    };
+    let gemma2 = json!({
+        "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000
+    });
+    let gemma3 = json!({
+        "model_type": "gemma3", "vision_config": { "hidden_size": 1152, "num_attention_heads": 16 },
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+            "num_hidden_layers": 34, "sliding_window": 1024
+        }
+    });
+    for (config, hidden, ffn, blocks, said) in [(gemma2, 2304, 9216, 26, 0), (gemma3, 2560, 10240, 34, 3)] {
+        let report = plan(&config);
+        let shapes: Vec<_> = report["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|layer| ["d_out", "d_in", "count"].map(|field| layer[field].as_u64().unwrap()))
+            .collect();
+        let want = [
+            [2048, hidden],
+            [1024, hidden],
+            [1024, hidden],
+            [hidden, 2048],
+            [ffn, hidden],
+            [ffn, hidden],
+            [hidden, ffn],
+        ];
+        assert_eq!(shapes, want.map(|[d_out, d_in]| [d_out, d_in, blocks]));
+        let notes: Vec<&str> = report["notes"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        assert_eq!(
+            notes.iter().filter(|note| note.contains("default of gemma3_text")).count(),
+            said,
+            "{notes:?}"
+        );
+    }
+}
+
 #[test]
 fn split_that_does_not_divide_is_said() {
     let dir = tempfile::tempdir().unwrap();
@@ -169,6 +216,84 @@ fn budgets_are_met_from_either_side() {
     assert_eq!(found["others"].as_array().unwrap().len(), 3);
 }
 
+/// Every layer's reductions, and the whole comparison, as a program reads them.
+#[test]
+fn csv_says_what_the_table_says() {
+    let args = ["llama-2-7b", "--split", "3,7", "--layers", "q_proj,down_proj"];
+    let (code, csv, _) = run(["plan", "--csv"].iter().chain(&args));
+    assert_eq!(code, 0);
+    let report = json_of(&args);
+    // A quoted cell holds no quote and no line end here.
+    let cells = |line: &str| -> Vec<String> {
+        let parts = line.split('"').enumerate();
+        let kept = parts.map(|(i, part)| if i % 2 == 1 { part.replace(',', "\u{0}") } else { part.into() });
+        kept.collect::<String>().split(',').map(|cell| cell.replace('\u{0}', ",")).collect()
+    };
+    let mut lines = csv.lines().map(cells);
+    let names = lines.next().unwrap();
+    let rows: Vec<Value> = lines
+        .map(|row| {
+            assert_eq!(row.len(), names.len(), "{row:?}");
+            names.iter().cloned().zip(row.into_iter().map(Value::from)).collect()
+        })
+        .collect();
+    let (layers, methods) = (report["layers"].as_array().unwrap(), report["methods"].as_array().unwrap());
+    assert_eq!(rows.len(), layers.len() + methods.len());
+    for (row, layer) in rows.iter().zip(layers) {
+        assert_eq!((&row["name"], &row["method"]), (&layer["name"], &json!("kron (3, 7) r 8")));
+        assert_eq!((&row["params"], &row["exact"]), (&json!(layer["params"].to_string()), &json!("false")));
+        let note = row["note"].as_str().unwrap();
+        assert_eq!(note.split("; ").collect::<Vec<_>>().len(), 2, "{note}");
+        assert!(note.starts_with("a_out is 4 instead of 7, which does not divide"), "{note}");
+    }
+    for (row, method) in rows[layers.len()..].iter().zip(methods) {
+        assert_eq!(
+            (&row["name"], &row["why"], &row["method"]),
+            (&json!("all"), &method["why"], &method["method"])
+        );
+        for (name, field) in [
+            ("params", "trained_params"),
+            ("max_rank", "max_rank"),
+            ("multiply_adds", "multiply_adds"),
+            ("saved_bytes", "saved_bytes"),
+            ("optimizer_bytes", "optimizer_bytes"),
+            ("gradient_bytes", "gradient_bytes"),
+            ("adapter_bytes", "adapter_bytes"),
+            ("exact", "exact"),
+        ] {
+            assert_eq!(row[name], method[field].to_string(), "{row:#}");
+        }
+    }
+}
+
+/// A head of 50257 = 29·1733 rows, which a split of 768 reduces unless a_out is 1.
+#[test]
+fn budgets_are_met_by_legal_splits_where_there_are_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let mut config = json!({
+        "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "vocab_size": 50257, "tie_word_embeddings": false
+    });
+    std::fs::write(&path, config.to_string()).unwrap();
+    let path = path.to_str().unwrap();
+    let found = json_of(&["--config", path, "--budget", "900k", "--top", "500"]);
+    let choices = found["choices"].as_array().unwrap();
+    assert!(
+        choices.len() > 5 && choices.iter().all(|c| c["exact"] == true && c["a_out"] == 1),
+        "{choices:?}"
+    );
+    assert!(found["others"].as_array().unwrap().iter().all(|c| c["exact"] == true));
+    let (_, csv, _) = run(["plan", "--config", path, "--budget", "900k", "--csv"]);
+    assert!(csv.lines().next().unwrap().ends_with(",exact"), "{csv}");
+    assert!(csv.lines().skip(1).all(|line| line.ends_with(",true")), "{csv}");
+    // What the configuration says is said here too.
+    config["tie_word_embeddings"] = true.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    let (_, table, _) = run(["plan", "--config", path, "--budget", "900k"]);
+    assert!(table.contains("Conv1D") && table.contains("lm_head is tied"), "{table}");
+    assert_eq!(json_of(&["--config", path, "--budget", "900k"])["notes"].as_array().unwrap().len(), 3);
+}
+
 #[test]
 fn calls_and_configurations_that_are_wrong() {
     fails(&[], 2, &["PRESET"]);
@@ -179,6 +304,12 @@ fn calls_and_configurations_that_are_wrong() {
     fails(&["distilbert", "--layers", "q_lin,q_proj"], 2, &["q_proj", "out_lin"]);
     fails(&["distilbert", "--budget", "many"], 2, &["many", "5.7M"]);
     fails(&["distilbert", "--rank", "0"], 2, &["0"]);
+    fails(
+        &["distilbert", "--rank", "8", "--budget", "840k"],
+        2,
+        &["--rank", "--budget", "cannot be used with"],
+    );
+    fails(&["--paper", "--rank", "8"], 2, &["--rank", "--paper", "cannot be used with"]);
     fails(&["--config", "nowhere"], 1, &["nowhere", "cannot be read"]);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");

@@ -6,10 +6,11 @@ use std::process::Command;
 
 use kron_core::KronShape;
 use safetensors::Dtype;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::folder::{File, golden, serialize};
-use crate::toy::{adapter, names, tensor};
+use crate::toy::{adapter, names, sharded, tensor};
 
 /// A model and an adapter of some 100 kB each.
 struct Toy {
@@ -28,7 +29,24 @@ impl Toy {
         Self { dir, base, adapter }
     }
 
-    /// Every command that writes, with `out` as its target.
+    /// A merge of a sharded model.
+    fn sharded(&self, out: &Path) -> Vec<PathBuf> {
+        let base = self.dir.path().join("base");
+        if !base.exists() {
+            let weight = tensor(Dtype::F32, &[300, 100], 1);
+            sharded(self.dir.path(), &[File::from([("q.weight".into(), weight)])], json!({}));
+        }
+        vec!["merge".into(), base, self.adapter.clone(), out.to_path_buf()]
+    }
+
+    /// Every command that writes, however little: into `out`, or into the folder around it.
+    fn all_calls(&self, out: &Path, folder: &Path) -> Vec<Vec<PathBuf>> {
+        let inspect = vec!["inspect".into(), self.adapter.clone(), "--html".into(), out.to_path_buf()];
+        let man = vec!["man".into(), folder.to_path_buf()];
+        [self.calls(out), vec![self.sharded(out), inspect, man]].concat()
+    }
+
+    /// Every command that writes more than 64 kB, with `out` as its target.
     fn calls(&self, out: &Path) -> Vec<Vec<PathBuf>> {
         let [adapter, base, out] = [self.adapter.clone(), self.base.clone(), out.to_path_buf()];
         let word = PathBuf::from;
@@ -65,26 +83,60 @@ fn a_limit_on_the_size_of_files() {
     }
 }
 
-/// A disk of 64 kB, where the system lets us have one.
+/// How the disk of 64 kB is prepared.
+const FILLED: &str = "cat /dev/zero >\"$DISK/fill\" 2>/dev/null";
+const READ_ONLY: &str = "mount -o remount,ro none \"$DISK\"";
+
+/// Runs `kron` with a disk of 64 kB at `disk`, prepared by a line of shell: the exit code, what is
+/// on the disk then, and the standard error; `None` where the system lets us have no disk.
+fn on_a_disk(disk: &Path, prepare: &str, call: &[PathBuf]) -> Option<(Option<i32>, String, String)> {
+    let script = format!(
+        "mount -t tmpfs -o size=64k none \"$DISK\" || exit 77\n{prepare}\n\"$0\" \"$@\"; code=$?\n\
+         find \"$DISK\" -mindepth 1 -printf '%P\\n' | sort\nexit $code\n"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--map-root-user", "sh", "-c", &script]).env("DISK", disk);
+    let done = command.arg(assert_cmd::cargo::cargo_bin!("kron")).args(call).output().ok()?;
+    let [out, err] = [done.stdout, done.stderr].map(|text| String::from_utf8(text).unwrap());
+    err.starts_with("error: ").then_some((done.status.code(), out, err)).or_else(|| {
+        eprintln!("skipped: a file system of our own cannot be mounted here");
+        None
+    })
+}
+
+/// A disk that fills up on the way, where the system lets us have one.
 #[test]
 fn a_full_disk() {
     let (toy, disk) = (Toy::new(), tempfile::tempdir().unwrap());
-    let script = toy.dir.path().join("script");
-    let lines = "mount -t tmpfs -o size=64k none \"$DISK\" || exit 77\n\"$@\"; code=$?\nls -A \"$DISK\"\nexit $code\n";
-    std::fs::write(&script, lines).unwrap();
     for call in toy.calls(&disk.path().join("out")) {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--map-root-user", "sh"]).arg(&script).env("DISK", disk.path());
-        let done = command.arg(assert_cmd::cargo::cargo_bin!("kron")).args(&call).output();
-        let Some(done) = done.ok().filter(|done| done.stderr.starts_with(b"error: ")) else {
-            eprintln!("skipped: a file system of our own cannot be mounted here");
-            return;
-        };
-        let err = String::from_utf8_lossy(&done.stderr);
-        assert_eq!((done.status.code(), err.lines().count()), (Some(1), 1), "{call:?}: {err}");
+        let Some((code, left, err)) = on_a_disk(disk.path(), "", &call) else { return };
+        assert_eq!((code, err.lines().count()), (Some(1), 1), "{call:?}: {err}");
         assert!(err.contains("/out") && err.contains("No space left"), "{call:?}: {err}");
-        // The listing of the disk.
-        assert_eq!(String::from_utf8_lossy(&done.stdout), "", "{call:?}");
+        assert_eq!(left, "", "{call:?}");
+    }
+    // A merge of shards that stopped is taken up again: its journal stays, half a shard does not.
+    let call = toy.sharded(&disk.path().join("out"));
+    let Some((code, left, err)) = on_a_disk(disk.path(), "", &call) else { return };
+    assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
+    assert!(err.contains("/out/model-00001-of-00001.safetensors") && err.contains("No space left"), "{err}");
+    assert_eq!(left, "out\nout/.kron-merge.json\nout/config.json\nout/tokenizer.json\n");
+}
+
+/// Disks that take nothing at all.
+#[test]
+fn a_disk_that_is_full_before_and_one_that_is_read_only() {
+    let (toy, disk) = (Toy::new(), tempfile::tempdir().unwrap());
+    let out = disk.path().join("out");
+    for (prepare, says, there) in
+        [(FILLED, "No space left on device", "fill\n"), (READ_ONLY, "Read-only file system", "")]
+    {
+        for call in toy.all_calls(&out, disk.path()) {
+            let Some((code, left, err)) = on_a_disk(disk.path(), prepare, &call) else { return };
+            assert_eq!((code, err.lines().count()), (Some(1), 1), "{call:?}: {err}");
+            let place = disk.path().to_str().unwrap();
+            assert!(err.contains(place) && err.contains(says), "{call:?}: {err}");
+            assert_eq!(left, there, "{call:?}");
+        }
     }
 }
 

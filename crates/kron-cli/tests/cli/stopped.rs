@@ -41,7 +41,8 @@ impl Stopped {
         panic!("nothing was caught in the middle of a write");
     }
 
-    fn signal(&self, name: &str) {
+    /// Sends it a signal, which it gets when it goes on.
+    pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.0.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }

@@ -16,6 +16,7 @@ use ndarray::{Array2, ArrayView2, Zip};
 
 pub use fit::{MAX_OUTER, fit};
 pub use lora::{Join, Lora};
+use svd::values_of_product;
 pub use svd::{Svd, svd, svd_of_product};
 
 use crate::{Error, Inner, Layer, Result, ScaleRule, Scaling, Theta};
@@ -80,7 +81,7 @@ impl Delta {
 
     /// The singular values that are not zero by construction, in descending order.
     pub fn singular_values(&self) -> Vec<f64> {
-        let (outer, inner) = (svd(&self.a).s, svd_of_product(&self.b, &self.c).s);
+        let (outer, inner) = (svd(&self.a).s, values_of_product(&self.b, &self.c));
         let products = outer.iter().flat_map(|o| inner.iter().map(move |i| o * i * self.scale.abs()));
         let mut values: Vec<f64> = products.collect();
         values.sort_by(|x, y| y.total_cmp(x));

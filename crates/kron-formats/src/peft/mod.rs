@@ -25,9 +25,17 @@ pub const CONFIG: &str = "adapter_config.json";
 /// The folder's tensors.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before a module's name.
-const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 /// The longest configuration that is read.
 const MOST_CONFIG: u64 = 16 << 20;
+
+/// The folder that is read at `path`: `path` itself, or where its weights lie beside a configuration.
+pub fn folder(path: &Path) -> Option<&Path> {
+    if path.is_dir() {
+        return Some(path);
+    }
+    path.parent().filter(|parent| path.ends_with(WEIGHTS) && parent.join(CONFIG).exists())
+}
 
 /// Reads a folder.
 ///

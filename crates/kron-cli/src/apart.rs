@@ -1,0 +1,49 @@
+//! That what is written does not take the place of what is read.
+
+use std::path::{Path, PathBuf};
+
+use kron_formats::peft::{self, CONFIG, WEIGHTS};
+
+use crate::{Error, Result};
+
+/// That `out`, a folder or a file, neither is nor holds `source`, and is no file in it.
+///
+/// # Errors
+/// Of usage, with both names.
+pub fn apart(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
+    check(peft::folder(source).unwrap_or(source), out, out_is_folder)
+}
+
+/// That the file `out`, which may well lie in an adapter's folder, is none that is read there.
+///
+/// # Errors
+/// Of usage, with both names.
+pub fn apart_from_files(source: &Path, out: &Path) -> Result<()> {
+    match peft::folder(source) {
+        None => check(source, out, false),
+        Some(folder) => [CONFIG, WEIGHTS].iter().try_for_each(|name| check(&folder.join(name), out, false)),
+    }
+}
+
+fn check(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
+    let (Some(read), Some(written)) = (canonical(source), canonical(out)) else { return Ok(()) };
+    let as_file = read.is_dir() && (!out_is_folder || written.is_file());
+    if read.starts_with(&written) || as_file && written.parent() == Some(read.as_path()) {
+        return Err(Error::usage(format!(
+            "{} is not written: that would change {}, which is read; give another place",
+            out.display(),
+            source.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The path without links; of what is not there yet, that of its folder with the name.
+fn canonical(path: &Path) -> Option<PathBuf> {
+    if let Ok(path) = path.canonicalize() {
+        return Some(path);
+    }
+    let parent = path.parent()?;
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    Some(canonical(parent)?.join(path.file_name()?))
+}
