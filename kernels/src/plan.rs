@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use arrayvec::{ArrayString, ArrayVec};
+use arrayvec::ArrayVec;
 
 use crate::draft::Draft;
-use crate::{Arch, Dtype, Factors, Pass, Problem, Result};
+use crate::{Arch, Dtype, Factors, Name, Pass, Problem, Result};
 
 /// Blocks that fill the largest chip twice: what splits aim at.
 pub const BLOCKS: usize = 264;
@@ -16,8 +16,8 @@ pub const BLOCKS: usize = 264;
 /// One kernel launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The kernel's name, `kron_{pass}_{dtype}_{tile}`.
-    pub kernel: ArrayString<32>,
+    /// The kernel's name.
+    pub kernel: Name,
     /// Blocks.
     pub grid: u32,
     /// Threads of a block.

@@ -155,6 +155,8 @@ fn every_kernel_is_in_some_plan() {
         }
     }
     assert_eq!(used, kernels());
+    // What the driver looks up when it loads the kernels.
+    assert_eq!(kron_kernels::kernels().map(|name| name.to_string()).collect::<BTreeSet<_>>(), kernels());
 }
 
 #[test]
