@@ -26,6 +26,9 @@ mod error;
 mod launch;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
+mod loaded;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
 mod memory;
 mod names;
 #[rustfmt::skip]
