@@ -12,11 +12,14 @@
 //! ```
 
 mod common;
+#[path = "../../tests/src/say.rs"]
+mod say;
 
 use half::{bf16, f16};
 use kron_core::philox;
 use kron_kernels::params::KronParams;
 use kron_kernels::{Emulated, Launcher, Step, StreamHandle};
+use say::say;
 
 /// Kernel, words in and out of a lane, and what the words of the input are.
 const PRIMITIVES: [(&str, usize, usize, Kind); 11] = [
@@ -98,8 +101,7 @@ fn same_as(mut words: impl Iterator<Item = u32>) {
 fn recorded_bits() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/primitives.bin");
     let Ok(golden) = std::fs::read(path) else {
-        eprintln!("skipped: no GPU has recorded tests/golden/primitives.bin yet");
-        return;
+        return say("skipped: no GPU has recorded tests/golden/primitives.bin yet");
     };
     same_as(golden.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
 }
@@ -109,7 +111,7 @@ fn recorded_bits() {
 fn bits_of_this_gpu() {
     let gpu = match kron_kernels::Gpu::new(0) {
         Ok(gpu) => gpu,
-        Err(e) => return eprintln!("skipped: {e}"),
+        Err(e) => return say(format_args!("skipped: {e}")),
     };
     let on_gpu = |index: usize| {
         let (name, words_in, words_out, kind) = PRIMITIVES[index];

@@ -82,11 +82,12 @@ mod gpu {
     use half::{bf16, f16};
     use kron_core::Cuda;
     use kron_core::cuda::Gpu;
+    use kron_tests::say::say;
     use kron_tests::{cases, suite};
 
     /// The GPU, or a line on standard error that says why there is none.
     fn engine() -> Option<[Cuda<Gpu>; 1]> {
-        Cuda::new(0).map(|on| [on]).inspect_err(|e| eprintln!("skipped: {e}")).ok()
+        Cuda::new(0).map(|on| [on]).inspect_err(|e| say(format_args!("skipped: {e}"))).ok()
     }
 
     #[test]
