@@ -9,19 +9,21 @@ use crate::device::StreamHandle;
 use crate::launch::Launcher;
 use crate::loaded::{Kernels, unavailable};
 use crate::params::KronParams;
-use crate::plan::Step;
-use crate::{Error, Result};
+use crate::plan::{BLOCKS, Plan, Step};
+use crate::{Error, Problem, Result};
 
 /// A device's primary context with the kernels loaded: the context that
 /// frameworks on the CUDA runtime use too, so their pointers and streams fit.
 pub struct Gpu {
     context: Arc<CudaContext>,
     kernels: Arc<Kernels>,
+    blocks: usize,
 }
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gpu").field("device", &self.context.ordinal()).finish_non_exhaustive()
+        let (device, blocks) = (self.context.ordinal(), self.blocks);
+        f.debug_struct("Gpu").field("device", &device).field("blocks", &blocks).finish_non_exhaustive()
     }
 }
 
@@ -75,7 +77,12 @@ impl Gpu {
         }
         let context = CudaContext::new(ordinal).map_err(|e| unavailable("the device's context", e))?;
         let kernels = Kernels::of(&context)?;
-        Ok(Self { context, kernels })
+        Ok(Self { context, kernels, blocks: BLOCKS })
+    }
+
+    /// Plans aim at so many blocks: with few, a block walks far even in a small problem, as tests want it.
+    pub fn aimed_at(self, blocks: usize) -> Self {
+        Self { blocks, ..self }
     }
 
     /// The context, for its streams and memory.
@@ -85,6 +92,10 @@ impl Gpu {
 }
 
 impl Launcher for Gpu {
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        Plan::aimed_at(self.blocks, problem)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         self.context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
         let function = self.kernels.function(&step.kernel)?;
