@@ -21,6 +21,8 @@ mod product;
 #[cfg(any(feature = "cuda", test))]
 mod program;
 #[cfg(feature = "cuda")]
+mod roof;
+#[cfg(feature = "cuda")]
 mod run;
 #[cfg(feature = "cuda")]
 mod single;

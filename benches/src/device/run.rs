@@ -11,18 +11,17 @@ use kron_core::{Dtype, Result, Theta};
 use ndarray::Array2;
 
 use super::engines::Engine;
-use super::gpu::{Buffers, Device, Memory, Number, failed};
-use super::lt::{self, type_of};
-use super::product::{Operand, Product};
+use super::gpu::{Buffers, Device, Memory, Number};
 use super::program::{Buffer, Program};
+use super::roof;
 use crate::cell::{self, Part, Truths};
 use crate::check::{self, Verdict};
-use crate::data::{Set, flat, sets_for, uniform};
+use crate::data::{Set, sets_for, uniform};
 use crate::engines::Kind;
 use crate::machine::Machine;
 use crate::plan::{Entry, Group, Plan};
 use crate::problem::Pass;
-use crate::record::{Meta, Noise, Rate, Record, Roof};
+use crate::record::{Meta, Noise, Record};
 use crate::runner::{self, Progress, THETA_SEED, WEIGHT_SEED};
 use crate::stats;
 
@@ -32,10 +31,6 @@ const ROTATED: usize = 256 << 20;
 const MOST_SETS: usize = 64;
 /// Samples of every engine.
 const ROUNDS: usize = 15;
-/// Rows and columns of the product that measures the roof.
-const ROOF: usize = 8192;
-/// Bytes of the copy that measures it.
-const COPY: usize = 1 << 30;
 
 /// That there is such a device to measure on.
 ///
@@ -73,7 +68,7 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
         rank: plan.rank,
         alpha: plan.alpha,
         rotated_bytes: ROTATED,
-        roof: roof(&mut device, &dtypes)?,
+        roof: roof::measure(&mut device, &dtypes)?,
         gemm: Vec::new(),
         noise_floor: Noise::default(),
     };
@@ -93,47 +88,6 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
     };
     record.meta.seconds = started.elapsed().as_secs_f64();
     Ok(record)
-}
-
-/// The best of five copies, and of five products of random numbers in each dtype.
-fn roof(device: &mut Device, dtypes: &[Dtype]) -> Result<Roof> {
-    fn flops<E: Number>(device: &mut Device) -> Result<f64> {
-        let random = |seed| device.upload(flat(&uniform::<E>(ROOF, ROOF, 1.0, seed)));
-        let data =
-            [Memory::Own(random(1)?), Memory::Own(random(2)?), Memory::Own(device.zeros::<E>(ROOF * ROOF)?)];
-        let [x, w, y] = [Buffer::X, Buffer::W, Buffer::Y].map(|b| Operand::new(b, ROOF));
-        let product = Product::new((ROOF, ROOF, ROOF), x, w, y);
-        product.check(|_| ROOF * ROOF)?;
-        let mut planned = device.lt.plan(&product, [type_of(E::DTYPE); 3])?;
-        let at = data.each_ref().map(|m| m.start(device));
-        // SAFETY: `check` held the product against the buffers, which outlive the work.
-        unsafe { lt::choose(device, &mut planned, &product, at) }?;
-        let once = || {
-            // SAFETY: as above.
-            device.time(|| unsafe { device.lt.run(&planned, &product, at) })
-        };
-        Ok(2.0 * (ROOF as f64).powi(3) / best(once)?)
-    }
-    let (from, mut to) = (device.zeros::<u8>(COPY)?, device.zeros::<u8>(COPY)?);
-    let copy = best(|| {
-        device.time(|| device.stream.memcpy_dtod(&from, &mut to).map_err(failed("a copy on the device")))
-    })?;
-    let rate = |&dtype: &Dtype| {
-        let flops_per_s = match dtype {
-            Dtype::F32 => flops::<f32>(device),
-            Dtype::F16 => flops::<f16>(device),
-            Dtype::Bf16 => flops::<bf16>(device),
-        }?;
-        Ok(Rate { dtype: dtype.to_string(), flops_per_s })
-    };
-    Ok(Roof {
-        copy_bytes_per_s: 2.0 * COPY as f64 / copy,
-        flops_per_s: dtypes.iter().map(rate).collect::<Result<_>>()?,
-    })
-}
-
-fn best(mut seconds: impl FnMut() -> Result<f64>) -> Result<f64> {
-    (0..5).try_fold(f64::INFINITY, |least, _| Ok(least.min(seconds()?)))
 }
 
 /// Every cell of one layer and dtype.
