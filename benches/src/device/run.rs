@@ -16,7 +16,7 @@ use super::program::{Buffer, Program};
 use super::roof;
 use crate::cell::{self, Part, Truths};
 use crate::check::{self, Verdict};
-use crate::data::{Set, sets_for, uniform};
+use crate::data::{Set, cold_sets, uniform};
 use crate::engines::Kind;
 use crate::machine::Machine;
 use crate::plan::{Entry, Group, Plan};
@@ -25,10 +25,10 @@ use crate::record::{Meta, Noise, Record};
 use crate::runner::{self, Progress, THETA_SEED, WEIGHT_SEED};
 use crate::stats;
 
-/// Bytes of X and Y together in a sweep: more than any cache holds.
+/// Bytes of X and Y together in a sweep of more than one set: more than any cache holds.
 const ROTATED: usize = 256 << 20;
-/// Sets of a sweep at most: at one row they are as many launches.
-const MOST_SETS: usize = 64;
+/// Sets of a sweep at most; where more would be needed, a sample is one set.
+const MOST_SETS: usize = 32;
 /// Samples of every engine.
 const ROUNDS: usize = 15;
 
@@ -148,8 +148,10 @@ struct Arm<E: Number> {
     kind: Kind,
     forward: Timed,
     both: Timed,
-    /// The first pass timed a second time.
+    /// Forward timed a second time.
     again: Vec<f64>,
+    /// Absent when the engine is wrong: it is not timed.
+    sweep: Option<Sweep>,
     scratch_bytes: usize,
     /// What the graphs' launches use.
     _engine: Option<Engine<E>>,
@@ -159,15 +161,21 @@ struct Arm<E: Number> {
 #[derive(Default)]
 struct Timed {
     verdict: Verdict,
-    /// Absent when the engine is wrong, or the pass not asked for: it is not timed.
-    graph: Option<CudaGraph>,
     samples: Vec<f64>,
+}
+
+/// An engine's calls over some sets.
+struct Sweep {
+    sets: usize,
+    forward: CudaGraph,
+    /// A graph of its own, for X and T have left the caches when a trainer comes to it.
+    backward: Option<CudaGraph>,
 }
 
 impl<E: Number> Cell<E> {
     fn new(device: &Device, plan: &Plan, group: &Group, rows: usize) -> Result<Self> {
         let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
-        let count = sets_for(ROTATED, rows, d_out, d_in, size_of::<E>()).min(MOST_SETS);
+        let count = cold_sets(ROTATED, MOST_SETS, (rows, d_out, d_in), size_of::<E>());
         let mut lens = BTreeMap::new();
         for entry in &group.entries {
             for (buffer, len) in Program::new(entry.kind, &entry.problem, rows)?.lens {
@@ -204,20 +212,21 @@ impl<E: Number> Cell<E> {
         let (forward, both) =
             check::check(&mut on_host, &entry.problem, theta, &self.fresh, answer, backward)?;
         let right = forward.ok && both.ok;
-        let capture = |wanted: bool, backward: bool| {
-            let sweep = || {
-                self.sets.iter().try_for_each(|set| engine.forward(device, set))?;
-                let back = self.sets.iter().take(if backward { usize::MAX } else { 0 });
-                back.into_iter().try_for_each(|set| engine.backward(device, set))
-            };
-            (right && wanted).then(|| device.capture(sweep)).transpose()
-        };
-        let timed = |verdict, graph| Timed { verdict, graph, samples: Vec::new() };
+        let sweep = right.then(|| -> Result<Sweep> {
+            // A weight, or a whole ΔW, is the engine's own: a second set would find it in the caches.
+            let whole = entry.kind.is_dense() || entry.kind == Kind::MergePerStep;
+            let sets = &self.sets[..if whole { 1 } else { self.sets.len() }];
+            let forward = device.capture(|| sets.iter().try_for_each(|set| engine.forward(device, set)))?;
+            let back = || device.capture(|| sets.iter().try_for_each(|set| engine.backward(device, set)));
+            Ok(Sweep { sets: sets.len(), forward, backward: backward.then(back).transpose()? })
+        });
+        let timed = |verdict| Timed { verdict, samples: Vec::new() };
         Ok(Arm {
             kind: entry.kind,
-            forward: timed(forward, capture(true, false)?),
-            both: timed(both, capture(backward, true)?),
+            forward: timed(forward),
+            both: timed(both),
             again: Vec::new(),
+            sweep: sweep.transpose()?,
             scratch_bytes: engine.scratch_bytes(),
             _engine: Some(engine),
         })
@@ -225,16 +234,17 @@ impl<E: Number> Cell<E> {
 
     /// Interleaved rounds, a different engine first in each.
     fn time(&mut self, device: &mut Device) -> Result<()> {
-        let (sets, count) = (self.sets.len() as f64, self.arms.len());
+        let count = self.arms.len();
         for i in (0..ROUNDS).flat_map(|round| (0..count).map(move |i| (i + round) % count)) {
             let arm = &mut self.arms[i];
-            for timed in [&mut arm.forward, &mut arm.both] {
-                if let Some(graph) = &timed.graph {
-                    timed.samples.push(device.sample(graph)? / sets);
-                }
+            let Some(sweep) = &arm.sweep else { continue };
+            let forward = device.sample(&sweep.forward)? / sweep.sets as f64;
+            arm.forward.samples.push(forward);
+            if let Some(graph) = &sweep.backward {
+                arm.both.samples.push(forward + device.sample(graph)? / sweep.sets as f64);
             }
-            if let Some(graph) = arm.forward.graph.as_ref().filter(|_| arm.kind == Kind::Linear) {
-                arm.again.push(device.sample(graph)? / sets);
+            if arm.kind == Kind::Linear {
+                arm.again.push(device.sample(&sweep.forward)? / sweep.sets as f64);
             }
         }
         Ok(())
@@ -246,7 +256,15 @@ impl<E: Number> Arm<E> {
     fn refused(kind: Kind) -> Self {
         let wrong =
             || Timed { verdict: Verdict { rel_error: f64::NAN, ..Verdict::default() }, ..Timed::default() };
-        Self { kind, forward: wrong(), both: wrong(), again: Vec::new(), scratch_bytes: 0, _engine: None }
+        Self {
+            kind,
+            forward: wrong(),
+            both: wrong(),
+            again: Vec::new(),
+            sweep: None,
+            scratch_bytes: 0,
+            _engine: None,
+        }
     }
 
     fn part(&self, pass: Pass) -> Part<'_> {
