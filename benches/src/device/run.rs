@@ -7,11 +7,11 @@ use std::time::Instant;
 use cudarc::driver::CudaGraph;
 use half::{bf16, f16};
 use kron_core::cuda::Gpu;
-use kron_core::{Dtype, Result, Theta};
+use kron_core::{Dtype, Error, Result, Theta};
 use ndarray::Array2;
 
 use super::engines::Engine;
-use super::gpu::{Buffers, Device, Memory, Number};
+use super::gpu::{Buffers, Device, Memory, Number, failed};
 use super::program::{Buffer, Program};
 use super::roof;
 use crate::cell::{self, Part, Truths};
@@ -213,6 +213,7 @@ impl<E: Number> Cell<E> {
             check::check(&mut on_host, &entry.problem, theta, &self.fresh, answer, backward)?;
         let right = forward.ok && both.ok;
         let sweep = right.then(|| -> Result<Sweep> {
+            self.replays(device, &mut engine, entry.kind)?;
             // A weight, or a whole ΔW, is the engine's own: a second set would find it in the caches.
             let whole = entry.kind.is_dense() || entry.kind == Kind::MergePerStep;
             let sets = &self.sets[..if whole { 1 } else { self.sets.len() }];
@@ -230,6 +231,40 @@ impl<E: Number> Cell<E> {
             scratch_bytes: engine.scratch_bytes(),
             _engine: Some(engine),
         })
+    }
+
+    /// That graphs leave what the calls leave: of our kernels the same bits, of a library's products
+    /// the same numbers.
+    fn replays(&self, device: &Device, engine: &mut Engine<E>, kind: Kind) -> Result<()> {
+        let mut run = |captured: bool| -> Result<Vec<f32>> {
+            engine.clear(device)?;
+            let set = Buffers::of_set(device, &self.fresh, engine.lens())?;
+            let graphs = if captured {
+                let forward = device.capture(|| engine.forward(device, &set))?;
+                let back = || device.capture(|| engine.backward(device, &set));
+                vec![Some(forward), self.backward.then(back).transpose()?]
+            } else {
+                engine.forward(device, &set)?;
+                if self.backward {
+                    engine.backward(device, &set)?;
+                }
+                Vec::new()
+            };
+            graphs.iter().flatten().try_for_each(|graph| graph.launch().map_err(failed("a graph")))?;
+            // Each download waits for the stream, so the graphs outlive their launches.
+            let outputs = [Buffer::Y, Buffer::Dx].into_iter().filter_map(|b| set.get(b).ok());
+            let outputs = outputs.map(|memory| memory.download(device)).collect::<Result<Vec<_>>>()?;
+            Ok([outputs.concat(), engine.grad(device)?].concat())
+        };
+        let (calls, graphs) = (run(false)?, run(true)?);
+        let same = match kind {
+            Kind::KronFused | Kind::LoraFused => {
+                calls.iter().map(|v| v.to_bits()).eq(graphs.iter().map(|v| v.to_bits()))
+            }
+            _ => stats::relative(&graphs, &calls) < 1e-2,
+        };
+        let wrong = || Error::Device("a replay of its graphs leaves other numbers than its calls".into());
+        if same { Ok(()) } else { Err(wrong()) }
     }
 
     /// Interleaved rounds, a different engine first in each.
