@@ -80,6 +80,8 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
             Dtype::F16 => group::<f16>(&mut device, plan, g, &mut record, &mut noise, progress)?,
             Dtype::Bf16 => group::<bf16>(&mut device, plan, g, &mut record, &mut noise, progress)?,
         }
+        record.meta.seconds = started.elapsed().as_secs_f64();
+        progress.layer(&record);
     }
     record.meta.noise_floor = Noise {
         median: Some(stats::median(&noise)).filter(|m| m.is_finite()),
