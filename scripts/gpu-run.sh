@@ -49,7 +49,10 @@ unset KRON_WRITE_PRIMITIVES
 step driver 60 ./gpu --nocapture
 step conformance 1800 ./device --nocapture --test-threads 1 gpu:: --skip gpu_few --skip gpu_repeats
 step repeatability 600 ./device --nocapture --test-threads 1 gpu_repeats
-needs python3 c-library && step c-library 300 python3 check.py ./libkron_capi.so host
+if needs python3 c-library; then
+  step c-library-host 300 python3 check.py ./libkron_capi.so host
+  step c-library-device 300 python3 check.py ./libkron_capi.so 0
+fi
 
 if needs compute-sanitizer sanitizer; then
   for tool in memcheck racecheck initcheck synccheck; do
