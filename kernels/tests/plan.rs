@@ -154,6 +154,19 @@ fn the_chip_is_filled_from_one_token_on() {
     }
 }
 
+/// The page says how little of a chip few rows fill on tensor cores.
+#[test]
+fn the_page_has_the_blocks_of_few_rows() {
+    let page = include_str!("../../docs/KERNELS.md");
+    for rows in [1, 16, 64] {
+        let plan = |pass| Plan::new(&paper(pass, rows)).expect("legal");
+        let grids = [Pass::Forward, Pass::Backward { dx: true }].map(plan);
+        let grids: Vec<_> = grids.iter().flat_map(|p| &p.steps).map(|step| step.grid.to_string()).collect();
+        let line = format!("| {rows} | {} |\n", grids.join(" | "));
+        assert!(page.contains(&line), "docs/KERNELS.md lacks {line}");
+    }
+}
+
 #[test]
 fn every_kernel_is_in_some_plan() {
     let mut used = BTreeSet::new();
