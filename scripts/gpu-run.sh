@@ -49,7 +49,10 @@ unset KRON_WRITE_PRIMITIVES
 step driver 60 ./gpu --nocapture
 step conformance 1800 ./device --nocapture --test-threads 1 gpu:: --skip gpu_few --skip gpu_repeats
 step repeatability 600 ./device --nocapture --test-threads 1 gpu_repeats
-needs python3 c-library && step c-library 300 python3 check.py ./libkron_capi.so host
+if needs python3 c-library; then
+  step c-library-host 300 python3 check.py ./libkron_capi.so host
+  step c-library-device 300 python3 check.py ./libkron_capi.so 0
+fi
 
 if needs compute-sanitizer sanitizer; then
   for tool in memcheck racecheck initcheck synccheck; do
@@ -68,9 +71,14 @@ needs python3 peers &&
   step peers 1200 python3 gpu_peers.py ./libkron_capi.so --rows 16,1024,4096,8192 --out results/peers.json
 
 if needs ncu ncu; then
-  step ncu 900 ncu --kernel-name 'regex:^kron_' --launch-count 40 --csv \
+  step ncu 900 ncu --kernel-name 'regex:^kron_' --launch-count 40 --csv --print-units base \
     --metrics gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum \
     ./kron-bench --device cuda:0 --rows 4096 --dtype bf16 --layers q --engines kron-fused --out results/ncu
+  ./plan 4096 >results/plan.txt
+  if needs python3 ncu-bytes; then
+    step ncu-bytes 60 python3 gpu_bytes.py results/ncu.log results/plan.txt
+    while IFS= read -r line; do results+=("  $line"); done <results/ncu-bytes.log
+  fi
 fi
 
 printf '%s\n' '' "${results[@]}" | tee results/summary.txt

@@ -18,6 +18,7 @@ which is timed twice: the difference is the noise.
 import argparse
 import ctypes
 import json
+import os
 import statistics
 import sys
 import time
@@ -331,17 +332,22 @@ def main():
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, rank {RANK}, (a_in, a_out) = ({A_IN}, {A_OUT}), µs beyond the layer alone\n")
     print("| rows | arm | forward | forward + backward | relative error |\n|--:|---|--:|--:|--:|")
-    results = []
+    record = {"device": where, "torch": torch.__version__, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+              "results": []}
     for rows in options.rows:
         for r in measure(options, device, dtype, rows):
-            results.append(r)
+            record["results"].append(r)
             print(f"| {r['rows']} | {r['arm']} | {1e6 * r['marginal_forward_s']:.1f} "
                   f"| {1e6 * r['marginal_both_s']:.1f} | {r['rel_error']:.1e} |", flush=True)
-    if options.out:
-        record = {"device": where, "torch": torch.__version__, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                  "results": results}
-        with open(options.out, "w", encoding="utf-8") as file:
+        keep(options.out, record)
+
+
+def keep(path, record):
+    """Writes the record in one step in the place of an older one: a run that is stopped leaves what it measured."""
+    if path:
+        with open(path + ".new", "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
+        os.replace(path + ".new", path)
 
 
 if __name__ == "__main__":

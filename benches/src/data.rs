@@ -141,6 +141,17 @@ pub fn sets_for(bytes: usize, rows: usize, d_out: usize, d_in: usize, element: u
     bytes.div_ceil(rows * (d_out + d_in) * element).clamp(2, MOST_SETS)
 }
 
+/// Sets of a sweep that starts with cold caches: as many as make X and Y together `bytes`, so that none
+/// warms them for the next; or one, where that would take more than `most`.
+pub fn cold_sets(
+    bytes: usize,
+    most: usize,
+    (rows, d_out, d_in): (usize, usize, usize),
+    element: usize,
+) -> usize {
+    Some(sets_for(bytes, rows, d_out, d_in, element)).filter(|&sets| sets <= most).unwrap_or(1)
+}
+
 /// A weight as one slice: these are made contiguous and stay so.
 pub fn flat<E>(m: &Array2<E>) -> &[E] {
     m.as_slice().expect("standard layout")
@@ -174,5 +185,14 @@ mod tests {
         assert_eq!(sets_for(64 << 20, 2048, 4096, 4096, 4), 2);
         assert_eq!(sets_for(64 << 20, 1, 4096, 4096, 4), 2048);
         assert_eq!(sets_for(64 << 20, 1, 64, 64, 4), MOST_SETS);
+    }
+
+    #[test]
+    fn a_sweep_with_cold_caches_rotates_all_that_it_was_asked_to_or_nothing() {
+        for (rows, want) in [(1, 1), (16, 1), (256, 1), (512, 32), (1024, 16), (8192, 2), (1 << 20, 2)] {
+            let sets = cold_sets(256 << 20, 32, (rows, 4096, 4096), 2);
+            assert_eq!(sets, want, "{rows} rows");
+            assert!(sets == 1 || sets * rows * 8192 * 2 >= 256 << 20, "{rows} rows");
+        }
     }
 }

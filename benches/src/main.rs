@@ -1,7 +1,7 @@
 //! The `kron-bench` program.
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressStyle};
 use kron_bench::cli::Cli;
 use kron_bench::plan::Plan;
-use kron_bench::record::Row;
+use kron_bench::record::{Record, Row};
 use kron_bench::runner::{self, Progress};
 use kron_bench::{baseline, device, html, table};
 
@@ -52,7 +52,7 @@ fn run(plan: &Plan) -> Result<bool, String> {
     };
     // Before two minutes of work, not after.
     std::fs::create_dir_all(&plan.out).map_err(at(&plan.out))?;
-    let mut terminal = Terminal { bar: ProgressBar::new(0) };
+    let mut terminal = Terminal { bar: ProgressBar::new(0), out: plan.out.clone() };
     let record = match plan.device {
         None => runner::run(plan, &mut terminal),
         Some(ordinal) => device::run(plan, ordinal, &mut terminal),
@@ -77,6 +77,8 @@ fn run(plan: &Plan) -> Result<bool, String> {
 /// A bar on standard error, tables on standard output.
 struct Terminal {
     bar: ProgressBar,
+    /// Where the record of what is measured so far is kept, for a run that is stopped.
+    out: PathBuf,
 }
 
 impl Progress for Terminal {
@@ -99,5 +101,12 @@ impl Progress for Terminal {
 
     fn cell(&mut self, rows: &[Row]) {
         self.bar.suspend(|| println!("{}", table::cell(rows)));
+    }
+
+    fn layer(&mut self, record: &Record) {
+        if let Err(e) = record.write(&self.out) {
+            // The run goes on: the last write may succeed, and says so if it does not.
+            self.bar.suspend(|| eprintln!("{}: {e}", self.out.display()));
+        }
     }
 }

@@ -187,18 +187,22 @@ impl Record {
         }
     }
 
-    /// Writes `bench.json` and `bench.csv` into `folder`.
+    /// Writes `bench.json` and `bench.csv` into `folder`, each in one step in the place of an older one.
     ///
     /// # Errors
     /// The file system's.
     pub fn write(&self, folder: &Path) -> std::io::Result<()> {
-        let json = serde_json::to_string_pretty(self)?;
-        std::fs::write(folder.join("bench.json"), json + "\n")?;
-        let mut csv = csv::Writer::from_path(folder.join("bench.csv"))?;
+        let replace = |name: &str, bytes: &[u8]| {
+            let (new, file) = (folder.join(format!("{name}.new")), folder.join(name));
+            std::fs::write(&new, bytes)?;
+            std::fs::rename(new, file)
+        };
+        replace("bench.json", (serde_json::to_string_pretty(self)? + "\n").as_bytes())?;
+        let mut csv = csv::Writer::from_writer(Vec::new());
         for row in &self.rows {
             csv.serialize(row)?;
         }
-        csv.flush()
+        replace("bench.csv", &csv.into_inner().map_err(|e| e.into_error())?)
     }
 
     /// Reads a `bench.json`.
@@ -294,6 +298,13 @@ pub(crate) mod tests {
         let csv = std::fs::read_to_string(folder.path().join("bench.csv")).unwrap();
         assert_eq!(csv.lines().count(), 2);
         assert!(csv.starts_with("engine,model,layer,d_out,d_in,rows,dtype,rank,a_out,a_in,params,pass,"));
+        // A later record takes its place, and nothing else is left.
+        super::tests::record(vec![row(Kind::KronFused, 8, Pass::Both, Some(0.5))])
+            .write(folder.path())
+            .unwrap();
+        let back = Record::read(&folder.path().join("bench.json")).unwrap();
+        assert_eq!(back.rows[0].median_s, Some(0.5));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
         let missing = Record::read(&folder.path().join("none.json")).unwrap_err();
         assert!(missing.contains("none.json"), "{missing}");
     }

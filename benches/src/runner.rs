@@ -39,6 +39,8 @@ pub trait Progress {
     fn refused(&mut self, why: String);
     /// A cell is complete: the rows of both passes.
     fn cell(&mut self, rows: &[Row]);
+    /// A layer is complete: the record so far, which lacks what only the whole run has.
+    fn layer(&mut self, record: &Record);
 }
 
 /// What all cells share.
@@ -94,6 +96,8 @@ fn measure(plan: &Plan, progress: &mut dyn Progress) -> Result<Record> {
             Dtype::F16 => run.group::<f16>(i, &mut record, progress)?,
             Dtype::Bf16 => run.group::<bf16>(i, &mut record, progress)?,
         }
+        record.meta.seconds = started.elapsed().as_secs_f64();
+        progress.layer(&record);
     }
     record.meta.gemm = run.choices.into_iter().map(|(name, _)| name).collect();
     record.meta.noise_floor = Noise {

@@ -21,9 +21,23 @@ pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| (sum / f64::from(count)).exp())
 }
 
+/// ‖got − want‖ / ‖want‖.
+pub fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let apart = |(&g, &w): (&f32, &f32)| f64::from(g) - f64::from(w);
+    norm(&mut got.iter().zip(want).map(apart)) / norm(&mut want.iter().map(|&w| w.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relative_distance_is_one_of_norms() {
+        assert_eq!(relative(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
+        assert_eq!(relative(&[3.0, 9.0], &[3.0, 4.0]), 1.0);
+        assert!(relative(&[f32::NAN], &[1.0]).is_nan());
+    }
 
     #[test]
     fn quantiles_interpolate() {

@@ -180,6 +180,33 @@ fn a_smoke_run_leaves_a_whole_report() {
     assert!(text.contains("216 measurements in both"), "{text}");
 }
 
+/// The record is there after the first of four layers and dtypes, whole, with what it has until then.
+#[test]
+fn a_run_that_is_stopped_leaves_what_it_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("bench.json");
+    let few =
+        ["--model", "tiny", "--layers", "q,down", "--rows", "1", "--dtype", "f32,bf16", "--seconds", "8"];
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_kron-bench"))
+        .args(few)
+        .arg("--out")
+        .arg(folder.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !json.exists() {
+        assert!(run.try_wait().unwrap().is_none(), "the run ended before it left anything");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let rows = record["rows"].as_array().unwrap().len();
+    // Nine engines, two passes, a layer.
+    assert!(rows > 0 && rows < 4 * 18 && rows.is_multiple_of(18), "{rows} rows");
+}
+
 /// So many rows that the ring has only two sets, and more engines than that warm up on it.
 #[test]
 fn an_engine_is_judged_on_data_that_no_other_has_touched() {

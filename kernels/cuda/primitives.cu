@@ -72,3 +72,10 @@ KRON_KERNEL(primitive_round_f16, 32) { primitive_round<f16>(p); }
 KRON_KERNEL(primitive_shuffle, 32) {
   for (int i = 0; i < 5; ++i) lane_out(p, 5)[i] = as_bits(__shfl_xor_sync(0xffffffffu, as_float(lane_in(p, 1)[0]), 1 << i));
 }
+
+/// 2 words in: the upper half of their product, Philox's; 3 in: a·b + c, rounded once. 1 word out.
+KRON_KERNEL(primitive_umulhi, 32) { lane_out(p, 1)[0] = __umulhi(lane_in(p, 2)[0], lane_in(p, 2)[1]); }
+KRON_KERNEL(primitive_fma, 32) {
+  const uint32_t *in = lane_in(p, 3);
+  lane_out(p, 1)[0] = as_bits(__fmaf_rn(as_float(in[0]), as_float(in[1]), as_float(in[2])));
+}

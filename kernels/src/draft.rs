@@ -1,9 +1,8 @@
 //! How a [`Plan`] is made: each pass's launches, grids and cuts.
 
-use std::fmt;
+use arrayvec::ArrayVec;
 
-use arrayvec::{ArrayString, ArrayVec};
-
+use crate::names::{Tile, name};
 use crate::plan::{Parts, Plan, Step};
 use crate::tiles::{self, FAST_RANKS, FEW_ROWS, ROWS, SHARED_LIMIT, few, general_cols, general_shared};
 use crate::{Dtype, Error, Pass, Problem, Result};
@@ -257,16 +256,8 @@ impl<'a> Draft<'a> {
                 self.problem.rows, self.problem.factors
             )));
         }
-        let dtype = self.problem.dtype.name();
-        let mut kernel = ArrayString::new();
-        let written = match tile {
-            Tile::General(width) => fmt::write(&mut kernel, format_args!("kron_{pass}_{dtype}_t{width}")),
-            Tile::Fast(rank) => fmt::write(&mut kernel, format_args!("kron_{pass}_{dtype}_r{rank}")),
-            Tile::None => fmt::write(&mut kernel, format_args!("kron_{pass}")),
-        };
-        debug_assert!(written.is_ok(), "the longest name, kron_reduce_bf16_r128, fits");
         self.plan.steps.push(Step {
-            kernel,
+            kernel: name(pass, self.problem.dtype, tile),
             grid: blocks as u32,
             block,
             shared: shared as u32,
@@ -299,10 +290,4 @@ impl<'a> Draft<'a> {
 /// How many of at most `parts` equal ranges of `total` have something in them.
 fn even(total: usize, parts: usize) -> usize {
     total.div_ceil(total.div_ceil(parts))
-}
-
-enum Tile {
-    General(usize),
-    Fast(usize),
-    None,
 }

@@ -1,42 +1,29 @@
 //! [`Gpu`]: the kernels on a device, through the CUDA driver.
 
-use std::collections::HashMap;
-use std::ffi::{CString, c_int, c_uint, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::{c_int, c_uint, c_void};
+use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, DriverError, result, sys};
+use cudarc::driver::{CudaContext, result, sys};
 
 use crate::device::StreamHandle;
 use crate::launch::Launcher;
+use crate::loaded::{Kernels, unavailable};
 use crate::params::KronParams;
-use crate::plan::Step;
-use crate::{Error, Result};
-
-/// The kernels, a fatbin for each of their files.
-static FATBINS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+use crate::plan::{BLOCKS, Plan, Step};
+use crate::{Error, Problem, Result};
 
 /// A device's primary context with the kernels loaded: the context that
 /// frameworks on the CUDA runtime use too, so their pointers and streams fit.
 pub struct Gpu {
     context: Arc<CudaContext>,
-    modules: Vec<sys::CUmodule>,
-    functions: Mutex<HashMap<String, Function>>,
+    kernels: Arc<Kernels>,
+    blocks: usize,
 }
-
-#[derive(Clone, Copy)]
-struct Function(sys::CUfunction);
-
-// SAFETY: a CUmodule and a CUfunction are handles of the driver, which may be
-// used from any thread once the context is bound there; every use binds it.
-unsafe impl Send for Gpu {}
-// SAFETY: as above; the map is behind a mutex.
-unsafe impl Sync for Gpu {}
-// SAFETY: as above.
-unsafe impl Send for Function {}
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gpu").field("device", &self.context.ordinal()).finish_non_exhaustive()
+        let (device, blocks) = (self.context.ordinal(), self.blocks);
+        f.debug_struct("Gpu").field("device", &device).field("blocks", &blocks).finish_non_exhaustive()
     }
 }
 
@@ -77,7 +64,7 @@ impl Gpu {
         }
     }
 
-    /// Loads the kernels on device `ordinal`.
+    /// The kernels on device `ordinal`, which are loaded where no other `Gpu` has them already.
     ///
     /// # Errors
     /// No driver, no such device, or a device that none of the kernels' code is for.
@@ -88,70 +75,37 @@ impl Gpu {
                 "device {ordinal} of {count} CUDA devices does not exist"
             )));
         }
-        if FATBINS.is_empty() {
-            return Err(Error::Unavailable("this build holds no kernels: it was made without nvcc".into()));
-        }
         let context = CudaContext::new(ordinal).map_err(|e| unavailable("the device's context", e))?;
-        context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
-        let mut gpu = Self { context, modules: Vec::new(), functions: Mutex::default() };
-        for fatbin in FATBINS {
-            // SAFETY: the bytes are a whole fatbin, alive for the program's life.
-            let module = unsafe { result::module::load_data(fatbin.as_ptr() as *const c_void) };
-            gpu.modules.push(module.map_err(|e| unavailable("the kernels", e))?);
-        }
-        Ok(gpu)
+        let kernels = Kernels::of(&context)?;
+        Ok(Self { context, kernels, blocks: BLOCKS })
+    }
+
+    /// Plans aim at so many blocks: with few, a block walks far even in a small problem, as tests want it.
+    pub fn aimed_at(self, blocks: usize) -> Self {
+        Self { blocks, ..self }
     }
 
     /// The context, for its streams and memory.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }
-
-    /// A kernel's handle, looked up once.
-    fn function(&self, name: &str) -> Result<Function> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(name) {
-            return Ok(*function);
-        }
-        let c_name = CString::new(name).map_err(|e| Error::Launch(e.to_string()))?;
-        // SAFETY: the modules live as long as self, and their context is bound by the caller.
-        let find = |&module: &_| unsafe { result::module::get_function(module, c_name.clone()) }.ok();
-        let function = self.modules.iter().find_map(find);
-        let function =
-            function.ok_or_else(|| Error::Launch(format!("{name} is not among the loaded kernels")))?;
-        let limit = crate::tiles::SHARED_LIMIT as i32;
-        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function exists.
-        unsafe { result::function::set_function_attribute(function, attribute, limit) }.map_err(|e| {
-            Error::Launch(format!("{name} may not have {limit} bytes of shared memory: {e:?}"))
-        })?;
-        functions.insert(name.to_owned(), Function(function));
-        Ok(Function(function))
-    }
-}
-
-impl Drop for Gpu {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            for &module in &self.modules {
-                // SAFETY: nothing uses a module after self; the driver finishes what is queued.
-                let _ = unsafe { result::module::unload(module) };
-            }
-        }
-    }
 }
 
 impl Launcher for Gpu {
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        Plan::aimed_at(self.blocks, problem)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         self.context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
-        let function = self.function(&step.kernel)?;
+        let function = self.kernels.function(&step.kernel)?;
         let mut arguments = [params as *const KronParams as *mut c_void];
         // SAFETY: every kernel takes one KronParams by value, which the driver
         // copies during the call; the caller vouches for its pointers, and the
         // maker of the stream handle for the stream.
         unsafe {
             result::launch_kernel(
-                function.0,
+                function,
                 (step.grid, 1, 1),
                 (step.block, 1, 1),
                 step.shared,
@@ -166,8 +120,4 @@ impl Launcher for Gpu {
             ))
         })
     }
-}
-
-fn unavailable(what: &str, e: DriverError) -> Error {
-    Error::Unavailable(format!("{what} cannot be made ready: {e:?}"))
 }

@@ -10,7 +10,8 @@ use crate::{Element, Error, Factors, Pass, Problem, Result};
 
 /// Something that runs a kernel by its name: a GPU, or its emulation.
 pub trait Launcher {
-    /// How a problem is cut. A device leaves this as it is, so that the bits do not depend on it.
+    /// How a problem is cut: as by [`Plan::new`] on every device, so that the bits do not depend on it;
+    /// a test may ask one for plans of few blocks.
     ///
     /// # Errors
     /// As [`Plan::new`].

@@ -26,7 +26,11 @@ mod error;
 mod launch;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
+mod loaded;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
 mod memory;
+mod names;
 #[rustfmt::skip]
 #[allow(unsafe_code)]
 pub mod params;
@@ -45,5 +49,6 @@ pub use error::{Error, Result};
 pub use launch::{Backward, Dropout, Forward, Launcher, Merge, backward, forward, merge};
 #[cfg(feature = "cuda")]
 pub use memory::DeviceVec;
+pub use names::{Name, kernels};
 pub use plan::{Plan, Step, workspace_len};
 pub use problem::{Dtype, Element, Factors, Pass, Problem};

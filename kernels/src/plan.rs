@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use arrayvec::{ArrayString, ArrayVec};
+use arrayvec::ArrayVec;
 
 use crate::draft::Draft;
-use crate::{Arch, Dtype, Factors, Pass, Problem, Result};
+use crate::{Arch, Dtype, Factors, Name, Pass, Problem, Result};
 
 /// Blocks that fill the largest chip twice: what splits aim at.
 pub const BLOCKS: usize = 264;
@@ -16,8 +16,8 @@ pub const BLOCKS: usize = 264;
 /// One kernel launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The kernel's name, `kron_{pass}_{dtype}_{tile}`.
-    pub kernel: ArrayString<32>,
+    /// The kernel's name.
+    pub kernel: Name,
     /// Blocks.
     pub grid: u32,
     /// Threads of a block.
@@ -79,6 +79,15 @@ impl Plan {
         self.floor_bytes as f64 / arch.bytes_per_us
     }
 
+    /// The plan with the floor's time on `arch`.
+    pub fn display(&self, arch: &Arch) -> impl fmt::Display {
+        let (floor, us) = (self.floor_us(arch), |bytes: u128| bytes as f64 / arch.bytes_per_us);
+        let scratch = us(self.bytes);
+        fmt::from_fn(move |out| {
+            writeln!(out, "{self}{}: floor {floor:.2} µs, with scratch {scratch:.2} µs", arch.name)
+        })
+    }
+
     /// The plan of a problem.
     ///
     /// # Errors
@@ -111,22 +120,31 @@ pub fn workspace_len(factors: Factors, pass: Pass, rows: usize) -> Result<usize>
 }
 
 impl fmt::Display for Plan {
-    /// One line a launch, then scratch and bytes.
+    /// One line a launch, then how sums are cut, then scratch and bytes.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for s in &self.steps {
-            writeln!(out, "{:<22} grid {:>6} block {:>3} shared {:>6}", s.kernel, s.grid, s.block, s.shared)?;
+            writeln!(
+                out,
+                "{:<22} grid {:>6} block {:>3} shared {:>6}, {} column tiles, {} chunks of {} rows",
+                s.kernel, s.grid, s.block, s.shared, s.col_tiles, s.row_chunks, s.chunk_rows
+            )?;
         }
         writeln!(
             out,
-            "parts: T {}, dT {}, dA {}, dB {}, dC {}; scratch {} numbers; floor {} bytes, with scratch {}",
+            "parts: T {} of {} columns, dT {}, dA {}, dB {}, dC {}; {} groups of {} rows of A",
             self.t.count,
+            self.t_slice,
             self.dt.count,
             self.da.count,
             self.db.count,
             self.dc.count,
-            self.workspace,
-            self.floor_bytes,
-            self.bytes
+            self.i_groups,
+            self.i_group
+        )?;
+        writeln!(
+            out,
+            "scratch {} numbers; floor {} bytes, with scratch {}",
+            self.workspace, self.floor_bytes, self.bytes
         )
     }
 }

@@ -1,15 +1,141 @@
-//! What the driver's side promises on any machine, with or without a device.
+//! What the driver's side promises: of a missing device on any machine, of graphs where there is one.
 #![cfg(feature = "cuda")]
 
-use kron_kernels::{Error, Gpu};
+mod common;
+#[path = "../../tests/src/say.rs"]
+mod say;
+
+use common::{Float, SCALE, random};
+use cudarc::driver::sys;
+use half::bf16;
+use kron_kernels::{
+    Backward, DeviceVec, Error, Factors, Forward, Gpu, Pass, Rows, RowsMut, StreamHandle, backward, forward,
+    workspace_len,
+};
+use say::say;
 
 #[test]
 fn a_missing_device_is_an_error_and_never_a_panic() {
     let error = Gpu::new(1 << 20).expect_err("no machine has that many devices");
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
     match Gpu::count() {
-        Ok(count) => eprintln!("{count} CUDA devices"),
-        Err(Error::Unavailable(message)) => eprintln!("skipped: {message}"),
+        Ok(count) => say(format_args!("{count} CUDA devices")),
+        Err(Error::Unavailable(message)) => say(format_args!("skipped: {message}")),
         Err(other) => panic!("{other}"),
+    }
+}
+
+/// A problem with all of its memory on the device.
+struct Layer<E> {
+    factors: Factors,
+    rows: usize,
+    theta: DeviceVec<f32>,
+    x: DeviceVec<E>,
+    y: DeviceVec<E>,
+    dy: DeviceVec<E>,
+    dx: DeviceVec<E>,
+    t: DeviceVec<f32>,
+    grad: DeviceVec<f32>,
+    workspace: DeviceVec<f32>,
+}
+
+impl<E: Float> Layer<E> {
+    fn new(gpu: &Gpu, factors: Factors, rows: usize) -> Self {
+        let floats = |len, stream| gpu.upload(&random(len, stream)).expect("a little memory");
+        let matrix = |width, stream| {
+            let numbers: Vec<E> = random(rows * width, stream).into_iter().map(E::of).collect();
+            gpu.upload(&numbers).expect("a little memory")
+        };
+        let scratch = [Pass::Forward, Pass::Backward { dx: true }];
+        let scratch = scratch.map(|pass| workspace_len(factors, pass, rows).expect("a legal problem"));
+        Self {
+            factors,
+            rows,
+            theta: floats(factors.params(), 1),
+            x: matrix(factors.d_in(), 2),
+            y: matrix(factors.d_out(), 3),
+            dy: matrix(factors.d_out(), 4),
+            dx: matrix(factors.d_in(), 5),
+            t: floats(rows * factors.t_row(), 6),
+            grad: floats(factors.params(), 7),
+            workspace: floats(scratch[0].max(scratch[1]), 8),
+        }
+    }
+
+    /// Queues forward and backward, both of which add.
+    fn queue(&mut self, gpu: &Gpu, stream: StreamHandle) -> kron_kernels::Result<()> {
+        let (factors, rows, scale, dropout) = (self.factors, self.rows, SCALE, None);
+        let (d_in, d_out, accumulate) = (factors.d_in(), factors.d_out(), true);
+        let call = Forward {
+            factors,
+            scale,
+            dropout,
+            theta: self.theta.slice(),
+            x: Rows { data: self.x.slice(), rows, stride: d_in },
+            y: RowsMut { data: self.y.slice_mut(), rows, stride: d_out },
+            accumulate,
+            t: self.t.slice_mut(),
+            workspace: self.workspace.slice_mut(),
+        };
+        forward(gpu, call, stream)?;
+        let call = Backward {
+            factors,
+            scale,
+            dropout,
+            theta: self.theta.slice(),
+            x: Rows { data: self.x.slice(), rows, stride: d_in },
+            t: self.t.slice(),
+            dy: Rows { data: self.dy.slice(), rows, stride: d_out },
+            dx: Some(RowsMut { data: self.dx.slice_mut(), rows, stride: d_in }),
+            accumulate,
+            grad: self.grad.slice_mut(),
+            workspace: self.workspace.slice_mut(),
+        };
+        backward(gpu, call, stream).map(|_| ())
+    }
+
+    /// Bits of Y, T, dX and the gradient.
+    fn bits(&self) -> Vec<u32> {
+        fn read<E: Float>(memory: &DeviceVec<E>) -> impl Iterator<Item = u32> {
+            let mut numbers = vec![E::of(0.0); memory.slice().len()];
+            memory.read(&mut numbers).expect("the work ran");
+            numbers.into_iter().map(Float::bits)
+        }
+        read(&self.y).chain(read(&self.t)).chain(read(&self.dx)).chain(read(&self.grad)).collect()
+    }
+}
+
+/// Even the first launches of a process can be captured, and a replay leaves the bits of the calls.
+#[test]
+fn calls_are_captured_in_a_graph() {
+    let gpu = match Gpu::new(0) {
+        Ok(gpu) => gpu,
+        Err(e) => return say(format_args!("skipped: {e}")),
+    };
+    let fast = Factors::kron(4, 2, 40, 136, 8).expect("legal");
+    let few = Factors::kron(3, 5, 23, 31, 6).expect("legal");
+    let both = || (Layer::<bf16>::new(&gpu, fast, 130), Layer::<f32>::new(&gpu, few, 19));
+    let (mut captured, mut called) = (both(), both());
+    let before = [captured.0.bits(), captured.1.bits()];
+    let stream = gpu.context().new_stream().expect("a stream");
+    // SAFETY: the stream is of the device's context and outlives what is queued on it.
+    let handle = unsafe { StreamHandle::from_raw(stream.cu_stream() as u64) };
+    gpu.synchronize().expect("the uploads end before another stream begins");
+
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).expect("a capture begins");
+    let queued = captured.0.queue(&gpu, handle).and_then(|()| captured.1.queue(&gpu, handle));
+    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("a capture ends");
+    queued.expect("a launch allocates nothing and waits for nothing");
+    let graph = graph.expect("launches were captured");
+    let bits = |(a, b): &(Layer<bf16>, Layer<f32>)| [a.bits(), b.bits()];
+    assert!(bits(&captured) == before, "a capture computes nothing");
+
+    for replay in 1..=2 {
+        graph.launch().expect("a replay");
+        called.0.queue(&gpu, handle).expect("a call");
+        called.1.queue(&gpu, handle).expect("a call");
+        assert!(bits(&captured) != before && bits(&captured) == bits(&called), "replay {replay}");
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! To write it anew: `KRON_WRITE_PARAMS=1 cargo test -p kron-kernels --test params`.
 
+#[path = "../../tests/src/say.rs"]
+mod say;
+
 use std::path::Path;
 
 const HEADER: &str = "//! The Rust twin of `cuda/params.h`, written by bindgen: see `tests/params.rs`.
@@ -15,7 +18,7 @@ fn libclang_is_here() -> bool {
 #[test]
 fn params_rs_is_up_to_date() {
     if !libclang_is_here() {
-        eprintln!("skipped: libclang is absent, so src/params.rs was not compared (set LIBCLANG_PATH)");
+        say::say("skipped: libclang is absent, so src/params.rs was not compared (set LIBCLANG_PATH)");
         return;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));

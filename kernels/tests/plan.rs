@@ -115,6 +115,21 @@ fn a_plan_prints_what_it_launches() {
     assert_eq!(plan.floor_bytes, bytes);
     let h200 = ARCHS.iter().find(|a| a.name == "H200").expect("listed");
     assert!((plan.floor_us(h200) - bytes as f64 / 4.3e6).abs() < 1e-9);
+
+    // All that a launch is told, and the time that the bytes allow.
+    let printed = |pass, rows| Plan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
+    let lines = [
+        "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles, 128 chunks of 64 rows",
+        "kron_dx_bf16_r8        grid    256 block 256 shared  50176, 16 column tiles, 16 chunks of 1024 rows",
+        "kron_reduce            grid     73 block 256 shared      0, 1 column tiles, 1 chunks of 8192 rows",
+        "parts: T 1 of 2048 columns, dT 4, dA 256, dB 256, dC 16; 2 groups of 8 rows of A",
+        "scratch 1318912 numbers; floor 269181312 bytes, with scratch 279732608",
+        "H200: floor 62.60 µs, with scratch 65.05 µs",
+    ];
+    let text = printed(Pass::Backward { dx: true }, 8192);
+    assert_eq!(text.lines().collect::<Vec<_>>(), lines);
+    let text = printed(Pass::Forward, 16);
+    assert!(text.contains("parts: T 16 of 128 columns"), "{text}");
 }
 
 #[test]
@@ -139,6 +154,19 @@ fn the_chip_is_filled_from_one_token_on() {
     }
 }
 
+/// The page says how little of a chip few rows fill on tensor cores.
+#[test]
+fn the_page_has_the_blocks_of_few_rows() {
+    let page = include_str!("../../docs/KERNELS.md");
+    for rows in [1, 16, 64] {
+        let plan = |pass| Plan::new(&paper(pass, rows)).expect("legal");
+        let grids = [Pass::Forward, Pass::Backward { dx: true }].map(plan);
+        let grids: Vec<_> = grids.iter().flat_map(|p| &p.steps).map(|step| step.grid.to_string()).collect();
+        let line = format!("| {rows} | {} |\n", grids.join(" | "));
+        assert!(page.contains(&line), "docs/KERNELS.md lacks {line}");
+    }
+}
+
 #[test]
 fn every_kernel_is_in_some_plan() {
     let mut used = BTreeSet::new();
@@ -155,6 +183,8 @@ fn every_kernel_is_in_some_plan() {
         }
     }
     assert_eq!(used, kernels());
+    // What the driver looks up when it loads the kernels.
+    assert_eq!(kron_kernels::kernels().map(|name| name.to_string()).collect::<BTreeSet<_>>(), kernels());
 }
 
 #[test]

@@ -12,14 +12,17 @@
 //! ```
 
 mod common;
+#[path = "../../tests/src/say.rs"]
+mod say;
 
 use half::{bf16, f16};
 use kron_core::philox;
 use kron_kernels::params::KronParams;
 use kron_kernels::{Emulated, Launcher, Step, StreamHandle};
+use say::say;
 
 /// Kernel, words in and out of a lane, and what the words of the input are.
-const PRIMITIVES: [(&str, usize, usize, Kind); 11] = [
+const PRIMITIVES: [(&str, usize, usize, Kind); 13] = [
     ("primitive_mma_bf16_k16", 10, 4, Kind::Bf16),
     ("primitive_mma_bf16_k8", 10, 4, Kind::Bf16),
     ("primitive_mma_f16_k16", 10, 4, Kind::F16),
@@ -31,6 +34,8 @@ const PRIMITIVES: [(&str, usize, usize, Kind); 11] = [
     ("primitive_round_bf16", 2, 4, Kind::Float),
     ("primitive_round_f16", 2, 4, Kind::Float),
     ("primitive_shuffle", 1, 5, Kind::Float),
+    ("primitive_umulhi", 2, 1, Kind::Bits),
+    ("primitive_fma", 3, 1, Kind::Near),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
@@ -39,6 +44,8 @@ enum Kind {
     Bits,
     /// Float32 of magnitudes from 2⁻²⁶ to 2¹⁷, which crosses f16's range.
     Float,
+    /// Float32 in (−1, 1): a product and a sum of these are of like size, so rounding twice shows.
+    Near,
     /// Pairs of small numbers; float32 from the seventh word on.
     Bf16,
     F16,
@@ -53,6 +60,7 @@ fn input(stream: u32, words: usize, kind: Kind) -> Vec<u32> {
             match kind {
                 Kind::Bits => w,
                 Kind::Float => (unit(w) * 2f32.powi((v % 44) as i32 - 26)).to_bits(),
+                Kind::Near => unit(w).to_bits(),
                 _ if i % words >= 6 => unit(w).to_bits(),
                 Kind::Bf16 => pair(|v| bf16::from_f32(v).to_bits()),
                 Kind::F16 => pair(|v| f16::from_f32(v).to_bits()),
@@ -98,8 +106,7 @@ fn same_as(mut words: impl Iterator<Item = u32>) {
 fn recorded_bits() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/primitives.bin");
     let Ok(golden) = std::fs::read(path) else {
-        eprintln!("skipped: no GPU has recorded tests/golden/primitives.bin yet");
-        return;
+        return say("skipped: no GPU has recorded tests/golden/primitives.bin yet");
     };
     same_as(golden.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
 }
@@ -109,7 +116,7 @@ fn recorded_bits() {
 fn bits_of_this_gpu() {
     let gpu = match kron_kernels::Gpu::new(0) {
         Ok(gpu) => gpu,
-        Err(e) => return eprintln!("skipped: {e}"),
+        Err(e) => return say(format_args!("skipped: {e}")),
     };
     let on_gpu = |index: usize| {
         let (name, words_in, words_out, kind) = PRIMITIVES[index];
@@ -195,4 +202,19 @@ fn rounding_is_to_nearest_even() {
             assert_eq!(y[4 * lane + 2..4 * lane + 4], back, "{low:#x} {high:#x}");
         }
     }
+}
+
+#[test]
+fn products_are_whole_and_rounded_once() {
+    let (x, y) = run(11);
+    let (z, w) = run(12);
+    let mut twice = 0;
+    for lane in 0..32 {
+        let product = u64::from(x[2 * lane]) * u64::from(x[2 * lane + 1]);
+        assert_eq!(y[lane], (product >> 32) as u32, "{:#x} × {:#x}", x[2 * lane], x[2 * lane + 1]);
+        let [a, b, c] = [0, 1, 2].map(|i| f32::from_bits(z[3 * lane + i]));
+        assert_eq!(w[lane], a.mul_add(b, c).to_bits(), "{a} × {b} + {c}");
+        twice += usize::from(a * b + c != f32::from_bits(w[lane]));
+    }
+    assert!(twice > 0, "inputs on which rounding the product would show");
 }

@@ -100,9 +100,10 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Rows that reach every kernel, few and small enough for a tool that slows each access down.
-const FEW: [&str; 13] = [
+const FEW: [&str; 15] = [
     "distilbert",
     "whole-rank-4",
+    "whole-rank-8",
     "whole-rank-16",
     "whole-rank-32",
     "whole-rank-64",
@@ -110,6 +111,7 @@ const FEW: [&str; 13] = [
     "whole-lora",
     "rank-3",
     "rank-13",
+    "rank-24",
     "krona-pad-dropout",
     "lora",
     "both-1",
@@ -134,8 +136,11 @@ pub fn named(name: &str) -> Case {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeSet, HashSet};
+
+    use kron_kernels::{Dtype, Factors, Pass, Plan, Problem};
+
     use super::*;
-    use std::collections::HashSet;
 
     #[test]
     fn every_row_is_legal_named_once_and_says_why() {
@@ -147,21 +152,40 @@ mod tests {
         }
     }
 
-    /// Both paths of the kernels, few rows and more, every kind, odd sizes, padding and dropout.
+    /// The names in the plans of a case, in every dtype.
+    fn kernels_of(case: &Case) -> BTreeSet<String> {
+        let s = case.shape();
+        let factors = |rank| match case.kind {
+            Kind::Lora => Factors::lora(s.d_out(), s.d_in(), rank),
+            _ => Factors::kron(s.a_out(), s.a_in(), s.b_out(), s.c_in(), rank),
+        };
+        let factors = case.rank.map_or_else(|| factors(1).and_then(Factors::full), factors).expect("legal");
+        let mut names = BTreeSet::new();
+        for (dtype, rows) in Dtype::ALL.into_iter().flat_map(|d| case.rows.iter().map(move |&n| (d, n))) {
+            let whole = |width: usize| ((width + case.pad) * dtype.size()).is_multiple_of(16);
+            let aligned = whole(s.d_in()) && whole(s.d_out());
+            let passes = [Pass::Forward, Pass::Backward { dx: true }].map(|pass| (pass, rows));
+            for (pass, rows) in passes.into_iter().chain([(Pass::Merge, s.d_out())]) {
+                let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned };
+                let plan = Plan::new(&problem).expect("legal");
+                names.extend(plan.steps.iter().map(|step| step.kernel.to_string()));
+            }
+        }
+        names
+    }
+
+    /// All kernels by name, every kind, odd sizes, padding and dropout.
     #[test]
     fn the_few_reach_every_kernel() {
         let cases = few();
-        let whole = |c: &Case| c.shape().c_in().is_multiple_of(8) && c.shape().b_out().is_multiple_of(8);
-        // Up to 64 rows the backward pass on tensor cores has no `reduce`.
-        for rows in [1..=64, 65..=usize::MAX] {
-            let here = |c: &&Case| c.rows.iter().any(|n| rows.contains(n));
-            assert!(cases.iter().filter(here).any(whole), "{rows:?} rows on tensor cores");
-            assert!(cases.iter().filter(here).any(|c| !whole(c)), "{rows:?} rows on the general tile");
-        }
+        let every: BTreeSet<String> = kron_kernels::kernels().map(|name| name.to_string()).collect();
+        assert_eq!(cases.iter().flat_map(kernels_of).collect::<BTreeSet<_>>(), every);
+        let whole = |c: &Case| kernels_of(c).iter().any(|name| name.contains("_bf16_r"));
         let has = |what: &str, f: &dyn Fn(&Case) -> bool| assert!(cases.iter().any(f), "none has {what}");
-        for rank in [4, 8, 16, 32, 64, 128] {
-            has(&format!("rank {rank} on tensor cores"), &|c| whole(c) && c.rank == Some(rank));
-        }
+        let names = |c: &Case, all: [&str; 2]| all.iter().all(|&name| kernels_of(c).contains(name));
+        has("the parts of an A on tensor cores, to add up", &|c| {
+            c.kind == Kind::Kron && names(c, ["kron_dy_bf16_r8", "kron_reduce"])
+        });
         for kind in [Kind::Kron, Kind::Lora, Kind::Krona] {
             has(&format!("{kind:?}"), &|c| c.kind == kind);
         }

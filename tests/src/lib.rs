@@ -16,6 +16,7 @@ pub mod inputs;
 pub mod mutate;
 pub mod oracle;
 pub mod plain;
+pub mod say;
 pub mod suite;
 
 use kron_core::{Cpu, Isa};
@@ -24,7 +25,7 @@ use kron_core::{Cpu, Isa};
 pub fn backends() -> Vec<Cpu> {
     let (have, lack): (Vec<Isa>, Vec<Isa>) = Isa::ALL.into_iter().partition(|isa| isa.is_available());
     if !lack.is_empty() {
-        eprintln!("skipped, this machine lacks: {lack:?}");
+        say::say(format_args!("skipped, this machine lacks: {lack:?}"));
     }
     have.into_iter().filter_map(|isa| Cpu::with_isa(isa).ok()).collect()
 }

@@ -8,6 +8,7 @@ use crate::compare::{Measure, Measures};
 use crate::engine::Engine;
 use crate::inputs::{Old, Problem, uniform};
 use crate::oracle::widen;
+use crate::say::say;
 use crate::{call, oracle, plain};
 
 /// The shortest output needs this many numbers before its error means something.
@@ -84,18 +85,31 @@ pub fn merge_agrees_with_the_oracle<E: Element>(on: &impl Engine, cases: &[Case]
     }
 }
 
-/// Three runs of a case have the same bits.
+/// Three runs of a case have the same bits; a hash of all goes to standard error, to compare machines by.
 ///
 /// # Panics
 /// They have not.
 pub fn three_runs_have_the_same_bits<E: Element>(on: &impl Engine, cases: &[Case]) {
+    let mut hash = FNV_START;
     for case in cases {
         let rows = case.rows.iter().copied().max().unwrap_or(0);
         let problem = Problem::<E>::of_case(case, rows, 1);
         let old = Old::for_problem(&problem, 2);
         let [first, second, third] = [(); 3].map(|()| call::results(on, &problem, &old));
         assert!(first == second && second == third, "{} × {rows} rows, {}, {on:?}", case.name, E::DTYPE);
+        for values in [&first.t, &first.y, &first.y_added, &first.dx, &first.dx_added, &first.grad] {
+            hash = fnv(hash, call::bits(values));
+        }
     }
+    say(format_args!("bits of {} cases, {}, {on:?}: {hash:016x}", cases.len(), E::DTYPE));
+}
+
+/// FNV-1a of nothing, 64 bits.
+const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a of `bytes` after those that `hash` is of.
+fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A call over no rows writes nothing.
@@ -110,5 +124,18 @@ pub fn zero_rows_change_nothing(on: &impl Engine) {
         let kept: Vec<f32> = results.grad.iter().map(|&v| v as f32).collect();
         assert_eq!(call::bits(&kept), call::bits(&old.grad), "{} on {on:?}", case.name);
         assert!(results.y.is_empty() && results.dx_added.is_empty() && results.t.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The values that the hash's authors print.
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        assert_eq!(fnv(FNV_START, b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv(FNV_START, b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv(fnv(FNV_START, b"foo"), b"bar"), 0x8594_4171_f739_67e8);
     }
 }

@@ -12,6 +12,11 @@ mod emulated {
         Cuda::with(Emulated::new())
     }
 
+    /// With plans of few blocks, each of which walks far: every stage of every pipeline is filled again.
+    fn far() -> Cuda<Emulated> {
+        Cuda::with(Emulated { blocks: 1, ..Emulated::new() })
+    }
+
     /// An emulated thread takes thousands of times as long as a GPU's: the tallest cases are for others.
     fn below(limit: usize) -> Vec<Case> {
         cases::all().into_iter().filter(|c| c.rows.iter().all(|&rows| rows < limit)).collect()
@@ -30,6 +35,13 @@ mod emulated {
     #[test]
     fn bf16_agrees_with_the_oracle() {
         suite::agrees_with_the_oracle::<bf16>(&[engine()], &below(1000));
+    }
+
+    /// On tensor cores, at one rank of each kind of tile; the kernels' own suite has all of them.
+    #[test]
+    fn cases_agree_where_each_block_walks_far() {
+        suite::agrees_with_the_oracle::<bf16>(&[far()], &[cases::named("whole-rank-8")]);
+        suite::agrees_with_the_oracle::<f16>(&[far()], &[cases::named("whole-rank-64")]);
     }
 
     #[test]
@@ -82,16 +94,19 @@ mod gpu {
     use half::{bf16, f16};
     use kron_core::Cuda;
     use kron_core::cuda::Gpu;
+    use kron_tests::say::say;
     use kron_tests::{cases, suite};
 
-    /// The GPU, or a line on standard error that says why there is none.
-    fn engine() -> Option<[Cuda<Gpu>; 1]> {
-        Cuda::new(0).map(|on| [on]).inspect_err(|e| eprintln!("skipped: {e}")).ok()
+    /// The GPU, with its own plans and with plans of few blocks, which walk far enough to fill every
+    /// stage of a pipeline again; or a line on standard error that says why there is none.
+    fn engines() -> Option<[Cuda<Gpu>; 2]> {
+        let gpu = || Gpu::new(0).inspect_err(|e| say(format_args!("skipped: {e}"))).ok();
+        Some([Cuda::with(gpu()?), Cuda::with(gpu()?.aimed_at(1))])
     }
 
     #[test]
     fn gpu_agrees_with_the_oracle() {
-        let Some(on) = engine() else { return };
+        let Some(on) = engines() else { return };
         suite::agrees_with_the_oracle::<f32>(&on, &cases::all());
         suite::agrees_with_the_oracle::<f16>(&on, &cases::all());
         suite::agrees_with_the_oracle::<bf16>(&on, &cases::all());
@@ -99,7 +114,7 @@ mod gpu {
 
     #[test]
     fn gpu_merge_agrees_with_the_oracle() {
-        let Some([on]) = engine() else { return };
+        let Some([on, _]) = engines() else { return };
         suite::merge_agrees_with_the_oracle::<f32>(&on, &cases::all());
         suite::merge_agrees_with_the_oracle::<f16>(&on, &cases::all());
         suite::merge_agrees_with_the_oracle::<bf16>(&on, &cases::all());
@@ -108,7 +123,7 @@ mod gpu {
     /// Every kernel in every dtype on few problems: what a sanitizer can watch in minutes.
     #[test]
     fn gpu_few_cases_agree_with_the_oracle() {
-        let Some(on) = engine() else { return };
+        let Some(on) = engines() else { return };
         let few = cases::few();
         suite::agrees_with_the_oracle::<f32>(&on, &few);
         suite::agrees_with_the_oracle::<f16>(&on, &few);
@@ -120,15 +135,17 @@ mod gpu {
 
     #[test]
     fn gpu_repeats_itself_to_the_bit() {
-        let Some([on]) = engine() else { return };
-        suite::three_runs_have_the_same_bits::<f32>(&on, &cases::all());
-        suite::three_runs_have_the_same_bits::<f16>(&on, &cases::all());
-        suite::three_runs_have_the_same_bits::<bf16>(&on, &cases::all());
+        let Some(engines) = engines() else { return };
+        for on in engines {
+            suite::three_runs_have_the_same_bits::<f32>(&on, &cases::all());
+            suite::three_runs_have_the_same_bits::<f16>(&on, &cases::all());
+            suite::three_runs_have_the_same_bits::<bf16>(&on, &cases::all());
+        }
     }
 
     #[test]
     fn gpu_changes_nothing_over_zero_rows() {
-        let Some([on]) = engine() else { return };
+        let Some([on, _]) = engines() else { return };
         suite::zero_rows_change_nothing(&on);
     }
 

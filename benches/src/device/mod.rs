@@ -4,7 +4,7 @@
 //! (`product.rs`), and calls of kron-core. One executor (`engines.rs`, `lt.rs`)
 //! runs them on the device; the tests interpret them without one.
 //!
-//! An engine's sweep over some sets is captured in a graph, so that no launch
+//! Each pass of an engine over some sets is captured in a graph, so that no launch
 //! of the host is timed; before each sample the caches are flushed, and events
 //! on the stream take the time.
 
@@ -20,6 +20,8 @@ mod lt;
 mod product;
 #[cfg(any(feature = "cuda", test))]
 mod program;
+#[cfg(feature = "cuda")]
+mod roof;
 #[cfg(feature = "cuda")]
 mod run;
 #[cfg(feature = "cuda")]

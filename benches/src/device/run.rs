@@ -7,35 +7,30 @@ use std::time::Instant;
 use cudarc::driver::CudaGraph;
 use half::{bf16, f16};
 use kron_core::cuda::Gpu;
-use kron_core::{Dtype, Result, Theta};
+use kron_core::{Dtype, Error, Result, Theta};
 use ndarray::Array2;
 
 use super::engines::Engine;
 use super::gpu::{Buffers, Device, Memory, Number, failed};
-use super::lt::{self, type_of};
-use super::product::{Operand, Product};
 use super::program::{Buffer, Program};
+use super::roof;
 use crate::cell::{self, Part, Truths};
 use crate::check::{self, Verdict};
-use crate::data::{Set, flat, sets_for, uniform};
+use crate::data::{Set, cold_sets, uniform};
 use crate::engines::Kind;
 use crate::machine::Machine;
 use crate::plan::{Entry, Group, Plan};
 use crate::problem::Pass;
-use crate::record::{Meta, Noise, Rate, Record, Roof};
+use crate::record::{Meta, Noise, Record};
 use crate::runner::{self, Progress, THETA_SEED, WEIGHT_SEED};
 use crate::stats;
 
-/// Bytes of X and Y together in a sweep: more than any cache holds.
+/// Bytes of X and Y together in a sweep of more than one set: more than any cache holds.
 const ROTATED: usize = 256 << 20;
-/// Sets of a sweep at most: at one row they are as many launches.
-const MOST_SETS: usize = 64;
+/// Sets of a sweep at most; where more would be needed, a sample is one set.
+const MOST_SETS: usize = 32;
 /// Samples of every engine.
 const ROUNDS: usize = 15;
-/// Rows and columns of the product that measures the roof.
-const ROOF: usize = 8192;
-/// Bytes of the copy that measures it.
-const COPY: usize = 1 << 30;
 
 /// That there is such a device to measure on.
 ///
@@ -73,7 +68,7 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
         rank: plan.rank,
         alpha: plan.alpha,
         rotated_bytes: ROTATED,
-        roof: roof(&mut device, &dtypes)?,
+        roof: roof::measure(&mut device, &dtypes)?,
         gemm: Vec::new(),
         noise_floor: Noise::default(),
     };
@@ -85,6 +80,8 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
             Dtype::F16 => group::<f16>(&mut device, plan, g, &mut record, &mut noise, progress)?,
             Dtype::Bf16 => group::<bf16>(&mut device, plan, g, &mut record, &mut noise, progress)?,
         }
+        record.meta.seconds = started.elapsed().as_secs_f64();
+        progress.layer(&record);
     }
     record.meta.noise_floor = Noise {
         median: Some(stats::median(&noise)).filter(|m| m.is_finite()),
@@ -93,47 +90,6 @@ fn measure(plan: &Plan, ordinal: usize, progress: &mut dyn Progress) -> Result<R
     };
     record.meta.seconds = started.elapsed().as_secs_f64();
     Ok(record)
-}
-
-/// The best of five copies, and of five products of random numbers in each dtype.
-fn roof(device: &mut Device, dtypes: &[Dtype]) -> Result<Roof> {
-    fn flops<E: Number>(device: &mut Device) -> Result<f64> {
-        let random = |seed| device.upload(flat(&uniform::<E>(ROOF, ROOF, 1.0, seed)));
-        let data =
-            [Memory::Own(random(1)?), Memory::Own(random(2)?), Memory::Own(device.zeros::<E>(ROOF * ROOF)?)];
-        let [x, w, y] = [Buffer::X, Buffer::W, Buffer::Y].map(|b| Operand::new(b, ROOF));
-        let product = Product::new((ROOF, ROOF, ROOF), x, w, y);
-        product.check(|_| ROOF * ROOF)?;
-        let mut planned = device.lt.plan(&product, [type_of(E::DTYPE); 3])?;
-        let at = data.each_ref().map(|m| m.start(device));
-        // SAFETY: `check` held the product against the buffers, which outlive the work.
-        unsafe { lt::choose(device, &mut planned, &product, at) }?;
-        let once = || {
-            // SAFETY: as above.
-            device.time(|| unsafe { device.lt.run(&planned, &product, at) })
-        };
-        Ok(2.0 * (ROOF as f64).powi(3) / best(once)?)
-    }
-    let (from, mut to) = (device.zeros::<u8>(COPY)?, device.zeros::<u8>(COPY)?);
-    let copy = best(|| {
-        device.time(|| device.stream.memcpy_dtod(&from, &mut to).map_err(failed("a copy on the device")))
-    })?;
-    let rate = |&dtype: &Dtype| {
-        let flops_per_s = match dtype {
-            Dtype::F32 => flops::<f32>(device),
-            Dtype::F16 => flops::<f16>(device),
-            Dtype::Bf16 => flops::<bf16>(device),
-        }?;
-        Ok(Rate { dtype: dtype.to_string(), flops_per_s })
-    };
-    Ok(Roof {
-        copy_bytes_per_s: 2.0 * COPY as f64 / copy,
-        flops_per_s: dtypes.iter().map(rate).collect::<Result<_>>()?,
-    })
-}
-
-fn best(mut seconds: impl FnMut() -> Result<f64>) -> Result<f64> {
-    (0..5).try_fold(f64::INFINITY, |least, _| Ok(least.min(seconds()?)))
 }
 
 /// Every cell of one layer and dtype.
@@ -194,8 +150,10 @@ struct Arm<E: Number> {
     kind: Kind,
     forward: Timed,
     both: Timed,
-    /// The first pass timed a second time.
+    /// Forward timed a second time.
     again: Vec<f64>,
+    /// Absent when the engine is wrong: it is not timed.
+    sweep: Option<Sweep>,
     scratch_bytes: usize,
     /// What the graphs' launches use.
     _engine: Option<Engine<E>>,
@@ -205,15 +163,21 @@ struct Arm<E: Number> {
 #[derive(Default)]
 struct Timed {
     verdict: Verdict,
-    /// Absent when the engine is wrong, or the pass not asked for: it is not timed.
-    graph: Option<CudaGraph>,
     samples: Vec<f64>,
+}
+
+/// An engine's calls over some sets.
+struct Sweep {
+    sets: usize,
+    forward: CudaGraph,
+    /// A graph of its own, for X and T have left the caches when a trainer comes to it.
+    backward: Option<CudaGraph>,
 }
 
 impl<E: Number> Cell<E> {
     fn new(device: &Device, plan: &Plan, group: &Group, rows: usize) -> Result<Self> {
         let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
-        let count = sets_for(ROTATED, rows, d_out, d_in, size_of::<E>()).min(MOST_SETS);
+        let count = cold_sets(ROTATED, MOST_SETS, (rows, d_out, d_in), size_of::<E>());
         let mut lens = BTreeMap::new();
         for entry in &group.entries {
             for (buffer, len) in Program::new(entry.kind, &entry.problem, rows)?.lens {
@@ -250,37 +214,74 @@ impl<E: Number> Cell<E> {
         let (forward, both) =
             check::check(&mut on_host, &entry.problem, theta, &self.fresh, answer, backward)?;
         let right = forward.ok && both.ok;
-        let capture = |wanted: bool, backward: bool| {
-            let sweep = || {
-                self.sets.iter().try_for_each(|set| engine.forward(device, set))?;
-                let back = self.sets.iter().take(if backward { usize::MAX } else { 0 });
-                back.into_iter().try_for_each(|set| engine.backward(device, set))
-            };
-            (right && wanted).then(|| device.capture(sweep)).transpose()
-        };
-        let timed = |verdict, graph| Timed { verdict, graph, samples: Vec::new() };
+        let sweep = right.then(|| -> Result<Sweep> {
+            self.replays(device, &mut engine, entry.kind)?;
+            // A weight, or a whole ΔW, is the engine's own: a second set would find it in the caches.
+            let whole = entry.kind.is_dense() || entry.kind == Kind::MergePerStep;
+            let sets = &self.sets[..if whole { 1 } else { self.sets.len() }];
+            let forward = device.capture(|| sets.iter().try_for_each(|set| engine.forward(device, set)))?;
+            let back = || device.capture(|| sets.iter().try_for_each(|set| engine.backward(device, set)));
+            Ok(Sweep { sets: sets.len(), forward, backward: backward.then(back).transpose()? })
+        });
+        let timed = |verdict| Timed { verdict, samples: Vec::new() };
         Ok(Arm {
             kind: entry.kind,
-            forward: timed(forward, capture(true, false)?),
-            both: timed(both, capture(backward, true)?),
+            forward: timed(forward),
+            both: timed(both),
             again: Vec::new(),
+            sweep: sweep.transpose()?,
             scratch_bytes: engine.scratch_bytes(),
             _engine: Some(engine),
         })
     }
 
+    /// That graphs leave what the calls leave: of our kernels the same bits, of a library's products
+    /// the same numbers.
+    fn replays(&self, device: &Device, engine: &mut Engine<E>, kind: Kind) -> Result<()> {
+        let mut run = |captured: bool| -> Result<Vec<f32>> {
+            engine.clear(device)?;
+            let set = Buffers::of_set(device, &self.fresh, engine.lens())?;
+            let graphs = if captured {
+                let forward = device.capture(|| engine.forward(device, &set))?;
+                let back = || device.capture(|| engine.backward(device, &set));
+                vec![Some(forward), self.backward.then(back).transpose()?]
+            } else {
+                engine.forward(device, &set)?;
+                if self.backward {
+                    engine.backward(device, &set)?;
+                }
+                Vec::new()
+            };
+            graphs.iter().flatten().try_for_each(|graph| graph.launch().map_err(failed("a graph")))?;
+            // Each download waits for the stream, so the graphs outlive their launches.
+            let outputs = [Buffer::Y, Buffer::Dx].into_iter().filter_map(|b| set.get(b).ok());
+            let outputs = outputs.map(|memory| memory.download(device)).collect::<Result<Vec<_>>>()?;
+            Ok([outputs.concat(), engine.grad(device)?].concat())
+        };
+        let (calls, graphs) = (run(false)?, run(true)?);
+        let same = match kind {
+            Kind::KronFused | Kind::LoraFused => {
+                calls.iter().map(|v| v.to_bits()).eq(graphs.iter().map(|v| v.to_bits()))
+            }
+            _ => stats::relative(&graphs, &calls) < 1e-2,
+        };
+        let wrong = || Error::Device("a replay of its graphs leaves other numbers than its calls".into());
+        if same { Ok(()) } else { Err(wrong()) }
+    }
+
     /// Interleaved rounds, a different engine first in each.
     fn time(&mut self, device: &mut Device) -> Result<()> {
-        let (sets, count) = (self.sets.len() as f64, self.arms.len());
+        let count = self.arms.len();
         for i in (0..ROUNDS).flat_map(|round| (0..count).map(move |i| (i + round) % count)) {
             let arm = &mut self.arms[i];
-            for timed in [&mut arm.forward, &mut arm.both] {
-                if let Some(graph) = &timed.graph {
-                    timed.samples.push(device.sample(graph)? / sets);
-                }
+            let Some(sweep) = &arm.sweep else { continue };
+            let forward = device.sample(&sweep.forward)? / sweep.sets as f64;
+            arm.forward.samples.push(forward);
+            if let Some(graph) = &sweep.backward {
+                arm.both.samples.push(forward + device.sample(graph)? / sweep.sets as f64);
             }
-            if let Some(graph) = arm.forward.graph.as_ref().filter(|_| arm.kind == Kind::Linear) {
-                arm.again.push(device.sample(graph)? / sets);
+            if arm.kind == Kind::Linear {
+                arm.again.push(device.sample(&sweep.forward)? / sweep.sets as f64);
             }
         }
         Ok(())
@@ -292,7 +293,15 @@ impl<E: Number> Arm<E> {
     fn refused(kind: Kind) -> Self {
         let wrong =
             || Timed { verdict: Verdict { rel_error: f64::NAN, ..Verdict::default() }, ..Timed::default() };
-        Self { kind, forward: wrong(), both: wrong(), again: Vec::new(), scratch_bytes: 0, _engine: None }
+        Self {
+            kind,
+            forward: wrong(),
+            both: wrong(),
+            again: Vec::new(),
+            sweep: None,
+            scratch_bytes: 0,
+            _engine: None,
+        }
     }
 
     fn part(&self, pass: Pass) -> Part<'_> {

@@ -1,7 +1,8 @@
 """Forward, backward and merge through ctypes against plain loops.
 
-Usage: check.py <libkron_capi.so> <device>, where "host" is the host. Plain
-python3; the activations are bfloat16, packed by hand.
+Usage: check.py <libkron_capi.so> <device>, where "host" is the host and a
+number a CUDA device, whose memory torch brings; the rest is plain python3. The
+activations are bfloat16, packed by hand.
 """
 
 import ctypes
@@ -60,12 +61,59 @@ def wide(bits):
     return struct.unpack("<f", struct.pack("<I", bits << 16))[0]
 
 
-def floats(values):
-    return (c_float * max(1, len(values)))(*values)
+class Host:
+    """Numbers in the host's memory, by ctypes."""
+
+    def floats(self, values):
+        return (c_float * max(1, len(values)))(*values)
+
+    def pack(self, values):
+        return (c_uint16 * len(values))(*map(bf16, values))
+
+    def pointer(self, memory):
+        return ctypes.cast(memory, c_void_p)
+
+    def read(self, memory):
+        """The numbers of `floats`, or the bits of `pack`."""
+        return list(memory)
 
 
-def pack(values):
-    return (c_uint16 * len(values))(*map(bf16, values))
+class Torch:
+    """Numbers in a CUDA device's memory, by torch."""
+
+    def __init__(self, number):
+        import torch
+
+        self.torch, self.device = torch, f"cuda:{number}"
+
+    def floats(self, values):
+        return self.torch.tensor(values or [0.0], dtype=self.torch.float32, device=self.device)
+
+    def pack(self, values):
+        bits = self.torch.tensor([bf16(v) for v in values], dtype=self.torch.int32)
+        return bits.to(self.torch.int16).view(self.torch.bfloat16).to(self.device)
+
+    def pointer(self, memory):
+        return c_void_p(memory.data_ptr())
+
+    def read(self, memory):
+        # The calls were queued on the default stream, which a copy to the host waits for.
+        if memory.dtype == self.torch.float32:
+            return memory.tolist()
+        return [bits & 0xFFFF for bits in memory.view(self.torch.int16).tolist()]
+
+
+def room_of(where):
+    """The memory that a place computes in: an emulated device, below 0, has the host's."""
+    if where == "host" or int(where) < 0:
+        return Host()
+    try:
+        room = Torch(where)
+    except ImportError as error:
+        sys.exit(print(f"skipped: {error}"))
+    if not room.torch.cuda.is_available():
+        sys.exit(print("skipped: torch sees no CUDA device"))
+    return room
 
 
 def close(what, got, want, tolerance):
@@ -75,6 +123,8 @@ def close(what, got, want, tolerance):
 
 
 def main(library, where):
+    room = room_of(where)
+    floats, pack, p = room.floats, room.pack, room.pointer
     kron = ctypes.CDLL(library)
     kron.kron_last_error.restype = c_char_p
     device = None if where == "host" else byref(Device(int(where), None))
@@ -90,48 +140,50 @@ def main(library, where):
     a, b, c = numbers(ao * ai), numbers(bo * r), numbers(r * ci)
     theta = floats(a + b + c)
     x, dy, w = (pack(numbers(count)) for count in (n * d_in, n * d_out, d_out * d_in))
-    wx, wdy, ww = ([wide(v) for v in m] for m in (x, dy, w))
+    widened = lambda memory: [wide(v) for v in room.read(memory)]
+    wx, wdy, ww = map(widened, (x, dy, w))
     delta = [[scale * a[o // bo * ai + k // ci] * sum(b[o % bo * r + q] * c[q * ci + k % ci] for q in range(r))
               for k in range(d_in)] for o in range(d_out)]
 
     op = Op(d_out, d_in, ao, ai, r, scale, 0.25)
     sizes = Sizes()
     call("kron_sizes", byref(op), c_size_t(n), byref(sizes))
-    assert (sizes.theta, sizes.t) == (len(theta), n * ai * r)
-    room = max(sizes.forward, sizes.backward, sizes.merge)
-    workspace, t = floats([0.0] * room), floats([0.0] * sizes.t)
-    p = lambda m: ctypes.cast(m, c_void_p)
+    count = len(a + b + c)
+    assert (sizes.theta, sizes.t) == (count, n * ai * r)
+    scratch = max(sizes.forward, sizes.backward, sizes.merge)
+    workspace, t = floats([0.0] * scratch), floats([0.0] * sizes.t)
 
     y = pack([0.0] * (n * d_out))
-    forward = Forward(BF16, 0, n, p(x), d_in, p(y), d_out, p(theta), p(t), p(workspace), room, None)
+    forward = Forward(BF16, 0, n, p(x), d_in, p(y), d_out, p(theta), p(t), p(workspace), scratch, None)
     call("kron_forward", byref(op), byref(forward))
     want = [sum(delta[o][k] * wx[i * d_in + k] for k in range(d_in)) for i in range(n) for o in range(d_out)]
-    close("y", [wide(v) for v in y], want, 2**-6)
+    close("y", widened(y), want, 2**-6)
 
-    dx, grad = pack([0.0] * (n * d_in)), floats([0.0] * len(theta))
-    backward = Backward(BF16, 0, n, p(x), d_in, p(dy), d_out, p(dx), d_in, p(theta), p(t), p(grad), p(workspace), room, None)
+    dx, grad = pack([0.0] * (n * d_in)), floats([0.0] * count)
+    backward = Backward(BF16, 0, n, p(x), d_in, p(dy), d_out, p(dx), d_in, p(theta), p(t), p(grad), p(workspace), scratch, None)
     call("kron_backward", byref(op), byref(backward))
     want = [sum(wdy[i * d_out + o] * delta[o][k] for o in range(d_out)) for i in range(n) for k in range(d_in)]
-    close("dx", [wide(v) for v in dx], want, 2**-6)
+    close("dx", widened(dx), want, 2**-6)
     # Each factor enters dW once: <factor, its gradient> is the loss sum(dY * Y), three times over.
     loss = sum(wdy[i * d_out + o] * delta[o][k] * wx[i * d_in + k]
                for i in range(n) for o in range(d_out) for k in range(d_in))
-    factors = (0, len(a)), (len(a), len(a) + len(b)), (len(a) + len(b), len(theta))
-    size = sum(abs(g * v) for g, v in zip(grad, theta))
+    factors = (0, len(a)), (len(a), len(a) + len(b)), (len(a) + len(b), count)
+    terms = [g * v for g, v in zip(room.read(grad), room.read(theta))]
+    size = sum(map(abs, terms))
     for first, last in factors:
-        close("grad", [sum(grad[i] * theta[i] for i in range(first, last)) / size + 1], [loss / size + 1], 2**-6)
+        close("grad", [sum(terms[first:last]) / size + 1], [loss / size + 1], 2**-6)
 
-    merge = Merge(BF16, 1, d_out, 0, p(w), d_in, p(theta), p(workspace), room)
+    merge = Merge(BF16, 1, d_out, 0, p(w), d_in, p(theta), p(workspace), scratch)
     call("kron_merge", byref(op), byref(merge))
-    close("w", [wide(v) for v in w], [v + delta[i // d_in][i % d_in] for i, v in enumerate(ww)], 2**-8)
+    close("w", widened(w), [v + delta[i // d_in][i % d_in] for i, v in enumerate(ww)], 2**-8)
 
     # Dropout: a key changes Y, the same key gives the same bits.
-    plain, key = bytes(y), Key(3, 1 << 40)
+    plain, key = room.read(y), Key(3, 1 << 40)
     forward.key = ctypes.pointer(key)
     call("kron_forward", byref(op), byref(forward))
-    once = bytes(y)
+    once = room.read(y)
     call("kron_forward", byref(op), byref(forward))
-    assert once == bytes(y) != plain
+    assert once == room.read(y) != plain
     assert kron.kron_forward(device, byref(op), None) == 1 and b"null pointer" in kron.kron_last_error()
     print("agrees")
 

@@ -1,6 +1,9 @@
 //! A C program and a Python script use the shared library through `kron.h`.
 #![cfg(target_os = "linux")]
 
+#[path = "../../../tests/src/say.rs"]
+mod say;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,7 +44,7 @@ fn a_c_program_agrees_with_its_own_loops() {
 #[test]
 fn a_python_script_agrees_with_its_own_loops() {
     if let Err(e) = Command::new("python3").arg("--version").output() {
-        return eprintln!("skipped: python3 does not run: {e}");
+        return say::say(format_args!("skipped: python3 does not run: {e}"));
     }
     for place in PLACES {
         agrees(
