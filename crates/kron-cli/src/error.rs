@@ -6,7 +6,7 @@ use kron_formats::{Error, Kind, Remedy};
 
 use crate::Output;
 
-/// The part of `--help` that documents [`code`].
+/// The part of `--help` that documents the exit codes.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0    done; for verify, every error is within its bound
