@@ -20,19 +20,27 @@ impl Matrix {
                 "has shape {shape:?}, but a factor of a linear layer has 2 dimensions; convolutions are not supported"
             )));
         };
-        let narrow = |(at, v): (usize, f64)| {
-            let number = v as f32;
-            if !number.is_finite() {
-                return Err(refused(format!(
-                    "has {v} at {at}, but every number of a factor is finite in float32"
-                )));
+        let data = match tensors.singles(name)? {
+            Some(data) => data,
+            None => {
+                let wide = tensors.numbers(name)?;
+                let lost = wide.iter().position(|&v| v.is_finite() && f64::from(v as f32) != v);
+                if let Some(at) = lost.filter(|&at| (wide[at] as f32).is_finite()) {
+                    let v = wide[at];
+                    return Err(refused(format!("has {v} at {at}, which float32 does not hold exactly")));
+                }
+                wide.into_iter().map(|v| v as f32).collect()
             }
-            if f64::from(number) != v {
-                return Err(refused(format!("has {v} at {at}, which float32 does not hold exactly")));
-            }
-            Ok(number)
         };
-        let data = tensors.numbers(name)?.into_iter().enumerate().map(narrow).collect::<Result<_>>()?;
+        // Without a branch for each number.
+        if !data.iter().fold(true, |all, v| all & v.is_finite())
+            && let Some(at) = data.iter().position(|v| !v.is_finite())
+        {
+            let v = data[at];
+            return Err(refused(format!(
+                "has {v} at {at}, but every number of a factor is finite in float32"
+            )));
+        }
         Ok(Self { rows, cols, data })
     }
 

@@ -79,14 +79,24 @@ impl Tensors {
     /// # Errors
     /// No such tensor, or one that is not f16, bf16, f32 or f64.
     pub fn numbers(&self, name: &str) -> Result<Vec<f64>> {
-        let info = self.info(name)?;
-        let (start, end) = info.data_offsets;
-        let bytes = &self.bytes[self.data + start..self.data + end];
-        Ok(match info.dtype {
-            Dtype::F16 => decode(bytes, |b| f16::from_le_bytes(b).into()),
-            Dtype::BF16 => decode(bytes, |b| bf16::from_le_bytes(b).into()),
-            Dtype::F32 => decode(bytes, |b| f32::from_le_bytes(b).into()),
+        let (dtype, bytes) = self.stored(name)?;
+        Ok(match dtype {
             Dtype::F64 => decode(bytes, f64::from_le_bytes),
+            _ => self.singles(name)?.into_iter().flatten().map(f64::from).collect(),
+        })
+    }
+
+    /// The same in float32, which is exact; `None` for a tensor of f64.
+    ///
+    /// # Errors
+    /// As [`Tensors::numbers`].
+    pub fn singles(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let (dtype, bytes) = self.stored(name)?;
+        Ok(match dtype {
+            Dtype::F16 => Some(decode(bytes, |b| f16::from_le_bytes(b).into())),
+            Dtype::BF16 => Some(decode(bytes, |b| bf16::from_le_bytes(b).into())),
+            Dtype::F32 => Some(decode(bytes, f32::from_le_bytes)),
+            Dtype::F64 => None,
             other => {
                 return Err(Error::data(format!(
                     "{}: {name} is {other}, but numbers are F16, BF16, F32 or F64",
@@ -95,8 +105,14 @@ impl Tensors {
             }
         })
     }
+
+    fn stored(&self, name: &str) -> Result<(Dtype, &[u8])> {
+        let info = self.info(name)?;
+        let (start, end) = info.data_offsets;
+        Ok((info.dtype, &self.bytes[self.data + start..self.data + end]))
+    }
 }
 
-fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+fn decode<const N: usize, T>(bytes: &[u8], number: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks::<N>().0.iter().map(|&b| number(b)).collect()
 }
