@@ -29,22 +29,48 @@ KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64
   return sum;
 }
 
-/// T[token, j, q], from its parts while `down` has left it in parts.
-KRON_DEVICE float load_t(const KronParams &p, int64_t token, int j, int q) {
-  const int64_t at = (token * p.a_in + j) * p.rank + q;
-  return p.t_splits > 1 ? load_sum(p.t_parts, p.t_splits, p.rows * p.a_in * p.rank, at) : p.t[at];
+/// One lane's share of a sum: the parts lane, lane + lanes, ….
+struct Share {
+  int lane, lanes;
+};
+
+/// What a share adds to element `at`.
+KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64_t at, Share share) {
+  return load_sum(parts + share.lane * length, (splits - share.lane + share.lanes - 1) / share.lanes,
+                  share.lanes * length, at);
 }
 
-/// U[token, i, q] = Σ_j A_ij·T[token, j, q].
-KRON_DEVICE float load_u(const KronParams &p, int64_t token, int i, int q) {
+/// put(e, Σ over the shares of sum(e, share)) for e < count, by all threads of the block.  Where it has more
+/// threads than elements, a power of two of lanes, at most `splits`, adds up each: every lane its share, then
+/// the lanes pairwise.
+template <class Int, class Sum, class Put> KRON_DEVICE void each_sum(Int count, int splits, Sum sum, Put put) {
+  int lanes = 1;
+  while (lanes < 32 && 2 * lanes <= splits && 2 * lanes * count <= Int(blockDim.x)) lanes *= 2;
+  const Share share = {int(threadIdx.x) % lanes, lanes};
+  for (Int e0 = 0; e0 < count; e0 += int(blockDim.x) / lanes) {
+    const Int e = e0 + int(threadIdx.x) / lanes;
+    float value = e < count ? sum(e, share) : 0.0f;
+    for (int mask = lanes / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+    if (share.lane == 0 && e < count) put(e, value);
+  }
+}
+
+/// A share of T[token, j, q], which has one part but while `down` has left more.
+KRON_DEVICE float load_t(const KronParams &p, int64_t token, int j, int q, Share share) {
+  const int64_t at = (token * p.a_in + j) * p.rank + q;
+  return p.t_splits > 1 ? load_sum(p.t_parts, p.t_splits, p.rows * p.a_in * p.rank, at, share) : p.t[at];
+}
+
+/// A share of U[token, i, q] = Σ_j A_ij·T[token, j, q].
+KRON_DEVICE float load_u(const KronParams &p, int64_t token, int i, int q, Share share = {0, 1}) {
   float u = 0;
-  for (int j = 0; j < p.a_in; ++j) u += load_a(p, i, j) * load_t(p, token, j, q);
+  for (int j = 0; j < p.a_in; ++j) u += load_a(p, i, j) * load_t(p, token, j, q, share);
   return u;
 }
 
-/// dT[m, q], m = (token, j): the sum of its parts.
-KRON_DEVICE float load_dt(const KronParams &p, int64_t m, int q) {
-  return load_sum(p.dt_parts, p.dt_splits, p.rows * p.a_in * p.rank, m * p.rank + q);
+/// A share of dT[m, q], m = (token, j).
+KRON_DEVICE float load_dt(const KronParams &p, int64_t m, int q, Share share = {0, 1}) {
+  return load_sum(p.dt_parts, p.dt_splits, p.rows * p.a_in * p.rank, m * p.rank + q, share);
 }
 
 /// Elements of [dA | dB] in θ.

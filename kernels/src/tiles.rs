@@ -14,7 +14,8 @@ pub const FAST_RANKS: [usize; 6] = [4, 8, 16, 32, 64, 128];
 /// that plans, and with them the bits of a result, do not depend on the GPU.
 pub const SHARED_LIMIT: usize = 99 << 10;
 
-const DEPTH: usize = 32; // k of a step of the general tile
+/// Terms of a sum in one step of the general tile.
+pub const DEPTH: usize = 32;
 
 /// Columns of the general tile: narrow ones waste less at low rank.
 pub const fn general_cols(rank: usize) -> usize {
@@ -36,20 +37,9 @@ pub mod few {
     use super::{ROWS, general_shared};
     /// Columns of a tile: q in `dy`, k in `dx`.
     pub const COLS: usize = 32;
-    /// Terms of a sum in one step of the general tile.
-    pub const DEPTH: usize = super::DEPTH;
     /// `dy`: the general tile's operands, and V.
     pub const fn dy_shared() -> usize {
         general_shared(COLS) + ROWS * COLS * 4
-    }
-
-    /// Parts of dT that cost least, by a model of two terms in clock cycles: a block of `dy` makes a
-    /// step for every 32 columns of dY in its part, and a block of `dx` loads every part's `numbers`.
-    pub fn parts_of_dt(columns: usize, numbers: usize) -> usize {
-        const STEP: usize = 2048; // 64 × 32 × 32 products of 256 threads, and the loads before them
-        const LATENCY: usize = 15; // of a part: one of L2's, shared by sixteen loads in flight
-        const LOADED: usize = 16; // numbers that a block takes from L2 in a cycle
-        (STEP * columns.div_ceil(DEPTH) / (LATENCY + numbers / LOADED)).isqrt()
     }
 }
 

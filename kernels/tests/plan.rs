@@ -119,9 +119,9 @@ fn a_plan_prints_what_it_launches() {
     // All that a launch is told, and the time that the bytes allow.
     let printed = |pass, rows| Plan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
     let lines = [
-        "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles, 128 chunks of 64 rows",
-        "kron_dx_bf16_r8        grid    256 block 256 shared  50176, 16 column tiles, 16 chunks of 1024 rows",
-        "kron_reduce            grid     73 block 256 shared      0, 1 column tiles, 1 chunks of 8192 rows",
+        "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles of 128, 128 chunks of 64 rows",
+        "kron_dx_bf16_r8        grid    256 block 256 shared  50176, 16 column tiles of 128, 16 chunks of 1024 rows",
+        "kron_reduce            grid     73 block 256 shared      0, 1 chunks of 8192 rows",
         "parts: T 1 of 2048 columns, dT 4, dA 256, dB 256, dC 16; 2 groups of 8 rows of A",
         "scratch 1318912 numbers; floor 269181312 bytes, with scratch 279732608",
         "H200: floor 62.60 µs, with scratch 65.05 µs",
@@ -129,7 +129,7 @@ fn a_plan_prints_what_it_launches() {
     let text = printed(Pass::Backward { dx: true }, 8192);
     assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     let text = printed(Pass::Forward, 16);
-    assert!(text.contains("parts: T 16 of 128 columns"), "{text}");
+    assert!(text.contains("parts: T 32 of 64 columns"), "{text}");
 }
 
 #[test]
@@ -137,10 +137,28 @@ fn the_chip_is_filled_from_one_token_on() {
     for rows in [1, 16, 64, 1024, 4096, 16384] {
         let plan = Plan::new(&paper(Pass::Forward, rows)).expect("legal");
         assert_eq!(plan.steps.len(), 2, "{plan}");
-        assert!(plan.steps[0].grid >= 16, "{rows} rows: {plan}");
+        assert!(plan.steps[0].grid >= 32, "{rows} rows: {plan}");
         let plan = Plan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
         assert_eq!(plan.steps.len(), if rows <= FEW_ROWS { 2 } else { 3 }, "{rows} rows: {plan}");
-        assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
+        assert!(plan.steps.iter().all(|s| s.grid >= 24), "{rows} rows: {plan}");
+    }
+    // One token on tensor cores: most of 132 multiprocessors have a block at the ranks that are used most; a
+    // higher rank has larger parts, so fewer of them, and a layer of 1024 rows has 32 warps' columns.
+    for (d_out, d_in) in [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096)] {
+        for rank in FAST_RANKS {
+            let kron = Factors::kron(16, 2, d_out / 16, d_in / 2, rank);
+            for factors in [kron, Factors::lora(d_out, d_in, rank)].map(|f| f.expect("legal")) {
+                let passes = [Pass::Forward, Pass::Backward { dx: true }].into_iter();
+                let plans = passes.map(|pass| {
+                    Plan::new(&Problem { factors, pass, ..paper(Pass::Forward, 1) }).expect("legal")
+                });
+                let least = if rank <= 8 && d_out > 1024 { 96 } else { 32 };
+                for plan in plans {
+                    assert!(plan.steps.iter().all(|s| s.grid >= least), "{factors:?}: {plan}");
+                    assert!(plan.steps.iter().all(|s| s.kernel.contains("_r")), "{factors:?}: {plan}");
+                }
+            }
+        }
     }
     // The general tile, with few rows: most of 132 multiprocessors have a block, for LoRA and high rank too.
     let lora = |rank| Factors::lora(4096, 4096, rank).expect("legal");
