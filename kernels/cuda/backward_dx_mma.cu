@@ -25,6 +25,7 @@ template <class E, int R> struct Dx {
   const KronParams &p;
   E *xs;              // X: [STAGES][ROWS][COLS], swizzled
   E *us;              // dT: [ROWS][R]
+  float *room;        // of each_sum: [THREADS]
   int k0, k_end;      // columns of this block
   int64_t begin, end; // rows m of this block
   bool sums, puts;    // whether this block has a sum of dC, and dX
@@ -51,14 +52,19 @@ template <class E, int R> struct Dx {
     });
   }
 
+  KRON_DEVICE E &dt_at(int e) const { return us[e / RP * pitch(RP) + e % RP]; }
+
   KRON_DEVICE void fill_dt(int64_t m0) const {
+    const auto dt = [&](int e, Share share) {
+      return m0 + e / RP < end && e % RP < R ? load_dt(p, m0 + e / RP, e % RP, share) : 0.0f;
+    };
+    if (p.dc_splits > 0) {
+      for (int e = threadIdx.x; e < ROWS * RP; e += THREADS) dt_at(e) = from_float<E>(dt(e, {0, 1}));
+      return;
+    }
     const int count = end - m0 < ROWS ? int(end - m0) * RP : ROWS * RP;
-    each_sum(
-        count, p.dt_splits,
-        [&](int e, Share share) { return e % RP < R ? load_dt(p, m0 + e / RP, e % RP, share) : 0.0f; },
-        [&](int e, float dt) { us[e / RP * pitch(RP) + e % RP] = from_float<E>(dt); });
-    for (int e = count + threadIdx.x; e < ROWS * RP; e += THREADS)
-      us[e / RP * pitch(RP) + e % RP] = from_float<E>(0.0f);
+    each_sum(room, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
+    for (int e = count + threadIdx.x; e < ROWS * RP; e += THREADS) dt_at(e) = from_float<E>(0.0f);
   }
 
   /// dX of this warp: columns 32·(warp % 4) …, rows 32·(warp / 4) ….
@@ -105,6 +111,7 @@ template <class E, int R> struct Dx {
     Shared shared;
     xs = shared.take<E>(STAGES * ROWS * COLS);
     us = shared.take<E>(ROWS * pitch(RP));
+    room = shared.take<float>(THREADS);
     KRON_UNROLL
     for (int s = 0; s < STAGES - 1; ++s) start(s, begin + s * ROWS);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
@@ -143,7 +150,7 @@ template <class E, int R> struct Dx {
 
 #define KRON_DX(E, R)                                                                                                  \
   KRON_KERNEL(kron_dx_##E##_r##R, 256) {                                                                               \
-    Dx<E, R> dx = {p, nullptr, nullptr, 0, 0, 0, 0, false, false};                                                        \
+    Dx<E, R> dx = {p, nullptr, nullptr, nullptr, 0, 0, 0, 0, false, false};                                               \
     dx.run();                                                                                                          \
   }
 KRON_FAST(KRON_DX)

@@ -108,7 +108,7 @@ template <class E, int R> struct Down {
 };
 
 template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
-  constexpr int ROWS = 64, WARP_COLS = 32;
+  constexpr int THREADS = 256, ROWS = 64, WARP_COLS = 32;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int tiles = (p.b_out + p.cols - 1) / p.cols;
   const int col = int(blockIdx.x % p.col_tiles), i = col / tiles, first = col % tiles * p.cols;
@@ -129,25 +129,19 @@ template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
 
   Shared shared;
   E *us = shared.take<E>(ROWS * pitch(padded(R))); // U_i: [ROWS][R]
+  float *room = shared.take<float>(2 * THREADS);
+  const bool few = p.rows <= ROWS;
   const int tokens = p.rows - n0 < ROWS ? int(p.rows - n0) : ROWS;
+  const auto u_at = [&](int e) -> E & { return us[e / padded(R) * pitch(padded(R)) + e % padded(R)]; };
   each_sum(
-      tokens * padded(R), p.t_splits,
+      few ? room : nullptr, tokens * padded(R),
       [&](int e, Share share) {
         const int q = e % padded(R);
         return q < R ? load_u(p, n0 + e / padded(R), i, q, share) : 0.0f;
       },
-      [&](int e, float u) { us[e / padded(R) * pitch(padded(R)) + e % padded(R)] = from_float<E>(u); });
-  for (int e = tokens * padded(R) + threadIdx.x; e < ROWS * padded(R); e += blockDim.x)
-    us[e / padded(R) * pitch(padded(R)) + e % padded(R)] = from_float<E>(0.0f);
-  if (p.t_splits > 1 && col == 0) {
-    const int64_t width = int64_t(p.a_in) * R;
-    each_sum(
-        tokens * width, p.t_splits,
-        [&](int64_t e, Share share) {
-          return load_sum(p.t_parts, p.t_splits, p.rows * width, n0 * width + e, share);
-        },
-        [&](int64_t e, float t) { p.t[n0 * width + e] = t; });
-  }
+      [&](int e, float u) { u_at(e) = from_float<E>(u); });
+  for (int e = tokens * padded(R) + threadIdx.x; e < ROWS * padded(R); e += blockDim.x) u_at(e) = from_float<E>(0.0f);
+  if (p.t_splits > 1 && col == 0) put_t(p, few ? room + THREADS : nullptr, n0, tokens);
   Expand<E, R> expand; // B's 32 columns
   expand.load([&](int n, int q) { return b0 + n < b_end ? p.b[int64_t(b0 + n) * R + q] : 0.0f; });
   __syncthreads();

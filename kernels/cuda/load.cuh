@@ -29,7 +29,7 @@ KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64
   return sum;
 }
 
-/// One lane's share of a sum: the parts lane, lane + lanes, ….
+/// One of the lanes that share a sum: it has the parts lane, lane + lanes, ….
 struct Share {
   int lane, lanes;
 };
@@ -40,25 +40,32 @@ KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64
                   share.lanes * length, at);
 }
 
-/// put(e, Σ over the shares of sum(e, share)) for e < count, by all threads of the block.  Where it has more
-/// threads than elements, a power of two of lanes, at most `splits`, adds up each: every lane its share, then
-/// the lanes pairwise.
-template <class Int, class Sum, class Put> KRON_DEVICE void each_sum(Int count, int splits, Sum sum, Put put) {
-  int lanes = 1;
-  while (lanes < 32 && 2 * lanes <= splits && 2 * lanes * count <= Int(blockDim.x)) lanes *= 2;
-  const Share share = {int(threadIdx.x) % lanes, lanes};
-  for (Int e0 = 0; e0 < count; e0 += int(blockDim.x) / lanes) {
-    const Int e = e0 + int(threadIdx.x) / lanes;
-    float value = e < count ? sum(e, share) : 0.0f;
-    for (int mask = lanes / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-    if (share.lane == 0 && e < count) put(e, value);
+/// put(e, Σ over the shares of sum(e, share)) for e < count, by the whole block.  Neighbouring threads have
+/// neighbouring elements.  Where `room` has a number for each thread and there are more threads than elements,
+/// several share one: each adds up its parts, those of a warp meet pairwise, and the warps' sums are added in
+/// order, which takes a barrier.  The next use of `room` has to be behind another.
+template <class Int, class Sum, class Put> KRON_DEVICE void each_sum(float *room, Int count, Sum sum, Put put) {
+  const int threads = int(blockDim.x), thread = int(threadIdx.x);
+  int width = 1; // elements side by side
+  while (width < count && width < threads) width *= 2;
+  const Share share = {thread / width, threads / width};
+  if (!room || share.lanes < 2) {
+    for (Int e = thread; e < count; e += threads) put(e, sum(e, Share{0, 1}));
+    return;
   }
+  const int e = thread % width, step = width < 32 ? 32 : width;
+  float value = e < count && share.lane < share.lanes ? sum(Int(e), share) : 0.0f;
+  for (int mask = 16; mask >= width; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+  if (thread % step < width) room[thread / step * width + e] = value;
+  __syncthreads(); // every warp's sums have been written
+  if (thread < count) put(Int(thread), load_sum(room, threads / step, width, thread));
 }
 
 /// A share of T[token, j, q], which has one part but while `down` has left more.
 KRON_DEVICE float load_t(const KronParams &p, int64_t token, int j, int q, Share share) {
   const int64_t at = (token * p.a_in + j) * p.rank + q;
-  return p.t_splits > 1 ? load_sum(p.t_parts, p.t_splits, p.rows * p.a_in * p.rank, at, share) : p.t[at];
+  if (p.t_splits > 1) return load_sum(p.t_parts, p.t_splits, p.rows * p.a_in * p.rank, at, share);
+  return share.lane == 0 ? p.t[at] : 0.0f;
 }
 
 /// A share of U[token, i, q] = Σ_j A_ij·T[token, j, q].
@@ -66,6 +73,15 @@ KRON_DEVICE float load_u(const KronParams &p, int64_t token, int i, int q, Share
   float u = 0;
   for (int j = 0; j < p.a_in; ++j) u += load_a(p, i, j) * load_t(p, token, j, q, share);
   return u;
+}
+
+/// Sums T's parts into T for the tokens n0 … n0 + tokens − 1.
+KRON_DEVICE void put_t(const KronParams &p, float *room, int64_t n0, int tokens) {
+  const int64_t width = int64_t(p.a_in) * p.rank;
+  each_sum(
+      room, tokens * width,
+      [&](int64_t e, Share share) { return load_sum(p.t_parts, p.t_splits, p.rows * width, n0 * width + e, share); },
+      [&](int64_t e, float t) { p.t[n0 * width + e] = t; });
 }
 
 /// A share of dT[m, q], m = (token, j).

@@ -52,7 +52,7 @@ typedef struct KronParams {
   int32_t dt_splits;  /* parts of dT */
   int32_t da_splits, db_splits, dc_splits;
   int32_t col_tiles;  /* column tiles: the fast index of a linear grid */
-  int32_t cols;       /* columns of a tile in `up`, `dy` and `dx` on tensor cores */
+  int32_t cols;       /* columns of a tile in `up`, and on tensor cores in `dy` and `dx` */
   int32_t row_chunks; /* chunks of tokens in a sum over tokens */
   int64_t chunk_rows; /* tokens of one chunk */
   int32_t i_groups;   /* groups of A's rows in the backward pass over dY */

@@ -69,13 +69,18 @@ impl<'a> Draft<'a> {
 
     fn forward(&mut self) -> Result<()> {
         let (p, f, fast) = (self.problem, self.problem.factors, self.fast());
-        let (r, n) = (f.rank(), p.rows);
-        let few = fast && n <= FEW_ROWS;
-        let tiles = (n * f.a_in()).div_ceil(ROWS);
+        let (r, n, few) = (f.rank(), p.rows, p.rows <= FEW_ROWS);
+        let (stage, step, q_width, widest, sums) = if fast {
+            let widest = tiles::up::WARP_COLS * tiles::up::WARPS;
+            (tiles::down::COLS, few::fast_step(r), r, widest, n * tiles::padded(r))
+        } else {
+            (tiles::DEPTH, few::GENERAL_STEP, general_cols(r), 64, n * r.min(tiles::DEPTH))
+        };
+        // T: rows m = (token, j), and slices of c_in.
+        let (tiles, q_tiles) = ((n * f.a_in()).div_ceil(ROWS), Cols::of(r, q_width));
         let slice = if few {
-            let parts =
-                few::parts(r, f.c_in().div_ceil(tiles::down::COLS), n * f.t_row(), n * tiles::padded(r));
-            even_columns(f.c_in(), parts.min(self.chip() / tiles), tiles::down::COLS)
+            let parts = few::parts(step * f.c_in().div_ceil(stage), n * f.t_row(), sums);
+            even_columns(f.c_in(), parts.min(self.chip() / (tiles * q_tiles.tiles)), stage)
         } else {
             let wanted = self.blocks.div_ceil(tiles).clamp(1, f.c_in().div_ceil(MIN_SLICE));
             f.c_in().div_ceil(wanted).next_multiple_of(tiles::down::COLS)
@@ -86,30 +91,28 @@ impl<'a> Draft<'a> {
         if splits > 1 {
             self.plan.t = self.parts(splits, n * f.t_row());
         }
-        let grid = [tiles, splits];
-        if !fast {
-            self.general("down", &grid, Cols::of(r, general_cols(r)))?;
-            let cols = Cols { tiles: f.a_out() * f.b_out().div_ceil(64), width: 64 };
-            return self.general("up", &[n.div_ceil(ROWS)], cols);
-        }
-        self.step(
-            "down",
-            Tile::Fast(r),
-            &grid,
-            tiles::down::THREADS,
-            tiles::down::shared(r),
-            Cols::of(r, r),
-        )?;
-        let widest = tiles::up::WARP_COLS * tiles::up::WARPS;
-        let (width, warps) = if few {
-            let (steps, loads) = (f.a_out() * f.b_out().div_ceil(widest), splits * n * f.t_row());
-            let tiles = few::tiles(r, steps, f.a_out() * f.b_len() + n * f.d_out(), loads).min(self.chip());
-            (narrow(f.d_out() / tiles, tiles::up::WARP_COLS, widest), tiles::up::WARPS)
+        // Y: tokens, i, and columns of B.
+        let width = if few {
+            let steps =
+                f.a_out() * f.b_out().div_ceil(widest) * r.div_ceil(if fast { r } else { tiles::DEPTH });
+            let own = f.a_out() * f.b_len() + n * f.d_out();
+            let tiles = few::tiles(step * steps, own, splits * n * f.t_row()).min(self.chip());
+            narrow(f.d_out() / tiles, tiles::up::WARP_COLS, widest)
         } else {
-            (widest, f.b_out().div_ceil(tiles::up::WARP_COLS).min(tiles::up::WARPS))
+            widest
         };
         let cols = Cols { tiles: f.a_out() * f.b_out().div_ceil(width), width };
-        self.step("up", Tile::Fast(r), &[n.div_ceil(ROWS)], 32 * warps as u32, tiles::up::shared(r), cols)
+        let (down, up) = ([tiles, splits], [n.div_ceil(ROWS)]);
+        if !fast {
+            self.general("down", &down, q_tiles)?;
+            let shared = tiles::general_up_shared();
+            return self.step("up", Tile::General(64), &up, tiles::GENERAL_THREADS, shared, cols);
+        }
+        self.step("down", Tile::Fast(r), &down, tiles::down::THREADS, tiles::down::shared(r), q_tiles)?;
+        // With few rows all of a block's threads add up T's parts.
+        let warps = if few { tiles::up::WARPS } else { f.b_out().div_ceil(tiles::up::WARP_COLS) };
+        let threads = 32 * warps.min(tiles::up::WARPS) as u32;
+        self.step("up", Tile::Fast(r), &up, threads, tiles::up::shared(r), cols)
     }
 
     fn backward(&mut self, dx: bool) -> Result<()> {
@@ -161,8 +164,7 @@ impl<'a> Draft<'a> {
         let (f, n) = (self.problem.factors, self.problem.rows);
         let q_tiles = Cols::of(f.rank(), tiles::few::COLS);
         // Parts of dT: some rows of A each, then some columns of B; a full inner factor's are those of q.
-        let most =
-            few::general_parts(f.d_out(), n * f.t_row()).clamp(1, (self.blocks / q_tiles.tiles).max(1));
+        let most = few::general_dt(f.d_out(), n * f.t_row()).clamp(1, (self.blocks / q_tiles.tiles).max(1));
         let groups = even(f.a_out(), most);
         let slices = match f.b_len() {
             0 => 1,
@@ -186,7 +188,8 @@ impl<'a> Draft<'a> {
         self.step("dy", tile, &[blocks], tiles::GENERAL_THREADS, tiles::few::dy_shared(), q_tiles)?;
         let tiles_of_m = if dx { (n * f.a_in()).div_ceil(ROWS) } else { 0 };
         let blocks = f.rank().div_ceil(ROWS) + tiles_of_m;
-        self.general("dx", &[blocks], Cols::of(f.c_in(), tiles::few::COLS))
+        let (threads, shared) = (tiles::GENERAL_THREADS, tiles::few::dx_shared());
+        self.step("dx", tile, &[blocks], threads, shared, Cols::of(f.c_in(), tiles::few::COLS))
     }
 
     /// `dy`, `dx` and, beyond few rows, `reduce`; false when T's row or A is too
@@ -201,12 +204,15 @@ impl<'a> Draft<'a> {
         let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols).min(MAX_CHUNKS));
         let chunks = tiles.div_ceil(per_chunk);
         let parts = if few {
-            let rows = m.min(ROWS);
-            few::parts(r, f.a_out() * cols, rows * r, rows * tiles::padded(r)).min(self.chip() / chunks)
+            let work = few::fast_step(r) * f.a_out() * cols;
+            few::parts(work, n * f.t_row(), m.min(ROWS) * tiles::padded(r)).min(self.chip() / chunks)
         } else {
             self.blocks.div_ceil(chunks)
         };
-        let group = f.a_out().div_ceil(parts.div_ceil(cols).clamp(1, f.a_out()));
+        let mut group = f.a_out().div_ceil(parts.div_ceil(cols).clamp(1, f.a_out()));
+        while group > 1 && tiles::dy::shared(r, f.a_in(), group) > SHARED_LIMIT {
+            group = group.div_ceil(2);
+        }
         let groups = f.a_out().div_ceil(group);
         let width = if few { even_columns(f.b_out(), (parts / groups).max(cols), widest) } else { widest };
         let cols = Cols::of(f.b_out(), width);
@@ -228,9 +234,9 @@ impl<'a> Draft<'a> {
         if few {
             // One block of a column tile has dC, the others a tile of dX each.
             let blocks = 1 + if dx { tiles } else { 0 };
-            let loads = blocks * self.plan.dt.count * m.min(ROWS) * r;
-            let own = f.c_len() + n * f.d_in();
-            let cols = few::tiles(r, f.c_in().div_ceil(widest), own, loads).min(self.chip() / blocks);
+            let loads = self.plan.dt.count * n * f.t_row() * if dx { 2 } else { 1 };
+            let work = few::fast_step(r) * f.c_in().div_ceil(widest);
+            let cols = few::tiles(work, f.c_len() + n * f.d_in(), loads).min(self.chip() / blocks);
             let cols = Cols::of(f.c_in(), narrow(f.c_in() / cols.max(1), 32, widest));
             self.step("dx", Tile::Fast(r), &[blocks], threads, shared, cols)?;
             self.chunks(blocks, ROWS);
@@ -248,7 +254,7 @@ impl<'a> Draft<'a> {
 
     /// Blocks that give every multiprocessor of the largest chip one.
     fn chip(&self) -> usize {
-        self.blocks.div_ceil(2)
+        self.blocks.div_ceil(2).max(1)
     }
 
     fn reduce(&mut self) -> Result<()> {

@@ -31,8 +31,8 @@ const PRIMITIVES: [(&str, usize, usize, Kind); 13] = [
     ("primitive_ldmatrix_x2_trans", 4, 2, Kind::Bits),
     ("primitive_ldmatrix_x4", 4, 4, Kind::Bits),
     ("primitive_ldmatrix_x4_trans", 4, 4, Kind::Bits),
-    ("primitive_round_bf16", 2, 4, Kind::Float),
-    ("primitive_round_f16", 2, 4, Kind::Float),
+    ("primitive_round_bf16", 2, 4, Kind::Round),
+    ("primitive_round_f16", 2, 4, Kind::Round),
     ("primitive_shuffle", 1, 5, Kind::Float),
     ("primitive_umulhi", 2, 1, Kind::Bits),
     ("primitive_fma", 3, 1, Kind::Near),
@@ -44,22 +44,48 @@ enum Kind {
     Bits,
     /// Float32 of magnitudes from 2⁻²⁶ to 2¹⁷, which crosses f16's range.
     Float,
+    /// The same, and now and then a number that is none, infinite, subnormal or too large.
+    Round,
     /// Float32 in (−1, 1): a product and a sum of these are of like size, so rounding twice shows.
     Near,
-    /// Pairs of small numbers; float32 from the seventh word on.
+    /// Pairs of small numbers, an infinity, NaN and subnormals in A; float32 from the seventh word on.
     Bf16,
     F16,
 }
+
+/// NaN of either sign, infinities, a signed zero, subnormals of each format, and what overflows when it is rounded.
+const SPECIAL: [u32; 12] = [
+    0x7fc0_0000,
+    0xff80_0001,
+    0x7f80_0000,
+    0xff80_0000,
+    0x8000_0000,
+    0x0000_0001,
+    0x8040_0000,
+    0x3380_0000,
+    0x3300_0000,
+    0x7f7f_ffff,
+    0x477f_f000,
+    0xc77f_efff,
+];
 
 fn input(stream: u32, words: usize, kind: Kind) -> Vec<u32> {
     let unit = |w: u32| (w >> 8) as f32 / (1 << 23) as f32 - 1.0;
     (0..32 * words)
         .map(|i| {
             let [w, v, ..] = philox([i as u32, stream, 1, 2], [3, 4]);
-            let pair = |f: fn(f32) -> u16| u32::from(f(unit(w))) | u32::from(f(unit(v))) << 16;
+            // Of mma's words in A, those of three lanes: rows 2, 4 and 7 of D.
+            let first = |f: fn(f32) -> u16| match (i / words, i % words) {
+                (9, 0..4) => (w & 0x7f) as u16, // subnormal in both formats
+                (18, 0) => f(f32::INFINITY),
+                (29, 0) => f(f32::NAN),
+                _ => f(unit(w)),
+            };
+            let pair = |f: fn(f32) -> u16| u32::from(first(f)) | u32::from(f(unit(v))) << 16;
             match kind {
                 Kind::Bits => w,
-                Kind::Float => (unit(w) * 2f32.powi((v % 44) as i32 - 26)).to_bits(),
+                Kind::Round if i % 3 == 1 => SPECIAL[i / 3 % SPECIAL.len()],
+                Kind::Float | Kind::Round => (unit(w) * 2f32.powi((v % 44) as i32 - 26)).to_bits(),
                 Kind::Near => unit(w).to_bits(),
                 _ if i % words >= 6 => unit(w).to_bits(),
                 Kind::Bf16 => pair(|v| bf16::from_f32(v).to_bits()),
@@ -95,7 +121,10 @@ fn same_as(mut words: impl Iterator<Item = u32>) {
             let (a, b) = (f32::from_bits(got), f32::from_bits(recorded));
             // Tensor cores add in an order of their own: 16 products and a sum below 17.
             let mma = matches!(kind, Kind::Bf16 | Kind::F16);
-            let same = if mma { (a - b).abs() <= 17.0 * 17.0 / (1 << 24) as f32 } else { got == recorded };
+            let near = |a: f32, b: f32| a == b || (a - b).abs() <= 17.0 * 17.0 / (1 << 24) as f32;
+            // A NaN's bits are the device's own, but where they are rounded to: there they are documented.
+            let wide = mma || kind == Kind::Round && i % 4 >= 2;
+            let same = got == recorded || wide && a.is_nan() && b.is_nan() || mma && near(a, b);
             assert!(same, "{name} word {i}: emulated {got:#010x}, a GPU {recorded:#010x}");
         }
     }
@@ -161,7 +190,10 @@ fn mma_is_a_matrix_product_in_the_documented_layout() {
                 let c = f64::from(f32::from_bits(word(lane, 6 + i)));
                 let want = c + (0..k_len).map(|k| a(m, k) * b(k, n)).sum::<f64>();
                 let got = f64::from(f32::from_bits(y[lane * 4 + i]));
-                assert!((got - want).abs() < 17.0 * 17.0 / (1 << 24) as f64, "{m},{n}: {got} and {want}");
+                let near = got == want || (got - want).abs() < 17.0 * 17.0 / (1 << 24) as f64;
+                assert!(near || got.is_nan() && want.is_nan(), "{m},{n}: {got} and {want}");
+                let special = if m == 4 { want.is_infinite() } else { want.is_nan() == (m == 7) };
+                assert!(special, "{m},{n}: {want} of an infinity in row 4 and a NaN in row 7");
             }
         }
     }
@@ -192,14 +224,23 @@ fn ldmatrix_spreads_rows_over_lanes() {
 fn rounding_is_to_nearest_even() {
     for (index, is_f16) in [(8, false), (9, true)] {
         let (x, y) = run(index);
-        let round = |v: f32| if is_f16 { f16::from_f32(v).to_bits() } else { bf16::from_f32(v).to_bits() };
+        let round = |v: f32| match (v.is_nan(), is_f16) {
+            (true, _) => 0x7fff, // PTX ISA, cvt
+            (_, true) => f16::from_f32(v).to_bits(),
+            (_, false) => bf16::from_f32(v).to_bits(),
+        };
         let wide = |v: u16| if is_f16 { f16::from_bits(v).to_f32() } else { bf16::from_bits(v).to_f32() };
         for lane in 0..32 {
             let (low, high) = (x[2 * lane], x[2 * lane + 1]);
             let both = u32::from(round(f32::from_bits(low))) | u32::from(round(f32::from_bits(high))) << 16;
             assert_eq!(y[4 * lane..4 * lane + 2], [both, both], "{low:#x} {high:#x}");
-            let back = [wide(low as u16), wide((high >> 16) as u16)].map(f32::to_bits);
-            assert_eq!(y[4 * lane + 2..4 * lane + 4], back, "{low:#x} {high:#x}");
+            for (got, back) in y[4 * lane + 2..4 * lane + 4].iter().zip([low as u16, (high >> 16) as u16]) {
+                let (got, back) = (f32::from_bits(*got), wide(back));
+                assert!(
+                    got.to_bits() == back.to_bits() || got.is_nan() && back.is_nan(),
+                    "{low:#x} {high:#x}"
+                );
+            }
         }
     }
 }
