@@ -36,7 +36,7 @@ dA loses a tile of q (few rows)|backward_few.cu|s/rows \* width; e \+= 32/(q0 ? 
 the last token is left out of dB (few rows)|backward_few.cu|s/\(i\.end - i\.begin\) \* p\.rows,/(i.end - i.begin) * p.rows - 1,/
 the last part of a shared sum is left out (few rows)|load.cuh|s/\(splits - share\.lane \+/(splits - 1 - share.lane +/
 lanes of a warp do not meet over a sum's parts (few rows)|load.cuh|s/mask >= width;/mask > width;/
-a warp's share of a sum is left out (few rows)|load.cuh|s/load_sum\(room, threads \/ step,/load_sum(room, threads \/ step - 1,/
+a warp's share of a sum is left out (few rows)|load.cuh|s/for \(int at = thread; at < threads/for (int at = thread + width; at < threads/
 a narrow block of up takes its neighbour's columns|forward_mma.cu|s/p\.b_out - first < p\.cols \? p\.b_out : first \+ p\.cols/p.b_out/
 a narrow block of dy takes its neighbour's columns|backward_dy_mma.cu|s/p\.b_out - b0 < p\.cols \? p\.b_out : b0 \+ p\.cols/p.b_out/
 a narrow block of dx takes its neighbour's columns|backward_dx_mma.cu|s/p\.c_in - k0 < p\.cols \? p\.c_in : k0 \+ p\.cols/p.c_in/

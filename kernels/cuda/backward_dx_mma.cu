@@ -56,14 +56,10 @@ template <class E, int R> struct Dx {
 
   KRON_DEVICE void fill_dt(int64_t m0) const {
     const auto dt = [&](int e, Share share) {
-      return m0 + e / RP < end && e % RP < R ? load_dt(p, m0 + e / RP, e % RP, share) : 0.0f;
+      return e % RP < R ? load_dt(p, m0 + e / RP, e % RP, share) : 0.0f;
     };
-    if (p.dc_splits > 0) {
-      for (int e = threadIdx.x; e < ROWS * RP; e += THREADS) dt_at(e) = from_float<E>(dt(e, {0, 1}));
-      return;
-    }
     const int count = end - m0 < ROWS ? int(end - m0) * RP : ROWS * RP;
-    each_sum(room, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
+    each_sum(p.dc_splits > 0 ? nullptr : room, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
     for (int e = count + threadIdx.x; e < ROWS * RP; e += THREADS) dt_at(e) = from_float<E>(0.0f);
   }
 

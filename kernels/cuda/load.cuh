@@ -36,8 +36,12 @@ struct Share {
 
 /// What a share adds to element `at`.
 KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64_t at, Share share) {
-  return load_sum(parts + share.lane * length, (splits - share.lane + share.lanes - 1) / share.lanes,
-                  share.lanes * length, at);
+  if (share.lanes > 1) {
+    parts += share.lane * length;
+    splits = (splits - share.lane + share.lanes - 1) / share.lanes;
+    length *= share.lanes;
+  }
+  return load_sum(parts, splits, length, at);
 }
 
 /// put(e, Σ over the shares of sum(e, share)) for e < count, by the whole block.  Neighbouring threads have
@@ -46,19 +50,24 @@ KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64
 /// order, which takes a barrier.  The next use of `room` has to be behind another.
 template <class Int, class Sum, class Put> KRON_DEVICE void each_sum(float *room, Int count, Sum sum, Put put) {
   const int threads = int(blockDim.x), thread = int(threadIdx.x);
-  int width = 1; // elements side by side
-  while (width < count && width < threads) width *= 2;
+  int width = threads; // elements side by side: the least power of two that holds all
+  if (room && 2 * count <= threads)
+    for (width = 1; width < count;) width *= 2;
   const Share share = {thread / width, threads / width};
-  if (!room || share.lanes < 2) {
-    for (Int e = thread; e < count; e += threads) put(e, sum(e, Share{0, 1}));
-    return;
+  float value = 0;
+  for (Int e = thread % width; e < count && share.lane < share.lanes; e += threads) {
+    value = sum(e, share);
+    if (share.lanes == 1) put(e, value);
   }
-  const int e = thread % width, step = width < 32 ? 32 : width;
-  float value = e < count && share.lane < share.lanes ? sum(Int(e), share) : 0.0f;
+  if (share.lanes == 1) return;
   for (int mask = 16; mask >= width; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-  if (thread % step < width) room[thread / step * width + e] = value;
+  const int step = width < 32 ? 32 : width;
+  if (thread % step < width) room[thread / step * width + thread % width] = value;
   __syncthreads(); // every warp's sums have been written
-  if (thread < count) put(Int(thread), load_sum(room, threads / step, width, thread));
+  if (thread >= count) return;
+  value = 0;
+  for (int at = thread; at < threads / step * width; at += width) value += room[at];
+  put(Int(thread), value);
 }
 
 /// A share of T[token, j, q], which has one part but while `down` has left more.

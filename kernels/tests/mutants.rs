@@ -118,12 +118,15 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
     assert!(kernels.into_iter().eq(cases.into_keys()), "a kernel of bf16 that the suite does not run");
 }
 
+/// A factor among a launch's parameters.
+type Field = fn(&mut KronParams) -> &mut *const f32;
+
 /// Gives one kernel a factor whose indices are swapped.
 struct Swapped<'a> {
     kernel: &'a str,
     /// The factor's rows and columns.
     dims: (usize, usize),
-    factor: fn(&mut KronParams) -> &mut *const f32,
+    factor: Field,
     on: Emulated,
 }
 
@@ -153,7 +156,7 @@ fn the_oracle_notices_swapped_indices_of_every_factor() {
     let mut unnoticed = Vec::new();
     for (case, [down, up, dy, dx]) in [fast, general] {
         let ([a_out, a_in, b_out, c_in, rank], merge) = (case.sizes, "merge_bf16_t64");
-        let factors: [(_, _, fn(&mut KronParams) -> &mut *const f32, _); 3] = [
+        let factors: [(_, _, Field, _); 3] = [
             ("A", (a_out, a_in), |p| &mut p.a, [up, dy, merge]),
             ("B", (b_out, rank), |p| &mut p.b, [up, dy, merge]),
             ("C", (rank, c_in), |p| &mut p.c, [down, dx, merge]),
