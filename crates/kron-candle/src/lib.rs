@@ -41,4 +41,4 @@ pub use kron_core::{
 pub use kron_formats::To;
 pub use kron_formats::peft::{Form, Side};
 pub use linear::KronLinear;
-pub use optim::{AdamW, AdamWConfig, Group};
+pub use optim::{AdamW, AdamWConfig, Group, Part};

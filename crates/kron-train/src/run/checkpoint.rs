@@ -35,7 +35,7 @@ pub fn write(
     let (step, moments) = optimizer.state();
     let mut parts = Vec::new();
     for ((name, group), [m, v]) in trained.iter().zip(moments) {
-        for (kind, tensor) in [("value", group.var.as_tensor()), ("m", m), ("v", v)] {
+        for (kind, tensor) in [("value", group.var().as_tensor()), ("m", m), ("v", v)] {
             let numbers: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
             let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
             parts.push((format!("{name}/{kind}"), tensor.dims().to_vec(), bytes));
@@ -98,8 +98,9 @@ pub fn read(
     };
     let mut moments = Vec::new();
     for (name, group) in trained {
-        group.var.set(&get(&format!("{name}/value"), &group.var)?)?;
-        moments.push([get(&format!("{name}/m"), &group.var)?, get(&format!("{name}/v"), &group.var)?]);
+        let var = group.var();
+        var.set(&get(&format!("{name}/value"), var)?)?;
+        moments.push([get(&format!("{name}/m"), var)?, get(&format!("{name}/v"), var)?]);
     }
     optimizer.restore(step, moments)?;
     Ok(step)
