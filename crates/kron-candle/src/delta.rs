@@ -17,6 +17,7 @@ pub struct Delta {
     op: KronOp,
     theta: Var,
     stream: u64,
+    fused: bool,
 }
 
 impl Delta {
@@ -36,7 +37,8 @@ impl Delta {
     /// What candle refuses.
     pub fn from_layer(layer: &Layer, device: &Device) -> Result<Self> {
         let theta = Var::from_slice(layer.theta().as_slice(), layer.shape().params(), device)?;
-        Ok(Self { module: layer.module().into(), scaling: layer.scaling(), op: layer.op(), theta, stream: 0 })
+        let (module, scaling) = (layer.module().into(), layer.scaling());
+        Ok(Self { module, scaling, op: layer.op(), theta, stream: 0, fused: true })
     }
 
     /// The same adapter with dropout on its input, in calls that bring a key.
@@ -48,6 +50,12 @@ impl Delta {
     /// under one key, every layer then has a mask of its own.
     pub fn with_stream(self, stream: u64) -> Self {
         Self { stream, ..self }
+    }
+
+    /// The same adapter out of candle's own products and autograd, over the same
+    /// variable: what a model of candle has without this crate's op. It takes no dropout.
+    pub fn unfused(self) -> Self {
+        Self { fused: false, ..self }
     }
 
     /// The factors as they are now.
@@ -91,6 +99,10 @@ impl Delta {
     /// Shape, scale and dropout.
     pub const fn op(&self) -> &KronOp {
         &self.op
+    }
+    /// Whether this crate's op computes it, and not candle's own.
+    pub const fn is_fused(&self) -> bool {
+        self.fused
     }
     /// θ, `[A | B | C]`, float32.
     pub const fn theta(&self) -> &Var {
