@@ -124,6 +124,9 @@ pub struct Settings {
     /// Dropout on the adapter's input.
     #[arg(long)]
     dropout: Option<f32>,
+    /// Whether this repository's op computes the adapter, or candle's own products and autograd.
+    #[arg(long)]
+    fused: Option<bool>,
     /// Adapter parameters to come nearest to.
     #[arg(long)]
     match_params: Option<u64>,
@@ -192,6 +195,7 @@ impl Settings {
         put(&mut adapter.a_out, self.a_out);
         put(&mut adapter.factor, self.factor);
         put(&mut adapter.dropout, self.dropout);
+        put(&mut adapter.fused, self.fused);
         put(&mut adapter.match_params, self.match_params);
         let train = &mut config.train;
         put(&mut train.epochs, self.epochs);

@@ -113,7 +113,11 @@ fn settings(config: &Config) -> Result<String> {
     config.text()
 }
 
+/// What a program before this one did not know of has its default, in their settings too.
 fn check_settings(path: &Path, theirs: &str, ours: &str) -> Result<()> {
+    let theirs: Config =
+        toml::from_str(theirs).map_err(|e| file(path, format!("has settings that are none here: {e}")))?;
+    let theirs = theirs.text()?;
     let differs = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b);
     match differs {
         Some((theirs, ours)) => Err(invalid(format!(
@@ -136,4 +140,25 @@ fn sum<'a>(metadata: &HashMap<String, String>, parts: impl Iterator<Item = (&'a 
     parts.sort_unstable();
     let text: String = parts.iter().map(|(name, sum)| format!("{name} {sum:016x}\n")).collect();
     format!("{:016x}", xxh3_64(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_an_earlier_program_have_the_defaults_of_what_it_did_not_know() {
+        let (path, mut ours) = (Path::new("c"), Config::default());
+        let text = settings(&ours).expect("TOML");
+        let earlier = text.replace("fused = true\n", "");
+        assert_ne!(earlier, text);
+        check_settings(path, &earlier, &text).expect("the same run");
+        ours.adapter.fused = false;
+        let refused = |theirs: &str| {
+            let ours = settings(&ours).expect("TOML");
+            check_settings(path, theirs, &ours).expect_err("another run").to_string()
+        };
+        assert!(refused(&earlier).contains("\"fused = true\", but this one has \"fused = false\""));
+        assert!(refused(&text.replace("rank", "tier")).contains("settings that are none here"));
+    }
 }
