@@ -37,6 +37,10 @@ pub enum Command {
         /// Folder for trials.csv and report.html.
         #[arg(long)]
         out: PathBuf,
+        /// Runs to do now; the others are left. Only the first run of a process has a peak of memory
+        /// without what an earlier one left in the allocator.
+        #[arg(long)]
+        runs: Option<std::num::NonZeroU64>,
     },
     /// Learn tasks one after the other with one adapter, and look back.
     Sequential {

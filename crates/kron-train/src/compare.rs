@@ -167,7 +167,9 @@ pub fn compare(
     let mut trials: Vec<Trial> = read_log(&path)?;
     keep(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &trials)?;
-    while let Some((entry, rate, seed)) = grid.next(&trials) {
+    while !stop.is_asked()
+        && let Some((entry, rate, seed)) = grid.next(&trials)
+    {
         let mut config = grid.base.clone();
         config.adapter = entry.adapter.clone();
         (config.train.rate, config.train.seed) = (rate, seed);
