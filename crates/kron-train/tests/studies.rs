@@ -61,7 +61,7 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
     assert_eq!(go(&Stop::default()).len(), 5, "stopped in the middle");
     let trials = go(&Stop::default());
     assert_eq!((trials.len(), done), (12, 12), "three entries, two rates, two seeds, each once");
-    let lines = lines(&grid, &trials);
+    let mut lines = lines(&grid, &trials);
     assert_eq!(lines.len(), 3);
     for line in &lines {
         let of = |rate: f64| trials.iter().filter(move |t| t.name == line.name && t.rate == rate);
@@ -72,6 +72,9 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
     }
     assert!(lines[0].params > lines[1].params && lines[2].params == 0);
     assert_eq!(markdown(&lines).lines().count(), 5);
+    assert!(!markdown(&lines).contains("GPU"));
+    lines[1].device_mib = Some(4321);
+    assert_eq!(markdown(&lines).matches(", GPU 4321 |").count(), 1);
     assert!(folder.path().join("report.html").exists());
 }
 
