@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, VarMap};
-use kron_candle::{AdamW, DropoutKey, Existing, Gradients, Group, Inject};
+use kron_candle::{AdamW, DropoutKey, Existing, Gradients, Inject};
 use kron_candle::{Dropout, KronShape, ScaleRule, Scaling};
 
 fn main() -> Result<()> {
@@ -34,8 +34,7 @@ pub fn finetune(file: &std::path::Path) -> Result<Vec<f32>> {
 
     // 3. Three steps; the matrix stays, θ moves, B at four times the rate (LoRA+).
     let delta = &adapters.deltas()[0];
-    let group = Group { rates: Some(delta.rates(4.0)?), ..Group::from(delta.theta().clone()) };
-    let mut optimizer = AdamW::new(vec![group], Default::default())?;
+    let mut optimizer = AdamW::new(vec![delta.group(4.0, 0.0)?], Default::default())?;
     let mut losses = Vec::new();
     for step in 0..3 {
         let y = layer.forward(&x, Some(DropoutKey { seed: 1, offset: step }))?;

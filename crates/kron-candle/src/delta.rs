@@ -1,7 +1,11 @@
 //! [`Delta`]: the trained half of an adapted layer.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use std::ops::Range;
+
+use candle_core::{Device, Result, Var};
 use kron_core::{Dropout, DropoutKey, Inner, KronOp, KronShape, Layer, Scaling, Theta};
+
+use crate::{Group, Part};
 
 /// An adapter of one module: ΔW = s·A ⊗ (B·C) with θ = `[A | B | C]` in one variable.
 ///
@@ -13,6 +17,7 @@ pub struct Delta {
     op: KronOp,
     theta: Var,
     stream: u64,
+    fused: bool,
 }
 
 impl Delta {
@@ -32,7 +37,8 @@ impl Delta {
     /// What candle refuses.
     pub fn from_layer(layer: &Layer, device: &Device) -> Result<Self> {
         let theta = Var::from_slice(layer.theta().as_slice(), layer.shape().params(), device)?;
-        Ok(Self { module: layer.module().into(), scaling: layer.scaling(), op: layer.op(), theta, stream: 0 })
+        let (module, scaling) = (layer.module().into(), layer.scaling());
+        Ok(Self { module, scaling, op: layer.op(), theta, stream: 0, fused: true })
     }
 
     /// The same adapter with dropout on its input, in calls that bring a key.
@@ -46,6 +52,12 @@ impl Delta {
         Self { stream, ..self }
     }
 
+    /// The same adapter out of candle's own products and autograd, over the same
+    /// variable: what a model of candle has without this crate's op. It takes no dropout.
+    pub fn unfused(self) -> Self {
+        Self { fused: false, ..self }
+    }
+
     /// The factors as they are now.
     ///
     /// # Errors
@@ -56,21 +68,28 @@ impl Delta {
         Layer::new(&self.module, self.scaling, theta).map_err(candle_core::Error::wrap)
     }
 
-    /// A learning rate for every number of θ, relative to the base rate: `ratio`
-    /// for the factor that starts at zero (B, or a full M), 1 for the others.
-    /// That is LoRA+ (arXiv 2402.12354).
+    /// Where A, B and C lie in θ: LoRA has no A, and a full M stands in C's place without a B.
+    pub const fn factors(&self) -> [Range<usize>; 3] {
+        let shape = &self.op.shape;
+        let (b, c) = (shape.a_len(), shape.a_len() + shape.b_len());
+        [0..b, b..c, c..shape.params()]
+    }
+
+    /// θ with LoRA+ (arXiv 2402.12354): the factor that starts at zero (B, or a
+    /// full M) at `ratio` times the step's rate, the others at the step's own.
     ///
     /// # Errors
     /// What candle refuses.
-    pub fn rates(&self, ratio: f64) -> Result<Tensor> {
-        let shape = self.op.shape;
-        let c = match shape.inner() {
-            Inner::LowRank(_) => 1.0,
-            Inner::Full => ratio as f32,
+    pub fn group(&self, ratio: f64, decay: f64) -> Result<Group> {
+        if ratio == 1.0 {
+            return Ok(Group::whole(self.theta.clone(), 1.0, decay));
+        }
+        let rates = match self.op.shape.inner() {
+            Inner::LowRank(_) => [1.0, ratio, 1.0],
+            Inner::Full => [1.0, 1.0, ratio],
         };
-        let parts = [(shape.a_len(), 1.0), (shape.b_len(), ratio as f32), (shape.c_len(), c)];
-        let rates = parts.into_iter().flat_map(|(len, rate)| std::iter::repeat_n(rate, len));
-        Tensor::from_iter(rates, self.theta.device())?.to_dtype(DType::F32)
+        let parts = self.factors().into_iter().zip(rates).map(|(range, rate)| Part { range, rate, decay });
+        Group::new(self.theta.clone(), parts.collect())
     }
 
     /// The module's dotted path in the model.
@@ -80,6 +99,10 @@ impl Delta {
     /// Shape, scale and dropout.
     pub const fn op(&self) -> &KronOp {
         &self.op
+    }
+    /// Whether this crate's op computes it, and not candle's own.
+    pub const fn is_fused(&self) -> bool {
+        self.fused
     }
     /// θ, `[A | B | C]`, float32.
     pub const fn theta(&self) -> &Var {

@@ -76,6 +76,7 @@ pub struct Inject<'a> {
     patterns: Vec<Pattern>,
     source: Source<'a>,
     dropout: Dropout,
+    fused: bool,
     made: RefCell<Vec<Delta>>,
 }
 
@@ -111,12 +112,17 @@ impl<'a> Inject<'a> {
     }
 
     fn from(patterns: Vec<Pattern>, source: Source<'a>) -> Self {
-        Self { patterns, source, dropout: Dropout::NONE, made: RefCell::default() }
+        Self { patterns, source, dropout: Dropout::NONE, fused: true, made: RefCell::default() }
     }
 
     /// The same with dropout on every adapter's input.
     pub fn with_dropout(self, dropout: Dropout) -> Self {
         Self { dropout, ..self }
+    }
+
+    /// The same with adapters that are [`unfused`](Delta::unfused).
+    pub fn unfused(self) -> Self {
+        Self { fused: false, ..self }
     }
 
     /// The layer `weight` (and `bias`) of a builder, by the builder's prefix,
@@ -150,6 +156,7 @@ impl<'a> Inject<'a> {
             _ => return Ok(base.into()),
         };
         let delta = delta.with_dropout(self.dropout).with_stream(index);
+        let delta = if self.fused { delta } else { delta.unfused() };
         self.made.borrow_mut().push(delta.clone());
         KronLinear::new(base, delta)
     }

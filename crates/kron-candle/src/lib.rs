@@ -15,6 +15,9 @@
 //! T = X·Cᵀ are kept for backward. Dropout is an argument of a call: no layer
 //! is in a mode.
 //!
+//! An adapter that is [`unfused`](Delta::unfused) is computed by candle's own
+//! ops and autograd instead, to be compared with.
+//!
 //! Everything runs on candle's CPU device and, with the feature `cuda`, on its
 //! CUDA devices; a tensor on another device than x is refused.
 #![deny(unsafe_code)]
@@ -30,6 +33,7 @@ mod linear;
 mod memory;
 mod op;
 mod optim;
+mod unfused;
 
 pub use delta::Delta;
 pub use files::load;
@@ -41,4 +45,4 @@ pub use kron_core::{
 pub use kron_formats::To;
 pub use kron_formats::peft::{Form, Side};
 pub use linear::KronLinear;
-pub use optim::{AdamW, AdamWConfig, Group};
+pub use optim::{AdamW, AdamWConfig, Group, Part};

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::Linear;
-use kron_core::DropoutKey;
+use kron_core::{Dropout, DropoutKey};
 
 use crate::Delta;
 use crate::op::{self, Added, Call, Fused};
+use crate::unfused;
 
 /// What the adapter is added to.
 #[derive(Clone)]
@@ -82,6 +83,9 @@ impl KronLinear {
             };
         };
         let x = x.contiguous()?;
+        if !delta.is_fused() {
+            return self.unfused(delta, &x, dropout);
+        }
         let call = Call::new(*delta.op(), dropout.map(|key| delta.key(key)));
         match &self.base {
             Base::Matrix(linear) => {
@@ -92,6 +96,24 @@ impl KronLinear {
                 module.forward(&x)?.contiguous()?.apply_op3(&x, delta.theta(), Added(call))
             }
         }
+    }
+
+    /// base(x), and the adapter's share in memory of its own.
+    fn unfused(&self, delta: &Delta, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
+        if dropout.is_some() && delta.op().dropout != Dropout::NONE {
+            bail!(
+                "{} has dropout {} on its adapter's input, but an unfused adapter takes none",
+                delta.module(),
+                delta.op().dropout.probability()
+            );
+        }
+        let base = match &self.base {
+            Base::Matrix(linear) => {
+                Linear::new(linear.weight().detach(), linear.bias().map(Tensor::detach)).forward(x)
+            }
+            Base::Module(module) => module.forward(x),
+        };
+        base? + unfused::added(delta, x)?
     }
 
     /// A plain layer of weight W + ΔW, in W's dtype, rounded once.

@@ -1,5 +1,7 @@
-//! AdamW (arXiv 1711.05101) with a rate for every number, a state that can be
-//! saved, and a step whose learning rate is an argument.
+//! AdamW (arXiv 1711.05101) with rates and decays for parts of a variable, a
+//! state that can be saved, and a step whose learning rate is an argument.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor, Var, bail};
 
@@ -22,21 +24,78 @@ impl Default for AdamWConfig {
     }
 }
 
-/// A variable and how it is trained.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// What is trained.
-    pub var: Var,
-    /// Learning rates relative to the step's, of the variable's shape; `None` is 1 everywhere.
-    pub rates: Option<Tensor>,
+/// Some of a variable's numbers and how they are trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Which numbers, row-major.
+    pub range: Range<usize>,
+    /// Learning rate relative to the step's.
+    pub rate: f64,
     /// Weight decay.
     pub decay: f64,
+}
+
+impl Part {
+    /// A view of these numbers of a tensor.
+    fn of(&self, tensor: &Tensor) -> Result<Tensor> {
+        tensor.flatten_all()?.narrow(0, self.range.start, self.range.len())
+    }
+}
+
+/// A variable and how its parts are trained. It has one gradient and one pair of
+/// moments; a step is taken part by part, on views of them.
+#[derive(Clone, Debug)]
+pub struct Group {
+    var: Var,
+    parts: Vec<Part>,
+}
+
+impl Group {
+    /// The parts of a variable, first to last. Empty ones are left out.
+    ///
+    /// # Errors
+    /// Parts that overlap, leave a gap, or do not end where the variable does.
+    pub fn new(var: Var, mut parts: Vec<Part>) -> Result<Self> {
+        let mut end = 0;
+        for Part { range, .. } in &parts {
+            if range.start != end {
+                bail!(
+                    "a part is {range:?}, but what comes before it ends at {end}: parts follow one another \
+                     without gap or overlap"
+                );
+            }
+            if range.end < range.start {
+                bail!("a part is {range:?}, but a part ends where it begins or after");
+            }
+            end = range.end;
+        }
+        if end != var.elem_count() {
+            bail!("the parts of a variable end at {end}, but it has {} numbers", var.elem_count());
+        }
+        parts.retain(|part| !part.range.is_empty());
+        Ok(Self { var, parts })
+    }
+
+    /// A variable in one part, at a rate relative to the step's.
+    pub fn whole(var: Var, rate: f64, decay: f64) -> Self {
+        let parts = vec![Part { range: 0..var.elem_count(), rate, decay }];
+        Self { var, parts }
+    }
+
+    /// What is trained.
+    pub const fn var(&self) -> &Var {
+        &self.var
+    }
+    /// Its parts, first to last.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
 }
 
 impl From<Var> for Group {
     /// The step's own rate and no decay.
     fn from(var: Var) -> Self {
-        Self { var, rates: None, decay: 0.0 }
+        Self::whole(var, 1.0, 0.0)
     }
 }
 
@@ -54,13 +113,8 @@ impl AdamW {
     /// No step taken yet.
     ///
     /// # Errors
-    /// Rates of another shape than their variable.
+    /// What candle refuses.
     pub fn new(groups: Vec<Group>, config: AdamWConfig) -> Result<Self> {
-        for Group { var, rates, .. } in &groups {
-            if let Some(rates) = rates.as_ref().filter(|rates| rates.shape() != var.shape()) {
-                bail!("learning rates are {:?}, but their variable is {:?}", rates.shape(), var.shape());
-            }
-        }
         let zeros = |g: &Group| Ok([g.var.as_tensor().zeros_like()?, g.var.as_tensor().zeros_like()?]);
         let moments = groups.iter().map(zeros).collect::<Result<_>>()?;
         Ok(Self { config, groups, moments, steps: 0 })
@@ -84,13 +138,15 @@ impl AdamW {
             let Some(grad) = gradients.get(index) else { continue };
             *m = ((&*m * beta1)? + (grad * (1.0 - beta1))?)?.detach();
             *v = ((&*v * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?.detach();
-            let move_by = ((&*m * correct1)? / ((&*v * correct2)?.sqrt()? + eps)?)?;
-            let move_by = (move_by + (group.var.as_detached_tensor() * group.decay)?)?;
-            let move_by = match &group.rates {
-                Some(rates) => (move_by * rates)?,
-                None => move_by,
-            };
-            group.var.set(&(group.var.as_detached_tensor() - (move_by * rate)?)?)?;
+            // Shares the variable's memory, which every variable of candle has in one piece.
+            let var = group.var.as_detached_tensor().flatten_all()?;
+            for part in &group.parts {
+                let (theta, m, v) = (part.of(&var)?, part.of(m)?, part.of(v)?);
+                let move_by = ((m * correct1)? / ((v * correct2)?.sqrt()? + eps)?)?;
+                let move_by = (move_by + (&theta * part.decay)?)?;
+                let move_by = if part.rate == 1.0 { move_by } else { (move_by * part.rate)? };
+                var.slice_set(&(theta - (move_by * rate)?)?, 0, part.range.start)?;
+            }
         }
         Ok(())
     }

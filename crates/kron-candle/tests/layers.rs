@@ -217,3 +217,25 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
     assert!(message(KronLinear::new(wide, delta).expect_err("41 of 40")).contains("[41, 54]"));
     Ok(())
 }
+
+#[test]
+fn an_unfused_adapter_adds_the_same_to_any_base_and_takes_no_dropout() -> Result<()> {
+    for (shape, device) in shapes_on_devices() {
+        let (linear, delta, x) = layer(shape, DType::F32, &device)?;
+        let want = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
+        let key = Some(DropoutKey { seed: 1, offset: 2 });
+        let delta = delta.unfused();
+        for layer in [
+            KronLinear::new(linear.clone(), delta.clone())?,
+            KronLinear::over(Arc::new(linear.clone()), delta.clone()),
+        ] {
+            assert!(apart(&layer.forward(&x, key)?, &want)? < 1e-4, "{shape}");
+        }
+        let delta = delta.with_dropout(Dropout::new(0.25).expect("legal"));
+        let layer = KronLinear::new(linear, delta)?;
+        assert!(apart(&layer.forward(&x, None)?, &want)? < 1e-4, "{shape}");
+        let message = layer.forward(&x, key).expect_err("refused").to_string();
+        assert!(message.starts_with("m has dropout 0.25 on its adapter's input, but"), "{message}");
+    }
+    Ok(())
+}

@@ -4,7 +4,9 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, Optimizer, ParamsAdamW};
-use kron_candle::{AdamW, Delta, Gradients, Group, KronLinear, KronShape, Layer, ScaleRule, Scaling, Theta};
+use kron_candle::{
+    AdamW, Delta, Gradients, Group, KronLinear, KronShape, Layer, Part, ScaleRule, Scaling, Theta,
+};
 
 fn points(device: &Device) -> Result<(Tensor, Var)> {
     let x: Vec<f32> = (0..60).map(|i| ((i * 37 % 61) as f32 - 30.0) / 20.0).collect();
@@ -27,8 +29,7 @@ fn adamw_is_candles_on(device: &Device) -> Result<()> {
         vec![theirs.clone()],
         ParamsAdamW { lr: 0.05, weight_decay: 0.1, ..Default::default() },
     )?;
-    let group = Group { decay: 0.1, ..Group::from(ours.clone()) };
-    let mut optimizer = AdamW::new(vec![group], Default::default())?;
+    let mut optimizer = AdamW::new(vec![Group::whole(ours.clone(), 1.0, 0.1)], Default::default())?;
     for _ in 0..20 {
         reference.backward_step(&loss(&x, &theirs)?)?;
         let mut gradients = Gradients::new(&optimizer.vars());
@@ -67,6 +68,61 @@ fn clipping_shortens_what_is_too_long() -> Result<()> {
     Ok(())
 }
 
+/// A part's numbers have the bits that they have in a variable of their own, at its rate and decay.
+#[test]
+fn parts_are_trained_as_variables_of_their_own() -> Result<()> {
+    common::devices().iter().try_for_each(parts_are_trained_on)
+}
+
+fn parts_are_trained_on(device: &Device) -> Result<()> {
+    let x: Vec<f32> = (0..12).map(|i| ((i * 37 % 61) as f32 - 30.0) / 20.0).collect();
+    let target = Tensor::from_iter((0..12).map(|i| (i * 5 % 7) as f32), device)?;
+    let loss = |all: &Tensor| (all.sin()? - &target)?.sqr()?.mean_all();
+    let parts = [(0..2, 1.0, 0.0), (2..7, 5.0, 0.3), (7..7, 9.0, 0.0), (7..12, 0.5, 0.1)]
+        .map(|(range, rate, decay)| Part { range, rate, decay });
+    // The second part begins and ends within a row.
+    let whole = Var::from_slice(&x, (3, 4), device)?;
+    let mut one = AdamW::new(vec![Group::new(whole.clone(), parts.to_vec())?], Default::default())?;
+    let own = parts.iter().filter(|part| !part.range.is_empty()).map(|part| {
+        let var = Var::from_slice(&x[part.range.clone()], part.range.len(), device)?;
+        Ok(Group::whole(var, part.rate, part.decay))
+    });
+    let mut each = AdamW::new(own.collect::<Result<_>>()?, Default::default())?;
+    let joined = |vars: &[Var]| Tensor::cat(&vars.iter().map(Var::as_tensor).collect::<Vec<_>>(), 0);
+    for _ in 0..5 {
+        let mut gradients = Gradients::new(&one.vars());
+        gradients.add(&loss(&whole.flatten_all()?)?.backward()?, 1.0)?;
+        one.step(&gradients, 0.05)?;
+        let mut gradients = Gradients::new(&each.vars());
+        gradients.add(&loss(&joined(&each.vars())?)?.backward()?, 1.0)?;
+        each.step(&gradients, 0.05)?;
+    }
+    let trained = whole.flatten_all()?.to_vec1::<f32>()?;
+    assert_eq!(trained, joined(&each.vars())?.to_vec1::<f32>()?);
+    assert!(trained.iter().zip(&x).all(|(now, before)| now != before), "{trained:?}");
+    let (steps, moments) = one.state();
+    assert_eq!((steps, moments.len(), moments[0][0].dims()), (5, 1, [3, 4].as_slice()));
+    Ok(())
+}
+
+#[test]
+fn parts_that_do_not_make_up_a_variable_are_refused() -> Result<()> {
+    let var = Var::zeros(10, DType::F32, &Device::Cpu)?;
+    let refused = |ranges: &[(usize, usize)], why: &str| {
+        let parts = ranges.iter().map(|&(from, to)| Part { range: from..to, rate: 1.0, decay: 0.0 });
+        let message = Group::new(var.clone(), parts.collect()).expect_err("refused").to_string();
+        assert!(message.starts_with(why), "{message}");
+    };
+    refused(&[(0, 4), (5, 10)], "a part is 5..10, but what comes before it ends at 4");
+    refused(&[(0, 4), (3, 10)], "a part is 3..10, but what comes before it ends at 4");
+    refused(&[(1, 10)], "a part is 1..10, but what comes before it ends at 0");
+    refused(&[(0, 4), (4, 3), (3, 10)], "a part is 4..3, but a part ends where it begins");
+    refused(&[(0, 4), (4, 9)], "the parts of a variable end at 9, but it has 10 numbers");
+    refused(&[(0, 4), (4, 11)], "the parts of a variable end at 11, but it has 10 numbers");
+    refused(&[], "the parts of a variable end at 0, but it has 10 numbers");
+    Ok(())
+}
+
 /// Adam's first step is the rate times the sign of the gradient, whatever its size.
 #[test]
 fn each_factor_has_its_rate() -> Result<()> {
@@ -81,8 +137,7 @@ fn each_factor_has_its_rate_on(device: &Device) -> Result<()> {
         let delta = Delta::new("m", shape, scaling, 3, device)?;
         let before = delta.theta().to_vec1::<f32>()?;
         let theta = delta.theta().clone();
-        let group = Group { rates: Some(delta.rates(8.0)?), ..Group::from(theta.clone()) };
-        let mut optimizer = AdamW::new(vec![group], Default::default())?;
+        let mut optimizer = AdamW::new(vec![delta.group(8.0, 0.0)?], Default::default())?;
         let mut gradients = Gradients::new(&optimizer.vars());
         gradients.add(&theta.sum_all()?.backward()?, 1.0)?;
         optimizer.step(&gradients, 1e-3)?;

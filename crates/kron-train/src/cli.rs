@@ -37,6 +37,10 @@ pub enum Command {
         /// Folder for trials.csv and report.html.
         #[arg(long)]
         out: PathBuf,
+        /// Runs to do now; the others are left. Only the first run of a process has a peak of memory
+        /// without what an earlier one left in the allocator.
+        #[arg(long)]
+        runs: Option<std::num::NonZeroU64>,
     },
     /// Learn tasks one after the other with one adapter, and look back.
     Sequential {
@@ -124,6 +128,9 @@ pub struct Settings {
     /// Dropout on the adapter's input.
     #[arg(long)]
     dropout: Option<f32>,
+    /// Whether this repository's op computes the adapter, or candle's own products and autograd.
+    #[arg(long)]
+    fused: Option<bool>,
     /// Adapter parameters to come nearest to.
     #[arg(long)]
     match_params: Option<u64>,
@@ -192,6 +199,7 @@ impl Settings {
         put(&mut adapter.a_out, self.a_out);
         put(&mut adapter.factor, self.factor);
         put(&mut adapter.dropout, self.dropout);
+        put(&mut adapter.fused, self.fused);
         put(&mut adapter.match_params, self.match_params);
         let train = &mut config.train;
         put(&mut train.epochs, self.epochs);

@@ -77,6 +77,8 @@ pub struct Trial {
     pub step_cpu_seconds: Option<f64>,
     /// Highest resident memory in MiB.
     pub peak_mib: Option<f64>,
+    /// Most MiB in use on the GPU.
+    pub device_mib: Option<u64>,
 }
 
 impl Grid {
@@ -167,7 +169,9 @@ pub fn compare(
     let mut trials: Vec<Trial> = read_log(&path)?;
     keep(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &trials)?;
-    while let Some((entry, rate, seed)) = grid.next(&trials) {
+    while !stop.is_asked()
+        && let Some((entry, rate, seed)) = grid.next(&trials)
+    {
         let mut config = grid.base.clone();
         config.adapter = entry.adapter.clone();
         (config.train.rate, config.train.seed) = (rate, seed);
@@ -195,6 +199,7 @@ pub fn compare(
             step_seconds: outcome.as_ref().map_or(f64::NAN, |o| o.step_seconds()),
             step_cpu_seconds: outcome.as_ref().and_then(|o| o.step_cpu_seconds()),
             peak_mib: peak_mib(),
+            device_mib: outcome.as_ref().and_then(|o| o.device_mib()),
         };
         log.add(&trial)?;
         done(&trial);
@@ -224,6 +229,8 @@ pub struct Line {
     pub step_cpu_seconds: Option<f64>,
     /// Lowest of the peaks: an allocator may still hold what an earlier run gave back.
     pub peak_mib: Option<f64>,
+    /// Lowest of the GPU's peaks.
+    pub device_mib: Option<u64>,
 }
 
 /// Picks each entry's rate on the validation set, and tests it against the
@@ -253,6 +260,7 @@ fn line(grid: &Grid, entry: &Entry, trials: &[Trial]) -> Option<Line> {
         p: None,
         step_cpu_seconds: cpu.map(|cpu| mean(&cpu)),
         peak_mib: best.iter().filter_map(|t| t.peak_mib).min_by(f64::total_cmp),
+        device_mib: best.iter().filter_map(|t| t.device_mib).min(),
     })
 }
 
@@ -285,7 +293,8 @@ pub fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
             format!("{low:.2} … {high:.2}"),
             line.p.map_or("–".into(), |p| format!("{p:.3}")),
             line.step_cpu_seconds.map_or("–".into(), |s| format!("{:.0}", 1000.0 * s)),
-            line.peak_mib.map_or("–".into(), |mib| format!("{mib:.0}")),
+            line.peak_mib.map_or("–".into(), |mib| format!("{mib:.0}"))
+                + &line.device_mib.map_or(String::new(), |mib| format!(", GPU {mib}")),
         ]
     };
     (head, lines.iter().map(row).collect())

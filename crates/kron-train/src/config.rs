@@ -119,6 +119,9 @@ pub struct AdapterConfig {
     pub factor: usize,
     /// Dropout on the adapter's input.
     pub dropout: f32,
+    /// Whether this repository's op computes the adapter; if not, candle's own products and autograd do, to be
+    /// compared with.
+    pub fused: bool,
     /// A number of adapter parameters to come nearest to, by the rank (KronA: by the shape); 0 keeps the rank.
     pub match_params: u64,
 }
@@ -134,6 +137,7 @@ impl Default for AdapterConfig {
             a_out: 0,
             factor: 0,
             dropout: 0.0,
+            fused: true,
             match_params: 0,
         }
     }
@@ -260,6 +264,12 @@ impl Config {
         }
         if !(0.0..=1.0).contains(&train.warmup) {
             return Err(invalid(format!("train.warmup is {}, but it is a share from 0 to 1", train.warmup)));
+        }
+        if !adapter.fused && adapter.dropout > 0.0 {
+            return Err(invalid(format!(
+                "adapter.dropout is {}, but adapter.fused = false takes none",
+                adapter.dropout
+            )));
         }
         if adapter.method == Method::Head && self.task != Task::Classify {
             return Err(invalid("method head trains a new head, which only the task classify has"));

@@ -79,18 +79,14 @@ impl Learner {
             }
             None if adapter.method == Method::Full => {
                 let (weights, vars) = weights.trained()?;
-                let group = |var| Group { decay: config.train.decay, ..Group::from(var) };
+                let group = |var| Group::whole(var, 1.0, config.train.decay);
                 trained.extend(vars.into_iter().map(|(name, var)| (name, group(var))));
                 (build(&weights, &Inject::nothing())?, None, "every weight".into())
             }
             None => (build(weights, &Inject::nothing())?, None, "no adapter".into()),
         };
         for delta in adapters.iter().flat_map(Adapters::deltas) {
-            let rates = match config.train.lora_plus {
-                1.0 => None,
-                ratio => Some(delta.rates(ratio)?),
-            };
-            let group = Group { var: delta.theta().clone(), rates, decay: config.train.decay };
+            let group = delta.group(config.train.lora_plus, config.train.decay)?;
             trained.push((format!("{}.theta", delta.module()), group));
         }
         let head = match config.task {
@@ -119,7 +115,7 @@ impl Learner {
     /// Trained numbers, those of a head not counted.
     pub fn body_params(&self) -> usize {
         let of_body = self.trained.iter().filter(|(name, _)| !name.starts_with("head."));
-        of_body.map(|(_, group)| group.var.elem_count()).sum()
+        of_body.map(|(_, group)| group.var().elem_count()).sum()
     }
 
     /// Mean loss of some examples, and how many tokens they have.
@@ -249,9 +245,9 @@ fn new_head(config: &Config, weights: &Weights, classes: usize, trained: &mut Ve
         // Groups have rates relative to that of the step.
         let own = config.train.head_rate > 0.0 && config.adapter.method != Method::Head;
         let ratio = own.then_some(config.train.head_rate / config.train.rate).filter(|r| r.is_finite());
-        let rates = |var: &Var| ratio.map(|ratio| var.ones_like()? * ratio).transpose();
+        let ratio = ratio.unwrap_or(1.0);
         for (name, var) in [("head.weight", weight), ("head.bias", bias)] {
-            trained.push((name.into(), Group { rates: rates(&var)?, ..Group::from(var) }));
+            trained.push((name.into(), Group::whole(var, ratio, 0.0)));
         }
     }
     Ok(head)

@@ -24,7 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train { settings, out, resume } => train(*settings, Place { folder: out, resume }),
-        Command::Compare { grid, out } => compare_methods(&grid, &out),
+        Command::Compare { grid, out, runs } => compare_methods(&grid, &out, runs.map(u64::from)),
         Command::Sequential { grid: Some(grid), out, .. } => chains(&grid, &out),
         Command::Sequential { settings, domains, out, .. } => chain(*settings, &domains, &out),
         Command::Demo { seed } => planted(seed),
@@ -62,12 +62,18 @@ fn train(settings: Settings, place: Place) -> Result<()> {
     Ok(())
 }
 
-fn compare_methods(grid: &Path, out: &Path) -> Result<()> {
+fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<()> {
     let grid = Grid::read(grid)?;
     print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = Dataset::read(&grid.base, &tokenizer)?;
+    let stop = Stop::on_signals()?;
+    let mut done = 0;
     let say = |trial: &Trial| {
+        done += 1;
+        if runs == Some(done) {
+            stop.ask();
+        }
         println!(
             "{} rate {:e} seed {}: validation {:.4}, test {:.4}, {:.0} ms a step",
             trial.name,
@@ -78,7 +84,7 @@ fn compare_methods(grid: &Path, out: &Path) -> Result<()> {
             1000.0 * trial.step_seconds
         );
     };
-    let trials = compare(&grid, &weights, &data, out, &Stop::on_signals()?, &Progress::Shown, say)?;
+    let trials = compare(&grid, &weights, &data, out, &stop, &Progress::Shown, say)?;
     print!("{}", markdown(&lines(&grid, &trials)));
     Ok(())
 }

@@ -14,6 +14,7 @@ pub struct Planned {
     rule: Rule,
     scaling: Scaling,
     dropout: Dropout,
+    fused: bool,
 }
 
 impl Planned {
@@ -47,7 +48,8 @@ impl Planned {
             Rule::Krona { .. } => rank,
         };
         let scaling = Scaling::new(config.alpha, rank, ScaleRule::AlphaOverR)?;
-        Ok(Some(Self { rule, scaling, dropout: Dropout::new(config.dropout)? }))
+        let (dropout, fused) = (Dropout::new(config.dropout)?, config.fused);
+        Ok(Some(Self { rule, scaling, dropout, fused }))
     }
 
     /// Adapters of these shapes, with ΔW = 0.
@@ -55,21 +57,27 @@ impl Planned {
     /// # Errors
     /// An empty target.
     pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
-        let Self { rule, scaling, dropout } = *self;
+        let Self { rule, scaling, .. } = *self;
         let shape = move |_: &str, d_out, d_in| -> kron_core::Result<(KronShape, Scaling)> {
             Ok((rule.fit(d_out, d_in)?.shape, scaling))
         };
-        Ok(Inject::new(targets, seed, shape)?.with_dropout(dropout))
+        Ok(self.engine(Inject::new(targets, seed, shape)?))
     }
 
     /// The factors of an adapter that was trained before.
     pub fn trained(&self, before: Adapter) -> Inject<'static> {
-        Inject::trained(before).with_dropout(self.dropout)
+        self.engine(Inject::trained(before))
     }
 
-    /// `kron (2, 4) r 8, s = 32/8`.
+    fn engine<'a>(&self, inject: Inject<'a>) -> Inject<'a> {
+        let inject = inject.with_dropout(self.dropout);
+        if self.fused { inject } else { inject.unfused() }
+    }
+
+    /// `kron (2, 4) r 8, s = 32/8`, and `, unfused` where it is so.
     pub fn describe(&self) -> String {
-        format!("{}, s = {}", self.rule, self.scaling)
+        let unfused = if self.fused { "" } else { ", unfused" };
+        format!("{}, s = {}{unfused}", self.rule, self.scaling)
     }
 }
 

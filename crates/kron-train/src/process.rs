@@ -1,4 +1,6 @@
-//! The process's peak resident memory and processor time, where the system tells them.
+//! The process's peak resident memory and processor time, where the system tells them, and a GPU's memory.
+
+use candle_core::Device;
 
 /// Starts a new peak (Linux); elsewhere, and without the right, nothing happens.
 pub fn restart_peak() {
@@ -12,6 +14,18 @@ pub fn peak_mib() -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024.0)
+}
+
+/// MiB of a GPU's memory that are in use, by every process there is on it; `None` for the CPU.
+pub fn device_mib(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
+            Some((total - free) as u64 >> 20)
+        }
+        _ => None,
+    }
 }
 
 /// Processor seconds of all threads so far, in steps of 10 ms; `None` where the system does not tell.

@@ -41,8 +41,9 @@ fn other_devices_and_precisions_learn_the_same() {
         let got = short_run(compute);
         assert_eq!(got.rows.len(), want.rows.len());
         for (name, group) in got.learner.trained() {
-            assert_eq!(group.var.dtype(), DType::F32, "{name}, {compute:?}");
+            assert_eq!(group.var().dtype(), DType::F32, "{name}, {compute:?}");
         }
+        assert_eq!(got.device_mib().is_some(), compute.device != Device::Cpu, "{compute:?}");
         let (first, wanted) = (got.rows[0].loss, want.rows[0].loss);
         assert!((first / wanted - 1.0).abs() < 0.02, "{compute:?}: first loss {first}, not {wanted}");
         let (first, wanted) = (got.rows[0].gradient, want.rows[0].gradient);

@@ -63,3 +63,34 @@ fn a_budget_is_met_as_nearly_as_the_rank_allows() {
         assert!(learner.body_params().abs_diff(20_000) < 6000, "{method:?}: {}", learner.body_params());
     }
 }
+
+/// Without this repository's op the run is the same but for rounding: no further away than three times
+/// what another order of the same sums does, that of a step's micro-batches.
+#[test]
+fn the_unfused_path_trains_to_the_same_numbers() {
+    for method in [Method::Lora, Method::Kron, Method::Krona] {
+        let mut config = common::config(method);
+        (config.train.epochs, config.data.validation) = (1, None);
+        let (weights, data) = common::load(&config);
+        let numbers = |learner: &Learner| -> Vec<f32> {
+            let all = learner.trained().iter().map(|(_, group)| group.var().flatten_all()?.to_vec1());
+            all.collect::<candle_core::Result<Vec<_>>>().expect("numbers").concat()
+        };
+        let go = |fused: bool, micro: usize| {
+            let mut config = config.clone();
+            (config.adapter.fused, config.train.micro_batch) = (fused, micro);
+            let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden);
+            let learner = outcome.expect("it runs").learner;
+            assert_eq!(learner.description().ends_with(", unfused"), !fused);
+            numbers(&learner)
+        };
+        let distance =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let fused = go(true, 0);
+        let order = [1, 5].map(|micro| distance(&fused, &go(true, micro))).into_iter().fold(0.0, f64::max);
+        let apart = distance(&fused, &go(false, 0));
+        let moved = distance(&fused, &numbers(&Learner::new(&config, &weights, &data).expect("it fits")));
+        assert!(0.0 < apart && apart <= 3.0 * order, "{method:?}: {apart} apart, orders {order}");
+        assert!(order < 1e-3 * moved, "{method:?}: orders are {order} apart, but it moved by {moved} alone");
+    }
+}

@@ -1,4 +1,4 @@
-//! The tables of docs/RESULTS.md are those that the recorded trials give.
+//! The tables of docs/RESULTS.md are those that the records give.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,46 @@ fn the_comparisons_are_the_recorded_ones() {
         assert_eq!(lines.len(), grid.entries.len(), "{name}");
         assert!(lines.iter().all(|line| line.test.len() == grid.seeds.len()), "{name}: {lines:?}");
         check(name, &compare::markdown(&lines));
+        check(&format!("{name}'s rates"), &sweep(&grid, &trials));
     }
+}
+
+/// What each of an entry's rates gave on the validation set with the seed that tried them all.
+fn sweep(grid: &compare::Grid, trials: &[compare::Trial]) -> String {
+    let row = |entry: &compare::Entry| {
+        let mut rates = if entry.rates.is_empty() { grid.rates.clone() } else { entry.rates.clone() };
+        rates.sort_by(f64::total_cmp);
+        let merit = |rate: f64| {
+            let of = |t: &&compare::Trial| t.name == entry.name && t.rate == rate && t.seed == grid.seeds[0];
+            trials.iter().find(of).expect("a run of every rate").validation
+        };
+        let cells = rates.iter().map(|&rate| format!("{rate}: {:.2}", 100.0 * merit(rate)));
+        vec![entry.name.clone(), cells.collect::<Vec<_>>().join(", ")]
+    };
+    let rows: Vec<Vec<String>> = grid.entries.iter().map(row).collect();
+    kron_train::report::markdown(&["entry", "validation accuracy at each rate, seed 1"], &rows)
+}
+
+/// The example prints a line an engine, and is run with one thread and with two.
+#[test]
+fn the_step_times_are_the_recorded_ones() {
+    let text = std::fs::read_to_string(record("step_time.txt")).expect("what the example printed");
+    let clock = |line: &str| -> Option<(String, f64)> {
+        let (rest, clock) = line.rsplit_once(' ')?;
+        let (name, _processor) = rest.trim_end().rsplit_once(' ')?;
+        Some((name.trim_end().into(), clock.parse().ok()?))
+    };
+    let runs: Vec<Vec<(String, f64)>> =
+        text.split("\n\n").map(|run| run.lines().filter_map(clock).collect()).collect();
+    let [one, two] = runs.as_slice() else { panic!("{} runs", runs.len()) };
+    let row = |((name, one), (same, two)): (&(String, f64), &(String, f64))| {
+        assert_eq!(name, same);
+        vec![name.clone(), format!("{one:.1}"), format!("{two:.1}")]
+    };
+    let rows: Vec<Vec<String>> = one.iter().zip(two).map(row).collect();
+    assert_eq!((one.len(), two.len()), (11, 11), "every engine of the example");
+    let head = ["engine", "one thread", "two threads"];
+    check("step_time.txt", &kron_train::report::markdown(&head, &rows));
 }
 
 #[test]

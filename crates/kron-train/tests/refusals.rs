@@ -181,11 +181,15 @@ fn a_loss_that_is_no_number_stops_with_its_step() {
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
     type Change = fn(&mut Config);
-    let cases: [(Change, &str); 7] = [
+    let cases: [(Change, &str); 8] = [
         (|c| c.train.batch = 0, "train.batch is 0"),
         (|c| c.train.rate = f64::NAN, "train.rate is NaN"),
         (|c| c.train.warmup = 1.5, "train.warmup is 1.5"),
         (|c| c.adapter.rank = 0, "adapter.rank is 0"),
+        (
+            |c| (c.adapter.fused, c.adapter.dropout) = (false, 0.25),
+            "adapter.dropout is 0.25, but adapter.fused = false takes none",
+        ),
         (|c| c.adapter.a_in = 0, "a_in is 0 and a_out 4"),
         (|c| c.adapter.targets = vec!["nothing".into()], "matches \"nothing\""),
         (|c| (c.task, c.adapter.method) = (Task::Lm, Method::Head), "method head"),

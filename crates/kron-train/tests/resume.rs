@@ -2,7 +2,8 @@
 
 mod common;
 
-use std::path::Path;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use kron_train::compute::Precision;
 use kron_train::config::Method;
 use kron_train::run::{Look, Place, Row, Stop, read_log, run};
 use kron_train::{Config, Progress};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_kron-train");
 
 fn place(folder: &Path, resume: bool) -> Place {
     Place { folder: folder.into(), resume }
@@ -63,6 +66,13 @@ fn stopping_changes_no_bit(precision: Precision) {
     assert_eq!(results(&whole), results(&pieces));
 }
 
+/// A run of the program, or of `sh` with the program as its first argument; it says nothing.
+fn program(mut command: Command, file: &Path, out: &Path, resume: bool) -> Command {
+    command.args(["train", "--config"]).arg(file).arg("--out").arg(out);
+    command.args(resume.then_some("--resume")).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
 /// The program itself, interrupted from the keyboard in the middle.
 #[test]
 fn an_interrupt_saves_and_the_run_goes_on() {
@@ -73,10 +83,8 @@ fn an_interrupt_saves_and_the_run_goes_on() {
     std::fs::write(&file, config.text().expect("TOML")).expect("a file");
     let out = folder.path().join("out");
     let start = |resume: bool| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kron-train"));
-        command.args(["train", "--config"]).arg(&file).arg("--out").arg(&out);
-        command.args(resume.then_some("--resume")).stdout(Stdio::piped()).stderr(Stdio::null());
-        command.spawn().expect("the program starts")
+        let mut command = program(Command::new(PROGRAM), &file, &out, resume);
+        command.stdout(Stdio::piped()).spawn().expect("the program starts")
     };
     let steps = || read_log::<Row>(&out.join("log.csv")).map_or(0, |rows| rows.len());
     for resume in [false, true] {
@@ -103,10 +111,7 @@ fn killing_the_program_loses_nothing_that_was_saved() {
     config.train.epochs = 4;
     std::fs::write(&file, config.text().expect("TOML")).expect("a file");
     let start = |out: &Path, resume: bool| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kron-train"));
-        command.args(["train", "--config"]).arg(&file).arg("--out").arg(out);
-        command.args(resume.then_some("--resume")).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().expect("the program starts")
+        program(Command::new(PROGRAM), &file, out, resume).spawn().expect("the program starts")
     };
     let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
     assert!(start(&whole, false).wait().expect("it ends").success());
@@ -130,4 +135,53 @@ fn killing_the_program_loses_nothing_that_was_saved() {
     }
     assert!(kills >= 3, "killed only {kills} times");
     assert_eq!(results(&whole), results(&killed));
+}
+
+/// The program itself, killed by the system in the middle of a checkpoint's bytes: no file of its may
+/// be longer than 32 KiB, which its logs are not, and what goes beyond is SIGXFSZ.
+#[test]
+fn a_kill_within_the_write_of_a_checkpoint_leaves_the_one_before() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("run.toml");
+    let config = config();
+    std::fs::write(&file, config.text().expect("TOML")).expect("a file");
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    let (weights, data) = common::load(&config);
+    let go = |place: &Place, stop: &Stop| {
+        run(&config, &weights, &data, Some(place), stop, &Progress::Hidden).expect("it runs")
+    };
+    go(&place(&whole, false), &Stop::default());
+
+    let checkpoint = killed.join("checkpoint.safetensors");
+    for saved in [0, 1, 2] {
+        if saved > 0 {
+            let stop = Stop::default();
+            stop.ask();
+            assert_eq!(go(&place(&killed, true), &stop).rows.len(), saved);
+        }
+        let before = std::fs::read(&checkpoint).ok();
+        assert_eq!(before.is_some(), saved > 0);
+        let mut sh = Command::new("sh");
+        // POSIX counts blocks of 512 bytes.
+        sh.args(["-c", "ulimit -c 0; ulimit -f 64; exec \"$0\" \"$@\"", PROGRAM]);
+        let ended = program(sh, &file, &killed, true).status().expect("it starts");
+        assert_eq!(ended.signal(), Some(25), "{ended}");
+        let half: Vec<u64> = temporaries(&killed).iter().map(|path| length(path)).collect();
+        assert_eq!(half, [32 << 10], "one file, cut off by the limit");
+        assert!(length(&whole.join("checkpoint.safetensors")) > 64 << 10);
+        assert_eq!(std::fs::read(&checkpoint).ok(), before);
+    }
+    assert!(!go(&place(&killed, true), &Stop::default()).stopped);
+    assert_eq!(results(&whole), results(&killed));
+    assert!(temporaries(&killed).is_empty());
+}
+
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).expect("a file").len()
+}
+
+/// Files that are not whole yet.
+fn temporaries(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a file").path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect()
 }

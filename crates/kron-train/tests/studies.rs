@@ -3,12 +3,13 @@
 mod common;
 
 use std::path::Path;
+use std::process::Command;
 
-use kron_train::compare::{Entry, Grid, compare, lines, markdown};
+use kron_train::compare::{Entry, Grid, Trial, compare, lines, markdown};
 use kron_train::config::{AdapterConfig, Method, Task};
 use kron_train::data::{Dataset, Examples};
 use kron_train::model::Files;
-use kron_train::run::{Stop, run};
+use kron_train::run::{Stop, read_log, run};
 use kron_train::sequential::sequential;
 use kron_train::text::Tokenizer;
 use kron_train::{Config, Progress, chains, demo};
@@ -60,7 +61,7 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
     assert_eq!(go(&Stop::default()).len(), 5, "stopped in the middle");
     let trials = go(&Stop::default());
     assert_eq!((trials.len(), done), (12, 12), "three entries, two rates, two seeds, each once");
-    let lines = lines(&grid, &trials);
+    let mut lines = lines(&grid, &trials);
     assert_eq!(lines.len(), 3);
     for line in &lines {
         let of = |rate: f64| trials.iter().filter(move |t| t.name == line.name && t.rate == rate);
@@ -71,6 +72,9 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
     }
     assert!(lines[0].params > lines[1].params && lines[2].params == 0);
     assert_eq!(markdown(&lines).lines().count(), 5);
+    assert!(!markdown(&lines).contains("GPU"));
+    lines[1].device_mib = Some(4321);
+    assert_eq!(markdown(&lines).matches(", GPU 4321 |").count(), 1);
     assert!(folder.path().join("report.html").exists());
 }
 
@@ -93,6 +97,27 @@ fn only_the_best_rate_of_the_first_seeds_runs_with_the_others() {
     assert!(grid.rates.iter().all(|rate| merit(*rate) <= merit(best)), "{trials:?}");
     assert_eq!(ran, [(1e-5, 1), (1e-2, 1), (3e-5, 1), (best, 2), (best, 3)]);
     assert_eq!(lines(&grid, &trials)[0].test.len(), 3);
+}
+
+/// The program, as often as it takes: each run may have a process of its own.
+#[test]
+fn a_comparison_may_be_done_a_few_runs_at_a_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut base = common::config(Method::Head);
+    (base.train.epochs, base.data.test) = (1, base.data.validation.clone());
+    let entry = Entry { name: "head".into(), rates: Vec::new(), adapter: base.adapter.clone() };
+    let (rates, seeds) = (vec![1e-3, 1e-2, 3e-2], vec![1]);
+    let grid = Grid { rates, seeds, screen: 0, entries: vec![entry], reference: "head".into(), base };
+    let file = folder.path().join("grid.toml");
+    std::fs::write(&file, grid.text().expect("TOML")).expect("a file");
+    let out = folder.path().join("out");
+    for (runs, done) in [("2", 2), ("2", 3), ("1", 3)] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_kron-train"));
+        program.args(["compare", "--runs", runs, "--grid"]).arg(&file).arg("--out").arg(&out);
+        assert!(program.output().expect("it starts").status.success());
+        let trials: Vec<Trial> = read_log(&out.join("trials.csv")).expect("trials");
+        assert_eq!(trials.len(), done);
+    }
 }
 
 #[test]

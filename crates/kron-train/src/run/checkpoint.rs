@@ -35,7 +35,7 @@ pub fn write(
     let (step, moments) = optimizer.state();
     let mut parts = Vec::new();
     for ((name, group), [m, v]) in trained.iter().zip(moments) {
-        for (kind, tensor) in [("value", group.var.as_tensor()), ("m", m), ("v", v)] {
+        for (kind, tensor) in [("value", group.var().as_tensor()), ("m", m), ("v", v)] {
             let numbers: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
             let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
             parts.push((format!("{name}/{kind}"), tensor.dims().to_vec(), bytes));
@@ -98,8 +98,9 @@ pub fn read(
     };
     let mut moments = Vec::new();
     for (name, group) in trained {
-        group.var.set(&get(&format!("{name}/value"), &group.var)?)?;
-        moments.push([get(&format!("{name}/m"), &group.var)?, get(&format!("{name}/v"), &group.var)?]);
+        let var = group.var();
+        var.set(&get(&format!("{name}/value"), var)?)?;
+        moments.push([get(&format!("{name}/m"), var)?, get(&format!("{name}/v"), var)?]);
     }
     optimizer.restore(step, moments)?;
     Ok(step)
@@ -112,7 +113,11 @@ fn settings(config: &Config) -> Result<String> {
     config.text()
 }
 
+/// What a program before this one did not know of has its default, in their settings too.
 fn check_settings(path: &Path, theirs: &str, ours: &str) -> Result<()> {
+    let theirs: Config =
+        toml::from_str(theirs).map_err(|e| file(path, format!("has settings that are none here: {e}")))?;
+    let theirs = theirs.text()?;
     let differs = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b);
     match differs {
         Some((theirs, ours)) => Err(invalid(format!(
@@ -135,4 +140,25 @@ fn sum<'a>(metadata: &HashMap<String, String>, parts: impl Iterator<Item = (&'a 
     parts.sort_unstable();
     let text: String = parts.iter().map(|(name, sum)| format!("{name} {sum:016x}\n")).collect();
     format!("{:016x}", xxh3_64(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_an_earlier_program_have_the_defaults_of_what_it_did_not_know() {
+        let (path, mut ours) = (Path::new("c"), Config::default());
+        let text = settings(&ours).expect("TOML");
+        let earlier = text.replace("fused = true\n", "");
+        assert_ne!(earlier, text);
+        check_settings(path, &earlier, &text).expect("the same run");
+        ours.adapter.fused = false;
+        let refused = |theirs: &str| {
+            let ours = settings(&ours).expect("TOML");
+            check_settings(path, theirs, &ours).expect_err("another run").to_string()
+        };
+        assert!(refused(&earlier).contains("\"fused = true\", but this one has \"fused = false\""));
+        assert!(refused(&text.replace("rank", "tier")).contains("settings that are none here"));
+    }
 }

@@ -19,7 +19,7 @@ use crate::data::{Dataset, shuffled_batches};
 use crate::error::{Error, Result, file, invalid};
 use crate::learner::{Learner, Score};
 use crate::model::Weights;
-use crate::process::cpu_seconds;
+use crate::process::{cpu_seconds, device_mib};
 use crate::progress::Progress;
 pub use log::{Log, Look, Row, read as read_log};
 use scale::LossScale;
@@ -63,6 +63,11 @@ impl Outcome {
     pub fn step_cpu_seconds(&self) -> Option<f64> {
         let all: Option<Vec<f64>> = self.rows.iter().map(|row| row.cpu_seconds).collect();
         all.filter(|all| !all.is_empty()).map(|all| crate::stats::mean(&all))
+    }
+
+    /// Most MiB in use on the GPU.
+    pub fn device_mib(&self) -> Option<u64> {
+        self.rows.iter().filter_map(|row| row.device_mib).max()
     }
 }
 
@@ -215,6 +220,9 @@ impl<'a> State<'a> {
     fn step(&mut self, step: u64, total: u64, per_epoch: u64, batch: &[usize]) -> Result<Row> {
         let (train, begin, cpu) = (&self.config.train, Instant::now(), cpu_seconds());
         let (mut gradients, loss, tokens) = self.gradients(step, batch)?;
+        // Before the host waits for a GPU again, which then gives back what these passes have freed.
+        let trained = self.learner.trained().first();
+        let device_mib = trained.and_then(|(_, group)| device_mib(group.var().device()));
         let mut gradient = gradients.norm()?;
         // An overflow of float16: the same gradients again, less magnified.
         while !gradient.is_finite() && self.scale.shrink() {
@@ -233,7 +241,7 @@ impl<'a> State<'a> {
         let epoch = (step + 1) as f64 / per_epoch as f64;
         let seconds = begin.elapsed().as_secs_f64();
         let cpu_seconds = cpu_seconds().zip(cpu).map(|(now, then)| now - then);
-        Ok(Row { step: step + 1, epoch, rate, loss, gradient, tokens, seconds, cpu_seconds })
+        Ok(Row { step: step + 1, epoch, rate, loss, gradient, tokens, seconds, cpu_seconds, device_mib })
     }
 
     /// Of a batch's mean loss; the loss and the tokens.

@@ -1,0 +1,43 @@
+//! An adapter out of candle's own ops, whose gradients are those of candle's
+//! autograd: what the fused op is compared with, and what a model pays without it.
+
+use candle_core::{Result, Tensor};
+use kron_core::{Inner, Outer};
+
+use crate::Delta;
+
+/// s·x·(A ⊗ (B·C))ᵀ, … × d_out, for x, … × d_in and in its dtype, by the reshape identity:
+///
+/// ```text
+/// T = x·Cᵀ       n·a_in × r      (x as n·a_in × c_in)
+/// U = s·A·T      n·a_out × r     (of LoRA T itself)
+/// y = U·Bᵀ       n·a_out × b_out (of a full inner factor U itself)
+/// ```
+pub(crate) fn added(delta: &Delta, x: &Tensor) -> Result<Tensor> {
+    let (shape, s) = (delta.op().shape, f64::from(delta.op().scale.get()));
+    let [a, b, c] = delta.factors().map(|range| delta.theta().narrow(0, range.start, range.len()));
+    let factor =
+        |part: Result<Tensor>, rows: usize, cols: usize| part?.reshape((rows, cols))?.to_dtype(x.dtype());
+    let (rows, width) = (x.elem_count() / shape.d_in(), shape.width());
+    let c = factor(c, width, shape.c_in())?;
+    let t = (x.reshape((rows * shape.a_in(), shape.c_in()))?.matmul(&c.t()?)? * s)?;
+    let u = match shape.outer() {
+        Outer::One => t,
+        Outer::Trained => {
+            // One product with a_in first takes two copies of T, and is faster than one a row.
+            let t = t.reshape((rows, shape.a_in(), width))?.transpose(0, 1)?.contiguous()?;
+            let u =
+                factor(a, shape.a_out(), shape.a_in())?.matmul(&t.reshape((shape.a_in(), rows * width))?)?;
+            u.reshape((shape.a_out(), rows, width))?.transpose(0, 1)?.contiguous()?
+        }
+    };
+    let y = match shape.inner() {
+        Inner::Full => u,
+        Inner::LowRank(rank) => {
+            let b = factor(b, shape.b_out(), rank)?;
+            u.reshape((rows * shape.a_out(), rank))?.matmul(&b.t()?)?
+        }
+    };
+    let outer = &x.dims()[..x.rank() - 1];
+    y.reshape([outer, &[shape.d_out()]].concat())
+}
