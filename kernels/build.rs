@@ -80,9 +80,21 @@ const TARGETS: [&str; 2] = [
     "-gencode=arch=compute_90a,code=sm_90a",
 ];
 
+/// Refuses an nvcc that is too old for the newest of [`TARGETS`].
+fn check_version(nvcc: &Path) {
+    let said = Command::new(nvcc).arg("--version").output().map(|run| run.stdout).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let release = said.split_once("release ").and_then(|(_, rest)| rest.split(',').next());
+    let major = release.and_then(|release| release.split('.').next()?.parse::<u32>().ok());
+    if let (Some(release), Some(..13)) = (release, major) {
+        stop(&format!("{} is of CUDA {release}, but the kernels need 13.0 or later", nvcc.display()));
+    }
+}
+
 /// The .cu files by nvcc; `fatbins.rs` is the array of their contents.
 fn fatbins() {
     let nvcc = find_nvcc();
+    check_version(&nvcc);
     compile(&KERNELS, "fatbin", |_| {
         let mut command = Command::new(&nvcc);
         command.args(["-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-fatbin"]).args(TARGETS);

@@ -25,7 +25,7 @@ mkdir -p "$out"
 cargo build --profile gpu --locked --message-format json-render-diagnostics \
   -p kron-kernels -p kron-tests -p kron-bench -p kron-capi \
   --features kron-kernels/cuda,kron-tests/cuda,kron-bench/cuda,kron-bench/nvtx,kron-capi/cuda \
-  --lib --bins --test gpu --test primitives --test device --bench gpu_engines --example plan |
+  --lib --bins --test gpu --test device --bench gpu_engines --example plan |
   python3 -c '
 import json, shutil, sys
 for made in map(json.loads, sys.stdin):
@@ -37,7 +37,7 @@ for made in map(json.loads, sys.stdin):
 cp crates/kron-capi/kron.h crates/kron-capi/tests/check.py "$out/"
 cp scripts/gpu_peers.py scripts/gpu_bytes.py "$out/"
 cp scripts/gpu-run.sh "$out/run.sh"
-for name in gpu primitives device kron-bench gpu_engines plan libkron_capi.so; do
+for name in gpu device kron-bench gpu_engines plan libkron_capi.so; do
   [[ -s $out/$name ]] || { echo "gpu-bundle.sh: $name was not built" >&2; exit 1; }
 done
 

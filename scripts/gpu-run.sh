@@ -44,9 +44,9 @@ needs nvidia-smi machine && step machine 60 nvidia-smi -q
 
 # Correctness first: nothing is timed that may be wrong.
 export KRON_WRITE_PRIMITIVES=$PWD/results/primitives.bin
-step primitives 300 ./primitives --nocapture bits_of_this_gpu
+step primitives 300 ./gpu --nocapture bits_of_this_gpu
 unset KRON_WRITE_PRIMITIVES
-step driver 60 ./gpu --nocapture
+step driver 60 ./gpu --nocapture --skip bits_of_this_gpu
 step conformance 1800 ./device --nocapture --test-threads 1 gpu:: --skip gpu_few --skip gpu_repeats
 step repeatability 600 ./device --nocapture --test-threads 1 gpu_repeats
 if needs python3 c-library; then
@@ -56,7 +56,7 @@ fi
 
 if needs compute-sanitizer sanitizer; then
   for tool in memcheck racecheck initcheck synccheck; do
-    step "$tool-primitives" 600 compute-sanitizer --tool "$tool" --error-exitcode 9 ./primitives bits_of_this_gpu
+    step "$tool-primitives" 600 compute-sanitizer --tool "$tool" --error-exitcode 9 ./gpu bits_of_this_gpu
     step "$tool-few-cases" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 \
       ./device --nocapture --test-threads 1 gpu_few
   done

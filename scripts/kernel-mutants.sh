@@ -34,8 +34,12 @@ dT is zero (few rows)|backward_few.cu|s/sum \*= p\.scale \* p\.keep_scale;/sum =
 dT forgets the rows of A of the turn before (few rows)|backward_few.cu|s/i0 == group\.begin \? sum/true ? sum/
 dA loses a tile of q (few rows)|backward_few.cu|s/rows \* width; e \+= 32/(q0 ? 0 : rows * width); e += 32/
 the last token is left out of dB (few rows)|backward_few.cu|s/\(i\.end - i\.begin\) \* p\.rows,/(i.end - i.begin) * p.rows - 1,/
-the last part of dT is left out (few rows)|backward_few.cu|s/p\.dt_splits - lane, lanes/p.dt_splits - 1 - lane, lanes/
-lanes do not meet over dT's parts (few rows)|backward_few.cu|s/int mask = lanes \/ 2;/int mask = lanes \/ 4;/
+the last part of a shared sum is left out (few rows)|load.cuh|s/\(splits - share\.lane \+/(splits - 1 - share.lane +/
+lanes of a warp do not meet over a sum's parts (few rows)|load.cuh|s/mask >= width;/mask > width;/
+a warp's share of a sum is left out (few rows)|load.cuh|s/for \(int at = thread; at < threads/for (int at = thread + width; at < threads/
+a narrow block of up takes its neighbour's columns|forward_mma.cu|s/p\.b_out - first < p\.cols \? p\.b_out : first \+ p\.cols/p.b_out/
+a narrow block of dy takes its neighbour's columns|backward_dy_mma.cu|s/p\.b_out - b0 < p\.cols \? p\.b_out : b0 \+ p\.cols/p.b_out/
+a narrow block of dx takes its neighbour's columns|backward_dx_mma.cu|s/p\.c_in - k0 < p\.cols \? p\.c_in : k0 \+ p\.cols/p.c_in/
 dC is stored transposed (few rows)|backward_few.cu|s/out\[q \* p\.c_in \+ k\] \+= sum/out[k * p.rank + q] += sum/
 dX's second tile of rows is the first again (few rows)|backward_few.cu|s/m0 = row - q_end/m0 = 0 * (row - q_end)/
 FAULTS

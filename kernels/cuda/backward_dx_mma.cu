@@ -6,7 +6,7 @@
 //
 // The plain loops are backward.cu's.  dT already carries s and κ.
 //
-// A block has 128 columns k and one chunk of rows m, which it walks 64 rows at
+// A block has up to 128 columns k and one chunk of rows m, which it walks 64 rows at
 // a time.  dC's sum stays in registers over the walk (a warp has 16 columns
 // and every q); for dX a warp has 32 columns and 32 rows.  Dropout zeroes X's
 // chunks by the threads that copied them, and dX by one Philox call for the 8
@@ -25,7 +25,8 @@ template <class E, int R> struct Dx {
   const KronParams &p;
   E *xs;              // X: [STAGES][ROWS][COLS], swizzled
   E *us;              // dT: [ROWS][R]
-  int k0;             // columns of this block
+  float *room;        // of each_sum: [THREADS]
+  int k0, k_end;      // columns of this block
   int64_t begin, end; // rows m of this block
   bool sums, puts;    // whether this block has a sum of dC, and dX
 
@@ -33,7 +34,7 @@ template <class E, int R> struct Dx {
     if (sums && m0 < end) {
       each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
         const int64_t m = m0 + row;
-        const bool inside = m < end && k0 + 8 * chunk < p.c_in;
+        const bool inside = m < end && k0 + 8 * chunk < k_end;
         const E *from = static_cast<const E *>(p.x);
         if (inside) from += m / p.a_in * p.x_stride + m % p.a_in * p.c_in + k0 + 8 * chunk;
         cp_async16(xs + stage * ROWS * COLS + swizzled<COLS>(row, chunk), from, inside);
@@ -45,17 +46,21 @@ template <class E, int R> struct Dx {
   KRON_DEVICE void drop(int stage, int64_t m0) const {
     each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
       const int64_t m = m0 + row;
-      if (m < end && k0 + 8 * chunk < p.c_in)
+      if (m < end && k0 + 8 * chunk < k_end)
         drop_chunk(p, xs + stage * ROWS * COLS + swizzled<COLS>(row, chunk), m / p.a_in,
                    m % p.a_in * p.c_in + k0 + 8 * chunk);
     });
   }
 
+  KRON_DEVICE E &dt_at(int e) const { return us[e / RP * pitch(RP) + e % RP]; }
+
   KRON_DEVICE void fill_dt(int64_t m0) const {
-    for (int e = threadIdx.x; e < ROWS * RP; e += THREADS) {
-      const int row = e / RP, q = e % RP;
-      us[row * pitch(RP) + q] = from_float<E>(m0 + row < end && q < R ? load_dt(p, m0 + row, q) : 0.0f);
-    }
+    const auto dt = [&](int e, Share share) {
+      return e % RP < R ? load_dt(p, m0 + e / RP, e % RP, share) : 0.0f;
+    };
+    const int count = end - m0 < ROWS ? int(end - m0) * RP : ROWS * RP;
+    each_sum(p.dc_splits > 0 ? nullptr : room, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
+    for (int e = count + threadIdx.x; e < ROWS * RP; e += THREADS) dt_at(e) = from_float<E>(0.0f);
   }
 
   /// dX of this warp: columns 32·(warp % 4) …, rows 32·(warp / 4) ….
@@ -71,7 +76,7 @@ template <class E, int R> struct Dx {
       for (int half = 0; half < 2; ++half) {
         const int64_t m = m0 + row0 + lane / 4 + 8 * half;
         at[half] = nullptr;
-        if (m >= end || k >= p.c_in) continue;
+        if (m >= end || k >= k_end) continue;
         at[half] = static_cast<E *>(p.dx) + m / p.a_in * p.dx_stride + m % p.a_in * p.c_in + k;
         if (p.accumulate) old[half] = *reinterpret_cast<const Vec4 *>(at[half]);
       }
@@ -94,7 +99,7 @@ template <class E, int R> struct Dx {
   KRON_DEVICE void run() {
     const int z = int(blockIdx.x / p.col_tiles);
     const int64_t m_end = p.rows * p.a_in;
-    k0 = int(blockIdx.x % p.col_tiles) * COLS;
+    k0 = int(blockIdx.x % p.col_tiles) * p.cols, k_end = p.c_in - k0 < p.cols ? p.c_in : k0 + p.cols;
     const bool whole = p.dc_splits == 0;
     sums = !whole || z == 0, puts = p.dx && (!whole || z > 0);
     begin = (whole && z > 0 ? z - 1 : z) * p.chunk_rows;
@@ -102,12 +107,13 @@ template <class E, int R> struct Dx {
     Shared shared;
     xs = shared.take<E>(STAGES * ROWS * COLS);
     us = shared.take<E>(ROWS * pitch(RP));
+    room = shared.take<float>(THREADS);
     KRON_UNROLL
     for (int s = 0; s < STAGES - 1; ++s) start(s, begin + s * ROWS);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
     Expand<E, R> expand; // C's 32 columns
     const int n0 = k0 + warp % 4 * 32;
-    expand.load([&](int n, int q) { return n0 + n < p.c_in ? p.c[int64_t(q) * p.c_in + n0 + n] : 0.0f; });
+    expand.load([&](int n, int q) { return n0 + n < k_end ? p.c[int64_t(q) * p.c_in + n0 + n] : 0.0f; });
     float dc[TILES][4] = {};
     int stage = 0;
     for (int64_t m0 = begin; m0 < end; m0 += ROWS) {
@@ -130,7 +136,7 @@ template <class E, int R> struct Dx {
       KRON_UNROLL
       for (int e = 0; e < 4; ++e) {
         const int k = k0 + 16 * warp + g + e / 2 * 8, q = 8 * t + h + e % 2;
-        if (k >= p.c_in || q >= R) continue;
+        if (k >= k_end || q >= R) continue;
         float *at = out + int64_t(q) * p.c_in + k;
         *at = whole ? *at + dc[t][e] : dc[t][e];
       }
@@ -140,7 +146,7 @@ template <class E, int R> struct Dx {
 
 #define KRON_DX(E, R)                                                                                                  \
   KRON_KERNEL(kron_dx_##E##_r##R, 256) {                                                                               \
-    Dx<E, R> dx = {p, nullptr, nullptr, 0, 0, 0, false, false};                                                                      \
+    Dx<E, R> dx = {p, nullptr, nullptr, nullptr, 0, 0, 0, 0, false, false};                                               \
     dx.run();                                                                                                          \
   }
 KRON_FAST(KRON_DX)

@@ -7,7 +7,7 @@
 //
 // The plain loops are backward.cu's.  dB and dA leave as bare parts; `reduce` applies s.
 //
-// A block has 128 columns b, one group of i and one chunk of tokens: it walks
+// A block has up to 128 columns b, one group of i and one chunk of tokens: it walks
 // the chunk ROWS tokens at a time and, inside, the i of its group.  V, dT and
 // dA are linear in the columns, so every block adds up its own columns' share,
 // and the shares are parts that the next kernels sum in order.  dB's sum stays
@@ -28,7 +28,8 @@ template <class E, int R> struct Dy {
   float *vs;           // V_i: [ROWS][RP]
   float *dts;          // Σ_i A_ij·V_i: [ROWS][a_in][R]
   float *das;          // dA: [WARPS][i_group][a_in]
-  int b0, i0, count;   // columns, first i and number of i of this block
+  int b0, b_end;       // columns of this block
+  int i0, count;       // first i and number of i of this block
   int64_t begin, end;  // tokens of this block
 
   KRON_DEVICE int64_t token(int64_t step) const { return begin + step / count * ROWS; }
@@ -38,7 +39,7 @@ template <class E, int R> struct Dy {
     if (token(step) < end) {
       each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
         const int64_t n = token(step) + row;
-        const bool inside = n < end && b0 + 8 * chunk < p.b_out;
+        const bool inside = n < end && b0 + 8 * chunk < b_end;
         const E *from = static_cast<const E *>(p.dy);
         if (inside) from += n * p.dy_stride + int64_t(i_of(step)) * p.b_out + b0 + 8 * chunk;
         cp_async16(ys + stage * ROWS * COLS + swizzled<COLS>(row, chunk), from, inside);
@@ -58,7 +59,7 @@ template <class E, int R> struct Dy {
   /// B's fragments for V: columns b0 + 16·k …, fragments v0 … along q.
   KRON_DEVICE void load_b(uint32_t (&b)[COLS / 16][V_TILES][2], int v0) const {
     const int lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
-    const auto at = [&](int col, int q) { return b0 + col < p.b_out && q < R ? p.b[int64_t(b0 + col) * R + q] : 0.0f; };
+    const auto at = [&](int col, int q) { return b0 + col < b_end && q < R ? p.b[int64_t(b0 + col) * R + q] : 0.0f; };
     KRON_UNROLL
     for (int k = 0; k < COLS / 16; ++k) {
       KRON_UNROLL
@@ -123,7 +124,8 @@ template <class E, int R> struct Dy {
   KRON_DEVICE void run() {
     const int col = int(blockIdx.x % p.col_tiles), rest = int(blockIdx.x / p.col_tiles);
     const int z = rest % p.row_chunks, group = rest / p.row_chunks;
-    b0 = col * COLS, i0 = group * p.i_group;
+    b0 = col * p.cols, b_end = p.b_out - b0 < p.cols ? p.b_out : b0 + p.cols;
+    i0 = group * p.i_group;
     count = p.a_out - i0 < p.i_group ? p.a_out - i0 : p.i_group;
     begin = z * p.chunk_rows, end = begin + p.chunk_rows < p.rows ? begin + p.chunk_rows : p.rows;
     Shared shared;
@@ -162,7 +164,7 @@ template <class E, int R> struct Dy {
       KRON_UNROLL
       for (int e = 0; e < 4; ++e) {
         const int row = b0 + 16 * warp + g + e / 2 * 8, q = 8 * t + h + e % 2;
-        if (row < p.b_out && q < R) out[int64_t(row) * R + q] = db[t][e];
+        if (row < b_end && q < R) out[int64_t(row) * R + q] = db[t][e];
       }
     }
     if (!p.a) return;
@@ -175,7 +177,7 @@ template <class E, int R> struct Dy {
 
 #define KRON_DY(E, R)                                                                                                  \
   KRON_KERNEL(kron_dy_##E##_r##R, 256) {                                                                               \
-    Dy<E, R> dy = {p, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0};                                     \
+    Dy<E, R> dy = {p, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, 0};                                  \
     dy.run();                                                                                                          \
   }
 KRON_FAST(KRON_DY)

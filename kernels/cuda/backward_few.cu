@@ -106,24 +106,13 @@ template <class E> KRON_DEVICE void few_dy(const KronParams &p) {
   else few_db<E>(p, block - p.dt_splits);
 }
 
-/// s[m·m_step + q·q_step] = dT[m0 + m, q0 + q], m < m_count, q < q_count.  Where the block has more threads
-/// than elements, a power of two of lanes adds up each: every lane its parts, then the lanes pairwise.
-KRON_DEVICE void fill_dt(const KronParams &p, float *s, int64_t m0, int m_count, int m_step, int q0, int q_count,
-                         int q_step) {
-  const int count = m_count * q_count;
-  int lanes = 1;
-  while (lanes < 32 && 2 * lanes * count <= TILE_THREADS) lanes *= 2;
-  const int lane = threadIdx.x % lanes;
-  const int64_t length = p.rows * p.a_in * p.rank;
-  for (int e0 = 0; e0 < count; e0 += TILE_THREADS / lanes) {
-    const int e = e0 + threadIdx.x / lanes, m = e / q_count, q = e % q_count;
-    float sum = 0;
-    if (e < count)
-      sum = load_sum(p.dt_parts + lane * length, int(ceil_div(p.dt_splits - lane, lanes)), lanes * length,
-                     (m0 + m) * p.rank + q0 + q);
-    for (int mask = lanes / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-    if (lane == 0 && e < count) s[m * m_step + q * q_step] = sum;
-  }
+/// s[m·m_step + q·q_step] = dT[m0 + m, q0 + q], m < m_count, q < q_count.
+KRON_DEVICE void fill_dt(const KronParams &p, float *room, float *s, int64_t m0, int m_count, int m_step, int q0,
+                         int q_count, int q_step) {
+  each_sum(
+      room, m_count * q_count,
+      [&](int e, Share share) { return load_dt(p, m0 + e / q_count, q0 + e % q_count, share); },
+      [&](int e, float dt) { s[e / q_count * m_step + e % q_count * q_step] = dt; });
 }
 
 /// Blocks (tile of q, tile of k) with dC, then (tile of m, tile of k) with dX.
@@ -134,10 +123,11 @@ template <class E> KRON_DEVICE void few_dx(const KronParams &p) {
   const auto tile_rows = [](int64_t left) { return left < TILE_M ? int(left) : TILE_M; };
   Shared shared;
   Tile<FEW_COLS> tile(shared);
+  float *room = shared.take<float>(TILE_THREADS);
   if (row < q_end) {
     const int count = tile_rows(p.rank - row);
     tile.template contract<ALONG_OUT>(
-        [&](int64_t m, int depth) { fill_dt(p, tile.l, m, depth, TILE_M + 1, int(row), count, 1); }, //
+        [&](int64_t m, int depth) { fill_dt(p, room, tile.l, m, depth, TILE_M + 1, int(row), count, 1); }, //
         k0, p.c_in, 0, m_end, [&](int64_t k, int64_t m) { return load_x<E>(p, m, int(k)); });
     float *out = p.grad + ab_len(p);
     tile.each(row, p.rank, k0, p.c_in, [&](int64_t q, int64_t k, float sum) { out[q * p.c_in + k] += sum; });
@@ -145,7 +135,7 @@ template <class E> KRON_DEVICE void few_dx(const KronParams &p) {
     const int64_t m0 = row - q_end;
     const int count = tile_rows(m_end - m0);
     tile.template contract<ALONG_OUT>(
-        [&](int64_t q, int depth) { fill_dt(p, tile.l, m0, count, 1, int(q), depth, TILE_M + 1); }, //
+        [&](int64_t q, int depth) { fill_dt(p, room, tile.l, m0, count, 1, int(q), depth, TILE_M + 1); }, //
         k0, p.c_in, 0, p.rank, [&](int64_t k, int64_t q) { return p.c[q * p.c_in + k]; });
     put_dx<E>(p, tile, m0, k0);
   }

@@ -26,26 +26,31 @@ template <class E, int TN> KRON_DEVICE void down(const KronParams &p) {
   tile.each(m0, m_end, n0, p.rank, [&](int64_t m, int64_t q, float sum) { out[m * p.rank + q] = p.keep_scale * sum; });
 }
 
-/// Block (tile of tokens, i, tile of b).
+/// Block (tile of tokens, i, tile of b); with few tokens a tile has fewer columns, and the threads share U's sums.
 template <class E> KRON_DEVICE void up(const KronParams &p) {
   constexpr int TN = 64;
-  const int tiles = int(ceil_div(p.b_out, TN)), col = int(blockIdx.x % p.col_tiles);
-  const int i = col / tiles;
-  const int64_t b0 = int64_t(col % tiles) * TN, m0 = int64_t(blockIdx.x / p.col_tiles) * TILE_M;
-  const RankRange q(p, b0, TN);
+  const int tiles = int(ceil_div(p.b_out, p.cols)), col = int(blockIdx.x % p.col_tiles), i = col / tiles;
+  const int64_t b0 = int64_t(col % tiles) * p.cols, b_end = p.b_out - b0 < p.cols ? p.b_out : b0 + p.cols;
+  const int64_t m0 = int64_t(blockIdx.x / p.col_tiles) * TILE_M;
+  const int tokens = p.rows - m0 < TILE_M ? int(p.rows - m0) : TILE_M;
+  const RankRange q(p, b0, int(b_end - b0));
   Shared shared;
   Tile<TN> tile(shared);
-  tile.template contract<ALONG_K, ALONG_K>(
-      m0, p.rows, b0, p.b_out, q.begin, q.end, [&](int64_t n, int64_t q) { return load_u(p, n, i, int(q)); },
-      [&](int64_t b, int64_t q) { return load_b(p, b, int(q)); });
-  tile.each(m0, p.rows, b0, p.b_out, [&](int64_t n, int64_t b, float sum) {
+  float *room = shared.take<float>(2 * TILE_THREADS);
+  const bool few = p.rows <= TILE_M;
+  const auto fill = [&](int64_t k, int depth) {
+    const auto u = [&](int64_t n, int64_t q) { return load_u(p, n, i, int(q)); };
+    if (!few) return Tile<TN>::template stage<TILE_M, ALONG_K>(tile.l, m0, p.rows, k, q.end, u);
+    each_sum(
+        room, tokens * depth, [&](int e, Share share) { return load_u(p, e / depth, i, int(k) + e % depth, share); },
+        [&](int e, float u) { tile.l[e % depth * (TILE_M + 1) + e / depth] = u; });
+  };
+  tile.template contract<ALONG_K>(fill, b0, b_end, q.begin, q.end,
+                                  [&](int64_t b, int64_t q) { return load_b(p, b, int(q)); });
+  tile.each(m0, p.rows, b0, b_end, [&](int64_t n, int64_t b, float sum) {
     put(static_cast<E *>(p.y) + n * p.y_stride + int64_t(i) * p.b_out + b, p.scale * sum, p.accumulate);
   });
-  if (p.t_splits > 1 && col == 0) {
-    const int64_t row = int64_t(p.a_in) * p.rank, end = m0 + TILE_M < p.rows ? m0 + TILE_M : p.rows;
-    for (int64_t at = m0 * row + threadIdx.x; at < end * row; at += TILE_THREADS)
-      p.t[at] = load_sum(p.t_parts, p.t_splits, p.rows * row, at);
-  }
+  if (p.t_splits > 1 && col == 0) put_t(p, few ? room + TILE_THREADS : nullptr, m0, tokens);
 }
 
 #define KRON_FORWARD(E)                                                                                                \

@@ -12,7 +12,9 @@
 //   barrier that shows it to the others: one Philox call for 8 elements.
 // up: a warp has 32 columns of one block i and 64 tokens, in four steps of 16.
 //   B's fragments live in registers, U in shared memory, Y is read and written
-//   in 16-byte pieces; the reads are under way before U is computed.
+//   in 16-byte pieces; the reads are under way before U is computed.  With few
+//   tokens a block has fewer columns than its warps could take, so that there
+//   are more blocks: all of its threads add up T's parts.
 #include "mma.cuh"
 
 template <class E, int R> struct Down {
@@ -106,11 +108,12 @@ template <class E, int R> struct Down {
 };
 
 template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
-  constexpr int ROWS = 64, WARP_COLS = 32, WARPS = 8;
+  constexpr int THREADS = 256, ROWS = 64, WARP_COLS = 32;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int tiles = (p.b_out + WARP_COLS * WARPS - 1) / (WARP_COLS * WARPS);
-  const int col = int(blockIdx.x % p.col_tiles), i = col / tiles;
-  const int b0 = (col % tiles * WARPS + warp) * WARP_COLS; // of this warp
+  const int tiles = (p.b_out + p.cols - 1) / p.cols;
+  const int col = int(blockIdx.x % p.col_tiles), i = col / tiles, first = col % tiles * p.cols;
+  const int b_end = p.b_out - first < p.cols ? p.b_out : first + p.cols; // of this block
+  const int b0 = first + warp * WARP_COLS;                               // of this warp
   const int64_t n0 = int64_t(blockIdx.x / p.col_tiles) * ROWS;
 
   // This thread's 16-byte pieces of Y: rows lane / 4 + 8·piece, 8 columns.
@@ -118,7 +121,7 @@ template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
   E *y = static_cast<E *>(p.y) + int64_t(i) * p.b_out + b;
   const auto row = [&](int piece) { return n0 + lane / 4 + 8 * piece; };
   Vec4 old[ROWS / 8] = {};
-  if (p.accumulate && b < p.b_out) {
+  if (p.accumulate && b < b_end) {
     KRON_UNROLL
     for (int piece = 0; piece < ROWS / 8; ++piece)
       if (row(piece) < p.rows) old[piece] = *reinterpret_cast<const Vec4 *>(y + row(piece) * p.y_stride);
@@ -126,19 +129,23 @@ template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
 
   Shared shared;
   E *us = shared.take<E>(ROWS * pitch(padded(R))); // U_i: [ROWS][R]
-  for (int e = threadIdx.x; e < ROWS * padded(R); e += blockDim.x) {
-    const int q = e % padded(R);
-    const int64_t n = n0 + e / padded(R);
-    us[e / padded(R) * pitch(padded(R)) + q] = from_float<E>(n < p.rows && q < R ? load_u(p, n, i, q) : 0.0f);
-  }
-  if (p.t_splits > 1 && col == 0) {
-    const int64_t width = int64_t(p.a_in) * R, end = n0 + ROWS < p.rows ? n0 + ROWS : p.rows;
-    for (int64_t at = n0 * width + threadIdx.x; at < end * width; at += blockDim.x)
-      p.t[at] = load_sum(p.t_parts, p.t_splits, p.rows * width, at);
-  }
+  float *room = shared.take<float>(2 * THREADS);
+  const bool few = p.rows <= ROWS;
+  const int tokens = p.rows - n0 < ROWS ? int(p.rows - n0) : ROWS;
+  const auto u_at = [&](int e) -> E & { return us[e / padded(R) * pitch(padded(R)) + e % padded(R)]; };
+  each_sum(
+      few ? room : nullptr, tokens * padded(R),
+      [&](int e, Share share) {
+        const int q = e % padded(R);
+        return q < R ? load_u(p, n0 + e / padded(R), i, q, share) : 0.0f;
+      },
+      [&](int e, float u) { u_at(e) = from_float<E>(u); });
+  for (int e = tokens * padded(R) + threadIdx.x; e < ROWS * padded(R); e += blockDim.x) u_at(e) = from_float<E>(0.0f);
+  if (p.t_splits > 1 && col == 0) put_t(p, few ? room + THREADS : nullptr, n0, tokens);
   Expand<E, R> expand; // B's 32 columns
-  expand.load([&](int n, int q) { return b0 + n < p.b_out ? p.b[int64_t(b0 + n) * R + q] : 0.0f; });
+  expand.load([&](int n, int q) { return b0 + n < b_end ? p.b[int64_t(b0 + n) * R + q] : 0.0f; });
   __syncthreads();
+  if (b0 >= b_end) return; // this warp has only helped with U
   KRON_UNROLL
   for (int step = 0; step < ROWS / 16; ++step) {
     float out[2][8];
@@ -148,7 +155,7 @@ template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
       const int piece = 2 * step + half;
       KRON_UNROLL
       for (int c = 0; c < 8; ++c) out[half][c] *= p.scale;
-      if (b < p.b_out && row(piece) < p.rows) put8<E>(y + row(piece) * p.y_stride, old[piece], out[half], p.accumulate);
+      if (b < b_end && row(piece) < p.rows) put8<E>(y + row(piece) * p.y_stride, old[piece], out[half], p.accumulate);
     }
   }
 }

@@ -29,22 +29,73 @@ KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64
   return sum;
 }
 
-/// T[token, j, q], from its parts while `down` has left it in parts.
-KRON_DEVICE float load_t(const KronParams &p, int64_t token, int j, int q) {
-  const int64_t at = (token * p.a_in + j) * p.rank + q;
-  return p.t_splits > 1 ? load_sum(p.t_parts, p.t_splits, p.rows * p.a_in * p.rank, at) : p.t[at];
+/// One of the lanes that share a sum: it has the parts lane, lane + lanes, ….
+struct Share {
+  int lane, lanes;
+};
+
+/// What a share adds to element `at`.
+KRON_DEVICE float load_sum(const float *parts, int splits, int64_t length, int64_t at, Share share) {
+  if (share.lanes > 1) {
+    parts += share.lane * length;
+    splits = (splits - share.lane + share.lanes - 1) / share.lanes;
+    length *= share.lanes;
+  }
+  return load_sum(parts, splits, length, at);
 }
 
-/// U[token, i, q] = Σ_j A_ij·T[token, j, q].
-KRON_DEVICE float load_u(const KronParams &p, int64_t token, int i, int q) {
+/// put(e, Σ over the shares of sum(e, share)) for e < count, by the whole block.  Neighbouring threads have
+/// neighbouring elements.  Where `room` has a number for each thread and there are more threads than elements,
+/// several share one: each adds up its parts, those of a warp meet pairwise, and the warps' sums are added in
+/// order, which takes a barrier.  The next use of `room` has to be behind another.
+template <class Int, class Sum, class Put> KRON_DEVICE void each_sum(float *room, Int count, Sum sum, Put put) {
+  const int threads = int(blockDim.x), thread = int(threadIdx.x);
+  int width = threads; // elements side by side: the least power of two that holds all
+  if (room && 2 * count <= threads)
+    for (width = 1; width < count;) width *= 2;
+  const Share share = {thread / width, threads / width};
+  float value = 0;
+  for (Int e = thread % width; e < count && share.lane < share.lanes; e += threads) {
+    value = sum(e, share);
+    if (share.lanes == 1) put(e, value);
+  }
+  if (share.lanes == 1) return;
+  for (int mask = 16; mask >= width; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+  const int step = width < 32 ? 32 : width;
+  if (thread % step < width) room[thread / step * width + thread % width] = value;
+  __syncthreads(); // every warp's sums have been written
+  if (thread >= count) return;
+  value = 0;
+  for (int at = thread; at < threads / step * width; at += width) value += room[at];
+  put(Int(thread), value);
+}
+
+/// A share of T[token, j, q], which has one part but while `down` has left more.
+KRON_DEVICE float load_t(const KronParams &p, int64_t token, int j, int q, Share share) {
+  const int64_t at = (token * p.a_in + j) * p.rank + q;
+  if (p.t_splits > 1) return load_sum(p.t_parts, p.t_splits, p.rows * p.a_in * p.rank, at, share);
+  return share.lane == 0 ? p.t[at] : 0.0f;
+}
+
+/// A share of U[token, i, q] = Σ_j A_ij·T[token, j, q].
+KRON_DEVICE float load_u(const KronParams &p, int64_t token, int i, int q, Share share = {0, 1}) {
   float u = 0;
-  for (int j = 0; j < p.a_in; ++j) u += load_a(p, i, j) * load_t(p, token, j, q);
+  for (int j = 0; j < p.a_in; ++j) u += load_a(p, i, j) * load_t(p, token, j, q, share);
   return u;
 }
 
-/// dT[m, q], m = (token, j): the sum of its parts.
-KRON_DEVICE float load_dt(const KronParams &p, int64_t m, int q) {
-  return load_sum(p.dt_parts, p.dt_splits, p.rows * p.a_in * p.rank, m * p.rank + q);
+/// Sums T's parts into T for the tokens n0 … n0 + tokens − 1.
+KRON_DEVICE void put_t(const KronParams &p, float *room, int64_t n0, int tokens) {
+  const int64_t width = int64_t(p.a_in) * p.rank;
+  each_sum(
+      room, tokens * width,
+      [&](int64_t e, Share share) { return load_sum(p.t_parts, p.t_splits, p.rows * width, n0 * width + e, share); },
+      [&](int64_t e, float t) { p.t[n0 * width + e] = t; });
+}
+
+/// A share of dT[m, q], m = (token, j).
+KRON_DEVICE float load_dt(const KronParams &p, int64_t m, int q, Share share = {0, 1}) {
+  return load_sum(p.dt_parts, p.dt_splits, p.rows * p.a_in * p.rank, m * p.rank + q, share);
 }
 
 /// Elements of [dA | dB] in θ.

@@ -23,7 +23,7 @@ typedef struct KronParams {
   void *w;        /* w_rows × d_in, rows first_row… of the layer's weight */
   int64_t x_stride, dy_stride, y_stride, dx_stride, w_stride;
 
-  /* Float32 buffers.  A "part" is one term of a sum that is taken in the order of its index. */
+  /* Float32 buffers.  A "part" is one term of a sum that is taken in an order which the plan fixes. */
   float *t;        /* T, rows × a_in × rank */
   float *t_parts;  /* t_splits × rows × a_in × rank */
   float *v;        /* V = dY·B, rows × a_out × rank */
@@ -43,9 +43,8 @@ typedef struct KronParams {
   /* s, and dropout: an element whose 16 random bits are below `threshold` is
    * dropped, the others are multiplied by κ = 1 / (1 − p). */
   float scale, keep_scale;
-  uint32_t threshold;
-  uint32_t pad;
   uint64_t seed, offset;
+  uint32_t threshold;
 
   /* The plan's cuts. */
   int32_t t_splits;   /* slices of c_in in `down` */
@@ -53,6 +52,7 @@ typedef struct KronParams {
   int32_t dt_splits;  /* parts of dT */
   int32_t da_splits, db_splits, dc_splits;
   int32_t col_tiles;  /* column tiles: the fast index of a linear grid */
+  int32_t cols;       /* columns of a tile in `up`, and on tensor cores in `dy` and `dx` */
   int32_t row_chunks; /* chunks of tokens in a sum over tokens */
   int64_t chunk_rows; /* tokens of one chunk */
   int32_t i_groups;   /* groups of A's rows in the backward pass over dY */

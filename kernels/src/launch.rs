@@ -226,6 +226,7 @@ fn run(
     let _range = Range::of(problem);
     for step in &plan.steps {
         p.col_tiles = step.col_tiles as i32;
+        p.cols = step.cols as i32;
         p.row_chunks = step.row_chunks as i32;
         p.chunk_rows = step.chunk_rows as i64;
         // SAFETY: the slices came from `DeviceSlice::from_raw`, whose maker

@@ -22,6 +22,7 @@ mod driver;
 #[allow(unsafe_code)]
 mod emulated;
 mod error;
+mod few;
 #[allow(unsafe_code)]
 mod launch;
 #[cfg(feature = "cuda")]

@@ -35,10 +35,9 @@ pub struct KronParams {
     pub accumulate: i32,
     pub scale: f32,
     pub keep_scale: f32,
-    pub threshold: u32,
-    pub pad: u32,
     pub seed: u64,
     pub offset: u64,
+    pub threshold: u32,
     pub t_splits: i32,
     pub t_slice: i32,
     pub dt_splits: i32,
@@ -46,6 +45,7 @@ pub struct KronParams {
     pub db_splits: i32,
     pub dc_splits: i32,
     pub col_tiles: i32,
+    pub cols: i32,
     pub row_chunks: i32,
     pub chunk_rows: i64,
     pub i_groups: i32,
@@ -136,38 +136,38 @@ const _: () = {
         "Offset of field: KronParams::keep_scale",
     ][::std::mem::offset_of!(KronParams, keep_scale) - 220usize];
     [
-        "Offset of field: KronParams::threshold",
-    ][::std::mem::offset_of!(KronParams, threshold) - 224usize];
-    [
-        "Offset of field: KronParams::pad",
-    ][::std::mem::offset_of!(KronParams, pad) - 228usize];
-    [
         "Offset of field: KronParams::seed",
-    ][::std::mem::offset_of!(KronParams, seed) - 232usize];
+    ][::std::mem::offset_of!(KronParams, seed) - 224usize];
     [
         "Offset of field: KronParams::offset",
-    ][::std::mem::offset_of!(KronParams, offset) - 240usize];
+    ][::std::mem::offset_of!(KronParams, offset) - 232usize];
+    [
+        "Offset of field: KronParams::threshold",
+    ][::std::mem::offset_of!(KronParams, threshold) - 240usize];
     [
         "Offset of field: KronParams::t_splits",
-    ][::std::mem::offset_of!(KronParams, t_splits) - 248usize];
+    ][::std::mem::offset_of!(KronParams, t_splits) - 244usize];
     [
         "Offset of field: KronParams::t_slice",
-    ][::std::mem::offset_of!(KronParams, t_slice) - 252usize];
+    ][::std::mem::offset_of!(KronParams, t_slice) - 248usize];
     [
         "Offset of field: KronParams::dt_splits",
-    ][::std::mem::offset_of!(KronParams, dt_splits) - 256usize];
+    ][::std::mem::offset_of!(KronParams, dt_splits) - 252usize];
     [
         "Offset of field: KronParams::da_splits",
-    ][::std::mem::offset_of!(KronParams, da_splits) - 260usize];
+    ][::std::mem::offset_of!(KronParams, da_splits) - 256usize];
     [
         "Offset of field: KronParams::db_splits",
-    ][::std::mem::offset_of!(KronParams, db_splits) - 264usize];
+    ][::std::mem::offset_of!(KronParams, db_splits) - 260usize];
     [
         "Offset of field: KronParams::dc_splits",
-    ][::std::mem::offset_of!(KronParams, dc_splits) - 268usize];
+    ][::std::mem::offset_of!(KronParams, dc_splits) - 264usize];
     [
         "Offset of field: KronParams::col_tiles",
-    ][::std::mem::offset_of!(KronParams, col_tiles) - 272usize];
+    ][::std::mem::offset_of!(KronParams, col_tiles) - 268usize];
+    [
+        "Offset of field: KronParams::cols",
+    ][::std::mem::offset_of!(KronParams, cols) - 272usize];
     [
         "Offset of field: KronParams::row_chunks",
     ][::std::mem::offset_of!(KronParams, row_chunks) - 276usize];

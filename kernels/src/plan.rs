@@ -26,6 +26,8 @@ pub struct Step {
     pub shared: u32,
     /// Column tiles: the fast index of the grid.
     pub col_tiles: u32,
+    /// Columns of a tile; 0 where there are no column tiles.
+    pub cols: u32,
     /// Chunks of a sum over tokens.
     pub row_chunks: u32,
     /// Rows of a chunk.
@@ -123,11 +125,11 @@ impl fmt::Display for Plan {
     /// One line a launch, then how sums are cut, then scratch and bytes.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for s in &self.steps {
-            writeln!(
-                out,
-                "{:<22} grid {:>6} block {:>3} shared {:>6}, {} column tiles, {} chunks of {} rows",
-                s.kernel, s.grid, s.block, s.shared, s.col_tiles, s.row_chunks, s.chunk_rows
-            )?;
+            write!(out, "{:<22} grid {:>6} block {:>3} shared {:>6}, ", s.kernel, s.grid, s.block, s.shared)?;
+            if s.cols > 0 {
+                write!(out, "{} column tiles of {}, ", s.col_tiles, s.cols)?;
+            }
+            writeln!(out, "{} chunks of {} rows", s.row_chunks, s.chunk_rows)?;
         }
         writeln!(
             out,

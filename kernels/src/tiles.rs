@@ -4,17 +4,18 @@
 
 /// Tokens, or rows m = (token, j), of a block; every kernel but `dy` at high rank.
 pub const ROWS: usize = 64;
-/// Tokens up to which a backward call has two launches.
+/// Tokens up to which a call is cut for latency: two launches, and as many blocks as pay.
 pub const FEW_ROWS: usize = 64;
 /// Threads of the general tile.
 pub const GENERAL_THREADS: u32 = 256;
 /// Ranks with a tensor-core kernel.
 pub const FAST_RANKS: [usize; 6] = [4, 8, 16, 32, 64, 128];
 /// Shared memory that every supported GPU grants a block (sm_86, 89, 120), so
-/// that plans, and with them the bits of a result, do not depend on the GPU.
+/// that plans, and with them the order of every sum, do not depend on the GPU.
 pub const SHARED_LIMIT: usize = 99 << 10;
 
-const DEPTH: usize = 32; // k of a step of the general tile
+/// Terms of a sum in one step of the general tile.
+pub const DEPTH: usize = 32;
 
 /// Columns of the general tile: narrow ones waste less at low rank.
 pub const fn general_cols(rank: usize) -> usize {
@@ -26,6 +27,14 @@ pub const fn general_shared(cols: usize) -> usize {
     align(DEPTH * (ROWS + 1) * 4) + align(DEPTH * (cols + 1) * 4)
 }
 
+/// Bytes of `up` on the general tile: its operands, and room for its sums and T's.
+pub const fn general_up_shared() -> usize {
+    general_shared(64) + 2 * ROOM
+}
+
+/// Bytes in which a block's threads add up a sum's parts: a number each of 256.
+const ROOM: usize = 4 * GENERAL_THREADS as usize;
+
 /// Bytes of `merge`: the general tile's, and the tile of sums that is stored from.
 pub const fn merge_shared() -> usize {
     general_shared(64) + ROWS * 64 * 4
@@ -36,20 +45,13 @@ pub mod few {
     use super::{ROWS, general_shared};
     /// Columns of a tile: q in `dy`, k in `dx`.
     pub const COLS: usize = 32;
-    /// Terms of a sum in one step of the general tile.
-    pub const DEPTH: usize = super::DEPTH;
     /// `dy`: the general tile's operands, and V.
     pub const fn dy_shared() -> usize {
         general_shared(COLS) + ROWS * COLS * 4
     }
-
-    /// Parts of dT that cost least, by a model of two terms in clock cycles: a block of `dy` makes a
-    /// step for every 32 columns of dY in its part, and a block of `dx` loads every part's `numbers`.
-    pub fn parts_of_dt(columns: usize, numbers: usize) -> usize {
-        const STEP: usize = 2048; // 64 × 32 × 32 products of 256 threads, and the loads before them
-        const LATENCY: usize = 15; // of a part: one of L2's, shared by sixteen loads in flight
-        const LOADED: usize = 16; // numbers that a block takes from L2 in a cycle
-        (STEP * columns.div_ceil(DEPTH) / (LATENCY + numbers / LOADED)).isqrt()
+    /// `dx`: the general tile's operands, and room for dT's sums.
+    pub const fn dx_shared() -> usize {
+        general_shared(COLS) + super::ROOM
     }
 }
 
@@ -87,14 +89,14 @@ pub mod down {
 
 /// `up`: a warp has 32 columns of one block i.
 pub mod up {
-    use super::{ROWS, padded, pitch};
+    use super::{ROOM, ROWS, padded, pitch};
     /// Columns of a warp.
     pub const WARP_COLS: usize = 32;
     /// Warps of a block.
     pub const WARPS: usize = 8;
-    /// U in 16-bit numbers.
+    /// U in 16-bit numbers, and room for its sums and T's.
     pub const fn shared(rank: usize) -> usize {
-        ROWS * pitch(padded(rank))
+        ROWS * pitch(padded(rank)) + 2 * ROOM
     }
 }
 
@@ -124,16 +126,16 @@ pub mod dy {
 
 /// `dx`, the backward pass over X.
 pub mod dx {
-    use super::{ROWS, padded, pitch};
+    use super::{ROOM, ROWS, padded, pitch};
     /// Eight warps.
     pub const THREADS: u32 = 256;
     /// Columns of X in one stage.
     pub const COLS: usize = 128;
     /// Stages of the cp.async pipeline.
     pub const STAGES: usize = 3;
-    /// X's stages and dT in 16-bit numbers.
+    /// X's stages and dT in 16-bit numbers, and room for dT's sums.
     pub const fn shared(rank: usize) -> usize {
-        STAGES * ROWS * COLS * 2 + ROWS * pitch(padded(rank))
+        STAGES * ROWS * COLS * 2 + ROWS * pitch(padded(rank)) + ROOM
     }
 }
 

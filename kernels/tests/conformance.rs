@@ -33,10 +33,10 @@ fn pct_with_random_copies() {
             let on = Emulated::with(Schedule::Pct, Async::Coin, seed + 10 * i as u64);
             check::<bf16>(case, &Emulated { blocks: if seed == 1 { 264 } else { 1 }, ..on });
         }
-        check::<f32>(case, &Emulated::with(Schedule::Pct, Async::Coin, 7 + i as u64));
         for (seed, blocks) in [(4, 264), (5, 1)] {
-            let on = Emulated::with(Schedule::Pct, Async::Coin, seed + 10 * i as u64);
-            check::<f16>(case, &Emulated { blocks, ..on });
+            let on = |seed| Emulated::with(Schedule::Pct, Async::Coin, seed + 10 * i as u64);
+            check::<f16>(case, &Emulated { blocks, ..on(seed) });
+            check::<f32>(case, &Emulated { blocks, ..on(seed + 2) });
         }
     }
 }

@@ -1,16 +1,18 @@
-//! What the driver's side promises: of a missing device on any machine, of graphs where there is one.
+//! What the driver's side promises: of a missing device on any machine, of graphs and primitives where there is one.
 #![cfg(feature = "cuda")]
 
 mod common;
 #[path = "../../tests/src/say.rs"]
 mod say;
 
+use common::primitives::{PRIMITIVES, input, same_as, step};
 use common::{Float, SCALE, random};
 use cudarc::driver::sys;
 use half::bf16;
+use kron_kernels::params::KronParams;
 use kron_kernels::{
-    Backward, DeviceVec, Error, Factors, Forward, Gpu, Pass, Rows, RowsMut, StreamHandle, backward, forward,
-    workspace_len,
+    Backward, DeviceVec, Error, Factors, Forward, Gpu, Launcher, Pass, Rows, RowsMut, StreamHandle, backward,
+    forward, workspace_len,
 };
 use say::say;
 
@@ -138,4 +140,36 @@ fn calls_are_captured_in_a_graph() {
         called.1.queue(&gpu, handle).expect("a call");
         assert!(bits(&captured) != before && bits(&captured) == bits(&called), "replay {replay}");
     }
+}
+
+/// That this GPU's primitives agree with the emulator's; writes them where `KRON_WRITE_PRIMITIVES` says.
+#[test]
+fn bits_of_this_gpu() {
+    let gpu = match Gpu::new(0) {
+        Ok(gpu) => gpu,
+        Err(e) => return say(format_args!("skipped: {e}")),
+    };
+    let on_gpu = |index: usize| {
+        let (name, words_in, words_out, kind) = PRIMITIVES[index];
+        let floats: Vec<f32> = input(index as u32, words_in, kind).into_iter().map(f32::from_bits).collect();
+        let x = gpu.upload(&floats).expect("a little memory");
+        let mut y = gpu.upload(&vec![0f32; 32 * words_out]).expect("a little memory");
+        let params = KronParams {
+            x: x.slice().pointer() as _,
+            y: y.slice_mut().pointer() as _,
+            ..KronParams::default()
+        };
+        // SAFETY: a primitive reads its words of x and writes its words of y, and no more.
+        unsafe { gpu.launch(&step(index), &params, StreamHandle::DEFAULT) }
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut out = vec![0f32; 32 * words_out];
+        y.read(&mut out).unwrap_or_else(|e| panic!("{name}: {e}"));
+        out.into_iter().map(f32::to_bits)
+    };
+    let words: Vec<u32> = (0..PRIMITIVES.len()).flat_map(on_gpu).collect();
+    if let Some(path) = std::env::var_os("KRON_WRITE_PRIMITIVES") {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        std::fs::write(&path, bytes).expect("the golden file can be written");
+    }
+    same_as(words.into_iter());
 }

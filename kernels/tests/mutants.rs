@@ -117,3 +117,59 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
     assert!(unnoticed.is_empty(), "of {} kernels: {unnoticed:?}", cases.len());
     assert!(kernels.into_iter().eq(cases.into_keys()), "a kernel of bf16 that the suite does not run");
 }
+
+/// A factor among a launch's parameters.
+type Field = fn(&mut KronParams) -> &mut *const f32;
+
+/// Gives one kernel a factor whose indices are swapped.
+struct Swapped<'a> {
+    kernel: &'a str,
+    /// The factor's rows and columns.
+    dims: (usize, usize),
+    factor: Field,
+    on: Emulated,
+}
+
+impl Launcher for Swapped<'_> {
+    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
+        let (mut params, (rows, cols), mut swapped) = (*params, self.dims, Vec::new());
+        let pointer = (self.factor)(&mut params);
+        if step.kernel.as_str() == self.kernel {
+            // SAFETY: the factor has rows·cols numbers, for θ was checked against the problem.
+            let factor = unsafe { std::slice::from_raw_parts(*pointer, rows * cols) };
+            swapped.extend((0..rows * cols).map(|at| factor[at % rows * cols + at / rows]));
+            *pointer = swapped.as_ptr();
+        }
+        // SAFETY: the caller's promise about the pointers in `params`, and `swapped` outlives the launch, which
+        // the emulator has run when it returns.
+        unsafe { self.on.launch(step, &params, stream) }
+    }
+}
+
+#[test]
+fn the_oracle_notices_swapped_indices_of_every_factor() {
+    let named = |why: &str| CASES.into_iter().find(|case| case.why == why).expect("in the suite");
+    let fast =
+        (named("five tokens on tensor cores"), ["down_bf16_r8", "up_bf16_r8", "dy_bf16_r8", "dx_bf16_r8"]);
+    let general = (named("odd everything"), ["down_bf16_t16", "up_bf16_t64", "dy_bf16_t32", "dx_bf16_t32"]);
+    std::panic::set_hook(Box::new(|_| {})); // what follows is meant to panic
+    let mut unnoticed = Vec::new();
+    for (case, [down, up, dy, dx]) in [fast, general] {
+        let ([a_out, a_in, b_out, c_in, rank], merge) = (case.sizes, "merge_bf16_t64");
+        let factors: [(_, _, Field, _); 3] = [
+            ("A", (a_out, a_in), |p| &mut p.a, [up, dy, merge]),
+            ("B", (b_out, rank), |p| &mut p.b, [up, dy, merge]),
+            ("C", (rank, c_in), |p| &mut p.c, [down, dx, merge]),
+        ];
+        for (name, dims, factor, kernels) in factors {
+            for kernel in kernels.map(|kernel| format!("kron_{kernel}")) {
+                let on = Swapped { kernel: &kernel, dims, factor, on: Emulated::new() };
+                if catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &on))).is_ok() {
+                    unnoticed.push(format!("{name} in {kernel}, {}", case.why));
+                }
+            }
+        }
+    }
+    drop(std::panic::take_hook());
+    assert!(unnoticed.is_empty(), "{unnoticed:#?}");
+}

@@ -70,26 +70,69 @@ proptest! {
     }
 }
 
-/// Every dtype, alignment, rank and size: a call of few rows is two launches, and on the general tile, where
-/// the kernels cut `total` into `parts` ranges of ⌈total / parts⌉, none of the ranges is empty.
+/// Every dtype, alignment, rank and size: a call of few rows is two launches whose tiles and parts cover all
+/// columns and rows, none of them for nothing; the scratch is what the caller was told to bring.
 #[test]
 fn few_rows_are_two_launches_in_each_direction() {
-    let problem = (factors(), any::<bool>(), 1..=FEW_ROWS, any::<bool>(), 1..=BLOCKS);
+    let problem = (factors(), any::<bool>(), 1..=FEW_ROWS, any::<bool>(), 0..=BLOCKS);
     let test = |(factors, aligned, rows, dx, blocks): (Factors, _, _, _, usize)| {
         for dtype in Dtype::ALL {
             for pass in [Pass::Forward, Pass::Backward { dx }] {
                 let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned };
                 let plan = Plan::aimed_at(blocks, &problem).expect("a legal problem");
                 prop_assert_eq!(plan.steps.len(), 2, "{:?}: {}", problem, plan);
-                if plan.steps[0].kernel.ends_with("t32") {
-                    prop_assert!(plan.dt.count <= blocks && plan.dc.count == 0, "{:?}: {}", problem, plan);
+                prop_assert!(
+                    plan.workspace <= workspace_len(factors, pass, rows).expect("legal"),
+                    "{}",
+                    plan
+                );
+                let (fast, [first, second]) =
+                    (plan.steps[0].kernel.contains("_r"), [0, 1].map(|i| plan.steps[i]));
+                let covers = |total: usize, parts: usize, each: usize| {
+                    (parts - 1) * each < total && total <= parts * each
+                };
+                if pass == Pass::Forward {
+                    prop_assert!(
+                        covers(factors.c_in(), plan.t.count, plan.t_slice),
+                        "{:?}: {}",
+                        problem,
+                        plan
+                    );
+                    let tiles = second.col_tiles as usize / factors.a_out();
+                    prop_assert!(
+                        covers(factors.b_out(), tiles, second.cols as usize),
+                        "{:?}: {}",
+                        problem,
+                        plan
+                    );
+                    let widest = if fast { 256 } else { 64 };
+                    prop_assert!(second.cols.is_multiple_of(32) && second.cols <= widest, "{}", plan);
+                } else if fast {
+                    for (step, total, unit) in [(first, factors.b_out(), 16), (second, factors.c_in(), 32)] {
+                        let (tiles, cols) = (step.col_tiles as usize, step.cols as usize);
+                        prop_assert!(covers(total, tiles, cols), "{:?}: {}", problem, plan);
+                        prop_assert!(cols.is_multiple_of(unit) && cols <= 128, "{:?}: {}", problem, plan);
+                    }
+                    prop_assert!(
+                        covers(factors.a_out(), plan.i_groups, plan.i_group),
+                        "{:?}: {}",
+                        problem,
+                        plan
+                    );
+                    prop_assert_eq!(plan.dt.count, plan.i_groups * first.col_tiles as usize);
+                } else {
+                    prop_assert!(
+                        plan.dt.count <= blocks.max(1) && plan.dc.count == 0,
+                        "{:?}: {}",
+                        problem,
+                        plan
+                    );
                     prop_assert!(plan.dt.count.is_multiple_of(plan.i_groups), "{}", plan);
                     let slices = (factors.b_out(), plan.dt.count / plan.i_groups);
                     let groups = [plan.i_groups, plan.db.count.max(1)].map(|n| (factors.a_out(), n));
                     for (total, parts) in groups.into_iter().chain([slices]) {
                         prop_assert!((parts - 1) * total.div_ceil(parts) < total, "{:?}: {}", problem, plan);
                     }
-                    prop_assert!(plan.workspace <= workspace_len(factors, pass, rows).expect("legal"));
                 }
             }
         }
@@ -119,9 +162,9 @@ fn a_plan_prints_what_it_launches() {
     // All that a launch is told, and the time that the bytes allow.
     let printed = |pass, rows| Plan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
     let lines = [
-        "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles, 128 chunks of 64 rows",
-        "kron_dx_bf16_r8        grid    256 block 256 shared  50176, 16 column tiles, 16 chunks of 1024 rows",
-        "kron_reduce            grid     73 block 256 shared      0, 1 column tiles, 1 chunks of 8192 rows",
+        "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles of 128, 128 chunks of 64 rows",
+        "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 16 chunks of 1024 rows",
+        "kron_reduce            grid     73 block 256 shared      0, 1 chunks of 8192 rows",
         "parts: T 1 of 2048 columns, dT 4, dA 256, dB 256, dC 16; 2 groups of 8 rows of A",
         "scratch 1318912 numbers; floor 269181312 bytes, with scratch 279732608",
         "H200: floor 62.60 µs, with scratch 65.05 µs",
@@ -129,7 +172,7 @@ fn a_plan_prints_what_it_launches() {
     let text = printed(Pass::Backward { dx: true }, 8192);
     assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     let text = printed(Pass::Forward, 16);
-    assert!(text.contains("parts: T 16 of 128 columns"), "{text}");
+    assert!(text.contains("parts: T 32 of 64 columns"), "{text}");
 }
 
 #[test]
@@ -137,12 +180,31 @@ fn the_chip_is_filled_from_one_token_on() {
     for rows in [1, 16, 64, 1024, 4096, 16384] {
         let plan = Plan::new(&paper(Pass::Forward, rows)).expect("legal");
         assert_eq!(plan.steps.len(), 2, "{plan}");
-        assert!(plan.steps[0].grid >= 16, "{rows} rows: {plan}");
+        assert!(plan.steps[0].grid >= 32, "{rows} rows: {plan}");
         let plan = Plan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
         assert_eq!(plan.steps.len(), if rows <= FEW_ROWS { 2 } else { 3 }, "{rows} rows: {plan}");
         assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
     }
-    // The general tile, with few rows: most of 132 multiprocessors have a block, for LoRA and high rank too.
+    // One token on tensor cores: most of 132 multiprocessors have a block at the ranks that are used most; a
+    // higher rank has larger parts, so fewer of them, and a layer of 1024 rows has 32 warps' columns.
+    for (d_out, d_in) in [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096)] {
+        for rank in FAST_RANKS {
+            let kron = Factors::kron(16, 2, d_out / 16, d_in / 2, rank);
+            for factors in [kron, Factors::lora(d_out, d_in, rank)].map(|f| f.expect("legal")) {
+                let passes = [Pass::Forward, Pass::Backward { dx: true }].into_iter();
+                let plans = passes.map(|pass| {
+                    Plan::new(&Problem { factors, pass, ..paper(Pass::Forward, 1) }).expect("legal")
+                });
+                let least = if rank <= 8 && d_out > 1024 { 96 } else { 32 };
+                for plan in plans {
+                    assert!(plan.steps.iter().all(|s| s.grid >= least), "{factors:?}: {plan}");
+                    assert!(plan.steps.iter().all(|s| s.kernel.contains("_r")), "{factors:?}: {plan}");
+                }
+            }
+        }
+    }
+    // The general tile, with few rows: most of 132 multiprocessors have a block, for LoRA and high rank too; with
+    // one row in the forward pass as well, where more rows have larger parts, so fewer of them.
     let lora = |rank| Factors::lora(4096, 4096, rank).expect("legal");
     for factors in [paper(Pass::Merge, 1).factors, lora(8), lora(256)] {
         for rows in [1, 3, 16, 64] {
@@ -150,11 +212,14 @@ fn the_chip_is_filled_from_one_token_on() {
             let problem = Problem { factors, dtype: Dtype::F32, pass, rows, accumulate: true, aligned: true };
             let plan = Plan::new(&problem).expect("legal");
             assert!(plan.steps.iter().all(|s| s.grid >= 96), "{rows} rows: {plan}");
+            let plan = Plan::new(&Problem { pass: Pass::Forward, ..problem }).expect("legal");
+            let least = if rows == 1 { 96 } else { 32 };
+            assert!(plan.steps.iter().all(|s| s.grid >= least), "{rows} rows: {plan}");
         }
     }
 }
 
-/// The page says how little of a chip few rows fill on tensor cores.
+/// The page says how many blocks few rows have on tensor cores.
 #[test]
 fn the_page_has_the_blocks_of_few_rows() {
     let page = include_str!("../../docs/KERNELS.md");

@@ -17,24 +17,30 @@ mod emulated {
         Cuda::with(Emulated { blocks: 1, ..Emulated::new() })
     }
 
-    /// An emulated thread takes thousands of times as long as a GPU's: the tallest cases are for others.
-    fn below(limit: usize) -> Vec<Case> {
-        cases::all().into_iter().filter(|c| c.rows.iter().all(|&rows| rows < limit)).collect()
+    /// Every case; an emulated thread takes thousands of times as long as a GPU's, so the tallest have fewer rows.
+    fn shortened(limit: usize) -> Vec<Case> {
+        let mut cases = cases::all();
+        cases
+            .iter_mut()
+            .flat_map(|case| &mut case.rows)
+            .filter(|rows| **rows > limit)
+            .for_each(|rows| *rows = 300);
+        cases
     }
 
     #[test]
     fn f32_agrees_with_the_oracle() {
-        suite::agrees_with_the_oracle::<f32>(&[engine()], &below(3000));
+        suite::agrees_with_the_oracle::<f32>(&[engine()], &shortened(3000));
     }
 
     #[test]
     fn f16_agrees_with_the_oracle() {
-        suite::agrees_with_the_oracle::<f16>(&[engine()], &below(1000));
+        suite::agrees_with_the_oracle::<f16>(&[engine()], &shortened(1000));
     }
 
     #[test]
     fn bf16_agrees_with_the_oracle() {
-        suite::agrees_with_the_oracle::<bf16>(&[engine()], &below(1000));
+        suite::agrees_with_the_oracle::<bf16>(&[engine()], &shortened(1000));
     }
 
     /// On tensor cores, at one rank of each kind of tile; the kernels' own suite has all of them.

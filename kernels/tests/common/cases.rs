@@ -14,7 +14,7 @@ const fn case(
 }
 
 /// The suite. Sizes differ pairwise, so that a swapped index shows.
-pub const CASES: [Case; 32] = [
+pub const CASES: [Case; 36] = [
     case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
     case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
     case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
@@ -46,5 +46,9 @@ pub const CASES: [Case; 32] = [
     case("few rows, several parts of each sum", [5, 4, 131, 39, 33], 62, 1, 0, true),
     case("one token, a full inner factor", [3, 4, 75, 34, 0], 1, 0, 0, true),
     case("a full inner factor, more than few rows", [3, 2, 21, 26, 0], 71, 0, 13107, true),
+    case("five tokens on tensor cores", [4, 2, 96, 200, 8], 5, 0, 3000, true),
+    case("the least sizes of tensor cores", [2, 16, 8, 8, 4], 3, 8, 0, true),
+    case("one token of LoRA on tensor cores, replaced", [0, 1, 104, 488, 64], 1, 0, 0, false),
+    case("one token on the general tile, many slices", [3, 2, 90, 333, 9], 1, 1, 500, true),
     case("LoRA, odd, more than few rows", [0, 1, 37, 53, 5], 130, 3, 0, false),
 ];

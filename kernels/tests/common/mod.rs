@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports)] // every test binary uses its part
 
 mod cases;
+pub mod primitives;
 
 pub use cases::CASES;
 use half::{bf16, f16};
