@@ -173,6 +173,30 @@ fn a_grid_of_chains_runs_what_is_missing() {
     assert!(one.join("matrix.csv").exists());
     let kept = Config::read(&one.join("config.toml")).expect("its settings");
     assert_eq!((kept.adapter.method, kept.train.seed), (Method::Lora, 1));
+
+    // A chain of another rate is another row, and its folder is taken; so is that of an entry that was moved.
+    let matrix = std::fs::read(one.join("matrix.csv")).expect("a matrix");
+    let mut faster = grid.clone();
+    faster.entries[0].rates = vec![2e-3];
+    let mut moved = grid.clone();
+    let mut krona = moved.entries[0].clone();
+    (krona.name, krona.adapter.method) = ("krona".into(), Method::Krona);
+    moved.entries.insert(0, krona);
+    for (other, why) in
+        [(&faster, "\"rate = 0.001\", but this grid has \"rate = 0.002\""), (&moved, "\"method = ")]
+    {
+        let (folder, stop) = (folder.path(), Stop::default());
+        let refused = chains::run(other, &weights, &data, folder, &stop, &Progress::Hidden, |_| ());
+        let message = refused.expect_err("the folder is taken").to_string();
+        assert!(
+            message.contains("0-travel-kitchen_and_dining-1 holds a chain with") && message.contains(why),
+            "{message}"
+        );
+    }
+    assert_eq!(std::fs::read(one.join("matrix.csv")).expect("a matrix"), matrix);
+    let doubled = rows.iter().map(|row| chains::Row { rate: 2e-3, final_mean: 9.0, ..row.clone() });
+    let both: Vec<chains::Row> = doubled.chain(rows.iter().cloned()).collect();
+    assert_eq!(chains::lines(&grid, &both), lines, "rows of another rate are no rows of this grid");
 }
 
 #[test]
