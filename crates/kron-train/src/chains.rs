@@ -18,7 +18,7 @@ use crate::error::{Result, file, invalid};
 use crate::kept::keep;
 use crate::model::Weights;
 use crate::progress::Progress;
-use crate::report::{markdown as markdown_table, study};
+use crate::report::{markdown as markdown_table, p_value, study};
 use crate::run::{Log, Stop, read_log};
 use crate::sequential::sequential;
 use crate::stats::{deviation, interval, mean, paired_by};
@@ -284,7 +284,7 @@ fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
             .each_ref()
             .map(|values| -> Vec<f64> { values.iter().map(|(_, value)| 100.0 * value).collect() });
         let (low, high) = interval(&last);
-        let p = |i: usize| line.p.map_or("–".into(), |p| format!("{:.3}", p[i]));
+        let p = |i: usize| p_value(line.p.map(|p| p[i]));
         let spread = |values: &[f64]| format!("{:.2} ± {:.2}", mean(values), deviation(values));
         vec![
             line.name.clone(),

@@ -17,7 +17,7 @@ use crate::kept::keep;
 use crate::model::Weights;
 use crate::process::{peak_mib, restart_peak};
 use crate::progress::Progress;
-use crate::report::{markdown as markdown_table, study};
+use crate::report::{markdown as markdown_table, p_value, study};
 use crate::run::{Log, Stop, read_log, run};
 use crate::stats::{deviation, interval, mean, paired_by};
 
@@ -291,7 +291,7 @@ pub fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
             format!("{:.2}", mean(&values)),
             format!("{:.2}", deviation(&values)),
             format!("{low:.2} … {high:.2}"),
-            line.p.map_or("–".into(), |p| format!("{p:.3}")),
+            p_value(line.p),
             line.step_cpu_seconds.map_or("–".into(), |s| format!("{:.0}", 1000.0 * s)),
             line.peak_mib.map_or("–".into(), |mib| format!("{mib:.0}"))
                 + &line.device_mib.map_or(String::new(), |mib| format!(", GPU {mib}")),
