@@ -120,7 +120,8 @@ impl Learner {
         of_body.map(|(_, group)| group.var().elem_count()).sum()
     }
 
-    /// Mean loss of some examples, and how many tokens they have.
+    /// Mean loss of some examples, and how many tokens they have. Without a key it is for a look alone: what is
+    /// trained in the blocks gets no gradient from it.
     ///
     /// # Errors
     /// Examples of another task, and what candle refuses.
