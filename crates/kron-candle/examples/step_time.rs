@@ -21,35 +21,28 @@ const ROUNDS: usize = 21;
 
 /// A layer as one engine computes it.
 type Engine = Box<dyn Fn(&Linear, usize) -> Result<Box<dyn Module>>>;
+/// An adapter's shape for d_out and d_in.
+type Rule = fn(usize, usize) -> kron_core::Result<KronShape>;
+
+const ADAPTERS: [(&str, Rule); 3] = [
+    ("LoRA-8", |o, i| KronShape::lora(o, i, 8)),
+    ("Kron-LoRA (2, 2) r 8", |o, i| KronShape::kron(o, i, 2, 2, 8)),
+    ("Kron-LoRA (4, 4) r 8", |o, i| KronShape::kron(o, i, 4, 4, 8)),
+];
 
 fn main() -> Result<()> {
     let device = match std::env::args().nth(1) {
         None => Device::Cpu,
         Some(ordinal) => Device::new_cuda(ordinal.parse().map_err(candle_core::Error::wrap)?)?,
     };
-    let alone = "adapter alone:";
-    let engines: [(String, Engine); 11] = [
-        ("LoRA-8, candle's autograd".into(), Box::new(|base, _| autograd(base, Arc::new(base.clone())))),
-        (
-            "Kron-LoRA (4, 4) r 8, candle's autograd".into(),
-            Box::new(|base, _| unfused(base, Arc::new(base.clone()))),
-        ),
-        ("LoRA-8, fused".into(), fused(|o, i| KronShape::lora(o, i, 8), false)),
-        ("Kron-LoRA (2, 2) r 8, fused".into(), fused(|o, i| KronShape::kron(o, i, 2, 2, 8), false)),
-        ("Kron-LoRA (4, 4) r 8, fused".into(), fused(|o, i| KronShape::kron(o, i, 4, 4, 8), false)),
-        (format!("{alone} none"), Box::new(|base, _| Ok(Box::new(There::beside(base)?)))),
-        (
-            format!("{alone} LoRA-8, candle's autograd"),
-            Box::new(|base, _| autograd(base, Arc::new(There::beside(base)?))),
-        ),
-        (
-            format!("{alone} Kron-LoRA (4, 4) r 8, candle's autograd"),
-            Box::new(|base, _| unfused(base, Arc::new(There::beside(base)?))),
-        ),
-        (format!("{alone} LoRA-8, fused"), fused(|o, i| KronShape::lora(o, i, 8), true)),
-        (format!("{alone} Kron-LoRA (2, 2) r 8, fused"), fused(|o, i| KronShape::kron(o, i, 2, 2, 8), true)),
-        (format!("{alone} Kron-LoRA (4, 4) r 8, fused"), fused(|o, i| KronShape::kron(o, i, 4, 4, 8), true)),
-    ];
+    let mut engines: Vec<(String, Engine)> = Vec::new();
+    for (place, alone) in [("", false), ("adapter alone: ", true)] {
+        for (how, fused) in [("candle's autograd", false), ("fused", true)] {
+            let of = |(name, rule)| (format!("{place}{name}, {how}"), engine(rule, fused, alone));
+            engines.extend(ADAPTERS.map(of));
+        }
+    }
+    engines.push(("adapter alone: none".into(), Box::new(|base, _| Ok(Box::new(There::beside(base)?)))));
     let sizes = [(384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536)];
     let bases = sizes
         .iter()
@@ -105,12 +98,13 @@ fn processor_seconds() -> Result<f64> {
     Ok(1e-9 * nanoseconds)
 }
 
-fn fused(shape: fn(usize, usize) -> kron_core::Result<KronShape>, alone: bool) -> Engine {
+fn engine(rule: Rule, fused: bool, alone: bool) -> Engine {
     Box::new(move |base, i| {
         let (d_out, d_in) = base.weight().dims2()?;
-        let shape = shape(d_out, d_in).map_err(candle_core::Error::wrap)?;
+        let shape = rule(d_out, d_in).map_err(candle_core::Error::wrap)?;
         let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR).map_err(candle_core::Error::wrap)?;
         let delta = Delta::new("m", shape, scaling, i as u64, base.weight().device())?;
+        let delta = if fused { delta } else { delta.unfused() };
         Ok(Box::new(match alone {
             true => KronLinear::over(Arc::new(There::beside(base)?), delta),
             false => KronLinear::new(base.clone(), delta)?,
@@ -134,54 +128,5 @@ impl There {
 impl Module for There {
     fn forward(&self, _: &Tensor) -> Result<Tensor> {
         Ok(self.0.clone())
-    }
-}
-
-/// LoRA as candle's users write it: two more products through autograd, over a frozen base.
-struct Autograd {
-    base: Arc<dyn Module>,
-    down: Var,
-    up: Var,
-}
-
-fn autograd(base: &Linear, below: Arc<dyn Module>) -> Result<Box<dyn Module>> {
-    let (d_out, d_in) = base.weight().dims2()?;
-    let down = Var::randn(0f32, 0.05, (8, d_in), base.weight().device())?;
-    let up = Var::zeros((d_out, 8), candle_core::DType::F32, base.weight().device())?;
-    Ok(Box::new(Autograd { base: below, down, up }))
-}
-
-impl Module for Autograd {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let added = (x.matmul(&self.down.t()?)?.matmul(&self.up.t()?)? * 4.0)?;
-        self.base.forward(x)? + added
-    }
-}
-
-/// Kron-LoRA (4, 4) of rank 8 by the reshape identity, as three products through autograd.
-struct Unfused {
-    base: Arc<dyn Module>,
-    a: Var,
-    b: Var,
-    c: Var,
-}
-
-const SIDE: usize = 4;
-
-fn unfused(base: &Linear, below: Arc<dyn Module>) -> Result<Box<dyn Module>> {
-    let (d_out, d_in) = base.weight().dims2()?;
-    let a = Var::randn(0f32, 0.5, (SIDE, SIDE), base.weight().device())?;
-    let b = Var::zeros((d_out / SIDE, 8), candle_core::DType::F32, base.weight().device())?;
-    let c = Var::randn(0f32, 0.05, (8, d_in / SIDE), base.weight().device())?;
-    Ok(Box::new(Unfused { base: below, a, b, c }))
-}
-
-impl Module for Unfused {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (n, d_in) = x.dims2()?;
-        let t = x.reshape((n * SIDE, d_in / SIDE))?.matmul(&self.c.t()?)?.reshape((n, SIDE, 8))?;
-        let u = self.a.unsqueeze(0)?.broadcast_matmul(&t)?;
-        let added = (u.reshape((n * SIDE, 8))?.matmul(&self.b.t()?)? * 4.0)?.reshape((n, ()))?;
-        self.base.forward(x)? + added
     }
 }

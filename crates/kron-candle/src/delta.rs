@@ -79,10 +79,10 @@ impl Delta {
     /// full M) at `ratio` times the step's rate, the others at the step's own.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// A ratio or a decay that is negative, NaN or infinite.
     pub fn group(&self, ratio: f64, decay: f64) -> Result<Group> {
         if ratio == 1.0 {
-            return Ok(Group::whole(self.theta.clone(), 1.0, decay));
+            return Group::whole(self.theta.clone(), 1.0, decay);
         }
         let rates = match self.op.shape.inner() {
             Inner::LowRank(_) => [1.0, ratio, 1.0],

@@ -18,9 +18,12 @@ use crate::Adapters;
 ///
 /// # Errors
 /// A file or folder that is damaged, of no known format, or says what
-/// ΔW = s·A ⊗ (B·C) cannot.
+/// ΔW = s·A ⊗ (B·C) cannot; and `fan_in_fan_out`, which an [`Adapter`] has no
+/// place for, so that saving it would lose it.
 pub fn load(path: impl AsRef<Path>) -> Result<Adapter> {
-    Ok(kron_formats::read(path).map_err(Error::wrap)?.adapter)
+    let loaded = kron_formats::read(path).map_err(Error::wrap)?;
+    loaded.check_writable().map_err(Error::wrap)?;
+    Ok(loaded.adapter)
 }
 
 impl Adapters {

@@ -53,7 +53,8 @@ enum Source<'a> {
     Nothing,
 }
 
-/// Gives adapters to the linear layers that a model makes.
+/// Gives adapters to the linear layers that a model makes. A ready-made model of candle-transformers builds
+/// its layers inside itself and hands none out, so it takes no adapter: its code has to call [`Inject::linear`].
 ///
 /// ```
 /// # use candle_core::{DType, Device, Result};

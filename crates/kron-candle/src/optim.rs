@@ -54,10 +54,16 @@ impl Group {
     /// The parts of a variable, first to last. Empty ones are left out.
     ///
     /// # Errors
-    /// Parts that overlap, leave a gap, or do not end where the variable does.
+    /// Parts that overlap, leave a gap, or do not end where the variable does; a
+    /// rate or a decay that is negative, NaN or infinite.
     pub fn new(var: Var, mut parts: Vec<Part>) -> Result<Self> {
         let mut end = 0;
-        for Part { range, .. } in &parts {
+        for Part { range, rate, decay } in &parts {
+            for (name, value) in [("rate", *rate), ("decay", *decay)] {
+                if !(value.is_finite() && value >= 0.0) {
+                    bail!("the {name} of a part is {value}, but it is a finite number of at least 0");
+                }
+            }
             if range.start != end {
                 bail!(
                     "a part is {range:?}, but what comes before it ends at {end}: parts follow one another \
@@ -77,9 +83,12 @@ impl Group {
     }
 
     /// A variable in one part, at a rate relative to the step's.
-    pub fn whole(var: Var, rate: f64, decay: f64) -> Self {
-        let parts = vec![Part { range: 0..var.elem_count(), rate, decay }];
-        Self { var, parts }
+    ///
+    /// # Errors
+    /// A rate or a decay that is negative, NaN or infinite.
+    pub fn whole(var: Var, rate: f64, decay: f64) -> Result<Self> {
+        let range = 0..var.elem_count();
+        Self::new(var, vec![Part { range, rate, decay }])
     }
 
     /// What is trained.
@@ -95,7 +104,8 @@ impl Group {
 impl From<Var> for Group {
     /// The step's own rate and no decay.
     fn from(var: Var) -> Self {
-        Self::whole(var, 1.0, 0.0)
+        let parts = vec![Part { range: 0..var.elem_count(), rate: 1.0, decay: 0.0 }];
+        Self { var, parts }
     }
 }
 

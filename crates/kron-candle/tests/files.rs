@@ -126,6 +126,15 @@ fn a_folder_for_another_model_is_refused_by_name() -> Result<()> {
     let refused = inject.finish().expect_err("two modules are missing").to_string();
     assert!(refused.contains("no linear layer model.layers.1.mlp"), "{refused}");
 
+    let (from, to) = (golden().join("lora"), tempfile::tempdir()?);
+    std::fs::copy(from.join("adapter_model.safetensors"), to.path().join("adapter_model.safetensors"))?;
+    let config = std::fs::read_to_string(from.join("adapter_config.json"))?;
+    let turned = config.replace("\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true");
+    assert_ne!(config, turned);
+    std::fs::write(to.path().join("adapter_config.json"), turned)?;
+    let turned = load(to.path()).expect_err("nothing keeps it").to_string();
+    assert!(turned.contains("fan_in_fan_out is true"), "{turned}");
+
     let nowhere = load(golden().join("nowhere")).expect_err("no folder").to_string();
     assert!(nowhere.contains("nowhere"), "{nowhere}");
     Ok(())

@@ -47,41 +47,75 @@ fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
     let p = Problem::<f32>::of_case(&cases::named("paper"), 0, 1);
     let s = p.op.shape;
     let weight = Tensor::zeros((s.d_out(), s.d_in()), DType::F32, &Device::Cpu)?;
-    let delta = delta(&p, &Device::Cpu)?;
-    let y = KronLinear::new(Linear::new(weight, None), delta.clone())?
-        .forward(&Tensor::zeros((0, s.d_in()), DType::F32, &Device::Cpu)?, None)?;
-    assert_eq!(y.dims(), [0, s.d_out()]);
-    let grad = y.sum_all()?.backward()?;
-    let grad = grad.get(delta.theta()).expect("a gradient").abs()?.sum_all()?.to_scalar::<f32>()?;
-    assert_eq!(grad, 0.0);
+    let fused = delta(&p, &Device::Cpu)?;
+    for delta in [fused.clone(), fused.unfused()] {
+        let y = KronLinear::new(Linear::new(weight.clone(), None), delta.clone())?
+            .forward(&Tensor::zeros((0, s.d_in()), DType::F32, &Device::Cpu)?, None)?;
+        assert_eq!(y.dims(), [0, s.d_out()]);
+        let grad = y.sum_all()?.backward()?;
+        // candle ends its graph at a product without numbers.
+        assert_eq!(grad.get(delta.theta()).is_some(), delta.is_fused());
+        if let Some(grad) = grad.get(delta.theta()) {
+            assert_eq!(grad.abs()?.sum_all()?.to_scalar::<f32>()?, 0.0);
+        }
+    }
     Ok(())
 }
 
 fn check<E: Element + WithDType>(case: &Case, rows: usize, devices: &[Device]) -> Result<()> {
-    let p = Problem::<E>::of_case(case, rows, 3);
-    let (weight, bias) = base::<E>(&p)?;
-    let want = materialised(&p, &weight, &bias, DType::F64)?;
-    let plain = materialised(&p, &weight, &bias, DType::F32)?;
-    let floor = 4.0 * <E as Element>::DTYPE.unit_roundoff();
-    for device in devices {
-        let mut engines = vec![delta(&p, device)?];
-        // candle rounds its intermediates to the activations' type, and has no mask of ours.
-        if <E as WithDType>::DTYPE == DType::F32 && p.key.is_none() {
-            engines.push(delta(&p, device)?.unfused());
-        }
-        for delta in engines {
-            let got = layer(&p, &delta, &weight, &bias)?;
-            for (i, name) in ["y", "dx", "dθ"].into_iter().enumerate() {
-                let (error, lost) = (distance(&got[i], &want[i])?, distance(&plain[i], &want[i])?);
-                assert!(
-                    error <= floor.max(3.0 * lost),
-                    "{}, {rows} rows, {} on {:?}, fused {}: {name} is {error:.2e} off, candle's float32 {lost:.2e}",
-                    case.name,
-                    <E as Element>::DTYPE,
-                    device.location(),
-                    delta.is_fused(),
-                );
-            }
+    let mut p = Problem::<E>::of_case(case, rows, 3);
+    let fused: Vec<Delta> = devices.iter().map(|device| delta(&p, device)).collect::<Result<_>>()?;
+    agree(case, &p, &fused, 4.0)?;
+    if <E as WithDType>::DTYPE == DType::F32 {
+        // candle has no mask of ours.
+        p.key = None;
+        let unfused: Vec<Delta> = fused.into_iter().map(Delta::unfused).collect();
+        agree(case, &p, &unfused, 4.0)?;
+    }
+    Ok(())
+}
+
+/// candle rounds every intermediate to the activations' type: three factors, T, s·T, U, s·x̃·ΔWᵀ, the base and
+/// the sum, and backward as many and dY's own.
+#[test]
+fn the_unfused_op_takes_halves() -> Result<()> {
+    fn on<E: Element + WithDType>(devices: &[Device]) -> Result<()> {
+        let case = cases::named("distilbert");
+        let p = Problem::<E>::of_case(&case, 16, 3);
+        let engines = devices.iter().map(|device| Ok(delta(&p, device)?.unfused()));
+        agree(&case, &p, &engines.collect::<Result<Vec<_>>>()?, 10.0)
+    }
+    let devices = common::devices();
+    on::<half::f16>(&devices)?;
+    // candle multiplies no bfloat16 on the CPU.
+    on::<half::bf16>(&devices.into_iter().filter(|device| !device.is_cpu()).collect::<Vec<_>>())
+}
+
+/// That engines of one problem are no further from float64 than three times the formula in float32, or
+/// than some roundings of the activations' type.
+fn agree<E: Element + WithDType>(
+    case: &Case,
+    p: &Problem<E>,
+    engines: &[Delta],
+    roundings: f64,
+) -> Result<()> {
+    let (weight, bias) = base::<E>(p)?;
+    let want = materialised(p, &weight, &bias, DType::F64)?;
+    let plain = materialised(p, &weight, &bias, DType::F32)?;
+    let floor = roundings * <E as Element>::DTYPE.unit_roundoff();
+    for delta in engines {
+        let got = layer(p, delta, &weight, &bias)?;
+        for (i, name) in ["y", "dx", "dθ"].into_iter().enumerate() {
+            let (error, lost) = (distance(&got[i], &want[i])?, distance(&plain[i], &want[i])?);
+            assert!(
+                error <= floor.max(3.0 * lost),
+                "{}, {} rows, {} on {:?}, fused {}: {name} is {error:.2e} off, candle's float32 {lost:.2e}",
+                case.name,
+                p.rows(),
+                <E as Element>::DTYPE,
+                delta.theta().device().location(),
+                delta.is_fused(),
+            );
         }
     }
     Ok(())

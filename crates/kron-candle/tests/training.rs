@@ -29,7 +29,7 @@ fn adamw_is_candles_on(device: &Device) -> Result<()> {
         vec![theirs.clone()],
         ParamsAdamW { lr: 0.05, weight_decay: 0.1, ..Default::default() },
     )?;
-    let mut optimizer = AdamW::new(vec![Group::whole(ours.clone(), 1.0, 0.1)], Default::default())?;
+    let mut optimizer = AdamW::new(vec![Group::whole(ours.clone(), 1.0, 0.1)?], Default::default())?;
     for _ in 0..20 {
         reference.backward_step(&loss(&x, &theirs)?)?;
         let mut gradients = Gradients::new(&optimizer.vars());
@@ -85,7 +85,7 @@ fn parts_are_trained_on(device: &Device) -> Result<()> {
     let mut one = AdamW::new(vec![Group::new(whole.clone(), parts.to_vec())?], Default::default())?;
     let own = parts.iter().filter(|part| !part.range.is_empty()).map(|part| {
         let var = Var::from_slice(&x[part.range.clone()], part.range.len(), device)?;
-        Ok(Group::whole(var, part.rate, part.decay))
+        Group::whole(var, part.rate, part.decay)
     });
     let mut each = AdamW::new(own.collect::<Result<_>>()?, Default::default())?;
     let joined = |vars: &[Var]| Tensor::cat(&vars.iter().map(Var::as_tensor).collect::<Vec<_>>(), 0);
@@ -121,6 +121,25 @@ fn parts_that_do_not_make_up_a_variable_are_refused() -> Result<()> {
     refused(&[(0, 4), (4, 11)], "the parts of a variable end at 11, but it has 10 numbers");
     refused(&[], "the parts of a variable end at 0, but it has 10 numbers");
     Ok(())
+}
+
+#[test]
+fn rates_and_decays_that_are_no_such_numbers_are_refused() -> Result<()> {
+    let var = Var::zeros(10, DType::F32, &Device::Cpu)?;
+    for (rate, decay, why) in [
+        (f64::NAN, 0.0, "the rate of a part is NaN"),
+        (-0.5, 0.0, "the rate of a part is -0.5"),
+        (f64::INFINITY, 0.0, "the rate of a part is inf"),
+        (1.0, -1e-3, "the decay of a part is -0.001"),
+        (1.0, f64::NAN, "the decay of a part is NaN"),
+    ] {
+        let parts = vec![Part { range: 0..10, rate, decay }];
+        for group in [Group::new(var.clone(), parts), Group::whole(var.clone(), rate, decay)] {
+            let message = group.expect_err(why).to_string();
+            assert!(message.starts_with(why), "{message}");
+        }
+    }
+    Group::whole(var, 0.0, 0.0).map(|_| ())
 }
 
 /// Adam's first step is the rate times the sign of the gradient, whatever its size.

@@ -18,7 +18,7 @@ use crate::error::{Result, file, invalid};
 use crate::kept::keep;
 use crate::model::Weights;
 use crate::progress::Progress;
-use crate::report::{markdown as markdown_table, study};
+use crate::report::{markdown as markdown_table, p_value, study};
 use crate::run::{Log, Stop, read_log};
 use crate::sequential::sequential;
 use crate::stats::{deviation, interval, mean, paired_by};
@@ -42,6 +42,9 @@ pub struct Grid {
     /// What is compared, each with one rate at most.
     pub entries: Vec<Entry>,
 }
+
+/// An entry's place and the entry, an order of domains, and a seed.
+type Chosen<'g> = (usize, &'g Entry, Vec<String>, u64);
 
 /// What one chain came to.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -119,7 +122,7 @@ impl Grid {
     }
 
     /// Every chain, seed by seed, so that what is done is balanced when time runs out.
-    fn chains(&self) -> impl Iterator<Item = (usize, &Entry, Vec<String>, u64)> {
+    fn chains(&self) -> impl Iterator<Item = Chosen<'_>> {
         let orders = self.orders();
         self.seeds.iter().flat_map(move |seed| {
             let each = orders.clone().into_iter().flat_map(move |order| {
@@ -127,6 +130,35 @@ impl Grid {
             });
             each.collect::<Vec<_>>()
         })
+    }
+
+    fn is_done(&self, (_, entry, order, seed): &Chosen, rows: &[Row]) -> bool {
+        let (rate, order) = (self.rate(entry), order.join(" > "));
+        rows.iter().any(|r| r.name == entry.name && r.rate == rate && r.order == order && r.seed == *seed)
+    }
+
+    fn config(&self, (_, entry, _, seed): &Chosen) -> Config {
+        let mut config = self.base.clone();
+        config.adapter = entry.adapter.clone();
+        (config.train.rate, config.train.seed) = (self.rate(entry), *seed);
+        config
+    }
+}
+
+/// That a folder has no chain of other settings, which a new one would overwrite.
+fn check_own(place: &Path, config: &Config) -> Result<()> {
+    let path = place.join("config.toml");
+    if !path.exists() {
+        return Ok(());
+    }
+    let (theirs, ours) = (Config::read(&path)?.text()?, config.text()?);
+    match theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours) {
+        None => Ok(()),
+        Some((theirs, ours)) => Err(invalid(format!(
+            "{} holds a chain with {theirs:?}, but this grid has {ours:?} there: new entries stand after \
+             the others, and another rate takes another folder",
+            place.display()
+        ))),
     }
 }
 
@@ -148,28 +180,26 @@ pub fn run(
     let mut rows: Vec<Row> = read_log(&path)?;
     keep(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &rows)?;
-    for (i, entry, order, seed) in grid.chains() {
-        let (name, rate) = (order.join(" > "), grid.rate(entry));
-        let is_done = |r: &Row| r.name == entry.name && r.rate == rate && r.order == name && r.seed == seed;
-        if rows.iter().any(is_done) {
-            continue;
-        }
-        let mut config = grid.base.clone();
-        config.adapter = entry.adapter.clone();
-        (config.train.rate, config.train.seed) = (rate, seed);
+    let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &rows)).collect();
+    let place = |(i, _, order, seed): &Chosen| folder.join(format!("{i}-{}-{seed}", order.join("-")));
+    for chain in &missing {
+        check_own(&place(chain), &grid.config(chain))?;
+    }
+    for chosen in missing {
+        let (config, place) = (grid.config(&chosen), place(&chosen));
+        let (_, entry, order, seed) = chosen;
         let tasks = order.iter().map(|name| match data.get(name) {
             Some(data) => Ok((name.as_str(), data)),
             None => Err(invalid(format!("the domain {name:?} was not read"))),
         });
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
-        let place = folder.join(format!("{i}-{}-{seed}", order.join("-")));
         let chain = sequential(&config, weights, &tasks, &place, stop, progress)?;
         let row = Row {
             name: entry.name.clone(),
             method: chain.method.clone(),
             params: chain.params,
-            rate,
-            order: name,
+            rate: config.train.rate,
+            order: order.join(" > "),
             seed,
             final_mean: chain.final_mean(),
             backward_transfer: chain.backward_transfer(),
@@ -208,8 +238,11 @@ pub struct Line {
 pub fn lines(grid: &Grid, rows: &[Row]) -> Vec<Line> {
     let orders: Vec<String> = grid.orders().iter().map(|order| order.join(" > ")).collect();
     let line = |entry: &Entry| {
-        let meant =
-            |r: &&Row| r.name == entry.name && orders.contains(&r.order) && grid.seeds.contains(&r.seed);
+        let rate = grid.rate(entry);
+        let meant = |r: &&Row| {
+            let of_entry = r.name == entry.name && r.rate == rate;
+            of_entry && orders.contains(&r.order) && grid.seeds.contains(&r.seed)
+        };
         let rows: Vec<&Row> = rows.iter().filter(meant).collect();
         let values = |measure: fn(&Row) -> f64| -> Values {
             rows.iter().map(|r| ((r.order.clone(), r.seed), measure(r))).collect()
@@ -218,7 +251,7 @@ pub fn lines(grid: &Grid, rows: &[Row]) -> Vec<Line> {
             name: first.name.clone(),
             method: first.method.clone(),
             params: first.params,
-            rate: first.rate,
+            rate,
             measures: [values(|r| r.final_mean), values(|r| r.backward_transfer), values(|r| r.forgetting)],
             p: None,
         })
@@ -251,7 +284,7 @@ fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
             .each_ref()
             .map(|values| -> Vec<f64> { values.iter().map(|(_, value)| 100.0 * value).collect() });
         let (low, high) = interval(&last);
-        let p = |i: usize| line.p.map_or("–".into(), |p| format!("{:.3}", p[i]));
+        let p = |i: usize| p_value(line.p.map(|p| p[i]));
         let spread = |values: &[f64]| format!("{:.2} ± {:.2}", mean(values), deviation(values));
         vec![
             line.name.clone(),

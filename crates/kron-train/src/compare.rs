@@ -17,7 +17,7 @@ use crate::kept::keep;
 use crate::model::Weights;
 use crate::process::{peak_mib, restart_peak};
 use crate::progress::Progress;
-use crate::report::{markdown as markdown_table, study};
+use crate::report::{markdown as markdown_table, p_value, study};
 use crate::run::{Log, Stop, read_log, run};
 use crate::stats::{deviation, interval, mean, paired_by};
 
@@ -118,7 +118,8 @@ impl Grid {
         self.seeds.split_at(all)
     }
 
-    /// The rate with the best mean on the validation set, of those that `trials` tried in the first stage.
+    /// The rate with the best mean on the validation set, of those that `trials` tried in the first stage; of
+    /// equal ones the highest rate.
     fn best_rate(&self, entry: &Entry, trials: &[Trial]) -> Option<f64> {
         let seeds = self.stages().0;
         let merit = |rate: f64| {
@@ -126,8 +127,28 @@ impl Grid {
             mean(&tried.filter(|t| seeds.contains(&t.seed)).map(|t| t.validation).collect::<Vec<_>>())
         };
         let merits = self.rates(entry).iter().map(|rate| (*rate, merit(*rate)));
-        let best = merits.filter(|(_, merit)| !merit.is_nan()).max_by(|a, b| a.1.total_cmp(&b.1));
+        let best = merits
+            .filter(|(_, merit)| !merit.is_nan())
+            .max_by(|a, b| a.1.total_cmp(&b.1).then(a.0.total_cmp(&b.0)));
         best.map(|(rate, _)| rate)
+    }
+
+    /// `k of n runs done` where the grid is not whole.
+    pub fn unfinished(&self, trials: &[Trial]) -> Option<String> {
+        let (every, best) = self.stages();
+        let done = |entry: &Entry, rate: f64, seeds: &[u64]| {
+            let has =
+                |seed: u64| trials.iter().any(|t| t.name == entry.name && t.rate == rate && t.seed == seed);
+            seeds.iter().filter(|seed| has(**seed)).count()
+        };
+        let (mut k, mut n) = (0, 0);
+        for entry in &self.entries {
+            let rates = self.rates(entry);
+            n += rates.len() * every.len() + best.len();
+            k += rates.iter().map(|rate| done(entry, *rate, every)).sum::<usize>();
+            k += self.best_rate(entry, trials).map_or(0, |rate| done(entry, rate, best));
+        }
+        (k < n).then(|| format!("{k} of {n} runs done"))
     }
 
     /// The first run that `trials` lacks: seed by seed, so that what is done is balanced when time runs out.
@@ -219,12 +240,14 @@ pub struct Line {
     pub method: String,
     /// Trained numbers, the head's not counted.
     pub params: usize,
-    /// The rate with the best mean on the validation set.
+    /// The rate with the best mean on the validation set; of equal ones the highest.
     pub rate: f64,
     /// Test merits, by seed.
     pub test: Vec<(u64, f64)>,
     /// p-value against the reference on the seeds that both have; `None` for the reference itself.
     pub p: Option<f64>,
+    /// Mean over the seeds of the median time of a step; none of a run that diverged.
+    pub step_seconds: Option<f64>,
     /// Mean over the seeds of the mean processor time of a step.
     pub step_cpu_seconds: Option<f64>,
     /// Lowest of the peaks: an allocator may still hold what an earlier run gave back.
@@ -250,6 +273,7 @@ fn line(grid: &Grid, entry: &Entry, trials: &[Trial]) -> Option<Line> {
         .iter()
         .filter(|t| t.name == entry.name && t.rate == rate && grid.seeds.contains(&t.seed))
         .collect();
+    let clock: Vec<f64> = best.iter().map(|t| t.step_seconds).collect();
     let cpu: Option<Vec<f64>> = best.iter().map(|t| t.step_cpu_seconds).collect();
     Some(Line {
         name: entry.name.clone(),
@@ -258,6 +282,7 @@ fn line(grid: &Grid, entry: &Entry, trials: &[Trial]) -> Option<Line> {
         rate,
         test: best.iter().map(|t| (t.seed, t.test)).collect(),
         p: None,
+        step_seconds: Some(mean(&clock)).filter(|seconds| seconds.is_finite()),
         step_cpu_seconds: cpu.map(|cpu| mean(&cpu)),
         peak_mib: best.iter().filter_map(|t| t.peak_mib).min_by(f64::total_cmp),
         device_mib: best.iter().filter_map(|t| t.device_mib).min(),
@@ -265,7 +290,7 @@ fn line(grid: &Grid, entry: &Entry, trials: &[Trial]) -> Option<Line> {
 }
 
 /// Column heads and cells of the result.
-pub fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
+pub fn cells(lines: &[Line]) -> ([&'static str; 12], Vec<Vec<String>>) {
     let head = [
         "entry",
         "method",
@@ -276,12 +301,14 @@ pub fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
         "sd",
         "95 % interval",
         "p",
+        "ms a step",
         "CPU ms a step",
         "peak MiB",
     ];
     let row = |line: &Line| {
         let values: Vec<f64> = line.test.iter().map(|(_, v)| 100.0 * v).collect();
         let (low, high) = interval(&values);
+        let milliseconds = |s: Option<f64>| s.map_or("–".into(), |s| format!("{:.0}", 1000.0 * s));
         vec![
             line.name.clone(),
             line.method.clone(),
@@ -291,8 +318,9 @@ pub fn cells(lines: &[Line]) -> ([&'static str; 11], Vec<Vec<String>>) {
             format!("{:.2}", mean(&values)),
             format!("{:.2}", deviation(&values)),
             format!("{low:.2} … {high:.2}"),
-            line.p.map_or("–".into(), |p| format!("{p:.3}")),
-            line.step_cpu_seconds.map_or("–".into(), |s| format!("{:.0}", 1000.0 * s)),
+            p_value(line.p),
+            milliseconds(line.step_seconds),
+            milliseconds(line.step_cpu_seconds),
             line.peak_mib.map_or("–".into(), |mib| format!("{mib:.0}"))
                 + &line.device_mib.map_or(String::new(), |mib| format!(", GPU {mib}")),
         ]
@@ -308,8 +336,9 @@ pub fn markdown(lines: &[Line]) -> String {
 
 fn html(grid: &Grid, trials: &[Trial]) -> Result<String> {
     let (head, rows) = cells(&lines(grid, trials));
+    let unfinished = grid.unfinished(trials).map_or(String::new(), |done| format!("Not whole: {done}. "));
     let note = format!(
-        "Accuracy in percent (or −100·loss). Each entry at the rate with the best mean on the validation \
+        "{unfinished}Accuracy in percent (or −100·loss). Each entry at the rate with the best mean on the validation \
          set; p is of a paired t-test against {}.",
         grid.reference
     );

@@ -259,6 +259,19 @@ impl Config {
         if let Some((name, value)) = not_negative.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
             return Err(invalid(format!("{name} is {value}, but it is a finite number of at least 0")));
         }
+        if train.lora_plus == 0.0 {
+            return Err(invalid(
+                "train.lora_plus is 0, but then the factor that starts at zero stays there, and ΔW with it",
+            ));
+        }
+        // The head's rate is kept as its ratio to the other.
+        if train.rate == 0.0 && train.head_rate > 0.0 {
+            return Err(invalid(format!(
+                "train.rate is 0 and train.head_rate {}, but a head's own rate needs another beside it: \
+                 method head trains the head alone, at train.rate",
+                train.head_rate
+            )));
+        }
         if let Some(beta) = train.betas.into_iter().find(|beta| !(0.0..1.0).contains(beta)) {
             return Err(invalid(format!("train.betas has {beta}, but a decay is at least 0 and below 1")));
         }

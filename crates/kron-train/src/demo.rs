@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use kron_candle::{AdamW, Adapters, Gradients, Group, Inject, Layer, ScaleRule, Scaling, Theta};
+use kron_candle::{AdamW, Adapters, DropoutKey, Gradients, Group, Inject, Layer, ScaleRule, Scaling, Theta};
 use kron_core::algebra::Delta;
 use kron_core::{Adapter, KronShape, philox};
 
@@ -163,7 +163,9 @@ fn imitate(
     let loss = |step: u64| -> Result<Tensor> {
         let tokens = random_tokens(config, step);
         let want = teacher.hidden(&tokens, None)?.detach();
-        Ok(candle_nn::loss::mse(&body.hidden(&tokens, None)?, &want)?)
+        // The adapters have no dropout; a key says that they are trained.
+        let key = DropoutKey { seed: 0, offset: step };
+        Ok(candle_nn::loss::mse(&body.hidden(&tokens, Some(key))?, &want)?)
     };
     let number = |loss: Tensor| -> Result<f64> { Ok(f64::from(loss.to_scalar::<f32>()?)) };
     let before = number(loss(u64::MAX)?)?;

@@ -80,7 +80,9 @@ impl Learner {
             None if adapter.method == Method::Full => {
                 let (weights, vars) = weights.trained()?;
                 let group = |var| Group::whole(var, 1.0, config.train.decay);
-                trained.extend(vars.into_iter().map(|(name, var)| (name, group(var))));
+                for (name, var) in vars {
+                    trained.push((name, group(var)?));
+                }
                 (build(&weights, &Inject::nothing())?, None, "every weight".into())
             }
             None => (build(weights, &Inject::nothing())?, None, "no adapter".into()),
@@ -118,7 +120,8 @@ impl Learner {
         of_body.map(|(_, group)| group.var().elem_count()).sum()
     }
 
-    /// Mean loss of some examples, and how many tokens they have.
+    /// Mean loss of some examples, and how many tokens they have. Without a key it is for a look alone: what is
+    /// trained in the blocks gets no gradient from it.
     ///
     /// # Errors
     /// Examples of another task, and what candle refuses.
@@ -244,10 +247,9 @@ fn new_head(config: &Config, weights: &Weights, classes: usize, trained: &mut Ve
     if config.adapter.method != Method::None {
         // Groups have rates relative to that of the step.
         let own = config.train.head_rate > 0.0 && config.adapter.method != Method::Head;
-        let ratio = own.then_some(config.train.head_rate / config.train.rate).filter(|r| r.is_finite());
-        let ratio = ratio.unwrap_or(1.0);
+        let ratio = if own { config.train.head_rate / config.train.rate } else { 1.0 };
         for (name, var) in [("head.weight", weight), ("head.bias", bias)] {
-            trained.push((name.into(), Group::whole(var, ratio, 0.0)));
+            trained.push((name.into(), Group::whole(var, ratio, 0.0)?));
         }
     }
     Ok(head)

@@ -86,6 +86,9 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<()> {
     };
     let trials = compare(&grid, &weights, &data, out, &stop, &Progress::Shown, say)?;
     print!("{}", markdown(&lines(&grid, &trials)));
+    if let Some(done) = grid.unfinished(&trials) {
+        println!("{done}: the same command goes on with the others");
+    }
     Ok(())
 }
 

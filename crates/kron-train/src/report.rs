@@ -58,6 +58,11 @@ pub fn study(title: &str, note: &str, (head, rows): (&[&str], &[Vec<String>]), g
     page(title, &format!("<p>{note}</p>\n{table}<pre>{settings}</pre>\n"))
 }
 
+/// A p-value as a table has it; a dash where there is none.
+pub fn p_value(p: Option<f64>) -> String {
+    p.filter(|p| !p.is_nan()).map_or("–".into(), |p| format!("{p:.3}"))
+}
+
 /// A table in Markdown.
 pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));

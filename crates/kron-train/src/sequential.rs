@@ -116,7 +116,10 @@ pub fn sequential(
     for (after, (learned, data)) in tasks.iter().enumerate() {
         let learner = run_from(config, weights, data, adapter.take(), stop, progress)?;
         if stop.is_asked() {
-            return Err(invalid("stopped before the chain's end"));
+            return Err(invalid(
+                "stopped before the chain's end: of a chain nothing is kept that it could go on with, so it \
+                 starts again from its first task",
+            ));
         }
         (chain.method, chain.params) = (learner.description().to_owned(), learner.body_params());
         heads.push(frozen(&learner)?);

@@ -38,15 +38,22 @@ pub fn interval(values: &[f64]) -> (f64, f64) {
     (at(0.025), at(0.975))
 }
 
-/// The two-sided p-value of a paired t-test; NaN of fewer than two pairs, 1 for pairs that are all equal.
+/// The two-sided p-value of a paired t-test, 1 for pairs that are all equal.
+///
+/// NaN where the test says nothing: of fewer than three pairs, and of differences that are all the same but
+/// for rounding, whose deviation is no estimate of anything.
 pub fn paired(a: &[f64], b: &[f64]) -> f64 {
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     let (n, mean, deviation) = (differences.len() as f64, mean(&differences), deviation(&differences));
-    if deviation.is_nan() {
+    if differences.len() < 3 {
         return f64::NAN;
     }
-    if deviation == 0.0 {
-        return if mean == 0.0 { 1.0 } else { 0.0 };
+    if differences.iter().all(|d| *d == 0.0) {
+        return 1.0;
+    }
+    let largest = a.iter().chain(b).fold(0.0f64, |most, v| most.max(v.abs()));
+    if deviation <= 8.0 * f64::EPSILON * largest {
+        return f64::NAN;
     }
     let t = mean / (deviation / n.sqrt());
     two_sided(t, n - 1.0)
@@ -100,7 +107,9 @@ mod tests {
         let (a, b) = ([0.80, 0.82, 0.84, 0.81], [0.76, 0.79, 0.80, 0.78]);
         assert!(paired(&a, &b) < 0.01);
         assert_eq!(paired(&a, &a), 1.0);
-        assert!(paired(&a[..1], &b[..1]).is_nan());
+        assert!(paired(&a[..2], &b[..2]).is_nan() && paired(&a[..3], &b[..3]) < 0.05);
+        let shifted = a.map(|v| v - 0.3);
+        assert!(paired(&a, &shifted).is_nan(), "{}", paired(&a, &shifted));
         let (low, high) = interval(&a);
         assert!(low >= 0.80 && low < mean(&a) && mean(&a) < high && high <= 0.84, "{low} … {high}");
         assert!((deviation(&a) - 0.017_078).abs() < 1e-5);

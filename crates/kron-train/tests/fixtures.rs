@@ -180,7 +180,9 @@ struct Case {
 #[test]
 fn minilm_where_it_was_fetched() -> kron_train::Result<()> {
     let Some(folder) = minilm() else {
-        eprintln!("skipped: scripts/fetch-minilm.sh has not put the model into models/all-MiniLM-L6-v2");
+        eprintln!(
+            "skipped: scripts/fetch-minilm.sh has put the model neither into models nor where .ci/run has it"
+        );
         return Ok(());
     };
     let files = Files::find(&folder)?;

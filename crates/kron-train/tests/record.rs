@@ -63,7 +63,7 @@ fn the_step_times_are_the_recorded_ones() {
         vec![name.clone(), format!("{one:.1}"), format!("{two:.1}")]
     };
     let rows: Vec<Vec<String>> = one.iter().zip(two).map(row).collect();
-    assert_eq!((one.len(), two.len()), (11, 11), "every engine of the example");
+    assert_eq!((one.len(), two.len()), (13, 13), "every engine of the example");
     let head = ["engine", "one thread", "two threads"];
     check("step_time.txt", &kron_train::report::markdown(&head, &rows));
 }

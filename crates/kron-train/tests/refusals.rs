@@ -181,9 +181,11 @@ fn a_loss_that_is_no_number_stops_with_its_step() {
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
     type Change = fn(&mut Config);
-    let cases: [(Change, &str); 8] = [
+    let cases: [(Change, &str); 10] = [
         (|c| c.train.batch = 0, "train.batch is 0"),
         (|c| c.train.rate = f64::NAN, "train.rate is NaN"),
+        (|c| (c.train.rate, c.train.head_rate) = (0.0, 0.01), "train.rate is 0 and train.head_rate 0.01"),
+        (|c| c.train.lora_plus = 0.0, "train.lora_plus is 0"),
         (|c| c.train.warmup = 1.5, "train.warmup is 1.5"),
         (|c| c.adapter.rank = 0, "adapter.rank is 0"),
         (

@@ -2,8 +2,7 @@
 
 mod common;
 
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -74,6 +73,7 @@ fn program(mut command: Command, file: &Path, out: &Path, resume: bool) -> Comma
 }
 
 /// The program itself, interrupted from the keyboard in the middle.
+#[cfg(unix)]
 #[test]
 fn an_interrupt_saves_and_the_run_goes_on() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -139,8 +139,11 @@ fn killing_the_program_loses_nothing_that_was_saved() {
 
 /// The program itself, killed by the system in the middle of a checkpoint's bytes: no file of its may
 /// be longer than 32 KiB, which its logs are not, and what goes beyond is SIGXFSZ.
+#[cfg(unix)]
 #[test]
 fn a_kill_within_the_write_of_a_checkpoint_leaves_the_one_before() {
+    use std::os::unix::process::ExitStatusExt;
+
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("run.toml");
     let config = config();
@@ -176,12 +179,14 @@ fn a_kill_within_the_write_of_a_checkpoint_leaves_the_one_before() {
     assert!(temporaries(&killed).is_empty());
 }
 
+#[cfg(unix)]
 fn length(path: &Path) -> u64 {
     std::fs::metadata(path).expect("a file").len()
 }
 
 /// Files that are not whole yet.
-fn temporaries(folder: &Path) -> Vec<PathBuf> {
+#[cfg(unix)]
+fn temporaries(folder: &Path) -> Vec<std::path::PathBuf> {
     let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a file").path());
     files.filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect()
 }

@@ -75,6 +75,8 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
     assert!(!markdown(&lines).contains("GPU"));
     lines[1].device_mib = Some(4321);
     assert_eq!(markdown(&lines).matches(", GPU 4321 |").count(), 1);
+    (lines[1].step_seconds, lines[1].step_cpu_seconds) = (Some(1.2344), Some(7.6541));
+    assert_eq!(markdown(&lines).matches(" | 1234 | 7654 | ").count(), 1);
     assert!(folder.path().join("report.html").exists());
 }
 
@@ -95,6 +97,11 @@ fn only_the_best_rate_of_the_first_seeds_runs_with_the_others() {
     let best = lines(&grid, &trials)[0].rate;
     let merit = |rate: f64| trials.iter().find(|t| t.rate == rate && t.seed == 1).map(|t| t.validation);
     assert!(grid.rates.iter().all(|rate| merit(*rate) <= merit(best)), "{trials:?}");
+    assert_eq!(grid.unfinished(&trials), None);
+    assert_eq!(grid.unfinished(&trials[..4]).as_deref(), Some("4 of 5 runs done"));
+    // Of equal rates the highest, wherever it stands.
+    let equal: Vec<Trial> = trials[..3].iter().map(|t| Trial { validation: 0.5, ..t.clone() }).collect();
+    assert_eq!(lines(&grid, &equal)[0].rate, 1e-2);
     assert_eq!(ran, [(1e-5, 1), (1e-2, 1), (3e-5, 1), (best, 2), (best, 3)]);
     assert_eq!(lines(&grid, &trials)[0].test.len(), 3);
 }
@@ -114,7 +121,14 @@ fn a_comparison_may_be_done_a_few_runs_at_a_time() {
     for (runs, done) in [("2", 2), ("2", 3), ("1", 3)] {
         let mut program = Command::new(env!("CARGO_BIN_EXE_kron-train"));
         program.args(["compare", "--runs", runs, "--grid"]).arg(&file).arg("--out").arg(&out);
-        assert!(program.output().expect("it starts").status.success());
+        let ended = program.output().expect("it starts");
+        assert!(ended.status.success());
+        let (said, page) =
+            (String::from_utf8_lossy(&ended.stdout), std::fs::read_to_string(out.join("report.html")));
+        for text in [&*said, &page.expect("a report")] {
+            assert_eq!(text.contains("2 of 3 runs done"), done == 2, "{text}");
+            assert_eq!(text.contains("runs done"), done == 2, "{text}");
+        }
         let trials: Vec<Trial> = read_log(&out.join("trials.csv")).expect("trials");
         assert_eq!(trials.len(), done);
     }
@@ -173,6 +187,30 @@ fn a_grid_of_chains_runs_what_is_missing() {
     assert!(one.join("matrix.csv").exists());
     let kept = Config::read(&one.join("config.toml")).expect("its settings");
     assert_eq!((kept.adapter.method, kept.train.seed), (Method::Lora, 1));
+
+    // A chain of another rate is another row, and its folder is taken; so is that of an entry that was moved.
+    let matrix = std::fs::read(one.join("matrix.csv")).expect("a matrix");
+    let mut faster = grid.clone();
+    faster.entries[0].rates = vec![2e-3];
+    let mut moved = grid.clone();
+    let mut krona = moved.entries[0].clone();
+    (krona.name, krona.adapter.method) = ("krona".into(), Method::Krona);
+    moved.entries.insert(0, krona);
+    for (other, why) in
+        [(&faster, "\"rate = 0.001\", but this grid has \"rate = 0.002\""), (&moved, "\"method = ")]
+    {
+        let (folder, stop) = (folder.path(), Stop::default());
+        let refused = chains::run(other, &weights, &data, folder, &stop, &Progress::Hidden, |_| ());
+        let message = refused.expect_err("the folder is taken").to_string();
+        assert!(
+            message.contains("0-travel-kitchen_and_dining-1 holds a chain with") && message.contains(why),
+            "{message}"
+        );
+    }
+    assert_eq!(std::fs::read(one.join("matrix.csv")).expect("a matrix"), matrix);
+    let doubled = rows.iter().map(|row| chains::Row { rate: 2e-3, final_mean: 9.0, ..row.clone() });
+    let both: Vec<chains::Row> = doubled.chain(rows.iter().cloned()).collect();
+    assert_eq!(chains::lines(&grid, &both), lines, "rows of another rate are no rows of this grid");
 }
 
 #[test]

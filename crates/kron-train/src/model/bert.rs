@@ -7,7 +7,7 @@ use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
 use super::fused::{Seen, gelu, layer_norm, softmax};
-use super::{Body, Sight};
+use super::{Body, Sight, kept};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
@@ -195,7 +195,7 @@ impl Bert {
         let mut states = vec![self.norm.forward(&x)?];
         let seen = Seen::new(&tokens.lens, false);
         for block in &self.blocks {
-            states.push(block.forward(&states[states.len() - 1], &seen, dropout)?);
+            states.push(kept(block.forward(&states[states.len() - 1], &seen, dropout)?, dropout));
         }
         Ok(states)
     }

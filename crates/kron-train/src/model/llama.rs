@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::fused::{Seen, softmax};
 use super::rope::{Rope, Rotations};
-use super::{Body, Sight};
+use super::{Body, Sight, kept};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
@@ -179,7 +179,7 @@ impl Body for Llama {
         let mut x = self.words.forward(&tokens.tensor(self.words.embeddings().device())?)?;
         let seen = Seen::new(&tokens.lens, true);
         for block in &self.blocks {
-            x = block.forward(&x, &seen, &self.rotations, dropout)?;
+            x = kept(block.forward(&x, &seen, &self.rotations, dropout)?, dropout);
         }
         Ok(ops::rms_norm_slow(&x, &self.norm, self.eps)?)
     }

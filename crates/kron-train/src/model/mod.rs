@@ -31,7 +31,8 @@ pub enum Sight {
 
 /// A pretrained model without a head.
 pub trait Body {
-    /// Hidden states, n × len × hidden, of padded tokens.
+    /// Hidden states, n × len × hidden, of padded tokens. Without a key they are looked at and not trained on:
+    /// no graph is kept over the blocks, so that a look at a set takes the memory of one.
     ///
     /// # Errors
     /// What candle refuses.
@@ -62,4 +63,9 @@ pub fn pool(sight: Sight, hidden: &Tensor, tokens: &Tokens) -> Result<Tensor> {
     }
     let weights = Tensor::from_vec(weights, (tokens.rows(), 1, tokens.len), hidden.device())?;
     Ok(weights.matmul(&hidden.to_dtype(DType::F32)?)?.squeeze(1)?)
+}
+
+/// A block's output, with the graph that led to it where it is trained on.
+fn kept(x: Tensor, dropout: Option<DropoutKey>) -> Tensor {
+    if dropout.is_some() { x } else { x.detach() }
 }

@@ -29,7 +29,7 @@ pub struct Row {
     pub seconds: f64,
     /// Processor seconds of this step, over all threads, in hundredths.
     pub cpu_seconds: Option<f64>,
-    /// MiB in use on the GPU after this step's backward passes.
+    /// Most MiB in use on the GPU after one of this step's backward passes.
     pub device_mib: Option<u64>,
 }
 

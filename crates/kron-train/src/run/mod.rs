@@ -219,10 +219,7 @@ impl<'a> State<'a> {
 
     fn step(&mut self, step: u64, total: u64, per_epoch: u64, batch: &[usize]) -> Result<Row> {
         let (train, begin, cpu) = (&self.config.train, Instant::now(), cpu_seconds());
-        let (mut gradients, loss, tokens) = self.gradients(step, batch)?;
-        // Before the host waits for a GPU again, which then gives back what these passes have freed.
-        let trained = self.learner.trained().first();
-        let device_mib = trained.and_then(|(_, group)| device_mib(group.var().device()));
+        let (mut gradients, loss, tokens, device_mib) = self.gradients(step, batch)?;
         let mut gradient = gradients.norm()?;
         // An overflow of float16: the same gradients again, less magnified.
         while !gradient.is_finite() && self.scale.shrink() {
@@ -244,12 +241,13 @@ impl<'a> State<'a> {
         Ok(Row { step: step + 1, epoch, rate, loss, gradient, tokens, seconds, cpu_seconds, device_mib })
     }
 
-    /// Of a batch's mean loss; the loss and the tokens.
-    fn gradients(&self, step: u64, batch: &[usize]) -> Result<(Gradients, f32, usize)> {
+    /// Of a batch's mean loss; the loss, the tokens, and the most MiB in use on the GPU after a backward pass.
+    fn gradients(&self, step: u64, batch: &[usize]) -> Result<(Gradients, f32, usize, Option<u64>)> {
         let (train, factor) = (&self.config.train, self.scale.factor());
         let micro = if train.micro_batch == 0 { batch.len() } else { train.micro_batch };
         let mut gradients = Gradients::new(&self.optimizer.vars());
-        let (mut loss, mut tokens) = (0.0, 0);
+        let (mut loss, mut tokens, mut most) = (0.0, 0, None);
+        let trained = self.learner.trained().first();
         for (part, which) in batch.chunks(micro).enumerate() {
             // Every part of every step has a mask of its own.
             let offset = step * train.batch as u64 + part as u64;
@@ -263,8 +261,10 @@ impl<'a> State<'a> {
             }
             let scaled = if factor == 1.0 { part_loss } else { (part_loss * factor)? };
             gradients.add(&scaled.backward()?, share / factor)?;
+            // Before the host waits for a GPU again, which then gives back what this pass has freed.
+            most = most.max(trained.and_then(|(_, group)| device_mib(group.var().device())));
         }
-        Ok((gradients, loss, tokens))
+        Ok((gradients, loss, tokens, most))
     }
 
     fn look(&mut self, split: &str) -> Result<Option<Score>> {

@@ -39,8 +39,12 @@ pub fn load(config: &Config) -> (Weights, Dataset) {
     (weights, data)
 }
 
-/// The folder of MiniLM, where `scripts/fetch-minilm.sh` puts it.
+/// The folder of MiniLM, where `scripts/fetch-minilm.sh` puts it, or where `.ci/run` has it put.
 pub fn minilm() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/all-MiniLM-L6-v2");
-    folder.is_dir().then_some(folder)
+    let name = "all-MiniLM-L6-v2";
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    let folders = [Some(models), cache.map(|cache| cache.join("kron-lora").join(name))];
+    folders.into_iter().flatten().find(|folder| folder.join("model.safetensors").exists())
 }
