@@ -46,6 +46,32 @@ fn sweep(grid: &compare::Grid, trials: &[compare::Trial]) -> String {
     kron_train::report::markdown(&["entry", "validation accuracy at each rate, seed 1"], &rows)
 }
 
+/// Whole training steps, fused and unfused, with one thread and with two.
+#[test]
+fn the_whole_steps_are_the_recorded_ones() {
+    let grid = compare::Grid::read(&record("step").join("grid.toml")).expect("a grid");
+    let runs = ["one.csv", "two.csv"].map(|name| -> Vec<compare::Trial> {
+        let trials: Vec<compare::Trial> = read_log(&record("step").join(name)).expect("trials");
+        assert_eq!(trials.len(), grid.entries.len() * grid.seeds.len(), "{name}");
+        trials
+    });
+    let row = |entry: &compare::Entry| {
+        let of = |runs: &[compare::Trial], value: fn(&compare::Trial) -> f64| {
+            let all: Vec<f64> = runs.iter().filter(|t| t.name == entry.name).map(value).collect();
+            assert_eq!(all.len(), grid.seeds.len(), "{}", entry.name);
+            all.iter().sum::<f64>() / all.len() as f64
+        };
+        let step = |runs| format!("{:.0}", of(runs, |t| 1000.0 * t.step_seconds));
+        let peak = |runs| format!("{:.0}", of(runs, |t| t.peak_mib.expect("a peak")));
+        let params = of(&runs[0], |t| t.params as f64);
+        let [one, two] = &runs;
+        vec![entry.name.clone(), params.to_string(), step(one), step(two), peak(one), peak(two)]
+    };
+    let rows: Vec<Vec<String>> = grid.entries.iter().map(row).collect();
+    let head = ["entry", "parameters", "ms a step, one thread", "two", "peak MiB, one thread", "two"];
+    check("step", &kron_train::report::markdown(&head, &rows));
+}
+
 /// The example prints a line an engine, and is run with one thread and with two.
 #[test]
 fn the_step_times_are_the_recorded_ones() {
