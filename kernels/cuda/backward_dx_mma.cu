@@ -59,7 +59,9 @@ template <class E, int R> struct Dx {
       return e % RP < R ? load_dt(p, m0 + e / RP, e % RP, share) : 0.0f;
     };
     const int count = end - m0 < ROWS ? int(end - m0) * RP : ROWS * RP;
-    each_sum(p.dc_splits > 0 ? nullptr : room, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
+    // At rank 128 a sum has a thread to itself from two rows on, and there is no register to spare.
+    float *shared = R < 128 && p.dc_splits == 0 ? room : nullptr;
+    each_sum(shared, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
     for (int e = count + threadIdx.x; e < ROWS * RP; e += THREADS) dt_at(e) = from_float<E>(0.0f);
   }
 
