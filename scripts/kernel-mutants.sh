@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 faults=$(cat <<'FAULTS'
 down writes zeros (tensor cores)|forward_mma.cu|s/p\.keep_scale \* sum\[t\]\[2 \* half\];/0.0f;/
 up adds zeros (tensor cores)|forward_mma.cu|s/out\[half\]\[c\] \*= p\.scale/out[half][c] = 0/
+s is applied twice (tensor cores)|forward_mma.cu|s/out\[half\]\[c\] \*= p\.scale/out[half][c] *= p.scale * p.scale/
 dy writes no dT (tensor cores)|backward_dy_mma.cu|s/p\.scale \* p\.keep_scale \* dts\[at\]/0.0f/
 dx sums zeros into dC (tensor cores)|backward_dx_mma.cu|s/\*at \+ dc\[t\]\[e\] : dc\[t\]\[e\]/*at : 0.0f/
 up adds zeros (general)|forward.cu|s/p\.scale \* sum, p\.accumulate/0.0f, p.accumulate/
