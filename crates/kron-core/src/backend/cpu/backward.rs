@@ -4,127 +4,112 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::forward::{blocks_first, mix};
-use super::masked::Mask;
-use super::plan::{
-    Arena, Cut, MASKED_COLUMNS, aligned, b_factor, c_factor, groups_len, outer_len, packed_len,
-};
+use super::check;
+use super::layout::{CallLayout, Layout};
+use super::masked::{MASKED_COLUMNS, Mask};
+use super::mix::{blocks_first, mix, transpose};
+use super::packed::{PackedLen, b_factor, c_factor};
+use super::partition::RowPartition;
 use crate::backend::{Accum, Backward};
-use crate::simd::{Grid, GridMut, Groups, Isa, Kernels, Lanes, Products, Side};
+use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::{split, split_mut};
-use crate::{Element, Inner, KronOp, KronShape, Outer, Result};
+use crate::{Element, KronOp, Outer, Result};
 
-/// Packed factors, A and Aᵀ in groups, and for each partition a gradient and a scratch.
-pub(super) fn workspace_len(isa: Isa, op: &KronOp, rows: usize) -> usize {
-    let s = &op.shape;
-    let cut = Cut::backward(s, rows);
-    let a = groups_len(isa, s.a_out(), s.a_in()) + groups_len(isa, s.a_in(), s.a_out());
-    let lens = GradLens::new(isa, s);
-    packed_len(isa, s)
-        + a
-        + aligned(s.a_len())
-        + cut.parts * (lens.total() + scratch_len(isa, op, &cut))
-        + Arena::SLACK
+/// Layout of backward's workspace.
+pub(super) struct BackwardLayout {
+    /// Packed B and C, A packed, Aᵀ, Aᵀ packed, all gradients; for each partition, dT, packed
+    /// dT, T, U, dU and packed U by blocks, and masked columns of X or dX.
+    pub call: CallLayout<6, 7>,
+    /// A partition's gradient: dA row-major, dB and dC as `outer` sums them.
+    pub gradient: Layout<3>,
 }
 
-fn scratch_len(isa: Isa, op: &KronOp, cut: &Cut) -> usize {
-    let (s, n, w) = (&op.shape, cut.block, op.shape.width());
-    let t = aligned(op.t_len(n));
-    let output = match s.inner() {
-        // T, U and dU by blocks, and U by rows.
-        Inner::LowRank(_) => t + 3 * aligned(n * s.a_out() * w),
+/// Lays out the workspace of `rows` rows.
+pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> BackwardLayout {
+    let (s, packed) = (&op.shape, PackedLen::new(isa));
+    let partition = RowPartition::backward(s, rows);
+    let (n, w) = (partition.block, s.width());
+    let gradient = Layout::new([
+        ("dA", s.a_len()),
+        ("dB", s.rank().map_or(0, |r| packed.gradient(r, s.b_out()))),
+        ("dC", packed.gradient(w, s.c_in())),
+    ]);
+    let groups = |rows, ranks| if s.outer() == Outer::Trained { packed.groups(rows, ranks) } else { 0 };
+    let (t, u, du) = match s.rank() {
+        Some(r) => (op.t_len(n), n * s.a_out() * r, n * s.a_out() * r),
         // One row of dU.
-        Inner::Full => aligned(s.d_out()),
+        None => (0, 0, s.d_out()),
     };
-    // dT by blocks and in groups (or by rows).
-    t + groups_len(isa, n * s.a_in(), w) + output + Mask::scratch_len(op, n)
-}
-
-/// Lengths of the pieces of a partition's gradient.
-#[derive(Clone, Copy)]
-struct GradLens {
-    a: usize,
-    b: usize,
-    c: usize,
-}
-
-impl GradLens {
-    fn new(isa: Isa, s: &KronShape) -> Self {
-        Self {
-            a: aligned(s.a_len()),
-            b: if s.b_len() > 0 { outer_len(isa, s.width(), s.b_out()) } else { 0 },
-            c: outer_len(isa, s.width(), s.c_in()),
-        }
-    }
-    const fn total(&self) -> usize {
-        self.a + self.b + self.c
-    }
+    let call = CallLayout::new(
+        partition,
+        [
+            ("packed B", packed.b(s, PackFor::Down)),
+            ("packed C", packed.c(s, PackFor::Up)),
+            ("packed A", groups(s.a_out(), s.a_in())),
+            ("A transposed", s.a_len()),
+            ("packed A transposed", groups(s.a_in(), s.a_out())),
+            ("gradients", partition.parts * gradient.len()),
+        ],
+        [
+            ("dT", op.t_len(n)),
+            // In groups for `up` and before that in rows for `outer`, which are no longer.
+            ("packed dT", packed.groups(n * s.a_in(), w)),
+            ("T", t),
+            ("U", u),
+            ("dU", du),
+            ("packed U", u),
+            ("masked X", Mask::scratch_len(op, n)),
+        ],
+    );
+    BackwardLayout { call, gradient }
 }
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>) -> Result<()> {
-    let Backward { theta, x, t, dy, dx, grad, workspace, dropout } = call;
-    let rows = x.nrows();
+    let rows = call.x.nrows();
+    let BackwardLayout { call: layout, gradient } = layout(isa, op, rows);
+    check::backward(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());
     }
+    let Backward { theta, x, t, dy, dx, grad, workspace, dropout } = call;
     let s = &op.shape;
-    let cut = Cut::backward(s, rows);
     let kernels = Kernels::new(isa, E::DTYPE, Products::Native)?;
     let mask = Mask::new(op, dropout);
     // A masked dX is summed in float32 first, so that it is rounded once.
     let up = if mask.is_some() { kernels.float32() } else { kernels };
     let keep = mask.map_or(1.0, |m| m.keep_scale());
     let theta = split(s, theta);
-    let mut arena = Arena::new(workspace);
-    let b = b_factor(s, theta.b).map(|b| {
-        let room = arena.take(kernels.packed_len(Side::Down, b.ranks, b.width));
-        kernels.pack(b, Side::Down, room)
-    });
-    let c = dx.is_some().then(|| {
-        let room = arena.take(up.packed_len(Side::Up, s.width(), s.c_in()));
-        up.pack(c_factor(s, theta.c, keep), Side::Up, room)
-    });
+    let ([packed_b, packed_c, packed_a, a_rows, packed_a_t, grads], scratch) = layout.split(workspace);
+    let b = b_factor(s, theta.b).map(|b| kernels.pack(b, PackFor::Down, packed_b));
+    let c = dx.is_some().then(|| up.pack(c_factor(s, theta.c, keep), PackFor::Up, packed_c));
     let (mut a, mut a_t) = (None, None);
     if s.outer() == Outer::Trained {
         let (k, dims) = (kernels.float32(), (s.a_out(), s.a_in()));
-        let room = arena.take(k.groups_len(dims.0, dims.1));
-        a = Some(k.groups(theta.a, (1, dims.0, dims.1), 1.0, room));
-        let (turned, room) = (arena.take(s.a_len()), arena.take(k.groups_len(dims.1, dims.0)));
-        turn(theta.a, dims, turned);
-        a_t = Some(k.groups(turned, (1, dims.1, dims.0), 1.0, room));
+        a = Some(k.groups(theta.a, (1, dims.0, dims.1), 1.0, packed_a));
+        transpose(theta.a, dims, a_rows);
+        a_t = Some(k.groups(a_rows, (1, dims.1, dims.0), 1.0, packed_a_t));
     }
-    let lens = GradLens::new(isa, s);
-    let job = Job { op: *op, kernels, up, a, a_t, b, c, mask, lens, block: cut.block };
-    let scratch_len = scratch_len(isa, op, &cut);
-    let grads = arena.take(cut.parts * lens.total());
-    let scratch = arena.take(cut.parts * scratch_len);
+    let partition = layout.partition;
+    let job = Job { op: *op, kernels, up, a, a_t, b, c, mask, layout, gradient };
     let t = &t[..op.t_len(rows)];
     match dx {
         Some((mut dx, accum)) => {
-            let dx = dx.axis_chunks_iter_mut(Axis(0), cut.part).into_par_iter();
-            let dx = dx.map(|dx| Some((dx, accum)));
-            job.parts(&cut, x, t, dy, dx, grads, (scratch, scratch_len));
+            let dx = dx.axis_chunks_iter_mut(Axis(0), partition.part).into_par_iter();
+            job.parts(x, t, dy, dx.map(|dx| Some((dx, accum))), grads, scratch);
         }
         None => {
-            let none = (0..cut.parts).into_par_iter().map(|_| None);
-            job.parts(&cut, x, t, dy, none, grads, (scratch, scratch_len));
+            let none = (0..partition.parts).into_par_iter().map(|_| None);
+            job.parts(x, t, dy, none, grads, scratch);
         }
     }
-    let sum = reduce(grads, lens.total());
+    let [da, db, dc] = gradient.split(reduce(grads, gradient.len()));
     let grad = split_mut(s, grad);
-    grad.a.iter_mut().zip(&*sum).for_each(|(g, sum)| *g += sum);
+    grad.a.iter_mut().zip(&*da).for_each(|(g, sum)| *g += sum);
     if let Some(b) = b_factor(s, theta.b) {
-        kernels.unpack_add(b, &sum[lens.a..lens.a + lens.b], grad.b);
+        kernels.unpack_add(b, db, grad.b);
     }
-    kernels.unpack_add(c_factor(s, theta.c, keep), &sum[lens.a + lens.b..], grad.c);
+    kernels.unpack_add(c_factor(s, theta.c, keep), dc, grad.c);
     Ok(())
-}
-
-/// Aᵀ, row-major, from an A of `rows` × `cols`.
-fn turn(a: &[f32], (rows, cols): (usize, usize), out: &mut [f32]) {
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = a[i % rows * cols + i / rows];
-    }
 }
 
 /// Adds the partitions' gradients, first to last, into the first.
@@ -145,10 +130,10 @@ fn reduce(grads: &mut [f32], len: usize) -> &mut [f32] {
     sum
 }
 
-/// dX and what happens to its old contents.
+/// dX, and the treatment of its old contents.
 type Dx<'a, E> = Option<(ArrayViewMut2<'a, E>, Accum)>;
 
-/// What all partitions share.
+/// Operands that all partitions share.
 struct Job<'a> {
     op: KronOp,
     kernels: Kernels,
@@ -159,44 +144,48 @@ struct Job<'a> {
     b: Option<Lanes<'a>>,
     c: Option<Lanes<'a>>,
     mask: Option<Mask>,
-    lens: GradLens,
-    block: usize,
+    layout: CallLayout<6, 7>,
+    gradient: Layout<3>,
 }
 
-/// A partition's gradient: A row-major, B and C as `outer` sums them.
-struct PartGrad<'a> {
-    a: &'a mut [f32],
-    b: &'a mut [f32],
-    c: &'a mut [f32],
+/// Scratch of a partition. A block uses the first part of each piece.
+struct Scratch<'a> {
+    dt: &'a mut [f32],
+    packed_dt: &'a mut [f32],
+    tt: &'a mut [f32],
+    u: &'a mut [f32],
+    du: &'a mut [f32],
+    packed_u: &'a mut [f32],
+    masked: &'a mut [f32],
 }
 
 impl Job<'_> {
-    #[allow(clippy::too_many_arguments)] // the pieces of one call, cut in one place
+    /// Computes every partition in parallel.
     fn parts<'a, E: Element>(
         &self,
-        cut: &Cut,
         x: ArrayView2<E>,
         t: &[f32],
         dy: ArrayView2<E>,
         dx: impl IndexedParallelIterator<Item = Dx<'a, E>>,
         grads: &mut [f32],
-        (scratch, scratch_len): (&mut [f32], usize),
+        scratch: &mut [f32],
     ) {
+        let part = self.layout.partition.part;
         let one = |(i, (((((x, t), dy), dx), grad), scratch))| {
-            self.part(i * cut.part, x, t, dy, dx, grad, scratch);
+            self.part(i * part, x, t, dy, dx, grad, scratch);
         };
-        (x.axis_chunks_iter(Axis(0), cut.part).into_par_iter())
-            .zip(t.par_chunks(self.op.t_len(cut.part)))
-            .zip(dy.axis_chunks_iter(Axis(0), cut.part))
+        (x.axis_chunks_iter(Axis(0), part).into_par_iter())
+            .zip(t.par_chunks(self.op.t_len(part)))
+            .zip(dy.axis_chunks_iter(Axis(0), part))
             .zip(dx)
-            .zip(grads.par_chunks_mut(self.lens.total()))
-            .zip(scratch.par_chunks_mut(scratch_len))
+            .zip(grads.par_chunks_mut(self.gradient.len()))
+            .zip(scratch.par_chunks_mut(self.layout.scratch_len()))
             .enumerate()
             .for_each(one);
     }
 
-    /// Rows first…, block by block, into one gradient.
-    #[allow(clippy::too_many_arguments)] // the same pieces
+    /// Computes one partition, block by block, into one gradient; `first` is its first row.
+    #[allow(clippy::too_many_arguments)] // the slices of one partition
     fn part<E: Element>(
         &self,
         first: usize,
@@ -208,122 +197,109 @@ impl Job<'_> {
         scratch: &mut [f32],
     ) {
         grad.fill(0.0);
-        let (a, rest) = grad.split_at_mut(self.lens.a);
-        let (b, c) = rest.split_at_mut(self.lens.b);
-        let mut grad = PartGrad { a, b, c };
-        let rows = x.nrows();
-        for r in (0..rows).step_by(self.block) {
-            let n = self.block.min(rows - r);
+        let [da, db, dc] = self.gradient.split(grad);
+        let [dt, packed_dt, tt, u, du, packed_u, masked] = self.layout.scratch.split(scratch);
+        let mut scratch = Scratch { dt, packed_dt, tt, u, du, packed_u, masked };
+        let (rows, block) = (x.nrows(), self.layout.partition.block);
+        for r in (0..rows).step_by(block) {
+            let n = block.min(rows - r);
             let t = &t[self.op.t_len(r)..self.op.t_len(r + n)];
-            let mut arena = Arena::new(&mut *scratch);
-            let dt = arena.take(self.op.t_len(n));
-            let room =
-                arena.take(self.up.float32().groups_len(n * self.op.shape.a_in(), self.op.shape.width()));
             let dy = dy.slice(s![r..r + n, ..]);
             match self.b {
-                Some(b) => self.output_low_rank(b, t, dy, dt, &mut grad, &mut arena),
-                None => self.output_full(t, dy, dt, &mut grad, &mut arena),
+                Some(b) => self.output_low_rank(b, t, dy, (&mut *da, &mut *db), &mut scratch),
+                None => self.output_full(t, dy, da, &mut scratch),
             }
             let x = x.slice(s![r..r + n, ..]);
             let dx = dx.as_mut().map(|(dx, accum)| (dx.slice_mut(s![r..r + n, ..]), *accum));
-            self.input(first + r, x, dx, dt, room, grad.c, &mut arena);
+            self.input(first + r, x, dx, dc, &mut scratch);
         }
     }
 
-    /// dY side: dU, dB, dA and dT (\[a_in, n, r\]).
+    /// Computes dU, dB, dA and dT (\[a_in, n, r\]) from dY.
     fn output_low_rank<E: Element>(
         &self,
         b: Lanes,
         t: &[f32],
         dy: ArrayView2<E>,
-        dt: &mut [f32],
-        grad: &mut PartGrad,
-        arena: &mut Arena,
+        (da, db): (&mut [f32], &mut [f32]),
+        scratch: &mut Scratch,
     ) {
         let (s, n, scale) = (&self.op.shape, dy.nrows(), self.op.scale.get());
         let (a_out, a_in, r) = (s.a_out(), s.a_in(), s.width());
         let (k, f32s) = (self.kernels, self.kernels.float32());
-        let tt = arena.take(self.op.t_len(n));
-        let [u, du, room] = [(); 3].map(|()| arena.take(n * a_out * r));
-        let dy = Grid::of_view(dy, a_out);
-        k.down(dy, b, &mut GridMut::new(du, n, a_out, (r, n * r), r), false);
+        let (t_len, u_len) = (self.op.t_len(n), n * a_out * r);
+        let (tt, dt) = (&mut scratch.tt[..t_len], &mut scratch.dt[..t_len]);
+        let (u, du) = (&mut scratch.u[..u_len], &mut scratch.du[..u_len]);
+        let dy = RowGrid::of_view(dy, a_out);
+        k.down(dy, b, &mut RowGridMut::new(du, n, a_out, (r, n * r), r), false);
         du.iter_mut().for_each(|du| *du *= scale);
         blocks_first(t, (n, a_in, r), tt);
         mix(k, self.a, tt, u);
-        k.outer(k.rows(u, (n, a_out, r), scale, room), dy, grad.b);
+        k.outer(k.rows(u, (n, a_out, r), scale, scratch.packed_u), dy, db);
         mix(k, self.a_t, du, dt);
         if s.outer() == Outer::Trained {
             let len = n * r;
-            let du = Grid::new(du, 1, a_out, (a_out * len, len), len);
-            let mut da = GridMut::new(grad.a, 1, a_out, (a_out * a_in, a_in), a_in);
-            f32s.down(du, f32s.unpacked(Side::Down, tt, len), &mut da, true);
+            let du = RowGrid::new(du, 1, a_out, (a_out * len, len), len);
+            let mut da = RowGridMut::new(da, 1, a_out, (a_out * a_in, a_in), a_in);
+            f32s.down(du, f32s.unpacked(PackFor::Down, tt, len), &mut da, true);
         }
     }
 
-    /// The same with a full inner factor: dU is s·dY itself, taken a row at a time.
-    fn output_full<E: Element>(
-        &self,
-        t: &[f32],
-        dy: ArrayView2<E>,
-        dt: &mut [f32],
-        grad: &mut PartGrad,
-        arena: &mut Arena,
-    ) {
+    /// Computes dA and dT with a full inner factor, where dU = s·dY, one row at a time.
+    fn output_full<E: Element>(&self, t: &[f32], dy: ArrayView2<E>, da: &mut [f32], scratch: &mut Scratch) {
         let (s, n, scale) = (&self.op.shape, dy.nrows(), self.op.scale.get());
         let (a_out, a_in, w) = (s.a_out(), s.a_in(), s.width());
         let k = self.kernels.float32();
-        let du = arena.take(a_out * w);
+        let (du, dt) = (&mut scratch.du[..a_out * w], &mut scratch.dt[..self.op.t_len(n)]);
         for (i, dy) in dy.rows().into_iter().enumerate() {
             du.iter_mut().zip(dy).for_each(|(du, dy)| *du = scale * dy.to_f32());
             let Some(a_t) = self.a_t else {
                 dt[i * w..][..w].copy_from_slice(du);
                 continue;
             };
-            let mut dt = GridMut::new(&mut dt[i * w..], 1, a_in, (a_in * n * w, n * w), w);
-            k.up(a_t, k.unpacked(Side::Up, du, w), &mut dt, Accum::Replace);
-            let t = k.unpacked(Side::Down, &t[self.op.t_len(i)..self.op.t_len(i + 1)], w);
-            let mut da = GridMut::new(grad.a, 1, a_out, (a_out * a_in, a_in), a_in);
-            k.down(Grid::new(du, 1, a_out, (a_out * w, w), w), t, &mut da, true);
+            let mut dt = RowGridMut::new(&mut dt[i * w..], 1, a_in, (a_in * n * w, n * w), w);
+            k.up(a_t, k.unpacked(PackFor::Up, du, w), &mut dt, Accum::Replace);
+            let t = k.unpacked(PackFor::Down, &t[self.op.t_len(i)..self.op.t_len(i + 1)], w);
+            let mut da = RowGridMut::new(da, 1, a_out, (a_out * a_in, a_in), a_in);
+            k.down(RowGrid::new(du, 1, a_out, (a_out * w, w), w), t, &mut da, true);
         }
     }
 
-    /// X side: dC and dX, from dT.
-    #[allow(clippy::too_many_arguments)] // the pieces of one block
+    /// Computes dC and dX from dT.
     fn input<E: Element>(
         &self,
         row: usize,
         x: ArrayView2<E>,
         dx: Dx<'_, E>,
-        dt: &[f32],
-        room: &mut [f32],
         dc: &mut [f32],
-        arena: &mut Arena,
+        scratch: &mut Scratch,
     ) {
         let (s, n) = (&self.op.shape, x.nrows());
         let (a, w, c_in) = (s.a_in(), s.width(), s.c_in());
+        let dt = &scratch.dt[..self.op.t_len(n)];
+        let Scratch { packed_dt, masked, .. } = scratch;
         let Some(mask) = self.mask else {
-            let rows = self.kernels.rows(dt, (n, a, w), 1.0, room);
-            self.kernels.outer(rows, Grid::of_view(x, a), dc);
+            let rows = self.kernels.rows(dt, (n, a, w), 1.0, packed_dt);
+            self.kernels.outer(rows, RowGrid::of_view(x, a), dc);
             if let (Some((dx, accum)), Some(c)) = (dx, self.c) {
-                let groups = self.up.groups(dt, (n, a, w), 1.0, room);
-                self.up.up(groups, c, &mut GridMut::of_view(dx, a), accum);
+                let groups = self.up.groups(dt, (n, a, w), 1.0, packed_dt);
+                self.up.up(groups, c, &mut RowGridMut::of_view(dx, a), accum);
             }
             return;
         };
-        let scratch = arena.take(Mask::scratch_len(&self.op, n));
         let lanes = self.kernels.lanes();
-        let rows = self.kernels.rows(dt, (n, a, w), 1.0, room);
+        let rows = self.kernels.rows(dt, (n, a, w), 1.0, packed_dt);
         for k in (0..c_in).step_by(MASKED_COLUMNS) {
-            let x = mask.copy(row, x, k, scratch);
+            let x = mask.copy(row, x, k, masked);
             self.kernels.outer(rows, x, &mut dc[k / lanes * lanes * w..]);
         }
         if let (Some((mut dx, accum)), Some(c)) = (dx, self.c) {
-            let groups = self.up.groups(dt, (n, a, w), 1.0, room);
+            let groups = self.up.groups(dt, (n, a, w), 1.0, packed_dt);
             for k in (0..c_in).step_by(MASKED_COLUMNS) {
                 let cols = MASKED_COLUMNS.min(c_in - k);
-                let d = &mut scratch[..n * a * cols];
-                let mut grid = GridMut::new(d, n, a, (a * cols, cols), cols);
-                self.up.up(groups, c.after(self.up.panels(Side::Up, k)), &mut grid, Accum::Replace);
+                let d = &mut masked[..n * a * cols];
+                let mut grid = RowGridMut::new(d, n, a, (a * cols, cols), cols);
+                self.up.up(groups, c.after(self.up.panels(PackFor::Up, k)), &mut grid, Accum::Replace);
                 mask.add(row, d, k, cols, &mut dx, accum);
             }
         }

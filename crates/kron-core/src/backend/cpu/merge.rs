@@ -1,56 +1,60 @@
-//! W += s·A ⊗ (B·C), row by row: row (i, p) of the Kronecker product is
-//! Σ_ρ (s·A_ij·B_pρ)·C_ρ in block j, the product that makes dX from dT.
+//! W += s·A ⊗ (B·C), row by row. Block j of row (i, p) of the Kronecker product is
+//! Σ_ρ (s·A_ij·B_pρ)·C_ρ, the product that also computes dX from dT.
 
 use ndarray::{ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::plan::{Arena, Cut, aligned, c_factor, groups_len, packed_len};
+use super::check;
+use super::layout::{CallLayout, Layout};
+use super::packed::{PackedLen, c_factor};
+use super::partition::RowPartition;
 use crate::backend::{Accum, Merge};
-use crate::simd::{GridMut, Isa, Kernels, Lanes, Products, Side};
+use crate::simd::{Isa, Kernels, Lanes, PackFor, Products, RowGridMut};
 use crate::theta::{Parts, split};
 use crate::{Element, Inner, KronOp, Result};
 
-/// C packed, and the coefficients of a block of rows for each partition.
-pub(super) fn workspace_len(isa: Isa, op: &KronOp, rows: usize) -> usize {
-    let cut = Cut::forward(&op.shape, rows);
-    packed_len(isa, &op.shape) + cut.parts * scratch_len(isa, op, &cut) + Arena::SLACK
-}
-
-fn scratch_len(isa: Isa, op: &KronOp, cut: &Cut) -> usize {
-    let (rows, ranks) = (cut.block * op.shape.a_in(), op.shape.rank().unwrap_or(1));
-    aligned(rows * ranks) + groups_len(isa, rows, ranks)
+/// Packed C; for each partition, the coefficients of a block of rows, and the same packed.
+pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> CallLayout<1, 2> {
+    let (s, packed) = (&op.shape, PackedLen::new(isa));
+    let partition = RowPartition::forward(s, rows);
+    let (n, ranks) = (partition.block * s.a_in(), s.rank().unwrap_or(1));
+    // M is read as it is, row by row.
+    let packed_c = s.rank().map_or(0, |_| packed.c(s, PackFor::Up));
+    CallLayout::new(
+        partition,
+        [("packed C", packed_c)],
+        [("coefficients", n * ranks), ("packed coefficients", packed.groups(n, ranks))],
+    )
 }
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, E>) -> Result<()> {
-    let Merge { theta, mut w, first_row, accum, workspace } = call;
-    let rows = w.nrows();
+    let rows = call.w.nrows();
+    let layout = layout(isa, op, rows);
+    check::merge(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());
     }
-    let cut = Cut::forward(&op.shape, rows);
+    let Merge { theta, mut w, first_row, accum, workspace } = call;
     let kernels = Kernels::new(isa, E::DTYPE, Products::Float32)?;
     let theta = split(&op.shape, theta);
-    let mut arena = Arena::new(workspace);
-    let c = op.shape.rank().map(|r| {
-        let room = arena.take(kernels.packed_len(Side::Up, r, op.shape.c_in()));
-        kernels.pack(c_factor(&op.shape, theta.c, 1.0), Side::Up, room)
-    });
-    let job = Job { op: *op, kernels, theta, c, accum, block: cut.block };
-    let scratch_len = scratch_len(isa, op, &cut);
-    let scratch = arena.take(cut.parts * scratch_len);
-    if cut.parts == 1 {
+    let ([packed_c], scratch) = layout.split(workspace);
+    let c = (op.shape.rank().is_some())
+        .then(|| kernels.pack(c_factor(&op.shape, theta.c, 1.0), PackFor::Up, packed_c));
+    let partition = layout.partition;
+    let job = Job { op: *op, kernels, theta, c, accum, block: partition.block, scratch: layout.scratch };
+    if partition.parts == 1 {
         job.part(first_row, w, scratch);
         return Ok(());
     }
-    (w.axis_chunks_iter_mut(Axis(0), cut.part).into_par_iter())
-        .zip(scratch.par_chunks_mut(scratch_len))
+    (w.axis_chunks_iter_mut(Axis(0), partition.part).into_par_iter())
+        .zip(scratch.par_chunks_mut(layout.scratch_len()))
         .enumerate()
-        .for_each(|(i, (w, scratch))| job.part(first_row + i * cut.part, w, scratch));
+        .for_each(|(i, (w, scratch))| job.part(first_row + i * partition.part, w, scratch));
     Ok(())
 }
 
-/// What all partitions share.
+/// Operands that all partitions share.
 struct Job<'a> {
     op: KronOp,
     kernels: Kernels,
@@ -58,32 +62,34 @@ struct Job<'a> {
     c: Option<Lanes<'a>>,
     accum: Accum,
     block: usize,
+    scratch: Layout<2>,
 }
 
 impl Job<'_> {
+    /// Adds one partition, block by block; `first` is its first row of the weight.
     fn part<E: Element>(&self, first: usize, mut w: ArrayViewMut2<E>, scratch: &mut [f32]) {
         let (s, rows) = (&self.op.shape, w.nrows());
         let ranks = s.rank().unwrap_or(1);
+        let [coefficients, packed] = self.scratch.split(scratch);
         for r in (0..rows).step_by(self.block) {
             let n = self.block.min(rows - r);
-            let (u, room) = scratch.split_at_mut(aligned(n * s.a_in() * ranks));
-            let u = &mut u[..n * s.a_in() * ranks];
+            let u = &mut coefficients[..n * s.a_in() * ranks];
             for (k, u) in u.chunks_exact_mut(s.a_in() * ranks).enumerate() {
                 self.coefficients(first + r + k, u);
             }
-            let mut w = GridMut::of_view(w.slice_mut(s![r..r + n, ..]), s.a_in());
+            let mut w = RowGridMut::of_view(w.slice_mut(s![r..r + n, ..]), s.a_in());
             match self.c {
                 Some(c) => {
-                    // \[n, a_in, r\] is already in flat order: one block of n·a_in rows.
-                    let u = self.kernels.groups(u, (n * s.a_in(), 1, ranks), 1.0, room);
+                    // \[n, a_in, r\] is in row order already: one block of n·a_in rows.
+                    let u = self.kernels.groups(u, (n * s.a_in(), 1, ranks), 1.0, packed);
                     self.kernels.up(u, c, &mut w, self.accum);
                 }
                 None => {
                     for (k, u) in u.chunks_exact(s.a_in()).enumerate() {
                         let p = (first + r + k) % s.b_out();
                         let m = &self.theta.c[p * s.c_in()..][..s.c_in()];
-                        let m = self.kernels.unpacked(Side::Up, m, s.c_in());
-                        let u = self.kernels.groups(u, (s.a_in(), 1, 1), 1.0, room);
+                        let m = self.kernels.unpacked(PackFor::Up, m, s.c_in());
+                        let u = self.kernels.groups(u, (s.a_in(), 1, 1), 1.0, packed);
                         self.kernels.up(u, m, &mut w.tokens(k, 1), self.accum);
                     }
                 }
@@ -91,7 +97,7 @@ impl Job<'_> {
         }
     }
 
-    /// s·A_ij·B_pρ of weight row (i, p), as \[a_in, r\]; s·A_ij with a full inner factor.
+    /// Writes s·A_ij·B_pρ of weight row (i, p), as \[a_in, r\]; with a full inner factor, s·A_ij.
     fn coefficients(&self, row: usize, u: &mut [f32]) {
         let s = &self.op.shape;
         let (i, p) = (row / s.b_out(), row % s.b_out());

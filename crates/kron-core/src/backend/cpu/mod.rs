@@ -1,12 +1,17 @@
-//! The CPU backend: fixed partitions of the rows, blocks of a partition that
-//! stay in L2, and per block the three kernels of [`crate::simd`].
+//! The CPU backend. A call's rows are divided into partitions and those into blocks
+//! that stay in L2; each block runs the three kernels of [`crate::simd`].
 
 mod backward;
 mod check;
 mod forward;
+mod layout;
 mod masked;
 mod merge;
-mod plan;
+mod mix;
+mod packed;
+mod partition;
+#[cfg(test)]
+mod tests;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -63,24 +68,21 @@ impl Backend for Cpu {
 
     fn workspace_len(&self, op: &KronOp, pass: Pass, rows: usize) -> usize {
         match pass {
-            Pass::Forward => forward::workspace_len(self.isa, op, rows),
-            Pass::Backward => backward::workspace_len(self.isa, op, rows),
-            Pass::Merge => merge::workspace_len(self.isa, op, rows),
+            Pass::Forward => forward::layout(self.isa, op, rows).workspace_len(),
+            Pass::Backward => backward::layout(self.isa, op, rows).call.workspace_len(),
+            Pass::Merge => merge::layout(self.isa, op, rows).workspace_len(),
         }
     }
 
     fn forward<E: Element>(&self, op: &KronOp, call: Forward<'_, Self, E>) -> Result<()> {
-        check::forward(self, op, &call)?;
         <E as Sealed>::forward(self.isa, op, call)
     }
 
     fn backward<E: Element>(&self, op: &KronOp, call: Backward<'_, Self, E>) -> Result<()> {
-        check::backward(self, op, &call)?;
         <E as Sealed>::backward(self.isa, op, call)
     }
 
     fn merge<E: Element>(&self, op: &KronOp, call: Merge<'_, Self, E>) -> Result<()> {
-        check::merge(self, op, &call)?;
         <E as Sealed>::merge(self.isa, op, call)
     }
 }
