@@ -85,7 +85,7 @@ impl Dropout {
     }
 
     /// Returns p·65536: elements whose 16 random bits are below it are dropped.
-    pub(crate) const fn threshold(self) -> u32 {
+    pub const fn threshold(self) -> u32 {
         self.threshold
     }
 

@@ -24,8 +24,8 @@ pub(super) struct BackwardLayout {
     pub gradient: Layout<3>,
 }
 
-/// Lays out the workspace of `rows` rows.
-pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> BackwardLayout {
+/// Lays out the workspace of `rows` rows, with dX or without.
+pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize, dx: bool) -> BackwardLayout {
     let (s, packed) = (&op.shape, PackedLen::new(isa));
     let partition = RowPartition::backward(s, rows);
     let (n, w) = (partition.block, s.width());
@@ -44,7 +44,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> BackwardLayout {
         partition,
         [
             ("packed B", packed.b(s, PackFor::Down)),
-            ("packed C", packed.c(s, PackFor::Up)),
+            ("packed C", if dx { packed.c(s, PackFor::Up) } else { 0 }),
             ("packed A", groups(s.a_out(), s.a_in())),
             ("A transposed", s.a_len()),
             ("packed A transposed", groups(s.a_in(), s.a_out())),
@@ -66,7 +66,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> BackwardLayout {
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
-    let BackwardLayout { call: layout, gradient } = layout(isa, op, rows);
+    let BackwardLayout { call: layout, gradient } = layout(isa, op, rows, call.dx.is_some());
     check::backward(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());

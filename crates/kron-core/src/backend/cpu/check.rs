@@ -34,7 +34,8 @@ pub(super) fn backward<E: Element>(
         matrix("dx", dx, Some(rows), op.shape.d_in(), "d_in")?;
     }
     t_len(op, call.t.len(), rows)?;
-    workspace(Pass::Backward, call.workspace.len(), workspace_len, rows)
+    let pass = Pass::Backward { dx: call.dx.is_some() };
+    workspace(pass, call.workspace.len(), workspace_len, rows)
 }
 
 pub(super) fn merge<E: Element>(op: &KronOp, call: &Merge<'_, Cpu, E>, workspace_len: usize) -> Result<()> {

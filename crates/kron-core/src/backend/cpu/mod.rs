@@ -69,7 +69,7 @@ impl Backend for Cpu {
     fn workspace_len(&self, op: &KronOp, pass: Pass, rows: usize) -> usize {
         match pass {
             Pass::Forward => forward::layout(self.isa, op, rows).workspace_len(),
-            Pass::Backward => backward::layout(self.isa, op, rows).call.workspace_len(),
+            Pass::Backward { dx } => backward::layout(self.isa, op, rows, dx).call.workspace_len(),
             Pass::Merge => merge::layout(self.isa, op, rows).workspace_len(),
         }
     }

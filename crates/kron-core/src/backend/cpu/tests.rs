@@ -10,7 +10,9 @@ use super::{Cpu, backward, forward, merge};
 use crate::backend::{Accum, Backend, Backward, Forward, Merge, Pass};
 use crate::dropout::philox;
 use crate::simd::Isa;
-use crate::{Dropout, DropoutKey, Element, Inner, KronOp, KronShape, Outer, Result, Scale, Theta};
+use crate::{
+    Dropout, DropoutKey, Element, Inner, KronOp, KronShape, LayerDims, Outer, Result, Scale, Split, Theta,
+};
 
 /// Random problems of a test; few under Miri, which is slow.
 const CASES: u32 = if cfg!(miri) { 3 } else { 80 };
@@ -34,7 +36,8 @@ impl Case {
         let outer = if bits[0].is_multiple_of(3) { Outer::One } else { Outer::Trained };
         let inner = if bits[0] % 3 == 1 { Inner::Full } else { Inner::LowRank(upto(3, 20)) };
         let (d_out, d_in) = (a_out * upto(4, 80), a_in * upto(5, 300));
-        let shape = KronShape::new(d_out, d_in, a_out, a_in, outer, inner).expect("legal");
+        let shape =
+            KronShape::new(LayerDims { d_out, d_in }, Split { a_out, a_in }, outer, inner).expect("legal");
         let p = if bits[6].is_multiple_of(2) { 0.0 } else { 0.25 };
         Case {
             op: KronOp::new(shape, Scale::new(1.5).expect("finite"))
@@ -59,12 +62,12 @@ fn instruction_sets() -> impl Iterator<Item = Isa> {
 #[test]
 fn pieces_are_disjoint_and_fill_the_workspace() {
     for i in 0..CASES {
-        let Case { op, rows, .. } = Case::random(i, 1 << 20);
+        let Case { op, rows, dx, .. } = Case::random(i, 1 << 20);
         for isa in instruction_sets() {
             let what = format!("{op:?}, {rows} rows, {isa}");
             let forward = forward::layout(isa, &op, rows);
             check_pieces(forward.ranges(), forward.workspace_len(), &what);
-            let backward = backward::layout(isa, &op, rows);
+            let backward = backward::layout(isa, &op, rows, dx);
             check_pieces(backward.call.ranges(), backward.call.workspace_len(), &what);
             check_pieces(backward.gradient.ranges(0).collect(), backward.gradient.len(), &what);
             let merge = merge::layout(isa, &op, rows);
@@ -100,8 +103,8 @@ fn calls_run_with_exactly_workspace_len_elements() {
 /// Runs the three passes in exact and in large workspaces and compares all bits.
 fn run<E: Element>(cpu: Cpu, case: Case) {
     let (mut want, mut got) = (Buffers::<E>::new(&case), Buffers::<E>::new(&case));
-    for (pass, rows) in
-        [(Pass::Forward, case.rows), (Pass::Backward, case.rows), (Pass::Merge, case.merge_rows())]
+    let backward = Pass::Backward { dx: case.dx };
+    for (pass, rows) in [(Pass::Forward, case.rows), (backward, case.rows), (Pass::Merge, case.merge_rows())]
     {
         let len = cpu.workspace_len(&case.op, pass, rows);
         let mut large = vec![0.0; 2 * len];
@@ -163,7 +166,7 @@ impl<E: Element> Buffers<E> {
                 let (y, t) = (self.y.view_mut(), &mut self.t[..]);
                 cpu.forward(&op, Forward { theta, x, y, accum, t, workspace, dropout })
             }
-            Pass::Backward => {
+            Pass::Backward { .. } => {
                 let dx = case.dx.then_some((self.dx.view_mut(), accum));
                 let (t, dy, grad) = (&self.t[..], self.dy.view(), &mut self.grad[..]);
                 cpu.backward(&op, Backward { theta, x, t, dy, dx, grad, workspace, dropout })
