@@ -3,6 +3,15 @@
 use crate::{Error, Result};
 
 /// An instruction set of the CPU backend.
+///
+/// ```
+/// use kron_core::Isa;
+///
+/// let best = Isa::detect();
+/// assert!(best.is_available() && Isa::Portable.is_available());
+/// assert_eq!("avx2".parse::<Isa>()?, Isa::Avx2);
+/// # Ok::<(), kron_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// Any CPU.

@@ -3,17 +3,16 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::Cpu;
 use super::check;
+use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{blocks_first, mix, transpose};
 use super::packed::{PackedLen, b_factor, c_factor};
 use super::partition::RowPartition;
-use crate::backend::{Accum, Backward};
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::{split, split_mut};
-use crate::{Element, KronOp, Outer, Result};
+use crate::{Accum, Backward, Element, KronOp, Outer, Result};
 
 /// Layout of backward's workspace.
 pub(super) struct BackwardLayout {

@@ -3,17 +3,16 @@
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::Cpu;
 use super::check;
+use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{blocks_first, mix};
 use super::packed::{PackedLen, b_factor, c_factor};
 use super::partition::RowPartition;
-use crate::backend::{Accum, Forward};
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::split;
-use crate::{Element, KronOp, Outer, Result};
+use crate::{Accum, Element, Forward, KronOp, Outer, Result};
 
 /// Packed C, B and A; for each partition, masked columns of X, T and U by blocks, and packed U.
 pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> CallLayout<3, 4> {

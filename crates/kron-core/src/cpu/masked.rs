@@ -3,9 +3,8 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use crate::backend::Accum;
 use crate::simd::{RowGrid, keep_mask};
-use crate::{Dropout, DropoutKey, Element, KronOp};
+use crate::{Accum, Dropout, DropoutKey, Element, KronOp};
 
 /// Columns of each block of X that are masked at a time. A multiple of every step of the kernels.
 pub(super) const MASKED_COLUMNS: usize = 256;

@@ -2,10 +2,9 @@
 
 use ndarray::{ArrayBase, Ix2, RawData};
 
-use super::Cpu;
-use crate::backend::{Backward, Forward, Merge, Pass};
+use super::device::Cpu;
 use crate::theta::check_len;
-use crate::{Element, Error, KronOp, Result};
+use crate::{Backward, Element, Error, Forward, KronOp, Merge, Pass, Result};
 
 pub(super) fn forward<E: Element>(
     op: &KronOp,

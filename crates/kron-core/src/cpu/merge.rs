@@ -4,15 +4,14 @@
 use ndarray::{ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::Cpu;
 use super::check;
+use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
 use super::packed::{PackedLen, c_factor};
 use super::partition::RowPartition;
-use crate::backend::{Accum, Merge};
 use crate::simd::{Isa, Kernels, Lanes, PackFor, Products, RowGridMut};
 use crate::theta::{Parts, split};
-use crate::{Element, Inner, KronOp, Result};
+use crate::{Accum, Element, Inner, KronOp, Merge, Result};
 
 /// Packed C; for each partition, the coefficients of a block of rows, and the same packed.
 pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> CallLayout<1, 2> {

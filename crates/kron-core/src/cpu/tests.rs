@@ -6,12 +6,13 @@ use std::ops::Range;
 use half::{bf16, f16};
 use ndarray::Array2;
 
-use super::{Cpu, backward, forward, merge};
-use crate::backend::{Accum, Backend, Backward, Forward, Merge, Pass};
+use super::device::Cpu;
+use super::{backward, forward, merge};
 use crate::dropout::philox;
 use crate::simd::Isa;
 use crate::{
-    Dropout, DropoutKey, Element, Inner, KronOp, KronShape, LayerDims, Outer, Result, Scale, Split, Theta,
+    Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, Inner, KronOp, KronShape, LayerDims,
+    Merge, Outer, Pass, Result, Scale, Split, Theta,
 };
 
 /// Random problems of a test; few under Miri, which is slow.
