@@ -107,6 +107,7 @@ impl<'a, E> RowGrid<'a, E> {
     }
 
     /// Returns the same rows as elements of a type of equal size.
+    #[cfg(target_arch = "x86_64")] // for the products in pairs
     pub(super) fn cast<F>(self) -> RowGrid<'a, F> {
         assert_eq!(size_of::<E>(), size_of::<F>());
         RowGrid { ptr: self.ptr.cast(), layout: self.layout, life: PhantomData }
@@ -150,6 +151,7 @@ impl<'a, E> RowGridMut<'a, E> {
     }
 
     /// Returns the same rows as elements of a type of equal size.
+    #[cfg(target_arch = "x86_64")] // for the products in pairs
     pub(super) fn cast<F>(&mut self) -> RowGridMut<'_, F> {
         assert_eq!(size_of::<E>(), size_of::<F>());
         RowGridMut { ptr: self.ptr.cast(), layout: self.layout, life: PhantomData }

@@ -1,7 +1,5 @@
 //! [`Kernels`]: safe calls of the three kernels of one instruction set, over checked views.
 
-use half::bf16;
-
 use super::factor::{Factor, PackFor};
 use super::grid::{RowGrid, RowGridMut};
 use super::isa::Isa;
@@ -82,6 +80,8 @@ entries!(
 /// Entry functions for bf16 products in pairs, and the packing that they need.
 #[cfg(target_arch = "x86_64")]
 mod dot {
+    use half::bf16;
+
     use super::super::avx512::Dot;
     use super::*;
 

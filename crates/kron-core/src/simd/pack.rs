@@ -1,6 +1,7 @@
 //! Packs the scalars of `up` and `outer` into the order in which the kernels read them.
 
 /// Contents of a lane of `up` or `outer`.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only x86-64 multiplies pairs
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// One float32 value.
