@@ -1,6 +1,6 @@
 //! Every engine of `kron-bench --device cuda:0` under criterion, on one layer of
-//! Mistral-7B. For a development loop on one kernel; it does not check, and the
-//! comparison itself, checked and interleaved, is `kron-bench`.
+//! Mistral-7B. For a development loop on one kernel; the checked, interleaved
+//! comparison is `kron-bench` itself.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use kron_core::{Element, KronOp, KronShape, Scale};
 const LAYER: (usize, usize) = (4096, 4096);
 const ROWS: [usize; 3] = [1, 64, 4096];
 const RANK: usize = 8;
-/// The paper's outer factor for a hidden size of 4096.
-const OUTER: (usize, usize) = (16, 2);
+/// a_out × a_in of the paper's outer factor for a hidden size of 4096.
+const A: (usize, usize) = (16, 2);
 
 fn engines(c: &mut Criterion) {
     let mut bench = match Bench::open(0) {
@@ -26,7 +26,7 @@ fn engines(c: &mut Criterion) {
     let (d_out, d_in) = LAYER;
     // Constants of the program: the shapes are legal.
     let scale = Scale::alpha_over_r(32.0, RANK).expect("a scale");
-    let kron = KronOp::new(KronShape::kron(d_out, d_in, OUTER.0, OUTER.1, RANK).expect("a shape"), scale);
+    let kron = KronOp::new(KronShape::kron(d_out, d_in, A.0, A.1, RANK).expect("a shape"), scale);
     let lora = KronOp::new(KronShape::lora(d_out, d_in, RANK).expect("a shape"), scale);
     for rows in ROWS {
         for kind in Kind::ALL {

@@ -12,11 +12,11 @@ pub struct Model {
     pub name: String,
     /// The name in tables and plots.
     pub title: String,
-    /// Hidden size, from which the paper takes its outer factor.
+    /// Hidden size, from which the paper derives its outer factor.
     pub hidden: usize,
-    /// How often the block repeats.
+    /// Number of blocks.
     pub blocks: usize,
-    /// Why the row exists.
+    /// Reason for including the model.
     pub why: String,
     /// The layers of one block.
     pub layers: Vec<Layer>,
@@ -34,7 +34,7 @@ pub struct Layer {
     pub d_in: usize,
     /// Layers of this size in a block.
     pub count: usize,
-    /// What the model calls them.
+    /// Their names in the model.
     pub members: String,
 }
 
@@ -44,7 +44,7 @@ struct Table {
     model: Vec<Model>,
 }
 
-/// Every model of `shapes.toml`, in its order.
+/// Returns every model of `shapes.toml`, in its order.
 pub fn models() -> &'static [Model] {
     // The file is part of the program and a test reads it.
     static MODELS: LazyLock<Vec<Model>> =
@@ -52,7 +52,7 @@ pub fn models() -> &'static [Model] {
     &MODELS
 }
 
-/// The names of all models, for messages.
+/// Returns the names of all models, for messages.
 pub fn names() -> String {
     models().iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")
 }
