@@ -11,23 +11,22 @@ use kron_bench::data::{Set, uniform};
 use kron_bench::engine::EngineConfig;
 use kron_bench::engines::{self, Kind};
 use kron_bench::problem::Pass;
-use kron_core::{Cpu, Element, KronOp, KronShape, Scale, Theta};
+use kron_core::{Cpu, Element, KronOp, KronShape, LayerDims, Scale, Split, Theta};
 
 /// k_proj and v_proj of Mistral-7B: flat enough for the dense engines to finish.
-const LAYER: (usize, usize) = (1024, 4096);
+const LAYER: LayerDims = LayerDims { d_out: 1024, d_in: 4096 };
 const ROWS: [usize; 2] = [1, 256];
 const RANK: usize = 8;
-/// a_out × a_in of the paper's outer factor for a hidden size of 4096.
-const A: (usize, usize) = (16, 2);
+/// The paper's outer factor for a hidden size of 4096.
+const A: Split = Split { a_out: 16, a_in: 2 };
 
 fn dtype<E: Element>(c: &mut Criterion) {
-    let (d_out, d_in) = LAYER;
     let threads = rayon::current_num_threads();
     // Constants of the program: the shapes are legal.
     let scale = Scale::alpha_over_r(32.0, RANK).expect("a scale");
-    let kron = KronOp::new(KronShape::kron(d_out, d_in, A.0, A.1, RANK).expect("a shape"), scale);
-    let lora = KronOp::new(KronShape::lora(d_out, d_in, RANK).expect("a shape"), scale);
-    let weight = Arc::new(uniform::<E>(d_out, d_in, 0.03, 1));
+    let kron = KronOp::new(KronShape::kron(LAYER, A, RANK).expect("a shape"), scale);
+    let lora = KronOp::new(KronShape::lora(LAYER, RANK).expect("a shape"), scale);
+    let weight = Arc::new(uniform::<E>(LAYER.d_out, LAYER.d_in, 0.03, 1));
     for rows in ROWS {
         for pass in Pass::ALL {
             let mut group = c.benchmark_group(format!("{}/{}/{rows}", E::DTYPE, pass.name()));
@@ -41,7 +40,7 @@ fn dtype<E: Element>(c: &mut Criterion) {
                 let weight = Some(weight.clone());
                 let config = EngineConfig { rows, threads, cpu: Cpu::new(), weight };
                 let t_len = problem.op().map_or(0, |op| op.t_len(rows));
-                let mut set = Set::<E>::random(rows, d_out, d_in, t_len, 3);
+                let mut set = Set::<E>::random(rows, LAYER, t_len, 3);
                 let choice =
                     engines::choose(kind, &problem, theta.as_ref(), &config, &mut set).expect("a choice");
                 let mut engine = engines::build(kind, choice, &problem, theta.as_ref(), &config);

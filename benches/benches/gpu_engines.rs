@@ -9,25 +9,24 @@ use half::bf16;
 use kron_bench::device::{Bench, Single};
 use kron_bench::engines::Kind;
 use kron_bench::problem::{Pass, Problem};
-use kron_core::{Element, KronOp, KronShape, Scale};
+use kron_core::{Element, KronOp, KronShape, LayerDims, Scale, Split};
 
 /// q_proj and o_proj of Mistral-7B.
-const LAYER: (usize, usize) = (4096, 4096);
+const LAYER: LayerDims = LayerDims { d_out: 4096, d_in: 4096 };
 const ROWS: [usize; 3] = [1, 64, 4096];
 const RANK: usize = 8;
-/// a_out × a_in of the paper's outer factor for a hidden size of 4096.
-const A: (usize, usize) = (16, 2);
+/// The paper's outer factor for a hidden size of 4096.
+const A: Split = Split { a_out: 16, a_in: 2 };
 
 fn engines(c: &mut Criterion) {
     let mut bench = match Bench::open(0) {
         Ok(bench) => bench,
         Err(e) => return println!("skipped: {e}"),
     };
-    let (d_out, d_in) = LAYER;
     // Constants of the program: the shapes are legal.
     let scale = Scale::alpha_over_r(32.0, RANK).expect("a scale");
-    let kron = KronOp::new(KronShape::kron(d_out, d_in, A.0, A.1, RANK).expect("a shape"), scale);
-    let lora = KronOp::new(KronShape::lora(d_out, d_in, RANK).expect("a shape"), scale);
+    let kron = KronOp::new(KronShape::kron(LAYER, A, RANK).expect("a shape"), scale);
+    let lora = KronOp::new(KronShape::lora(LAYER, RANK).expect("a shape"), scale);
     for rows in ROWS {
         for kind in Kind::ALL {
             let op = if matches!(kind, Kind::LoraGemm | Kind::LoraFused) { lora } else { kron };

@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use kron_core::{Dtype, Element, Result, Theta};
+use kron_core::{Dtype, Element, LayerDims, Result, Theta};
 
 use crate::data::{Set, flat};
 use crate::engine::Engine;
@@ -107,7 +107,7 @@ struct Bounds {
 
 impl Bounds {
     fn new(problem: &Problem, rows: usize, dtype: Dtype) -> Self {
-        let (d_out, d_in) = problem.layer();
+        let LayerDims { d_out, d_in } = problem.layer();
         let tokens = rows * problem.shape().map_or(1, |s| s.a_out().max(s.a_in()));
         let error = |terms: usize| dtype.unit_roundoff() + (terms as f64).sqrt() * Dtype::F32.unit_roundoff();
         Self { y: 2.0 * error(d_in), dx: 2.0 * error(d_out), grad: 3.0 * error(tokens + d_in.max(d_out)) }
@@ -118,7 +118,7 @@ impl Bounds {
 mod tests {
     use super::*;
     use half::bf16;
-    use kron_core::{KronOp, KronShape, Scale};
+    use kron_core::{KronOp, KronShape, Scale, Split};
 
     /// An adapter that does nothing, as a kernel full of zeros would.
     struct Nothing(Vec<f32>);
@@ -140,10 +140,11 @@ mod tests {
 
     #[test]
     fn an_engine_that_computes_nothing_is_caught() {
-        let shape = KronShape::kron(192, 160, 4, 2, 8).unwrap();
+        let shape =
+            KronShape::kron(LayerDims { d_out: 192, d_in: 160 }, Split { a_out: 4, a_in: 2 }, 8).unwrap();
         let op = KronOp::new(shape, Scale::alpha_over_r(32.0, 8).unwrap());
         let (theta, problem) = (Theta::random(shape, 1), Problem::Adapter(op));
-        let set = Set::<bf16>::random(33, 192, 160, op.t_len(33), 2);
+        let set = Set::<bf16>::random(33, problem.layer(), op.t_len(33), 2);
         let reference = Reference::new(&problem, Some(&theta), None, &set);
         let mut nothing = Nothing(vec![0.0; shape.params()]);
         let (forward, both) = check(&mut nothing, &problem, Some(&theta), &set, &reference, true).unwrap();

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use kron_core::plan::Split;
-use kron_core::{Dtype, KronOp, KronShape, Scale};
+use kron_adapter::plan::paper_split;
+use kron_core::{Dtype, KronOp, KronShape, Scale, Split};
 
 use crate::engines::Kind;
 use crate::machine;
@@ -109,7 +109,7 @@ impl Cli {
 
         let mut groups = Vec::new();
         for model in models {
-            let paper = Split::paper(model.hidden);
+            let paper = paper_split(model.hidden);
             let split = Split { a_out: a_out.unwrap_or(paper.a_out), a_in: a_in.unwrap_or(paper.a_in) };
             for layer in chosen_layers(model, &self.layers, self.smoke)? {
                 let entries = entries(model, layer, split, rank, &engines)?;
@@ -149,16 +149,17 @@ fn entries(
     rank: usize,
     engines: &[Kind],
 ) -> Result<Vec<Entry>, String> {
-    let (d_out, d_in) = (layer.d_out, layer.d_in);
+    let dims = layer.dims();
     let here = |e: kron_core::Error| format!("{e} (layer {} of {})", layer.name, model.name);
     let op = |shape: KronShape| {
         // The scale is the same for every engine, so that the equal-parameter LoRA adds as much.
         let scale = Scale::alpha_over_r(ALPHA, rank).map_err(here)?;
         Ok::<_, String>(KronOp::new(shape, scale))
     };
-    let kron = op(KronShape::kron(d_out, d_in, split.a_out, split.a_in, rank).map_err(here)?)?;
-    let lora = |rank| op(KronShape::lora(d_out, d_in, rank).map_err(here)?);
-    let equal_params = ((kron.shape.params() as f64 / (d_out + d_in) as f64).round() as usize).max(1);
+    let kron = op(KronShape::kron(dims, split, rank).map_err(here)?)?;
+    let lora = |rank| op(KronShape::lora(dims, rank).map_err(here)?);
+    let equal_params =
+        ((kron.shape.params() as f64 / (dims.d_out + dims.d_in) as f64).round() as usize).max(1);
     let mut list = Vec::new();
     for &kind in engines {
         list.push(Entry { kind, problem: kind.problem(kron, lora(rank)?) });

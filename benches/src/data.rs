@@ -1,6 +1,6 @@
 //! Random activations and the ring of buffers that keeps them out of the cache.
 
-use kron_core::{Element, KronShape, Theta};
+use kron_core::{Element, KronShape, LayerDims, Theta};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -14,7 +14,7 @@ const WEIGHT_SEED: u64 = 0x57;
 const THETA_SEED: u64 = 0x7468;
 
 /// Returns the frozen weight of a layer, d_out × d_in.
-pub fn weight<E: Element>(d_out: usize, d_in: usize) -> Array2<E> {
+pub fn weight<E: Element>(LayerDims { d_out, d_in }: LayerDims) -> Array2<E> {
     uniform(d_out, d_in, (3.0 / d_in as f32).sqrt(), WEIGHT_SEED)
 }
 
@@ -119,7 +119,8 @@ pub struct Set<E: Element> {
 
 impl<E: Element> Set<E> {
     /// Draws elements of unit variance; dY and dX are smaller, as gradients are.
-    pub fn random(rows: usize, d_out: usize, d_in: usize, t_len: usize, seed: u64) -> Self {
+    pub fn random(rows: usize, layer: LayerDims, t_len: usize, seed: u64) -> Self {
+        let LayerDims { d_out, d_in } = layer;
         let unit = 3f32.sqrt();
         Self {
             x: Matrix::uniform(rows, d_in, unit, 4 * seed),
@@ -151,19 +152,14 @@ impl<E: Element> Set<E> {
 const MAX_SETS: usize = 4096;
 
 /// Returns the number of sets whose X and Y together have `bytes`, at least two.
-pub fn sets_for(bytes: usize, rows: usize, d_out: usize, d_in: usize, element: usize) -> usize {
-    bytes.div_ceil(rows * (d_out + d_in) * element).clamp(2, MAX_SETS)
+pub fn sets_for(bytes: usize, rows: usize, layer: LayerDims, element: usize) -> usize {
+    bytes.div_ceil(rows * (layer.d_out + layer.d_in) * element).clamp(2, MAX_SETS)
 }
 
 /// Returns the number of sets of a sweep that starts with cold caches: as many as make X and Y together
 /// `bytes`, so that no set warms the caches for the next, or one where that would take more than `most`.
-pub fn cold_sets(
-    bytes: usize,
-    most: usize,
-    (rows, d_out, d_in): (usize, usize, usize),
-    element: usize,
-) -> usize {
-    Some(sets_for(bytes, rows, d_out, d_in, element)).filter(|&sets| sets <= most).unwrap_or(1)
+pub fn cold_sets(bytes: usize, most: usize, rows: usize, layer: LayerDims, element: usize) -> usize {
+    Some(sets_for(bytes, rows, layer, element)).filter(|&sets| sets <= most).unwrap_or(1)
 }
 
 /// Returns a weight as one slice: weights are built contiguous and stay so.
@@ -174,6 +170,10 @@ pub fn flat<E>(m: &Array2<E>) -> &[E] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn square(d: usize) -> LayerDims {
+        LayerDims { d_out: d, d_in: d }
+    }
 
     #[test]
     fn data_are_random_seeded_and_of_the_asked_size() {
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_matrix_starts_on_a_cache_line_and_so_do_its_copies() {
-        let set = Set::<half::bf16>::random(3, 37, 41, 0, 1);
+        let set = Set::<half::bf16>::random(3, LayerDims { d_out: 37, d_in: 41 }, 0, 1);
         for m in [&set.x, &set.x.clone(), &set.head(2).x, &set.dy] {
             assert!(m.flat().as_ptr().addr().is_multiple_of(LINE));
         }
@@ -196,15 +196,15 @@ mod tests {
 
     #[test]
     fn the_ring_is_larger_than_it_was_asked_to_be() {
-        assert_eq!(sets_for(64 << 20, 2048, 4096, 4096, 4), 2);
-        assert_eq!(sets_for(64 << 20, 1, 4096, 4096, 4), 2048);
-        assert_eq!(sets_for(64 << 20, 1, 64, 64, 4), MAX_SETS);
+        assert_eq!(sets_for(64 << 20, 2048, square(4096), 4), 2);
+        assert_eq!(sets_for(64 << 20, 1, square(4096), 4), 2048);
+        assert_eq!(sets_for(64 << 20, 1, square(64), 4), MAX_SETS);
     }
 
     #[test]
     fn a_sweep_with_cold_caches_rotates_all_that_it_was_asked_to_or_nothing() {
         for (rows, want) in [(1, 1), (16, 1), (256, 1), (512, 32), (1024, 16), (8192, 2), (1 << 20, 2)] {
-            let sets = cold_sets(256 << 20, 32, (rows, 4096, 4096), 2);
+            let sets = cold_sets(256 << 20, 32, rows, square(4096), 2);
             assert_eq!(sets, want, "{rows} rows");
             assert!(sets == 1 || sets * rows * 8192 * 2 >= 256 << 20, "{rows} rows");
         }

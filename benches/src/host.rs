@@ -1,6 +1,6 @@
 //! The CPU as a platform: engines run in this process, on rayon's current pool.
 
-use kron_core::{Cpu, Dtype, Element, Result};
+use kron_core::{Cpu, Dtype, Element, LayerDims, Result};
 
 use crate::autotune::{DENSE_TRIAL_ROWS, TRIAL_ROWS};
 use crate::data::sets_for;
@@ -66,14 +66,13 @@ impl<E: Element> Measure<E> for Host {
     type Engine = Box<dyn Engine<E>>;
 
     fn cell(&mut self, group: &Group, rows: usize) -> Result<Ring<E>> {
-        let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
-        let count = sets_for(self.rotated_bytes(), rows, d_out, d_in, size_of::<E>());
+        let count = sets_for(self.rotated_bytes(), rows, group.layer.dims(), size_of::<E>());
         Ok(Ring::new((1..=count as u64).map(|seed| group.set(rows, seed)).collect()))
     }
 
     fn check_limit(&self, entry: &Entry, rows: usize, roof: &Roof) -> Option<usize> {
         // Both passes take at least two products with a base layer, three with a materialised ΔW.
-        let (d_out, d_in) = entry.problem.layer();
+        let LayerDims { d_out, d_in } = entry.problem.layer();
         let products = if entry.problem.op().is_some() { 3.0 } else { 2.0 };
         let flops = products * 2.0 * rows as f64 * d_out as f64 * d_in as f64;
         let slow = entry.kind.is_dense() && flops / roof.flops(E::DTYPE.name()) > SLOW;
@@ -129,7 +128,7 @@ impl Host {
         let Entry { kind, problem } = task.entry;
         let most = if kind.is_dense() { DENSE_TRIAL_ROWS } else { TRIAL_ROWS };
         let rows = most.min(config.rows);
-        let (d_out, d_in) = problem.layer();
+        let LayerDims { d_out, d_in } = problem.layer();
         let mut name = GemmChoice {
             engine: *kind,
             d_out,

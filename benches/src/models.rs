@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use kron_core::LayerDims;
 use serde::Deserialize;
 
 /// One model: its linear layers, grouped by size.
@@ -38,6 +39,13 @@ pub struct Layer {
     pub members: String,
 }
 
+impl Layer {
+    /// Returns the sizes of the layer.
+    pub fn dims(&self) -> LayerDims {
+        LayerDims { d_out: self.d_out, d_in: self.d_in }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
@@ -60,15 +68,15 @@ pub fn names() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kron_adapter::plan::paper_split;
     use kron_core::KronShape;
-    use kron_core::plan::Split;
 
     #[test]
     fn the_papers_outer_factor_divides_every_layer() {
         for model in models() {
-            let split = Split::paper(model.hidden);
+            let split = paper_split(model.hidden);
             for l in &model.layers {
-                KronShape::kron(l.d_out, l.d_in, split.a_out, split.a_in, 8)
+                KronShape::kron(l.dims(), split, 8)
                     .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, l.name));
             }
         }
@@ -78,9 +86,9 @@ mod tests {
     fn a_body_counts_what_the_paper_counts() {
         let body = |name: &str| -> usize {
             let model = models().iter().find(|m| m.name == name).unwrap();
-            let split = Split::paper(model.hidden);
+            let split = paper_split(model.hidden);
             let block = model.layers.iter().map(|l| {
-                let shape = KronShape::kron(l.d_out, l.d_in, split.a_out, split.a_in, 8).unwrap();
+                let shape = KronShape::kron(l.dims(), split, 8).unwrap();
                 l.count * shape.params()
             });
             model.blocks * block.sum::<usize>()

@@ -1,6 +1,6 @@
 //! The problem that an engine solves, and the least work that it takes.
 
-use kron_core::{Dtype, KronOp, KronShape};
+use kron_core::{Dtype, KronOp, KronShape, LayerDims};
 use serde::{Deserialize, Serialize};
 
 /// The passes that are timed together.
@@ -31,12 +31,7 @@ impl Pass {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Problem {
     /// Y = X·Wᵀ and dX += dY·W.
-    Linear {
-        /// Output width.
-        d_out: usize,
-        /// Input width.
-        d_in: usize,
-    },
+    Linear(LayerDims),
     /// Y += adapter(X), its dX and θ's gradient.
     Adapter(KronOp),
     /// W += ΔW, and θ's gradient.
@@ -56,7 +51,7 @@ impl Problem {
     /// Returns the adapter; `None` for the base layer.
     pub const fn op(&self) -> Option<KronOp> {
         match *self {
-            Problem::Linear { .. } => None,
+            Problem::Linear(_) => None,
             Problem::Adapter(op) | Problem::Merge(op) => Some(op),
         }
     }
@@ -71,11 +66,13 @@ impl Problem {
         self.shape().map_or(0, |s| s.params())
     }
 
-    /// Returns (d_out, d_in).
-    pub fn layer(&self) -> (usize, usize) {
+    /// Returns the sizes of the layer.
+    pub fn layer(&self) -> LayerDims {
         match *self {
-            Problem::Linear { d_out, d_in } => (d_out, d_in),
-            Problem::Adapter(op) | Problem::Merge(op) => (op.shape.d_out(), op.shape.d_in()),
+            Problem::Linear(layer) => layer,
+            Problem::Adapter(op) | Problem::Merge(op) => {
+                LayerDims { d_out: op.shape.d_out(), d_in: op.shape.d_in() }
+            }
         }
     }
 
@@ -85,13 +82,13 @@ impl Problem {
     /// reads X, dY, T and θ, reads and writes dX and the gradient. The cost depends
     /// on the problem alone: all engines of one problem have the same.
     pub fn cost(&self, pass: Pass, rows: usize, dtype: Dtype) -> Cost {
-        let (d_out, d_in) = self.layer();
+        let LayerDims { d_out, d_in } = self.layer();
         let (n, element) = (rows as f64, dtype.size() as f64);
         let (x, y) = (n * d_in as f64 * element, n * d_out as f64 * element);
         let weight = d_out as f64 * d_in as f64;
         let theta = 4.0 * self.params() as f64;
         let (forward, backward) = match self {
-            Problem::Linear { .. } => (
+            Problem::Linear(_) => (
                 Cost { bytes: x + y + weight * element, flops: 2.0 * n * weight },
                 Cost { bytes: y + 2.0 * x + weight * element, flops: 2.0 * n * weight },
             ),
@@ -144,14 +141,18 @@ fn flops(s: &KronShape, n: f64) -> Flops {
 
 #[cfg(test)]
 mod tests {
+    use kron_core::{LayerDims, Split};
+
     use super::*;
     use kron_core::Scale;
 
     #[test]
     fn costs_are_the_formulas_of_the_method() {
         let op = |shape| Problem::Adapter(KronOp::new(shape, Scale::new(4.0).unwrap()));
-        let kron = op(KronShape::kron(4096, 4096, 16, 2, 8).unwrap());
-        let lora = op(KronShape::lora(4096, 4096, 8).unwrap());
+        let kron =
+            op(KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)
+                .unwrap());
+        let lora = op(KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 8).unwrap());
         // Multiply-adds per token, q_proj of Mistral-7B, r = 8: 65,792 against 65,536.
         assert_eq!(kron.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_792.0);
         assert_eq!(lora.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_536.0);

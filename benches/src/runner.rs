@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use half::{bf16, f16};
-use kron_core::{Dtype, Element, Result, Theta};
+use kron_core::{Dtype, Element, LayerDims, Result, Theta};
 use ndarray::Array2;
 
 use crate::check::{Verdict, check};
@@ -286,7 +286,7 @@ impl<P> Run<'_, P> {
         let roof = &self.record.meta.roof;
         let weight = |g: &Group, rows: usize| -> f64 {
             let one = |e: &Entry| {
-                let (d_out, d_in) = e.problem.layer();
+                let LayerDims { d_out, d_in } = e.problem.layer();
                 let (repeats, elements) =
                     if e.kind.is_dense() { (2.0, d_out as f64 * d_in as f64) } else { (8.0, 0.0) };
                 WEIGHT_OVERHEAD * elements

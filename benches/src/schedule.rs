@@ -105,13 +105,13 @@ impl Group {
     /// Returns the frozen weight if any engine needs it.
     pub fn weight<E: Element>(&self) -> Option<Arc<Array2<E>>> {
         let needed = self.entries.iter().any(|e| e.kind.needs_weight());
-        needed.then(|| Arc::new(data::weight(self.layer.d_out, self.layer.d_in)))
+        needed.then(|| Arc::new(data::weight(self.layer.dims())))
     }
 
     /// Draws a set of a cell.
     pub fn set<E: Element>(&self, rows: usize, seed: u64) -> Set<E> {
         let t_len = self.entries.iter().filter_map(|e| e.problem.op()).map(|op| op.t_len(rows)).max();
-        Set::random(rows, self.layer.d_out, self.layer.d_in, t_len.unwrap_or(0), seed)
+        Set::random(rows, self.layer.dims(), t_len.unwrap_or(0), seed)
     }
 
     /// Returns an estimate of the bytes of a cell: its sets, two copies to check on, weights and the

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use cudarc::driver::CudaGraph;
-use kron_core::cuda::Gpu;
 use kron_core::{Dtype, Error, Result};
+use kron_kernels::Gpu;
 use ndarray::Array2;
 
 use super::buffer::Buffer;
@@ -108,8 +108,7 @@ impl<E: Number> Measure<E> for Bench {
     type Engine = Prepared<E>;
 
     fn cell(&mut self, group: &Group, rows: usize) -> Result<Self::Cell> {
-        let sizes = (rows, group.layer.d_out, group.layer.d_in);
-        let count = cold_sets(ROTATED, MAX_SETS, sizes, size_of::<E>());
+        let count = cold_sets(ROTATED, MAX_SETS, rows, group.layer.dims(), size_of::<E>());
         let mut lens = BTreeMap::new();
         for entry in &group.entries {
             for (buffer, len) in Program::new(entry.kind, &entry.problem, rows)?.lens {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kron_core::{Accum, Error, KronOp, Result};
+use kron_core::{Accum, Error, KronOp, LayerDims, Result};
 
 use super::buffer::Buffer;
 use super::product::{Operand, Product};
@@ -46,7 +46,7 @@ impl Program {
     /// Fails for a problem of another engine.
     pub fn new(kind: Kind, problem: &Problem, rows: usize) -> Result<Self> {
         let (forward, backward) = match (kind, *problem) {
-            (Kind::Linear, Problem::Linear { d_out, d_in }) => linear(d_out, d_in, rows),
+            (Kind::Linear, Problem::Linear(LayerDims { d_out, d_in })) => linear(d_out, d_in, rows),
             (Kind::LoraGemm | Kind::KronUnfused, Problem::Adapter(op)) => factored(&op, rows),
             (Kind::KronDense, Problem::Adapter(op)) => dense(&op, rows),
             (Kind::MergePerStep, Problem::Merge(op)) => merged(&op, rows),
@@ -74,7 +74,7 @@ impl Program {
 /// largest extent that a step accesses.
 fn lens<'a>(problem: &Problem, n: usize, steps: impl Iterator<Item = &'a Step>) -> BTreeMap<Buffer, usize> {
     use Buffer::{Delta, Dx, Dy, Grad, T, Theta, W, X, Y};
-    let (d_out, d_in) = problem.layer();
+    let LayerDims { d_out, d_in } = problem.layer();
     let theta = problem.shape().map_or([0; 3], |s| [s.a_len(), s.b_len(), s.c_len()]);
     let fixed = |buffer| match buffer {
         X | Dx => Some(n * d_in),

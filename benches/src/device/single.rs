@@ -29,11 +29,10 @@ impl<E: Number> Single<E> {
     /// Fails if the device or cuBLASLt does.
     pub fn new(bench: &mut Bench, kind: Kind, op: &KronOp, rows: usize) -> Result<Self> {
         let Bench { device, library, .. } = bench;
-        let (d_out, d_in) = (op.shape.d_out(), op.shape.d_in());
         let entry = Entry { kind, problem: kind.problem(*op, *op) };
-        let weight = data::weight::<E>(d_out, d_in).into();
+        let weight = data::weight::<E>(entry.problem.layer()).into();
         let mut engine = Engine::new(device, library, &entry, entry.theta().as_ref(), Some(&weight), rows)?;
-        let set = Set::<E>::random(rows, d_out, d_in, op.t_len(rows), 3);
+        let set = Set::<E>::random(rows, entry.problem.layer(), op.t_len(rows), 3);
         let set = Buffers::of_set(device, &set, engine.lens())?;
         engine.tune(device, &set)?;
         let forward = device.capture(|| engine.forward(device, &set))?;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use half::{bf16, f16};
 use kron_core::{
-    Accum, Backend, Backward, Cpu, Dtype, Element, Error, Forward, KronOp, KronShape, Merge, Pass, Result,
-    Scale, Theta,
+    Accum, Backend, Backward, Cpu, Dtype, Element, Error, Forward, KronOp, KronShape, LayerDims, Merge, Pass,
+    Result, Scale, Split, Theta,
 };
 use ndarray::Array2;
 
@@ -106,7 +106,8 @@ impl<E: Element> Interpreter<E> {
         let (dy, mut dx) = (self.matrix(Buffer::Dy, s.d_out()), self.matrix(Buffer::Dx, s.d_in()));
         let theta = self.memory[&Buffer::Theta].clone();
         let rows = x.nrows().max(s.d_out());
-        let len = [Pass::Forward, Pass::Backward, Pass::Merge].map(|p| cpu.workspace_len(&op, p, rows));
+        let len = [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge]
+            .map(|p| cpu.workspace_len(&op, p, rows));
         let mut scratch = vec![0.0; len.into_iter().max().unwrap()];
         let (theta, workspace, dropout) = (theta.as_slice(), scratch.as_mut_slice(), None);
         if let Call::Merge(into, accum) = call {
@@ -192,14 +193,14 @@ struct Case<E: Element> {
 impl<E: Element> Case<E> {
     fn new(kind: Kind, shape: [usize; 5], rows: usize) -> Self {
         let [a_out, a_in, b_out, c_in, r] = shape;
-        let (d_out, d_in) = (a_out * b_out, a_in * c_in);
+        let dims = LayerDims { d_out: a_out * b_out, d_in: a_in * c_in };
         let op = |shape| KronOp::new(shape, Scale::new(1.5).unwrap());
-        let kron = op(KronShape::kron(d_out, d_in, a_out, a_in, r).unwrap());
-        let lora = op(KronShape::lora(d_out, d_in, r).unwrap());
+        let kron = op(KronShape::kron(dims, Split { a_out, a_in }, r).unwrap());
+        let lora = op(KronShape::lora(dims, r).unwrap());
         let problem = kind.problem(kron, lora);
         let theta = problem.shape().map(|s| Theta::random(s, 7));
-        let weight = uniform::<E>(d_out, d_in, 0.5, 1);
-        let set = Set::<E>::random(rows, d_out, d_in, kron.t_len(rows), 3);
+        let weight = uniform::<E>(dims.d_out, dims.d_in, 0.5, 1);
+        let set = Set::<E>::random(rows, dims, kron.t_len(rows), 3);
         let reference = Reference::new(&problem, theta.as_ref(), Some(&weight), &set);
         Self { kind, problem, theta, weight, set, reference }
     }
@@ -345,10 +346,9 @@ fn every_fault_in_a_program_is_noticed() {
 fn every_program_of_a_real_layer_fits_its_buffers() {
     let mut products = 0;
     for layer in crate::models::models().iter().flat_map(|m| &m.layers) {
-        let (d_out, d_in) = (layer.d_out, layer.d_in);
         let op = |shape| KronOp::new(shape, Scale::new(1.5).unwrap());
-        let kron = op(KronShape::kron(d_out, d_in, 4, 2, 8).unwrap());
-        let lora = op(KronShape::lora(d_out, d_in, 8).unwrap());
+        let kron = op(KronShape::kron(layer.dims(), Split { a_out: 4, a_in: 2 }, 8).unwrap());
+        let lora = op(KronShape::lora(layer.dims(), 8).unwrap());
         for kind in Kind::ALL {
             let program = Program::new(kind, &kind.problem(kron, lora), 8192).unwrap();
             // What backward finds of forward's products, every set has its own.

@@ -17,7 +17,7 @@ pub struct Fused {
 impl Fused {
     pub fn new<E: Element>((op, theta): (KronOp, Theta), config: &EngineConfig<E>) -> Self {
         let len = |pass| config.cpu.workspace_len(&op, pass, config.rows);
-        let workspace = vec![0.0; len(Pass::Forward).max(len(Pass::Backward))];
+        let workspace = vec![0.0; len(Pass::Forward).max(len(Pass::Backward { dx: true }))];
         Self { cpu: config.cpu, op, theta, grad: vec![0.0; op.shape.params()], rows: config.rows, workspace }
     }
 }

@@ -94,7 +94,7 @@ impl Kind {
     /// Returns the engine's problem on the layer of two adapters: Kron-LoRA's, and LoRA's.
     pub fn problem(self, kron: KronOp, lora: KronOp) -> Problem {
         match self {
-            Kind::Linear => Problem::Linear { d_out: kron.shape.d_out(), d_in: kron.shape.d_in() },
+            Kind::Linear => Problem::Linear(Problem::Adapter(kron).layer()),
             Kind::LoraGemm | Kind::LoraFused => Problem::Adapter(lora),
             Kind::KronUnfused | Kind::KronDense | Kind::KronFused => Problem::Adapter(kron),
             Kind::MergePerStep => Problem::Merge(kron),

@@ -33,7 +33,7 @@ pub struct Merge<E> {
 impl<E: Element> Merge<E> {
     pub fn new((op, theta): (KronOp, Theta), weight: Arc<Array2<E>>, config: &EngineConfig<E>) -> Self {
         let merge = config.cpu.workspace_len(&op, Pass::Merge, op.shape.d_out());
-        let backward = config.cpu.workspace_len(&op, Pass::Backward, config.rows);
+        let backward = config.cpu.workspace_len(&op, Pass::Backward { dx: false }, config.rows);
         Self {
             cpu: config.cpu,
             grad: vec![0.0; op.shape.params()],
