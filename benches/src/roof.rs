@@ -1,6 +1,6 @@
 //! The roof: no engine can be faster than copying its bytes and doing its multiply-adds.
 
-use kron_core::backend::probe;
+use kron_core::probe;
 use kron_core::{Dtype, Isa, Result};
 
 use crate::problem::Cost;

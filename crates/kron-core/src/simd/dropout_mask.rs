@@ -1,12 +1,12 @@
-//! Which elements of X dropout keeps, sixteen Philox blocks at a time.
+//! The dropout mask of X, computed sixteen Philox blocks at a time.
 
 use crate::dropout::{PER_BLOCK, philox};
 use crate::{Dropout, DropoutKey};
 
-/// Philox blocks computed side by side: one per lane of a register.
+/// Philox blocks computed together, one per lane of a register.
 const SIDE_BY_SIDE: usize = 16;
 
-/// `keep[c]` = `dropout.keeps(key, d_in, row, first + c)`.
+/// Sets `keep[c]` to `dropout.keeps(key, d_in, row, first + c)`.
 pub(crate) fn keep_mask(
     dropout: Dropout,
     key: DropoutKey,
@@ -57,7 +57,7 @@ fn fill(dropout: Dropout, key: DropoutKey, d_in: usize, row: usize, first: usize
     }
 }
 
-/// The 16-bit numbers of [`SIDE_BY_SIDE`] consecutive blocks.
+/// Computes the 16-bit random values of [`SIDE_BY_SIDE`] consecutive blocks.
 #[inline(always)]
 fn random_bits(first: u64, key: DropoutKey, bits: &mut [u16; SIDE_BY_SIDE * PER_BLOCK]) {
     let mut words = [[0u32; SIDE_BY_SIDE]; 4];

@@ -1,12 +1,13 @@
-//! Dropout on the CPU: a block of masked columns at a time is copied for the
-//! kernels, so that they need not know; the mask is recomputed, never kept.
+//! Dropout on the CPU. The kernels read a masked copy of some columns of X at a
+//! time; the mask is recomputed and never stored.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::plan::{MASKED_COLUMNS, aligned};
-use crate::backend::Accum;
-use crate::simd::{Grid, keep_mask};
-use crate::{Dropout, DropoutKey, Element, KronOp};
+use crate::simd::{RowGrid, keep_mask};
+use crate::{Accum, Dropout, DropoutKey, Element, KronOp};
+
+/// Columns of each block of X that are masked at a time. A multiple of every step of the kernels.
+pub(super) const MASKED_COLUMNS: usize = 256;
 
 /// The mask of one call.
 #[derive(Clone, Copy, Debug)]
@@ -17,33 +18,33 @@ pub(super) struct Mask {
 }
 
 impl Mask {
-    /// `None` when nothing is dropped.
+    /// Returns the mask of `key`, or `None` if no element is dropped.
     pub(super) fn new(op: &KronOp, key: Option<DropoutKey>) -> Option<Self> {
         let key = key?;
         (op.dropout != Dropout::NONE).then(|| Self { dropout: op.dropout, key, a_in: op.shape.a_in() })
     }
 
-    /// 1 / (1 − p).
+    /// Returns 1 / (1 − p).
     pub(super) fn keep_scale(&self) -> f32 {
         self.dropout.keep_scale()
     }
 
-    /// Numbers that [`Mask::copy`] or a masked dX needs for `rows` rows.
+    /// Elements of the scratch of [`Mask::copy`], or of a masked dX, for `rows` rows.
     pub(super) fn scratch_len(op: &KronOp, rows: usize) -> usize {
         if op.dropout == Dropout::NONE {
             return 0;
         }
-        aligned(rows * op.shape.a_in() * MASKED_COLUMNS.min(op.shape.c_in()))
+        rows * op.shape.a_in() * MASKED_COLUMNS.min(op.shape.c_in())
     }
 
-    /// Columns k… of each block of m ⊙ X, at most [`MASKED_COLUMNS`] of them; `row` is X's first.
+    /// Copies columns k… of each block of m ⊙ X, at most [`MASKED_COLUMNS`] of them; `row` is X's first row.
     pub(super) fn copy<'a, E: Element>(
         &self,
         row: usize,
         x: ArrayView2<E>,
         k: usize,
         scratch: &'a mut [f32],
-    ) -> Grid<'a, E> {
+    ) -> RowGrid<'a, E> {
         let (n, c_in) = (x.nrows(), x.ncols() / self.a_in);
         let cols = MASKED_COLUMNS.min(c_in - k);
         let out: &mut [E] = &mut bytemuck::cast_slice_mut(scratch)[..n * self.a_in * cols];
@@ -56,10 +57,10 @@ impl Mask {
                 *out = if keep { x[first + c] } else { E::from_f32(0.0) };
             }
         }
-        Grid::new(out, n, self.a_in, (self.a_in * cols, cols), cols)
+        RowGrid::new(out, n, self.a_in, (self.a_in * cols, cols), cols)
     }
 
-    /// dX (+)= m ⊙ d for columns k… of each block; d is \[n, a_in, cols\].
+    /// Computes dX (+)= m ⊙ d for columns k… of each block; d is \[n, a_in, cols\].
     pub(super) fn add<E: Element>(
         &self,
         row: usize,

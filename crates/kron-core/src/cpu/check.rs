@@ -1,22 +1,29 @@
-//! Every buffer of a call against its shape, before anything is written.
+//! Checks every buffer of a call against its shape, before anything is written.
 
 use ndarray::{ArrayBase, Ix2, RawData};
 
-use super::Cpu;
-use crate::backend::{Backend, Backward, Forward, Merge, Pass};
+use super::device::Cpu;
 use crate::theta::check_len;
-use crate::{Element, Error, KronOp, Result};
+use crate::{Backward, Element, Error, Forward, KronOp, Merge, Pass, Result};
 
-pub(super) fn forward<E: Element>(cpu: &Cpu, op: &KronOp, call: &Forward<'_, Cpu, E>) -> Result<()> {
+pub(super) fn forward<E: Element>(
+    op: &KronOp,
+    call: &Forward<'_, Cpu, E>,
+    workspace_len: usize,
+) -> Result<()> {
     let rows = call.x.nrows();
     check_len("theta", &op.shape, call.theta.len())?;
     matrix("x", &call.x, None, op.shape.d_in(), "d_in")?;
     matrix("y", &call.y, Some(rows), op.shape.d_out(), "d_out")?;
     t_len(op, call.t.len(), rows)?;
-    workspace(cpu, op, Pass::Forward, call.workspace.len(), rows)
+    workspace(Pass::Forward, call.workspace.len(), workspace_len, rows)
 }
 
-pub(super) fn backward<E: Element>(cpu: &Cpu, op: &KronOp, call: &Backward<'_, Cpu, E>) -> Result<()> {
+pub(super) fn backward<E: Element>(
+    op: &KronOp,
+    call: &Backward<'_, Cpu, E>,
+    workspace_len: usize,
+) -> Result<()> {
     let rows = call.x.nrows();
     check_len("theta", &op.shape, call.theta.len())?;
     check_len("grad", &op.shape, call.grad.len())?;
@@ -26,10 +33,11 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, op: &KronOp, call: &Backward<'_, C
         matrix("dx", dx, Some(rows), op.shape.d_in(), "d_in")?;
     }
     t_len(op, call.t.len(), rows)?;
-    workspace(cpu, op, Pass::Backward { dx: true }, call.workspace.len(), rows)
+    let pass = Pass::Backward { dx: call.dx.is_some() };
+    workspace(pass, call.workspace.len(), workspace_len, rows)
 }
 
-pub(super) fn merge<E: Element>(cpu: &Cpu, op: &KronOp, call: &Merge<'_, Cpu, E>) -> Result<()> {
+pub(super) fn merge<E: Element>(op: &KronOp, call: &Merge<'_, Cpu, E>, workspace_len: usize) -> Result<()> {
     let (rows, d_out) = (call.w.nrows(), op.shape.d_out());
     check_len("theta", &op.shape, call.theta.len())?;
     matrix("w", &call.w, None, op.shape.d_in(), "d_in")?;
@@ -40,10 +48,10 @@ pub(super) fn merge<E: Element>(cpu: &Cpu, op: &KronOp, call: &Merge<'_, Cpu, E>
             rule: format!("the weight has d_out = {d_out} rows"),
         });
     }
-    workspace(cpu, op, Pass::Merge, call.workspace.len(), rows)
+    workspace(Pass::Merge, call.workspace.len(), workspace_len, rows)
 }
 
-/// n × d, n as x has it or any, each row contiguous.
+/// Fails unless `m` has `rows` rows, where given, of `cols` contiguous elements.
 fn matrix<S: RawData>(
     what: &'static str,
     m: &ArrayBase<S, Ix2>,
@@ -75,15 +83,13 @@ fn t_len(op: &KronOp, got: usize, rows: usize) -> Result<()> {
     })
 }
 
-fn workspace(cpu: &Cpu, op: &KronOp, pass: Pass, got: usize, rows: usize) -> Result<()> {
-    at_least("workspace", got, cpu.workspace_len(op, pass, rows), || {
-        format!("workspace_len says so for {pass:?} over {rows} rows")
-    })
+fn workspace(pass: Pass, got: usize, want: usize, rows: usize) -> Result<()> {
+    at_least("workspace", got, want, || format!("workspace_len says so for {pass:?} over {rows} rows"))
 }
 
 fn at_least(what: &'static str, got: usize, want: usize, why: impl Fn() -> String) -> Result<()> {
     if got >= want {
         return Ok(());
     }
-    Err(Error::Buffer { what, got: format!("{got} numbers"), rule: format!("needs {want}: {}", why()) })
+    Err(Error::Buffer { what, got: format!("{got} elements"), rule: format!("needs {want}: {}", why()) })
 }
