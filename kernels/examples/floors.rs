@@ -33,8 +33,8 @@ fn plan(factors: Factors, dtype: Dtype, pass: Pass, rows: usize) -> Result<Plan>
 fn few_rows(name: &str, f: Factors, rows: usize) -> Result<()> {
     let plan = plan(f, Dtype::F32, Pass::Backward { dx: true }, rows)?;
     let (dt, db) = (plan.dt.count, plan.db.count);
-    let columns = f.b_out().div_ceil(dt / plan.i_groups);
-    let share = plan.i_group.div_ceil(64 / rows) * columns.div_ceil(32);
+    let columns = f.b_out().div_ceil(dt / plan.a_row_groups);
+    let share = plan.rows_per_group.div_ceil(64 / rows) * columns.div_ceil(32);
     let db_steps = (rows * f.a_out().div_ceil(db)).div_ceil(32);
     let (dc_steps, dx_steps) = ((rows * f.a_in()).div_ceil(32), f.rank().div_ceil(32));
     let [dy, dx] = [0, 1].map(|i| plan.steps[i]);

@@ -34,8 +34,8 @@ impl<'a> Draft<'a> {
             da: none,
             db: none,
             dc: none,
-            i_groups: 1,
-            i_group: problem.factors.a_out(),
+            a_row_groups: 1,
+            rows_per_group: problem.factors.a_out(),
             workspace: 0,
             floor_bytes: 0,
             bytes: 0,
@@ -170,7 +170,7 @@ impl<'a> Draft<'a> {
             0 => 1,
             _ => even(f.b_out(), (most / groups).min(f.b_out().div_ceil(tiles::DEPTH))),
         };
-        (self.plan.i_groups, self.plan.i_group) = (groups, f.a_out().div_ceil(groups));
+        (self.plan.a_row_groups, self.plan.rows_per_group) = (groups, f.a_out().div_ceil(groups));
         self.plan.dt = self.parts(groups * slices, n * f.t_row());
         if f.a_len() > 0 {
             self.plan.da = self.parts(slices * q_tiles.tiles, f.a_len());
@@ -220,7 +220,7 @@ impl<'a> Draft<'a> {
         if shared > SHARED_LIMIT {
             return Ok(false);
         }
-        (self.plan.i_groups, self.plan.i_group) = (groups, group);
+        (self.plan.a_row_groups, self.plan.rows_per_group) = (groups, group);
         self.plan.dt = self.parts(groups * cols.tiles, n * f.t_row());
         if f.a_len() > 0 {
             self.plan.da = self.parts(chunks * cols.tiles, f.a_len());

@@ -278,8 +278,8 @@ fn params(
         da_splits: plan.da.count as i32,
         db_splits: plan.db.count as i32,
         dc_splits: plan.dc.count as i32,
-        i_groups: plan.i_groups as i32,
-        i_group: plan.i_group as i32,
+        a_row_groups: plan.a_row_groups as i32,
+        rows_per_group: plan.rows_per_group as i32,
         ..KronParams::default()
     }
 }

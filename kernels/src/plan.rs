@@ -63,9 +63,9 @@ pub struct Plan {
     /// Parts of dC.
     pub dc: Parts,
     /// Groups of A's rows in `dy`, and rows of a group.
-    pub i_groups: usize,
+    pub a_row_groups: usize,
     /// Rows of A in one group.
-    pub i_group: usize,
+    pub rows_per_group: usize,
     /// Float32 numbers of scratch.
     pub workspace: usize,
     /// Bytes that any implementation has to move: operands once.
@@ -140,8 +140,8 @@ impl fmt::Display for Plan {
             self.da.count,
             self.db.count,
             self.dc.count,
-            self.i_groups,
-            self.i_group
+            self.a_row_groups,
+            self.rows_per_group
         )?;
         writeln!(
             out,

@@ -114,13 +114,13 @@ pub mod dy {
         if rank <= 32 { 64 } else { 32 }
     }
     /// dY's stages, U, V, dT's accumulators and dA's, a warp each.
-    pub const fn shared(rank: usize, a_in: usize, i_group: usize) -> usize {
+    pub const fn shared(rank: usize, a_in: usize, rows_per_group: usize) -> usize {
         let rows = rows(rank);
         STAGES * rows * COLS * 2
             + align(rows * pitch(padded(rank)))
             + align(rows * padded(rank) * 4)
             + align(rows * a_in * rank * 4)
-            + align(8 * i_group * a_in * 4)
+            + align(8 * rows_per_group * a_in * 4)
     }
 }
 

@@ -33,7 +33,7 @@ fn faults(name: &str, grid: u32, block: u32, shared: u32, on: Emulated) -> Fault
 #[test]
 fn faults_are_reported_by_kernel_and_line() {
     let expected = [
-        ("fault_divergent_barrier", 64, 0, "emulate_faults.cu:7"),
+        ("fault_divergent_barrier", 64, 0, "emulate/faults.cu:7"),
         ("fault_early_exit", 64, 0, "deadlock in block 0: 1 of 64 threads have exited"),
         ("fault_lane_outside_mask", 32, 0, "which leaves it out"),
         ("fault_different_masks", 32, 0, "with mask 80000001"),

@@ -18,14 +18,14 @@ fn schedules() -> impl Iterator<Item = (Schedule, Async, u64)> {
     [(Schedule::Fifo, Async::Lazy, 0), (Schedule::Reverse, Async::Eager, 0)].into_iter().chain(seeds)
 }
 
-/// Lines of `cuda/` that hold a barrier or a wait.
+/// Lines of the kernels and their tiles with a barrier or a wait.
 fn written() -> BTreeSet<(String, u32)> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
-    let files = std::fs::read_dir(folder).expect("the sources").map(|f| f.expect("a file").path());
+    let folders = ["kernels", "tile"].map(|folder| format!("{}/cuda/{folder}", env!("CARGO_MANIFEST_DIR")));
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).expect("the sources"));
     let mut lines = BTreeSet::new();
-    for file in files {
+    for file in files.map(|f| f.expect("a file").path()) {
         let name = file.file_name().expect("a name").to_string_lossy().into_owned();
-        if ["ptx.cuh", "primitives.cu"].contains(&name.as_str()) || name.starts_with("emulate") {
+        if name == "primitives.cu" {
             continue;
         }
         for (i, line) in std::fs::read_to_string(&file).expect("text").lines().enumerate() {

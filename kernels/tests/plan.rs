@@ -114,12 +114,12 @@ fn few_rows_are_two_launches_in_each_direction() {
                         prop_assert!(cols.is_multiple_of(unit) && cols <= 128, "{:?}: {}", problem, plan);
                     }
                     prop_assert!(
-                        covers(factors.a_out(), plan.i_groups, plan.i_group),
+                        covers(factors.a_out(), plan.a_row_groups, plan.rows_per_group),
                         "{:?}: {}",
                         problem,
                         plan
                     );
-                    prop_assert_eq!(plan.dt.count, plan.i_groups * first.col_tiles as usize);
+                    prop_assert_eq!(plan.dt.count, plan.a_row_groups * first.col_tiles as usize);
                 } else {
                     prop_assert!(
                         plan.dt.count <= blocks.max(1) && plan.dc.count == 0,
@@ -127,9 +127,9 @@ fn few_rows_are_two_launches_in_each_direction() {
                         problem,
                         plan
                     );
-                    prop_assert!(plan.dt.count.is_multiple_of(plan.i_groups), "{}", plan);
-                    let slices = (factors.b_out(), plan.dt.count / plan.i_groups);
-                    let groups = [plan.i_groups, plan.db.count.max(1)].map(|n| (factors.a_out(), n));
+                    prop_assert!(plan.dt.count.is_multiple_of(plan.a_row_groups), "{}", plan);
+                    let slices = (factors.b_out(), plan.dt.count / plan.a_row_groups);
+                    let groups = [plan.a_row_groups, plan.db.count.max(1)].map(|n| (factors.a_out(), n));
                     for (total, parts) in groups.into_iter().chain([slices]) {
                         prop_assert!((parts - 1) * total.div_ceil(parts) < total, "{:?}: {}", problem, plan);
                     }
