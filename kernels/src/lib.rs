@@ -14,7 +14,6 @@
 mod arch;
 #[allow(unsafe_code)]
 mod device;
-mod draft;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod driver;
@@ -22,15 +21,8 @@ mod driver;
 #[allow(unsafe_code)]
 mod emulated;
 mod error;
-mod few;
 #[allow(unsafe_code)]
 mod launch;
-#[cfg(feature = "cuda")]
-#[allow(unsafe_code)]
-mod loaded;
-#[cfg(feature = "cuda")]
-#[allow(unsafe_code)]
-mod memory;
 mod names;
 #[rustfmt::skip]
 #[allow(unsafe_code)]
@@ -43,13 +35,11 @@ pub mod tiles;
 pub use arch::{ARCHS, Arch};
 pub use device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
 #[cfg(feature = "cuda")]
-pub use driver::Gpu;
+pub use driver::{DeviceVec, Gpu};
 #[cfg(feature = "emulate")]
 pub use emulated::{Async, Emulated, Schedule, Site};
 pub use error::{Error, Result};
 pub use launch::{Backward, Dropout, Forward, Launcher, Merge, backward, forward, merge};
-#[cfg(feature = "cuda")]
-pub use memory::DeviceVec;
 pub use names::{Name, kernels};
 pub use plan::{Plan, Step, workspace_len};
 pub use problem::{Dtype, Element, Factors, Pass, Problem};

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use kron_kernels::plan::BLOCKS;
-use kron_kernels::tiles::{FAST_RANKS, FEW_ROWS, SHARED_LIMIT};
+use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS};
 use kron_kernels::{ARCHS, Dtype, Emulated, Factors, Pass, Plan, Problem, workspace_len};
 use proptest::prelude::*;
 
 fn factors() -> impl Strategy<Value = Factors> {
     let size = |most| prop_oneof![1..=16usize, (1..=most / 8usize).prop_map(|v| v * 8), 1..=most];
-    let rank = prop_oneof![1..=256usize, proptest::sample::select(FAST_RANKS.to_vec())];
+    let rank = prop_oneof![1..=256usize, proptest::sample::select(TENSOR_CORE_RANKS.to_vec())];
     (0..3, 1..=64usize, 1..=64usize, size(20_000), size(20_000), rank).prop_map(
         |(kind, a_out, a_in, b_out, c_in, rank)| match kind {
             0 => Factors::lora(b_out, c_in, rank).expect("small"),
@@ -74,7 +74,7 @@ proptest! {
 /// columns and rows, none of them for nothing; the scratch is what the caller was told to bring.
 #[test]
 fn few_rows_are_two_launches_in_each_direction() {
-    let problem = (factors(), any::<bool>(), 1..=FEW_ROWS, any::<bool>(), 0..=BLOCKS);
+    let problem = (factors(), any::<bool>(), 1..=SMALL_M, any::<bool>(), 0..=BLOCKS);
     let test = |(factors, aligned, rows, dx, blocks): (Factors, _, _, _, usize)| {
         for dtype in Dtype::ALL {
             for pass in [Pass::Forward, Pass::Backward { dx }] {
@@ -166,7 +166,7 @@ fn a_plan_prints_what_it_launches() {
         "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 16 chunks of 1024 rows",
         "kron_reduce            grid     73 block 256 shared      0, 1 chunks of 8192 rows",
         "parts: T 1 of 2048 columns, dT 4, dA 256, dB 256, dC 16; 2 groups of 8 rows of A",
-        "scratch 1318912 numbers; floor 269181312 bytes, with scratch 279732608",
+        "scratch 1318912 elements; floor 269181312 bytes, with scratch 279732608",
         "H200: floor 62.60 µs, with scratch 65.05 µs",
     ];
     let text = printed(Pass::Backward { dx: true }, 8192);
@@ -182,13 +182,13 @@ fn the_chip_is_filled_from_one_token_on() {
         assert_eq!(plan.steps.len(), 2, "{plan}");
         assert!(plan.steps[0].grid >= 32, "{rows} rows: {plan}");
         let plan = Plan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
-        assert_eq!(plan.steps.len(), if rows <= FEW_ROWS { 2 } else { 3 }, "{rows} rows: {plan}");
+        assert_eq!(plan.steps.len(), if rows <= SMALL_M { 2 } else { 3 }, "{rows} rows: {plan}");
         assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
     }
     // One token on tensor cores: most of 132 multiprocessors have a block at the ranks that are used most; a
     // higher rank has larger parts, so fewer of them, and a layer of 1024 rows has 32 warps' columns.
     for (d_out, d_in) in [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096)] {
-        for rank in FAST_RANKS {
+        for rank in TENSOR_CORE_RANKS {
             let kron = Factors::kron(16, 2, d_out / 16, d_in / 2, rank);
             for factors in [kron, Factors::lora(d_out, d_in, rank)].map(|f| f.expect("legal")) {
                 let passes = [Pass::Forward, Pass::Backward { dx: true }].into_iter();
@@ -238,7 +238,7 @@ fn every_kernel_is_in_some_plan() {
     let general = [1, 100];
     let passes =
         [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
-    for rank in FAST_RANKS.into_iter().chain(general) {
+    for rank in TENSOR_CORE_RANKS.into_iter().chain(general) {
         let factors = Factors::kron(4, 2, 64, 128, rank).expect("legal");
         for dtype in Dtype::ALL {
             for (pass, rows) in passes.into_iter().flatten() {

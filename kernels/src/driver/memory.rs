@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
+use super::gpu::Gpu;
 use crate::device::{DeviceSlice, DeviceSliceMut};
-use crate::driver::Gpu;
 use crate::{Element, Error, Result};
 
 /// Numbers in a device's memory, on a 256-byte boundary.
