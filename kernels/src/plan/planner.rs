@@ -6,8 +6,9 @@ use super::columns::{Cols, even, even_columns, narrow};
 use super::cost;
 use super::launches::{Parts, Plan, Step};
 use crate::names::{Tile, name};
+use crate::problem::{Problem, check_sizes};
 use crate::tiles::{self, ROWS, SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, simt_cols, simt_shared};
-use crate::{Dtype, Error, Factors, Pass, Problem, Result};
+use kron_core::{Dtype, Error, KronShape, Pass, Result};
 
 /// Number of blocks that fills the largest GPU twice; splits aim at it.
 pub const BLOCKS: usize = 264;
@@ -42,10 +43,10 @@ impl Plan {
 ///
 /// # Errors
 /// As [`Plan::new`].
-pub fn workspace_len(factors: Factors, pass: Pass, rows: usize) -> Result<usize> {
+pub fn workspace_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize> {
     let mut max = 0;
     for (dtype, aligned) in [(Dtype::F32, false), (Dtype::Bf16, true)] {
-        let plan = Plan::new(&Problem { factors, dtype, pass, rows, accumulate: true, aligned })?;
+        let plan = Plan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned })?;
         max = max.max(plan.workspace);
     }
     Ok(max)
@@ -65,14 +66,14 @@ impl<'a> Planner<'a> {
         let plan = Plan {
             steps: ArrayVec::new(),
             t: Parts { offset: 0, count: 1 },
-            t_slice: problem.factors.c_in(),
+            t_slice: problem.shape.c_in(),
             v: none,
             dt: none,
             da: none,
             db: none,
             dc: none,
             a_row_groups: 1,
-            rows_per_group: problem.factors.a_out(),
+            rows_per_group: problem.shape.a_out(),
             workspace: 0,
             floor_bytes: 0,
             bytes: 0,
@@ -82,6 +83,7 @@ impl<'a> Planner<'a> {
 
     /// Builds the plan.
     fn plan(mut self) -> Result<Plan> {
+        check_sizes(&self.problem.shape)?;
         if self.problem.rows > 0 {
             match self.problem.pass {
                 Pass::Forward => self.forward()?,
@@ -94,19 +96,19 @@ impl<'a> Planner<'a> {
 
     /// True if the tensor-core kernels can run: 16-byte rows of whole fragments, a listed rank.
     fn uses_tensor_cores(&self) -> bool {
-        let (p, f) = (self.problem, &self.problem.factors);
+        let (p, f) = (self.problem, &self.problem.shape);
         p.dtype != Dtype::F32
             && p.aligned
-            && f.low_rank()
-            && TENSOR_CORE_RANKS.contains(&f.rank())
+            && f.rank().is_some()
+            && TENSOR_CORE_RANKS.contains(&f.width())
             && f.c_in().is_multiple_of(8)
             && f.b_out().is_multiple_of(8)
             && f.a_len().is_multiple_of(4)
     }
 
     fn forward(&mut self) -> Result<()> {
-        let (p, f, tensor_cores) = (self.problem, self.problem.factors, self.uses_tensor_cores());
-        let (r, n, small_m) = (f.rank(), p.rows, p.rows <= SMALL_M);
+        let (p, f, tensor_cores) = (self.problem, self.problem.shape, self.uses_tensor_cores());
+        let (r, n, small_m) = (f.width(), p.rows, p.rows <= SMALL_M);
         let (stage, step, q_width, widest, sums) = if tensor_cores {
             let widest = tiles::up::WARP_COLS * tiles::up::WARPS;
             (tiles::down::COLS, cost::tensor_core_step(r), r, widest, n * tiles::padded(r))
@@ -160,8 +162,8 @@ impl<'a> Planner<'a> {
         if self.problem.rows <= SMALL_M {
             return self.small_m_backward(dx);
         }
-        let (f, n) = (self.problem.factors, self.problem.rows);
-        let (r, q_tiles) = (f.rank(), Cols::of(f.rank(), simt_cols(f.rank())));
+        let (f, n) = (self.problem.shape, self.problem.rows);
+        let (r, q_tiles) = (f.width(), Cols::of(f.width(), simt_cols(f.width())));
         // The kernels count the terms of a sum over a chunk in 32 bits.
         let longest = (i32::MAX as usize / f.a_out().max(f.a_in()).max(r)).max(1);
         let chunk = n.div_ceil(32).next_multiple_of(ROWS).min(n).min(longest);
@@ -199,8 +201,8 @@ impl<'a> Planner<'a> {
 
     /// Plans `dy` and `dx` on the SIMT tile; the number of parts determines their ranges.
     fn small_m_backward(&mut self, dx: bool) -> Result<()> {
-        let (f, n) = (self.problem.factors, self.problem.rows);
-        let q_tiles = Cols::of(f.rank(), tiles::small_m::COLS);
+        let (f, n) = (self.problem.shape, self.problem.rows);
+        let q_tiles = Cols::of(f.width(), tiles::small_m::COLS);
         // A part of dT has some rows of A, then some columns of B; with a full inner factor the columns of q.
         let max =
             cost::simt_dt_parts(f.d_out(), n * f.t_row()).clamp(1, (self.blocks / q_tiles.tiles).max(1));
@@ -226,7 +228,7 @@ impl<'a> Planner<'a> {
         let tile = Tile::Simt(tiles::small_m::COLS);
         self.step("dy", tile, &[blocks], tiles::SIMT_THREADS, tiles::small_m::dy_shared(), q_tiles)?;
         let tiles_of_m = if dx { (n * f.a_in()).div_ceil(ROWS) } else { 0 };
-        let blocks = f.rank().div_ceil(ROWS) + tiles_of_m;
+        let blocks = f.width().div_ceil(ROWS) + tiles_of_m;
         let (threads, shared) = (tiles::SIMT_THREADS, tiles::small_m::dx_shared());
         self.step("dx", tile, &[blocks], threads, shared, Cols::of(f.c_in(), tiles::small_m::COLS))
     }
@@ -234,8 +236,8 @@ impl<'a> Planner<'a> {
     /// Plans `dy`, `dx` and, above small m, `reduce`. Returns false if a row of T or A is
     /// too large for a block's shared memory.
     fn tensor_core_backward(&mut self, dx: bool) -> Result<bool> {
-        let (f, n) = (self.problem.factors, self.problem.rows);
-        let (r, small_m) = (f.rank(), n <= SMALL_M);
+        let (f, n) = (self.problem.shape, self.problem.rows);
+        let (r, small_m) = (f.width(), n <= SMALL_M);
         let m = n * f.a_in();
         // Over dY: chunks of tokens first, because their parts are small; then groups of i, then columns.
         let (tiles, widest) = (n.div_ceil(tiles::dy::rows(r)), tiles::dy::COLS);
@@ -299,12 +301,12 @@ impl<'a> Planner<'a> {
     }
 
     fn reduce(&mut self) -> Result<()> {
-        let blocks = self.problem.factors.params().div_ceil(256);
+        let blocks = self.problem.shape.params().div_ceil(256);
         self.step("reduce", Tile::None, &[blocks], tiles::SIMT_THREADS, 0, Cols::ONE)
     }
 
     fn merge(&mut self) -> Result<()> {
-        let f = self.problem.factors;
+        let f = self.problem.shape;
         let (threads, shared) = (tiles::SIMT_THREADS, tiles::merge_shared());
         let tiles = [f.b_out().div_ceil(ROWS)];
         self.step("merge", Tile::Simt(64), &tiles, threads, shared, Cols::of(f.c_in(), 64))
@@ -342,9 +344,9 @@ impl<'a> Planner<'a> {
     ) -> Result<()> {
         let blocks = grid.iter().fold(cols.tiles as u128, |a, &b| a.saturating_mul(b as u128));
         if blocks > MAX_GRID {
-            return Err(Error::Problem(format!(
-                "{pass} over {} rows of {:?} needs {blocks} blocks, but a grid has at most {MAX_GRID}",
-                self.problem.rows, self.problem.factors
+            return Err(Error::Shape(format!(
+                "{pass} over {} rows of {} needs {blocks} blocks, but a grid has at most {MAX_GRID}",
+                self.problem.rows, self.problem.shape
             )));
         }
         self.plan.steps.push(Step {
@@ -362,7 +364,7 @@ impl<'a> Planner<'a> {
 
     /// Adds the byte counts.
     fn finish(mut self) -> Plan {
-        let (p, f) = (self.problem, &self.problem.factors);
+        let (p, f) = (self.problem, &self.problem.shape);
         let (n, e, params) = (p.rows as u128, p.dtype.size() as u128, f.params() as u128);
         let (d_in, d_out, t_row) = (f.d_in() as u128, f.d_out() as u128, f.t_row() as u128);
         let writes = 1 + u128::from(p.accumulate); // of Y, dX or W
