@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 
 use crate::Problem;
 use crate::device::StreamHandle;
-use crate::launch::Launcher;
+use crate::launcher::Launcher;
 use crate::params::KronParams;
 use crate::plan::{BLOCKS, Plan, Step};
 use kron_core::{Error, Result};

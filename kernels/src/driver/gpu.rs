@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, result, sys};
 use super::kernels::{Kernels, unavailable};
 use crate::Problem;
 use crate::device::StreamHandle;
-use crate::launch::Launcher;
+use crate::launcher::Launcher;
 use crate::params::KronParams;
 use crate::plan::{BLOCKS, Plan, Step};
 use kron_core::{Error, Result};

@@ -52,7 +52,7 @@ impl Kernels {
         let mut kernels =
             Self { context: Arc::clone(context), modules: Vec::new(), functions: HashMap::new() };
         for fatbin in FATBINS {
-            // SAFETY: the bytes are a whole fatbin, alive for the program's life.
+            // SAFETY: the bytes are a whole fatbin and live as long as the program.
             let module = unsafe { result::module::load_data(fatbin.as_ptr() as *const c_void) };
             kernels.modules.push(module.map_err(|e| unavailable("the kernels", e))?);
         }
