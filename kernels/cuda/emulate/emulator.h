@@ -36,7 +36,7 @@ struct KronEmuOptions {
 };
 struct KronEmuReport {
   uint64_t bank_conflicts; // extra shared-memory passes of all ldmatrix
-  uint64_t faults;         // number of times that the injected fault was met
+  uint64_t faults;         // number of times that a kernel reached the injected fault
   char message[1024];      // empty after a launch without errors
 };
 /// Runs a launch and returns 0; on failure returns 1 and writes the reason into `report->message`.

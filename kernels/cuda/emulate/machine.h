@@ -1,5 +1,5 @@
 // The emulator's state: fibers, warps, and one machine for each thread of the host.
-// fibers.cpp runs fibers and blocks, emulator.cpp what a fiber calls and what Rust calls.
+// fibers.cpp runs fibers and blocks; emulator.cpp has the functions that fibers and Rust call.
 #pragma once
 #include <cstddef>
 #include <memory>

@@ -9,7 +9,7 @@
 // over ascending k, 32 values of k at a time through shared memory.  A thread
 // has the rows ty + 16·i and the columns tx + 16·j, so that both the shared
 // reads and the caller's stores run along n.  L_LAYOUT and R_LAYOUT name the
-// index in which an operand is contiguous; neighbouring lanes have neighbours of it.
+// index in which an operand is contiguous; neighbouring lanes load along it.
 #pragma once
 #include "tile/operands.cuh"
 

@@ -1,6 +1,18 @@
 //! The suite's cases: every kernel and every kind of problem.
 
-use super::Case;
+/// One problem of the suite; `why` is its purpose.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub why: &'static str,
+    /// a_out, a_in, b_out, c_in, rank; a_out = 0 is LoRA, rank = 0 a full inner factor.
+    pub sizes: [usize; 5],
+    pub rows: usize,
+    /// Elements added to every row's stride: odd ones break the alignment.
+    pub pad: usize,
+    /// Dropout's p in 1/65536; 0 disables it.
+    pub dropout: u32,
+    pub accumulate: bool,
+}
 
 const fn case(
     why: &'static str,

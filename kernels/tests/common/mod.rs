@@ -5,7 +5,7 @@
 mod cases;
 pub mod primitives;
 
-pub use cases::CASES;
+pub use cases::{CASES, Case};
 use half::{bf16, f16};
 use kron_core::{
     Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, KronOp, KronShape, LayerDims, Merge,
@@ -13,20 +13,6 @@ use kron_core::{
 };
 use kron_kernels::{self as kk, Cuda};
 use ndarray::Array2;
-
-/// One problem of the suite; `why` is its purpose.
-#[derive(Clone, Copy, Debug)]
-pub struct Case {
-    pub why: &'static str,
-    /// a_out, a_in, b_out, c_in, rank; a_out = 0 is LoRA, rank = 0 a full inner factor.
-    pub sizes: [usize; 5],
-    pub rows: usize,
-    /// Elements added to every row's stride: odd ones break the alignment.
-    pub pad: usize,
-    /// Dropout's p in 1/65536; 0 disables it.
-    pub dropout: u32,
-    pub accumulate: bool,
-}
 
 pub const SCALE: f32 = 1.75;
 pub const SEED: u64 = 0x1234_5678_9abc_def1;
