@@ -141,7 +141,7 @@ pub fn with_names_of<'a>(adapter: &Adapter, modules: impl Iterator<Item = &'a st
             ))),
         }
     });
-    Ok(adapter.with_layers(layers.collect::<Result<_>>()?)?)
+    adapter.with_layers(layers.collect::<Result<_>>()?)
 }
 
 /// A, then B and C or M, by LoKr's names.
