@@ -12,9 +12,7 @@ use toml::{Table, Value};
 const BUDGET: usize = 400;
 
 /// Files that may be longer, how long, and why.
-const LONGER: [(&str, usize, &str); 1] = [
-    ("tests/tests/plan.rs", 450, "one golden table after another"),
-];
+const LONGER: [(&str, usize, &str); 1] = [("tests/tests/plan.rs", 450, "one golden table after another")];
 
 /// Where unsafe code may stand, and why.
 const UNSAFE: [(&str, &str); 7] = [
