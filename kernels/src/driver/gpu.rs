@@ -1,20 +1,20 @@
-//! [`Gpu`]: the kernels on a device, through the CUDA driver.
+//! [`Gpu`]: a device with the kernels.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
 
+use super::kernels::{Kernels, unavailable};
 use crate::Problem;
 use crate::device::StreamHandle;
-use crate::launch::Launcher;
-use crate::loaded::{Kernels, unavailable};
+use crate::launcher::Launcher;
 use crate::params::KronParams;
 use crate::plan::{BLOCKS, Plan, Step};
 use kron_core::{Error, Result};
 
-/// A device's primary context with the kernels loaded: the context that
-/// frameworks on the CUDA runtime use too, so their pointers and streams fit.
+/// A device's primary context with the kernels loaded. Frameworks on the CUDA runtime
+/// use the same context, so their pointers and streams are valid here.
 pub struct Gpu {
     context: Arc<CudaContext>,
     kernels: Arc<Kernels>,
@@ -29,14 +29,14 @@ impl std::fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// Devices that the driver offers.
+    /// Returns the number of devices.
     ///
     /// # Errors
-    /// No driver library, or one that does not start; never a panic.
+    /// Fails if the driver library is missing or does not start; never panics.
     pub fn count() -> Result<usize> {
-        // The bindings panic when the library is missing, so it is asked for first, by hand.
+        // The bindings panic if the library is missing, so it is loaded here first.
         const NAMES: [&str; 2] = ["libcuda.so.1", "nvcuda.dll"];
-        // SAFETY: the driver's library runs no code of ours when it is loaded.
+        // SAFETY: loading the driver's library runs only its own initialisers.
         let library =
             NAMES.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok()).ok_or_else(
                 || Error::Unsupported(format!("no CUDA driver: none of {} can be loaded", NAMES.join(", "))),
@@ -65,10 +65,10 @@ impl Gpu {
         }
     }
 
-    /// The kernels on device `ordinal`, which are loaded where no other `Gpu` has them already.
+    /// Loads the kernels on device `ordinal`, or shares those that another `Gpu` has loaded.
     ///
     /// # Errors
-    /// No driver, no such device, or a device that none of the kernels' code is for.
+    /// Fails without a driver, if the device does not exist, or if the kernels have no code for it.
     pub fn new(ordinal: usize) -> Result<Self> {
         let count = Self::count()?;
         if ordinal >= count {
@@ -81,12 +81,13 @@ impl Gpu {
         Ok(Self { context, kernels, blocks: BLOCKS })
     }
 
-    /// Plans aim at so many blocks: with few, a block walks far even in a small problem, as tests want it.
+    /// Sets the number of blocks that plans aim at. With few blocks each takes many steps even in a small
+    /// problem, which tests need.
     pub fn aimed_at(self, blocks: usize) -> Self {
         Self { blocks, ..self }
     }
 
-    /// The context, for its streams and memory.
+    /// Returns the context, for its streams and memory.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }

@@ -3,14 +3,14 @@
 //   for b, k: bc = Σ_q B[b][q]·C[q][k]
 //     for i, j: w[i·b_out + b][j·c_in + k] += s·A[i][j]·bc
 //
-// A block makes one 64 × 64 tile of B·C and adds it to all a_out·a_in places
-// of W that share it: ΔW is never whole, W is read and written once.  w may be
-// a band of the weight, the rows first_row … first_row + w_rows.  Where every
-// row of every block of W starts on 16 bytes, the tile goes through shared
-// memory so that a thread has 16 bytes of a row; elsewhere it stores singly.
-#include "contract.cuh"
+// A block computes one 64 × 64 tile of B·C and adds it to all a_out·a_in places of
+// W that share it.  ΔW never exists as a whole; W is read and written once.  w may
+// be a band of the weight, the rows first_row … first_row + w_rows.  If every row of
+// every block of W starts on a 16-byte boundary, the tile goes through shared memory
+// and a thread stores 16 bytes of a row at a time; otherwise it stores single elements.
+#include "tile/simt.cuh"
 
-/// 16 bytes of a row of W: the old elements (when added to) plus factor·bc, each rounded once.
+/// Stores 16 bytes of a row of W: old elements plus factor·bc, or factor·bc, each with one rounding.
 template <class E> KRON_DEVICE void put16(E *at, float factor, const float (&bc)[16 / sizeof(E)], bool add) {
   Vec4 bytes = {};
   if (add) bytes = *reinterpret_cast<const Vec4 *>(at);
@@ -22,7 +22,7 @@ template <class E> KRON_DEVICE void put16(E *at, float factor, const float (&bc)
   *reinterpret_cast<Vec4 *>(at) = bytes;
 }
 
-/// Calls f(row0, j, s·A_ij) for each block (i, j) that shares the tile with rows from b0; w's row of b is row0 + b.
+/// Calls f(row0, j, s·A_ij) for each block (i, j) of W with a row of the tile from b0; row b of the block is row row0 + b of w.
 template <class F> KRON_DEVICE void each_block(const KronParams &p, int64_t b0, F f) {
   for (int i = 0; i < p.a_out; ++i) {
     const int64_t row0 = int64_t(i) * p.b_out - p.first_row;
@@ -36,7 +36,7 @@ template <class E> KRON_DEVICE void merge(const KronParams &p) {
   const int64_t k0 = int64_t(blockIdx.x % p.col_tiles) * TN, b0 = int64_t(blockIdx.x / p.col_tiles) * TILE_M;
   const RankRange q(p, b0, TILE_M);
   Shared shared;
-  Tile<TN> tile(shared);
+  SimtTile<TN> tile(shared);
   tile.template contract<ALONG_K, ALONG_OUT>(
       b0, p.b_out, k0, p.c_in, q.begin, q.end, [&](int64_t b, int64_t q) { return load_b(p, b, int(q)); },
       [&](int64_t k, int64_t q) { return p.c[q * p.c_in + k]; });
@@ -51,8 +51,8 @@ template <class E> KRON_DEVICE void merge(const KronParams &p) {
     });
     return;
   }
-  // A thread has `WIDTH` columns from k of the rows b, b + STEP, … of the tile.
-  constexpr int WIDTH = 16 / sizeof(E), STEP = TILE_THREADS * WIDTH / TN, PIECES = TILE_M / STEP;
+  // A thread has the WIDTH columns from k of the tile's rows b, b + STEP, ….
+  constexpr int WIDTH = 16 / sizeof(E), STEP = SIMT_THREADS * WIDTH / TN, PIECES = TILE_M / STEP;
   float *sums = shared.take<float>(TILE_M * TN);
   tile.each(0, TILE_M, 0, TN, [&](int64_t b, int64_t k, float sum) { sums[b * TN + k] = sum; });
   __syncthreads();
@@ -74,7 +74,6 @@ template <class E> KRON_DEVICE void merge(const KronParams &p) {
   });
 }
 
-using f32 = float;
-KRON_KERNEL(kron_merge_f32_t64, TILE_THREADS) { merge<f32>(p); }
-KRON_KERNEL(kron_merge_f16_t64, TILE_THREADS) { merge<f16>(p); }
-KRON_KERNEL(kron_merge_bf16_t64, TILE_THREADS) { merge<bf16>(p); }
+KRON_KERNEL(kron_merge_f32_t64, SIMT_THREADS) { merge<f32>(p); }
+KRON_KERNEL(kron_merge_f16_t64, SIMT_THREADS) { merge<f16>(p); }
+KRON_KERNEL(kron_merge_bf16_t64, SIMT_THREADS) { merge<bf16>(p); }

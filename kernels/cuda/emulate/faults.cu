@@ -1,5 +1,5 @@
 // Kernels with one fault each, for the emulator's own tests; host only.
-#include "ptx.cuh"
+#include "device.cuh"
 
 /// Half of the block waits at one barrier, half at another.
 KRON_KERNEL(fault_divergent_barrier, 64) {
@@ -14,23 +14,23 @@ KRON_KERNEL(fault_early_exit, 64) {
   if (threadIdx.x == 7) return;
   __syncthreads();
 }
-/// A lane names a mask that it is not in.
+/// A lane passes a mask that leaves it out.
 KRON_KERNEL(fault_lane_outside_mask, 32) {
   (void)p;
   __syncwarp(0xfffffffeu);
 }
-/// Lanes name different masks.
+/// Lanes pass different masks.
 KRON_KERNEL(fault_different_masks, 32) {
   (void)p;
   __syncwarp(threadIdx.x == 31 ? 0x80000000u | 1u : 0xffffffffu);
 }
-/// A copy is committed and never waited for.
+/// Commits a copy and never waits for it.
 KRON_KERNEL(fault_unwaited_copy, 32) {
   Shared shared;
   cp_async16(shared.take<Vec4>(32) + threadIdx.x, p.x, true);
   cp_async_commit();
 }
-/// Takes a byte more than the launch brings (64 bytes).
+/// Takes one byte more than the launch brings (64 bytes).
 KRON_KERNEL(fault_too_much_shared, 32) {
   (void)p;
   Shared shared;
@@ -43,14 +43,14 @@ KRON_KERNEL(fault_misaligned_copy, 32) {
   cp_async_commit();
   cp_async_wait<0>();
 }
-/// Every thread reads its neighbour's number; the barrier between is missing.
+/// Every thread reads its neighbour's value without a barrier in between.
 KRON_KERNEL(fault_missing_barrier, 64) {
   Shared shared;
   float *s = shared.take<float>(64);
   s[threadIdx.x] = float(threadIdx.x);
   static_cast<float *>(p.y)[threadIdx.x] = s[(threadIdx.x + 32) % 64];
 }
-/// The copy is read although one group may still be under way.
+/// Reads a copy although one group may still be under way.
 KRON_KERNEL(fault_weak_wait, 32) {
   Shared shared;
   float *s = shared.take<float>(128);
@@ -70,11 +70,11 @@ KRON_KERNEL(fault_bank_conflicts, 32) {
   ldmatrix<4, false>(out, s + threadIdx.x * 64);
   static_cast<uint32_t *>(p.y)[threadIdx.x] = out[0];
 }
-/// Every block adds to the same number: only ThreadSanitizer sees it.
+/// Every block adds to the same element; only ThreadSanitizer detects it.
 KRON_KERNEL(fault_racing_blocks, 32) {
   if (threadIdx.x == 0) static_cast<float *>(p.y)[0] += 1.0f;
 }
-/// Reads the number after the 256 that there are: only AddressSanitizer sees it.
+/// Reads element 256 of 256; only AddressSanitizer detects it.
 KRON_KERNEL(fault_read_past_end, 32) {
   static_cast<float *>(p.y)[threadIdx.x] = static_cast<const float *>(p.x)[225 + threadIdx.x];
 }

@@ -4,32 +4,35 @@
 //   dX[m, k]  (+)= Σ_q dT[m, q]·C[q, k], 0 where X was dropped       m = (token, j)
 //   dC[q, k]   += Σ_m dT[m, q]·X[m, k]
 //
-// The plain loops are backward.cu's.  dT already carries s and κ.
+// The plain loops are those of backward_simt.cu.  dT already contains s and κ.
 //
-// A block has up to 128 columns k and one chunk of rows m, which it walks 64 rows at
-// a time.  dC's sum stays in registers over the walk (a warp has 16 columns
-// and every q); for dX a warp has 32 columns and 32 rows.  Dropout zeroes X's
-// chunks by the threads that copied them, and dX by one Philox call for the 8
-// columns that a thread writes.
+// A block has up to 128 columns k and one chunk of rows m, in steps of 64 rows.
+// dC's sum stays in registers over all steps (a warp has 16 columns and every
+// q); for dX a warp has 32 columns and 32 rows.  Dropout: the threads that
+// copied X's chunks zero them, and dX takes one Philox call for the 8 columns
+// that a thread writes.
 //
-// With few rows the plan gives dC no parts, and no `reduce` follows: of a
-// column tile's blocks the first sums dC over all rows into the gradient, each
-// other one makes dX of 64 rows, for which it needs no X; dA and dB, whose
-// parts `dy` has left, are shared out among all threads of the grid.
-#include "mma.cuh"
+// At small m the plan gives dC no parts, and no `reduce` follows.  The first
+// block of each column tile sums dC over all rows into the gradient; each other
+// block computes dX of 64 rows, which needs no X.  All threads of the grid share
+// the sums of dA's and dB's parts, which `dy` has written.
+#include "tile/tensor_core.cuh"
 
 template <class E, int R> struct Dx {
   static constexpr int THREADS = 256, ROWS = 64, COLS = 128, STAGES = 3;
   static constexpr int RP = R < 8 ? 8 : R, TILES = RP / 8;
 
   const KronParams &p;
-  E *xs;              // X: [STAGES][ROWS][COLS], swizzled
-  E *us;              // dT: [ROWS][R]
-  float *room;        // of each_sum: [THREADS]
-  int k0, k_end;      // columns of this block
-  int64_t begin, end; // rows m of this block
-  bool sums, puts;    // whether this block has a sum of dC, and dX
+  E *xs = nullptr;                  // X: [STAGES][ROWS][COLS], swizzled
+  E *us = nullptr;                  // dT: [ROWS][R]
+  float *scratch = nullptr;         // of block_sum: [THREADS]
+  int k0 = 0, k_end = 0;            // columns of this block
+  int64_t begin = 0, end = 0;       // rows m of this block
+  bool sums = false, puts = false;  // this block sums dC, and stores dX
 
+  KRON_DEVICE explicit Dx(const KronParams &params) : p(params) {}
+
+  /// Starts the copies of rows m0 … m0 + 63 of X into a stage; zeros beyond the edges.
   KRON_DEVICE void start(int stage, int64_t m0) const {
     if (sums && m0 < end) {
       each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
@@ -43,6 +46,7 @@ template <class E, int R> struct Dx {
     cp_async_commit();
   }
 
+  /// Zeroes the dropped elements among those that this thread has copied.
   KRON_DEVICE void drop(int stage, int64_t m0) const {
     each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
       const int64_t m = m0 + row;
@@ -54,14 +58,15 @@ template <class E, int R> struct Dx {
 
   KRON_DEVICE E &dt_at(int e) const { return us[e / RP * pitch(RP) + e % RP]; }
 
+  /// dT of rows m0 … m0 + 63, rounded to E.
   KRON_DEVICE void fill_dt(int64_t m0) const {
-    const auto dt = [&](int e, Share share) {
-      return e % RP < R ? load_dt(p, m0 + e / RP, e % RP, share) : 0.0f;
+    const auto dt = [&](int e, Lane lane) {
+      return e % RP < R ? load_dt(p, m0 + e / RP, e % RP, lane) : 0.0f;
     };
     const int count = end - m0 < ROWS ? int(end - m0) * RP : ROWS * RP;
-    // At rank 128 a sum has a thread to itself from two rows on, and there is no register to spare.
-    float *shared = R < 128 && p.dc_splits == 0 ? room : nullptr;
-    each_sum(shared, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
+    // At rank 128 lanes would pay only for a single row, and no register is left for them.
+    float *shared = R < 128 && p.dc_splits == 0 ? scratch : nullptr;
+    block_sum(shared, count, dt, [&](int e, float sum) { dt_at(e) = from_float<E>(sum); });
     for (int e = count + threadIdx.x; e < ROWS * RP; e += THREADS) dt_at(e) = from_float<E>(0.0f);
   }
 
@@ -109,7 +114,7 @@ template <class E, int R> struct Dx {
     Shared shared;
     xs = shared.take<E>(STAGES * ROWS * COLS);
     us = shared.take<E>(ROWS * pitch(RP));
-    room = shared.take<float>(THREADS);
+    scratch = shared.take<float>(THREADS);
     KRON_UNROLL
     for (int s = 0; s < STAGES - 1; ++s) start(s, begin + s * ROWS);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
@@ -121,7 +126,7 @@ template <class E, int R> struct Dx {
     for (int64_t m0 = begin; m0 < end; m0 += ROWS) {
       cp_async_wait<STAGES - 2>();
       if (sums && p.threshold) drop(stage, m0);
-      __syncthreads(); // this stage has landed for all; dT of the last step has been read
+      __syncthreads(); // this stage has arrived for all threads; dT of the last step has been read
       start(stage == 0 ? STAGES - 1 : stage - 1, m0 + (STAGES - 1) * ROWS);
       fill_dt(m0);
       __syncthreads(); // dT has been written
@@ -147,8 +152,5 @@ template <class E, int R> struct Dx {
 };
 
 #define KRON_DX(E, R)                                                                                                  \
-  KRON_KERNEL(kron_dx_##E##_r##R, 256) {                                                                               \
-    Dx<E, R> dx = {p, nullptr, nullptr, nullptr, 0, 0, 0, 0, false, false};                                               \
-    dx.run();                                                                                                          \
-  }
-KRON_FAST(KRON_DX)
+  KRON_KERNEL(kron_dx_##E##_r##R, 256) { Dx<E, R>(p).run(); }
+KRON_TENSOR_CORE(KRON_DX)

@@ -1,22 +1,22 @@
-// What the tensor-core kernels share: 16-bit tiles in shared memory and the
-// two products that every pass is made of.
+// Shared by the tensor-core kernels: 16-bit tiles in shared memory and the two
+// products that every pass consists of.
 //
 //   expand   out[m, n] = Σ_q U[m, q]·B[n, q]       up (U, B) and dX (dT, Cᵀ)
 //   outer    sum[n, q] += Σ_m Y[m, n]·U[m, q]      dB (dY, U) and dC (X, dT)
 //
-// Tiles of activations have rows of whole 16-byte chunks; chunk c of row m
-// lies at c ^ (m % 8), so that ldmatrix meets each bank once in either
-// direction.  Tiles of width r have rows padded by 16 bytes for the same end.
-// float32 operands are rounded to E where they enter a tile or a fragment;
-// every sum is float32.
+// Tiles of activations have rows of whole 16-byte chunks.  Chunk c of row m lies
+// at c ^ (m % 8), so that ldmatrix uses each bank once in either direction.
+// Tiles of width r have rows padded by 16 bytes for the same purpose.
+// float32 operands are rounded to E as they enter a tile or a fragment; every
+// sum is float32.
 #pragma once
-#include "load.cuh"
+#include "tile/operands.cuh"
 
-/// Rank as the tensor cores see it.
+/// Rank rounded up to the width of a fragment.
 KRON_CONSTEXPR int padded(int r) { return r < 8 ? 8 : r; }
 /// Elements from one row of a tile of width r to the next.
 KRON_CONSTEXPR int pitch(int r) { return r <= 8 ? 8 : r + 8; }
-/// Products of one mma: 16, or 8 when the rank is not more.
+/// Depth of one mma: 8 for a rank up to 8, else 16.
 KRON_CONSTEXPR int depth(int r) { return r <= 8 ? 8 : 16; }
 
 /// Element offset of 16-byte chunk `chunk` of row `row` in a tile of COLS columns.
@@ -25,7 +25,7 @@ template <int COLS> KRON_DEVICE int swizzled(int row, int chunk) {
   return row * COLS + ((chunk & ~7) | ((chunk ^ row) & 7)) * 8;
 }
 
-/// This thread's chunks of a ROWS × COLS tile: calls f(row, chunk).
+/// Calls f(row, chunk) for this thread's chunks of a ROWS × COLS tile.
 template <int ROWS, int COLS, int THREADS, class F> KRON_DEVICE void each_chunk(F f) {
   KRON_UNROLL
   for (int e = threadIdx.x; e < ROWS * COLS / 8; e += THREADS) f(e / (COLS / 8), e % (COLS / 8));
@@ -40,21 +40,21 @@ KRON_DEVICE void drop_chunk(const KronParams &p, void *chunk, int64_t token, int
   *static_cast<Vec4 *>(chunk) = v;
 }
 
-/// A fragment: rows m0 … m0 + 15, columns 8·chunk … of a swizzled tile.
+/// Loads the A fragment of rows m0 … m0 + 15 and columns 8·chunk … 8·chunk + 15 of a swizzled tile.
 template <int COLS, class E> KRON_DEVICE void load_a16(uint32_t (&a)[4], const E *tile, int m0, int chunk KRON_SITE_ARG) {
   const int lane = threadIdx.x % 32;
   ldmatrix<4, false>(a, tile + swizzled<COLS>(m0 + lane % 16, chunk + lane / 16) KRON_SITE_PASS);
 }
 
-/// A fragment of the transpose: columns 8·chunk … 8·chunk + 15 of the tile are
-/// its rows, the tile's rows m0 … m0 + 15 are what is summed over.
+/// Loads the A fragment of the transpose: its rows are the tile's columns
+/// 8·chunk … 8·chunk + 15, and the sum runs over the tile's rows m0 … m0 + 15.
 template <int COLS, class E>
 KRON_DEVICE void load_a16_transposed(uint32_t (&a)[4], const E *tile, int m0, int chunk KRON_SITE_ARG) {
   const int lane = threadIdx.x % 32;
   ldmatrix<4, true>(a, tile + swizzled<COLS>(m0 + lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2) KRON_SITE_PASS);
 }
 
-/// B fragments of rows m0 … m0 + 15 (summed over) and column q0 … q0 + 7 of a tile of width r.
+/// Loads the B fragment of rows m0 … m0 + 15 (the sum) and columns q0 … q0 + 7 of a tile of width r.
 template <int R, class E> KRON_DEVICE void load_b16(uint32_t (&b)[2], const E *tile, int m0, int q0 KRON_SITE_ARG) {
   const int lane = threadIdx.x % 32;
   ldmatrix<2, true>(b, tile + (m0 + lane % 16) * pitch(R) + q0 KRON_SITE_PASS);
@@ -77,14 +77,14 @@ KRON_DEVICE void outer(float (&sum)[padded(R) / 8][4], const E *y, int chunk, co
   }
 }
 
-/// The B fragments of 32 columns for `expand`.  Fragment t's column c stands
-/// for column 8·(c / 2) + 2·t + c % 2: so a thread ends up with 8 columns that
-/// follow one another, 16 bytes of an output row.
+/// The B fragments of 32 columns for `expand`.  Column c of fragment t is column
+/// 8·(c / 2) + 2·t + c % 2 of the 32, so that a thread gets 8 consecutive
+/// columns, 16 bytes of an output row.
 template <class E, int R> struct Expand {
   static constexpr int K = depth(R), STEPS = padded(R) / K;
   uint32_t b[4][STEPS][K / 8];
 
-  /// f(n, q) is the operand's element for column n of 32; never called for q ≥ R.
+  /// Loads the fragments; f(n, q) returns the operand's element for column n of 32 and is never called for q ≥ R.
   template <class F> KRON_DEVICE void load(F f) {
     const int lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
     KRON_UNROLL
@@ -122,7 +122,7 @@ template <class E, int R> struct Expand {
   }
 };
 
-/// 8 elements of an output row: old (when added to) plus v, one rounding, 16 bytes.
+/// Stores 8 elements, 16 bytes of an output row: old plus v, or v, with one rounding.
 template <class E> KRON_DEVICE void put8(E *at, const Vec4 &old, const float (&v)[8], bool add) {
   const uint32_t was[4] = {old.x, old.y, old.z, old.w};
   uint32_t now[4];
@@ -135,7 +135,7 @@ template <class E> KRON_DEVICE void put8(E *at, const Vec4 &old, const float (&v
   *reinterpret_cast<Vec4 *>(at) = {now[0], now[1], now[2], now[3]};
 }
 
-/// Makes KRON_RANK(E, R) for every dtype and rank with a tensor-core kernel.
-#define KRON_FAST(KRON_RANK)                                                                                           \
+/// Expands KRON_RANK(E, R) for every dtype and rank with a tensor-core kernel.
+#define KRON_TENSOR_CORE(KRON_RANK)                                                                                    \
   KRON_RANK(f16, 4) KRON_RANK(f16, 8) KRON_RANK(f16, 16) KRON_RANK(f16, 32) KRON_RANK(f16, 64) KRON_RANK(f16, 128)     \
   KRON_RANK(bf16, 4) KRON_RANK(bf16, 8) KRON_RANK(bf16, 16) KRON_RANK(bf16, 32) KRON_RANK(bf16, 64) KRON_RANK(bf16, 128)

@@ -1,9 +1,9 @@
-// One micro kernel per primitive of ptx.cuh, one warp each: input bits in x,
-// output bits in y.  On a GPU they record the golden file that the emulator is
-// then held to; see tests/primitives.rs.
-#include "mma.cuh"
+// One micro kernel for each primitive of ptx/, one warp each: input bits in x, output
+// bits in y.  A GPU records the golden file with which tests/primitives.rs compares
+// the emulator.
+#include "device.cuh"
 
-/// x: this lane's words, [lane][words].
+/// Returns this lane's words of x, [lane][words].
 KRON_DEVICE const uint32_t *lane_in(const KronParams &p, int words) {
   return static_cast<const uint32_t *>(p.x) + int(threadIdx.x) * words;
 }
@@ -38,7 +38,7 @@ KRON_KERNEL(primitive_mma_bf16_k8, 32) { primitive_mma<bf16, 8>(p); }
 KRON_KERNEL(primitive_mma_f16_k16, 32) { primitive_mma<f16, 16>(p); }
 KRON_KERNEL(primitive_mma_f16_k8, 32) { primitive_mma<f16, 8>(p); }
 
-/// 4 words in: a 32 × 8 tile of 16-bit numbers, through cp.async; N words out.
+/// 4 words in: a 32 × 8 tile of 16-bit elements, through cp.async; N words out.
 template <int N, bool TRANS> KRON_DEVICE void primitive_ldmatrix(const KronParams &p) {
   Shared shared;
   bf16 *tile = shared.take<bf16>(32 * 8);
@@ -55,7 +55,7 @@ KRON_KERNEL(primitive_ldmatrix_x2_trans, 32) { primitive_ldmatrix<2, true>(p); }
 KRON_KERNEL(primitive_ldmatrix_x4, 32) { primitive_ldmatrix<4, false>(p); }
 KRON_KERNEL(primitive_ldmatrix_x4_trans, 32) { primitive_ldmatrix<4, true>(p); }
 
-/// 2 words in: two float32 numbers; packed, and each rounded alone, and back.
+/// 2 words in: two float32 values.  4 words out: packed, rounded one by one, and converted back.
 template <class E> KRON_DEVICE void primitive_round(const KronParams &p) {
   const uint32_t *in = lane_in(p, 2);
   const float low = as_float(in[0]), high = as_float(in[1]);
@@ -73,8 +73,9 @@ KRON_KERNEL(primitive_shuffle, 32) {
   for (int i = 0; i < 5; ++i) lane_out(p, 5)[i] = as_bits(__shfl_xor_sync(0xffffffffu, as_float(lane_in(p, 1)[0]), 1 << i));
 }
 
-/// 2 words in: the upper half of their product, Philox's; 3 in: a·b + c, rounded once. 1 word out.
+/// 2 words in, 1 out: the upper half of their product.
 KRON_KERNEL(primitive_umulhi, 32) { lane_out(p, 1)[0] = __umulhi(lane_in(p, 2)[0], lane_in(p, 2)[1]); }
+/// 3 words in, 1 out: a·b + c with one rounding.
 KRON_KERNEL(primitive_fma, 32) {
   const uint32_t *in = lane_in(p, 3);
   lane_out(p, 1)[0] = as_bits(__fmaf_rn(as_float(in[0]), as_float(in[1]), as_float(in[2])));

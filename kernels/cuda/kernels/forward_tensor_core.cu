@@ -3,28 +3,30 @@
 //   down   T[m, q] = κ·Σ_k X[m, k]·C[q, k]              m = (token, j): rows·a_in × R
 //   up     Y[n, (i, b)] (+)= s·Σ_q U[n, i, q]·B[b, q]      U[n, i, q] = Σ_j A_ij·T[n, j, q]
 //
-// The plain loops are forward.cu's.
+// The plain loops are those of forward_simt.cu.
 //
 // down: a block has 64 rows m of one slice of k.  X and C stream through
-//   STAGES stages of 64 columns by cp.async; C stays float32 in shared memory
-//   and is rounded as a fragment is read, so nothing is prepared beforehand.
-//   Dropout zeroes a chunk of X by the thread that copied it, before the
-//   barrier that shows it to the others: one Philox call for 8 elements.
+//   STAGES stages of 64 columns by cp.async.  C stays float32 in shared memory
+//   and is rounded as a fragment is read, so nothing is converted beforehand.
+//   Dropout: the thread that copied a chunk of X zeroes its elements, before the
+//   barrier that publishes it, with one Philox call for 8 elements.
 // up: a warp has 32 columns of one block i and 64 tokens, in four steps of 16.
-//   B's fragments live in registers, U in shared memory, Y is read and written
-//   in 16-byte pieces; the reads are under way before U is computed.  With few
-//   tokens a block has fewer columns than its warps could take, so that there
-//   are more blocks: all of its threads add up T's parts.
-#include "mma.cuh"
+//   B's fragments live in registers, U in shared memory.  Y is read and written
+//   in 16-byte pieces, and the reads start before U is computed.  At small m a
+//   block has fewer columns than its warps could take, so that there are more
+//   blocks; all threads of a block add up T's parts.
+#include "tile/tensor_core.cuh"
 
 template <class E, int R> struct Down {
   static constexpr int THREADS = 128, ROWS = 64, COLS = 64, STAGES = R <= 32 ? 4 : R <= 64 ? 3 : 2;
   static constexpr int C_PITCH = COLS + 8; // two-float reads of 4 lanes × 8 rows meet each bank once
 
   const KronParams &p;
-  E *xs;     // [STAGES][ROWS][COLS], swizzled
-  float *cs; // [STAGES][padded(R)][C_PITCH]
-  int64_t m0, k0, k1;
+  E *xs = nullptr;                // [STAGES][ROWS][COLS], swizzled
+  float *cs = nullptr;            // [STAGES][padded(R)][C_PITCH]
+  int64_t m0 = 0, k0 = 0, k1 = 0; // first row and columns of this block
+
+  KRON_DEVICE explicit Down(const KronParams &params) : p(params) {}
 
   /// Starts the copies of columns k … k + 63 into a stage; zeros beyond the edges.
   KRON_DEVICE void start(int stage, int64_t k) const {
@@ -44,9 +46,10 @@ template <class E, int R> struct Down {
         cp_async16(cs + (stage * padded(R) + q) * C_PITCH + col, from, inside);
       }
     }
-    cp_async_commit(); // an empty group keeps the count of groups that of steps
+    cp_async_commit(); // also an empty group, so that each step has one
   }
 
+  /// Zeroes the dropped elements among those that this thread has copied.
   KRON_DEVICE void drop(int stage, int64_t k) const {
     each_chunk<ROWS, COLS, THREADS>([&](int row, int chunk) {
       const int64_t m = m0 + row, col = m % p.a_in * p.c_in + k + 8 * chunk;
@@ -85,7 +88,7 @@ template <class E, int R> struct Down {
     for (int64_t k = k0; k < k1; k += COLS) {
       cp_async_wait<STAGES - 2>();
       if (p.threshold) drop(stage, k);
-      __syncthreads(); // this stage has landed for all; the last one has been read by all
+      __syncthreads(); // this stage has arrived for all threads; the last one has been read by all
       start(stage == 0 ? STAGES - 1 : stage - 1, k + (STAGES - 1) * COLS);
       step(sum, stage);
       stage = stage == STAGES - 1 ? 0 : stage + 1;
@@ -129,23 +132,23 @@ template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
 
   Shared shared;
   E *us = shared.take<E>(ROWS * pitch(padded(R))); // U_i: [ROWS][R]
-  float *room = shared.take<float>(2 * THREADS);
-  const bool few = p.rows <= ROWS;
+  float *scratch = shared.take<float>(2 * THREADS);
+  const bool small_m = p.rows <= ROWS;
   const int tokens = p.rows - n0 < ROWS ? int(p.rows - n0) : ROWS;
   const auto u_at = [&](int e) -> E & { return us[e / padded(R) * pitch(padded(R)) + e % padded(R)]; };
-  each_sum(
-      few ? room : nullptr, tokens * padded(R),
-      [&](int e, Share share) {
+  block_sum(
+      small_m ? scratch : nullptr, tokens * padded(R),
+      [&](int e, Lane lane) {
         const int q = e % padded(R);
-        return q < R ? load_u(p, n0 + e / padded(R), i, q, share) : 0.0f;
+        return q < R ? load_u(p, n0 + e / padded(R), i, q, lane) : 0.0f;
       },
       [&](int e, float u) { u_at(e) = from_float<E>(u); });
   for (int e = tokens * padded(R) + threadIdx.x; e < ROWS * padded(R); e += blockDim.x) u_at(e) = from_float<E>(0.0f);
-  if (p.t_splits > 1 && col == 0) put_t(p, few ? room + THREADS : nullptr, n0, tokens);
+  if (p.t_splits > 1 && col == 0) put_t(p, small_m ? scratch + THREADS : nullptr, n0, tokens);
   Expand<E, R> expand; // B's 32 columns
   expand.load([&](int n, int q) { return b0 + n < b_end ? p.b[int64_t(b0 + n) * R + q] : 0.0f; });
   __syncthreads();
-  if (b0 >= b_end) return; // this warp has only helped with U
+  if (b0 >= b_end) return; // this warp was only needed for U
   KRON_UNROLL
   for (int step = 0; step < ROWS / 16; ++step) {
     float out[2][8];
@@ -160,10 +163,7 @@ template <class E, int R> KRON_DEVICE void up(const KronParams &p) {
   }
 }
 
-#define KRON_FORWARD_FAST(E, R)                                                                                             \
-  KRON_KERNEL(kron_down_##E##_r##R, 128) {                                                                             \
-    Down<E, R> down = {p, nullptr, nullptr, 0, 0, 0};                                                                  \
-    down.run();                                                                                                        \
-  }                                                                                                                    \
+#define KRON_FORWARD(E, R)                                                                                             \
+  KRON_KERNEL(kron_down_##E##_r##R, 128) { Down<E, R>(p).run(); }                                                      \
   KRON_KERNEL(kron_up_##E##_r##R, 256) { up<E, R>(p); }
-KRON_FAST(KRON_FORWARD_FAST)
+KRON_TENSOR_CORE(KRON_FORWARD)

@@ -1,4 +1,4 @@
-//! [`Kernels`]: the embedded fatbins in a context, every function of a plan looked up.
+//! [`Kernels`]: the embedded fatbins, loaded into a context, with a handle of every kernel.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -9,10 +9,10 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 use crate::names::{self, Name};
 use kron_core::{Error, Result};
 
-/// The kernels, a fatbin for each of their files.
+/// The kernels: one fatbin for each file.
 static FATBINS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// The modules of a context, and what they hold.
+/// The loaded modules of a context and their functions.
 pub(crate) struct Kernels {
     context: Arc<CudaContext>,
     modules: Vec<sys::CUmodule>,
@@ -26,10 +26,10 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 impl Kernels {
-    /// Those of the context, which are loaded once and live as long as anyone uses them.
+    /// Returns the kernels of a context. They are loaded once and stay loaded while anyone uses them.
     ///
-    /// The driver has one primary context a device for the whole process, so what is
-    /// loaded into it is the process's too: the one global of this crate.
+    /// The driver has one primary context per device for the whole process, and loaded modules
+    /// belong to that context. The list of loaded kernels is therefore this crate's only global.
     pub(crate) fn of(context: &Arc<CudaContext>) -> Result<Arc<Self>> {
         static LOADED: Mutex<Vec<(usize, Weak<Kernels>)>> = Mutex::new(Vec::new());
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,11 +52,11 @@ impl Kernels {
         let mut kernels =
             Self { context: Arc::clone(context), modules: Vec::new(), functions: HashMap::new() };
         for fatbin in FATBINS {
-            // SAFETY: the bytes are a whole fatbin, alive for the program's life.
+            // SAFETY: the bytes are a whole fatbin and live as long as the program.
             let module = unsafe { result::module::load_data(fatbin.as_ptr() as *const c_void) };
             kernels.modules.push(module.map_err(|e| unavailable("the kernels", e))?);
         }
-        // Here, not at a kernel's first launch, which may be inside a capture.
+        // Not at a kernel's first launch, which may be inside a graph capture.
         for name in names::kernels() {
             let function = kernels.find(&name)?;
             kernels.functions.insert(name, function);
@@ -64,7 +64,7 @@ impl Kernels {
         Ok(kernels)
     }
 
-    /// A kernel's handle; of one that no plan launches, as the tests' primitives, it is looked up anew.
+    /// Returns a kernel's handle. Kernels outside plans, such as the tests' primitives, are looked up on each call.
     pub(crate) fn function(&self, name: &str) -> Result<sys::CUfunction> {
         self.functions.get(name).map_or_else(|| self.find(name), |&function| Ok(function))
     }
