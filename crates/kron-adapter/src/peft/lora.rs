@@ -13,8 +13,8 @@ use super::patterns::patterns;
 use super::{PREFIX, adapter};
 use crate::lokr::group;
 use crate::matrix::Matrix;
-use crate::stored::{Stored, serialize};
-use crate::{Contents, Error, Format, Loaded, Result, Tensors, Watch};
+use crate::tensor_data::{TensorData, serialize};
+use crate::{Error, Format, Loaded, Output, Result, Tensors, Watch};
 
 const DOWN: &str = "lora_A.weight";
 const UP: &str = "lora_B.weight";
@@ -68,14 +68,14 @@ pub enum Side {
 
 /// Which of the LoRAs that a layer is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Form {
+pub struct LoraOptions {
     /// A side for all layers; without one, the smaller rank.
     pub side: Option<Side>,
     /// One rank and one scale for all layers, for engines that know no patterns.
     pub uniform: bool,
 }
 
-impl Form {
+impl LoraOptions {
     /// Where A goes in this layer.
     pub fn join(self, delta: &Delta) -> Join {
         match self.side {
@@ -103,7 +103,7 @@ struct Common {
 impl Common {
     /// The largest rank, and the commonest scale that is not 0.
     fn of(layers: &[Layer], side: Option<Side>) -> Self {
-        let ranks = Form { side, uniform: true }.ranks(layers);
+        let ranks = LoraOptions { side, uniform: true }.ranks(layers);
         let scales: Vec<_> =
             layers.iter().map(|l| ("", scale64(l.scaling()))).filter(|(_, s)| *s != 0.0).collect();
         let scale = patterns(&scales).map_or(1.0, |(scale, _)| scale);
@@ -126,7 +126,7 @@ impl Common {
 ///
 /// # Errors
 /// A product that float32 does not hold, more than 2²⁹ numbers in a layer, and the watch's.
-pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
+pub fn write(adapter: &Adapter, form: LoraOptions, watch: Watch) -> Result<Output> {
     let layers = adapter.layers();
     let common = form.uniform.then(|| Common::of(layers, form.side));
     // rsLoRA stays what it is; beside others, or joined to A, its s is written out.
@@ -158,7 +158,7 @@ pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
                 )));
             }
             let matrix = Matrix { rows: factor.nrows(), cols: factor.ncols(), data };
-            tensors.push((format!("{PREFIX}{module}.{name}"), Stored::F32(matrix)));
+            tensors.push((format!("{PREFIX}{module}.{name}"), TensorData::F32(matrix)));
         }
         watch(1)?;
     }
@@ -182,7 +182,7 @@ pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
     });
     let config =
         written(adapter.metadata(), layers.iter().map(Layer::module).collect(), own).map_err(Error::data)?;
-    Ok(Contents::Folder { config, weights: serialize(&tensors)? })
+    Ok(Output::Folder { config, weights: serialize(&tensors)? })
 }
 
 /// The largest LoRA of one layer that is built, in numbers.

@@ -18,7 +18,7 @@ use config::Config;
 
 pub(crate) use lokr::write as write_lokr;
 pub(crate) use lora::write as write_lora;
-pub use lora::{Form, Side};
+pub use lora::{LoraOptions, Side};
 
 /// The folder's configuration.
 pub const CONFIG: &str = "adapter_config.json";

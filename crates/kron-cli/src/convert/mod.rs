@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::Adapter;
-use kron_adapter::peft::{self, Form};
+use kron_adapter::peft::{self, LoraOptions};
 use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
@@ -143,7 +143,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let form = Form { side: args.side.map(Side::of), uniform: args.uniform };
+    let form = LoraOptions { side: args.side.map(Side::of), uniform: args.uniform };
     write(&adapter, args.to.of(form), &args.output, args.force)?;
     let ranks = if args.to == To::Lora { form.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
@@ -174,12 +174,12 @@ fn check_names(adapter: &Adapter, to: To) -> Result<()> {
 }
 
 impl To {
-    fn of(self, form: Form) -> kron_adapter::To {
+    fn of(self, form: LoraOptions) -> kron_adapter::OutputFormat {
         match self {
-            To::Kron => kron_adapter::To::Kron,
-            To::Lora => kron_adapter::To::Lora(form),
-            To::PeftLokr => kron_adapter::To::PeftLokr,
-            To::Lycoris => kron_adapter::To::Lycoris,
+            To::Kron => kron_adapter::OutputFormat::Kron,
+            To::Lora => kron_adapter::OutputFormat::Lora(form),
+            To::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
+            To::Lycoris => kron_adapter::OutputFormat::Lycoris,
         }
     }
 }
@@ -193,14 +193,14 @@ impl Side {
     }
 }
 
-fn write(adapter: &Adapter, to: kron_adapter::To, out: &Path, force: bool) -> Result<()> {
+fn write(adapter: &Adapter, to: kron_adapter::OutputFormat, out: &Path, force: bool) -> Result<()> {
     let bar = watch::items(adapter.layers().len(), "layers");
-    let contents = to.contents(adapter, &|layers| {
+    let contents = to.encode(adapter, &|layers| {
         bar.inc(layers);
         Ok(())
     })?;
     bar.finish_and_clear();
-    watch::place(out, &contents, force)
+    watch::write_output(out, &contents, force)
 }
 
 /// A row for each layer; `ranks` is empty where no LoRA was written.

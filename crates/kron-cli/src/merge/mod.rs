@@ -21,7 +21,7 @@ mod shard;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kron_adapter::Existing;
+use kron_adapter::IfExists;
 use kron_adapter::io::Flush;
 use kron_adapter::{Loaded, lycoris, rooted};
 use serde::Serialize;
@@ -159,7 +159,7 @@ fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report
     if !args.force && args.out.symlink_metadata().is_ok() {
         return Err(exists(&args.out));
     }
-    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    let existing = if args.force { IfExists::Replace } else { IfExists::Refuse };
     for (i, shard) in base.shards.iter().enumerate() {
         shard::write(shard, &folds.of(i), &args.out, (existing, args.flush()), watch)?;
     }
