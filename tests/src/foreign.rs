@@ -117,7 +117,7 @@ fn write_all(adapter: &Adapter) {
     let bytes = adapter.to_bytes().expect("what was read has finite numbers");
     assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());
     if !adapter.layers().iter().any(large) {
-        let uniform = LoraOptions { side: None, uniform: true };
+        let uniform = LoraOptions { join: None, uniform: true };
         for to in [
             OutputFormat::Lora(LoraOptions::default()),
             OutputFormat::Lora(uniform),

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::Adapter;
-use kron_adapter::peft::{self, LoraOptions};
+use kron_adapter::algebra::Join;
+use kron_adapter::peft::LoraOptions;
 use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
@@ -143,7 +144,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let form = LoraOptions { side: args.side.map(Side::of), uniform: args.uniform };
+    let form = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
     write(&adapter, args.to.of(form), &args.output, args.force)?;
     let ranks = if args.to == To::Lora { form.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
@@ -185,10 +186,10 @@ impl To {
 }
 
 impl Side {
-    fn of(self) -> peft::Side {
+    fn of(self) -> Join {
         match self {
-            Side::In => peft::Side::In,
-            Side::Out => peft::Side::Out,
+            Side::In => Join::Up,
+            Side::Out => Join::Down,
         }
     }
 }
