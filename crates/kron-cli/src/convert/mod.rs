@@ -8,12 +8,13 @@ use std::process::ExitCode;
 use kron_adapter::Adapter;
 use kron_adapter::algebra::Join;
 use kron_adapter::peft::LoraOptions;
+use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
 use crate::apart::apart;
 use crate::error::exit_codes;
-use crate::named::named;
+use crate::merge::base::Base;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -132,11 +133,12 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     sources.into_iter().flatten().try_for_each(|source| apart(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
-    let Loaded { path, format, adapter, notes, .. } = loaded;
-    let mut adapter = match &args.base {
-        Some(base) => named(&adapter, base)?,
-        None => adapter,
-    };
+    let Loaded { path, format, mut adapter, mut notes, .. } = loaded;
+    if let Some(base) = &args.base {
+        let resolved = resolve_module_names(&adapter, &Base::open(base)?)?;
+        adapter = resolved.adapter;
+        notes.extend(resolved.notes);
+    }
     check_names(&adapter, args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
