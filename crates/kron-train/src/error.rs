@@ -42,9 +42,12 @@ pub enum Error {
     /// A tensor operation.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// An adapter, a plan or a file of ours.
+    /// A shape, a scale or a call of the kernels.
     #[error(transparent)]
     Core(#[from] kron_core::Error),
+    /// An adapter, a plan or a file of ours.
+    #[error(transparent)]
+    Adapter(#[from] kron_adapter::Error),
 }
 
 /// Shorthand for this crate's results.

@@ -11,8 +11,8 @@ mod stop;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use kron_adapter::io::write_atomic;
 use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Existing, Gradients};
-use kron_core::io::write_atomic;
 
 use crate::config::{Config, Method};
 use crate::data::{Dataset, shuffled_batches};
