@@ -33,7 +33,7 @@ pub fn backends() -> Vec<Cpu> {
     have.into_iter().filter_map(|isa| Cpu::with_isa(isa).ok()).collect()
 }
 
-/// The README's code, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;
+/// The code of docs/LINKING.md, compiled and run.
+#[cfg(all(doctest, feature = "emulate"))]
+#[doc = include_str!("../../docs/LINKING.md")]
+pub struct Linking;
