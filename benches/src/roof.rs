@@ -1,6 +1,6 @@
 //! The roof: the copy bandwidth and the multiply-add rate, which bound every engine.
 
-use kron_core::backend::probe;
+use kron_core::probe;
 use kron_core::{Dtype, Isa, Result};
 
 use crate::problem::Cost;

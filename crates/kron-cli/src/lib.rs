@@ -16,7 +16,6 @@ pub mod export;
 pub mod inspect;
 pub mod merge;
 pub mod model;
-mod named;
 mod output;
 pub mod plan;
 pub mod quantise;
