@@ -28,4 +28,4 @@ pub use error::{EXIT_CODES, report};
 pub use kron_adapter::{Error, Result};
 pub use output::Output;
 
-use kron_adapter::{Tensors, files};
+use kron_adapter::{Tensors, io as files};

@@ -1,97 +1,96 @@
-//! The header of an adapter file: its tensors are exactly its layers' factors.
+//! The table of an adapter file: its tensors are exactly its layers' factors.
 
 use std::collections::{BTreeMap, HashSet};
 
+use kron_core::{Inner, KronShape};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::ser::{SerializeMap, Serializer};
 
-use super::layout::{Layout, METADATA, clean};
-use super::manifest::{self, Entry, Manifest};
-use crate::adapter::shown;
-use crate::{Adapter, Scaling};
-use kron_core::{Inner, KronShape};
+use super::manifest::{self, LayerRecord, Manifest};
+use crate::io::{Layout, METADATA};
+use crate::text::shown;
+use crate::{Adapter, Error, Result, Scaling};
 
-/// The longest header that is read or written, in bytes: room for some 30 000 layers.
+/// Longest header that is read or written, in bytes: enough for some 30 000 layers.
 pub const MAX_HEADER: u64 = 1 << 24;
 
-/// What the header of an adapter says.
-pub(super) struct Header {
+/// The decoded header of an adapter file.
+pub(super) struct Table {
     tensors: Metadata,
-    layers: Vec<Entry>,
+    layers: Vec<LayerRecord>,
     pub target_modules: Vec<String>,
     /// Without the format's own key.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Where a layer's θ lies.
-pub(super) struct Slot {
+/// Position of a layer's θ in the file.
+pub(super) struct LayerEntry {
     pub module: String,
     pub scaling: Scaling,
     pub shape: KronShape,
-    /// In bytes from the end of the header.
+    /// First byte, counted from the end of the header.
     pub start: usize,
 }
 
-/// Reads the header of a file of ours.
-pub(super) fn decode(layout: Layout) -> Result<Header, String> {
+/// Decodes the header of a file of this project.
+pub(super) fn decode(layout: Layout) -> Result<Table> {
     let Layout { tensors, metadata } = layout;
     let Some(mut metadata) = metadata else {
-        return Err(format!("has no {METADATA}, where an adapter states its layers"));
+        return Err(Error::data(format!("has no {METADATA}, where an adapter states its layers")));
     };
     let Some(own) = metadata.remove(Adapter::RESERVED_KEY) else {
-        return Err(format!("has no key {} in {METADATA}, so it is no adapter", Adapter::RESERVED_KEY));
+        let key = Adapter::RESERVED_KEY;
+        return Err(Error::data(format!("has no key {key} in {METADATA}, so it is no adapter")));
     };
-    let Manifest { target_modules, layers, .. } = manifest::decode(&own).map_err(|e| clean(&e))?;
-    Ok(Header { tensors, layers, target_modules, metadata })
+    let Manifest { target_modules, layers, .. } = manifest::decode(&own)?;
+    Ok(Table { tensors, layers, target_modules, metadata })
 }
 
-impl Header {
-    /// Every layer with its place, after checking that the tensors are exactly
-    /// the layers' factors: in the order of `start` they then fill the data.
-    pub fn slots(&self) -> Result<Vec<Slot>, String> {
+impl Table {
+    /// Returns every layer with its position, after checking that the tensors are
+    /// exactly the layers' factors: in the order of `start` they fill the data.
+    pub fn entries(&self) -> Result<Vec<LayerEntry>> {
         let mut expected = HashSet::new();
-        let slots = self.layers.iter().map(|entry| {
+        let entries = self.layers.iter().map(|record| {
+            let module = record.module.clone();
             let (shape, scaling) =
-                entry.values().map_err(|e| format!("layer {}: {e}", shown(&entry.module)))?;
-            let factors = factors(&entry.module, &shape);
+                record.values().map_err(|e| e.about(format_args!("layer {}", shown(&module))))?;
+            let factors = factors(&module, &shape);
             let start = self.check_factors(&factors)?;
             if !factors.into_iter().all(|(name, _)| expected.insert(name)) {
-                return Err(format!("has two layers of module {}", shown(&entry.module)));
+                return Err(Error::data(format!("has two layers of module {}", shown(&module))));
             }
-            Ok(Slot { module: entry.module.clone(), scaling, shape, start })
+            Ok(LayerEntry { module, scaling, shape, start })
         });
-        let slots = slots.collect::<Result<_, String>>()?;
+        let entries = entries.collect::<Result<_>>()?;
         match self.tensors.offset_keys().into_iter().find(|name| !expected.contains(name)) {
-            Some(extra) => Err(format!("has a tensor {} that belongs to no layer", shown(&extra))),
-            None => Ok(slots),
+            Some(extra) => {
+                Err(Error::data(format!("has a tensor {} that belongs to no layer", shown(&extra))))
+            }
+            None => Ok(entries),
         }
     }
 
-    /// That a layer's factors are there and follow each other; where the first one starts.
-    fn check_factors(&self, factors: &[Factor]) -> Result<usize, String> {
+    /// Checks that a layer's factors exist and follow each other; returns the start of the first.
+    fn check_factors(&self, factors: &[Factor]) -> Result<usize> {
         let mut place = None;
         for (name, want) in factors {
+            let refused = |why: String| Err(Error::data(format!("has tensor {} {why}", shown(name))));
             let Some(info) = self.tensors.info(name) else {
-                return Err(format!("lacks the tensor {}", shown(name)));
+                return Err(Error::data(format!("lacks the tensor {}", shown(name))));
             };
             if info.dtype != Dtype::F32 {
-                return Err(format!("has tensor {} in {}, but factors are F32", shown(name), info.dtype));
+                return refused(format!("in {}, but factors are F32", info.dtype));
             }
             if info.shape != want {
-                return Err(format!(
-                    "has tensor {} of {}, but its layer needs {}",
-                    shown(name),
-                    dims(&info.shape),
-                    dims(want)
-                ));
+                return refused(format!("of {}, but its layer needs {}", dims(&info.shape), dims(want)));
             }
             let (start, end) = info.data_offsets;
             let (first, expected) = place.unwrap_or((start, start));
             if start != expected {
-                return Err(format!(
-                    "has tensor {} at byte {start}, but a layer's factors follow each other, here at {expected}",
-                    shown(name)
+                return refused(format!(
+                    "at byte {start}, but a layer's factors follow each other, here at {expected}"
                 ));
             }
             place = Some((first, end));
@@ -100,10 +99,10 @@ impl Header {
     }
 }
 
-/// A tensor's name and shape.
+/// Name and shape of a tensor.
 type Factor = (String, [usize; 2]);
 
-/// A layer's tensors in θ's order: the one place that knows their names.
+/// Returns a layer's tensors in θ's order. No other code knows their names.
 fn factors(module: &str, shape: &KronShape) -> Vec<Factor> {
     let (a_out, a_in, b_out, c_in) = (shape.a_out(), shape.a_in(), shape.b_out(), shape.c_in());
     let a = (shape.a_len() > 0).then_some(("a", [a_out, a_in]));
@@ -114,16 +113,18 @@ fn factors(module: &str, shape: &KronShape) -> Vec<Factor> {
     a.into_iter().chain(inner).map(|(letter, dims)| (format!("{module}.kron_{letter}"), dims)).collect()
 }
 
-/// Length and JSON of the header of an adapter whose θs follow in the layers' order.
-pub(super) fn encode(adapter: &Adapter) -> Result<Vec<u8>, String> {
+/// Encodes the header, length and JSON, of an adapter whose θs follow in the layers' order.
+pub(super) fn encode(adapter: &Adapter) -> Result<Vec<u8>> {
     let mut metadata = adapter.metadata().clone();
     metadata.insert(Adapter::RESERVED_KEY.into(), manifest::encode(adapter)?);
     let mut json = Vec::new();
-    tensors_json(adapter, &metadata, &mut json).map_err(|e| format!("the header cannot be written: {e}"))?;
+    tensors_json(adapter, &metadata, &mut json)
+        .map_err(|e| Error::data(format!("the header cannot be written: {e}")))?;
     // safetensors aligns the data to 8 bytes by spaces after the JSON.
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() as u64 > MAX_HEADER {
-        return Err(format!("the header takes {} bytes, but the limit is {MAX_HEADER}", json.len()));
+        let len = json.len();
+        return Err(Error::data(format!("the header takes {len} bytes, but the limit is {MAX_HEADER}")));
     }
     Ok([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat())
 }
@@ -148,7 +149,7 @@ fn tensors_json(
     map.end()
 }
 
-/// `2 × 3`, however many there are.
+/// Formats a shape as `2 × 3`; a long one as its number of dimensions.
 fn dims(shape: &[usize]) -> String {
     const SHOWN: usize = 8;
     if shape.len() > SHOWN {

@@ -1,12 +1,13 @@
-//! What the file says about its layers beyond their tensors: one JSON document
-//! under one key of safetensors' metadata.
+//! The layers' fields beside their tensors: one JSON document under one key of
+//! safetensors' metadata.
 
+use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
 use serde::{Deserialize, Serialize};
 
-use crate::{Adapter, Layer, Result, ScaleRule, Scaling};
-use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
+use crate::text::shortened;
+use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling};
 
-/// The version of the format that is written, and the only one that is read.
+/// Version of the format: the one that is written, and the only one that is read.
 pub const VERSION: u64 = 1;
 
 #[derive(Deserialize, Serialize)]
@@ -14,13 +15,13 @@ pub const VERSION: u64 = 1;
 pub(super) struct Manifest {
     version: u64,
     pub target_modules: Vec<String>,
-    pub layers: Vec<Entry>,
+    pub layers: Vec<LayerRecord>,
 }
 
-/// One layer: [`KronShape`] and [`Scaling`] as they were given.
+/// One layer: the fields of its [`KronShape`] and [`Scaling`].
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Entry {
+pub(super) struct LayerRecord {
     pub module: String,
     d_out: usize,
     d_in: usize,
@@ -55,33 +56,37 @@ enum RuleName {
     AlphaOverSqrtR,
 }
 
-pub(super) fn decode(json: &str) -> Result<Manifest, String> {
-    /// Read first, so that a later version is called that and not a mistake.
+/// Parses the document.
+pub(super) fn decode(json: &str) -> Result<Manifest> {
+    /// Parsed first, so that the error about a later version names the version.
     #[derive(Deserialize)]
     struct Versioned {
         version: u64,
     }
     let key = Adapter::RESERVED_KEY;
-    let broken = |e: serde_json::Error| format!("has metadata {key} that breaks the format: {e}");
+    let broken = |e: serde_json::Error| {
+        Error::data(shortened(&format!("has metadata {key} that breaks the format: {e}")))
+    };
     let Versioned { version } = serde_json::from_str(json).map_err(broken)?;
     if version != VERSION {
-        return Err(format!(
+        return Err(Error::data(format!(
             "is of version {version} of the format, but this program reads version {VERSION}"
-        ));
+        )));
     }
     serde_json::from_str(json).map_err(broken)
 }
 
-pub(super) fn encode(adapter: &Adapter) -> Result<String, String> {
+/// Writes the document of an adapter.
+pub(super) fn encode(adapter: &Adapter) -> Result<String> {
     let manifest = Manifest {
         version: VERSION,
         target_modules: adapter.target_modules().to_vec(),
-        layers: adapter.layers().iter().map(Entry::of).collect(),
+        layers: adapter.layers().iter().map(LayerRecord::of).collect(),
     };
-    serde_json::to_string(&manifest).map_err(|e| format!("the metadata cannot be written: {e}"))
+    serde_json::to_string(&manifest).map_err(|e| Error::data(format!("the metadata cannot be written: {e}")))
 }
 
-impl Entry {
+impl LayerRecord {
     fn of(layer: &Layer) -> Self {
         let (shape, scaling) = (layer.shape(), layer.scaling());
         Self {
@@ -107,7 +112,7 @@ impl Entry {
         }
     }
 
-    /// The shape and scale, by the constructors that check them.
+    /// Returns the shape and the scaling, checked by their constructors.
     pub fn values(&self) -> Result<(KronShape, Scaling)> {
         let outer = match self.outer {
             OuterName::Trained => Outer::Trained,
