@@ -10,6 +10,7 @@ use std::path::Path;
 use kron_adapter::Adapter;
 use kron_adapter::OutputFormat;
 use kron_adapter::peft::LoraOptions;
+use kron_adapter::resolve::BaseModel;
 use kron_cli::merge::base::Base;
 use kron_cli::model::Config;
 use rand::RngExt;
@@ -77,7 +78,9 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
             config.tied()?;
             config.layers().map(drop)
         }),
-        Kind::Model => Base::open(folder).map(|base| assert!(base.modules().count() <= base.names().count())),
+        Kind::Model => {
+            Base::open(folder).map(|base| assert!(base.modules().count() <= base.tensor_names().count()))
+        }
     };
     read.map_err(|error| {
         let message = error.to_string();

@@ -189,8 +189,10 @@ fn modules_make_no_circles() {
     for member in members() {
         let files = texts_in(&root().join(&member.folder).join("src"), &["rs"]);
         let circles = Modules::new(files).circles();
-        let lines: Vec<String> =
-            circles.iter().map(|c| c.iter().map(|m| m.join("::")).collect::<Vec<_>>().join(" <-> ")).collect();
+        let lines: Vec<String> = circles
+            .iter()
+            .map(|c| c.iter().map(|m| m.join("::")).collect::<Vec<_>>().join(" <-> "))
+            .collect();
         assert!(lines.is_empty(), "{}: {}", member.name, lines.join("; "));
     }
 }
