@@ -8,8 +8,9 @@
 use std::path::Path;
 
 use kron_adapter::Adapter;
-use kron_adapter::To;
-use kron_adapter::peft::Form;
+use kron_adapter::OutputFormat;
+use kron_adapter::peft::LoraOptions;
+use kron_adapter::resolve::BaseModel;
 use kron_cli::merge::base::Base;
 use kron_cli::model::Config;
 use rand::RngExt;
@@ -22,7 +23,7 @@ use crate::mutate::mutate;
 /// The folder of the packed seeds.
 pub const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/cli");
 
-/// What the files are, and their names.
+/// Formats of the files, and their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A PEFT folder: configuration and weights.
@@ -77,7 +78,9 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
             config.tied()?;
             config.layers().map(drop)
         }),
-        Kind::Model => Base::open(folder).map(|base| assert!(base.modules().count() <= base.names().count())),
+        Kind::Model => {
+            Base::open(folder).map(|base| assert!(base.modules().count() <= base.tensor_names().count()))
+        }
     };
     read.map_err(|error| {
         let message = error.to_string();
@@ -117,9 +120,14 @@ fn write_all(adapter: &Adapter) {
     let bytes = adapter.to_bytes().expect("what was read has finite numbers");
     assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());
     if !adapter.layers().iter().any(large) {
-        let uniform = Form { side: None, uniform: true };
-        for to in [To::Lora(Form::default()), To::Lora(uniform), To::PeftLokr, To::Lycoris] {
-            let _ = to.contents(adapter, &|_| Ok(()));
+        let uniform = LoraOptions { join: None, uniform: true };
+        for to in [
+            OutputFormat::Lora(LoraOptions::default()),
+            OutputFormat::Lora(uniform),
+            OutputFormat::PeftLokr,
+            OutputFormat::Lycoris,
+        ] {
+            let _ = to.encode(adapter, &|_| Ok(()));
         }
     }
 }

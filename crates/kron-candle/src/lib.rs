@@ -39,9 +39,15 @@ pub use delta::Delta;
 pub use files::load;
 pub use gradients::Gradients;
 pub use inject::{Adapters, Inject, Pattern};
-pub use kron_adapter::To;
-pub use kron_adapter::peft::{Form, Side};
-pub use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+pub use kron_adapter::OutputFormat;
+pub use kron_adapter::algebra::Join;
+pub use kron_adapter::peft::LoraOptions;
+pub use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 pub use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
+
+/// The README's code, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap_complete::Shell;
-use kron_adapter::Existing;
+use kron_adapter::IfExists;
 use kron_adapter::io::write_atomic;
 
 use crate::error::exit_codes;
@@ -49,7 +49,7 @@ pub fn man(args: &Man, mut program: clap::Command, output: Output) -> Result<Exi
     for (name, command) in pages {
         let page = clap_mangen::Man::new(command).title(name.to_uppercase());
         let path = args.dir.join(format!("{name}.1"));
-        write_atomic(&path, Existing::Replace, |mut to| page.render(&mut to))
+        write_atomic(&path, IfExists::Replace, |mut to| page.render(&mut to))
             .map_err(|e| Error::data(e.to_string()))?;
         watch.passed(1)?;
     }

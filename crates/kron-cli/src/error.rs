@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kron_adapter::{Error, Kind, Remedy};
+use kron_adapter::{Error, Kind, Suggestion};
 
 use crate::Output;
 
@@ -46,12 +46,14 @@ pub fn report(error: &Error, output: Output) -> ExitCode {
 
 /// The sentence, with the option that would help.
 fn sentence(error: &Error) -> String {
-    let option = match error.remedy() {
+    let option = match error.suggestion() {
         None => return error.to_string(),
-        Some(Remedy::Lora) => "write it with --to lora",
-        Some(Remedy::LosslessLora) => "--to lora is lossless",
-        Some(Remedy::Replace) => "give another name, or --force to replace it",
-        Some(Remedy::OtherName) => "--force replaces a folder only when it holds an adapter and nothing else",
+        Some(Suggestion::Lora) => "write it with --to lora",
+        Some(Suggestion::LosslessLora) => "--to lora is lossless",
+        Some(Suggestion::Replace) => "give another name, or --force to replace it",
+        Some(Suggestion::OtherName) => {
+            "--force replaces a folder only when it holds an adapter and nothing else"
+        }
     };
     format!("{}; {option}", error.message())
 }

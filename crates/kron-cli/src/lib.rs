@@ -16,7 +16,6 @@ pub mod export;
 pub mod inspect;
 pub mod merge;
 pub mod model;
-mod named;
 mod output;
 pub mod plan;
 pub mod quantise;
@@ -29,4 +28,4 @@ pub use error::{EXIT_CODES, report};
 pub use kron_adapter::{Error, Result};
 pub use output::Output;
 
-use kron_adapter::{Tensors, files};
+use kron_adapter::{Tensors, io as files};

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kron_adapter::Contents;
-use kron_adapter::Existing;
+use kron_adapter::IfExists;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::{Error, Result};
@@ -29,10 +28,10 @@ pub(crate) fn items(total: usize, what: &'static str) -> ProgressBar {
 }
 
 /// Puts `contents` under `out`; what is there is replaced by force alone.
-pub(crate) fn place(out: &Path, contents: &Contents, force: bool) -> Result<()> {
+pub(crate) fn write_output(out: &Path, contents: &kron_adapter::Output, force: bool) -> Result<()> {
     let watch = Watch::new(contents.bytes())?;
-    let existing = if force { Existing::Replace } else { Existing::Refuse };
-    kron_adapter::place(out, contents, existing, &|bytes| watch.passed(bytes))?;
+    let existing = if force { IfExists::Replace } else { IfExists::Refuse };
+    kron_adapter::write_output(out, contents, existing, &|bytes| watch.passed(bytes))?;
     watch.finish();
     Ok(())
 }

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::Adapter;
-use kron_adapter::peft::{self, Form};
+use kron_adapter::algebra::Join;
+use kron_adapter::peft::LoraOptions;
+use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
 use crate::apart::apart;
 use crate::error::exit_codes;
-use crate::named::named;
+use crate::merge::base::Base;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -131,11 +133,12 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     sources.into_iter().flatten().try_for_each(|source| apart(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
-    let Loaded { path, format, adapter, notes, .. } = loaded;
-    let mut adapter = match &args.base {
-        Some(base) => named(&adapter, base)?,
-        None => adapter,
-    };
+    let Loaded { path, format, mut adapter, mut notes, .. } = loaded;
+    if let Some(base) = &args.base {
+        let resolved = resolve_module_names(&adapter, &Base::open(base)?)?;
+        adapter = resolved.adapter;
+        notes.extend(resolved.notes);
+    }
     check_names(&adapter, args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
@@ -143,7 +146,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let form = Form { side: args.side.map(Side::of), uniform: args.uniform };
+    let form = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
     write(&adapter, args.to.of(form), &args.output, args.force)?;
     let ranks = if args.to == To::Lora { form.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
@@ -174,33 +177,33 @@ fn check_names(adapter: &Adapter, to: To) -> Result<()> {
 }
 
 impl To {
-    fn of(self, form: Form) -> kron_adapter::To {
+    fn of(self, form: LoraOptions) -> kron_adapter::OutputFormat {
         match self {
-            To::Kron => kron_adapter::To::Kron,
-            To::Lora => kron_adapter::To::Lora(form),
-            To::PeftLokr => kron_adapter::To::PeftLokr,
-            To::Lycoris => kron_adapter::To::Lycoris,
+            To::Kron => kron_adapter::OutputFormat::Kron,
+            To::Lora => kron_adapter::OutputFormat::Lora(form),
+            To::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
+            To::Lycoris => kron_adapter::OutputFormat::Lycoris,
         }
     }
 }
 
 impl Side {
-    fn of(self) -> peft::Side {
+    fn of(self) -> Join {
         match self {
-            Side::In => peft::Side::In,
-            Side::Out => peft::Side::Out,
+            Side::In => Join::Up,
+            Side::Out => Join::Down,
         }
     }
 }
 
-fn write(adapter: &Adapter, to: kron_adapter::To, out: &Path, force: bool) -> Result<()> {
+fn write(adapter: &Adapter, to: kron_adapter::OutputFormat, out: &Path, force: bool) -> Result<()> {
     let bar = watch::items(adapter.layers().len(), "layers");
-    let contents = to.contents(adapter, &|layers| {
+    let contents = to.encode(adapter, &|layers| {
         bar.inc(layers);
         Ok(())
     })?;
     bar.finish_and_clear();
-    watch::place(out, &contents, force)
+    watch::write_output(out, &contents, force)
 }
 
 /// A row for each layer; `ranks` is empty where no LoRA was written.

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::algebra::Delta;
+use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Adapter, Layer};
 use kron_adapter::{Loaded, lycoris};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::named::named;
+use crate::merge::base::Base;
 use crate::table::{short, table};
 use crate::{Error, Output, Result, watch};
 
@@ -84,7 +85,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 fn read(path: &Path, args: &Args) -> Result<Loaded> {
     let mut loaded = kron_adapter::read(path)?;
     if let Some(base) = &args.base {
-        loaded.adapter = named(&loaded.adapter, base)?;
+        loaded.adapter = resolve_module_names(&loaded.adapter, &Base::open(base)?)?.adapter;
     }
     Ok(loaded)
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use kron_adapter::algebra::{Delta, effective_rank, scale64};
-use kron_adapter::{Contents, Format, Loaded};
+use kron_adapter::{Format, Loaded};
 use kron_adapter::{Layer, ScaleRule};
 use kron_core::Outer;
 use rayon::prelude::*;
@@ -86,7 +86,11 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     args.html.iter().try_for_each(|page| apart_from_files(&args.path, page))?;
     let report = Report::new(kron_adapter::read(&args.path)?);
     if let Some(path) = &args.html {
-        watch::place(path, &Contents::File(html::page(&report)?.into_bytes()), args.force)?;
+        watch::write_output(
+            path,
+            &kron_adapter::Output::File(html::page(&report)?.into_bytes()),
+            args.force,
+        )?;
     }
     output.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)

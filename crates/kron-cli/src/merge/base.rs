@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use kron_adapter::resolve::BaseModel;
 use safetensors::Dtype;
 use serde::Deserialize;
 
@@ -113,21 +114,6 @@ impl Base {
         &self.shards[shard].tensors[slot]
     }
 
-    /// Whether the configuration says that a module's weight lies as d_in × d_out.
-    pub fn transposed(&self, module: &str) -> bool {
-        self.config.as_ref().is_some_and(|config| config.transposed(module))
-    }
-
-    /// All tensors' names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.shards.iter().flat_map(|shard| &shard.tensors).map(|slot| slot.name.as_str())
-    }
-
-    /// All modules that have a weight.
-    pub fn modules(&self) -> impl Iterator<Item = &str> {
-        self.names().filter_map(|name| name.strip_suffix(".weight"))
-    }
-
     /// That every tensor is in the shard that the index names.
     fn check_map(&self, map: &BTreeMap<String, String>) -> Result<()> {
         for (tensor, file) in map {
@@ -139,6 +125,29 @@ impl Base {
             }
         }
         Ok(())
+    }
+}
+
+impl BaseModel for Base {
+    fn name(&self) -> String {
+        self.path().to_string()
+    }
+
+    fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.shards.iter().flat_map(|shard| &shard.tensors).map(|slot| slot.name.as_str())
+    }
+
+    fn tensor(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        let slot = self.slot(self.find(name)?);
+        Some((slot.dtype, &slot.shape))
+    }
+
+    fn is_transposed(&self, module: &str) -> Option<bool> {
+        self.config.as_ref().map(|config| config.transposed(module))
+    }
+
+    fn is_tied(&self) -> Result<bool> {
+        self.config.as_ref().map_or(Ok(false), Config::tied)
     }
 }
 

@@ -1,7 +1,7 @@
 //! W += ΔW on a band of rows.
 
-use half::{bf16, f16};
-use kron_adapter::Layer;
+use kron_adapter::elements::first_not_finite;
+use kron_adapter::{Layer, with_dtype};
 use kron_core::{Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, Merge, Outer, Pass, Theta};
 use ndarray::ArrayViewMut2;
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::matching::transposed;
 use crate::{Error, Result};
 
-// A safetensors file is little-endian, and its bytes become numbers as they are.
+// A safetensors file is little-endian, and its bytes become values as they are.
 const _: () = assert!(cfg!(target_endian = "little"), "kron merge needs a little-endian machine");
 
 /// Bytes of a band: small enough to stay in cache from being read to being
@@ -51,11 +51,7 @@ impl Fold {
         band: &mut [u8],
         workspace: &mut Vec<f32>,
     ) -> Result<()> {
-        match self.dtype {
-            Dtype::F32 => self.add_to::<f32>(tensor, first_row, band, workspace),
-            Dtype::F16 => self.add_to::<f16>(tensor, first_row, band, workspace),
-            Dtype::Bf16 => self.add_to::<bf16>(tensor, first_row, band, workspace),
-        }
+        with_dtype!(self.dtype, E => self.add_to::<E>(tensor, first_row, band, workspace))
     }
 
     fn add_to<E: Element>(
@@ -66,23 +62,21 @@ impl Fold {
         workspace: &mut Vec<f32>,
     ) -> Result<()> {
         let refused = |e: &dyn std::fmt::Display| Error::data(format!("{tensor}: {e}"));
-        let numbers: &mut [E] = bytemuck::try_cast_slice_mut(band).map_err(|e| refused(&e))?;
+        let values: &mut [E] = bytemuck::try_cast_slice_mut(band).map_err(|e| refused(&e))?;
         let columns = self.op.shape.d_in();
-        let rows = numbers.len() / columns;
+        let rows = values.len() / columns;
         let cpu = Cpu::new();
         let needed = cpu.workspace_len(&self.op, Pass::Merge, rows);
         workspace.resize(needed.max(workspace.len()), 0.0);
-        let w = ArrayViewMut2::from_shape((rows, columns), &mut *numbers).map_err(|e| refused(&e))?;
+        let w = ArrayViewMut2::from_shape((rows, columns), &mut *values).map_err(|e| refused(&e))?;
         let (theta, workspace) = (self.theta.as_slice(), &mut workspace[..]);
         let call = Merge { theta, w, first_row, accum: Accum::Add, workspace };
         cpu.merge(&self.op, call)?;
-        // Without a branch for each number.
-        let finite = |some: &[E]| some.iter().fold(true, |all, v| all & v.to_f32().is_finite());
-        if numbers.par_chunks(1 << 16).all(finite) {
+        if values.par_chunks(1 << 16).all(|some| first_not_finite(some).is_none()) {
             return Ok(());
         }
         Err(Error::data(format!(
-            "{tensor}: a number of W + ΔW in rows {first_row}..{} is not finite in {}",
+            "{tensor}: a value of W + ΔW in rows {first_row}..{} is not finite in {}",
             first_row + rows,
             self.dtype
         )))

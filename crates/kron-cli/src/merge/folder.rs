@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kron_adapter::io::write_atomic;
 use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
-use kron_adapter::{Adapter, Existing};
+use kron_adapter::{Adapter, IfExists};
 
 use super::base::{Base, INDEX};
 use super::journal::{JOURNAL, Journal};
@@ -39,13 +39,13 @@ pub fn merge(
             watch.passed(shard.len)?;
             continue;
         }
-        let how = (Existing::Replace, args.flush());
+        let how = (IfExists::Replace, args.flush());
         let hash = shard::write(shard, &folds.of(i), &out.join(&shard.name), how, watch)?;
         journal.add(&shard.name, shard.len, hash)?;
     }
     // Without its index a sharded model is none, so that it cannot look whole before it is.
     if let Some(index) = &base.index {
-        write_atomic(&out.join(INDEX), Existing::Replace, |to| to.write_all(index))?;
+        write_atomic(&out.join(INDEX), IfExists::Replace, |to| to.write_all(index))?;
     }
     journal.end()?;
     Ok(report)
@@ -137,7 +137,7 @@ fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Res
         }
         let mut file = Input::open(&source)?.into_file();
         let copied =
-            write_atomic(&out.join(&name), Existing::Replace, |to| std::io::copy(&mut file, to).map(drop));
+            write_atomic(&out.join(&name), IfExists::Replace, |to| std::io::copy(&mut file, to).map(drop));
         copied?;
         report.copied.push(name);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kron_adapter::io::write_atomic;
-use kron_adapter::{Adapter, Existing};
+use kron_adapter::{Adapter, IfExists};
 use kron_core::{Inner, Outer};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
@@ -116,7 +116,7 @@ impl Journal {
 
     fn save(&self) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(&self.state).map_err(|e| Error::data(e.to_string()))?;
-        write_atomic(&self.path, Existing::Replace, |out| out.write_all(&bytes))
+        write_atomic(&self.path, IfExists::Replace, |out| out.write_all(&bytes))
     }
 }
 

@@ -21,9 +21,10 @@ mod shard;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kron_adapter::Existing;
+use kron_adapter::IfExists;
+use kron_adapter::Loaded;
 use kron_adapter::io::Flush;
-use kron_adapter::{Loaded, lycoris, rooted};
+use kron_adapter::resolve::{BaseModel, Resolved, resolve_module_names};
 use serde::Serialize;
 
 use crate::apart::apart;
@@ -129,14 +130,13 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 /// The adapter, with the model's names for its modules.
 fn read(path: &Path, base: &Base) -> Result<Loaded> {
     let mut loaded = kron_adapter::read(path)?;
-    loaded.adapter = lycoris::with_names_of(&loaded.adapter, base.modules())?;
-    if let Some((adapter, note)) = rooted(&loaded.adapter, base.modules()) {
-        loaded.adapter = adapter;
-        loaded.notes.push(note);
-    }
+    let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, base)?;
+    loaded.adapter = adapter;
+    loaded.notes.extend(notes);
     let layers = loaded.adapter.layers();
     // A square weight would take the wrong ΔW without a word.
-    let plain = layers.iter().find(|layer| loaded.fan_in_fan_out && !base.transposed(layer.module()));
+    let plain =
+        layers.iter().find(|layer| loaded.fan_in_fan_out && base.is_transposed(layer.module()) != Some(true));
     match plain {
         None => Ok(loaded),
         Some(layer) => Err(Error::data(format!(
@@ -159,7 +159,7 @@ fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report
     if !args.force && args.out.symlink_metadata().is_ok() {
         return Err(exists(&args.out));
     }
-    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    let existing = if args.force { IfExists::Replace } else { IfExists::Refuse };
     for (i, shard) in base.shards.iter().enumerate() {
         shard::write(shard, &folds.of(i), &args.out, (existing, args.flush()), watch)?;
     }

@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use kron_adapter::Existing;
+use kron_adapter::IfExists;
 use kron_adapter::io::{Flush, write_whole};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -36,7 +36,7 @@ pub fn write(
     shard: &Shard,
     folds: &Folds,
     out: &Path,
-    (existing, flush): (Existing, Flush),
+    (existing, flush): (IfExists, Flush),
     watch: &Watch,
 ) -> Result<u128> {
     let mut hash = Xxh3::new();

@@ -1,6 +1,7 @@
 //! Which linear layers each family has, and where its configuration keeps their sizes.
 
 use kron_adapter::plan::{Linear, Model};
+use kron_core::LayerDims;
 
 use super::{Config, Layers};
 use crate::Result;
@@ -192,7 +193,8 @@ fn finish(
     let refused = |e: kron_adapter::Error| config.refused(e);
     let count = u32::try_from(blocks)
         .map_err(|_| config.refused(format!("{blocks} blocks are more than {}", u32::MAX)))?;
-    let layers = linears.iter().map(|&(name, d_out, d_in)| Linear::new(name, d_out, d_in, count));
+    let layers =
+        linears.iter().map(|&(name, d_out, d_in)| Linear::new(name, LayerDims { d_out, d_in }, count));
     let mut layers = layers.collect::<kron_adapter::Result<Vec<_>>>().map_err(refused)?;
     if let Some(d_in) = head {
         if config.tied()? {
@@ -201,7 +203,7 @@ fn finish(
             );
         } else {
             let vocab = config.required("vocab_size")?;
-            layers.push(Linear::new("lm_head", vocab, d_in, 1).map_err(refused)?);
+            layers.push(Linear::new("lm_head", LayerDims { d_out: vocab, d_in }, 1).map_err(refused)?);
         }
     }
     let name =

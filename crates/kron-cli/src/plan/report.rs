@@ -1,6 +1,6 @@
 //! One method on one model: layer by layer, and against the others.
 
-use kron_adapter::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_numbers, search};
+use kron_adapter::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_elements, search};
 use kron_core::KronShape;
 use serde::Serialize;
 
@@ -185,8 +185,8 @@ impl Layer {
         Self {
             name: linear.name().into(),
             count: linear.count(),
-            d_out: linear.d_out(),
-            d_in: linear.d_in(),
+            d_out: linear.dims().d_out,
+            d_in: linear.dims().d_in,
             a_out: shape.a_out(),
             a_in: shape.a_in(),
             b_out: shape.b_out(),
@@ -195,7 +195,7 @@ impl Layer {
             params: shape.params() as u64,
             max_rank: shape.max_rank(),
             multiply_adds: number(multiply_adds(shape)),
-            saved_bytes: number(4 * saved_numbers(shape)),
+            saved_bytes: number(4 * saved_elements(shape)),
             notes: notes.iter().map(ToString::to_string).collect(),
         }
     }

@@ -8,7 +8,6 @@ mod blocks;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kron_adapter::Contents;
 use kron_adapter::Layer;
 use kron_adapter::algebra::Delta;
 use kron_core::Theta;
@@ -98,7 +97,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let (layers, rows): (Vec<_>, Vec<_>) = done.map_err(refused)?.into_iter().unzip();
     if let Some(out) = &args.out {
         let bytes = loaded.adapter.with_layers(layers).and_then(|a| a.to_bytes()).map_err(refused)?;
-        watch::place(out, &Contents::File(bytes), args.force)?;
+        watch::write_output(out, &kron_adapter::Output::File(bytes), args.force)?;
     }
     let square = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row).powi(2)).sum::<f64>().sqrt();
     let (lost, all) = (square(|row| row.error * row.norm), square(|row| row.norm));

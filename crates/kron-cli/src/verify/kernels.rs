@@ -4,7 +4,8 @@
 //! adapter adds into them; its own share is computed once more with Replace,
 //! into NaNs that must not survive.
 
-use kron_core::{Accum, Backend, Backward, Cpu, Dtype, Element, Forward, KronOp, Merge, Pass, Theta};
+use kron_adapter::with_dtype;
+use kron_core::{Accum, Backend, Backward, Cpu, Element, Forward, KronOp, Merge, Pass, Theta};
 use ndarray::{Array2, ArrayView2};
 
 use super::case::{Case, W1};
@@ -17,11 +18,7 @@ use crate::{Error, Result};
 /// # Errors
 /// A call that the backend refuses.
 pub fn run(cpu: &Cpu, case: &Case) -> Result<Outputs> {
-    let out = match case.dtype {
-        Dtype::F32 => outputs::<f32>(cpu, case),
-        Dtype::F16 => outputs::<half::f16>(cpu, case),
-        Dtype::Bf16 => outputs::<half::bf16>(cpu, case),
-    };
+    let out = with_dtype!(case.dtype, E => outputs::<E>(cpu, case));
     out.map_err(|e| Error::data(format!("case {}: {e}", case.name)))
 }
 
