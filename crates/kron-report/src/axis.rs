@@ -2,8 +2,11 @@
 
 use crate::text::{clean, short};
 
-/// Number of ticks that an axis has at most.
+/// Number of ticks that an axis has at most, if nothing else is said.
 const MAX_TICKS: usize = 8;
+
+/// Share of a logarithmic axis between two ticks, at least.
+const MIN_GAP: f64 = 0.09;
 
 /// Characters of a tick's label; a longer one is cut.
 const MAX_LABEL: usize = 14;
@@ -27,6 +30,7 @@ pub struct Axis {
     pub(crate) label: String,
     log: bool,
     whole: bool,
+    max_ticks: usize,
     format: fn(f64) -> String,
 }
 
@@ -41,7 +45,7 @@ pub(crate) struct Scale {
 impl Axis {
     /// Makes an axis in proportion to the values.
     pub fn linear(label: impl Into<String>) -> Self {
-        Self { label: clean(label), log: false, whole: false, format: short }
+        Self { label: clean(label), log: false, whole: false, max_ticks: MAX_TICKS, format: short }
     }
 
     /// Makes a logarithmic axis; values that are not positive have no place on it.
@@ -52,6 +56,10 @@ impl Axis {
     /// Puts ticks at whole numbers alone.
     pub fn whole(self) -> Self {
         Self { whole: true, ..self }
+    }
+
+    pub(crate) fn max_ticks(self, max_ticks: usize) -> Self {
+        Self { max_ticks, ..self }
     }
 
     /// Sets the text of a tick.
@@ -91,18 +99,27 @@ impl Axis {
         let ticks = if self.log { self.decades(low, high) } else { self.steps(low, high) };
         let label = |v: f64| clean((self.format)(v)).chars().take(MAX_LABEL).collect();
         let ticks = ticks.into_iter().filter_map(|v| Some((self.place(v)?, label(v))));
-        Scale { low, high, ticks: ticks.filter(|(at, _)| (low..=high).contains(at)).collect() }
+        let mut ticks: Vec<(f64, String)> = ticks.filter(|(at, _)| (low..=high).contains(at)).collect();
+        if self.log {
+            let mut last = f64::NEG_INFINITY;
+            ticks.retain(|(at, _)| {
+                let apart = at - last >= MIN_GAP * (high - low);
+                last = if apart { *at } else { last };
+                apart
+            });
+        }
+        Scale { low, high, ticks }
     }
 
     /// Multiples of 1, 2 or 5 times a power of ten.
     fn steps(&self, low: f64, high: f64) -> Vec<f64> {
-        let rough = (high - low) / (MAX_TICKS - 1) as f64;
+        let rough = (high - low) / self.max_ticks.saturating_sub(1).max(1) as f64;
         let power = 10f64.powf(rough.log10().floor());
         let step =
             [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(rough);
         let step = if self.whole { step.max(1.0) } else { step };
         let first = (low / step).ceil();
-        (0..MAX_TICKS).map(|i| (first + i as f64) * step).take_while(|v| *v <= high).collect()
+        (0..self.max_ticks).map(|i| (first + i as f64) * step).take_while(|v| *v <= high).collect()
     }
 
     /// Powers of ten, with 2 and 5 between them where there are few.

@@ -5,6 +5,9 @@ use crate::colour::Colour;
 use crate::error::Error;
 use crate::text::clean;
 
+/// Bars with a number each at most; of more, some have none.
+const MAX_BARS: usize = 24;
+
 /// Bars of a histogram at most.
 const MAX_BINS: usize = 24;
 
@@ -41,7 +44,7 @@ pub struct Series {
 }
 
 /// A bar of [`Chart::bars`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Bar {
     /// Name in the legend.
     pub name: String,
@@ -49,6 +52,8 @@ pub struct Bar {
     pub value: f64,
     /// Ends of the error bar.
     pub range: Option<(f64, f64)>,
+    /// Colour; without it the palette gives one.
+    pub colour: Option<Colour>,
 }
 
 /// A point, and the ends of its error bar.
@@ -78,10 +83,13 @@ impl Chart {
     pub fn bars(y: Axis, bars: impl IntoIterator<Item = Bar>) -> Self {
         let series = |(i, bar): (usize, Bar)| {
             let point = Point { x: i as f64 + 1.0, y: bar.value, range: bar.range };
-            Series { mark: Mark::Bars(0.7), points: vec![point], ..Series::line(bar.name, []) }
+            let (mark, colour) = (Mark::Bars(0.7), bar.colour);
+            Series { mark, colour, points: vec![point], ..Series::line(bar.name, []) }
         };
-        let series = bars.into_iter().enumerate().map(series).collect();
-        Self { series, numbered: true, kind: "Bar chart", ..Self::new(Axis::linear("").whole(), y) }
+        let series: Vec<Series> = bars.into_iter().enumerate().map(series).collect();
+        // A number under each bar, where there is room for it.
+        let x = Axis::linear("").whole().max_ticks(series.len().clamp(2, MAX_BARS) + 1);
+        Self { series, numbered: true, kind: "Bar chart", ..Self::new(x, y) }
     }
 
     /// Counts the values in bins of equal width; values that are not finite are left out.

@@ -139,7 +139,10 @@ fn plot(chart: &Chart, svg: &mut String) -> Drawn {
         let end = one.whole().last().filter(|_| chart.numbered && !one.is_bars());
         let style = TextStyle::from(("sans-serif", 0.8 * TEXT)).color(&colour);
         let style = style.pos(Pos::new(HPos::Left, VPos::Center));
-        context.draw_series(end.map(|end| Text::new((i + 1).to_string(), (end.x, end.y), style)))?;
+        context.draw_series(end.map(|end| {
+            EmptyElement::at((end.x, end.y))
+                + Text::new((i + 1).to_string(), (2 * DOT as i32, 0), style.clone())
+        }))?;
     }
     if placed.iter().all(|one| one.whole().next().is_none()) {
         let style = text().pos(Pos::new(HPos::Center, VPos::Center));

@@ -11,7 +11,12 @@ fn page(text: &str, values: &[f64]) -> String {
     let mut charts = Vec::new();
     for x in &axes {
         for y in &axes {
-            let bars = values.iter().map(|v| Bar { name: text.into(), value: *v, range: Some((-*v, *v)) });
+            let bars = values.iter().map(|v| Bar {
+                name: text.into(),
+                value: *v,
+                range: Some((-*v, *v)),
+                colour: None,
+            });
             let both = Chart::new(x.clone(), y.clone())
                 .title(text)
                 .series(Series::line(text, points()).dashed())
