@@ -42,7 +42,8 @@ pub fn all(record: &Record) -> Vec<Figure> {
 fn ratios(record: &Record, pass: Pass) -> Figure {
     let bars = means(record).into_iter().filter_map(|m| {
         let value = (if pass == Pass::Both { m.both } else { m.forward })[0]?;
-        Some(Bar { name: name(m.engine, m.equal_rank), value, range: None })
+        let (name, colour) = (name(m.engine, m.equal_rank), Some(colour(m.engine)));
+        Some(Bar { name, value, range: None, colour })
     });
     let chart = Chart::bars(Axis::linear("× LoRA").format(|v| times(Some(v))), bars);
     let caption = format!("Speed of {} as a multiple of LoRA's: geometric mean over all cells.", pass.name());
