@@ -116,7 +116,7 @@ impl Report {
     }
 
     fn summary(&self) -> String {
-        format!("{}: {}, {} layers, {} parameters", self.path, self.format, self.layers.len(), self.params)
+        format!("{}, {} layers, {} parameters", self.format, self.layers.len(), self.params)
     }
 
     /// The table's cells under [`HEADER`].
@@ -132,7 +132,7 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut text = format!("{}\n\n{}", self.summary(), table(&HEADER, 1, self.rows()));
+        let mut text = format!("{}: {}\n\n{}", self.path, self.summary(), table(&HEADER, 1, self.rows()));
         for note in &self.notes {
             text += &format!("\n\nnote: {note}");
         }
