@@ -1,48 +1,20 @@
-//! HTML pages that need no other file.
+//! Self-contained HTML pages: tables, curves and preformatted text.
 
 use plotters::prelude::*;
 
-use crate::config::Config;
 use crate::error::{Result, invalid};
-use crate::run::{Look, Row};
 
 const SIZE: (u32, u32) = (900, 420);
 
-/// A named curve.
+/// Named curve.
 pub struct Curve<'a> {
-    /// What it is.
+    /// Label below the plot.
     pub name: &'a str,
-    /// (x, y), by x.
+    /// Points (x, y), sorted by x.
     pub points: Vec<(f64, f64)>,
 }
 
-/// The page of one run: loss and rate over the steps, every look at a set, all settings.
-///
-/// # Errors
-/// A plot that cannot be drawn.
-pub fn run(config: &Config, method: &str, rows: &[Row], looks: &[Look]) -> Result<String> {
-    let of = |f: fn(&Row) -> f64| rows.iter().map(|row| (row.step as f64, f(row))).collect();
-    let loss = Curve { name: "training loss", points: of(|row| row.loss.into()) };
-    let held = looks.iter().filter(|look| look.split == "validation");
-    let held = Curve { name: "validation loss", points: held.map(|l| (l.step as f64, l.loss)).collect() };
-    let rate = Curve { name: "learning rate", points: of(|row| row.rate) };
-    let looks: Vec<Vec<String>> = looks
-        .iter()
-        .map(|l| {
-            let accuracy = l.accuracy.map_or("–".into(), |a| format!("{:.1} %", 100.0 * a));
-            vec![l.step.to_string(), l.split.clone(), format!("{:.4}", l.loss), accuracy]
-        })
-        .collect();
-    let parts = [
-        plot("step", "loss", &[loss, held])?,
-        plot("step", "rate", &[rate])?,
-        table(&["step", "set", "loss", "accuracy"], &looks),
-        format!("<pre>{}</pre>\n", escape(&config.text()?)),
-    ];
-    Ok(page(method, &parts.concat()))
-}
-
-/// A page of this title and body.
+/// Wraps a body of HTML into a page with this title.
 pub fn page(title: &str, body: &str) -> String {
     let title = escape(title);
     format!(
@@ -52,25 +24,22 @@ pub fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// The page of a study: a note, its table, and the grid that it ran.
+/// Renders the page of a study: a note, its result table, and the grid file.
 pub fn study(title: &str, note: &str, (head, rows): (&[&str], &[Vec<String>]), grid: &str) -> String {
-    let (note, table, settings) = (escape(note), table(head, rows), escape(grid));
-    page(title, &format!("<p>{note}</p>\n{table}<pre>{settings}</pre>\n"))
+    page(title, &(paragraph(note) + &table(head, rows) + &preformatted(grid)))
 }
 
-/// A p-value as a table has it; a dash where there is none.
-pub fn p_value(p: Option<f64>) -> String {
-    p.filter(|p| !p.is_nan()).map_or("–".into(), |p| format!("{p:.3}"))
+/// Renders a paragraph of plain text.
+pub fn paragraph(text: &str) -> String {
+    format!("<p>{}</p>\n", escape(text))
 }
 
-/// A table in Markdown.
-pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
-    let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
-    let rows = rows.iter().map(|cells| line(cells.iter().map(String::as_str).collect()));
-    line(head.to_vec()) + &line(vec!["---"; head.len()]) + &rows.collect::<String>()
+/// Renders text that keeps its lines, such as a settings file.
+pub fn preformatted(text: &str) -> String {
+    format!("<pre>{}</pre>\n", escape(text))
 }
 
-/// A table; everything in it is text.
+/// Renders a table of plain text.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: Vec<String>, tag: &str| {
         let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
@@ -81,10 +50,10 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     format!("<table>\n{head}{body}</table>\n")
 }
 
-/// Curves in one SVG with a line of names under it.
+/// Draws curves into one SVG, with their names below.
 ///
 /// # Errors
-/// A plot that cannot be drawn.
+/// The plot cannot be drawn.
 pub fn plot(x: &str, y: &str, curves: &[Curve]) -> Result<String> {
     let svg = svg(x, y, curves).map_err(|e| invalid(format!("the plot of {y} cannot be drawn: {e}")))?;
     let name = |(i, curve): (usize, &Curve)| {
@@ -100,7 +69,7 @@ fn svg(x: &str, y: &str, curves: &[Curve]) -> Result<String, Box<dyn std::error:
     let range = |of: fn(&(f64, f64)) -> f64| {
         let low = all().map(of).fold(f64::INFINITY, f64::min);
         let high = all().map(of).fold(f64::NEG_INFINITY, f64::max);
-        // An axis has a length, also where there is nothing or one point.
+        // An axis needs a length even with one point or none.
         if low < high {
             low..high
         } else if low.is_finite() {
@@ -131,7 +100,7 @@ fn svg(x: &str, y: &str, curves: &[Curve]) -> Result<String, Box<dyn std::error:
     Ok(svg)
 }
 
-/// Text as HTML.
-pub fn escape(text: &str) -> String {
+/// Escapes plain text for HTML.
+fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
