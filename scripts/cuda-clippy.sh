@@ -28,11 +28,11 @@ chmod +x "$nvcc"
 # DOCS_RS leaves our own kernels out, as on docs.rs.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/cuda-clippy
 features=kron-bench/nvtx,
-for crate in kernels core capi candle train bench tests; do
+for crate in kernels capi candle train bench tests; do
   features+=kron-$crate/cuda,
 done
 NVCC=$nvcc DOCS_RS=1 CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
-  cargo clippy --locked -p kron-kernels -p kron-core -p kron-capi -p kron-candle -p kron-train \
+  cargo clippy --locked -p kron-kernels -p kron-capi -p kron-candle -p kron-train \
   -p kron-bench -p kron-tests --lib --bins --examples --test gpu --test primitives --test device \
   --test gradients --test finetune --bench gpu_engines \
   --features "${features%,}" -- -D warnings

@@ -10,7 +10,7 @@ use half::bf16;
 use kron_bench::data::{Set, uniform};
 use kron_bench::engines::{self, Ingredients, Kind};
 use kron_bench::problem::{Pass, Problem};
-use kron_core::{Cpu, Element, KronOp, KronShape, Scale, Theta};
+use kron_core::{Cpu, Element, KronOp, KronShape, LayerDims, Scale, Split, Theta};
 
 /// k_proj and v_proj of Mistral-7B: flat enough for the dense engines to finish.
 const LAYER: (usize, usize) = (1024, 4096);
@@ -24,8 +24,9 @@ fn dtype<E: Element>(c: &mut Criterion) {
     let threads = rayon::current_num_threads();
     // Constants of the program: the shapes are legal.
     let scale = Scale::alpha_over_r(32.0, RANK).expect("a scale");
-    let kron = KronShape::kron(d_out, d_in, OUTER.0, OUTER.1, RANK).expect("a shape");
-    let lora = KronShape::lora(d_out, d_in, RANK).expect("a shape");
+    let kron = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: OUTER.0, a_in: OUTER.1 }, RANK)
+        .expect("a shape");
+    let lora = KronShape::lora(LayerDims { d_out, d_in }, RANK).expect("a shape");
     let weight = Arc::new(uniform::<E>(d_out, d_in, 0.03, 1));
     for rows in ROWS {
         for pass in Pass::ALL {

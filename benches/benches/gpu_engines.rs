@@ -9,7 +9,7 @@ use half::bf16;
 use kron_bench::device::{Bench, Single};
 use kron_bench::engines::Kind;
 use kron_bench::problem::{Pass, Problem};
-use kron_core::{Element, KronOp, KronShape, Scale};
+use kron_core::{Element, KronOp, KronShape, LayerDims, Scale, Split};
 
 /// q_proj and o_proj of Mistral-7B.
 const LAYER: (usize, usize) = (4096, 4096);
@@ -26,8 +26,12 @@ fn engines(c: &mut Criterion) {
     let (d_out, d_in) = LAYER;
     // Constants of the program: the shapes are legal.
     let scale = Scale::alpha_over_r(32.0, RANK).expect("a scale");
-    let kron = KronOp::new(KronShape::kron(d_out, d_in, OUTER.0, OUTER.1, RANK).expect("a shape"), scale);
-    let lora = KronOp::new(KronShape::lora(d_out, d_in, RANK).expect("a shape"), scale);
+    let kron = KronOp::new(
+        KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: OUTER.0, a_in: OUTER.1 }, RANK)
+            .expect("a shape"),
+        scale,
+    );
+    let lora = KronOp::new(KronShape::lora(LayerDims { d_out, d_in }, RANK).expect("a shape"), scale);
     for rows in ROWS {
         for kind in Kind::ALL {
             let op = if matches!(kind, Kind::LoraGemm | Kind::LoraFused) { lora } else { kron };

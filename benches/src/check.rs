@@ -131,6 +131,8 @@ impl Bounds {
 
 #[cfg(test)]
 mod tests {
+    use kron_core::{LayerDims, Split};
+
     use super::*;
     use half::bf16;
     use kron_core::{KronOp, KronShape, Scale};
@@ -155,7 +157,8 @@ mod tests {
 
     #[test]
     fn an_engine_that_computes_nothing_is_caught() {
-        let shape = KronShape::kron(192, 160, 4, 2, 8).unwrap();
+        let shape =
+            KronShape::kron(LayerDims { d_out: 192, d_in: 160 }, Split { a_out: 4, a_in: 2 }, 8).unwrap();
         let op = KronOp::new(shape, Scale::alpha_over_r(32.0, 8).unwrap());
         let (theta, problem) = (Theta::random(shape, 1), Problem::Adapter(op));
         let set = Set::<bf16>::random(33, 192, 160, op.t_len(33), 2);

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use kron_core::plan::Split;
-use kron_core::{Dtype, KronOp, KronShape, Scale};
+use kron_adapter::plan::paper_split;
+use kron_core::{Dtype, KronOp, KronShape, LayerDims, Scale, Split};
 
 use crate::device;
 use crate::engines::Kind;
@@ -110,7 +110,7 @@ impl Cli {
 
         let mut groups = Vec::new();
         for model in models {
-            let paper = Split::paper(model.hidden);
+            let paper = paper_split(model.hidden);
             let split = Split { a_in: a_in.unwrap_or(paper.a_in), a_out: a_out.unwrap_or(paper.a_out) };
             for layer in chosen_layers(model, &self.layers, self.smoke)? {
                 let entries = entries(model, layer, split, rank, &engines)?;
@@ -157,8 +157,10 @@ fn entries(
         let scale = Scale::alpha_over_r(ALPHA, rank).map_err(here)?;
         Ok::<_, String>(KronOp::new(shape, scale))
     };
-    let kron = op(KronShape::kron(d_out, d_in, split.a_out, split.a_in, rank).map_err(here)?)?;
-    let lora = |rank| op(KronShape::lora(d_out, d_in, rank).map_err(here)?);
+    let kron =
+        op(KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: split.a_out, a_in: split.a_in }, rank)
+            .map_err(here)?)?;
+    let lora = |rank| op(KronShape::lora(LayerDims { d_out, d_in }, rank).map_err(here)?);
     let equal_params = ((kron.shape.params() as f64 / (d_out + d_in) as f64).round() as usize).max(1);
     let mut list = Vec::new();
     for &kind in engines {

@@ -60,16 +60,20 @@ pub fn names() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kron_core::KronShape;
-    use kron_core::plan::Split;
+    use kron_adapter::plan::paper_split;
+    use kron_core::{KronShape, LayerDims, Split};
 
     #[test]
     fn the_papers_outer_factor_divides_every_layer() {
         for model in models() {
-            let split = Split::paper(model.hidden);
+            let split = paper_split(model.hidden);
             for l in &model.layers {
-                KronShape::kron(l.d_out, l.d_in, split.a_out, split.a_in, 8)
-                    .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, l.name));
+                KronShape::kron(
+                    LayerDims { d_out: l.d_out, d_in: l.d_in },
+                    Split { a_out: split.a_out, a_in: split.a_in },
+                    8,
+                )
+                .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, l.name));
             }
         }
     }
@@ -78,9 +82,14 @@ mod tests {
     fn a_body_counts_what_the_paper_counts() {
         let body = |name: &str| -> usize {
             let model = models().iter().find(|m| m.name == name).unwrap();
-            let split = Split::paper(model.hidden);
+            let split = paper_split(model.hidden);
             let block = model.layers.iter().map(|l| {
-                let shape = KronShape::kron(l.d_out, l.d_in, split.a_out, split.a_in, 8).unwrap();
+                let shape = KronShape::kron(
+                    LayerDims { d_out: l.d_out, d_in: l.d_in },
+                    Split { a_out: split.a_out, a_in: split.a_in },
+                    8,
+                )
+                .unwrap();
                 l.count * shape.params()
             });
             model.blocks * block.sum::<usize>()

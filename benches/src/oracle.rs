@@ -190,13 +190,17 @@ fn wide<E: Element>(m: ArrayView2<E>, rows: &[usize]) -> Array2<f64> {
 
 #[cfg(test)]
 mod tests {
+    use kron_core::{LayerDims, Split};
+
     use super::*;
     use kron_core::{KronShape, Scale, reference};
 
     #[test]
     fn agrees_with_the_materialised_reference() {
-        let kron = KronShape::kron(77, 65, 7, 5, 3).unwrap();
-        let [lora, thin] = [4, 1].map(|rank| KronShape::lora(41, 29, rank).unwrap());
+        let kron =
+            KronShape::kron(LayerDims { d_out: 77, d_in: 65 }, Split { a_out: 7, a_in: 5 }, 3).unwrap();
+        let [lora, thin] =
+            [4, 1].map(|rank| KronShape::lora(LayerDims { d_out: 41, d_in: 29 }, rank).unwrap());
         for (shape, rows) in [(kron, BLOCK + 9), (kron, 1), (lora, BLOCK + 9), (lora, 1), (thin, 5)] {
             let op = KronOp::new(shape, Scale::new(1.7).unwrap());
             let theta = Theta::random(shape, 3);

@@ -144,14 +144,18 @@ fn flops(s: &KronShape, n: f64) -> Flops {
 
 #[cfg(test)]
 mod tests {
+    use kron_core::{LayerDims, Split};
+
     use super::*;
     use kron_core::Scale;
 
     #[test]
     fn costs_are_the_formulas_of_the_method() {
         let op = |shape| Problem::Adapter(KronOp::new(shape, Scale::new(4.0).unwrap()));
-        let kron = op(KronShape::kron(4096, 4096, 16, 2, 8).unwrap());
-        let lora = op(KronShape::lora(4096, 4096, 8).unwrap());
+        let kron =
+            op(KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)
+                .unwrap());
+        let lora = op(KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 8).unwrap());
         // Multiply-adds per token, q_proj of Mistral-7B, r = 8: 65,792 against 65,536.
         assert_eq!(kron.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_792.0);
         assert_eq!(lora.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_536.0);

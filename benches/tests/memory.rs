@@ -7,7 +7,7 @@ use kron_bench::data::{Set, uniform};
 use kron_bench::engines::{self, Ingredients, Kind};
 use kron_bench::memory::{kept_by, peak_during};
 use kron_bench::problem::Problem;
-use kron_core::{Backend, Cpu, KronOp, KronShape, Pass, Scale, Theta};
+use kron_core::{Backend, Cpu, KronOp, KronShape, LayerDims, Pass, Scale, Split, Theta};
 
 /// Boxes, vectors of vectors, and what the threads of the GEMM crates keep for themselves.
 const BOOKKEEPING: usize = 32 << 10;
@@ -17,8 +17,11 @@ const BOOKKEEPING: usize = 32 << 10;
 fn extra_memory_is_what_the_engine_says() {
     let (d_out, d_in, rows) = (1024, 768, 300);
     let scale = Scale::new(4.0).unwrap();
-    let kron = KronOp::new(KronShape::kron(d_out, d_in, 16, 2, 8).unwrap(), scale);
-    let lora = KronOp::new(KronShape::lora(d_out, d_in, 8).unwrap(), scale);
+    let kron = KronOp::new(
+        KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 16, a_in: 2 }, 8).unwrap(),
+        scale,
+    );
+    let lora = KronOp::new(KronShape::lora(LayerDims { d_out, d_in }, 8).unwrap(), scale);
     let weight = Arc::new(uniform::<f32>(d_out, d_in, 0.05, 1));
     let cpu = Cpu::new();
     let from = Ingredients { rows, threads: 2, cpu, weight: Some(weight) };
@@ -43,7 +46,8 @@ fn extra_memory_is_what_the_engine_says() {
         done.unwrap();
         if matches!(kind, Kind::LoraFused | Kind::KronFused) {
             let op = problem.op().unwrap();
-            let workspace = [Pass::Forward, Pass::Backward].map(|p| cpu.workspace_len(&op, p, rows));
+            let workspace =
+                [Pass::Forward, Pass::Backward { dx: true }].map(|p| cpu.workspace_len(&op, p, rows));
             assert_eq!(engine.scratch_bytes(true), t + 4 * workspace.into_iter().max().unwrap());
             assert!(peak <= BOOKKEEPING, "{} allocated {peak} bytes in its passes", kind.name());
             assert!(engine.scratch_bytes(true) < 4 * rows * d_out, "{} keeps a second Y", kind.name());

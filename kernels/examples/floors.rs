@@ -1,9 +1,10 @@
 //! Prints the predictions of docs/KERNELS.md: `cargo run -p kron-kernels --example floors`.
 
-use kron_kernels::{ARCHS, Dtype, Factors, Pass, Plan, Problem, Result};
+use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split};
+use kron_kernels::{ARCHS, Plan, Problem};
 
 fn main() -> Result<()> {
-    let kron = Factors::kron(16, 2, 256, 2048, 8)?;
+    let kron = KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)?;
     let Some(h200) = ARCHS.iter().find(|a| a.name == "H200") else { return Ok(()) };
     for (name, pass) in [("forward", Pass::Forward), ("backward", Pass::Backward { dx: true })] {
         for rows in [64, 1024, 4096, 16384] {
@@ -13,33 +14,33 @@ fn main() -> Result<()> {
             println!("| {name} | {rows} | {floor:.1} µs | {scratch:.1} µs |");
         }
     }
-    for (name, factors) in [
+    for (name, shape) in [
         ("(16, 2), r 8", kron),
-        ("LoRA, r 8", Factors::lora(4096, 4096, 8)?),
-        ("LoRA, r 256", Factors::lora(4096, 4096, 256)?),
+        ("LoRA, r 8", KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 8)?),
+        ("LoRA, r 256", KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 256)?),
     ] {
         for rows in [1, 16, 64] {
-            few_rows(name, factors, rows)?;
+            few_rows(name, shape, rows)?;
         }
     }
     Ok(())
 }
 
-fn plan(factors: Factors, dtype: Dtype, pass: Pass, rows: usize) -> Result<Plan> {
-    Plan::new(&Problem { factors, dtype, pass, rows, accumulate: true, aligned: true })
+fn plan(shape: KronShape, dtype: Dtype, pass: Pass, rows: usize) -> Result<Plan> {
+    Plan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned: true })
 }
 
 /// What the blocks of the two launches do, in steps of 32 terms.
-fn few_rows(name: &str, f: Factors, rows: usize) -> Result<()> {
+fn few_rows(name: &str, f: KronShape, rows: usize) -> Result<()> {
     let plan = plan(f, Dtype::F32, Pass::Backward { dx: true }, rows)?;
     let (dt, db) = (plan.dt.count, plan.db.count);
     let columns = f.b_out().div_ceil(dt / plan.i_groups);
     let share = plan.i_group.div_ceil(64 / rows) * columns.div_ceil(32);
     let db_steps = (rows * f.a_out().div_ceil(db)).div_ceil(32);
-    let (dc_steps, dx_steps) = ((rows * f.a_in()).div_ceil(32), f.rank().div_ceil(32));
+    let (dc_steps, dx_steps) = ((rows * f.a_in()).div_ceil(32), f.width().div_ceil(32));
     let [dy, dx] = [0, 1].map(|i| plan.steps[i]);
     let shares = dt as u32 * dy.col_tiles;
-    let dc = f.rank().div_ceil(64) as u32 * dx.col_tiles;
+    let dc = f.width().div_ceil(64) as u32 * dx.col_tiles;
     let scratch = 4 * plan.workspace;
     println!(
         "| {name} | {rows} | {shares} × {share} | {} × {db_steps} | {dc} × {dc_steps} | {} × {dx_steps} | {dt} | {} | {scratch} |",

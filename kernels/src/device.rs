@@ -37,11 +37,11 @@ macro_rules! slice {
             ///
             /// # Errors
             /// A range that does not lie inside.
-            pub fn part(self, range: std::ops::Range<usize>) -> crate::Result<Self> {
+            pub fn part(self, range: std::ops::Range<usize>) -> kron_core::Result<Self> {
                 if range.start > range.end || range.end > self.len {
                     let (got, rule) =
                         (format!("{} elements", self.len), format!("{range:?} is asked of them"));
-                    return Err(crate::Error::Buffer { what: "a device slice", got, rule });
+                    return Err(kron_core::Error::Buffer { what: "a device slice", got, rule });
                 }
                 let pointer = self.pointer + (range.start * size_of::<T>()) as u64;
                 Ok(Self { pointer, len: range.len(), memory: PhantomData })

@@ -5,8 +5,9 @@ use arrayvec::ArrayVec;
 use crate::few;
 use crate::names::{Tile, name};
 use crate::plan::{Parts, Plan, Step};
+use crate::problem::{Problem, check_sizes};
 use crate::tiles::{self, FAST_RANKS, FEW_ROWS, ROWS, SHARED_LIMIT, general_cols, general_shared};
-use crate::{Dtype, Error, Pass, Problem, Result};
+use kron_core::{Dtype, Error, Pass, Result};
 
 /// Columns below which a slice of c_in is not cut further.
 const MIN_SLICE: usize = 128;
@@ -28,14 +29,14 @@ impl<'a> Draft<'a> {
         let plan = Plan {
             steps: ArrayVec::new(),
             t: Parts { offset: 0, count: 1 },
-            t_slice: problem.factors.c_in(),
+            t_slice: problem.shape.c_in(),
             v: none,
             dt: none,
             da: none,
             db: none,
             dc: none,
             i_groups: 1,
-            i_group: problem.factors.a_out(),
+            i_group: problem.shape.a_out(),
             workspace: 0,
             floor_bytes: 0,
             bytes: 0,
@@ -45,6 +46,7 @@ impl<'a> Draft<'a> {
 
     /// The whole plan.
     pub(crate) fn plan(mut self) -> Result<Plan> {
+        check_sizes(&self.problem.shape)?;
         if self.problem.rows > 0 {
             match self.problem.pass {
                 Pass::Forward => self.forward()?,
@@ -57,19 +59,19 @@ impl<'a> Draft<'a> {
 
     /// Whether the tensor-core kernels can run: 16-byte rows of whole fragments, a listed rank.
     fn fast(&self) -> bool {
-        let (p, f) = (self.problem, &self.problem.factors);
+        let (p, f) = (self.problem, &self.problem.shape);
         p.dtype != Dtype::F32
             && p.aligned
-            && f.low_rank()
-            && FAST_RANKS.contains(&f.rank())
+            && f.rank().is_some()
+            && FAST_RANKS.contains(&f.width())
             && f.c_in().is_multiple_of(8)
             && f.b_out().is_multiple_of(8)
             && f.a_len().is_multiple_of(4)
     }
 
     fn forward(&mut self) -> Result<()> {
-        let (p, f, fast) = (self.problem, self.problem.factors, self.fast());
-        let (r, n, few) = (f.rank(), p.rows, p.rows <= FEW_ROWS);
+        let (p, f, fast) = (self.problem, self.problem.shape, self.fast());
+        let (r, n, few) = (f.width(), p.rows, p.rows <= FEW_ROWS);
         let (stage, step, q_width, widest, sums) = if fast {
             let widest = tiles::up::WARP_COLS * tiles::up::WARPS;
             (tiles::down::COLS, few::fast_step(r), r, widest, n * tiles::padded(r))
@@ -122,8 +124,8 @@ impl<'a> Draft<'a> {
         if self.problem.rows <= FEW_ROWS {
             return self.few_backward(dx);
         }
-        let (f, n) = (self.problem.factors, self.problem.rows);
-        let (r, q_tiles) = (f.rank(), Cols::of(f.rank(), general_cols(f.rank())));
+        let (f, n) = (self.problem.shape, self.problem.rows);
+        let (r, q_tiles) = (f.width(), Cols::of(f.width(), general_cols(f.width())));
         // Sums over a chunk count their terms in 32 bits.
         let longest = (i32::MAX as usize / f.a_out().max(f.a_in()).max(r)).max(1);
         let chunk = n.div_ceil(32).next_multiple_of(ROWS).min(n).min(longest);
@@ -161,8 +163,8 @@ impl<'a> Draft<'a> {
 
     /// `dy` and `dx` on the general tile: what each part is made of follows from the number of parts.
     fn few_backward(&mut self, dx: bool) -> Result<()> {
-        let (f, n) = (self.problem.factors, self.problem.rows);
-        let q_tiles = Cols::of(f.rank(), tiles::few::COLS);
+        let (f, n) = (self.problem.shape, self.problem.rows);
+        let q_tiles = Cols::of(f.width(), tiles::few::COLS);
         // Parts of dT: some rows of A each, then some columns of B; a full inner factor's are those of q.
         let most = few::general_dt(f.d_out(), n * f.t_row()).clamp(1, (self.blocks / q_tiles.tiles).max(1));
         let groups = even(f.a_out(), most);
@@ -187,7 +189,7 @@ impl<'a> Draft<'a> {
         let tile = Tile::General(tiles::few::COLS);
         self.step("dy", tile, &[blocks], tiles::GENERAL_THREADS, tiles::few::dy_shared(), q_tiles)?;
         let tiles_of_m = if dx { (n * f.a_in()).div_ceil(ROWS) } else { 0 };
-        let blocks = f.rank().div_ceil(ROWS) + tiles_of_m;
+        let blocks = f.width().div_ceil(ROWS) + tiles_of_m;
         let (threads, shared) = (tiles::GENERAL_THREADS, tiles::few::dx_shared());
         self.step("dx", tile, &[blocks], threads, shared, Cols::of(f.c_in(), tiles::few::COLS))
     }
@@ -195,8 +197,8 @@ impl<'a> Draft<'a> {
     /// `dy`, `dx` and, beyond few rows, `reduce`; false when T's row or A is too
     /// large for a block's shared memory.
     fn fast_backward(&mut self, dx: bool) -> Result<bool> {
-        let (f, n) = (self.problem.factors, self.problem.rows);
-        let (r, few) = (f.rank(), n <= FEW_ROWS);
+        let (f, n) = (self.problem.shape, self.problem.rows);
+        let (r, few) = (f.width(), n <= FEW_ROWS);
         let m = n * f.a_in();
         // Over dY: chunks of tokens first, for their parts are small; then groups of i, then columns.
         let (tiles, widest) = (n.div_ceil(tiles::dy::rows(r)), tiles::dy::COLS);
@@ -258,12 +260,12 @@ impl<'a> Draft<'a> {
     }
 
     fn reduce(&mut self) -> Result<()> {
-        let blocks = self.problem.factors.params().div_ceil(256);
+        let blocks = self.problem.shape.params().div_ceil(256);
         self.step("reduce", Tile::None, &[blocks], tiles::GENERAL_THREADS, 0, Cols::ONE)
     }
 
     fn merge(&mut self) -> Result<()> {
-        let f = self.problem.factors;
+        let f = self.problem.shape;
         let (threads, shared) = (tiles::GENERAL_THREADS, tiles::merge_shared());
         let tiles = [f.b_out().div_ceil(ROWS)];
         self.step("merge", Tile::General(64), &tiles, threads, shared, Cols::of(f.c_in(), 64))
@@ -298,9 +300,9 @@ impl<'a> Draft<'a> {
     ) -> Result<()> {
         let blocks = grid.iter().fold(cols.tiles as u128, |a, &b| a.saturating_mul(b as u128));
         if blocks > MAX_GRID {
-            return Err(Error::Problem(format!(
-                "{pass} over {} rows of {:?} needs {blocks} blocks, but a grid has at most {MAX_GRID}",
-                self.problem.rows, self.problem.factors
+            return Err(Error::Shape(format!(
+                "{pass} over {} rows of {} needs {blocks} blocks, but a grid has at most {MAX_GRID}",
+                self.problem.rows, self.problem.shape
             )));
         }
         self.plan.steps.push(Step {
@@ -317,7 +319,7 @@ impl<'a> Draft<'a> {
     }
 
     fn finish(mut self) -> Plan {
-        let (p, f) = (self.problem, &self.problem.factors);
+        let (p, f) = (self.problem, &self.problem.shape);
         let (n, e, params) = (p.rows as u128, p.dtype.size() as u128, f.params() as u128);
         let (d_in, d_out, t_row) = (f.d_in() as u128, f.d_out() as u128, f.t_row() as u128);
         let writes = 1 + u128::from(p.accumulate); // of Y, dX or W

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
 
+use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launch::Launcher;
 use crate::loaded::{Kernels, unavailable};
 use crate::params::KronParams;
 use crate::plan::{BLOCKS, Plan, Step};
-use crate::{Error, Problem, Result};
+use kron_core::{Error, Result};
 
 /// A device's primary context with the kernels loaded: the context that
 /// frameworks on the CUDA runtime use too, so their pointers and streams fit.
@@ -38,10 +39,10 @@ impl Gpu {
         // SAFETY: the driver's library runs no code of ours when it is loaded.
         let library =
             NAMES.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok()).ok_or_else(
-                || Error::Unavailable(format!("no CUDA driver: none of {} can be loaded", NAMES.join(", "))),
+                || Error::Unsupported(format!("no CUDA driver: none of {} can be loaded", NAMES.join(", "))),
             )?;
         let absent =
-            |e: libloading::Error| Error::Unavailable(format!("a CUDA driver without an entry: {e}"));
+            |e: libloading::Error| Error::Unsupported(format!("a CUDA driver without an entry: {e}"));
         // SAFETY: the signatures are those of the driver API's documentation.
         let (init, count) = unsafe {
             let init: libloading::Symbol<'_, unsafe extern "C" fn(c_uint) -> c_int> =
@@ -60,7 +61,7 @@ impl Gpu {
         };
         match code {
             0 => Ok(devices as usize),
-            code => Err(Error::Unavailable(format!("the CUDA driver does not start: error {code}"))),
+            code => Err(Error::Unsupported(format!("the CUDA driver does not start: error {code}"))),
         }
     }
 
@@ -71,7 +72,7 @@ impl Gpu {
     pub fn new(ordinal: usize) -> Result<Self> {
         let count = Self::count()?;
         if ordinal >= count {
-            return Err(Error::Unavailable(format!(
+            return Err(Error::Unsupported(format!(
                 "device {ordinal} of {count} CUDA devices does not exist"
             )));
         }
@@ -114,7 +115,7 @@ impl Launcher for Gpu {
             )
         }
         .map_err(|e| {
-            Error::Launch(format!(
+            Error::Device(format!(
                 "{} with {} blocks of {} threads and {} bytes of shared memory: {e:?}",
                 step.kernel, step.grid, step.block, step.shared
             ))

@@ -7,11 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int};
 
+use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launch::Launcher;
 use crate::params::KronParams;
 use crate::plan::{BLOCKS, Plan, Step};
-use crate::{Error, Problem, Result};
+use kron_core::{Error, Result};
 
 /// Order in which threads run between two meetings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,15 +145,15 @@ impl Launcher for Emulated {
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         if stream != StreamHandle::DEFAULT {
-            return Err(Error::Launch(format!(
+            return Err(Error::Device(format!(
                 "stream {:#x} is given, but the emulator has only the default stream",
                 stream.raw()
             )));
         }
-        let kernel = CString::new(step.kernel.as_str()).map_err(|e| Error::Launch(e.to_string()))?;
+        let kernel = CString::new(step.kernel.as_str()).map_err(|e| Error::Device(e.to_string()))?;
         let fault = self.fault.as_ref().filter(|f| f.kernel == step.kernel.as_str());
         let file = fault.map(|f| CString::new(f.file.as_str())).transpose();
-        let file = file.map_err(|e| Error::Launch(e.to_string()))?;
+        let file = file.map_err(|e| Error::Device(e.to_string()))?;
         let options = Options {
             schedule: self.schedule as u32,
             copies: self.copies as u32,
@@ -182,7 +183,7 @@ impl Launcher for Emulated {
         }
         // SAFETY: the emulator ends its message with a zero inside the array.
         let message = unsafe { CStr::from_ptr(report.message.as_ptr()) };
-        Err(Error::Launch(message.to_string_lossy().into_owned()))
+        Err(Error::Device(message.to_string_lossy().into_owned()))
     }
 }
 

@@ -2,11 +2,16 @@
 
 use arrayvec::ArrayVec;
 
-use crate::device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
+use kron_core::{
+    Accum, Backward, Dropout, DropoutKey, Element, Error, Forward, KronOp, KronShape, Merge, Pass, Result,
+};
+
+use crate::Problem;
+use crate::backend::Cuda;
+use crate::device::{DeviceSlice, StreamHandle};
 use crate::params::KronParams;
 use crate::plan::{Parts, Plan, Step};
 use crate::profile::Range;
-use crate::{Element, Error, Factors, Pass, Problem, Result};
 
 /// Something that runs a kernel by its name: a GPU, or its emulation.
 pub trait Launcher {
@@ -30,122 +35,62 @@ pub trait Launcher {
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()>;
 }
 
-/// Dropout on the adapter's input, by Philox4x32-10.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// Elements whose 16 random bits are below this are dropped: p·65536.
-    pub threshold: u32,
-    /// 1 / (1 − p).
-    pub keep_scale: f32,
-    /// The run's seed.
-    pub seed: u64,
-    /// Distinguishes layers and steps under one seed.
-    pub offset: u64,
+impl<L: Launcher> Launcher for &L {
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        (**self).plan(problem)
+    }
+
+    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
+        // SAFETY: the caller's promise about the pointers in `params`.
+        unsafe { (**self).launch(step, params, stream) }
+    }
 }
 
-/// Arguments of [`forward`]: T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ.
-#[derive(Debug)]
-pub struct Forward<'a, E> {
-    /// The factors' sizes.
-    pub factors: Factors,
-    /// s = alpha / r.
-    pub scale: f32,
-    /// `None` in evaluation.
-    pub dropout: Option<Dropout>,
-    /// θ, \[A | B | C\].
-    pub theta: DeviceSlice<'a, f32>,
-    /// X, rows × d_in.
-    pub x: Rows<'a, E>,
-    /// Y, rows × d_out.
-    pub y: RowsMut<'a, E>,
-    /// Whether Y is added to.
-    pub accumulate: bool,
-    /// T, rows × a_in × rank, written; keep it for backward.
-    pub t: DeviceSliceMut<'a, f32>,
-    /// Scratch of at least the plan's `workspace` numbers.
-    pub workspace: DeviceSliceMut<'a, f32>,
-}
-
-/// Arguments of [`backward`].
-#[derive(Debug)]
-pub struct Backward<'a, E> {
-    /// The factors' sizes.
-    pub factors: Factors,
-    /// s = alpha / r.
-    pub scale: f32,
-    /// As in the forward call.
-    pub dropout: Option<Dropout>,
-    /// θ of the forward call.
-    pub theta: DeviceSlice<'a, f32>,
-    /// X of the forward call, rows × d_in.
-    pub x: Rows<'a, E>,
-    /// T of the forward call.
-    pub t: DeviceSlice<'a, f32>,
-    /// dY, rows × d_out.
-    pub dy: Rows<'a, E>,
-    /// dX, rows × d_in; `None` skips it.
-    pub dx: Option<RowsMut<'a, E>>,
-    /// Whether dX is added to.
-    pub accumulate: bool,
-    /// θ's gradient, always added to.
-    pub grad: DeviceSliceMut<'a, f32>,
-    /// Scratch of at least the plan's `workspace` numbers.
-    pub workspace: DeviceSliceMut<'a, f32>,
-}
-
-/// Arguments of [`merge`]: W (+)= s·A ⊗ (B·C).
-#[derive(Debug)]
-pub struct Merge<'a, E> {
-    /// The factors' sizes.
-    pub factors: Factors,
-    /// s = alpha / r.
-    pub scale: f32,
-    /// θ, \[A | B | C\].
-    pub theta: DeviceSlice<'a, f32>,
-    /// W, d_out × d_in, or a band of its rows.
-    pub w: RowsMut<'a, E>,
-    /// The weight's row that `w` starts with.
-    pub first_row: usize,
-    /// Whether W is added to, or overwritten by rows of ΔW.
-    pub accumulate: bool,
-}
-
-/// Queues the forward kernels and returns the plan that they follow.
+/// Queues the forward kernels.
 ///
 /// # Errors
 /// A buffer that does not fit the problem, before anything is launched; or the launcher's error.
-pub fn forward<E: Element>(on: &impl Launcher, call: Forward<'_, E>, stream: StreamHandle) -> Result<Plan> {
-    let (f, n) = (call.factors, call.x.rows);
+pub(crate) fn forward<L: Launcher, E: Element>(
+    on: &L,
+    op: &KronOp,
+    call: Forward<'_, Cuda<L>, E>,
+    stream: StreamHandle,
+) -> Result<()> {
+    let (f, n) = (op.shape, call.x.rows);
     let theta = check_theta(&f, call.theta)?;
     let x = check_rows("x", call.x.data.len(), n, f.d_in(), call.x.stride)?;
     let y = check_rows("y", call.y.data.len(), call.y.rows, f.d_out(), call.y.stride)?;
     check_count("y", call.y.rows, n)?;
     check_len("t", call.t.len(), size("t", n, f.t_row())?)?;
     let problem = Problem {
-        factors: f,
-        dtype: E::FORMAT,
+        shape: f,
+        dtype: E::DTYPE,
         pass: Pass::Forward,
         rows: n,
-        accumulate: call.accumulate,
+        accumulate: call.accum == Accum::Add,
         aligned: aligned::<E>(theta, &[(call.x.data.pointer(), x), (call.y.data.pointer(), y)]),
     };
     let plan = on.plan(&problem)?;
     check_len("workspace", call.workspace.len(), plan.workspace)?;
-    let mut p = params(&problem, &plan, theta, call.scale, call.dropout, call.workspace.pointer());
+    let mut p = params(&problem, &plan, op, theta, call.dropout, call.workspace.pointer());
     p.x = call.x.data.pointer() as _;
     p.y = call.y.data.pointer() as _;
     (p.x_stride, p.y_stride) = (x as i64, y as i64);
     p.t = call.t.pointer() as _;
-    run(on, &problem, &plan, p, stream)?;
-    Ok(plan)
+    run(on, &problem, &plan, p, stream)
 }
 
-/// Queues the backward kernels and returns the plan that they follow.
+/// Queues the backward kernels.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: StreamHandle) -> Result<Plan> {
-    let (f, n) = (call.factors, call.x.rows);
+pub(crate) fn backward<L: Launcher, E: Element>(
+    on: &L,
+    op: &KronOp,
+    call: Backward<'_, Cuda<L>, E>,
+    stream: StreamHandle,
+) -> Result<()> {
+    let (f, n) = (op.shape, call.x.rows);
     let theta = check_theta(&f, call.theta)?;
     let x = check_rows("x", call.x.data.len(), n, f.d_in(), call.x.stride)?;
     let dy = check_rows("dy", call.dy.data.len(), call.dy.rows, f.d_out(), call.dy.stride)?;
@@ -154,25 +99,25 @@ pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: S
     check_exactly("grad", call.grad.len(), &f)?;
     let both = [(call.x.data.pointer(), x), (call.dy.data.pointer(), dy)];
     let mut matrices = ArrayVec::<_, 3>::from_iter(both);
-    if let Some(dx) = &call.dx {
+    if let Some((dx, _)) = &call.dx {
         check_count("dx", dx.rows, n)?;
         matrices.push((dx.data.pointer(), check_rows("dx", dx.data.len(), n, f.d_in(), dx.stride)?));
     }
     let problem = Problem {
-        factors: f,
-        dtype: E::FORMAT,
+        shape: f,
+        dtype: E::DTYPE,
         pass: Pass::Backward { dx: call.dx.is_some() },
         rows: n,
-        accumulate: call.accumulate,
+        accumulate: matches!(call.dx, Some((_, Accum::Add))),
         aligned: aligned::<E>(theta, &matrices),
     };
     let plan = on.plan(&problem)?;
     check_len("workspace", call.workspace.len(), plan.workspace)?;
-    let mut p = params(&problem, &plan, theta, call.scale, call.dropout, call.workspace.pointer());
+    let mut p = params(&problem, &plan, op, theta, call.dropout, call.workspace.pointer());
     p.x = call.x.data.pointer() as _;
     p.dy = call.dy.data.pointer() as _;
     (p.x_stride, p.dy_stride) = (x as i64, dy as i64);
-    if let Some(dx) = &call.dx {
+    if let Some((dx, _)) = &call.dx {
         p.dx = dx.data.pointer() as _;
         p.dx_stride = dx.stride as i64;
     }
@@ -180,16 +125,20 @@ pub fn backward<E: Element>(on: &impl Launcher, call: Backward<'_, E>, stream: S
     p.grad = call.grad.pointer() as _;
     // `down` alone leaves T in parts; here it is whole.
     p.t_splits = 1;
-    run(on, &problem, &plan, p, stream)?;
-    Ok(plan)
+    run(on, &problem, &plan, p, stream)
 }
 
-/// Queues the merge kernel and returns the plan that it follows.
+/// Queues the merge kernel.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn merge<E: Element>(on: &impl Launcher, call: Merge<'_, E>, stream: StreamHandle) -> Result<Plan> {
-    let f = call.factors;
+pub(crate) fn merge<L: Launcher, E: Element>(
+    on: &L,
+    op: &KronOp,
+    call: Merge<'_, Cuda<L>, E>,
+    stream: StreamHandle,
+) -> Result<()> {
+    let f = op.shape;
     let theta = check_theta(&f, call.theta)?;
     let stride = check_rows("w", call.w.data.len(), call.w.rows, f.d_in(), call.w.stride)?;
     if call.first_row.checked_add(call.w.rows).is_none_or(|end| end > f.d_out()) {
@@ -200,20 +149,19 @@ pub fn merge<E: Element>(on: &impl Launcher, call: Merge<'_, E>, stream: StreamH
         });
     }
     let problem = Problem {
-        factors: f,
-        dtype: E::FORMAT,
+        shape: f,
+        dtype: E::DTYPE,
         pass: Pass::Merge,
         rows: call.w.rows,
-        accumulate: call.accumulate,
+        accumulate: call.accum == Accum::Add,
         aligned: aligned::<E>(theta, &[(call.w.data.pointer(), stride)]),
     };
     let plan = on.plan(&problem)?;
-    let mut p = params(&problem, &plan, theta, call.scale, None, 0);
+    let mut p = params(&problem, &plan, op, theta, None, 0);
     p.w = call.w.data.pointer() as _;
     p.w_stride = stride as i64;
     (p.first_row, p.w_rows) = (call.first_row as i64, call.w.rows as i64);
-    run(on, &problem, &plan, p, stream)?;
-    Ok(plan)
+    run(on, &problem, &plan, p, stream)
 }
 
 fn run(
@@ -240,19 +188,19 @@ fn run(
 fn params(
     problem: &Problem,
     plan: &Plan,
+    op: &KronOp,
     theta: u64,
-    scale: f32,
-    dropout: Option<Dropout>,
+    key: Option<DropoutKey>,
     workspace: u64,
 ) -> KronParams {
-    let f = &problem.factors;
-    let off = Dropout { threshold: 0, keep_scale: 1.0, seed: 0, offset: 0 };
-    let dropout = dropout.unwrap_or(off);
+    let f = &op.shape;
+    let dropout = if key.is_some() { op.dropout } else { Dropout::NONE };
+    let DropoutKey { seed, offset } = key.unwrap_or(DropoutKey { seed: 0, offset: 0 });
     let number = |index: usize| theta + 4 * index as u64;
     let part = |p: Parts| (workspace + 4 * p.offset as u64) as *mut f32;
     KronParams {
         a: if f.a_len() > 0 { number(0) as _ } else { std::ptr::null() },
-        b: if f.low_rank() { number(f.a_len()) as _ } else { std::ptr::null() },
+        b: if f.rank().is_some() { number(f.a_len()) as _ } else { std::ptr::null() },
         c: number(f.a_len() + f.b_len()) as _,
         t_parts: part(plan.t),
         v: part(plan.v),
@@ -265,13 +213,13 @@ fn params(
         a_in: f.a_in() as i32,
         b_out: f.b_out() as i32,
         c_in: f.c_in() as i32,
-        rank: f.rank() as i32,
+        rank: f.width() as i32,
         accumulate: problem.accumulate.into(),
-        scale,
-        keep_scale: dropout.keep_scale,
-        threshold: dropout.threshold,
-        seed: dropout.seed,
-        offset: dropout.offset,
+        scale: op.scale.get(),
+        keep_scale: dropout.keep_scale(),
+        threshold: dropout.threshold(),
+        seed,
+        offset,
         t_splits: plan.t.count as i32,
         t_slice: plan.t_slice as i32,
         dt_splits: plan.dt.count as i32,
@@ -287,17 +235,17 @@ fn params(
 /// Whether θ and every matrix's rows start on 16-byte boundaries.
 fn aligned<E: Element>(theta: u64, matrices: &[(u64, usize)]) -> bool {
     let fits = |&(pointer, stride): &(u64, usize)| {
-        pointer.is_multiple_of(16) && (stride * E::FORMAT.size()).is_multiple_of(16)
+        pointer.is_multiple_of(16) && (stride * E::DTYPE.size()).is_multiple_of(16)
     };
     theta.is_multiple_of(16) && matrices.iter().all(fits)
 }
 
-fn check_theta(f: &Factors, theta: DeviceSlice<'_, f32>) -> Result<u64> {
+fn check_theta(f: &KronShape, theta: DeviceSlice<'_, f32>) -> Result<u64> {
     check_exactly("theta", theta.len(), f)?;
     Ok(theta.pointer())
 }
 
-fn check_exactly(what: &'static str, len: usize, f: &Factors) -> Result<()> {
+fn check_exactly(what: &'static str, len: usize, f: &KronShape) -> Result<()> {
     if len == f.params() {
         return Ok(());
     }

@@ -5,6 +5,7 @@
 //! backward   dU = s·dY·B   dB += s·Σ dYᵀ·U   dT = Aᵀ·dU   dA += Σ dU·Tᵀ   dC += Σ dTᵀ·X   dX (+)= dT·C
 //! ```
 //!
+//! [`Cuda`] implements kron-core's [`Backend`](kron_core::Backend) for device memory:
 //! [`Problem`] → [`Plan`] → parameters → launch → `cuda/*.cu`; no arrow goes
 //! back. The crate knows no tensor and no framework, and its calls allocate no
 //! device memory. Without features it plans; `cuda` launches on a GPU, `emulate` runs
@@ -12,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod arch;
+mod backend;
 #[allow(unsafe_code)]
 mod device;
 mod draft;
@@ -21,7 +23,6 @@ mod driver;
 #[cfg(feature = "emulate")]
 #[allow(unsafe_code)]
 mod emulated;
-mod error;
 mod few;
 #[allow(unsafe_code)]
 mod launch;
@@ -41,15 +42,15 @@ mod profile;
 pub mod tiles;
 
 pub use arch::{ARCHS, Arch};
+pub use backend::Cuda;
 pub use device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
 #[cfg(feature = "cuda")]
 pub use driver::Gpu;
 #[cfg(feature = "emulate")]
 pub use emulated::{Async, Emulated, Schedule, Site};
-pub use error::{Error, Result};
-pub use launch::{Backward, Dropout, Forward, Launcher, Merge, backward, forward, merge};
+pub use launch::Launcher;
 #[cfg(feature = "cuda")]
 pub use memory::DeviceVec;
 pub use names::{Name, kernels};
 pub use plan::{Plan, Step, workspace_len};
-pub use problem::{Dtype, Element, Factors, Pass, Problem};
+pub use problem::Problem;

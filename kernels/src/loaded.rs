@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use crate::names::{self, Name};
-use crate::{Error, Result};
+use kron_core::{Error, Result};
 
 /// The kernels, a fatbin for each of their files.
 static FATBINS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -46,7 +46,7 @@ impl Kernels {
 
     fn load(context: &Arc<CudaContext>) -> Result<Self> {
         if FATBINS.is_empty() {
-            return Err(Error::Unavailable("this build holds no kernels: it was made without nvcc".into()));
+            return Err(Error::Unsupported("this build holds no kernels: it was made without nvcc".into()));
         }
         context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
         let mut kernels =
@@ -70,17 +70,17 @@ impl Kernels {
     }
 
     fn find(&self, name: &str) -> Result<sys::CUfunction> {
-        let c_name = CString::new(name).map_err(|e| Error::Launch(e.to_string()))?;
+        let c_name = CString::new(name).map_err(|e| Error::Device(e.to_string()))?;
         // SAFETY: the modules live as long as self, and their context is bound by the caller.
         let find = |&module: &_| unsafe { result::module::get_function(module, c_name.clone()) }.ok();
         let function = self.modules.iter().find_map(find);
         let function =
-            function.ok_or_else(|| Error::Launch(format!("{name} is not among the loaded kernels")))?;
+            function.ok_or_else(|| Error::Device(format!("{name} is not among the loaded kernels")))?;
         let limit = crate::tiles::SHARED_LIMIT as i32;
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function exists.
         unsafe { result::function::set_function_attribute(function, attribute, limit) }.map_err(|e| {
-            Error::Launch(format!("{name} may not have {limit} bytes of shared memory: {e:?}"))
+            Error::Device(format!("{name} may not have {limit} bytes of shared memory: {e:?}"))
         })?;
         Ok(function)
     }
@@ -98,5 +98,5 @@ impl Drop for Kernels {
 }
 
 pub(crate) fn unavailable(what: &str, e: DriverError) -> Error {
-    Error::Unavailable(format!("{what} cannot be made ready: {e:?}"))
+    Error::Unsupported(format!("{what} cannot be made ready: {e:?}"))
 }

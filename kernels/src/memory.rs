@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use crate::device::{DeviceSlice, DeviceSliceMut};
 use crate::driver::Gpu;
-use crate::{Element, Error, Result};
+use kron_core::{Element, Error, Result};
 
 /// Numbers in a device's memory, on a 256-byte boundary.
 pub struct DeviceVec<T> {
@@ -119,5 +119,5 @@ impl<T> Drop for DeviceVec<T> {
 }
 
 fn failed(what: &str, e: DriverError) -> Error {
-    Error::Launch(format!("{what}: the driver says {e:?}"))
+    Error::Device(format!("{what}: the driver says {e:?}"))
 }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use arrayvec::ArrayString;
 
-use crate::Dtype;
 use crate::tiles::FAST_RANKS;
+use kron_core::Dtype;
 
 /// A kernel's name, `kron_{pass}_{dtype}_{tile}`.
 pub type Name = ArrayString<32>;

@@ -8,7 +8,8 @@ use std::fmt;
 use arrayvec::ArrayVec;
 
 use crate::draft::Draft;
-use crate::{Arch, Dtype, Factors, Name, Pass, Problem, Result};
+use crate::{Arch, Name, Problem};
+use kron_core::{Dtype, KronShape, Pass, Result};
 
 /// Blocks that fill the largest chip twice: what splits aim at.
 pub const BLOCKS: usize = 264;
@@ -112,10 +113,10 @@ impl Plan {
 ///
 /// # Errors
 /// As [`Plan::new`].
-pub fn workspace_len(factors: Factors, pass: Pass, rows: usize) -> Result<usize> {
+pub fn workspace_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize> {
     let mut most = 0;
     for (dtype, aligned) in [(Dtype::F32, false), (Dtype::Bf16, true)] {
-        let plan = Plan::new(&Problem { factors, dtype, pass, rows, accumulate: true, aligned })?;
+        let plan = Plan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned })?;
         most = most.max(plan.workspace);
     }
     Ok(most)

@@ -9,8 +9,18 @@ impl Range {
     #[cfg_attr(not(feature = "nvtx"), allow(unused_variables))]
     pub(crate) fn of(problem: &Problem) -> Self {
         #[cfg(feature = "nvtx")]
-        nvtx::range_push!("{} {} {} rows", problem.pass.name(), problem.dtype.name(), problem.rows);
+        nvtx::range_push!("{} {} {} rows", call_name(problem.pass), problem.dtype.name(), problem.rows);
         Self
+    }
+}
+
+/// The call's name in the timeline.
+#[cfg(feature = "nvtx")]
+const fn call_name(pass: kron_core::Pass) -> &'static str {
+    match pass {
+        kron_core::Pass::Forward => "kron_forward",
+        kron_core::Pass::Backward { .. } => "kron_backward",
+        kron_core::Pass::Merge => "kron_merge",
     }
 }
 

@@ -5,7 +5,8 @@ mod say;
 
 use std::process::Command;
 
-use kron_kernels::{ARCHS, Dtype, Factors, Pass, Plan, Problem};
+use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
+use kron_kernels::{ARCHS, Plan, Problem};
 
 /// The script's exit code and lines, for kernels that move `share` of the plan's bytes together.
 fn verdict(plan: &Plan, share: f64, kernels: usize) -> Option<(i32, String)> {
@@ -39,9 +40,10 @@ fn verdict(plan: &Plan, share: f64, kernels: usize) -> Option<(i32, String)> {
 
 #[test]
 fn five_per_cent_more_than_the_plan_are_too_many() {
-    let factors = Factors::kron(16, 2, 256, 2048, 8).expect("legal");
+    let shape = KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)
+        .expect("legal");
     let (dtype, pass, rows) = (Dtype::Bf16, Pass::Forward, 4096);
-    let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned: true };
+    let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
     let plan = Plan::new(&problem).expect("legal");
     for (share, kernels, code, word) in
         [(1.04, 2, 0, "passed, 1.040"), (1.06, 2, 1, "FAILED, 1.060"), (1.0, 1, 1, "has not seen")]

@@ -4,8 +4,9 @@ mod common;
 
 use common::{CASES, Data};
 use half::bf16;
+use kron_core::Error;
 use kron_kernels::params::KronParams;
-use kron_kernels::{Async, Emulated, Error, Launcher, Schedule, Step, StreamHandle};
+use kron_kernels::{Async, Emulated, Launcher, Schedule, Step, StreamHandle};
 
 struct Fault {
     y: Vec<f32>,

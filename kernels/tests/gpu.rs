@@ -9,27 +9,25 @@ use common::primitives::{PRIMITIVES, input, same_as, step};
 use common::{Float, SCALE, random};
 use cudarc::driver::sys;
 use half::bf16;
+use kron_core::{Accum, Backend, Backward, Error, Forward, KronOp, KronShape, LayerDims, Pass, Scale, Split};
 use kron_kernels::params::KronParams;
-use kron_kernels::{
-    Backward, DeviceVec, Error, Factors, Forward, Gpu, Launcher, Pass, Rows, RowsMut, StreamHandle, backward,
-    forward, workspace_len,
-};
+use kron_kernels::{Cuda, DeviceVec, Gpu, Launcher, Rows, RowsMut, StreamHandle};
 use say::say;
 
 #[test]
 fn a_missing_device_is_an_error_and_never_a_panic() {
     let error = Gpu::new(1 << 20).expect_err("no machine has that many devices");
-    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    assert!(matches!(error, Error::Unsupported(_)), "{error}");
     match Gpu::count() {
         Ok(count) => say(format_args!("{count} CUDA devices")),
-        Err(Error::Unavailable(message)) => say(format_args!("skipped: {message}")),
+        Err(Error::Unsupported(message)) => say(format_args!("skipped: {message}")),
         Err(other) => panic!("{other}"),
     }
 }
 
 /// A problem with all of its memory on the device.
 struct Layer<E> {
-    factors: Factors,
+    op: KronOp,
     rows: usize,
     theta: DeviceVec<f32>,
     x: DeviceVec<E>,
@@ -42,58 +40,55 @@ struct Layer<E> {
 }
 
 impl<E: Float> Layer<E> {
-    fn new(gpu: &Gpu, factors: Factors, rows: usize) -> Self {
+    fn new(gpu: &Gpu, shape: KronShape, rows: usize) -> Self {
+        let op = KronOp::new(shape, Scale::new(SCALE).expect("finite"));
         let floats = |len, stream| gpu.upload(&random(len, stream)).expect("a little memory");
         let matrix = |width, stream| {
             let numbers: Vec<E> = random(rows * width, stream).into_iter().map(E::of).collect();
             gpu.upload(&numbers).expect("a little memory")
         };
         let scratch = [Pass::Forward, Pass::Backward { dx: true }];
-        let scratch = scratch.map(|pass| workspace_len(factors, pass, rows).expect("a legal problem"));
+        let scratch = scratch.map(|pass| Cuda::with(gpu).workspace_len(&op, pass, rows));
         Self {
-            factors,
+            op,
             rows,
-            theta: floats(factors.params(), 1),
-            x: matrix(factors.d_in(), 2),
-            y: matrix(factors.d_out(), 3),
-            dy: matrix(factors.d_out(), 4),
-            dx: matrix(factors.d_in(), 5),
-            t: floats(rows * factors.t_row(), 6),
-            grad: floats(factors.params(), 7),
+            theta: floats(shape.params(), 1),
+            x: matrix(shape.d_in(), 2),
+            y: matrix(shape.d_out(), 3),
+            dy: matrix(shape.d_out(), 4),
+            dx: matrix(shape.d_in(), 5),
+            t: floats(op.t_len(rows), 6),
+            grad: floats(shape.params(), 7),
             workspace: floats(scratch[0].max(scratch[1]), 8),
         }
     }
 
     /// Queues forward and backward, both of which add.
-    fn queue(&mut self, gpu: &Gpu, stream: StreamHandle) -> kron_kernels::Result<()> {
-        let (factors, rows, scale, dropout) = (self.factors, self.rows, SCALE, None);
-        let (d_in, d_out, accumulate) = (factors.d_in(), factors.d_out(), true);
+    fn queue(&mut self, gpu: &Gpu, stream: StreamHandle) -> kron_core::Result<()> {
+        let (op, rows, accum, dropout, on) =
+            (self.op, self.rows, Accum::Add, None, Cuda::with(gpu).on(stream));
+        let (d_in, d_out) = (op.shape.d_in(), op.shape.d_out());
         let call = Forward {
-            factors,
-            scale,
-            dropout,
             theta: self.theta.slice(),
             x: Rows { data: self.x.slice(), rows, stride: d_in },
             y: RowsMut { data: self.y.slice_mut(), rows, stride: d_out },
-            accumulate,
+            accum,
             t: self.t.slice_mut(),
             workspace: self.workspace.slice_mut(),
-        };
-        forward(gpu, call, stream)?;
-        let call = Backward {
-            factors,
-            scale,
             dropout,
+        };
+        on.forward(&op, call)?;
+        let call = Backward {
             theta: self.theta.slice(),
             x: Rows { data: self.x.slice(), rows, stride: d_in },
             t: self.t.slice(),
             dy: Rows { data: self.dy.slice(), rows, stride: d_out },
-            dx: Some(RowsMut { data: self.dx.slice_mut(), rows, stride: d_in }),
-            accumulate,
+            dx: Some((RowsMut { data: self.dx.slice_mut(), rows, stride: d_in }, accum)),
             grad: self.grad.slice_mut(),
             workspace: self.workspace.slice_mut(),
+            dropout,
         };
-        backward(gpu, call, stream).map(|_| ())
+        on.backward(&op, call)
     }
 
     /// Bits of Y, T, dX and the gradient.
@@ -114,8 +109,9 @@ fn calls_are_captured_in_a_graph() {
         Ok(gpu) => gpu,
         Err(e) => return say(format_args!("skipped: {e}")),
     };
-    let fast = Factors::kron(4, 2, 40, 136, 8).expect("legal");
-    let few = Factors::kron(3, 5, 23, 31, 6).expect("legal");
+    let kron = |layer, split, rank| KronShape::kron(layer, split, rank).expect("legal");
+    let fast = kron(LayerDims { d_out: 160, d_in: 272 }, Split { a_out: 4, a_in: 2 }, 8);
+    let few = kron(LayerDims { d_out: 69, d_in: 155 }, Split { a_out: 3, a_in: 5 }, 6);
     let both = || (Layer::<bf16>::new(&gpu, fast, 130), Layer::<f32>::new(&gpu, few, 19));
     let (mut captured, mut called) = (both(), both());
     let before = [captured.0.bits(), captured.1.bits()];

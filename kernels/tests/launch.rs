@@ -2,27 +2,25 @@
 
 mod common;
 
-use common::{CASES, Case, Data, Matrix, SCALE, close, random};
+use common::{CASES, Case, Data, Matrix, close, random};
 use half::bf16;
-use kron_kernels as kk;
-use kron_kernels::{DeviceSlice, DeviceSliceMut, Emulated, StreamHandle};
+use kron_core::{Accum, Backend, Backward, Forward, Merge, Pass, Result};
+use kron_kernels::{self as kk, Cuda, DeviceSlice, DeviceSliceMut, Emulated};
 
 const CASE: Case = CASES[8];
 
-fn forward(data: &mut Data<bf16>, rows: usize, t_len: usize, scratch: usize) -> kk::Result<kk::Plan> {
+fn forward(data: &mut Data<bf16>, rows: usize, t_len: usize, scratch: usize) -> Result<()> {
     let mut workspace = vec![0.0; scratch];
-    let call = kk::Forward {
-        factors: data.case.factors(),
-        scale: SCALE,
-        dropout: None,
+    let call = Forward {
         theta: DeviceSlice::host(data.theta.as_slice()),
         x: data.x.rows(),
         y: kk::RowsMut { rows, ..data.y.rows_mut() },
-        accumulate: data.case.accumulate,
+        accum: data.case.accum(),
         t: DeviceSliceMut::host(&mut data.t[..t_len]),
         workspace: DeviceSliceMut::host(&mut workspace),
+        dropout: None,
     };
-    kk::forward(&Emulated::new(), call, StreamHandle::DEFAULT)
+    Cuda::with(Emulated::new()).forward(&data.case.op(), call)
 }
 
 #[test]
@@ -30,7 +28,7 @@ fn buffers_are_refused_with_the_numbers() {
     let mut data = Data::<bf16>::new(Case { sizes: [4, 2, 168, 328, 8], rows: 30, ..CASE });
     let t = data.t.len();
     let before = data.y.bits();
-    let refused = |e: kk::Result<kk::Plan>| e.expect_err("refused").to_string();
+    let refused = |e: Result<()>| e.expect_err("refused").to_string();
     let error = refused(forward(&mut data, 29, t, 1 << 16));
     assert_eq!(error, "y has 29 rows, but x has 30");
     let error = refused(forward(&mut data, 30, t - 1, 1 << 16));
@@ -59,30 +57,28 @@ fn without_dx_the_gradient_has_the_same_bits() {
     for case in [CASES[9], CASES[0], CASES[23]] {
         let mut data = Data::<bf16>::new(case);
         let whole = data.clone().run(&Emulated::new()).expect("runs");
-        let pass = kk::Pass::Backward { dx: false };
-        let len = kk::workspace_len(case.factors(), pass, case.rows).expect("legal");
+        let (op, cuda) = (case.op(), Cuda::with(Emulated::new()));
+        let len = cuda.workspace_len(&op, Pass::Backward { dx: false }, case.rows);
         let mut workspace = vec![f32::NAN; len];
-        let call = kk::Backward {
-            factors: case.factors(),
-            scale: SCALE,
-            dropout: case.drop(),
+        let call = Backward {
             theta: DeviceSlice::host(data.theta.as_slice()),
             x: data.x.rows(),
             t: DeviceSlice::host(&whole.t),
             dy: data.dy.rows(),
             dx: None,
-            accumulate: case.accumulate,
             grad: DeviceSliceMut::host(&mut data.grad),
             workspace: DeviceSliceMut::host(&mut workspace),
+            dropout: case.key(),
         };
-        kk::backward(&Emulated::new(), call, StreamHandle::DEFAULT).expect("runs");
+        cuda.backward(&op, call).expect("runs");
         assert_eq!(data.grad, whole.grad, "{case:?}");
     }
 }
 
-fn band_call<'a>(data: &'a Data<f32>, w: kk::RowsMut<'a, f32>, first_row: usize) -> kk::Merge<'a, f32> {
-    let (factors, theta) = (data.case.factors(), DeviceSlice::host(data.theta.as_slice()));
-    kk::Merge { factors, scale: SCALE, theta, w, first_row, accumulate: true }
+fn merge(data: &Data<f32>, w: kk::RowsMut<'_, f32>, first_row: usize) -> Result<()> {
+    let (theta, workspace) = (DeviceSlice::host(data.theta.as_slice()), DeviceSliceMut::host(&mut []));
+    let call = Merge { theta, w, first_row, accum: Accum::Add, workspace };
+    Cuda::with(Emulated::new()).merge(&data.case.op(), call)
 }
 
 #[test]
@@ -94,14 +90,11 @@ fn merge_takes_any_band_of_rows() {
     let old = random(data.w.rows * cols, 5);
     for (first_row, rows) in [(0, 1), (5, 9), (6, 15), (20, 1), (21, 0)] {
         let mut band = Matrix::<f32>::new(rows, cols, 2, &old[first_row * cols..]);
-        kk::merge(&Emulated::new(), band_call(&data, band.rows_mut(), first_row), StreamHandle::DEFAULT)
-            .expect("runs");
+        merge(&data, band.rows_mut(), first_row).expect("runs");
         let part = whole.slice(ndarray::s![first_row..first_row + rows, ..]).to_owned();
         assert_eq!(band.to_f64(), part);
         band.bits();
-        let error =
-            kk::merge(&Emulated::new(), band_call(&data, band.rows_mut(), 22 - rows), StreamHandle::DEFAULT);
-        let error = error.expect_err("past the end").to_string();
+        let error = merge(&data, band.rows_mut(), 22 - rows).expect_err("past the end").to_string();
         assert!(error.contains("but the weight has 21 rows"), "{error}");
     }
 }

@@ -8,9 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::{CASES, Case, Data, check};
 use half::bf16;
+use kron_core::Result;
 use kron_kernels::params::KronParams;
 use kron_kernels::plan::BLOCKS;
-use kron_kernels::{Async, Emulated, Launcher, Result, Schedule, Site, Step, StreamHandle};
+use kron_kernels::{Async, Emulated, Launcher, Schedule, Site, Step, StreamHandle};
 
 /// The orders of threads and copies that a fault has to show in, the quickest first.
 fn schedules() -> impl Iterator<Item = (Schedule, Async, u64)> {

@@ -2,23 +2,31 @@
 
 use std::collections::BTreeSet;
 
+use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split};
 use kron_kernels::plan::BLOCKS;
 use kron_kernels::tiles::{FAST_RANKS, FEW_ROWS, SHARED_LIMIT};
-use kron_kernels::{ARCHS, Dtype, Emulated, Factors, Pass, Plan, Problem, workspace_len};
+use kron_kernels::{ARCHS, Emulated, Plan, Problem, workspace_len};
 use proptest::prelude::*;
 
-fn factors() -> impl Strategy<Value = Factors> {
+fn shapes() -> impl Strategy<Value = KronShape> {
     let size = |most| prop_oneof![1..=16usize, (1..=most / 8usize).prop_map(|v| v * 8), 1..=most];
     let rank = prop_oneof![1..=256usize, proptest::sample::select(FAST_RANKS.to_vec())];
     (0..3, 1..=64usize, 1..=64usize, size(20_000), size(20_000), rank).prop_map(
         |(kind, a_out, a_in, b_out, c_in, rank)| match kind {
-            0 => Factors::lora(b_out, c_in, rank).expect("small"),
-            1 => Factors::kron(a_out, a_in, b_out, c_in, rank).expect("small"),
+            0 => KronShape::lora(LayerDims { d_out: b_out, d_in: c_in }, rank).expect("small"),
+            1 => kron([a_out, a_in, b_out, c_in, rank]).expect("small"),
             _ => {
-                Factors::kron(a_out, a_in, b_out % 4000 + 1, c_in, 1).and_then(Factors::full).expect("small")
+                let (d_out, d_in) = (a_out * (b_out % 4000 + 1), a_in * c_in);
+                KronShape::krona(LayerDims { d_out, d_in }, Split { a_out, a_in }).expect("small")
             }
         },
     )
+}
+
+/// Kron-LoRA by its factors' sizes: a_out, a_in, b_out, c_in, rank.
+fn kron([a_out, a_in, b_out, c_in, rank]: [usize; 5]) -> Result<KronShape> {
+    let layer = LayerDims { d_out: a_out * b_out, d_in: a_in * c_in };
+    KronShape::kron(layer, Split { a_out, a_in }, rank)
 }
 
 fn problem() -> impl Strategy<Value = Problem> {
@@ -30,12 +38,12 @@ fn problem() -> impl Strategy<Value = Problem> {
     ];
     let rows = prop_oneof![0..=64usize, 0..=40_000usize];
     let dtype = proptest::sample::select(Dtype::ALL.to_vec());
-    (factors(), dtype, pass, rows, any::<bool>(), any::<bool>()).prop_map(
-        |(factors, dtype, pass, rows, accumulate, aligned)| Problem {
-            factors,
+    (shapes(), dtype, pass, rows, any::<bool>(), any::<bool>()).prop_map(
+        |(shape, dtype, pass, rows, accumulate, aligned)| Problem {
+            shape,
             dtype,
             pass,
-            rows: if pass == Pass::Merge { rows.min(factors.d_out()) } else { rows },
+            rows: if pass == Pass::Merge { rows.min(shape.d_out()) } else { rows },
             accumulate,
             aligned,
         },
@@ -63,7 +71,7 @@ proptest! {
             prop_assert_eq!(step.grid % step.col_tiles, 0);
             prop_assert_eq!(step.grid / step.col_tiles % step.row_chunks, 0);
         }
-        let covering = workspace_len(problem.factors, problem.pass, problem.rows).expect("legal");
+        let covering = workspace_len(problem.shape, problem.pass, problem.rows).expect("legal");
         prop_assert!(plan.workspace <= covering, "{} > {}", plan.workspace, covering);
         prop_assert!(plan.bytes >= plan.floor_bytes);
         prop_assert_eq!(plan.floor_bytes == 0, problem.rows == 0);
@@ -74,33 +82,24 @@ proptest! {
 /// columns and rows, none of them for nothing; the scratch is what the caller was told to bring.
 #[test]
 fn few_rows_are_two_launches_in_each_direction() {
-    let problem = (factors(), any::<bool>(), 1..=FEW_ROWS, any::<bool>(), 0..=BLOCKS);
-    let test = |(factors, aligned, rows, dx, blocks): (Factors, _, _, _, usize)| {
+    let problem = (shapes(), any::<bool>(), 1..=FEW_ROWS, any::<bool>(), 0..=BLOCKS);
+    let test = |(shape, aligned, rows, dx, blocks): (KronShape, _, _, _, usize)| {
         for dtype in Dtype::ALL {
             for pass in [Pass::Forward, Pass::Backward { dx }] {
-                let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned };
+                let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned };
                 let plan = Plan::aimed_at(blocks, &problem).expect("a legal problem");
                 prop_assert_eq!(plan.steps.len(), 2, "{:?}: {}", problem, plan);
-                prop_assert!(
-                    plan.workspace <= workspace_len(factors, pass, rows).expect("legal"),
-                    "{}",
-                    plan
-                );
+                prop_assert!(plan.workspace <= workspace_len(shape, pass, rows).expect("legal"), "{}", plan);
                 let (fast, [first, second]) =
                     (plan.steps[0].kernel.contains("_r"), [0, 1].map(|i| plan.steps[i]));
                 let covers = |total: usize, parts: usize, each: usize| {
                     (parts - 1) * each < total && total <= parts * each
                 };
                 if pass == Pass::Forward {
+                    prop_assert!(covers(shape.c_in(), plan.t.count, plan.t_slice), "{:?}: {}", problem, plan);
+                    let tiles = second.col_tiles as usize / shape.a_out();
                     prop_assert!(
-                        covers(factors.c_in(), plan.t.count, plan.t_slice),
-                        "{:?}: {}",
-                        problem,
-                        plan
-                    );
-                    let tiles = second.col_tiles as usize / factors.a_out();
-                    prop_assert!(
-                        covers(factors.b_out(), tiles, second.cols as usize),
+                        covers(shape.b_out(), tiles, second.cols as usize),
                         "{:?}: {}",
                         problem,
                         plan
@@ -108,13 +107,13 @@ fn few_rows_are_two_launches_in_each_direction() {
                     let widest = if fast { 256 } else { 64 };
                     prop_assert!(second.cols.is_multiple_of(32) && second.cols <= widest, "{}", plan);
                 } else if fast {
-                    for (step, total, unit) in [(first, factors.b_out(), 16), (second, factors.c_in(), 32)] {
+                    for (step, total, unit) in [(first, shape.b_out(), 16), (second, shape.c_in(), 32)] {
                         let (tiles, cols) = (step.col_tiles as usize, step.cols as usize);
                         prop_assert!(covers(total, tiles, cols), "{:?}: {}", problem, plan);
                         prop_assert!(cols.is_multiple_of(unit) && cols <= 128, "{:?}: {}", problem, plan);
                     }
                     prop_assert!(
-                        covers(factors.a_out(), plan.i_groups, plan.i_group),
+                        covers(shape.a_out(), plan.i_groups, plan.i_group),
                         "{:?}: {}",
                         problem,
                         plan
@@ -128,8 +127,8 @@ fn few_rows_are_two_launches_in_each_direction() {
                         plan
                     );
                     prop_assert!(plan.dt.count.is_multiple_of(plan.i_groups), "{}", plan);
-                    let slices = (factors.b_out(), plan.dt.count / plan.i_groups);
-                    let groups = [plan.i_groups, plan.db.count.max(1)].map(|n| (factors.a_out(), n));
+                    let slices = (shape.b_out(), plan.dt.count / plan.i_groups);
+                    let groups = [plan.i_groups, plan.db.count.max(1)].map(|n| (shape.a_out(), n));
                     for (total, parts) in groups.into_iter().chain([slices]) {
                         prop_assert!((parts - 1) * total.div_ceil(parts) < total, "{:?}: {}", problem, plan);
                     }
@@ -144,8 +143,8 @@ fn few_rows_are_two_launches_in_each_direction() {
 
 /// The paper's layer, 4096 × 4096 at (a_in, a_out) = (2, 16), rank 8.
 fn paper(pass: Pass, rows: usize) -> Problem {
-    let factors = Factors::kron(16, 2, 256, 2048, 8).expect("legal");
-    Problem { factors, dtype: Dtype::Bf16, pass, rows, accumulate: true, aligned: true }
+    let shape = kron([16, 2, 256, 2048, 8]).expect("legal");
+    Problem { shape, dtype: Dtype::Bf16, pass, rows, accumulate: true, aligned: true }
 }
 
 #[test]
@@ -189,27 +188,27 @@ fn the_chip_is_filled_from_one_token_on() {
     // higher rank has larger parts, so fewer of them, and a layer of 1024 rows has 32 warps' columns.
     for (d_out, d_in) in [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096)] {
         for rank in FAST_RANKS {
-            let kron = Factors::kron(16, 2, d_out / 16, d_in / 2, rank);
-            for factors in [kron, Factors::lora(d_out, d_in, rank)].map(|f| f.expect("legal")) {
+            let kron = kron([16, 2, d_out / 16, d_in / 2, rank]);
+            for shape in [kron, KronShape::lora(LayerDims { d_out, d_in }, rank)].map(|f| f.expect("legal")) {
                 let passes = [Pass::Forward, Pass::Backward { dx: true }].into_iter();
                 let plans = passes.map(|pass| {
-                    Plan::new(&Problem { factors, pass, ..paper(Pass::Forward, 1) }).expect("legal")
+                    Plan::new(&Problem { shape, pass, ..paper(Pass::Forward, 1) }).expect("legal")
                 });
                 let least = if rank <= 8 && d_out > 1024 { 96 } else { 32 };
                 for plan in plans {
-                    assert!(plan.steps.iter().all(|s| s.grid >= least), "{factors:?}: {plan}");
-                    assert!(plan.steps.iter().all(|s| s.kernel.contains("_r")), "{factors:?}: {plan}");
+                    assert!(plan.steps.iter().all(|s| s.grid >= least), "{shape:?}: {plan}");
+                    assert!(plan.steps.iter().all(|s| s.kernel.contains("_r")), "{shape:?}: {plan}");
                 }
             }
         }
     }
     // The general tile, with few rows: most of 132 multiprocessors have a block, for LoRA and high rank too; with
     // one row in the forward pass as well, where more rows have larger parts, so fewer of them.
-    let lora = |rank| Factors::lora(4096, 4096, rank).expect("legal");
-    for factors in [paper(Pass::Merge, 1).factors, lora(8), lora(256)] {
+    let lora = |rank| KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, rank).expect("legal");
+    for shape in [paper(Pass::Merge, 1).shape, lora(8), lora(256)] {
         for rows in [1, 3, 16, 64] {
             let pass = Pass::Backward { dx: true };
-            let problem = Problem { factors, dtype: Dtype::F32, pass, rows, accumulate: true, aligned: true };
+            let problem = Problem { shape, dtype: Dtype::F32, pass, rows, accumulate: true, aligned: true };
             let plan = Plan::new(&problem).expect("legal");
             assert!(plan.steps.iter().all(|s| s.grid >= 96), "{rows} rows: {plan}");
             let plan = Plan::new(&Problem { pass: Pass::Forward, ..problem }).expect("legal");
@@ -239,10 +238,10 @@ fn every_kernel_is_in_some_plan() {
     let passes =
         [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
     for rank in FAST_RANKS.into_iter().chain(general) {
-        let factors = Factors::kron(4, 2, 64, 128, rank).expect("legal");
+        let shape = kron([4, 2, 64, 128, rank]).expect("legal");
         for dtype in Dtype::ALL {
             for (pass, rows) in passes.into_iter().flatten() {
-                let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned: true };
+                let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
                 used.extend(Plan::new(&problem).expect("legal").steps.iter().map(|s| s.kernel.to_string()));
             }
         }
@@ -254,9 +253,9 @@ fn every_kernel_is_in_some_plan() {
 
 #[test]
 fn impossible_sizes_are_refused_with_the_numbers() {
-    let zero = Factors::kron(2, 0, 8, 8, 4).expect_err("zero").to_string();
-    assert!(zero.contains("a_in is 0"), "{zero}");
-    let wide = Factors::lora(1 << 20, 8, 1 << 20).expect_err("too many").to_string();
+    let wide = KronShape::lora(LayerDims { d_out: 1 << 20, d_in: 8 }, 1 << 20).expect("legal on a CPU");
+    let wide =
+        Plan::new(&Problem { shape: wide, ..paper(Pass::Forward, 1) }).expect_err("too many").to_string();
     assert!(wide.contains("b_out·rank is 1099511627776"), "{wide}");
     let long = Plan::new(&paper(Pass::Forward, 1 << 40)).expect_err("too many blocks").to_string();
     assert!(long.contains("but a grid has at most 2147483647"), "{long}");

@@ -3,11 +3,11 @@
 //!
 //! Only for a new version or a new kind: `cargo run -p kron-tests --example fuzz-seeds`.
 
-use kron_core::Existing;
-use kron_core::io::write_atomic;
+use kron_adapter::Existing;
+use kron_adapter::io::write_atomic;
 use kron_tests::{adapters, foreign};
 
-fn main() -> kron_core::Result<()> {
+fn main() -> kron_adapter::Result<()> {
     for (name, adapter) in adapters::seeds() {
         let path = format!("{}/{name}.safetensors", adapters::SEEDS);
         adapter.write(&path, Existing::Replace)?;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kron_core::{Adapter, KronShape, Layer, ScaleRule, Scaling, Theta};
+use kron_adapter::{Adapter, Layer, ScaleRule, Scaling};
+use kron_core::{KronShape, LayerDims, Split, Theta};
 
 /// The folder of the valid files that a fuzzer starts from.
 pub const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/adapter");
@@ -33,10 +34,26 @@ pub fn read_any(bytes: &[u8]) -> bool {
 
 /// The files of `fuzz/seeds/adapter`, by name: one of each kind, and one of all.
 pub fn seeds() -> Vec<(&'static str, Adapter)> {
-    let kron = layer("q", KronShape::kron(6, 10, 3, 2, 1), Scaling::new(8.0, 1, ScaleRule::AlphaOverR));
-    let lora = layer("k", KronShape::lora(4, 3, 2), Scaling::new(0.1, 2, ScaleRule::AlphaOverR));
-    let root = layer("v", KronShape::kron(5, 7, 1, 7, 3), Scaling::new(16.0, 3, ScaleRule::AlphaOverSqrtR));
-    let krona = layer("o", KronShape::krona(4, 9, 2, 3), Scaling::plain(-0.5));
+    let kron = layer(
+        "q",
+        KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1),
+        Scaling::new(8.0, 1, ScaleRule::AlphaOverR),
+    );
+    let lora = layer(
+        "k",
+        KronShape::lora(LayerDims { d_out: 4, d_in: 3 }, 2),
+        Scaling::new(0.1, 2, ScaleRule::AlphaOverR),
+    );
+    let root = layer(
+        "v",
+        KronShape::kron(LayerDims { d_out: 5, d_in: 7 }, Split { a_out: 1, a_in: 7 }, 3),
+        Scaling::new(16.0, 3, ScaleRule::AlphaOverSqrtR),
+    );
+    let krona = layer(
+        "o",
+        KronShape::krona(LayerDims { d_out: 4, d_in: 9 }, Split { a_out: 2, a_in: 3 }),
+        Scaling::plain(-0.5),
+    );
     let mixed = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "lm_head"]
         .into_iter()
         .zip([&kron, &krona, &lora])
@@ -59,7 +76,7 @@ fn adapter(layers: Vec<Layer>) -> Adapter {
 }
 
 /// A layer whose numbers are 1/8, 2/8, 3/8 …, with every other sign.
-fn layer(module: &str, shape: kron_core::Result<KronShape>, scaling: kron_core::Result<Scaling>) -> Layer {
+fn layer(module: &str, shape: kron_core::Result<KronShape>, scaling: kron_adapter::Result<Scaling>) -> Layer {
     let shape = shape.expect("a legal shape");
     let number = |i: usize| (i as f32 + 1.0) / 8.0 * if i.is_multiple_of(2) { 1.0 } else { -1.0 };
     let theta = Theta::from_vec(shape, (0..shape.params()).map(number).collect()).expect("its length");

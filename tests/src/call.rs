@@ -110,7 +110,7 @@ pub fn backward<E: Element>(
     let t = on.place(Guarded::of(&[t, &[f32::NAN; TAIL][..tail]].concat()));
     let mut out = out.map(|m| (on.place(m.buffer), m.layout));
     let mut grad = on.place(Guarded::of(old));
-    let mut workspace = on.place(workspace(on, &p.op, Pass::Backward, p.rows(), tail));
+    let mut workspace = on.place(workspace(on, &p.op, Pass::Backward { dx: true }, p.rows(), tail));
     let call = Backward {
         theta: on.floats(&theta),
         x: on.rows(&x, x_layout),

@@ -1,6 +1,6 @@
 //! `cases.toml`: the one table of problems that the suite runs.
 
-use kron_core::{Dropout, DropoutKey, KronOp, KronShape, Scale};
+use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Scale, Split};
 use serde::Deserialize;
 
 /// Which adapter a case is.
@@ -60,9 +60,16 @@ impl Case {
     /// A row that makes no legal shape.
     pub fn shape(&self) -> KronShape {
         let shape = match (self.kind, self.rank) {
-            (Kind::Kron, Some(r)) => KronShape::kron(self.d_out, self.d_in, self.a_out, self.a_in, r),
-            (Kind::Lora, Some(r)) => KronShape::lora(self.d_out, self.d_in, r),
-            (Kind::Krona, None) => KronShape::krona(self.d_out, self.d_in, self.a_out, self.a_in),
+            (Kind::Kron, Some(r)) => KronShape::kron(
+                LayerDims { d_out: self.d_out, d_in: self.d_in },
+                Split { a_out: self.a_out, a_in: self.a_in },
+                r,
+            ),
+            (Kind::Lora, Some(r)) => KronShape::lora(LayerDims { d_out: self.d_out, d_in: self.d_in }, r),
+            (Kind::Krona, None) => KronShape::krona(
+                LayerDims { d_out: self.d_out, d_in: self.d_in },
+                Split { a_out: self.a_out, a_in: self.a_in },
+            ),
             (kind, rank) => panic!("{}: {kind:?} with rank {rank:?}", self.name),
         };
         shape.unwrap_or_else(|e| panic!("{}: {e}", self.name))
@@ -138,7 +145,8 @@ pub fn named(name: &str) -> Case {
 mod tests {
     use std::collections::{BTreeSet, HashSet};
 
-    use kron_kernels::{Dtype, Factors, Pass, Plan, Problem};
+    use kron_core::{Dtype, Pass};
+    use kron_kernels::{Plan, Problem};
 
     use super::*;
 
@@ -155,18 +163,13 @@ mod tests {
     /// The names in the plans of a case, in every dtype.
     fn kernels_of(case: &Case) -> BTreeSet<String> {
         let s = case.shape();
-        let factors = |rank| match case.kind {
-            Kind::Lora => Factors::lora(s.d_out(), s.d_in(), rank),
-            _ => Factors::kron(s.a_out(), s.a_in(), s.b_out(), s.c_in(), rank),
-        };
-        let factors = case.rank.map_or_else(|| factors(1).and_then(Factors::full), factors).expect("legal");
         let mut names = BTreeSet::new();
         for (dtype, rows) in Dtype::ALL.into_iter().flat_map(|d| case.rows.iter().map(move |&n| (d, n))) {
             let whole = |width: usize| ((width + case.pad) * dtype.size()).is_multiple_of(16);
             let aligned = whole(s.d_in()) && whole(s.d_out());
             let passes = [Pass::Forward, Pass::Backward { dx: true }].map(|pass| (pass, rows));
             for (pass, rows) in passes.into_iter().chain([(Pass::Merge, s.d_out())]) {
-                let problem = Problem { factors, dtype, pass, rows, accumulate: true, aligned };
+                let problem = Problem { shape: s, dtype, pass, rows, accumulate: true, aligned };
                 let plan = Plan::new(&problem).expect("legal");
                 names.extend(plan.steps.iter().map(|step| step.kernel.to_string()));
             }

@@ -154,6 +154,8 @@ impl Measures {
 /// A suite that cannot fail proves nothing: every mutation of correct results must be reported.
 #[cfg(test)]
 mod tests {
+    use kron_core::{LayerDims, Split};
+
     use super::*;
     use crate::inputs::{Old, Problem};
     use crate::{oracle, plain};
@@ -170,7 +172,9 @@ mod tests {
     }
 
     fn fixture<E: Element>() -> Fixture {
-        let shape = KronShape::kron(15 * 7, 4 * 23, 15, 4, 5).unwrap();
+        let shape =
+            KronShape::kron(LayerDims { d_out: 15 * 7, d_in: 4 * 23 }, Split { a_out: 15, a_in: 4 }, 5)
+                .unwrap();
         let problem = Problem::<E>::random(KronOp::new(shape, Scale::new(1.5).unwrap()), 37, 11);
         let answer = oracle::solve(&problem);
         let old = Old::like(&answer, 3);

@@ -68,7 +68,7 @@ impl Engine for Cpu {
 #[cfg(feature = "emulate")]
 mod emulated {
     use kron_core::Element;
-    use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, Emulated, Rows, RowsMut};
+    use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Emulated, Rows, RowsMut};
 
     use super::Engine;
     use crate::guard::{Guarded, Layout};
@@ -109,7 +109,7 @@ mod gpu {
     use std::ops::Range;
 
     use kron_core::Element;
-    use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, DeviceVec, Gpu, Rows, RowsMut};
+    use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, DeviceVec, Gpu, Rows, RowsMut};
 
     use super::Engine;
     use crate::guard::{Guarded, Layout};

@@ -7,11 +7,11 @@
 
 use std::path::Path;
 
+use kron_adapter::Adapter;
+use kron_adapter::To;
+use kron_adapter::peft::Form;
 use kron_cli::merge::base::Base;
 use kron_cli::model::Config;
-use kron_core::Adapter;
-use kron_formats::To;
-use kron_formats::peft::Form;
 use rand::RngExt;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -70,8 +70,8 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
     }
     let first = folder.join(names[0]);
     let read = match kind {
-        Kind::Peft => kron_formats::read(folder).map(|loaded| write_all(&loaded.adapter)),
-        Kind::File => kron_formats::read(&first).map(|loaded| write_all(&loaded.adapter)),
+        Kind::Peft => kron_adapter::read(folder).map(|loaded| write_all(&loaded.adapter)),
+        Kind::File => kron_adapter::read(&first).map(|loaded| write_all(&loaded.adapter)),
         Kind::Config => Config::read(&first).and_then(|config| {
             config.transposed("h.0.attn.c_attn");
             config.tied()?;
@@ -109,7 +109,7 @@ pub fn damaged(seeds: &[(String, Vec<u8>)], rng: &mut impl RngExt) -> Vec<u8> {
 const MOST_NUMBERS: usize = 1 << 16;
 
 fn write_all(adapter: &Adapter) {
-    let large = |layer: &kron_core::Layer| {
+    let large = |layer: &kron_adapter::Layer| {
         let shape = layer.shape();
         let rank = shape.width().saturating_mul(shape.a_in().max(shape.a_out()));
         rank.saturating_mul(shape.d_out().saturating_add(shape.d_in())) > MOST_NUMBERS

@@ -3,8 +3,8 @@
 #[cfg(feature = "emulate")]
 mod emulated {
     use half::{bf16, f16};
-    use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, Emulated, Rows, RowsMut};
-    use kron_core::{Accum, Backend, Error, Forward, KronOp, KronShape, Pass, Scale};
+    use kron_core::{Accum, Backend, Error, Forward, KronOp, KronShape, LayerDims, Pass, Scale, Split};
+    use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Emulated, Rows, RowsMut};
     use kron_tests::cases::{self, Case};
     use kron_tests::suite;
 
@@ -84,12 +84,14 @@ mod emulated {
             assert!(result.is_ok() || (y, t) == (vec![1.0; 6], vec![1.0; t_len]), "a refused call wrote");
             result
         };
-        let small = KronShape::kron(6, 4, 3, 2, 1).expect("legal");
+        let small =
+            KronShape::kron(LayerDims { d_out: 6, d_in: 4 }, Split { a_out: 3, a_in: 2 }, 1).expect("legal");
         attempt(small, 2).expect("fits");
         let error = attempt(small, 1).expect_err("T has two numbers");
         assert!(matches!(error, Error::Buffer { what: "t", .. }), "{error}");
         // Legal here, but more than the kernels' 32-bit indices reach.
-        let large = KronShape::kron(6, 1 << 33, 3, 2, 1).expect("legal");
+        let large = KronShape::kron(LayerDims { d_out: 6, d_in: 1 << 33 }, Split { a_out: 3, a_in: 2 }, 1)
+            .expect("legal");
         let error = attempt(large, 2).expect_err("2³² columns of C");
         assert!(matches!(error, Error::Shape(_)), "{error}");
     }
@@ -98,8 +100,8 @@ mod emulated {
 #[cfg(feature = "cuda")]
 mod gpu {
     use half::{bf16, f16};
-    use kron_core::Cuda;
-    use kron_core::cuda::Gpu;
+    use kron_kernels::Cuda;
+    use kron_kernels::Gpu;
     use kron_tests::say::say;
     use kron_tests::{cases, suite};
 

@@ -4,7 +4,9 @@
 //! Identity factors carry the mask to where it can be seen: with C = I, T is X̃.
 
 use half::{bf16, f16};
-use kron_core::{Dropout, DropoutKey, Dtype, Element, KronOp, KronShape, PER_BLOCK, Scale, Theta, philox};
+use kron_core::{
+    Dropout, DropoutKey, Dtype, Element, KronOp, KronShape, LayerDims, PER_BLOCK, Scale, Split, Theta, philox,
+};
 use kron_tests::call::{self, Dx, bits};
 use kron_tests::inputs::{Old, Problem};
 use kron_tests::{backends, cases};
@@ -34,7 +36,8 @@ fn identity(n: usize) -> Vec<f32> {
 
 /// C = I of rank c_in, so that T = X̃; A = 1 … 1.
 fn x_in_t<E: Element>(p: f32, (a_in, c_in): (usize, usize), rows: usize, key: DropoutKey) -> Problem<E> {
-    let shape = KronShape::kron(2, a_in * c_in, 2, a_in, c_in).expect("legal");
+    let shape = KronShape::kron(LayerDims { d_out: 2, d_in: a_in * c_in }, Split { a_out: 2, a_in }, c_in)
+        .expect("legal");
     let theta = Theta::from_factors(shape, &vec![1.0; 2 * a_in], &vec![1.0; c_in], &identity(c_in));
     ones(op(shape, p), theta.expect("sizes"), rows, Some(key))
 }
@@ -100,7 +103,7 @@ fn backward_uses_the_same_mask() {
 fn backward_mask<E: Element>() {
     let rows = 70;
     for (p, d_in) in [0.1, 0.5, 0.9].into_iter().flat_map(|p| [1, 7, 37, 301].map(|d| (p, d))) {
-        let shape = KronShape::lora(rows, d_in, rows).expect("legal");
+        let shape = KronShape::lora(LayerDims { d_out: rows, d_in }, rows).expect("legal");
         let theta = Theta::from_factors(shape, &[], &identity(rows), &vec![1.0; rows * d_in]);
         let mut problem = ones::<E>(op(shape, p), theta.expect("sizes"), rows, Some(KEY));
         let eye = Array2::from_shape_vec((rows, rows), identity(rows)).expect("square");

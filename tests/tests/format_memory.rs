@@ -1,6 +1,6 @@
 //! Reading never allocates more than the file's own size justifies.
 
-use kron_core::Adapter;
+use kron_adapter::Adapter;
 use kron_tests::adapters::seeds;
 use kron_tests::hostile::{Parts, hostile};
 

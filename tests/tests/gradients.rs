@@ -1,7 +1,7 @@
 //! The oracle itself: ΔW against its definition on numbers that a reader can
 //! check, and its gradients against central differences of its own forward.
 
-use kron_core::{KronOp, KronShape, Scale, Theta, reference};
+use kron_core::{KronOp, KronShape, LayerDims, Scale, Split, Theta, reference};
 use kron_tests::cases;
 use kron_tests::inputs::Problem;
 use kron_tests::oracle::widen;
@@ -10,7 +10,8 @@ use ndarray::{Array2, array};
 /// ΔW = 3·\[1 2; 0 −1\] ⊗ (\[1; 2\]·\[1 10\]), written out.
 #[test]
 fn delta_weight_is_the_definition() {
-    let shape = KronShape::kron(4, 4, 2, 2, 1).expect("legal");
+    let shape =
+        KronShape::kron(LayerDims { d_out: 4, d_in: 4 }, Split { a_out: 2, a_in: 2 }, 1).expect("legal");
     let op = KronOp::new(shape, Scale::new(3.0).expect("finite"));
     let theta = Theta::from_factors(shape, &[1.0, 2.0, 0.0, -1.0], &[1.0, 2.0], &[1.0, 10.0]).expect("sizes");
     let want = array![

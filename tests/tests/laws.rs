@@ -4,7 +4,9 @@
 //! equal bit for bit; where it is about rounding, the bound is the rounding.
 
 use half::{bf16, f16};
-use kron_core::{Dropout, DropoutKey, Element, Inner, KronOp, KronShape, Outer, Scale, Theta, reference};
+use kron_core::{
+    Dropout, DropoutKey, Element, Inner, KronOp, KronShape, LayerDims, Outer, Scale, Split, Theta, reference,
+};
 use kron_tests::call::{self, Dx, bits};
 use kron_tests::exact::{self, dot, dot_slices, integers};
 use kron_tests::inputs::{Old, Problem};
@@ -19,9 +21,11 @@ fn shapes() -> impl Strategy<Value = KronShape> {
     let inner = || 1..=40usize;
     (factor(), factor(), inner(), inner(), 1..=20usize, 0..4u8).prop_map(|(ao, ai, bo, ci, r, kind)| {
         let shape = match kind {
-            0 => KronShape::lora(bo, ci, r),
-            1 => KronShape::krona(ao * bo, ai * ci, ao, ai),
-            _ => KronShape::kron(ao * bo, ai * ci, ao, ai, r),
+            0 => KronShape::lora(LayerDims { d_out: bo, d_in: ci }, r),
+            1 => KronShape::krona(LayerDims { d_out: ao * bo, d_in: ai * ci }, Split { a_out: ao, a_in: ai }),
+            _ => {
+                KronShape::kron(LayerDims { d_out: ao * bo, d_in: ai * ci }, Split { a_out: ao, a_in: ai }, r)
+            }
         };
         shape.expect("drawn to be legal")
     })
@@ -95,7 +99,7 @@ proptest! {
     ) {
         let shape = |a_out, a_in, b_out, c_in, rank: Option<usize>| {
             let inner = rank.map_or(Inner::Full, Inner::LowRank);
-            KronShape::new(a_out * b_out, a_in * c_in, a_out, a_in, Outer::Trained, inner).expect("legal")
+            KronShape::new(LayerDims { d_out: a_out * b_out, d_in: a_in * c_in }, Split { a_out, a_in }, Outer::Trained, inner).expect("legal")
         };
         let (first, second, both) = (shape(b, c, q, r, rank), shape(a, b, p, q, rank), shape(a, c, p, r, rank));
         let (one, scale) = (Scale::new(1.0).expect("finite"), Scale::new(-3.0).expect("finite"));
@@ -191,7 +195,7 @@ proptest! {
         (b_out, c_in) in (1..=30usize, 1..=30usize),
         scale in scales(), rows in 1..20usize, seed: u64,
     ) {
-        let shape = KronShape::kron(a_out * b_out, a_in * c_in, a_out, a_in, r).expect("legal");
+        let shape = KronShape::kron(LayerDims { d_out: a_out * b_out, d_in: a_in * c_in }, Split { a_out, a_in }, r).expect("legal");
         let p = exact::problem(KronOp::new(shape, scale), rows, seed);
         let rank = a_in * r;
         let (a, b, c) = (p.theta.a(), p.theta.b(), p.theta.c());
@@ -201,7 +205,7 @@ proptest! {
         let down = Array2::from_shape_fn((rank, shape.d_in()), |(k, i)| {
             if k / r == i / c_in { c[k % r * c_in + i % c_in] } else { 0.0 }
         });
-        let lora = KronShape::lora(shape.d_out(), shape.d_in(), rank).expect("legal");
+        let lora = KronShape::lora(LayerDims { d_out: shape.d_out(), d_in: shape.d_in() }, rank).expect("legal");
         let theta = Theta::from_factors(lora, &[], &vec(&up), &vec(&down)).expect("sizes");
         let q = Problem { op: KronOp::new(lora, scale), theta, ..p.clone() };
         for cpu in backends() {
@@ -298,7 +302,10 @@ fn one_by_one<E: Element>(
     seed: u64,
 ) -> Result<(), TestCaseError> {
     let scale = Scale::new(1.7).expect("finite");
-    let (lora, kron) = (KronShape::lora(d_out, d_in, r), KronShape::kron(d_out, d_in, 1, 1, r));
+    let (lora, kron) = (
+        KronShape::lora(LayerDims { d_out, d_in }, r),
+        KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 1, a_in: 1 }, r),
+    );
     let (lora, kron) = (lora.expect("legal"), kron.expect("legal"));
     let p = Problem::<E>::random(KronOp::new(lora, scale), rows, seed);
     let theta = Theta::from_factors(kron, &[1.0], p.theta.b(), p.theta.c()).expect("sizes");

@@ -80,7 +80,8 @@ fn passes<E: Element>(cpu: Cpu, name: &str) -> Box<dyn FnMut() + Send> {
     let mut w = Array2::from_elem((s.d_out(), s.d_in()), E::from_f32(0.0));
     let mut t = vec![0.0f32; p.op.t_len(rows)];
     let len = |pass, rows| cpu.workspace_len(&p.op, pass, rows);
-    let lens = [len(Pass::Forward, rows), len(Pass::Backward, rows), len(Pass::Merge, s.d_out())];
+    let lens =
+        [len(Pass::Forward, rows), len(Pass::Backward { dx: true }, rows), len(Pass::Merge, s.d_out())];
     let mut workspace = vec![0.0f32; lens.into_iter().max().unwrap_or(0)];
     Box::new(move || {
         let forward = Forward {

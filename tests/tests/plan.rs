@@ -1,10 +1,10 @@
 //! The planner against the counts that the paper and PEFT arrive at.
 
-use kron_core::plan::{
-    Budget, Family, Linear, MAX_DIM, Method, Model, Note, PRESETS, Plan, Side, Split, divisors,
-    multiply_adds, peft_factorization, preset, saved_numbers, search,
+use kron_adapter::plan::{
+    Budget, Family, Linear, MAX_DIM, Method, Model, Note, PRESETS, Plan, Side, divisors, fit_split,
+    legal_splits, multiply_adds, paper_split, peft_factorization, preset, saved_numbers, search,
 };
-use kron_core::{Inner, KronShape};
+use kron_core::{Inner, KronShape, LayerDims, Split};
 use serde::Deserialize;
 
 fn model(name: &str) -> Model {
@@ -120,12 +120,13 @@ fn the_same_budget_table_of_mistral() {
 
 #[test]
 fn the_cost_of_q_proj() {
-    let kron = KronShape::kron(4096, 4096, 16, 2, 8).unwrap();
+    let kron =
+        KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8).unwrap();
     assert_eq!(multiply_adds(&kron), 65_792);
     assert_eq!(saved_numbers(&kron), 16);
-    assert_eq!(multiply_adds(&KronShape::lora(4096, 4096, 8).unwrap()), 65_536);
+    assert_eq!(multiply_adds(&KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 8).unwrap()), 65_536);
     // M·x per block, then A across the blocks: no third product.
-    let full = KronShape::krona(15, 14, 5, 7).unwrap();
+    let full = KronShape::krona(LayerDims { d_out: 15, d_in: 14 }, Split { a_out: 5, a_in: 7 }).unwrap();
     assert_eq!(multiply_adds(&full), 7 * 3 * 2 + 5 * 7 * 3);
     assert_eq!(saved_numbers(&full), 7 * 3);
 }
@@ -207,7 +208,8 @@ fn a_split_that_does_not_divide_is_reduced_and_says_so() {
     ];
     for trap in table {
         let split = Split { a_in: trap.wanted.0, a_out: trap.wanted.1 };
-        let fitted = split.fit(trap.d_out, trap.d_in, Inner::LowRank(8)).unwrap();
+        let fitted =
+            fit_split(split, LayerDims { d_out: trap.d_out, d_in: trap.d_in }, Inner::LowRank(8)).unwrap();
         assert_eq!((fitted.shape.a_in(), fitted.shape.a_out()), trap.taken, "{}×{}", trap.d_out, trap.d_in);
         assert_eq!((fitted.shape.d_out(), fitted.shape.d_in()), (trap.d_out, trap.d_in));
         assert_eq!(fitted.notes, trap.notes);
@@ -224,17 +226,20 @@ fn the_papers_rule_between_two_divisors() {
     let table =
         [(1, 1), (100, 1), (300, 2), (384, 2), (768, 4), (1024, 4), (2048, 8), (4096, 16), (5120, 20)];
     for (hidden, a_out) in table {
-        assert_eq!(Split::paper(hidden), Split { a_in: 2, a_out }, "{hidden}");
+        assert_eq!(paper_split(hidden), Split { a_in: 2, a_out }, "{hidden}");
     }
 }
 
 #[test]
 fn legal_splits_are_exactly_those_that_make_a_shape() {
     let linear = Linear::new("odd", 30, 28, 1).unwrap();
-    let legal: Vec<_> = Split::legal(&linear).collect();
+    let legal: Vec<_> = legal_splits(&linear).collect();
     let by_trial: Vec<_> = (1..=28)
         .flat_map(|a_in| (1..=30).map(move |a_out| Split { a_in, a_out }))
-        .filter(|s| KronShape::kron(30, 28, s.a_out, s.a_in, 1).is_ok())
+        .filter(|s| {
+            KronShape::kron(LayerDims { d_out: 30, d_in: 28 }, Split { a_out: s.a_out, a_in: s.a_in }, 1)
+                .is_ok()
+        })
         .collect();
     assert_eq!(legal, by_trial);
     assert_eq!(legal.len(), 8 * 6);

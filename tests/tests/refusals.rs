@@ -1,7 +1,9 @@
 //! Illegal calls: each is refused with the numbers in the message, and nothing
 //! is written; unusual but legal views are taken.
 
-use kron_core::{Accum, Backend, Backward, Cpu, Forward, KronOp, KronShape, Merge, Pass, Scale};
+use kron_core::{
+    Accum, Backend, Backward, Cpu, Forward, KronOp, KronShape, LayerDims, Merge, Pass, Scale, Split,
+};
 use kron_tests::guard::Guarded;
 use kron_tests::inputs::Problem;
 use kron_tests::{backends, call};
@@ -11,7 +13,8 @@ const ROWS: usize = 6;
 
 /// 15 × 14, θ = 15 + 12 + 28 = 55 numbers, T = 6 × 7 × 4 = 168.
 fn op() -> KronOp {
-    let shape = KronShape::kron(15, 14, 5, 7, 4).expect("legal");
+    let shape =
+        KronShape::kron(LayerDims { d_out: 15, d_in: 14 }, Split { a_out: 5, a_in: 7 }, 4).expect("legal");
     KronOp::new(shape, Scale::new(2.0).expect("finite"))
 }
 
@@ -88,7 +91,7 @@ fn attempt(cpu: &Cpu, pass: Pass, sizes: Sizes) -> Result<(), String> {
             let accum = Accum::Replace;
             cpu.forward(&op, Forward { theta: &theta, x, y, accum, t, workspace, dropout: None })
         }
-        Pass::Backward => {
+        Pass::Backward { .. } => {
             let (grad, workspace) = (grad.body_mut(), workspace.body_mut());
             let (x, dy) = (sizes.x.view(&input), sizes.y.view(&input));
             let dx = Some((sizes.dx.view_mut(out.body_mut()), Accum::Replace));
@@ -157,7 +160,7 @@ fn forward_refuses_what_does_not_fit() {
 #[test]
 fn backward_refuses_what_does_not_fit() {
     all_refused(
-        Pass::Backward,
+        Pass::Backward { dx: true },
         &[
             (|s| s.theta -= 1, &["theta", "54", "55"]),
             (|s| s.grad -= 1, &["grad", "54", "55"]),

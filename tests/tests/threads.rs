@@ -80,6 +80,6 @@ fn outputs<E: Element>(cpu: &Cpu, p: &Problem<E>, old: &Old<E>) -> [(&'static st
 
 /// Each partition of a backward call has a gradient of its own in the workspace.
 fn is_partitioned<E: Element>(cpu: &Cpu, p: &Problem<E>) -> bool {
-    let len = |rows| cpu.workspace_len(&p.op, Pass::Backward, rows);
+    let len = |rows| cpu.workspace_len(&p.op, Pass::Backward { dx: true }, rows);
     len(p.rows()) > len(32) + p.op.shape.params()
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kron_core::cuda::{DeviceSlice, DeviceSliceMut, Rows, RowsMut};
 use kron_core::{Accum, Backend, Backward, Error, Forward, KronOp, Merge, Pass, Result, Theta};
+use kron_kernels::{DeviceSlice, DeviceSliceMut, Rows, RowsMut};
 use ndarray::Array2;
 
 use super::gpu::{Buffers, Device, Memory, Number};
@@ -51,7 +51,7 @@ impl<E: Number> Engine<E> {
         let workspace = op.map_or(0, |op| {
             let len = |pass| device.cuda.workspace_len(&op, pass, rows);
             let merge = device.cuda.workspace_len(&op, Pass::Merge, op.shape.d_out());
-            len(Pass::Forward).max(len(Pass::Backward)).max(merge)
+            len(Pass::Forward).max(len(Pass::Backward { dx: true })).max(merge)
         });
         let ours = |step: &Step| matches!(step, Step::Ours(_));
         let needed = program.forward.iter().chain(&program.backward).any(ours);

@@ -7,8 +7,8 @@ use cudarc::driver::{
     CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits, sys,
 };
 use half::{bf16, f16};
-use kron_core::cuda::{Cuda, Gpu, StreamHandle};
 use kron_core::{Element, Error, Result};
+use kron_kernels::{Cuda, Gpu, StreamHandle};
 
 use super::lt::Library;
 use super::program::Buffer;

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use cudarc::driver::CudaGraph;
 use half::{bf16, f16};
-use kron_core::cuda::Gpu;
 use kron_core::{Dtype, Error, Result, Theta};
+use kron_kernels::Gpu;
 use ndarray::Array2;
 
 use super::engines::Engine;

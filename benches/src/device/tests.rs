@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use half::{bf16, f16};
 use kron_core::{
-    Accum, Backend, Backward, Cpu, Dtype, Element, Error, Forward, KronOp, KronShape, Merge, Pass, Result,
-    Scale, Theta,
+    Accum, Backend, Backward, Cpu, Dtype, Element, Error, Forward, KronOp, KronShape, LayerDims, Merge, Pass,
+    Result, Scale, Split, Theta,
 };
 use ndarray::Array2;
 
@@ -104,7 +104,8 @@ impl<E: Element> Interpreter<E> {
         let (dy, mut dx) = (self.matrix(Buffer::Dy, s.d_out()), self.matrix(Buffer::Dx, s.d_in()));
         let theta = self.memory[&Buffer::Theta].clone();
         let rows = x.nrows().max(s.d_out());
-        let len = [Pass::Forward, Pass::Backward, Pass::Merge].map(|p| cpu.workspace_len(&op, p, rows));
+        let len = [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge]
+            .map(|p| cpu.workspace_len(&op, p, rows));
         let mut scratch = vec![0.0; len.into_iter().max().unwrap()];
         let (theta, workspace, dropout) = (theta.as_slice(), scratch.as_mut_slice(), None);
         if let Call::Merge(into, accum) = call {
@@ -192,11 +193,11 @@ impl<E: Element> Case<E> {
         let [a_out, a_in, b_out, c_in, r] = shape;
         let (d_out, d_in) = (a_out * b_out, a_in * c_in);
         let op = |shape| KronOp::new(shape, Scale::new(1.5).unwrap());
-        let kron = op(KronShape::kron(d_out, d_in, a_out, a_in, r).unwrap());
+        let kron = op(KronShape::kron(LayerDims { d_out, d_in }, Split { a_out, a_in }, r).unwrap());
         let problem = match kind {
             Kind::Linear => Problem::Linear { d_out, d_in },
             Kind::LoraGemm | Kind::LoraFused => {
-                Problem::Adapter(op(KronShape::lora(d_out, d_in, r).unwrap()))
+                Problem::Adapter(op(KronShape::lora(LayerDims { d_out, d_in }, r).unwrap()))
             }
             Kind::MergePerStep => Problem::Merge(kron),
             _ => Problem::Adapter(kron),
@@ -357,12 +358,12 @@ fn every_program_of_a_real_layer_fits_its_buffers() {
     for layer in crate::models::models().iter().flat_map(|m| &m.layers) {
         let (d_out, d_in) = (layer.d_out, layer.d_in);
         let op = |shape| KronOp::new(shape, Scale::new(1.5).unwrap());
-        let kron = op(KronShape::kron(d_out, d_in, 4, 2, 8).unwrap());
+        let kron = op(KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 8).unwrap());
         for kind in Kind::ALL {
             let problem = match kind {
                 Kind::Linear => Problem::Linear { d_out, d_in },
                 Kind::LoraGemm | Kind::LoraFused => {
-                    Problem::Adapter(op(KronShape::lora(d_out, d_in, 8).unwrap()))
+                    Problem::Adapter(op(KronShape::lora(LayerDims { d_out, d_in }, 8).unwrap()))
                 }
                 Kind::MergePerStep => Problem::Merge(kron),
                 _ => Problem::Adapter(kron),

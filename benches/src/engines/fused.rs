@@ -17,7 +17,7 @@ pub struct Fused {
 impl Fused {
     pub fn new<E: Element>((op, theta): (KronOp, Theta), from: &Ingredients<E>) -> Self {
         let len = |pass| from.cpu.workspace_len(&op, pass, from.rows);
-        let workspace = vec![0.0; len(Pass::Forward).max(len(Pass::Backward))];
+        let workspace = vec![0.0; len(Pass::Forward).max(len(Pass::Backward { dx: true }))];
         Self { cpu: from.cpu, op, theta, grad: vec![0.0; op.shape.params()], rows: from.rows, workspace }
     }
 }

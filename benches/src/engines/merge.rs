@@ -33,7 +33,7 @@ pub struct Merge<E> {
 impl<E: Element> Merge<E> {
     pub fn new((op, theta): (KronOp, Theta), weight: Arc<Array2<E>>, from: &Ingredients<E>) -> Self {
         let merge = from.cpu.workspace_len(&op, Pass::Merge, op.shape.d_out());
-        let backward = from.cpu.workspace_len(&op, Pass::Backward, from.rows);
+        let backward = from.cpu.workspace_len(&op, Pass::Backward { dx: true }, from.rows);
         Self {
             cpu: from.cpu,
             grad: vec![0.0; op.shape.params()],

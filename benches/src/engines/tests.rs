@@ -1,7 +1,7 @@
 //! Every engine, with every choice it has, against the oracle.
 
 use half::{bf16, f16};
-use kron_core::{KronShape, Scale};
+use kron_core::{KronShape, LayerDims, Scale, Split};
 
 use super::*;
 use crate::check::{Answer, check};
@@ -22,8 +22,11 @@ fn every_engine_is_right<E: Element>() {
     // Wider than a panel and taller than a band, and a multiple of neither.
     for (d_out, d_in) in [(2 * 1033, 3 * 89), (2 * 67, 3 * 701)] {
         let scale = Scale::alpha_over_r(32.0, RANK).unwrap();
-        let kron = KronOp::new(KronShape::kron(d_out, d_in, 2, 3, RANK).unwrap(), scale);
-        let lora = KronOp::new(KronShape::lora(d_out, d_in, RANK).unwrap(), scale);
+        let kron = KronOp::new(
+            KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 2, a_in: 3 }, RANK).unwrap(),
+            scale,
+        );
+        let lora = KronOp::new(KronShape::lora(LayerDims { d_out, d_in }, RANK).unwrap(), scale);
         let weight = Arc::new(uniform::<E>(d_out, d_in, 0.05, 1));
         for rows in [1, 35, 97] {
             let set = Set::<E>::random(rows, d_out, d_in, kron.t_len(rows), 3);

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, VarMap};
-use kron_candle::{AdamW, DropoutKey, Existing, Gradients, Inject};
+use kron_candle::{AdamW, DropoutKey, Existing, Gradients, Inject, LayerDims, Split};
 use kron_candle::{Dropout, KronShape, ScaleRule, Scaling};
 
 fn main() -> Result<()> {
@@ -26,7 +26,10 @@ pub fn finetune(file: &std::path::Path) -> Result<Vec<f32>> {
 
     // 2. Every module called q_proj gets ΔW = (32/8)·A ⊗ (B·C), A 4 × 2, r 8.
     let inject = Inject::new(&["q_proj"], 1, |_, d_out, d_in| {
-        Ok((KronShape::kron(d_out, d_in, 4, 2, 8)?, Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?))
+        Ok((
+            KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 8)?,
+            Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?,
+        ))
     })?;
     let inject = inject.with_dropout(Dropout::new(0.05).map_err(candle_core::Error::wrap)?);
     let layer = inject.linear(96, 64, true, vb.pp("layer.0.q_proj"))?;

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Module, Result, Tensor, Var};
 use candle_nn::Linear;
-use kron_candle::{Delta, KronLinear, KronShape, ScaleRule, Scaling};
+use kron_candle::{Delta, KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split};
 
 const ROWS: usize = 256;
 const ROUNDS: usize = 21;
@@ -25,9 +25,13 @@ type Engine = Box<dyn Fn(&Linear, usize) -> Result<Box<dyn Module>>>;
 type Rule = fn(usize, usize) -> kron_core::Result<KronShape>;
 
 const ADAPTERS: [(&str, Rule); 3] = [
-    ("LoRA-8", |o, i| KronShape::lora(o, i, 8)),
-    ("Kron-LoRA (2, 2) r 8", |o, i| KronShape::kron(o, i, 2, 2, 8)),
-    ("Kron-LoRA (4, 4) r 8", |o, i| KronShape::kron(o, i, 4, 4, 8)),
+    ("LoRA-8", |o, i| KronShape::lora(LayerDims { d_out: o, d_in: i }, 8)),
+    ("Kron-LoRA (2, 2) r 8", |o, i| {
+        KronShape::kron(LayerDims { d_out: o, d_in: i }, Split { a_out: 2, a_in: 2 }, 8)
+    }),
+    ("Kron-LoRA (4, 4) r 8", |o, i| {
+        KronShape::kron(LayerDims { d_out: o, d_in: i }, Split { a_out: 4, a_in: 4 }, 8)
+    }),
 ];
 
 fn main() -> Result<()> {

@@ -14,8 +14,8 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage};
 use candle_core::op::Add;
 use candle_core::{Error, Layout, Result, Storage, bail};
-use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, Gpu, Rows, RowsMut, StreamHandle};
 use kron_core::{Accum, Backend, DropoutKey, KronOp, Pass};
+use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Gpu, Rows, RowsMut, StreamHandle};
 
 use crate::memory::{Backward, Forward, Memory, Number, Operand, range};
 
@@ -90,7 +90,7 @@ impl Memory for CudaStorage {
         let rows = dy.1.shape().elem_count() / d_out;
         let dx = dx.map(|dx| dx.as_cuda_slice_mut::<E>()).transpose()?;
         let mut grad = device.alloc_zeros::<f32>(op.shape.params())?;
-        let mut workspace = floats(&device, cuda.workspace_len(op, Pass::Backward, rows))?;
+        let mut workspace = floats(&device, cuda.workspace_len(op, Pass::Backward { dx: true }, rows))?;
         {
             let ((theta, _theta), (t, _t)) = (read(theta, &stream)?, read(t, &stream)?);
             let ((x, _x), (dy, _dy)) = (read::<E>(x, &stream)?, read::<E>(dy, &stream)?);

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use candle_core::{Device, Result, Var};
-use kron_core::{Dropout, DropoutKey, Inner, KronOp, KronShape, Layer, Scaling, Theta};
+use kron_adapter::{Layer, Scaling};
+use kron_core::{Dropout, DropoutKey, Inner, KronOp, KronShape, Theta};
 
 use crate::{Group, Part};
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use candle_core::{Error, Result};
-use kron_core::{Adapter, Existing};
-use kron_formats::To;
+use kron_adapter::To;
+use kron_adapter::{Adapter, Existing};
 
 use crate::Adapters;
 
@@ -13,15 +13,15 @@ use crate::Adapters;
 ///
 /// PEFT names a module by its path in the model after `base_model.model.`; it
 /// has to be the prefix under which the model makes that layer. A LyCORIS file
-/// has underscores for the dots, which [`kron_formats::lycoris::with_names_of`]
-/// undoes. What reading rounds, [`kron_formats::read`] tells.
+/// has underscores for the dots, which [`kron_adapter::lycoris::with_names_of`]
+/// undoes. What reading rounds, [`kron_adapter::read`] tells.
 ///
 /// # Errors
 /// A file or folder that is damaged, of no known format, or says what
 /// ΔW = s·A ⊗ (B·C) cannot; and `fan_in_fan_out`, which an [`Adapter`] has no
 /// place for, so that saving it would lose it.
 pub fn load(path: impl AsRef<Path>) -> Result<Adapter> {
-    let loaded = kron_formats::read(path).map_err(Error::wrap)?;
+    let loaded = kron_adapter::read(path).map_err(Error::wrap)?;
     loaded.check_writable().map_err(Error::wrap)?;
     Ok(loaded.adapter)
 }
@@ -44,6 +44,6 @@ impl Adapters {
     /// that is taken, and what the system refuses. Under [`Existing::Replace`] a
     /// folder is replaced only when it holds an adapter and nothing else.
     pub fn save_as(&self, out: impl AsRef<Path>, to: To, existing: Existing) -> Result<()> {
-        kron_formats::write(&self.to_adapter()?, to, out, existing).map_err(Error::wrap)
+        kron_adapter::write(&self.to_adapter()?, to, out, existing).map_err(Error::wrap)
     }
 }

@@ -75,7 +75,7 @@ impl Memory for CpuStorage {
         let (d_in, d_out) = (op.shape.d_in(), op.shape.d_out());
         let rows = dy.len() / d_out;
         let mut grad = vec![0.0; op.shape.params()];
-        let mut workspace = vec![0.0; cpu.workspace_len(op, Pass::Backward, rows)];
+        let mut workspace = vec![0.0; cpu.workspace_len(op, Pass::Backward { dx: true }, rows)];
         let dx = match dx {
             Some(dx) => Some((view_mut(rows, d_in, numbers_mut::<E>(dx)?)?, Accum::Add)),
             None => None,

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, Var, bail};
 use candle_nn::{Linear, VarBuilder};
-use kron_core::{Adapter, Dropout, KronShape, Layer, Scaling};
+use kron_adapter::{Adapter, Layer, Scaling};
+use kron_core::{Dropout, KronShape};
 use regex::Regex;
 
 use crate::{Delta, KronLinear};
@@ -41,7 +42,7 @@ impl Pattern {
 }
 
 /// Shape and scale for a module's path, d_out and d_in.
-type Rule<'a> = Box<dyn Fn(&str, usize, usize) -> kron_core::Result<(KronShape, Scaling)> + 'a>;
+type Rule<'a> = Box<dyn Fn(&str, usize, usize) -> kron_adapter::Result<(KronShape, Scaling)> + 'a>;
 
 /// Where a module's adapter comes from.
 enum Source<'a> {
@@ -59,12 +60,13 @@ enum Source<'a> {
 /// ```
 /// # use candle_core::{DType, Device, Result};
 /// # use candle_nn::{VarBuilder, VarMap};
-/// # use kron_candle::{Inject, KronShape, ScaleRule, Scaling};
+/// # use kron_candle::{Inject, KronShape, LayerDims, ScaleRule, Scaling, Split};
 /// # fn main() -> Result<()> {
 /// # let weights = VarMap::new();
 /// # let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
 /// let inject = Inject::new(&["q_proj", "v_proj"], 7, |_, d_out, d_in| {
-///     Ok((KronShape::kron(d_out, d_in, 4, 2, 8)?, Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?))
+///     let shape = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 8)?;
+///     Ok((shape, Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?))
 /// })?;
 /// let q = inject.linear(64, 64, true, vb.pp("layer.0.q_proj"))?;
 /// let k = inject.linear(64, 64, true, vb.pp("layer.0.k_proj"))?;
@@ -96,7 +98,7 @@ impl<'a> Inject<'a> {
     pub fn new<P: AsRef<str>>(
         patterns: &[P],
         seed: u64,
-        rule: impl Fn(&str, usize, usize) -> kron_core::Result<(KronShape, Scaling)> + 'a,
+        rule: impl Fn(&str, usize, usize) -> kron_adapter::Result<(KronShape, Scaling)> + 'a,
     ) -> Result<Self> {
         let patterns = patterns.iter().map(|p| Pattern::new(p.as_ref())).collect::<Result<_>>()?;
         Ok(Self::from(patterns, Source::New { rule: Box::new(rule), seed }))

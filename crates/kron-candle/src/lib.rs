@@ -39,10 +39,9 @@ pub use delta::Delta;
 pub use files::load;
 pub use gradients::Gradients;
 pub use inject::{Adapters, Inject, Pattern};
-pub use kron_core::{
-    Adapter, Dropout, DropoutKey, Existing, KronOp, KronShape, Layer, ScaleRule, Scaling, Theta,
-};
-pub use kron_formats::To;
-pub use kron_formats::peft::{Form, Side};
+pub use kron_adapter::To;
+pub use kron_adapter::peft::{Form, Side};
+pub use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+pub use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};

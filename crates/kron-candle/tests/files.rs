@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 use candle_nn::VarBuilder;
+use kron_adapter::algebra::Delta;
 use kron_candle::{Existing, Form, Inject, KronLinear, To, load};
-use kron_core::algebra::Delta;
 use kron_core::reference;
 use ndarray::Array2;
 

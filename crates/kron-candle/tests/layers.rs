@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, VarMap};
 use kron_candle::{
-    Adapter, Delta, Dropout, DropoutKey, Existing, Inject, KronLinear, KronShape, Layer, Pattern, ScaleRule,
-    Scaling, Theta,
+    Adapter, Delta, Dropout, DropoutKey, Existing, Inject, KronLinear, KronShape, Layer, LayerDims, Pattern,
+    ScaleRule, Scaling, Split, Theta,
 };
 
 fn scaling() -> Scaling {
@@ -16,15 +16,19 @@ fn scaling() -> Scaling {
 }
 
 fn shapes() -> [KronShape; 3] {
-    let shapes =
-        [KronShape::kron(40, 54, 5, 3, 4), KronShape::lora(40, 54, 7), KronShape::krona(40, 54, 5, 6)];
+    let shapes = [
+        KronShape::kron(LayerDims { d_out: 40, d_in: 54 }, Split { a_out: 5, a_in: 3 }, 4),
+        KronShape::lora(LayerDims { d_out: 40, d_in: 54 }, 7),
+        KronShape::krona(LayerDims { d_out: 40, d_in: 54 }, Split { a_out: 5, a_in: 6 }),
+    ];
     shapes.map(|s| s.expect("legal"))
 }
 
 /// A base, an adapter that does something, and an input of three dimensions.
 fn layer(shape: KronShape, dtype: DType, device: &Device) -> Result<(Linear, Delta, Tensor)> {
     let random = |seed, d_out, d_in| {
-        let theta = Theta::random(KronShape::lora(d_out, d_in, 1).expect("legal"), seed).into_vec();
+        let theta =
+            Theta::random(KronShape::lora(LayerDims { d_out, d_in }, 1).expect("legal"), seed).into_vec();
         Tensor::from_vec(theta, d_out + d_in, device)
     };
     let weight = random(1, 40, 1)?
@@ -190,7 +194,9 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
     let weights = VarMap::new();
     let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
     let message = |e: candle_core::Error| e.to_string();
-    let rule = |_: &str, d_out, d_in| Ok((KronShape::kron(d_out, d_in, 7, 2, 4)?, scaling()));
+    let rule = |_: &str, d_out, d_in| {
+        Ok((KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 7, a_in: 2 }, 4)?, scaling()))
+    };
 
     let inject = Inject::new(&["q_proj"], 5, rule)?;
     let refused = message(model(&inject, &vb).expect_err("7 does not divide 40"));

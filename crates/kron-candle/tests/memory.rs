@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::Linear;
-use kron_candle::{Delta, KronLinear, KronShape, ScaleRule, Scaling};
+use kron_candle::{Delta, KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -10,7 +10,7 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 #[test]
 fn there_is_no_second_y() -> Result<()> {
     let (rows, d_out, d_in) = (4096, 512, 64);
-    let shape = KronShape::kron(d_out, d_in, 4, 2, 4).expect("legal");
+    let shape = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 4).expect("legal");
     let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR).expect("legal");
     let base = Linear::new(Tensor::ones((d_out, d_in), DType::F32, &Device::Cpu)?, None);
     let layer = KronLinear::new(base, Delta::new("m", shape, scaling, 1, &Device::Cpu)?)?;

@@ -5,7 +5,8 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, Optimizer, ParamsAdamW};
 use kron_candle::{
-    AdamW, Delta, Gradients, Group, KronLinear, KronShape, Layer, Part, ScaleRule, Scaling, Theta,
+    AdamW, Delta, Gradients, Group, KronLinear, KronShape, Layer, LayerDims, Part, ScaleRule, Scaling, Split,
+    Theta,
 };
 
 fn points(device: &Device) -> Result<(Tensor, Var)> {
@@ -149,8 +150,11 @@ fn each_factor_has_its_rate() -> Result<()> {
 }
 
 fn each_factor_has_its_rate_on(device: &Device) -> Result<()> {
-    let shapes =
-        [KronShape::kron(12, 10, 3, 2, 2), KronShape::lora(12, 10, 2), KronShape::krona(12, 10, 3, 2)];
+    let shapes = [
+        KronShape::kron(LayerDims { d_out: 12, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 2),
+        KronShape::lora(LayerDims { d_out: 12, d_in: 10 }, 2),
+        KronShape::krona(LayerDims { d_out: 12, d_in: 10 }, Split { a_out: 3, a_in: 2 }),
+    ];
     for shape in shapes.map(|s| s.expect("legal")) {
         let scaling = Scaling::new(4.0, 2, ScaleRule::AlphaOverR).expect("legal");
         let delta = Delta::new("m", shape, scaling, 3, device)?;
@@ -173,7 +177,8 @@ fn each_factor_has_its_rate_on(device: &Device) -> Result<()> {
 /// What a planted adapter does is learned on every device, in every type of activations.
 #[test]
 fn a_planted_adapter_is_learned() -> Result<()> {
-    let shape = KronShape::kron(12, 10, 3, 2, 2).expect("legal");
+    let shape =
+        KronShape::kron(LayerDims { d_out: 12, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 2).expect("legal");
     let scaling = Scaling::new(4.0, 2, ScaleRule::AlphaOverR).expect("legal");
     for device in common::devices() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {

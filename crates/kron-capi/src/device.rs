@@ -4,9 +4,9 @@ use std::ffi::c_int;
 
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 use kron_core::Element;
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-use kron_core::cuda::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut, StreamHandle};
 use kron_core::{Error, Result};
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut, StreamHandle};
 
 use crate::memory::Job;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
@@ -17,7 +17,7 @@ use crate::types::KronDevice;
 pub(crate) fn dispatch(place: &KronDevice, job: impl Job) -> Result<()> {
     #[cfg(feature = "emulate")]
     if place.device == crate::KRON_EMULATED {
-        return job.on(&Cuda::with(kron_core::cuda::Emulated::new()).on(stream(place)));
+        return job.on(&Cuda::with(kron_kernels::Emulated::new()).on(stream(place)));
     }
     #[cfg(feature = "cuda")]
     return job.on(&loaded(place.device)?.on(stream(place)));
@@ -31,7 +31,7 @@ pub(crate) fn dispatch(place: &KronDevice, job: impl Job) -> Result<()> {
 /// Devices that the driver offers.
 pub(crate) fn count() -> Result<c_int> {
     #[cfg(feature = "cuda")]
-    return Ok(kron_core::cuda::Gpu::count()? as c_int);
+    return Ok(kron_kernels::Gpu::count()? as c_int);
     #[cfg(not(feature = "cuda"))]
     Err(without())
 }
@@ -43,11 +43,11 @@ fn without() -> Error {
 
 /// The device with its kernels, which are loaded once in the life of the process.
 #[cfg(feature = "cuda")]
-fn loaded(number: c_int) -> Result<Cuda<kron_core::cuda::Gpu>> {
+fn loaded(number: c_int) -> Result<Cuda<kron_kernels::Gpu>> {
     use std::collections::BTreeMap;
     use std::sync::{Mutex, PoisonError};
 
-    static LOADED: Mutex<BTreeMap<c_int, Cuda<kron_core::cuda::Gpu>>> = Mutex::new(BTreeMap::new());
+    static LOADED: Mutex<BTreeMap<c_int, Cuda<kron_kernels::Gpu>>> = Mutex::new(BTreeMap::new());
     let ordinal = usize::try_from(number).map_err(|_| {
         Error::Unsupported(format!("the device's number is {number}, but a number is at least 0"))
     })?;

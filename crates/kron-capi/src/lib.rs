@@ -71,7 +71,7 @@ pub unsafe extern "C" fn kron_sizes(
             theta: op.shape.params(),
             t: call::t_len(&op, rows)?,
             forward: memory::workspace_len(device, &op, Pass::Forward, rows)?,
-            backward: memory::workspace_len(device, &op, Pass::Backward, rows)?,
+            backward: memory::workspace_len(device, &op, Pass::Backward { dx: true }, rows)?,
             merge: memory::workspace_len(device, &op, Pass::Merge, op.shape.d_out())?,
         };
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use kron_core::{Dropout, DropoutKey, Inner, KronShape, Outer, Result, Scale};
+use kron_core::{Dropout, DropoutKey, Inner, KronShape, LayerDims, Outer, Result, Scale, Split};
 
 /// Activations in IEEE 754 binary32.
 pub const KRON_F32: u32 = 0;
@@ -55,7 +55,12 @@ impl KronOp {
             (0, 0) => (Outer::One, 1, 1),
             (a_out, a_in) => (Outer::Trained, a_out, a_in),
         };
-        let shape = KronShape::new(self.d_out, self.d_in, a_out, a_in, outer, inner)?;
+        let shape = KronShape::new(
+            LayerDims { d_out: self.d_out, d_in: self.d_in },
+            Split { a_out, a_in },
+            outer,
+            inner,
+        )?;
         Ok(kron_core::KronOp::new(shape, Scale::new(self.scale)?).with_dropout(Dropout::new(self.dropout)?))
     }
 }

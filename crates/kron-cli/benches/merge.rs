@@ -15,7 +15,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use kron_core::{Adapter, Existing, KronShape, Layer, ScaleRule, Scaling, Theta};
+use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+use kron_core::{KronShape, LayerDims, Split, Theta};
 use serde_json::{Map, json};
 
 /// Each of the four runs so often.
@@ -134,7 +135,8 @@ fn write_base(path: &Path, weights: &[(String, [usize; 2])]) -> std::io::Result<
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     // The same megabyte of numbers again and again: the sums do not depend on what is added up.
-    let numbers = Theta::random(KronShape::lora(1 << 19, 1, 1).expect("a legal shape"), 1);
+    let numbers =
+        Theta::random(KronShape::lora(LayerDims { d_out: 1 << 19, d_in: 1 }, 1).expect("a legal shape"), 1);
     let numbers = numbers.b().iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
     while at > 0 {
         let len = at.min(numbers.len());
@@ -147,7 +149,9 @@ fn write_base(path: &Path, weights: &[(String, [usize; 2])]) -> std::io::Result<
 fn write_adapter(path: &Path, weights: &[(String, [usize; 2])]) {
     let scaling = Scaling::new(16.0, 8, ScaleRule::AlphaOverR).expect("a scale");
     let layers = weights.iter().skip(1).zip(1..).map(|((name, [rows, columns]), seed)| {
-        let shape = KronShape::kron(*rows, *columns, 16, 2, 8).expect("a legal shape");
+        let shape =
+            KronShape::kron(LayerDims { d_out: *rows, d_in: *columns }, Split { a_out: 16, a_in: 2 }, 8)
+                .expect("a legal shape");
         let module = name.strip_suffix(".weight").expect("a weight");
         Layer::new(module, scaling, Theta::random(shape, seed)).expect("a module's name")
     });

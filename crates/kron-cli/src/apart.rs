@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kron_formats::peft::{self, CONFIG, WEIGHTS};
+use kron_adapter::peft::{self, CONFIG, WEIGHTS};
 
 use crate::{Error, Result};
 

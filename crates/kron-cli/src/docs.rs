@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap_complete::Shell;
-use kron_core::Existing;
-use kron_core::io::write_atomic;
+use kron_adapter::Existing;
+use kron_adapter::io::write_atomic;
 
 use crate::error::exit_codes;
 use crate::watch::Watch;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kron_formats::{Error, Kind, Remedy};
+use kron_adapter::{Error, Kind, Remedy};
 
 use crate::Output;
 

@@ -1,6 +1,6 @@
 //! The commands of the `kron` program, one module each, and what they share:
 //! exit codes, [`Output`], and a watch over long work. Adapters are read and
-//! written by [`kron_formats`], whose [`Error`] is that of the commands too.
+//! written by [`kron_adapter`], whose [`Error`] is that of the commands too.
 //!
 //! A command is a pair: `Args`, which clap fills, and `run`, which prints once,
 //! when all is done, and returns the exit code. Bad input leaves the standard
@@ -26,7 +26,7 @@ pub mod verify;
 mod watch;
 
 pub use error::{EXIT_CODES, report};
-pub use kron_formats::{Error, Result};
+pub use kron_adapter::{Error, Result};
 pub use output::Output;
 
-use kron_formats::{Tensors, files};
+use kron_adapter::{Tensors, files};

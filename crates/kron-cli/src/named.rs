@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use kron_core::{Adapter, Layer};
-use kron_formats::lycoris;
+use kron_adapter::lycoris;
+use kron_adapter::{Adapter, Layer};
 
 use crate::merge::base::Base;
 use crate::{Error, Result};

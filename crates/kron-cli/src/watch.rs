@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kron_core::Existing;
-use kron_formats::Contents;
+use kron_adapter::Contents;
+use kron_adapter::Existing;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::{Error, Result};
@@ -32,7 +32,7 @@ pub(crate) fn items(total: usize, what: &'static str) -> ProgressBar {
 pub(crate) fn place(out: &Path, contents: &Contents, force: bool) -> Result<()> {
     let watch = Watch::new(contents.bytes())?;
     let existing = if force { Existing::Replace } else { Existing::Refuse };
-    kron_formats::place(out, contents, existing, &|bytes| watch.passed(bytes))?;
+    kron_adapter::place(out, contents, existing, &|bytes| watch.passed(bytes))?;
     watch.finish();
     Ok(())
 }

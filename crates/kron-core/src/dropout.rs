@@ -64,7 +64,7 @@ impl Dropout {
     }
 
     /// Elements whose 16 random bits are below this are dropped.
-    pub(crate) const fn threshold(self) -> u32 {
+    pub const fn threshold(self) -> u32 {
         self.threshold
     }
 

@@ -63,19 +63,9 @@ impl std::str::FromStr for Dtype {
 pub(crate) mod sealed {
     use crate::{Backward, Cpu, Forward, Isa, KronOp, Merge, Result};
 
-    #[cfg(not(any(feature = "cuda", feature = "emulate")))]
-    pub trait Device {}
-    #[cfg(not(any(feature = "cuda", feature = "emulate")))]
-    impl<E> Device for E {}
-    /// With the kernels in the build, an element is one that they take.
-    #[cfg(any(feature = "cuda", feature = "emulate"))]
-    pub trait Device: kron_kernels::Element {}
-    #[cfg(any(feature = "cuda", feature = "emulate"))]
-    impl<E: kron_kernels::Element> Device for E {}
-
     /// The CPU's loops of one element: compiled in this crate, and not once more, nor with
     /// other options, in each crate that calls them.
-    pub trait Sealed: Device + Sized {
+    pub trait Sealed: Sized {
         fn forward(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, Self>) -> Result<()>
         where
             Self: super::Element;

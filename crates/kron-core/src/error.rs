@@ -1,13 +1,14 @@
 //! One error type; every message names the value and the rule it broke.
 
-/// What went wrong, in one sentence with the numbers.
-#[derive(Debug, thiserror::Error)]
+/// One sentence with the value and the rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A dimension, rank or factor that cannot make a [`KronShape`](crate::KronShape).
+    /// A dimension, rank or factor that cannot make a [`KronShape`](crate::KronShape), or that a
+    /// device's integers cannot hold.
     #[error("{0}")]
     Shape(String),
-    /// A scale, probability or other number outside its range.
+    /// A scale, probability or other value outside its range.
     #[error("{0}")]
     Value(String),
     /// A buffer or view that does not fit the shape.
@@ -15,33 +16,17 @@ pub enum Error {
     Buffer {
         /// The argument's name.
         what: &'static str,
-        /// What the caller passed.
+        /// Size or stride that the caller passed.
         got: String,
-        /// What it has to be, and why.
+        /// Size or stride that the call needs, and why.
         rule: String,
     },
-    /// This machine lacks what was asked for.
+    /// An instruction set, driver or device that this machine or this build lacks.
     #[error("{0}")]
     Unsupported(String),
     /// A device, or its emulation, that refused a launch or failed in one.
     #[error("{0}")]
     Device(String),
-    /// A file whose contents break the format.
-    #[error("{path}: {message}")]
-    Format {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The operating system refused.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file or folder.
-        path: String,
-        /// The system's own error.
-        source: std::io::Error,
-    },
 }
 
 /// Shorthand for this crate's results.

@@ -10,15 +10,11 @@
 //! the same problem with A = \[1\], KronA has a full inner factor.
 #![deny(unsafe_code)]
 
-mod adapter;
-pub mod algebra;
 pub mod backend;
 mod dropout;
 mod element;
 mod error;
-pub mod io;
 mod op;
-pub mod plan;
 pub mod reference;
 mod scale;
 mod shape;
@@ -26,15 +22,11 @@ mod shape;
 mod simd;
 mod theta;
 
-pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-pub use backend::cuda::{self, Cuda};
 pub use backend::{Accum, Backend, Backward, Cpu, Forward, Isa, Merge, Pass};
 pub use dropout::{Dropout, DropoutKey, PER_BLOCK, philox};
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};
-pub use io::Existing;
 pub use op::KronOp;
 pub use scale::Scale;
-pub use shape::{Inner, KronShape, Outer};
+pub use shape::{Inner, KronShape, LayerDims, Outer, Split};
 pub use theta::Theta;

@@ -26,6 +26,6 @@ impl KronOp {
 
     /// Elements of T, n × a_in × r: the only activation kept for backward.
     pub const fn t_len(&self, rows: usize) -> usize {
-        rows * self.shape.a_in() * self.shape.width()
+        rows * self.shape.t_row()
     }
 }

@@ -20,6 +20,31 @@ pub enum Inner {
     Full,
 }
 
+/// Sizes of a linear layer, whose weight is d_out × d_in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LayerDims {
+    /// Output features.
+    pub d_out: usize,
+    /// Input features.
+    pub d_in: usize,
+}
+
+/// Sizes of the outer factor A, a_out × a_in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Split {
+    /// Rows of A; divides d_out.
+    pub a_out: usize,
+    /// Columns of A; divides d_in.
+    pub a_in: usize,
+}
+
+impl std::fmt::Display for Split {
+    /// `16×2`: a_out × a_in.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}×{}", self.a_out, self.a_in)
+    }
+}
+
 /// Shape of ΔW = s·A ⊗ (B·C), or s·A ⊗ M, on a layer of d_out × d_in.
 ///
 /// Made only by [`KronShape::new`] and its shorthands, so every value has
@@ -36,20 +61,14 @@ pub struct KronShape {
 }
 
 impl KronShape {
-    /// The shape that splits a d_out × d_in layer by an outer factor of a_out × a_in.
+    /// The shape that splits a layer by an outer factor of a_out × a_in.
     ///
     /// # Errors
     /// A zero dimension or rank; a_out that does not divide d_out, or a_in
     /// d_in; [`Outer::One`] with an outer factor other than 1 × 1; a layer or
     /// θ of more than `isize::MAX / 8` elements.
-    pub fn new(
-        d_out: usize,
-        d_in: usize,
-        a_out: usize,
-        a_in: usize,
-        outer: Outer,
-        inner: Inner,
-    ) -> Result<Self> {
+    pub fn new(layer: LayerDims, split: Split, outer: Outer, inner: Inner) -> Result<Self> {
+        let (LayerDims { d_out, d_in }, Split { a_out, a_in }) = (layer, split);
         for (name, v) in [("d_out", d_out), ("d_in", d_in), ("a_out", a_out), ("a_in", a_in)] {
             if v == 0 {
                 return Err(Error::Shape(format!("{name} is 0, but every dimension is at least 1")));
@@ -77,24 +96,24 @@ impl KronShape {
     ///
     /// # Errors
     /// As [`KronShape::new`].
-    pub fn kron(d_out: usize, d_in: usize, a_out: usize, a_in: usize, rank: usize) -> Result<Self> {
-        Self::new(d_out, d_in, a_out, a_in, Outer::Trained, Inner::LowRank(rank))
+    pub fn kron(layer: LayerDims, split: Split, rank: usize) -> Result<Self> {
+        Self::new(layer, split, Outer::Trained, Inner::LowRank(rank))
     }
 
     /// LoRA of rank `rank`: A = \[1\], frozen.
     ///
     /// # Errors
     /// As [`KronShape::new`].
-    pub fn lora(d_out: usize, d_in: usize, rank: usize) -> Result<Self> {
-        Self::new(d_out, d_in, 1, 1, Outer::One, Inner::LowRank(rank))
+    pub fn lora(layer: LayerDims, rank: usize) -> Result<Self> {
+        Self::new(layer, Split { a_out: 1, a_in: 1 }, Outer::One, Inner::LowRank(rank))
     }
 
     /// KronA: a full inner factor (arXiv 2212.10650).
     ///
     /// # Errors
     /// As [`KronShape::new`].
-    pub fn krona(d_out: usize, d_in: usize, a_out: usize, a_in: usize) -> Result<Self> {
-        Self::new(d_out, d_in, a_out, a_in, Outer::Trained, Inner::Full)
+    pub fn krona(layer: LayerDims, split: Split) -> Result<Self> {
+        Self::new(layer, split, Outer::Trained, Inner::Full)
     }
 
     fn check_overflow(&self) -> Result<()> {
@@ -167,6 +186,10 @@ impl KronShape {
             Inner::Full => self.b_out,
         }
     }
+    /// Elements of one token's T: a_in·width.
+    pub const fn t_row(&self) -> usize {
+        self.a_in * self.width()
+    }
     /// Elements of A in θ: a_out·a_in, or 0 for LoRA.
     pub const fn a_len(&self) -> usize {
         match self.outer {
@@ -197,17 +220,17 @@ impl KronShape {
 }
 
 impl std::fmt::Display for KronShape {
-    /// `4096×4096 kron (a_in 2, a_out 16) r 8`
+    /// `4096×4096 kron (A 16×2) r 8`
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}×{} ", self.d_out(), self.d_in())?;
         match (self.outer, self.inner) {
             (Outer::One, Inner::LowRank(r)) => write!(f, "lora r {r}"),
             (Outer::One, Inner::Full) => write!(f, "full"),
             (Outer::Trained, Inner::LowRank(r)) => {
-                write!(f, "kron (a_in {}, a_out {}) r {r}", self.a_in, self.a_out)
+                write!(f, "kron (A {}×{}) r {r}", self.a_out, self.a_in)
             }
             (Outer::Trained, Inner::Full) => {
-                write!(f, "krona (a_in {}, a_out {})", self.a_in, self.a_out)
+                write!(f, "krona (A {}×{})", self.a_out, self.a_in)
             }
         }
     }

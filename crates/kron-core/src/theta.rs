@@ -173,10 +173,12 @@ fn uniform(out: &mut [f32], k: f32, seed: u64, stream: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{LayerDims, Split};
 
     #[test]
     fn init_is_the_papers() {
-        let shape = KronShape::kron(48, 70, 3, 7, 4).unwrap();
+        let shape =
+            KronShape::kron(LayerDims { d_out: 48, d_in: 70 }, Split { a_out: 3, a_in: 7 }, 4).unwrap();
         let theta = Theta::init(shape, 7);
         assert!(theta.b().iter().all(|&v| v == 0.0));
         for (factor, fan_in) in [(theta.a(), 7.0f32), (theta.c(), 10.0)] {
@@ -190,9 +192,10 @@ mod tests {
 
     #[test]
     fn wrong_lengths_are_refused_with_the_numbers() {
-        let shape = KronShape::kron(48, 70, 3, 7, 4).unwrap();
+        let shape =
+            KronShape::kron(LayerDims { d_out: 48, d_in: 70 }, Split { a_out: 3, a_in: 7 }, 4).unwrap();
         let message = Theta::from_vec(shape, vec![0.0; 5]).unwrap_err().to_string();
         assert!(message.contains("5 numbers") && message.contains("21 + 64 + 40 = 125"), "{message}");
-        assert_eq!(Theta::zeros(KronShape::lora(5, 3, 2).unwrap()).a(), [1.0]);
+        assert_eq!(Theta::zeros(KronShape::lora(LayerDims { d_out: 5, d_in: 3 }, 2).unwrap()).a(), [1.0]);
     }
 }

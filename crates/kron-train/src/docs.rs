@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use clap_complete::Shell;
+use kron_adapter::io::write_atomic;
 use kron_candle::Existing;
-use kron_core::io::write_atomic;
 use kron_train::{Error, Result};
 
 /// Writes a page for the program and one for each command.

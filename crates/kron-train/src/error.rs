@@ -42,9 +42,12 @@ pub enum Error {
     /// Error of a tensor operation.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// Error of a shape, an adapter or an adapter file.
+    /// Error of a shape, a scale or a kernel call.
     #[error(transparent)]
     Core(#[from] kron_core::Error),
+    /// Error of an adapter, a plan or an adapter file.
+    #[error(transparent)]
+    Adapter(#[from] kron_adapter::Error),
 }
 
 /// Result of this crate.

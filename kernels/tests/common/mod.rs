@@ -7,8 +7,11 @@ pub mod primitives;
 
 pub use cases::CASES;
 use half::{bf16, f16};
-use kron_core::{KronOp, KronShape, Scale, Theta, philox, reference};
-use kron_kernels as kk;
+use kron_core::{
+    Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, KronOp, KronShape, LayerDims, Merge,
+    Pass, Scale, Split, Theta, philox, reference,
+};
+use kron_kernels::{self as kk, Cuda};
 use ndarray::Array2;
 
 /// One problem of the suite; `why` says what it is for.
@@ -33,39 +36,40 @@ impl Case {
     pub fn shape(&self) -> KronShape {
         let [a_out, a_in, b_out, c_in, rank] = self.sizes;
         match (a_out, rank) {
-            (0, r) => KronShape::lora(b_out, c_in, r),
-            (_, 0) => KronShape::krona(a_out * b_out, a_in * c_in, a_out, a_in),
-            (_, r) => KronShape::kron(a_out * b_out, a_in * c_in, a_out, a_in, r),
-        }
-        .expect("the suite's sizes are legal")
-    }
-
-    pub fn factors(&self) -> kk::Factors {
-        let [a_out, a_in, b_out, c_in, rank] = self.sizes;
-        match (a_out, rank) {
-            (0, r) => kk::Factors::lora(b_out, c_in, r),
-            (_, 0) => kk::Factors::kron(a_out, a_in, b_out, c_in, 1).and_then(kk::Factors::full),
-            (_, r) => kk::Factors::kron(a_out, a_in, b_out, c_in, r),
+            (0, r) => KronShape::lora(LayerDims { d_out: b_out, d_in: c_in }, r),
+            (_, 0) => {
+                KronShape::krona(LayerDims { d_out: a_out * b_out, d_in: a_in * c_in }, Split { a_out, a_in })
+            }
+            (_, r) => KronShape::kron(
+                LayerDims { d_out: a_out * b_out, d_in: a_in * c_in },
+                Split { a_out, a_in },
+                r,
+            ),
         }
         .expect("the suite's sizes are legal")
     }
 
     pub fn op(&self) -> KronOp {
-        KronOp::new(self.shape(), Scale::new(SCALE).expect("finite"))
+        KronOp::new(self.shape(), Scale::new(SCALE).expect("finite")).with_dropout(self.probability())
     }
 
-    pub fn drop(&self) -> Option<kk::Dropout> {
-        (self.dropout > 0).then(|| {
-            let p = kron_core::Dropout::new(self.dropout as f32 / 65536.0).expect("a probability");
-            kk::Dropout { threshold: self.dropout, keep_scale: p.keep_scale(), seed: SEED, offset: OFFSET }
-        })
+    fn probability(&self) -> Dropout {
+        Dropout::new(self.dropout as f32 / 65536.0).expect("a probability")
+    }
+
+    pub fn key(&self) -> Option<DropoutKey> {
+        (self.dropout > 0).then_some(DropoutKey { seed: SEED, offset: OFFSET })
+    }
+
+    pub fn accum(&self) -> Accum {
+        if self.accumulate { Accum::Add } else { Accum::Replace }
     }
 
     /// κ where X is kept, 0 where it is dropped.
     pub fn mask(&self) -> Array2<f64> {
         let d_in = self.shape().d_in();
-        let p = kron_core::Dropout::new(self.dropout as f32 / 65536.0).expect("a probability");
-        let key = kron_core::DropoutKey { seed: SEED, offset: OFFSET };
+        let p = self.probability();
+        let key = DropoutKey { seed: SEED, offset: OFFSET };
         Array2::from_shape_fn((self.rows, d_in), |(row, col)| match p.keeps(key, d_in, row, col) {
             true => p.keep_scale().into(),
             false => 0.0,
@@ -74,7 +78,7 @@ impl Case {
 }
 
 /// An activation type, as the tests see it.
-pub trait Float: kk::Element + std::fmt::Debug + PartialEq + Send + Sync + 'static {
+pub trait Float: Element + PartialEq {
     fn of(v: f32) -> Self;
     fn to(self) -> f32;
     fn bits(self) -> u32;
@@ -305,48 +309,41 @@ impl<E: Float> Data<E> {
     }
 
     /// Runs forward, backward and merge through a launcher.
-    pub fn run(mut self, on: &impl kk::Launcher) -> kk::Result<Self> {
+    pub fn run(mut self, on: &impl kk::Launcher) -> kron_core::Result<Self> {
         let case = self.case;
-        let (factors, dropout, n) = (case.factors(), case.drop(), case.rows);
-        let stream = kk::StreamHandle::DEFAULT;
-        let scratch = |pass| kk::workspace_len(factors, pass, n).map(|len| vec![f32::NAN; len]);
-        let mut workspace = scratch(kk::Pass::Forward)?;
-        let call = kk::Forward {
-            factors,
-            scale: SCALE,
-            dropout,
+        let (op, accum, cuda) = (case.op(), case.accum(), Cuda::with(on));
+        let scratch = |pass| vec![f32::NAN; cuda.workspace_len(&op, pass, case.rows)];
+        let mut workspace = scratch(Pass::Forward);
+        let call = Forward {
             theta: kk::DeviceSlice::host(self.theta.as_slice()),
             x: self.x.rows(),
             y: self.y.rows_mut(),
-            accumulate: case.accumulate,
+            accum,
             t: kk::DeviceSliceMut::host(&mut self.t),
             workspace: kk::DeviceSliceMut::host(&mut workspace),
+            dropout: case.key(),
         };
-        kk::forward(on, call, stream)?;
-        let mut workspace = scratch(kk::Pass::Backward { dx: true })?;
-        let call = kk::Backward {
-            factors,
-            scale: SCALE,
-            dropout,
+        cuda.forward(&op, call)?;
+        let mut workspace = scratch(Pass::Backward { dx: true });
+        let call = Backward {
             theta: kk::DeviceSlice::host(self.theta.as_slice()),
             x: self.x.rows(),
             t: kk::DeviceSlice::host(&self.t),
             dy: self.dy.rows(),
-            dx: Some(self.dx.rows_mut()),
-            accumulate: case.accumulate,
+            dx: Some((self.dx.rows_mut(), accum)),
             grad: kk::DeviceSliceMut::host(&mut self.grad),
             workspace: kk::DeviceSliceMut::host(&mut workspace),
+            dropout: case.key(),
         };
-        kk::backward(on, call, stream)?;
-        let call = kk::Merge {
-            factors,
-            scale: SCALE,
+        cuda.backward(&op, call)?;
+        let call = Merge {
             theta: kk::DeviceSlice::host(self.theta.as_slice()),
             w: self.w.rows_mut(),
             first_row: 0,
-            accumulate: case.accumulate,
+            accum,
+            workspace: kk::DeviceSliceMut::host(&mut []),
         };
-        kk::merge(on, call, stream)?;
+        cuda.merge(&op, call)?;
         Ok(self)
     }
 
@@ -387,10 +384,10 @@ pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, truth: &Array2<
 pub fn check<E: Float>(case: Case, on: &impl kk::Launcher) {
     let data = Data::<E>::new(case);
     let (truth, plain) = (data.oracle(), data.plain());
-    let done = data.run(on).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::FORMAT.name()));
+    let done = data.run(on).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::DTYPE.name()));
     done.bits(); // asserts that nothing was written between rows
     let got = done.answer();
-    let name = |what: &str| format!("{what} of {} {case:?}", E::FORMAT.name());
+    let name = |what: &str| format!("{what} of {} {case:?}", E::DTYPE.name());
     close(&name("t"), &got.t, &plain.t, &truth.t, 2.0);
     close(&name("y"), &got.y, &plain.y, &truth.y, 2.0);
     close(&name("dx"), &got.dx, &plain.dx, &truth.dx, 3.0);

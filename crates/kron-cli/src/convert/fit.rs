@@ -1,7 +1,8 @@
 //! LoRA to Kron-LoRA: the nearest one, which is another adapter.
 
-use kron_core::algebra::{self, Delta, Join};
-use kron_core::{Adapter, Layer, Outer};
+use kron_adapter::algebra::{self, Delta, Join};
+use kron_adapter::{Adapter, Layer};
+use kron_core::Outer;
 use rayon::prelude::*;
 
 use crate::table::short;
@@ -42,7 +43,7 @@ pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
             )));
         }
         let refused =
-            |e: kron_core::Error| Error::usage(format!("layer {} cannot be fitted: {e}", layer.module()));
+            |e: kron_adapter::Error| Error::usage(format!("layer {} cannot be fitted: {e}", layer.module()));
         let delta = Delta::new(layer);
         let theta = algebra::fit(&delta.lora(Join::Up), a_out, a_in, rank).map_err(refused)?;
         let layer = Layer::new(layer.module(), layer.scaling(), theta).map_err(refused)?;

@@ -5,9 +5,9 @@ mod fit;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kron_core::Adapter;
-use kron_formats::peft::{self, Form};
-use kron_formats::{Format, Loaded, lycoris};
+use kron_adapter::Adapter;
+use kron_adapter::peft::{self, Form};
+use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
 use crate::apart::apart;
@@ -129,7 +129,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let folder = [To::Lora, To::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
     sources.into_iter().flatten().try_for_each(|source| apart(source, &args.output, folder))?;
-    let loaded = kron_formats::read(&args.input)?;
+    let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
     let Loaded { path, format, adapter, notes, .. } = loaded;
     let mut adapter = match &args.base {
@@ -174,12 +174,12 @@ fn check_names(adapter: &Adapter, to: To) -> Result<()> {
 }
 
 impl To {
-    fn of(self, form: Form) -> kron_formats::To {
+    fn of(self, form: Form) -> kron_adapter::To {
         match self {
-            To::Kron => kron_formats::To::Kron,
-            To::Lora => kron_formats::To::Lora(form),
-            To::PeftLokr => kron_formats::To::PeftLokr,
-            To::Lycoris => kron_formats::To::Lycoris,
+            To::Kron => kron_adapter::To::Kron,
+            To::Lora => kron_adapter::To::Lora(form),
+            To::PeftLokr => kron_adapter::To::PeftLokr,
+            To::Lycoris => kron_adapter::To::Lycoris,
         }
     }
 }
@@ -193,7 +193,7 @@ impl Side {
     }
 }
 
-fn write(adapter: &Adapter, to: kron_formats::To, out: &Path, force: bool) -> Result<()> {
+fn write(adapter: &Adapter, to: kron_adapter::To, out: &Path, force: bool) -> Result<()> {
     let bar = watch::items(adapter.layers().len(), "layers");
     let contents = to.contents(adapter, &|layers| {
         bar.inc(layers);
@@ -205,7 +205,7 @@ fn write(adapter: &Adapter, to: kron_formats::To, out: &Path, force: bool) -> Re
 
 /// A row for each layer; `ranks` is empty where no LoRA was written.
 fn rows(adapter: &Adapter, ranks: &[usize]) -> Vec<Row> {
-    let row = |(i, layer): (usize, &kron_core::Layer)| Row {
+    let row = |(i, layer): (usize, &kron_adapter::Layer)| Row {
         module: layer.module().into(),
         shape: layer.shape().to_string(),
         lora_rank: ranks.get(i).copied(),

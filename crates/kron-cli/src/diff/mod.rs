@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kron_core::algebra::Delta;
-use kron_core::{Adapter, Layer};
-use kron_formats::{Loaded, lycoris};
+use kron_adapter::algebra::Delta;
+use kron_adapter::{Adapter, Layer};
+use kron_adapter::{Loaded, lycoris};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -60,7 +60,7 @@ struct Row {
 /// Compares, reports, and returns 0.
 ///
 /// # Errors
-/// What [`kron_formats::read`] refuses, and layers of one module with different sizes.
+/// What [`kron_adapter::read`] refuses, and layers of one module with different sizes.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let [first, second] = [read(&args.first, args)?, read(&args.second, args)?];
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
@@ -82,7 +82,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 }
 
 fn read(path: &Path, args: &Args) -> Result<Loaded> {
-    let mut loaded = kron_formats::read(path)?;
+    let mut loaded = kron_adapter::read(path)?;
     if let Some(base) = &args.base {
         loaded.adapter = named(&loaded.adapter, base)?;
     }
@@ -114,7 +114,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(first: Option<&Layer>, second: Option<&Layer>) -> kron_core::Result<Self> {
+    fn new(first: Option<&Layer>, second: Option<&Layer>) -> kron_adapter::Result<Self> {
         let (first, second) = (first.map(Delta::new), second.map(Delta::new));
         let square = |delta: &Option<Delta>| delta.as_ref().map_or(0.0, |d| d.norm().powi(2));
         let inner = match (&first, &second) {

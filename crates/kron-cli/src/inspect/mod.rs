@@ -7,9 +7,10 @@ mod html;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kron_core::algebra::{Delta, effective_rank, scale64};
-use kron_core::{Layer, Outer, ScaleRule};
-use kron_formats::{Contents, Format, Loaded};
+use kron_adapter::algebra::{Delta, effective_rank, scale64};
+use kron_adapter::{Contents, Format, Loaded};
+use kron_adapter::{Layer, ScaleRule};
+use kron_core::Outer;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -80,10 +81,10 @@ struct Row {
 /// Reads, reports, and returns 0.
 ///
 /// # Errors
-/// What [`kron_formats::read`] refuses, and a page that cannot be written.
+/// What [`kron_adapter::read`] refuses, and a page that cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     args.html.iter().try_for_each(|page| apart_from_files(&args.path, page))?;
-    let report = Report::new(kron_formats::read(&args.path)?);
+    let report = Report::new(kron_adapter::read(&args.path)?);
     if let Some(path) = &args.html {
         watch::place(path, &Contents::File(html::page(&report)?.into_bytes()), args.force)?;
     }

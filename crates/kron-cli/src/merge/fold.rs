@@ -1,7 +1,8 @@
 //! W += ΔW on a band of rows.
 
 use half::{bf16, f16};
-use kron_core::{Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, Layer, Merge, Outer, Pass, Theta};
+use kron_adapter::Layer;
+use kron_core::{Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, Merge, Outer, Pass, Theta};
 use ndarray::ArrayViewMut2;
 use rayon::prelude::*;
 
@@ -74,7 +75,7 @@ impl Fold {
         let w = ArrayViewMut2::from_shape((rows, columns), &mut *numbers).map_err(|e| refused(&e))?;
         let (theta, workspace) = (self.theta.as_slice(), &mut workspace[..]);
         let call = Merge { theta, w, first_row, accum: Accum::Add, workspace };
-        cpu.merge(&self.op, call).map_err(super::data)?;
+        cpu.merge(&self.op, call)?;
         // Without a branch for each number.
         let finite = |some: &[E]| some.iter().fold(true, |all, v| all & v.to_f32().is_finite());
         if numbers.par_chunks(1 << 16).all(finite) {

@@ -3,14 +3,14 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use kron_core::io::write_atomic;
-use kron_core::{Adapter, Existing};
-use kron_formats::peft::{CONFIG, WEIGHTS as ADAPTER};
+use kron_adapter::io::write_atomic;
+use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
+use kron_adapter::{Adapter, Existing};
 
 use super::base::{Base, INDEX};
 use super::journal::{JOURNAL, Journal};
 use super::matching::Folds;
-use super::{Args, Report, data, exists, shard};
+use super::{Args, Report, exists, shard};
 use crate::files::Input;
 use crate::watch::Watch;
 use crate::{Error, Result};
@@ -45,7 +45,7 @@ pub fn merge(
     }
     // Without its index a sharded model is none, so that it cannot look whole before it is.
     if let Some(index) = &base.index {
-        write_atomic(&out.join(INDEX), Existing::Replace, |to| to.write_all(index)).map_err(data)?;
+        write_atomic(&out.join(INDEX), Existing::Replace, |to| to.write_all(index))?;
     }
     journal.end()?;
     Ok(report)
@@ -138,7 +138,7 @@ fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Res
         let mut file = Input::open(&source)?.into_file();
         let copied =
             write_atomic(&out.join(&name), Existing::Replace, |to| std::io::copy(&mut file, to).map(drop));
-        copied.map_err(data)?;
+        copied?;
         report.copied.push(name);
     }
     Ok(())

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kron_core::io::write_atomic;
-use kron_core::{Adapter, Existing, Inner, Outer};
+use kron_adapter::io::write_atomic;
+use kron_adapter::{Adapter, Existing};
+use kron_core::{Inner, Outer};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::base::Base;
-use super::{data, shard};
+use super::shard;
 use crate::{Error, Result, files};
 
 /// The journal's name in the folder; the last thing that a merge removes.
@@ -115,7 +116,7 @@ impl Journal {
 
     fn save(&self) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(&self.state).map_err(|e| Error::data(e.to_string()))?;
-        write_atomic(&self.path, Existing::Replace, |out| out.write_all(&bytes)).map_err(data)
+        write_atomic(&self.path, Existing::Replace, |out| out.write_all(&bytes))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use kron_core::{Adapter, Dtype, KronShape, Layer};
+use kron_adapter::{Adapter, Layer};
+use kron_core::{Dtype, KronShape, LayerDims, Split};
 
 use super::base::{Base, Slot};
 use super::fold::Fold;
@@ -89,7 +90,7 @@ fn fold(base: &Base, layer: &Layer, slot: &Slot) -> Result<Fold> {
             slot.shape, shape
         )));
     }
-    Fold::new(layer, dtype, transposed).map_err(super::data)
+    Fold::new(layer, dtype, transposed).map_err(Into::into)
 }
 
 fn transposed_hint(base: &Base) -> &'static str {
@@ -132,5 +133,10 @@ fn described(base: &Base, modules: &[&str], module: &str) -> String {
 
 /// The same ΔW transposed is of this shape.
 pub(super) fn transposed(shape: &KronShape) -> kron_core::Result<KronShape> {
-    KronShape::new(shape.d_in(), shape.d_out(), shape.a_in(), shape.a_out(), shape.outer(), shape.inner())
+    KronShape::new(
+        LayerDims { d_out: shape.d_in(), d_in: shape.d_out() },
+        Split { a_out: shape.a_in(), a_in: shape.a_out() },
+        shape.outer(),
+        shape.inner(),
+    )
 }

@@ -21,9 +21,9 @@ mod shard;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kron_core::Existing;
-use kron_core::io::Flush;
-use kron_formats::{Loaded, lycoris, rooted};
+use kron_adapter::Existing;
+use kron_adapter::io::Flush;
+use kron_adapter::{Loaded, lycoris, rooted};
 use serde::Serialize;
 
 use crate::apart::apart;
@@ -128,7 +128,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
 
 /// The adapter, with the model's names for its modules.
 fn read(path: &Path, base: &Base) -> Result<Loaded> {
-    let mut loaded = kron_formats::read(path)?;
+    let mut loaded = kron_adapter::read(path)?;
     loaded.adapter = lycoris::with_names_of(&loaded.adapter, base.modules())?;
     if let Some((adapter, note)) = rooted(&loaded.adapter, base.modules()) {
         loaded.adapter = adapter;
@@ -168,10 +168,6 @@ fn file(args: &Args, base: &Base, folds: &Folds, watch: &Watch) -> Result<Report
 
 fn exists(out: &Path) -> Error {
     Error::usage(format!("{} is there already; --force overwrites it", out.display()))
-}
-
-fn data(error: kron_core::Error) -> Error {
-    error.into()
 }
 
 impl Report {

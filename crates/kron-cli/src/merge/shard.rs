@@ -10,12 +10,11 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use kron_core::Existing;
-use kron_core::io::{Flush, write_whole};
+use kron_adapter::Existing;
+use kron_adapter::io::{Flush, write_whole};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::base::Shard;
-use super::data;
 use super::fold::{BAND, Fold};
 use super::map::Map;
 use crate::files::Input;
@@ -55,7 +54,7 @@ pub fn write(
     });
     match failed {
         Some(error) => Err(error),
-        None => written.map_err(data).map(|()| hash.digest128()),
+        None => written.map(|()| hash.digest128()),
     }
 }
 

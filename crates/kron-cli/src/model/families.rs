@@ -1,6 +1,6 @@
 //! Which linear layers each family has, and where its configuration keeps their sizes.
 
-use kron_core::plan::{Linear, Model};
+use kron_adapter::plan::{Linear, Model};
 
 use super::{Config, Layers};
 use crate::Result;
@@ -189,11 +189,11 @@ fn finish(
     head: Option<usize>,
     mut notes: Vec<String>,
 ) -> Result<Layers> {
-    let refused = |e: kron_core::Error| config.refused(e);
+    let refused = |e: kron_adapter::Error| config.refused(e);
     let count = u32::try_from(blocks)
         .map_err(|_| config.refused(format!("{blocks} blocks are more than {}", u32::MAX)))?;
     let layers = linears.iter().map(|&(name, d_out, d_in)| Linear::new(name, d_out, d_in, count));
-    let mut layers = layers.collect::<kron_core::Result<Vec<_>>>().map_err(refused)?;
+    let mut layers = layers.collect::<kron_adapter::Result<Vec<_>>>().map_err(refused)?;
     if let Some(d_in) = head {
         if config.tied()? {
             notes.push(

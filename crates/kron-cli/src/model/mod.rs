@@ -4,7 +4,7 @@ mod families;
 
 use std::path::Path;
 
-use kron_core::plan::Model;
+use kron_adapter::plan::Model;
 use serde_json::{Map, Value};
 
 use crate::{Error, Result, files};

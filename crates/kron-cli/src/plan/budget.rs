@@ -1,6 +1,6 @@
 //! The shapes nearest to a budget.
 
-use kron_core::plan::{Budget, Choice, Family, Method, Model, search};
+use kron_adapter::plan::{Budget, Choice, Family, Method, Model, search};
 use serde::Serialize;
 
 use super::count::grouped;

@@ -16,7 +16,8 @@ mod text;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kron_core::plan::{Linear, Method, Model, PRESETS, Split, preset};
+use kron_adapter::plan::{Linear, Method, Model, PRESETS, preset};
+use kron_core::Split;
 use serde::Serialize;
 
 use crate::model::{Config, Layers};
@@ -152,6 +153,6 @@ fn split(text: &str) -> Result<Split> {
     }
 }
 
-fn usage(error: kron_core::Error) -> Error {
+fn usage(error: kron_adapter::Error) -> Error {
     Error::usage(error.to_string())
 }

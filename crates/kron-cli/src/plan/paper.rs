@@ -1,6 +1,6 @@
 //! The counts of the paper's tables, from the same code that plans.
 
-use kron_core::plan::{Method, Model, PRESETS, Plan, preset};
+use kron_adapter::plan::{Method, Model, PRESETS, Plan, preset};
 use serde::Serialize;
 
 use super::count::grouped;

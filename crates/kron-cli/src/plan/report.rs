@@ -1,7 +1,7 @@
 //! One method on one model: layer by layer, and against the others.
 
+use kron_adapter::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_numbers, search};
 use kron_core::KronShape;
-use kron_core::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_numbers, search};
 use serde::Serialize;
 
 use super::count::grouped;

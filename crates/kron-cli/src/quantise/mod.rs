@@ -8,9 +8,10 @@ mod blocks;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kron_core::algebra::Delta;
-use kron_core::{Layer, Theta};
-use kron_formats::Contents;
+use kron_adapter::Contents;
+use kron_adapter::Layer;
+use kron_adapter::algebra::Delta;
+use kron_core::Theta;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -77,11 +78,11 @@ struct Row {
 /// Measures, reports, and returns 0.
 ///
 /// # Errors
-/// What [`kron_formats::read`] refuses, and an output that exists or cannot be written.
+/// What [`kron_adapter::read`] refuses, and an output that exists or cannot be written.
 pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     args.out.iter().try_for_each(|out| apart_from_files(&args.path, out))?;
     let (bits, block) = (args.bits, args.block as usize);
-    let loaded = kron_formats::read(&args.path)?;
+    let loaded = kron_adapter::read(&args.path)?;
     if args.out.is_some() {
         loaded.check_writable()?;
     }
@@ -91,9 +92,9 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         bar.inc(1);
         done
     });
-    let done = done.collect::<kron_core::Result<Vec<_>>>();
+    let done = done.collect::<kron_adapter::Result<Vec<_>>>();
     bar.finish_and_clear();
-    let refused = |e: kron_core::Error| Error::data(format!("{}: {e}", loaded.path));
+    let refused = |e: kron_adapter::Error| Error::data(format!("{}: {e}", loaded.path));
     let (layers, rows): (Vec<_>, Vec<_>) = done.map_err(refused)?.into_iter().unzip();
     if let Some(out) = &args.out {
         let bytes = loaded.adapter.with_layers(layers).and_then(|a| a.to_bytes()).map_err(refused)?;
@@ -109,7 +110,7 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn quantise(layer: &Layer, bits: Bits, block: usize) -> kron_core::Result<(Layer, Row)> {
+fn quantise(layer: &Layer, bits: Bits, block: usize) -> kron_adapter::Result<(Layer, Row)> {
     let (shape, theta) = (*layer.shape(), layer.theta());
     let a = &theta.as_slice()[..shape.a_len()];
     let [b, c] = [theta.b(), theta.c()].map(|factor| round(factor, bits, block));

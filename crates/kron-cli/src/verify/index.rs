@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use kron_core::{Dtype, KronShape, Outer};
+use kron_core::{Dtype, KronShape, LayerDims, Outer, Split};
 use serde::Deserialize;
 
 use crate::{Error, Result, files};
@@ -130,8 +130,13 @@ impl Entry {
             Factor::Full => kron_core::Inner::Full,
         };
         let (d_out, d_in) = (self.out_features, self.in_features);
-        let shape = KronShape::new(d_out, d_in, self.a_out, self.a_in, Outer::Trained, inner)
-            .map_err(|e| self.refuse(e))?;
+        let shape = KronShape::new(
+            LayerDims { d_out, d_in },
+            Split { a_out: self.a_out, a_in: self.a_in },
+            Outer::Trained,
+            inner,
+        )
+        .map_err(|e| self.refuse(e))?;
         let blocks = [("m_out", self.m_out, shape.b_out()), ("m_in", self.m_in, shape.c_in())];
         for (name, got, want) in blocks {
             if got.is_some_and(|got| got != want) {

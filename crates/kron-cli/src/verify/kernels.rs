@@ -105,7 +105,7 @@ impl<E: Element> Layer<'_, E> {
     /// dX and θ's gradient.
     fn backward(&self, t: &[f32], mut dx: Array2<E>, accum: Accum) -> kron_core::Result<(Array2<E>, Theta)> {
         let mut grad = Theta::zeros(self.op.shape);
-        let mut workspace = self.workspace(Pass::Backward, self.x.nrows());
+        let mut workspace = self.workspace(Pass::Backward { dx: true }, self.x.nrows());
         let call = Backward {
             theta: self.theta.as_slice(),
             x: self.x.view(),

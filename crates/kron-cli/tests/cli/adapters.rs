@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use kron_core::{Adapter, KronShape, Layer, ScaleRule, Scaling, Theta};
+use kron_adapter::{Adapter, Layer, ScaleRule, Scaling};
+use kron_core::{KronShape, LayerDims, Split, Theta};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -86,7 +87,7 @@ pub fn ours(shapes: &[(&str, KronShape, Scaling)], path: &Path) -> Adapter {
         Layer::new(*module, *scaling, Theta::random(*shape, seed)).unwrap()
     });
     let adapter = Adapter::new(layers.collect()).unwrap();
-    adapter.write(path, kron_core::Existing::Refuse).unwrap();
+    adapter.write(path, kron_adapter::Existing::Refuse).unwrap();
     adapter
 }
 
@@ -148,7 +149,7 @@ fn inspect_writes_a_page_that_needs_no_other_file() {
 fn the_page_s_legend_says_which_line_is_which_layer() {
     let dir = dir();
     let (path, page) = (dir.path().join("ours"), dir.path().join("page.html"));
-    let shape = KronShape::kron(12, 20, 3, 2, 2).unwrap();
+    let shape = KronShape::kron(LayerDims { d_out: 12, d_in: 20 }, Split { a_out: 3, a_in: 2 }, 2).unwrap();
     ours(
         &[("c.0", shape, scaling(1.0, 2)), ("a", shape, scaling(3.0, 2)), ("b", shape, scaling(9.0, 2))],
         &path,

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use kron_core::KronShape;
+use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::json;
 use tempfile::TempDir;
@@ -24,7 +24,13 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (file, _) = adapter(dir.path(), &[("q", KronShape::kron(48, 48, 6, 6, 2).unwrap())]);
+        let (file, _) = adapter(
+            dir.path(),
+            &[(
+                "q",
+                KronShape::kron(LayerDims { d_out: 48, d_in: 48 }, Split { a_out: 6, a_in: 6 }, 2).unwrap(),
+            )],
+        );
         let lokr = dir.path().join("lokr");
         convert(&file, &lokr, "peft-lokr");
         let weight = |name: &str| File::from([(format!("{name}.weight"), tensor(Dtype::F32, &[48, 48], 1))]);

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kron_core::{Adapter, Existing, Inner, KronShape, Layer, Outer, ScaleRule, Scaling, Theta};
+use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 use serde_json::json;
 
 use crate::adapters::{
@@ -106,14 +107,22 @@ fn export_takes_the_smaller_rank_and_is_the_same_delta() {
     let dir = dir();
     let path = dir.path().join("ours.safetensors");
     let shapes = [
-        ("model.layers.0.q_proj", KronShape::kron(64, 48, 4, 2, 3).unwrap(), scaling(16.0, 3)),
+        (
+            "model.layers.0.q_proj",
+            KronShape::kron(LayerDims { d_out: 64, d_in: 48 }, Split { a_out: 4, a_in: 2 }, 3).unwrap(),
+            scaling(16.0, 3),
+        ),
         (
             "model.layers.0.up_proj",
-            KronShape::kron(96, 48, 2, 8, 5).unwrap(),
+            KronShape::kron(LayerDims { d_out: 96, d_in: 48 }, Split { a_out: 2, a_in: 8 }, 5).unwrap(),
             Scaling::new(3.0, 5, ScaleRule::AlphaOverSqrtR).unwrap(),
         ),
-        ("model.layers.1.q_proj", KronShape::krona(64, 48, 16, 8).unwrap(), scaling(0.1, 7)),
-        ("q_proj", KronShape::lora(64, 48, 4).unwrap(), scaling(8.0, 4)),
+        (
+            "model.layers.1.q_proj",
+            KronShape::krona(LayerDims { d_out: 64, d_in: 48 }, Split { a_out: 16, a_in: 8 }).unwrap(),
+            scaling(0.1, 7),
+        ),
+        ("q_proj", KronShape::lora(LayerDims { d_out: 64, d_in: 48 }, 4).unwrap(), scaling(8.0, 4)),
     ];
     let adapter = ours(&shapes, &path);
     let lora = dir.path().join("lora");
@@ -153,11 +162,19 @@ fn lycoris_files_come_and_go_with_their_alpha() {
     let path = dir.path().join("ours.safetensors");
     // Both are the nearly square splits that LyCORIS itself chooses.
     let shapes = [
-        ("lycoris_model_layers_0_q_proj", KronShape::kron(48, 48, 6, 6, 2).unwrap(), scaling(3.0, 2)),
-        ("lycoris_model_layers_0_up_proj", KronShape::kron(96, 48, 8, 6, 3).unwrap(), scaling(0.7, 3)),
+        (
+            "lycoris_model_layers_0_q_proj",
+            KronShape::kron(LayerDims { d_out: 48, d_in: 48 }, Split { a_out: 6, a_in: 6 }, 2).unwrap(),
+            scaling(3.0, 2),
+        ),
+        (
+            "lycoris_model_layers_0_up_proj",
+            KronShape::kron(LayerDims { d_out: 96, d_in: 48 }, Split { a_out: 8, a_in: 6 }, 3).unwrap(),
+            scaling(0.7, 3),
+        ),
         (
             "lycoris_model_layers_1_q_proj",
-            KronShape::krona(48, 48, 6, 6).unwrap(),
+            KronShape::krona(LayerDims { d_out: 48, d_in: 48 }, Split { a_out: 6, a_in: 6 }).unwrap(),
             Scaling::plain(1.0).unwrap(),
         ),
     ];
@@ -218,8 +235,10 @@ fn lycoris_scales_are_lycoris_s() {
 #[test]
 fn what_a_format_cannot_say_is_refused_with_the_reason() {
     let (q, s) = ("model.q_proj", scaling(3.0, 2));
-    let shape = |d_out, d_in, a_out, a_in, r| KronShape::kron(d_out, d_in, a_out, a_in, r).unwrap();
-    let krona = KronShape::krona(48, 48, 6, 6).unwrap();
+    let shape = |d_out, d_in, a_out, a_in, r| {
+        KronShape::kron(LayerDims { d_out, d_in }, Split { a_out, a_in }, r).unwrap()
+    };
+    let krona = KronShape::krona(LayerDims { d_out: 48, d_in: 48 }, Split { a_out: 6, a_in: 6 }).unwrap();
     for (layers, to, says) in [
         (vec![(q, shape(64, 64, 16, 2, 2), s)], "peft-lokr", "none splits this one so"),
         (
@@ -228,11 +247,19 @@ fn what_a_format_cannot_say_is_refused_with_the_reason() {
             "none splits this and those before",
         ),
         (vec![(q, shape(48, 48, 6, 6, 4), s)], "peft-lokr", "PEFT makes w2 full where"),
-        (vec![(q, KronShape::lora(48, 48, 4).unwrap(), s)], "peft-lokr", "it is a LoRA"),
+        (
+            vec![(q, KronShape::lora(LayerDims { d_out: 48, d_in: 48 }, 4).unwrap(), s)],
+            "peft-lokr",
+            "it is a LoRA",
+        ),
         (vec![(q, shape(64, 64, 16, 2, 2), s)], "lycoris", "LyCORIS splits the layer by"),
         (vec![(q, shape(48, 48, 6, 6, 4), s)], "lycoris", "LyCORIS makes w2 full where"),
         (vec![(q, krona, s)], "lycoris", "takes s = 1, but s is 1.5"),
-        (vec![(q, KronShape::lora(48, 48, 4).unwrap(), s)], "lycoris", "it is a LoRA"),
+        (
+            vec![(q, KronShape::lora(LayerDims { d_out: 48, d_in: 48 }, 4).unwrap(), s)],
+            "lycoris",
+            "it is a LoRA",
+        ),
         (
             vec![("a.b", shape(48, 48, 6, 6, 2), s), ("a_b", shape(48, 48, 6, 6, 2), s)],
             "lycoris",
@@ -255,8 +282,16 @@ fn a_decompose_factor_is_found_where_there_is_one() {
     let s = scaling(3.0, 2);
     ours(
         &[
-            ("q", KronShape::kron(60, 80, 5, 5, 2).unwrap(), s),
-            ("k", KronShape::kron(36, 40, 4, 5, 3).unwrap(), s),
+            (
+                "q",
+                KronShape::kron(LayerDims { d_out: 60, d_in: 80 }, Split { a_out: 5, a_in: 5 }, 2).unwrap(),
+                s,
+            ),
+            (
+                "k",
+                KronShape::kron(LayerDims { d_out: 36, d_in: 40 }, Split { a_out: 4, a_in: 5 }, 3).unwrap(),
+                s,
+            ),
         ],
         &path,
     );
@@ -277,7 +312,14 @@ fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
     let dir = dir();
     let (path, lora, fitted) =
         (dir.path().join("ours.safetensors"), dir.path().join("lora"), dir.path().join("fit.safetensors"));
-    ours(&[("q", KronShape::kron(48, 36, 4, 3, 2).unwrap(), scaling(3.0, 2))], &path);
+    ours(
+        &[(
+            "q",
+            KronShape::kron(LayerDims { d_out: 48, d_in: 36 }, Split { a_out: 4, a_in: 3 }, 2).unwrap(),
+            scaling(3.0, 2),
+        )],
+        &path,
+    );
     report(&[&"export", &"--lora", &path, &lora]);
     let sizes: [&dyn AsRef<std::ffi::OsStr>; 7] =
         [&"--fit", &"--a-in", &"3", &"--a-out", &"4", &"--rank", &"2"];
@@ -311,10 +353,17 @@ fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
 fn fit_s_refusal_says_every_error_and_marks_what_is_above() {
     let dir = dir();
     let [whole, lora, mixed, out] = ["whole", "lora", "mixed", "out"].map(|name| dir.path().join(name));
-    ours(&[("a", KronShape::kron(48, 36, 4, 3, 2).unwrap(), scaling(3.0, 2))], &whole);
+    ours(
+        &[(
+            "a",
+            KronShape::kron(LayerDims { d_out: 48, d_in: 36 }, Split { a_out: 4, a_in: 3 }, 2).unwrap(),
+            scaling(3.0, 2),
+        )],
+        &whole,
+    );
     report(&[&"export", &"--lora", &whole, &lora]);
-    let fits = kron_formats::read(&lora).unwrap().adapter.layers()[0].clone();
-    let other = Theta::random(KronShape::lora(48, 36, 6).unwrap(), 5);
+    let fits = kron_adapter::read(&lora).unwrap().adapter.layers()[0].clone();
+    let other = Theta::random(KronShape::lora(LayerDims { d_out: 48, d_in: 36 }, 6).unwrap(), 5);
     let adapter = Adapter::new(vec![fits, Layer::new("b", scaling(1.0, 6), other).unwrap()]).unwrap();
     adapter.write(&mixed, Existing::Refuse).unwrap();
     let call: [&dyn AsRef<std::ffi::OsStr>; 10] =

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use kron_core::KronShape;
+use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -41,7 +41,10 @@ impl Model {
         std::fs::write(base.join(SHARDS[1]), &start).unwrap();
         let file = std::fs::File::options().write(true).open(base.join(SHARDS[1])).unwrap();
         file.set_len((start.len() + bytes) as u64).unwrap();
-        let shapes = [("a", KronShape::kron(6, 10, 3, 2, 1)), ("z", KronShape::lora(LARGE, LARGE, 1))];
+        let shapes = [
+            ("a", KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1)),
+            ("z", KronShape::lora(LayerDims { d_out: LARGE, d_in: LARGE }, 1)),
+        ];
         let (adapter, _) = adapter(dir.path(), &shapes.map(|(module, shape)| (module, shape.unwrap())));
         Self { dir, base, adapter }
     }
@@ -95,7 +98,8 @@ fn killed_merge_leaves_no_half_and_is_taken_up_again() {
     let merged = merge(&model.base, &model.adapter, &model.out(), &[]);
     assert_merge_fails(merged, 2, &["unfinished merge", "--resume"]);
     let other = tempfile::tempdir().unwrap();
-    let (stranger, _) = adapter(other.path(), &[("a", KronShape::lora(6, 10, 1).unwrap())]);
+    let (stranger, _) =
+        adapter(other.path(), &[("a", KronShape::lora(LayerDims { d_out: 6, d_in: 10 }, 1).unwrap())]);
     let merged = merge(&model.base, &stranger, &model.out(), &["--resume"]);
     assert_merge_fails(merged, 2, &[JOURNAL, "another merge"]);
 

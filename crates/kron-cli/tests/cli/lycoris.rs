@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use kron_core::{Adapter, KronShape};
+use kron_adapter::Adapter;
+use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 
 use crate::adapters::{convert, dir, numbers, ours, refused, report, run, scaling, tensors};
@@ -97,7 +98,7 @@ fn kohya_s_names_stay_until_a_model_gives_its_own() {
     let [kron, file, back, lokr, out] =
         ["kron", "file", "back", "lokr", "out"].map(|name| dir.path().join(name));
     let names = ["lora_unet_down_0_q", "lora_te_mlp_fc1", "lora_te1_mlp_fc2", "lora_te2_final_proj"];
-    let shape = KronShape::kron(48, 48, 6, 6, 2).unwrap();
+    let shape = KronShape::kron(LayerDims { d_out: 48, d_in: 48 }, Split { a_out: 6, a_in: 6 }, 2).unwrap();
     let layers: Vec<_> = names.map(|name| (name, shape, scaling(3.0, 2))).into();
     let adapter = ours(&layers, &kron);
     convert(&kron, &file, "lycoris");
@@ -162,7 +163,7 @@ fn every_module_that_the_model_lacks_is_refused() {
     let weights = [("h.0.query", 1), ("h.0.key", 2)]
         .map(|(module, seed)| (format!("{module}.weight"), tensor(Dtype::F32, &[6, 10], seed)));
     std::fs::write(&base, serialize(&File::from(weights))).unwrap();
-    let shape = KronShape::kron(6, 10, 3, 2, 1).unwrap();
+    let shape = KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap();
     ours(&[("h.0.key", shape, scaling(3.0, 1)), ("h.0.qury", shape, scaling(3.0, 1))], &kron);
     for to in ["kron", "lora", "lycoris"] {
         let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
@@ -176,7 +177,14 @@ fn every_module_that_the_model_lacks_is_refused() {
 fn names_that_the_model_does_not_settle_are_refused() {
     let dir = dir();
     let [adapter, base, out] = ["adapter", "base", "out"].map(|name| dir.path().join(name));
-    ours(&[("lycoris_a_b", KronShape::kron(6, 10, 3, 2, 1).unwrap(), scaling(3.0, 1))], &adapter);
+    ours(
+        &[(
+            "lycoris_a_b",
+            KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap(),
+            scaling(3.0, 1),
+        )],
+        &adapter,
+    );
     let weights = |modules: &[&str]| {
         let weight = |module: &&str| (format!("{module}.weight"), tensor(Dtype::F32, &[6, 10], 1));
         std::fs::write(&base, serialize(&modules.iter().map(weight).collect())).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kron_core::KronShape;
+use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -82,9 +82,15 @@ fn every_dtype_over_shards() {
     let (file, ours) = adapter(
         dir.path(),
         &[
-            ("model.q_proj", KronShape::kron(48, 30, 4, 3, 5).unwrap()),
-            ("model.k_proj", KronShape::lora(12, 30, 3).unwrap()),
-            ("model.v_proj", KronShape::krona(35, 22, 7, 2).unwrap()),
+            (
+                "model.q_proj",
+                KronShape::kron(LayerDims { d_out: 48, d_in: 30 }, Split { a_out: 4, a_in: 3 }, 5).unwrap(),
+            ),
+            ("model.k_proj", KronShape::lora(LayerDims { d_out: 12, d_in: 30 }, 3).unwrap()),
+            (
+                "model.v_proj",
+                KronShape::krona(LayerDims { d_out: 35, d_in: 22 }, Split { a_out: 7, a_in: 2 }).unwrap(),
+            ),
         ],
     );
     let out = dir.path().join("deep/out");
@@ -119,7 +125,7 @@ fn every_dtype_over_shards() {
 /// A model saved without its head lacks the first component, one saved with it has it.
 #[test]
 fn names_apart_by_one_leading_component_are_found() {
-    let shape = KronShape::kron(6, 10, 3, 2, 1).unwrap();
+    let shape = KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap();
     for (theirs, ours, says) in [
         ("h.{}.attn", "transformer.h.{}.attn", "transformer. was taken off the adapter's names"),
         ("bert.layer.{}.query", "layer.{}.query", "bert. was put before the adapter's names"),
@@ -165,7 +171,10 @@ fn single_file_in_a_folder_keeps_its_metadata() {
     let metadata = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = safetensors::serialize(views, Some(metadata)).unwrap();
     std::fs::write(base.join("model.safetensors"), &bytes).unwrap();
-    let (adapter, ours) = adapter(dir.path(), &[("q", KronShape::kron(6, 10, 3, 2, 1).unwrap())]);
+    let (adapter, ours) = adapter(
+        dir.path(),
+        &[("q", KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap())],
+    );
     let out = dir.path().join("out");
     assert_eq!(merge(&base, &adapter, &out, &[]).0, 0);
     let merged = std::fs::read(out.join("model.safetensors")).unwrap();
@@ -191,9 +200,15 @@ fn conv1d_of_gpt2_is_folded_transposed() {
     let (path, ours) = adapter(
         dir.path(),
         &[
-            ("h.0.attn.c_proj", KronShape::kron(12, 12, 4, 3, 2).unwrap()),
-            ("h.0.mlp.c_fc", KronShape::lora(20, 12, 3).unwrap()),
-            ("h.0.mlp.c_proj", KronShape::krona(12, 20, 3, 5).unwrap()),
+            (
+                "h.0.attn.c_proj",
+                KronShape::kron(LayerDims { d_out: 12, d_in: 12 }, Split { a_out: 4, a_in: 3 }, 2).unwrap(),
+            ),
+            ("h.0.mlp.c_fc", KronShape::lora(LayerDims { d_out: 20, d_in: 12 }, 3).unwrap()),
+            (
+                "h.0.mlp.c_proj",
+                KronShape::krona(LayerDims { d_out: 12, d_in: 20 }, Split { a_out: 3, a_in: 5 }).unwrap(),
+            ),
         ],
     );
     let out = dir.path().join("out");
@@ -215,7 +230,13 @@ fn same_bits_for_any_number_of_threads() {
     let file = File::from([("q.weight".into(), tensor(Dtype::BF16, &[600, 900], 1))]);
     let base = dir.path().join("base.safetensors");
     std::fs::write(&base, serialize(&file)).unwrap();
-    let (adapter, _) = adapter(dir.path(), &[("q", KronShape::kron(600, 900, 4, 3, 16).unwrap())]);
+    let (adapter, _) = adapter(
+        dir.path(),
+        &[(
+            "q",
+            KronShape::kron(LayerDims { d_out: 600, d_in: 900 }, Split { a_out: 4, a_in: 3 }, 16).unwrap(),
+        )],
+    );
     let merged: BTreeMap<&str, Vec<u8>> = ["1", "2", "5"]
         .map(|threads| {
             let out = dir.path().join(threads);

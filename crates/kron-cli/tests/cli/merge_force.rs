@@ -1,6 +1,6 @@
 //! `kron merge --force` into places that hold something: what is replaced, what is removed, what is left.
 
-use kron_core::KronShape;
+use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -17,7 +17,10 @@ fn weight(name: &str) -> File {
 #[test]
 fn weights_of_another_model_do_not_stay_beside_the_merged_one() {
     let dir = tempfile::tempdir().unwrap();
-    let (adapter, _) = adapter(dir.path(), &[("q", KronShape::kron(6, 10, 3, 2, 1).unwrap())]);
+    let (adapter, _) = adapter(
+        dir.path(),
+        &[("q", KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap())],
+    );
     let shards = sharded(dir.path(), &[weight("q"), weight("k")], json!({}));
     let single = dir.path().join("single");
     std::fs::create_dir(&single).unwrap();
@@ -58,7 +61,10 @@ fn weights_of_another_model_do_not_stay_beside_the_merged_one() {
 #[test]
 fn resuming_removes_what_was_to_be_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let (adapter, _) = adapter(dir.path(), &[("q", KronShape::kron(6, 10, 3, 2, 1).unwrap())]);
+    let (adapter, _) = adapter(
+        dir.path(),
+        &[("q", KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap())],
+    );
     let base = sharded(dir.path(), &[weight("q"), weight("k")], json!({}));
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
@@ -89,7 +95,10 @@ fn resuming_removes_what_was_to_be_removed() {
 #[test]
 fn folders_of_an_adapter_are_not_merged_into() {
     let dir = tempfile::tempdir().unwrap();
-    let (adapter, _) = adapter(dir.path(), &[("q", KronShape::kron(6, 10, 3, 2, 1).unwrap())]);
+    let (adapter, _) = adapter(
+        dir.path(),
+        &[("q", KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap())],
+    );
     let base = sharded(dir.path(), &[weight("q")], json!({}));
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kron_core::KronShape;
+use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -20,7 +20,11 @@ struct Toy {
 
 impl Toy {
     fn new() -> Self {
-        Self::of(tensor(Dtype::F32, &[6, 10], 1), "q", KronShape::kron(6, 10, 3, 2, 1).unwrap())
+        Self::of(
+            tensor(Dtype::F32, &[6, 10], 1),
+            "q",
+            KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap(),
+        )
     }
 
     fn of(weight: Tensor, module: &str, shape: KronShape) -> Self {
@@ -83,7 +87,7 @@ fn models_that_are_damaged() {
 fn layers_that_match_nothing_list_near_names() {
     let model = golden().join("model_llama");
     let dir = tempfile::tempdir().unwrap();
-    let shape = KronShape::lora(48, 48, 2).unwrap();
+    let shape = KronShape::lora(LayerDims { d_out: 48, d_in: 48 }, 2).unwrap();
     let (path, _) =
         adapter(dir.path(), &[("model.layers.0.self_attn.q_prj", shape), ("transformer.h.0.c_attn", shape)]);
     let out = dir.path().join("out");
@@ -103,7 +107,7 @@ fn layers_that_match_nothing_list_near_names() {
 /// A leading component is dropped or added for all layers, or for none.
 #[test]
 fn leading_components_are_not_guessed() {
-    let shape = KronShape::lora(6, 10, 2).unwrap();
+    let shape = KronShape::lora(LayerDims { d_out: 6, d_in: 10 }, 2).unwrap();
     for (model, layers, says) in [
         // Two of them would do.
         (&["encoder.q", "decoder.q"][..], &["q"][..], "q matches no tensor; near are"),
@@ -131,7 +135,7 @@ fn leading_components_are_not_guessed() {
 
 #[test]
 fn weights_that_no_layer_fits() {
-    let shape = KronShape::kron(6, 10, 3, 2, 1).unwrap();
+    let shape = KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap();
     Toy::of(tensor(Dtype::F32, &[6, 9], 1), "q", shape).fails(1, &["q.weight is [6, 9]", "needs [6, 10]"]);
     Toy::of(tensor(Dtype::F32, &[10, 6], 1), "q", shape).fails(1, &["[10, 6]", "transposed", "config.json"]);
     Toy::of(tensor(Dtype::F32, &[2, 6, 10], 1), "q", shape).fails(1, &["q.weight is stacked", "[2, 6, 10]"]);
@@ -141,17 +145,20 @@ fn weights_that_no_layer_fits() {
     // 6 · 10⁴ is a float16, the sum is not.
     let large = half::f16::from_f32(65504.0).to_le_bytes();
     let full = Tensor { dtype: Dtype::F16, shape: vec![600, 10], bytes: large.repeat(6000) };
-    let wide = KronShape::lora(600, 10, 8).unwrap();
+    let wide = KronShape::lora(LayerDims { d_out: 600, d_in: 10 }, 8).unwrap();
     let toy = Toy::of(full, "q", wide);
-    let scaling = kron_core::Scaling::plain(1e6).unwrap();
-    let layer = kron_core::Layer::new("q", scaling, kron_core::Theta::random(wide, 3)).unwrap();
-    kron_core::Adapter::new(vec![layer]).unwrap().write(&toy.adapter, kron_core::Existing::Replace).unwrap();
+    let scaling = kron_adapter::Scaling::plain(1e6).unwrap();
+    let layer = kron_adapter::Layer::new("q", scaling, kron_core::Theta::random(wide, 3)).unwrap();
+    kron_adapter::Adapter::new(vec![layer])
+        .unwrap()
+        .write(&toy.adapter, kron_adapter::Existing::Replace)
+        .unwrap();
     toy.fails(1, &["q.weight", "not finite in f16"]);
 }
 
 #[test]
 fn tied_heads() {
-    let shape = KronShape::lora(20, 6, 2).unwrap();
+    let shape = KronShape::lora(LayerDims { d_out: 20, d_in: 6 }, 2).unwrap();
     let embedding = || ("model.embed_tokens.weight".to_string(), tensor(Dtype::F32, &[20, 6], 1));
     let head = || ("lm_head.weight".to_string(), tensor(Dtype::F32, &[20, 6], 1));
     let tied = json!({ "model_type": "llama", "tie_word_embeddings": true });
@@ -279,7 +286,11 @@ fn places_that_are_taken() {
 #[cfg(target_os = "linux")]
 #[test]
 fn places_without_room() {
-    let toy = Toy::of(tensor(Dtype::F32, &[600, 200], 1), "q", KronShape::lora(600, 200, 2).unwrap());
+    let toy = Toy::of(
+        tensor(Dtype::F32, &[600, 200], 1),
+        "q",
+        KronShape::lora(LayerDims { d_out: 600, d_in: 200 }, 2).unwrap(),
+    );
     let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" merge \"$1\" \"$2\" \"$3\"";
     let limited = assert_cmd::Command::new("sh")
         .args(["-c", script])

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kron_core::KronShape;
+use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::json;
 use tempfile::TempDir;
@@ -25,7 +25,13 @@ impl Toy {
         let base = dir.path().join("base.safetensors");
         let weight = tensor(Dtype::F32, &[300, 100], 1);
         std::fs::write(&base, serialize(&File::from([("q.weight".into(), weight)]))).unwrap();
-        let (adapter, _) = adapter(dir.path(), &[("q", KronShape::krona(300, 100, 1, 1).unwrap())]);
+        let (adapter, _) = adapter(
+            dir.path(),
+            &[(
+                "q",
+                KronShape::krona(LayerDims { d_out: 300, d_in: 100 }, Split { a_out: 1, a_in: 1 }).unwrap(),
+            )],
+        );
         Self { dir, base, adapter }
     }
 

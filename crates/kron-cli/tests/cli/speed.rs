@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kron_core::KronShape;
+use kron_core::{KronShape, LayerDims, Split};
 
 use crate::adapters::{ours, scaling};
 use crate::folder::golden;
@@ -57,7 +57,8 @@ fn mistral_7b(dir: &Path) -> PathBuf {
             kinds.map(|(name, d_out, d_in)| (format!("model.layers.{block}.{name}"), d_out, d_in))
         })
         .collect();
-    let shape = |d_out, d_in| KronShape::kron(d_out, d_in, 16, 2, 8).unwrap();
+    let shape =
+        |d_out, d_in| KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 16, a_in: 2 }, 8).unwrap();
     let layers: Vec<_> =
         names.iter().map(|(name, d_out, d_in)| (&name[..], shape(*d_out, *d_in), scaling(16.0, 8))).collect();
     let path = dir.join("mistral.safetensors");

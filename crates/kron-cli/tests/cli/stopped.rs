@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use kron_core::{Adapter, Existing, KronShape, Layer, Scaling, Theta};
+use kron_adapter::{Adapter, Existing, Layer, Scaling};
+use kron_core::{KronShape, LayerDims, Split, Theta};
 use tempfile::TempDir;
 
 use crate::toy::{names, run};
@@ -90,7 +91,8 @@ impl Large {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let adapter = dir.path().join("large.safetensors");
-        let shape = KronShape::krona(SIDE, SIDE, 1, 1).unwrap();
+        let shape =
+            KronShape::krona(LayerDims { d_out: SIDE, d_in: SIDE }, Split { a_out: 1, a_in: 1 }).unwrap();
         let theta = Theta::from_vec(shape, vec![0.0; shape.params()]).unwrap();
         let layer = Layer::new("q", Scaling::plain(1.0).unwrap(), theta).unwrap();
         Adapter::new(vec![layer]).unwrap().write(&adapter, Existing::Refuse).unwrap();

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use kron_core::{Adapter, Existing, KronShape, Layer, ScaleRule, Scaling, Theta};
+use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+use kron_core::{KronShape, LayerDims, Theta};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
@@ -37,7 +38,9 @@ pub fn assert_merge_fails(merged: (i32, String, String), code: i32, says: &[&str
 pub fn tensor(dtype: Dtype, shape: &[usize], seed: u64) -> Tensor {
     let len: usize = shape.iter().product();
     // An empty tensor has numbers to draw too: none of them are taken.
-    let values = Theta::random(KronShape::lora(len.max(1), 1, 1).unwrap(), seed).b()[..len].to_vec();
+    let values = Theta::random(KronShape::lora(LayerDims { d_out: len.max(1), d_in: 1 }, 1).unwrap(), seed)
+        .b()[..len]
+        .to_vec();
     let bytes = match dtype {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),

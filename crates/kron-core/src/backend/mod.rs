@@ -3,8 +3,6 @@
 use crate::{DropoutKey, Element, KronOp, Result};
 
 mod cpu;
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-pub mod cuda;
 pub use crate::simd::{Isa, probe};
 pub use cpu::Cpu;
 
@@ -17,13 +15,16 @@ pub enum Accum {
     Add,
 }
 
-/// Which call a workspace is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One of the three calls of a [`Backend`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
     /// [`Backend::forward`].
     Forward,
     /// [`Backend::backward`].
-    Backward,
+    Backward {
+        /// Compute dX as well; a workspace for `true` is enough for `false`.
+        dx: bool,
+    },
     /// [`Backend::merge`].
     Merge,
 }
@@ -83,19 +84,14 @@ pub struct Merge<'a, B: Backend, E: Element> {
     pub workspace: B::FloatsMut<'a>,
 }
 
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Cpu {}
-    #[cfg(any(feature = "cuda", feature = "emulate"))]
-    impl<L: kron_kernels::Launcher> Sealed for super::cuda::Cuda<L> {}
-}
-
 /// Forward, backward and merge on one kind of device.
 ///
 /// Every sum is float32 and gradients are reduced in an order that depends
 /// only on the shape and the number of rows: the same input gives the same
 /// bits, whatever the number of threads.
-pub trait Backend: sealed::Sealed + Sized {
+///
+/// [`Cpu`] implements it here; `kron-kernels` implements it for CUDA devices.
+pub trait Backend: Sized {
     /// A matrix of activations.
     type Rows<'a, E: Element>: std::fmt::Debug;
     /// A matrix of activations to write.

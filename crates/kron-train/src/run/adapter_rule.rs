@@ -1,8 +1,8 @@
 //! Adapters of a model from the settings of a method.
 
+use kron_adapter::plan::{Budget, Family, Linear, Method as Rule, Model, Plan, paper_split, search};
 use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
-use kron_core::KronShape;
-use kron_core::plan::{Budget, Family, Linear, Method as Rule, Model, Plan, Split, search};
+use kron_core::{KronShape, LayerDims, Split};
 
 use crate::config::{AdapterConfig, Method};
 use crate::error::{Result, invalid};
@@ -38,7 +38,7 @@ impl AdapterRule {
         let rule = match config.method {
             Method::None | Method::Head | Method::Full => return Ok(None),
             Method::Lora => Rule::Lora { rank },
-            Method::Kron => Rule::Kron { split: split.unwrap_or(Split::paper(model.hidden())), rank },
+            Method::Kron => Rule::Kron { split: split.unwrap_or(paper_split(model.hidden())), rank },
             Method::Krona => Rule::Krona { split },
             Method::Lokr => Rule::Lokr { factor, rank },
         };
@@ -58,7 +58,7 @@ impl AdapterRule {
     /// A target is empty.
     pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
         let Self { rule, scaling, .. } = *self;
-        let shape = move |_: &str, d_out, d_in| -> kron_core::Result<(KronShape, Scaling)> {
+        let shape = move |_: &str, d_out, d_in| -> kron_adapter::Result<(KronShape, Scaling)> {
             Ok((rule.fit(d_out, d_in)?.shape, scaling))
         };
         Ok(self.configure(Inject::new(targets, seed, shape)?))
@@ -84,15 +84,16 @@ impl AdapterRule {
 /// Lists the linear layers that match the targets.
 fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
     let scaling = Scaling::plain(1.0)?;
-    let probe =
-        Inject::new(&config.targets, 0, |_, d_out, d_in| Ok((KronShape::lora(d_out, d_in, 1)?, scaling)))?;
+    let probe = Inject::new(&config.targets, 0, |_, d_out, d_in| {
+        Ok((KronShape::lora(LayerDims { d_out, d_in }, 1)?, scaling))
+    })?;
     build(weights, &probe)?;
     let adapters = probe.finish()?;
     let linears = adapters.deltas().iter().map(|delta| {
         let shape = delta.op().shape;
         Linear::new(delta.module(), shape.d_out(), shape.d_in(), 1)
     });
-    Ok(Model::new("the model", weights.hidden(), linears.collect::<kron_core::Result<_>>()?, 0)?)
+    Ok(Model::new("the model", weights.hidden(), linears.collect::<kron_adapter::Result<_>>()?, 0)?)
 }
 
 /// Returns the rule at the rank (for KronA at the shape) nearest to a number of parameters.

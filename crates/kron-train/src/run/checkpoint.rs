@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Tensor, Var};
+use kron_adapter::io::write_atomic;
 use kron_candle::{AdamW, Existing};
-use kron_core::io::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xxhash_rust::xxh3::xxh3_64;
 

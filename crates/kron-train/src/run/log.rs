@@ -3,8 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use kron_adapter::io::write_atomic;
 use kron_candle::Existing;
-use kron_core::io::write_atomic;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, file};

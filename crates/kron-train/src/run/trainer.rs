@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use kron_adapter::io::write_atomic;
 use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Existing, Gradients};
-use kron_core::io::write_atomic;
 
 use super::checkpoint;
 use super::learner::Learner;

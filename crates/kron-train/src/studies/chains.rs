@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use kron_adapter::io::write_atomic;
 use kron_candle::Existing;
-use kron_core::io::write_atomic;
 use serde::{Deserialize, Serialize};
 
 use super::grid_file::{Entry, check_and_save};

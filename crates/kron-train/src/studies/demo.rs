@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
+use kron_adapter::Adapter;
+use kron_adapter::algebra::Delta;
 use kron_candle::{AdamW, Adapters, DropoutKey, Gradients, Group, Inject, Layer, ScaleRule, Scaling, Theta};
-use kron_core::algebra::Delta;
-use kron_core::{Adapter, KronShape, philox};
+use kron_core::{KronShape, LayerDims, Split, philox};
 
 use crate::data::Tokens;
 use crate::error::Result;
@@ -55,14 +56,20 @@ pub fn demo(seed: u64, mut report: impl FnMut(&str, u64, f64)) -> Result<Vec<Rec
     let weights = random_weights(&config, seed)?;
     let (a_out, a_in, rank) = PLANTED;
     let kron = move |_: &str, d_out, d_in| {
-        Ok((KronShape::kron(d_out, d_in, a_out, a_in, rank)?, Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?))
+        Ok((
+            KronShape::kron(LayerDims { d_out, d_in }, Split { a_out, a_in }, rank)?,
+            Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?,
+        ))
     };
     let (planted, teacher) = plant(&weights, kron, seed)?;
     let budget = planted.params();
     // The smallest rank with at least as many parameters as were planted.
     let lora_rank = (1..).find(|r| lora_params(&planted, *r) >= budget).unwrap_or(1);
     let lora = move |_: &str, d_out, d_in| {
-        Ok((KronShape::lora(d_out, d_in, lora_rank)?, Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?))
+        Ok((
+            KronShape::lora(LayerDims { d_out, d_in }, lora_rank)?,
+            Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?,
+        ))
     };
     let mut results = Vec::new();
     for (method, inject) in [
@@ -135,7 +142,7 @@ fn random_weights(config: &BertConfig, seed: u64) -> Result<Weights> {
 /// Makes a random adapter on every linear layer, and the model with it.
 fn plant(
     weights: &Weights,
-    rule: impl Fn(&str, usize, usize) -> kron_core::Result<(KronShape, Scaling)>,
+    rule: impl Fn(&str, usize, usize) -> kron_adapter::Result<(KronShape, Scaling)>,
     seed: u64,
 ) -> Result<(Adapter, Box<dyn Body>)> {
     let probe = Inject::new(&["layer*"], seed, rule)?;
@@ -144,7 +151,7 @@ fn plant(
     let random = |(layer, seed): (&Layer, u64)| {
         Layer::new(layer.module(), layer.scaling(), Theta::random(*layer.shape(), seed))
     };
-    let layers = layers.layers().iter().zip(seed + 100..).map(random).collect::<kron_core::Result<_>>()?;
+    let layers = layers.layers().iter().zip(seed + 100..).map(random).collect::<kron_adapter::Result<_>>()?;
     let planted = Adapter::new(layers)?;
     let body = build(weights, &Inject::trained(planted.clone()))?;
     Ok((planted, body))

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use kron_adapter::io::write_atomic;
 use kron_candle::Existing;
-use kron_core::io::write_atomic;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AdapterConfig, Config};

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use candle_nn::Linear;
+use kron_adapter::algebra::Delta;
+use kron_adapter::io::write_atomic;
+use kron_adapter::{Adapter, Layer};
 use kron_candle::Existing;
-use kron_core::algebra::Delta;
-use kron_core::io::write_atomic;
-use kron_core::{Adapter, Layer};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Method};
@@ -190,7 +190,10 @@ fn html(chain: &Chain) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kron_core::{KronOp, KronShape, ScaleRule, Scaling, Theta, reference};
+    use kron_core::{LayerDims, Split};
+
+    use kron_adapter::{ScaleRule, Scaling};
+    use kron_core::{KronOp, KronShape, Theta, reference};
 
     use super::*;
 
@@ -218,8 +221,11 @@ mod tests {
     /// Compares the closed form with materialised matrices.
     #[test]
     fn the_cosine_is_that_of_dense_updates() {
-        let shapes =
-            [KronShape::kron(12, 10, 3, 2, 2), KronShape::lora(7, 9, 3)].map(|s| s.expect("a shape"));
+        let shapes = [
+            KronShape::kron(LayerDims { d_out: 12, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 2),
+            KronShape::lora(LayerDims { d_out: 7, d_in: 9 }, 3),
+        ]
+        .map(|s| s.expect("a shape"));
         let scaling = Scaling::new(6.0, 4, ScaleRule::AlphaOverR).expect("a scale");
         let adapter = |seed: u64| {
             let layer = |(i, shape): (usize, &KronShape)| {

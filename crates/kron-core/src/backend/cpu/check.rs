@@ -26,7 +26,7 @@ pub(super) fn backward<E: Element>(cpu: &Cpu, op: &KronOp, call: &Backward<'_, C
         matrix("dx", dx, Some(rows), op.shape.d_in(), "d_in")?;
     }
     t_len(op, call.t.len(), rows)?;
-    workspace(cpu, op, Pass::Backward, call.workspace.len(), rows)
+    workspace(cpu, op, Pass::Backward { dx: true }, call.workspace.len(), rows)
 }
 
 pub(super) fn merge<E: Element>(cpu: &Cpu, op: &KronOp, call: &Merge<'_, Cpu, E>) -> Result<()> {

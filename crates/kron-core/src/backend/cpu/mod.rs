@@ -64,7 +64,7 @@ impl Backend for Cpu {
     fn workspace_len(&self, op: &KronOp, pass: Pass, rows: usize) -> usize {
         match pass {
             Pass::Forward => forward::workspace_len(self.isa, op, rows),
-            Pass::Backward => backward::workspace_len(self.isa, op, rows),
+            Pass::Backward { .. } => backward::workspace_len(self.isa, op, rows),
             Pass::Merge => merge::workspace_len(self.isa, op, rows),
         }
     }

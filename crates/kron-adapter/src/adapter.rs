@@ -1,0 +1,245 @@
+//! [`Adapter`]: the trained layers of one model, as they lie in one file.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::{Error, Result};
+use kron_core::{KronOp, KronShape, Scale, Theta};
+
+/// The longest module or target name, in bytes.
+const MAX_NAME: usize = 512;
+
+/// How s comes from alpha and a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleRule {
+    /// alpha / r.
+    AlphaOverR,
+    /// alpha / √r (rsLoRA, arXiv 2312.03732).
+    AlphaOverSqrtR,
+}
+
+/// s as the user gave it: alpha, a rank and the rule between them.
+///
+/// The rank is a number of its own, because PEFT divides by the configured one
+/// also where the inner factor is full.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    alpha: f32,
+    rank: usize,
+    rule: ScaleRule,
+    scale: Scale,
+}
+
+impl Scaling {
+    /// The rule applied to alpha and r.
+    ///
+    /// # Errors
+    /// A rank of 0, or an alpha that is not finite.
+    pub fn new(alpha: f32, rank: usize, rule: ScaleRule) -> Result<Self> {
+        let scale = match rule {
+            ScaleRule::AlphaOverR => Scale::alpha_over_r(alpha, rank)?,
+            ScaleRule::AlphaOverSqrtR => Scale::alpha_over_sqrt_r(alpha, rank)?,
+        };
+        Ok(Self { alpha, rank, rule, scale })
+    }
+
+    /// s itself, for whoever has no alpha: alpha = s over a rank of 1.
+    ///
+    /// # Errors
+    /// A value that is not finite.
+    pub fn plain(s: f32) -> Result<Self> {
+        Self::new(s, 1, ScaleRule::AlphaOverR)
+    }
+
+    /// alpha.
+    pub const fn alpha(&self) -> f32 {
+        self.alpha
+    }
+    /// r, as the rule takes it.
+    pub const fn rank(&self) -> usize {
+        self.rank
+    }
+    /// alpha / r or alpha / √r.
+    pub const fn rule(&self) -> ScaleRule {
+        self.rule
+    }
+    /// s.
+    pub const fn scale(&self) -> Scale {
+        self.scale
+    }
+}
+
+impl std::fmt::Display for Scaling {
+    /// `16/8` or `16/√8`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let root = if self.rule == ScaleRule::AlphaOverSqrtR { "√" } else { "" };
+        write!(f, "{}/{root}{}", self.alpha, self.rank)
+    }
+}
+
+/// One adapted linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    module: String,
+    scaling: Scaling,
+    theta: Theta,
+}
+
+impl Layer {
+    /// The adapter of the module with this dotted path, `model.layers.0.self_attn.q_proj`.
+    ///
+    /// # Errors
+    /// A name that is not made of one or more parts of ASCII letters, digits,
+    /// `_` and `-`, joined by single dots, at most 512 bytes in all: it becomes
+    /// part of tensor names, and must not become anything else elsewhere.
+    pub fn new(module: impl Into<String>, scaling: Scaling, theta: Theta) -> Result<Self> {
+        let module = module.into();
+        check_module(&module)?;
+        Ok(Self { module, scaling, theta })
+    }
+
+    /// The module's dotted path in the model.
+    pub fn module(&self) -> &str {
+        &self.module
+    }
+    /// alpha, rank and rule.
+    pub const fn scaling(&self) -> Scaling {
+        self.scaling
+    }
+    /// The factors.
+    pub const fn theta(&self) -> &Theta {
+        &self.theta
+    }
+    /// The factors, for an optimizer.
+    pub const fn theta_mut(&mut self) -> &mut Theta {
+        &mut self.theta
+    }
+    /// The factors' sizes.
+    pub const fn shape(&self) -> &KronShape {
+        self.theta.shape()
+    }
+    /// What a backend computes for this layer, without dropout.
+    pub const fn op(&self) -> KronOp {
+        KronOp::new(*self.theta.shape(), self.scaling.scale)
+    }
+}
+
+/// The adapted layers of one model, in an order of the caller's choosing.
+///
+/// [`Adapter::write`] and [`Adapter::read`] keep it in one safetensors file;
+/// `docs/FORMAT.md` describes that file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    layers: Vec<Layer>,
+    target_modules: Vec<String>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Adapter {
+    /// The key of `__metadata__` that is the format's own.
+    pub const RESERVED_KEY: &str = "kron-lora";
+
+    /// An adapter of these layers, without target names or metadata.
+    ///
+    /// # Errors
+    /// No layer, or two of one module.
+    pub fn new(layers: Vec<Layer>) -> Result<Self> {
+        if layers.is_empty() {
+            return Err(Error::data("an adapter of 0 layers adapts nothing; it has at least one"));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = layers.iter().find(|layer| !seen.insert(layer.module())) {
+            return Err(Error::data(format!(
+                "module {} occurs twice, but an adapter has one layer for each",
+                twice.module
+            )));
+        }
+        Ok(Self { layers, target_modules: Vec::new(), metadata: BTreeMap::new() })
+    }
+
+    /// Other layers with the target names and metadata of this adapter.
+    ///
+    /// # Errors
+    /// As [`Adapter::new`].
+    pub fn with_layers(&self, layers: Vec<Layer>) -> Result<Self> {
+        let (target_modules, metadata) = (self.target_modules.clone(), self.metadata.clone());
+        Ok(Self { target_modules, metadata, ..Self::new(layers)? })
+    }
+
+    /// The same adapter with the names or patterns by which its modules were chosen.
+    ///
+    /// # Errors
+    /// An empty name, one of more than 512 bytes, or one with a control character.
+    pub fn with_target_modules(self, target_modules: Vec<String>) -> Result<Self> {
+        for name in &target_modules {
+            if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+                return Err(Error::data(format!(
+                    "target module {} is refused: it is between 1 and {MAX_NAME} bytes without control characters",
+                    shown(name)
+                )));
+            }
+        }
+        Ok(Self { target_modules, ..self })
+    }
+
+    /// The same adapter with free text by key: base model, author, licence.
+    ///
+    /// # Errors
+    /// The key [`Adapter::RESERVED_KEY`], which is the format's own.
+    pub fn with_metadata(self, metadata: BTreeMap<String, String>) -> Result<Self> {
+        if metadata.contains_key(Self::RESERVED_KEY) {
+            return Err(Error::data(format!(
+                "the metadata key {} is the format's own, so free metadata cannot use it",
+                Self::RESERVED_KEY
+            )));
+        }
+        Ok(Self { metadata, ..self })
+    }
+
+    /// The layers, in order.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+    /// The layers, for an optimizer; what names them stays as it is.
+    pub fn thetas_mut(&mut self) -> impl Iterator<Item = &mut Theta> {
+        self.layers.iter_mut().map(Layer::theta_mut)
+    }
+    /// The layer of a module.
+    pub fn layer(&self, module: &str) -> Option<&Layer> {
+        self.layers.iter().find(|layer| layer.module == module)
+    }
+    /// The names or patterns by which the modules were chosen.
+    pub fn target_modules(&self) -> &[String] {
+        &self.target_modules
+    }
+    /// Free text by key.
+    pub const fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+    /// Trained parameters of all layers.
+    pub fn params(&self) -> usize {
+        self.layers.iter().map(|layer| layer.shape().params()).sum()
+    }
+}
+
+fn check_module(module: &str) -> Result<()> {
+    let part = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    if module.len() <= MAX_NAME && module.split('.').all(part) {
+        return Ok(());
+    }
+    Err(Error::data(format!(
+        "module {} is refused: a module's name is parts of ASCII letters, digits, _ and - joined by dots, \
+         at most {MAX_NAME} bytes",
+        shown(module)
+    )))
+}
+
+/// A foreign string, quoted and cut, fit for one line of a message.
+pub(crate) fn shown(text: &str) -> String {
+    const SHOWN: usize = 80;
+    match text.char_indices().nth(SHOWN) {
+        Some((cut, _)) => format!("{:?}… ({} bytes)", &text[..cut], text.len()),
+        None => format!("{text:?}"),
+    }
+}

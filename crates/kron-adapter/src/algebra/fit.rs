@@ -1,0 +1,229 @@
+//! The nearest A ⊗ (B·C) to a product U·V, which is d_out × ρ times ρ × d_in.
+//!
+//! Van Loan and Pitsianis (1993): the nearest A ⊗ M is the top singular pair of
+//! the matrix with a row for each block of U·V. Block (i, j) is U_i·V_j, so the
+//! Gram matrix of the rows is
+//!
+//! ```text
+//! G[(i, j), (k, l)] = ⟨U_iᵀ·U_k, V_j·V_lᵀ⟩       (a_out·a_in)²
+//! ```
+//!
+//! A is its top eigenvector. Then, for an M of rank r, alternate: the best B·C
+//! for A is the truncated Σ A_ij·U_i·V_j / ‖A‖², the best A for B·C is
+//! A_ij = ⟨U_i·V_j, B·C⟩ / ‖B·C‖². Neither step can make the error larger.
+
+use ndarray::{Array1, Array2, ArrayView2, Axis, Slice, concatenate};
+
+use super::{Lora, dot, product_dot, svd_of_product};
+use crate::{Error, Result};
+use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
+
+/// The largest a_out·a_in, which has a square matrix of that many rows.
+pub const MAX_OUTER: usize = 4096;
+/// Steps of the power method and of the alternation.
+const STEPS: usize = 300;
+
+/// Fits A ⊗ (B·C) with an outer factor of a_out × a_in and rank r to up·down,
+/// leaving its scale aside; the factors are rounded to float32.
+///
+/// # Errors
+/// What [`KronShape::new`] refuses, a_out·a_in above [`MAX_OUTER`], and a rank
+/// that no inner factor of b_out × c_in has.
+pub fn fit(lora: &Lora, a_out: usize, a_in: usize, rank: usize) -> Result<Theta> {
+    let (d_out, d_in) = (lora.up.nrows(), lora.down.ncols());
+    let shape = KronShape::new(
+        LayerDims { d_out, d_in },
+        Split { a_out, a_in },
+        Outer::Trained,
+        Inner::LowRank(rank),
+    )?;
+    if a_out * a_in > MAX_OUTER {
+        return Err(Error::data(format!("a_out·a_in = {} is above the limit of {MAX_OUTER}", a_out * a_in)));
+    }
+    let most = shape.b_out().min(shape.c_in());
+    if rank > most {
+        return Err(Error::data(format!("rank {rank} is above min(b_out, c_in) = {most}")));
+    }
+    let blocks = Blocks { lora, shape };
+    let mut a = blocks.start();
+    let mut inner = blocks.inner(&a, rank);
+    let mut captured = 0.0;
+    for _ in 0..STEPS {
+        a = blocks.outer(&inner);
+        inner = blocks.inner(&a, rank);
+        let now = dot(a.view(), a.view()) * product_dot(&inner.0, &inner.1, &inner.0, &inner.1);
+        if now - captured <= 1e-15 * now {
+            break;
+        }
+        captured = now;
+    }
+    let numbers = [&a, &inner.0, &inner.1].map(|f| f.iter().map(|v| *v as f32).collect::<Vec<_>>());
+    Ok(Theta::from_factors(shape, &numbers[0], &numbers[1], &numbers[2])?)
+}
+
+/// U·V, cut into blocks.
+struct Blocks<'a> {
+    lora: &'a Lora,
+    shape: KronShape,
+}
+
+impl Blocks<'_> {
+    /// U_i, b_out × ρ.
+    fn u(&self, i: usize) -> ArrayView2<'_, f64> {
+        let n = self.shape.b_out();
+        self.lora.up.slice_axis(Axis(0), Slice::from(i * n..(i + 1) * n))
+    }
+
+    /// V_j, ρ × c_in.
+    fn v(&self, j: usize) -> ArrayView2<'_, f64> {
+        let n = self.shape.c_in();
+        self.lora.down.slice_axis(Axis(1), Slice::from(j * n..(j + 1) * n))
+    }
+
+    /// The top eigenvector of G, a_out × a_in, by the power method.
+    fn start(&self) -> Array2<f64> {
+        let (rows, cols) = (self.shape.a_out(), self.shape.a_in());
+        let us = Array2::from_shape_fn((rows, rows), |(i, k)| self.u(i).t().dot(&self.u(k)));
+        let vs = Array2::from_shape_fn((cols, cols), |(j, l)| self.v(j).dot(&self.v(l).t()));
+        let g = Array2::from_shape_fn((rows * cols, rows * cols), |(p, q)| {
+            dot(us[(p / cols, q / cols)].view(), vs[(p % cols, q % cols)].view())
+        });
+        // The block of the largest norm is not orthogonal to the answer but by accident.
+        let top = (0..rows * cols).max_by(|&p, &q| g[(p, p)].total_cmp(&g[(q, q)])).unwrap_or(0);
+        let mut a: Array1<f64> = g.column(top).to_owned();
+        for _ in 0..STEPS {
+            let norm = a.dot(&a).sqrt();
+            if norm == 0.0 {
+                a[top] = 1.0;
+                break;
+            }
+            a = g.dot(&(a / norm));
+        }
+        let norm = a.dot(&a).sqrt();
+        Array2::from_shape_fn((rows, cols), |(i, j)| a[i * cols + j] / norm)
+    }
+
+    /// The best B and C for A: the truncated Σ A_ij·U_i·V_j / ‖A‖².
+    fn inner(&self, a: &Array2<f64>, rank: usize) -> (Array2<f64>, Array2<f64>) {
+        let square = dot(a.view(), a.view());
+        let sum = |views: Vec<(f64, ArrayView2<f64>)>| {
+            let mut total = Array2::zeros(views[0].1.dim());
+            views.into_iter().for_each(|(k, view)| total.scaled_add(k, &view));
+            total
+        };
+        let (rows, cols) = a.dim();
+        // [U_1 … U_m]·[Σ_j A_1j·V_j; …], or the same from the other side: the shorter.
+        let (left, right) = if rows <= cols {
+            let rights = (0..rows).map(|i| sum((0..cols).map(|j| (a[(i, j)] / square, self.v(j))).collect()));
+            (join(Axis(1), (0..rows).map(|i| self.u(i).to_owned())), join(Axis(0), rights))
+        } else {
+            let lefts = (0..cols).map(|j| sum((0..rows).map(|i| (a[(i, j)] / square, self.u(i))).collect()));
+            (join(Axis(1), lefts), join(Axis(0), (0..cols).map(|j| self.v(j).to_owned())))
+        };
+        let svd = svd_of_product(&left, &right);
+        let found = svd.s.len().min(rank);
+        // A rank above that of the sum leaves columns of zeros.
+        let mut b = Array2::zeros((left.nrows(), rank));
+        let mut c = Array2::zeros((rank, right.ncols()));
+        for k in 0..found {
+            let root = svd.s[k].sqrt();
+            b.column_mut(k).assign(&(&svd.u.column(k) * root));
+            c.row_mut(k).assign(&(&svd.v.row(k) * root));
+        }
+        (b, c)
+    }
+
+    /// The best A for B·C; of zeros where B·C is zero.
+    fn outer(&self, (b, c): &(Array2<f64>, Array2<f64>)) -> Array2<f64> {
+        let square = product_dot(b, c, b, c);
+        let bus: Vec<_> = (0..self.shape.a_out()).map(|i| b.t().dot(&self.u(i))).collect();
+        let cvs: Vec<_> = (0..self.shape.a_in()).map(|j| c.dot(&self.v(j).t())).collect();
+        let a = Array2::from_shape_fn((bus.len(), cvs.len()), |(i, j)| dot(bus[i].view(), cvs[j].view()));
+        let norm = dot(a.view(), a.view()).sqrt();
+        if square == 0.0 || norm == 0.0 {
+            // ΔW = 0: any A will do, and the inner factor is zero.
+            return Array2::ones(a.dim());
+        }
+        // A of norm 1: the inner step puts the size into B and C.
+        a / norm
+    }
+}
+
+fn join(axis: Axis, parts: impl Iterator<Item = Array2<f64>>) -> Array2<f64> {
+    let parts: Vec<_> = parts.collect();
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    // Blocks of one matrix have one size, so they always join.
+    concatenate(axis, &views).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Delta, Join, svd};
+    use super::*;
+
+    fn layer(shape: kron_core::Result<KronShape>, seed: u64) -> Delta {
+        Delta::of(1.0, &Theta::random(shape.unwrap(), seed))
+    }
+
+    fn error(target: &Delta, a_out: usize, a_in: usize, rank: usize) -> f64 {
+        let theta = fit(&target.lora(Join::Up), a_out, a_in, rank).unwrap();
+        target.relative_distance(&Delta::of(1.0, &theta)).unwrap()
+    }
+
+    #[test]
+    fn a_kron_layer_is_recovered() {
+        for (a_out, a_in, rank) in [(4, 3, 2), (2, 6, 3), (6, 1, 4), (1, 1, 5)] {
+            let target =
+                layer(KronShape::kron(LayerDims { d_out: 48, d_in: 36 }, Split { a_out, a_in }, rank), 5);
+            let error = error(&target, a_out, a_in, rank);
+            assert!(error < 1e-6, "({a_out}, {a_in}) {rank}: {error}");
+        }
+    }
+
+    /// Without a limit on the rank the error is that of the rearranged matrix.
+    #[test]
+    fn error_is_the_rearranged_matrix_s() {
+        let target = layer(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3), 7);
+        let lora = target.lora(Join::Up);
+        let full = lora.up.dot(&lora.down);
+        for (a_out, a_in) in [(2, 3), (4, 2), (3, 1)] {
+            let (b_out, c_in) = (24 / a_out, 18 / a_in);
+            let rearranged = Array2::from_shape_fn((a_out * a_in, b_out * c_in), |(p, q)| {
+                full[(p / a_in * b_out + q / c_in, p % a_in * c_in + q % c_in)]
+            });
+            let s = svd(&rearranged).s;
+            let total: f64 = s.iter().map(|v| v * v).sum();
+            let want = (1.0 - s[0] * s[0] / total).sqrt();
+            let got = error(&target, a_out, a_in, b_out.min(c_in));
+            assert!((got - want).abs() < 1e-6, "({a_out}, {a_in}): {got} and {want}");
+        }
+    }
+
+    /// Unstructured deltas are far from any Kronecker product.
+    #[test]
+    fn a_random_delta_is_not_recovered() {
+        let target = layer(KronShape::lora(LayerDims { d_out: 256, d_in: 256 }, 8), 3);
+        let errors = [(1, 1), (1, 2), (2, 2), (4, 2)].map(|(o, i)| error(&target, o, i, 8));
+        assert!(errors[0] < 1e-6 && errors[1] > 0.5 && errors.is_sorted(), "{errors:?}");
+    }
+
+    #[test]
+    fn zero_stays_zero() {
+        let target =
+            Delta::of(1.0, &Theta::init(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3).unwrap(), 1));
+        let theta = fit(&target.lora(Join::Up), 2, 3, 2).unwrap();
+        assert_eq!(Delta::of(1.0, &theta).norm(), 0.0);
+        assert!(theta.as_slice().iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn impossible_fits_are_refused_with_the_numbers() {
+        let lora = layer(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3), 7).lora(Join::Up);
+        for ((a_out, a_in, rank), says) in
+            [((5, 3, 2), "5 does not divide d_out = 24"), ((2, 3, 9), "rank 9 is above")]
+        {
+            let message = fit(&lora, a_out, a_in, rank).unwrap_err().to_string();
+            assert!(message.contains(says), "{message}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! `adapter_config.json`, read without trust: a field that changes the layer is known or refused.
+
+use std::collections::BTreeMap;
+
+use crate::{ScaleRule, Scaling};
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::patterns::{Patterns, compile, lookup};
+
+/// The methods that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Lora,
+    Lokr,
+}
+
+/// What the fields say about ΔW.
+#[derive(Debug)]
+pub struct Config {
+    pub kind: Kind,
+    rank: usize,
+    alpha: f64,
+    ranks: Patterns<usize>,
+    alphas: Patterns<f64>,
+    rule: ScaleRule,
+    pub target_modules: Vec<String>,
+    /// Whether the weights of the model lie as d_in × d_out.
+    pub fan_in_fan_out: bool,
+    /// Fields about the base model, kept as metadata.
+    pub about: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    peft_type: Option<String>,
+    r: Option<usize>,
+    alpha: Option<f64>,
+    lora_alpha: Option<f64>,
+    rank_pattern: Option<IndexMap<String, usize>>,
+    alpha_pattern: Option<IndexMap<String, f64>>,
+    target_modules: Option<Targets>,
+    use_rslora: Option<bool>,
+    fan_in_fan_out: Option<bool>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Fields about the base model.
+const ABOUT: [&str; 3] = ["base_model_name_or_path", "task_type", "revision"];
+
+/// Fields that say how the adapter was or will be trained, started or chosen, and nothing about ΔW.
+const HARMLESS: [&str; 21] = [
+    "auto_mapping",
+    "corda_config",
+    "decompose_both",
+    "decompose_factor",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "megatron_core",
+    "module_dropout",
+    "peft_version",
+    "qalora_group_size",
+    "rank_dropout",
+    "rank_dropout_scale",
+    "runtime_config",
+    "use_effective_conv2d",
+];
+
+impl Config {
+    /// Parses and checks the file's text.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let fields: Fields =
+            serde_json::from_slice(text).map_err(|e| format!("it is not an adapter's configuration: {e}"))?;
+        let kind = match fields.peft_type.as_deref() {
+            Some("LORA") => Kind::Lora,
+            Some("LOKR") => Kind::Lokr,
+            Some(other) => return Err(format!("peft_type is {other:?}, but LORA and LOKR are what is read")),
+            None => return Err("it has no peft_type, which is LORA or LOKR".into()),
+        };
+        fields.rest.iter().try_for_each(|(name, value)| check(name, value))?;
+        let (name, alpha, other) = match kind {
+            Kind::Lora => ("lora_alpha", fields.lora_alpha, fields.alpha),
+            Kind::Lokr => ("alpha", fields.alpha, fields.lora_alpha),
+        };
+        if other.is_some() {
+            return Err(format!("it has both alpha and lora_alpha, but this method's is {name}"));
+        }
+        let about = ABOUT
+            .iter()
+            .filter_map(|name| Some((name.to_string(), fields.rest.get(*name)?.as_str()?.into())));
+        Ok(Self {
+            kind,
+            rank: fields.r.ok_or("it has no r, the rank that alpha is divided by")?,
+            alpha: alpha.ok_or(format!("it has no {name}, from which the scale comes"))?,
+            ranks: compile(fields.rank_pattern.unwrap_or_default())?,
+            alphas: compile(fields.alpha_pattern.unwrap_or_default())?,
+            rule: match (kind, fields.use_rslora) {
+                (_, None | Some(false)) => ScaleRule::AlphaOverR,
+                (Kind::Lora, Some(true)) => ScaleRule::AlphaOverSqrtR,
+                (Kind::Lokr, Some(true)) => return Err("use_rslora is true, which LoKr does not have".into()),
+            },
+            target_modules: match fields.target_modules {
+                None => Vec::new(),
+                Some(Targets::One(name)) => vec![name],
+                Some(Targets::Many(names)) => names,
+            },
+            fan_in_fan_out: fields.fan_in_fan_out.unwrap_or(false),
+            about: about.collect(),
+        })
+    }
+
+    /// Alpha, rank and rule of a module; alpha is rounded to float32, as s is everywhere.
+    pub fn scaling(&self, module: &str) -> Result<Scaling, String> {
+        let rank = lookup(&self.ranks, module).unwrap_or(self.rank);
+        let alpha = lookup(&self.alphas, module).unwrap_or(self.alpha);
+        Scaling::new(alpha as f32, rank, self.rule).map_err(|e| format!("layer {module}: {e}"))
+    }
+}
+
+/// That a field beside those that are understood leaves ΔW as it is.
+fn check(name: &str, value: &Value) -> Result<(), String> {
+    let empty = match value {
+        Value::Null => true,
+        Value::Bool(v) => !v,
+        Value::Number(v) => v.as_f64() == Some(0.0),
+        Value::String(v) => v.is_empty() || (name == "bias" && v == "none"),
+        Value::Array(v) => v.is_empty(),
+        Value::Object(v) => v.is_empty(),
+    };
+    if empty || HARMLESS.contains(&name) || ABOUT.contains(&name) {
+        return Ok(());
+    }
+    let start = ["gaussian", "orthogonal", "eva"];
+    if name == "init_lora_weights" && (*value == true || value.as_str().is_some_and(|v| start.contains(&v))) {
+        return Ok(());
+    }
+    let why = match name {
+        "modules_to_save" => "whole modules trained beside the adapter have no place in ΔW",
+        "bias" | "lora_bias" => "trained biases have no place in ΔW",
+        "use_dora" => "DoRA rescales the whole weight, which ΔW cannot say",
+        "init_lora_weights" => "this start changes the base weights, so ΔW alone is not the change",
+        _ => "it may change the layer in a way that ΔW = s·A ⊗ (B·C) does not say",
+    };
+    let shown: String = value.to_string().chars().take(60).collect();
+    Err(format!("{name} is {shown}, which is refused: {why}"))
+}
+
+/// A configuration to write: the fields that every method has, then the method's own.
+pub fn written(about: &BTreeMap<String, String>, modules: Vec<&str>, own: Value) -> Result<Vec<u8>, String> {
+    let mut fields = Map::from_iter([
+        ("auto_mapping".to_string(), Value::Null),
+        ("exclude_modules".into(), Value::Null),
+        ("inference_mode".into(), json!(true)),
+        ("layers_pattern".into(), Value::Null),
+        ("layers_to_transform".into(), Value::Null),
+        ("modules_to_save".into(), Value::Null),
+        ("target_modules".into(), json!(modules)),
+    ]);
+    for name in ABOUT {
+        fields.insert(name.into(), about.get(name).map_or(Value::Null, |v| json!(v)));
+    }
+    if let Value::Object(own) = own {
+        fields.extend(own);
+    }
+    let mut text =
+        serde_json::to_vec_pretty(&fields).map_err(|e| format!("the configuration has no JSON form: {e}"))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// A JSON number; an integer where it is one, as PEFT's annotations want.
+pub fn number(v: f64) -> Value {
+    if v.fract() == 0.0 && v.abs() < 2f64.powi(53) { json!(v as i64) } else { json!(v) }
+}

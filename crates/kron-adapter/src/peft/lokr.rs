@@ -1,0 +1,164 @@
+//! PEFT's LoKr.
+
+use std::path::Path;
+
+use crate::algebra::scale64;
+use crate::plan::{divisors, peft_factorization};
+use crate::{Adapter, Layer, ScaleRule};
+use kron_core::{Inner, Outer};
+use serde_json::json;
+
+use super::config::{Config, number, written};
+use super::patterns::patterns;
+use super::{PREFIX, adapter};
+use crate::lokr::{self, Factors};
+use crate::lycoris::factors;
+use crate::stored::{Stored, serialize};
+use crate::{Contents, Error, Format, Loaded, Remedy, Result, Tensors};
+
+pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<Loaded> {
+    let names = tensors.names();
+    let layers = lokr::group(tensors, &names, |name| {
+        let (module, part) = name.strip_prefix(PREFIX)?.rsplit_once('.')?;
+        lokr::NAMES.contains(&part).then_some((module, part))
+    })?;
+    let refused = |what: String| Error::data(format!("{}: {what}", folder.display()));
+    let mut products = 0;
+    let layers = layers.iter().map(|(module, parts)| {
+        let factors = Factors::read(tensors, module, parts)?;
+        products += usize::from(factors.rank1.is_some());
+        let scaling = config.scaling(module).map_err(refused)?;
+        if let Some(rank) =
+            [factors.rank1, factors.rank2].into_iter().flatten().find(|r| *r != scaling.rank())
+        {
+            return Err(refused(format!(
+                "the factors of {module} have rank {rank}, but its configuration says {}",
+                scaling.rank()
+            )));
+        }
+        Layer::new(*module, scaling, factors.theta).map_err(|e| refused(e.to_string()))
+    });
+    let adapter = adapter(folder, config, layers.collect::<Result<_>>()?)?;
+    let notes = lokr::rounded(products).into_iter().collect();
+    Ok(Loaded {
+        path: folder.display().to_string(),
+        format: Format::PeftLokr,
+        adapter,
+        fan_in_fan_out: config.fan_in_fan_out,
+        notes,
+    })
+}
+
+/// A folder that PEFT loads: factors as they are, w1 full.
+///
+/// # Errors
+/// LoRA layers, a rank from which on PEFT makes w2 full, and splits that no
+/// one `decompose_factor` gives.
+pub fn write(adapter: &Adapter) -> Result<Contents> {
+    let layers = adapter.layers();
+    for layer in layers {
+        check(layer)?;
+    }
+    let factor = decompose_factor(layers)?;
+    let values: Vec<(&str, (usize, f64))> = layers.iter().map(|l| (l.module(), rank_and_alpha(l))).collect();
+    let ranks: Vec<_> = values.iter().map(|(module, (rank, _))| (*module, *rank)).collect();
+    let alphas: Vec<_> = values.iter().map(|(module, (_, alpha))| (*module, *alpha)).collect();
+    let (Some((rank, ranks)), Some((alpha, alphas))) = (patterns(&ranks), patterns(&alphas)) else {
+        return Err(Error::data("an adapter has at least one layer"));
+    };
+    let alphas: serde_json::Map<_, _> = alphas.into_iter().map(|(key, v)| (key, number(v))).collect();
+    let own = json!({
+        "peft_type": "LOKR",
+        "r": rank,
+        "alpha": number(alpha),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "decompose_both": false,
+        "decompose_factor": factor.map_or(-1, |f| f as i64),
+        "init_weights": true,
+        "module_dropout": 0.0,
+        "rank_dropout": 0.0,
+        "rank_dropout_scale": false,
+        "use_effective_conv2d": false,
+    });
+    let modules = layers.iter().map(Layer::module).collect();
+    let config = written(adapter.metadata(), modules, own).map_err(Error::data)?;
+    let tensors: Vec<_> = layers
+        .iter()
+        .flat_map(|layer| {
+            let name = |part| format!("{PREFIX}{}.{part}", layer.module());
+            factors(layer).into_iter().map(move |(part, matrix)| (name(part), Stored::F32(matrix)))
+        })
+        .collect();
+    Ok(Contents::Folder { config, weights: serialize(&tensors)? })
+}
+
+/// A layer that PEFT's LoKr cannot be, and why.
+fn refused(layer: &Layer, why: &str) -> Error {
+    Error::data(format!("layer {} ({}) has no PEFT LoKr form: {why}", layer.module(), layer.shape()))
+}
+
+fn check(layer: &Layer) -> Result<()> {
+    let shape = layer.shape();
+    if shape.outer() == Outer::One {
+        return Err(refused(layer, "it is a LoRA, which has no outer factor").with(Remedy::Lora));
+    }
+    match shape.inner() {
+        Inner::LowRank(r) if 2 * r >= shape.b_out().max(shape.c_in()) => {
+            let why = format!(
+                "PEFT makes w2 full where r ≥ max(b_out, c_in)/2, and r is {r} with {} × {}",
+                shape.b_out(),
+                shape.c_in()
+            );
+            Err(refused(layer, &why).with(Remedy::LosslessLora))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// r and alpha with s = alpha / r, and with the w2 that the layer has.
+fn rank_and_alpha(layer: &Layer) -> (usize, f64) {
+    let (shape, scaling) = (layer.shape(), layer.scaling());
+    let full = shape.b_out().max(shape.c_in()).div_ceil(2);
+    let rank = match shape.inner() {
+        Inner::LowRank(r) => r,
+        Inner::Full if scaling.rank() >= full => scaling.rank(),
+        Inner::Full => full,
+    };
+    let own = scaling.rule() == ScaleRule::AlphaOverR && scaling.rank() == rank;
+    (rank, if own { shortest(scaling.alpha()) } else { scale64(scaling) * rank as f64 })
+}
+
+/// The float64 with the float32's shortest decimal: 0.1 and not 0.10000000149.
+pub(super) fn shortest(v: f32) -> f64 {
+    v.to_string().parse().unwrap_or(f64::from(v))
+}
+
+/// The factor by which PEFT splits every layer as it is split; `None` is −1.
+fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
+    let fits = |layer: &Layer, factor: Option<usize>| {
+        let shape = layer.shape();
+        let sides = [(shape.d_out(), shape.a_out()), (shape.d_in(), shape.a_in())];
+        sides.into_iter().all(|(dim, a)| peft_factorization(dim, factor).0 == a)
+    };
+    let Some(first) = layers.first() else { return Ok(None) };
+    // What a factor gives for a side changes only at a divisor and after it.
+    let mut dims: Vec<usize> = layers.iter().flat_map(|l| [l.shape().d_out(), l.shape().d_in()]).collect();
+    dims.sort_unstable();
+    dims.dedup();
+    let mut factors: Vec<usize> = dims.into_iter().flat_map(divisors).flat_map(|d| [d, d + 1]).collect();
+    factors.sort_unstable();
+    factors.dedup();
+    let candidates = std::iter::once(None).chain(factors.into_iter().map(Some));
+    let mut candidates: Vec<_> = candidates.filter(|factor| fits(first, *factor)).collect();
+    for layer in layers {
+        let left: Vec<_> = candidates.iter().copied().filter(|factor| fits(layer, *factor)).collect();
+        if left.is_empty() {
+            let which = if candidates.is_empty() { "this one so" } else { "this and those before it so" };
+            let why = format!("PEFT splits every layer by one decompose_factor, and none splits {which}");
+            return Err(refused(layer, &why).with(Remedy::LosslessLora));
+        }
+        candidates = left;
+    }
+    Ok(candidates.first().copied().flatten())
+}

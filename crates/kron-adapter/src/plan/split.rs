@@ -1,0 +1,135 @@
+//! The outer factor's sides: which are legal, and which one a rule picks.
+
+use crate::Result;
+use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
+
+use super::Linear;
+
+/// One side of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// d_in = a_in·c_in.
+    In,
+    /// d_out = a_out·b_out.
+    Out,
+}
+
+/// A layer's shape, with what had to give way for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fitted {
+    /// The shape.
+    pub shape: KronShape,
+    /// Empty where the method was followed to the letter.
+    pub notes: Vec<Note>,
+}
+
+/// Where a layer's shape is not the one that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Note {
+    /// The wished side of A does not divide the layer; the largest divisor below it does.
+    Reduced {
+        /// Which side.
+        side: Side,
+        /// d_in or d_out.
+        dim: usize,
+        /// The wish.
+        wanted: usize,
+        /// What was taken.
+        taken: usize,
+    },
+    /// LoKr in PEFT: above the limit it keeps the inner factor full and ignores the rank.
+    RankBecameFull {
+        /// The wish.
+        rank: usize,
+        /// The largest rank that would have been kept.
+        limit: usize,
+    },
+}
+
+/// The paper's rule (arXiv 2508.01961): a_in = 2, and a_out the divisor of
+/// `hidden` nearest to round(hidden / 200), the smaller of two equally near.
+pub fn paper_split(hidden: usize) -> Split {
+    let target = hidden / 200 + usize::from(hidden % 200 >= 100);
+    let a_out = divisors(hidden).into_iter().min_by_key(|d| d.abs_diff(target)).unwrap_or(1);
+    Split { a_out, a_in: 2 }
+}
+
+/// Every split that divides a layer, by a_in, then a_out.
+pub fn legal_splits(linear: &Linear) -> impl Iterator<Item = Split> {
+    let outs = divisors(linear.d_out());
+    divisors(linear.d_in())
+        .into_iter()
+        .flat_map(move |a_in| outs.clone().into_iter().map(move |a_out| Split { a_in, a_out }))
+}
+
+/// Shape of a layer under the split `wanted`, each side reduced to the largest
+/// divisor of the layer that does not exceed it.
+///
+/// # Errors
+/// A side of 0, and what [`KronShape::new`] refuses.
+pub fn fit_split(wanted: Split, layer: LayerDims, inner: Inner) -> Result<Fitted> {
+    let LayerDims { d_out, d_in } = layer;
+    let sides = [(Side::Out, d_out, wanted.a_out), (Side::In, d_in, wanted.a_in)];
+    let [a_out, a_in] = sides.map(|(_, dim, wanted)| largest_divisor_within(dim, wanted));
+    let notes = sides.into_iter().zip([a_out, a_in]).filter(|((_, _, wanted), taken)| wanted != taken);
+    let notes = notes.map(|((side, dim, wanted), taken)| Note::Reduced { side, dim, wanted, taken });
+    let shape = KronShape::new(LayerDims { d_out, d_in }, Split { a_out, a_in }, Outer::Trained, inner)?;
+    Ok(Fitted { shape, notes: notes.collect() })
+}
+
+/// The divisors of `n` in ascending order, none for 0; takes √n steps.
+pub fn divisors(n: usize) -> Vec<usize> {
+    let mut low: Vec<usize> = (1..=n.isqrt()).filter(|d| n.is_multiple_of(*d)).collect();
+    let high: Vec<usize> = low.iter().rev().map(|d| n / d).filter(|d| d * d > n).collect();
+    low.extend(high);
+    low
+}
+
+/// The largest divisor of `n` that is at most `limit`; 0 when there is none.
+fn largest_divisor_within(n: usize, limit: usize) -> usize {
+    // The common case of a search, without listing the divisors.
+    if limit > 0 && n.is_multiple_of(limit) {
+        return limit;
+    }
+    divisors(n).into_iter().take_while(|&d| d <= limit).last().unwrap_or(0)
+}
+
+/// How PEFT splits a side of a LoKr layer (peft 0.21.2, `factorization`): the
+/// first number belongs to A.
+///
+/// A factor that divides `dim` is taken as it is, even above √dim; otherwise
+/// the pair is the most nearly square one whose smaller, first member does not
+/// exceed the factor. `None` is PEFT's −1: no limit.
+pub fn peft_factorization(dim: usize, factor: Option<usize>) -> (usize, usize) {
+    let first = match factor {
+        Some(factor) if factor > 0 && dim.is_multiple_of(factor) => factor,
+        Some(factor) => largest_divisor_within(dim, factor.clamp(1, dim.isqrt().max(1))),
+        None => largest_divisor_within(dim, dim.isqrt()),
+    };
+    (first, dim.checked_div(first).unwrap_or(0))
+}
+
+impl From<KronShape> for Fitted {
+    /// A shape that is exactly what was asked for.
+    fn from(shape: KronShape) -> Self {
+        Self { shape, notes: Vec::new() }
+    }
+}
+
+impl std::fmt::Display for Note {
+    /// `a_out is 1 instead of 4, which does not divide d_out = 50257`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Note::Reduced { side, dim, wanted, taken } => {
+                let (a, d) = match side {
+                    Side::In => ("a_in", "d_in"),
+                    Side::Out => ("a_out", "d_out"),
+                };
+                write!(f, "{a} is {taken} instead of {wanted}, which does not divide {d} = {dim}")
+            }
+            Note::RankBecameFull { rank, limit } => {
+                write!(f, "the inner factor is full, because rank {rank} is above PEFT's limit of {limit}")
+            }
+        }
+    }
+}
