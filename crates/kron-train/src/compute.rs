@@ -104,7 +104,7 @@ impl FromStr for Device {
         match (text, ordinal) {
             ("cpu", _) => Ok(Self::Cpu),
             (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
-            _ => Err(invalid(format!("{text:?} is no device: cpu and cuda:0, cuda:1, … are"))),
+            _ => Err(invalid(format!("{text:?} is not a device; devices are cpu, cuda:0, cuda:1, …"))),
         }
     }
 }

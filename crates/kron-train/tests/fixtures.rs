@@ -179,9 +179,7 @@ struct Case {
 #[test]
 fn minilm_where_it_was_fetched() -> kron_train::Result<()> {
     let Some(folder) = minilm() else {
-        eprintln!(
-            "skipped: MiniLM is not here, scripts/fetch-minilm.sh fetches it"
-        );
+        eprintln!("skipped: MiniLM is not here, scripts/fetch-minilm.sh fetches it");
         return Ok(());
     };
     let files = Files::find(&folder)?;

@@ -35,12 +35,12 @@ fn lines_are_named_by_their_number() {
         (
             "{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"a\"",
             good,
-            "train.jsonl: line 2 is not as it should be",
+            "train.jsonl: line 2 is malformed",
         ),
         (
             "{\"text\": \"a\", \"lable\": \"x\"}\n",
             good,
-            "line 1 is not as it should be: missing field `label`",
+            "line 1 is malformed: missing field `label`",
         ),
         ("{\"text\": \" \", \"label\": \"x\"}\n", good, "line 1 has an empty text"),
         (
@@ -96,8 +96,8 @@ fn devices_and_precisions_that_cannot_be_are_refused() {
     let cases = [
         ("[compute]\ndevice = 'cuda:3'\nprecision = 'bf16'", "kron", "taken"),
         ("[compute]\nprecision = 'f16'", "lora", "taken"),
-        ("[compute]\ndevice = 'gpu'", "kron", "\"gpu\" is no device: cpu and cuda:0"),
-        ("[compute]\ndevice = 'cuda:'", "kron", "\"cuda:\" is no device"),
+        ("[compute]\ndevice = 'gpu'", "kron", "\"gpu\" is not a device; devices are cpu, cuda:0"),
+        ("[compute]\ndevice = 'cuda:'", "kron", "\"cuda:\" is not a device"),
         ("[compute]\nprecision = 'bf16'", "kron", "candle multiplies no bf16 matrices on the CPU"),
         ("[compute]\nprecision = 'f16'", "full", "method full trains the weights themselves"),
     ];

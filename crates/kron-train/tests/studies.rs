@@ -180,7 +180,8 @@ fn a_grid_of_chains_runs_missing_chains() {
     let summaries = chains::summarise(&grid, &results);
     let [lora, kron] = summaries.as_slice() else { panic!("{summaries:?}") };
     assert!(lora.params > kron.params && lora.p.is_none() && kron.p.is_some_and(|p| p[0] <= 1.0));
-    let mean = |name: &str| results.iter().filter(|r| r.name == name).map(|r| r.final_mean).sum::<f64>() / 4.0;
+    let mean =
+        |name: &str| results.iter().filter(|r| r.name == name).map(|r| r.final_mean).sum::<f64>() / 4.0;
     let table = chains::markdown(&summaries);
     assert!(table.contains(&format!("| 4 | {:.2} ± ", 100.0 * mean("kron"))), "{table}");
     assert!(folder.path().join("report.html").exists());
@@ -286,7 +287,7 @@ fn a_text_may_be_lines_of_json() {
     );
     std::fs::write(&lines, "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n").expect("a file");
     let message = Dataset::read(&config, &tokenizer).expect_err("refused").to_string();
-    assert!(message.contains("line 2 is not as it should be"), "{message}");
+    assert!(message.contains("line 2 is malformed"), "{message}");
 }
 
 /// A question that is too long loses its beginning, never the choice.

@@ -94,7 +94,7 @@ fn read<T: DeserializeOwned>(path: &Path, check: impl Fn(&T) -> Result<(), Strin
         if line.trim().is_empty() {
             return Err(at("is empty, but every line is one JSON object".into()));
         }
-        let row = serde_json::from_str(line).map_err(|e| at(format!("is not as it should be: {e}")))?;
+        let row = serde_json::from_str(line).map_err(|e| at(format!("is malformed: {e}")))?;
         check(&row).map_err(at)?;
         Ok(row)
     };

@@ -135,7 +135,7 @@ fn encode_labelled(
             return Err(file(
                 path,
                 format!(
-                    "line {line} has label {:?}, which is none of the training set's {}",
+                    "line {line} has label {:?}, which is not one of the training set's {}",
                     row.label,
                     labels.len()
                 ),

@@ -22,7 +22,7 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
     let header = header.ok_or_else(|| file(path, "is shorter than the header of a llama2.c model"))?;
     let size = |i: usize| match usize::try_from(header[i].unsigned_abs()) {
         Ok(n) if (1..1 << 20).contains(&n) && (header[i] > 0 || i == 5) => Ok(n),
-        _ => Err(file(path, format!("has {} as number {i} of its header, which no size is", header[i]))),
+        _ => Err(file(path, format!("has {} as number {i} of its header, which is not a size", header[i]))),
     };
     let config = LlamaConfig {
         hidden_size: size(0)?,
@@ -81,7 +81,7 @@ impl Reader<'_> {
         }
         match self.bytes.len() - self.at {
             0 => Ok(()),
-            more => Err(file(self.path, format!("is {more} bytes longer than its header says"))),
+            more => Err(file(self.path, format!("is {more} bytes longer than its header requires"))),
         }
     }
 

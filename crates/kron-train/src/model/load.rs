@@ -50,7 +50,7 @@ impl Files {
         }
         let folder = model.parent().filter(|_| model.is_file());
         let folder =
-            folder.ok_or_else(|| file(model, "is no folder and no file, but a model is one of them"))?;
+            folder.ok_or_else(|| file(model, "is neither a folder nor a file, but a model is one of them"))?;
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let entries = std::fs::read_dir(folder).map_err(|e| file(folder, e))?;
         let mut names: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
@@ -94,7 +94,9 @@ impl Weights {
         let convert = |tensor: &Tensor| tensor.to_dtype(dtype)?.to_device(&device);
         if files.model.is_file() {
             let (config, mut tensors) = llama2c::read(&files.model)?;
-            tensors.values_mut().try_for_each(|tensor| convert(tensor).map(|converted| *tensor = converted))?;
+            tensors
+                .values_mut()
+                .try_for_each(|tensor| convert(tensor).map(|converted| *tensor = converted))?;
             return Ok(Self { config: Config::Llama(config), tensors, device, dtype });
         }
         let config = read_config(&files.model.join("config.json"))?;

@@ -58,8 +58,8 @@ impl AdapterRule {
     /// A target is empty.
     pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
         let Self { rule, scaling, .. } = *self;
-        let shape = move |_: &str, d_out, d_in| -> kron_adapter::Result<(KronShape, Scaling)> {
-            Ok((rule.fit(d_out, d_in)?.shape, scaling))
+        let shape = move |_: &str, dims: LayerDims| -> kron_adapter::Result<(KronShape, Scaling)> {
+            Ok((rule.fit(dims.d_out, dims.d_in)?.shape, scaling))
         };
         Ok(self.configure(Inject::new(targets, seed, shape)?))
     }
@@ -84,9 +84,7 @@ impl AdapterRule {
 /// Lists the linear layers that match the targets.
 fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
     let scaling = Scaling::plain(1.0)?;
-    let probe = Inject::new(&config.targets, 0, |_, d_out, d_in| {
-        Ok((KronShape::lora(LayerDims { d_out, d_in }, 1)?, scaling))
-    })?;
+    let probe = Inject::new(&config.targets, 0, |_, dims| Ok((KronShape::lora(dims, 1)?, scaling)))?;
     build(weights, &probe)?;
     let adapters = probe.finish()?;
     let linears = adapters.deltas().iter().map(|delta| {

@@ -72,17 +72,17 @@ pub fn read(
     let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let of =
-        |key: &str| metadata.get(key).ok_or_else(|| file(path, format!("is no checkpoint: it has no {key}")));
+        |key: &str| metadata.get(key).ok_or_else(|| file(path, format!("is not a checkpoint: it has no {key}")));
     let mut all: Vec<(String, TensorView)> = tensors.tensors();
     all.sort_by(|a, b| a.0.cmp(&b.0));
     if *of(SUM)? != checksum(&metadata, all.iter().map(|(name, view)| (name.as_str(), view.data()))) {
         return Err(file(path, "is damaged: it does not have the checksum that was written with it"));
     }
     check_settings(path, of(SETTINGS)?, &settings(config)?)?;
-    let step = of(STEP)?.parse().map_err(|e| file(path, format!("has a step that is no number: {e}")))?;
+    let step = of(STEP)?.parse().map_err(|e| file(path, format!("has a step that is not a number: {e}")))?;
     if scale.text().is_some() {
         let text = of(SCALE)?;
-        let wrong = || file(path, format!("has {text:?} as its {SCALE}, which no scale is"));
+        let wrong = || file(path, format!("has {text:?} as its {SCALE}, which is not a scale"));
         *scale = LossScale::parse(text).ok_or_else(wrong)?;
     }
     let get = |name: &str, var: &Var| -> Result<Tensor> {
@@ -118,16 +118,16 @@ fn settings(config: &Config) -> Result<String> {
 /// Settings that an earlier version did not have take their defaults.
 fn check_settings(path: &Path, theirs: &str, ours: &str) -> Result<()> {
     let theirs: Config =
-        toml::from_str(theirs).map_err(|e| file(path, format!("has settings that are none here: {e}")))?;
+        toml::from_str(theirs).map_err(|e| file(path, format!("has unknown settings: {e}")))?;
     let theirs = theirs.text()?;
     let differs = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b);
     match differs {
         Some((theirs, ours)) => Err(invalid(format!(
-            "{} is of a run with {theirs:?}, but this one has {ours:?}: only the same run can go on",
+            "{} belongs to a run with {theirs:?}, but this one has {ours:?}: only the same run can resume",
             path.display()
         ))),
         None if theirs.lines().count() != ours.lines().count() => Err(invalid(format!(
-            "{} is of a run with other settings than this one: only the same run can go on",
+            "{} belongs to a run with other settings: only the same run can resume",
             path.display()
         ))),
         None => Ok(()),
@@ -168,6 +168,6 @@ mod tests {
             check_settings(path, theirs, &ours).expect_err("another run").to_string()
         };
         assert!(refused(&earlier).contains("\"fused = true\", but this one has \"fused = false\""));
-        assert!(refused(&text.replace("rank", "tier")).contains("settings that are none here"));
+        assert!(refused(&text.replace("rank", "tier")).contains("unknown settings"));
     }
 }

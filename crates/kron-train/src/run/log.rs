@@ -83,7 +83,8 @@ mod tests {
     fn logs_with_the_earlier_name_of_the_learning_rate_are_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("log.csv");
-        let text = "step,epoch,rate,loss,gradient,tokens,seconds,cpu_seconds,device_mib\n1,0.5,0.002,1,2,3,4,,\n";
+        let text =
+            "step,epoch,rate,loss,gradient,tokens,seconds,cpu_seconds,device_mib\n1,0.5,0.002,1,2,3,4,,\n";
         std::fs::write(&path, text).expect("room");
         let rows = read_log::<StepRecord>(&path).expect("rows");
         assert_eq!((rows.len(), rows[0].lr), (1, 0.002));

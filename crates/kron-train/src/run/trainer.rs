@@ -153,7 +153,7 @@ impl<'a> Trainer<'a> {
         match (checkpoint.exists(), resume) {
             (true, false) => {
                 return Err(invalid(format!(
-                    "{} holds a run: pass --resume to go on with it, or another folder",
+                    "{} holds a run: pass --resume to continue it, or another folder",
                     folder.display()
                 )));
             }

@@ -87,12 +87,15 @@ impl ComparisonGrid {
         let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
         let grid: Self = toml::from_str(&text).map_err(|e| file(path, e))?;
         if grid.seeds.is_empty() || grid.entries.iter().any(|e| e.lrs.is_empty() && grid.lrs.is_empty()) {
-            return Err(file(path, "has no seed or no learning rate, but every entry runs with at least one"));
+            return Err(file(
+                path,
+                "has no seed or no learning rate, but every entry runs with at least one",
+            ));
         }
         match grid.entries.iter().any(|e| e.name == grid.reference) {
             true => Ok(grid),
             false => {
-                Err(file(path, format!("has reference {:?}, which is none of its entries", grid.reference)))
+                Err(file(path, format!("has reference {:?}, which is not one of its entries", grid.reference)))
             }
         }
     }

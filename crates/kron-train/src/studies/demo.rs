@@ -55,21 +55,16 @@ pub fn demo(seed: u64, mut report: impl FnMut(&str, u64, f64)) -> Result<Vec<Rec
     };
     let weights = random_weights(&config, seed)?;
     let (a_out, a_in, rank) = PLANTED;
-    let kron = move |_: &str, d_out, d_in| {
-        Ok((
-            KronShape::kron(LayerDims { d_out, d_in }, Split { a_out, a_in }, rank)?,
-            Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?,
-        ))
+    let kron = move |_: &str, dims: LayerDims| {
+        let shape = KronShape::kron(dims, Split { a_out, a_in }, rank)?;
+        Ok((shape, Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?))
     };
     let (planted, teacher) = plant(&weights, kron, seed)?;
     let budget = planted.params();
     // The smallest rank with at least as many parameters as were planted.
     let lora_rank = (1..).find(|r| lora_params(&planted, *r) >= budget).unwrap_or(1);
-    let lora = move |_: &str, d_out, d_in| {
-        Ok((
-            KronShape::lora(LayerDims { d_out, d_in }, lora_rank)?,
-            Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?,
-        ))
+    let lora = move |_: &str, dims: LayerDims| {
+        Ok((KronShape::lora(dims, lora_rank)?, Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?))
     };
     let mut results = Vec::new();
     for (method, inject) in [
@@ -142,7 +137,7 @@ fn random_weights(config: &BertConfig, seed: u64) -> Result<Weights> {
 /// Makes a random adapter on every linear layer, and the model with it.
 fn plant(
     weights: &Weights,
-    rule: impl Fn(&str, usize, usize) -> kron_adapter::Result<(KronShape, Scaling)>,
+    rule: impl Fn(&str, LayerDims) -> kron_adapter::Result<(KronShape, Scaling)>,
     seed: u64,
 ) -> Result<(Adapter, Box<dyn Body>)> {
     let probe = Inject::new(&["layer*"], seed, rule)?;
