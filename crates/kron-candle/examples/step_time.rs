@@ -37,9 +37,9 @@ fn main() -> Result<()> {
         Some(ordinal) => Device::new_cuda(ordinal.parse().map_err(candle_core::Error::wrap)?)?,
     };
     let mut engines: Vec<(String, Engine)> = Vec::new();
-    for (place, alone) in [("", false), ("adapter alone: ", true)] {
+    for (prefix, alone) in [("", false), ("adapter alone: ", true)] {
         for (how, fused) in [("candle's autograd", false), ("fused", true)] {
-            let of = |(name, rule)| (format!("{place}{name}, {how}"), engine(rule, fused, alone));
+            let of = |(name, rule)| (format!("{prefix}{name}, {how}"), engine(rule, fused, alone));
             engines.extend(ADAPTERS.map(of));
         }
     }

@@ -45,10 +45,10 @@ impl Call {
         dx: Option<&mut S>,
     ) -> Result<Tensor> {
         let Some(t) = self.t.get() else { bail!("backward of an adapter's call that has not run forward") };
-        let place = dy.0.device().location();
-        let dtheta = on(place, x, |x| {
-            on(place, theta, |theta| {
-                on(place, t, |t| {
+        let location = dy.0.device().location();
+        let dtheta = on(location, x, |x| {
+            on(location, theta, |theta| {
+                on(location, t, |t| {
                     let inputs = BackwardInputs { theta, x, t, dy };
                     with_activation!("a gradient is", dy.0.dtype(), E => {
                         S::backward::<E>(&self.op, inputs, dx, self.key)
@@ -84,11 +84,11 @@ pub(crate) struct Fused {
 impl Fused {
     fn forward<S: DeviceOps>(&self, x: Operand<S>, theta: Operand<S>) -> Result<(S, Shape)> {
         let (rows, shape) = self.call.sizes(x.1)?;
-        let place = x.0.device().location();
-        let mut y = on(place, &self.weight.t()?, |w| S::product(x, w, rows))?;
+        let location = x.0.device().location();
+        let mut y = on(location, &self.weight.t()?, |w| S::product(x, w, rows))?;
         if let Some(bias) = &self.bias {
             on(
-                place,
+                location,
                 bias,
                 |bias| with_activation!("activations are", y.dtype(), E => S::add_bias::<E>(&mut y, bias)),
             )?;
@@ -104,10 +104,10 @@ impl Fused {
         theta: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let place = dy.device().location();
+        let location = dy.device().location();
         let rows = dy.elem_count() / self.call.op.shape.d_out();
-        on(place, dy, |dy| {
-            let base = || on(place, &self.weight, |w| S::product(dy, w, rows));
+        on(location, dy, |dy| {
+            let base = || on(location, &self.weight, |w| S::product(dy, w, rows));
             let mut dx = x.track_op().then(base).transpose()?;
             let dtheta = self.call.backward(x, theta, dy, dx.as_mut())?;
             Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
@@ -230,10 +230,10 @@ impl CustomOp3 for Added {
 /// Returns W + ΔW as a new tensor, d_out × d_in, rounded once.
 pub(crate) fn merge(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
     fn merge_on<S: DeviceOps>(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let place = weight.device().location();
-        let mut merged: S = on(place, weight, device_ops::copy)?;
+        let location = weight.device().location();
+        let mut merged: S = on(location, weight, device_ops::copy)?;
         on(
-            place,
+            location,
             theta,
             |theta| with_activation!("the weight is", merged.dtype(), E => S::merge::<E>(op, theta, &mut merged)),
         )?;

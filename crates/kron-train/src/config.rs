@@ -277,7 +277,10 @@ impl Config {
             return Err(invalid(format!("train.betas has {beta}, but a decay is at least 0 and below 1")));
         }
         if !(0.0..=1.0).contains(&train.warmup) {
-            return Err(invalid(format!("train.warmup is {}, but it is a share from 0 to 1", train.warmup)));
+            return Err(invalid(format!(
+                "train.warmup is {}, but it is a fraction from 0 to 1",
+                train.warmup
+            )));
         }
         if !adapter.fused && adapter.dropout > 0.0 {
             return Err(invalid(format!(

@@ -32,16 +32,8 @@ fn lines_are_named_by_their_number() {
     let cases = [
         ("", good, "train.jsonl: has no line"),
         ("{\"text\": \"a\", \"label\": \"x\"}\n\n", good, "train.jsonl: line 2 is empty"),
-        (
-            "{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"a\"",
-            good,
-            "train.jsonl: line 2 is malformed",
-        ),
-        (
-            "{\"text\": \"a\", \"lable\": \"x\"}\n",
-            good,
-            "line 1 is malformed: missing field `label`",
-        ),
+        ("{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"a\"", good, "train.jsonl: line 2 is malformed"),
+        ("{\"text\": \"a\", \"lable\": \"x\"}\n", good, "line 1 is malformed: missing field `label`"),
         ("{\"text\": \" \", \"label\": \"x\"}\n", good, "line 1 has an empty text"),
         (
             good,

@@ -91,7 +91,7 @@ impl LlamaConfig {
     pub fn check(&self) -> Result<()> {
         let (heads, kv) = (self.num_attention_heads, self.kv_heads());
         if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) {
-            return Err(invalid(format!("{heads} heads of queries do not share {kv} of keys")));
+            return Err(invalid(format!("{heads} query heads are not a multiple of {kv} key heads")));
         }
         let shared = self.head_dim.is_some() || self.hidden_size.is_multiple_of(heads);
         if !shared || self.head() == 0 || !self.head().is_multiple_of(2) {

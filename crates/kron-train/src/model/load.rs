@@ -49,8 +49,8 @@ impl Files {
             };
         }
         let folder = model.parent().filter(|_| model.is_file());
-        let folder =
-            folder.ok_or_else(|| file(model, "is neither a folder nor a file, but a model is one of them"))?;
+        let folder = folder
+            .ok_or_else(|| file(model, "is neither a folder nor a file, but a model is one of them"))?;
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let entries = std::fs::read_dir(folder).map_err(|e| file(folder, e))?;
         let mut names: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();

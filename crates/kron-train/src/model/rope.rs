@@ -50,8 +50,8 @@ impl RopeConfig {
                     positive("original_max_position_embeddings", self.original_max_position_embeddings)?;
                 // Pairs with few rotations over the original context are stretched, those with many are not, and
                 // those between are interpolated.
-                let share = |f: f64| ((trained * f / TAU - low) / (high - low)).clamp(0.0, 1.0);
-                Ok(plain.map(|f| share(f) * f + (1.0 - share(f)) * f / factor).collect())
+                let fraction = |f: f64| ((trained * f / TAU - low) / (high - low)).clamp(0.0, 1.0);
+                Ok(plain.map(|f| fraction(f) * f + (1.0 - fraction(f)) * f / factor).collect())
             }
             other => Err(invalid(format!(
                 "rope_type is {other}, but default, linear and llama3 are the rotations that are known here"
@@ -121,10 +121,10 @@ mod tests {
         // 1000 positions are 159, 16, 1.6 and 0.16 rotations: the third is 30 % of the way from 1 to 3.
         let llama3 = r#"{ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 3.0, "original_max_position_embeddings": 1000 }"#;
-        let share = (1000.0 * 0.01 / TAU - 1.0) / 2.0;
+        let fraction = (1000.0 * 0.01 / TAU - 1.0) / 2.0;
         near(
             frequencies(llama3).expect("llama3"),
-            [1.0, 0.1, 0.01 * (share + (1.0 - share) / 8.0), 0.001 / 8.0],
+            [1.0, 0.1, 0.01 * (fraction + (1.0 - fraction) / 8.0), 0.001 / 8.0],
         );
     }
 

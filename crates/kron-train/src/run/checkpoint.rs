@@ -71,8 +71,9 @@ pub fn read(
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    let of =
-        |key: &str| metadata.get(key).ok_or_else(|| file(path, format!("is not a checkpoint: it has no {key}")));
+    let of = |key: &str| {
+        metadata.get(key).ok_or_else(|| file(path, format!("is not a checkpoint: it has no {key}")))
+    };
     let mut all: Vec<(String, TensorView)> = tensors.tensors();
     all.sort_by(|a, b| a.0.cmp(&b.0));
     if *of(SUM)? != checksum(&metadata, all.iter().map(|(name, view)| (name.as_str(), view.data()))) {

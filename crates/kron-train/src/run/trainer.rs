@@ -251,14 +251,14 @@ impl<'a> Trainer<'a> {
             let offset = step * train.batch as u64 + part as u64;
             let key = DropoutKey { seed: train.seed, offset };
             let (part_loss, part_tokens) = self.learner.loss(&self.data.train, which, Some(key))?;
-            let share = which.len() as f64 / batch.len() as f64;
-            loss += share as f32 * part_loss.to_scalar::<f32>()?;
+            let fraction = which.len() as f64 / batch.len() as f64;
+            loss += fraction as f32 * part_loss.to_scalar::<f32>()?;
             tokens += part_tokens;
             if !loss.is_finite() {
                 return Err(Error::Diverged { step: step + 1, loss });
             }
             let scaled = if factor == 1.0 { part_loss } else { (part_loss * factor)? };
-            gradients.add(&scaled.backward()?, share / factor)?;
+            gradients.add(&scaled.backward()?, fraction / factor)?;
             // Measured before the next synchronisation, which releases the memory that this pass freed.
             highest_mib = highest_mib.max(trained.and_then(|(_, group)| device_mib(group.var().device())));
         }

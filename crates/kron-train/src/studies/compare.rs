@@ -94,9 +94,10 @@ impl ComparisonGrid {
         }
         match grid.entries.iter().any(|e| e.name == grid.reference) {
             true => Ok(grid),
-            false => {
-                Err(file(path, format!("has reference {:?}, which is not one of its entries", grid.reference)))
-            }
+            false => Err(file(
+                path,
+                format!("has reference {:?}, which is not one of its entries", grid.reference),
+            )),
         }
     }
 

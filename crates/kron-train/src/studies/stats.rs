@@ -35,7 +35,7 @@ pub fn interval(values: &[f64]) -> (f64, f64) {
     };
     let mut means: Vec<f64> = (0..RESAMPLES).map(resample).collect();
     means.sort_by(f64::total_cmp);
-    let at = |share: f64| means[(share * (RESAMPLES - 1) as f64).round() as usize];
+    let at = |quantile: f64| means[(quantile * (RESAMPLES - 1) as f64).round() as usize];
     (at(0.025), at(0.975))
 }
 

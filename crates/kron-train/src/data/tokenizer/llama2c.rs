@@ -104,7 +104,10 @@ impl Llama2c {
         for &id in ids.iter().filter(|&&id| id != BOS) {
             let known = (id as usize) < self.pieces.len();
             if !known {
-                return Err(invalid(format!("id {id} exceeds the tokenizer's vocabulary of {}", self.pieces.len())));
+                return Err(invalid(format!(
+                    "id {id} exceeds the tokenizer's vocabulary of {}",
+                    self.pieces.len()
+                )));
             }
             match id.checked_sub(FIRST_BYTE).and_then(|b| u8::try_from(b).ok()) {
                 Some(byte) => text.push(byte),
