@@ -1,54 +1,51 @@
-//! `kron-train sequential`: one adapter learns tasks one after the other; how
-//! much of the earlier ones is left?
+//! `kron-train sequential`: one adapter learns a chain of tasks, and its accuracy on earlier tasks is measured.
 //!
-//! Every task has a head of its own, which is kept as it was when its task was
-//! done; the adapter goes on. R\[i\]\[j\] is the accuracy on task j after task i.
+//! Every task has its own head, frozen when the task ends; the adapter is trained further.
+//! R\[i\]\[j\] is the accuracy on task j after task i.
 
 use std::path::Path;
 
 use candle_core::Tensor;
 use candle_nn::Linear;
 use kron_adapter::algebra::Delta;
+use kron_report::{Page, Table};
 use kron_adapter::io::write_atomic;
 use kron_adapter::{Adapter, Layer};
 use kron_candle::IfExists;
-use kron_report::{Page, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Method};
 use crate::data::Dataset;
 use crate::error::{Result, file, invalid};
-use crate::learner::Learner;
 use crate::model::Weights;
-use crate::progress::Progress;
 use crate::report;
-use crate::run::{Log, Stop, run_from};
+use crate::run::{Learner, Log, Progress, Stop, run_from};
 
-/// One cell of the accuracy matrix.
+/// One cell of the accuracy matrix: a row of `matrix.csv`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Cell {
-    /// The task just learned, from 0.
+    /// Index of the task just learned, from 0.
     pub after: usize,
-    /// Its name.
+    /// Name of the task just learned.
     pub learned: String,
-    /// The task that is looked at.
+    /// Name of the evaluated task.
     pub on: String,
-    /// Share of right answers on its test set.
+    /// Accuracy on the evaluated task's test set.
     pub accuracy: f64,
-    /// Cosine of ΔW after the first task of the pair and what was added since; empty on the diagonal.
+    /// Cosine between ΔW after the evaluated task and the change of ΔW since; `None` on the diagonal.
     pub cosine: Option<f64>,
 }
 
-/// What a chain of tasks came to.
+/// Result of a chain of tasks.
 #[derive(Clone, Debug)]
 pub struct Chain {
-    /// The method with its shapes.
+    /// Method with its shapes.
     pub method: String,
-    /// Trained numbers, the heads not counted.
+    /// Number of trained parameters, without the heads'.
     pub params: usize,
     /// Names of the tasks, in order.
     pub tasks: Vec<String>,
-    /// R, row by row; row i has i + 1 cells.
+    /// Cells of R, row by row; row i has i + 1 cells.
     pub cells: Vec<Cell>,
 }
 
@@ -62,19 +59,19 @@ impl Chain {
         self.cells.iter().find(|c| c.after == after && c.on == self.tasks[on])?.cosine
     }
 
-    /// Mean accuracy on all tasks after the last.
+    /// Returns the mean accuracy on all tasks after the last.
     pub fn final_mean(&self) -> f64 {
         let last = self.tasks.len() - 1;
         (0..=last).map(|j| self.at(last, j)).sum::<f64>() / self.tasks.len() as f64
     }
 
-    /// Mean of R\[last\]\[j\] − R\[j\]\[j\] over the tasks before the last (Lopez-Paz and Ranzato 2017).
+    /// Returns the mean of R\[last\]\[j\] − R\[j\]\[j\] over the tasks before the last (Lopez-Paz and Ranzato 2017).
     pub fn backward_transfer(&self) -> f64 {
         let last = self.tasks.len() - 1;
         (0..last).map(|j| self.at(last, j) - self.at(j, j)).sum::<f64>() / last as f64
     }
 
-    /// Mean of max_i R\[i\]\[j\] − R\[last\]\[j\] over the tasks before the last (Chaudhry et al. 2018).
+    /// Returns the mean of max_i R\[i\]\[j\] − R\[last\]\[j\] over the tasks before the last (Chaudhry et al. 2018).
     pub fn forgetting(&self) -> f64 {
         let last = self.tasks.len() - 1;
         let best = |j| (j..=last).map(|i| self.at(i, j)).fold(f64::MIN, f64::max);
@@ -82,10 +79,10 @@ impl Chain {
     }
 }
 
-/// Trains on each task in turn and looks back after each.
+/// Trains on each task in turn, and evaluates all tasks learned so far after each.
 ///
 /// # Errors
-/// Fewer than two tasks, a task without a test set, and what a run refuses.
+/// Fewer than two tasks, a method without an adapter, a task without a test set, or an error of a run.
 pub fn sequential(
     config: &Config,
     weights: &Weights,
@@ -116,10 +113,9 @@ pub fn sequential(
         Default::default();
     for (after, (learned, data)) in tasks.iter().enumerate() {
         let learner = run_from(config, weights, data, adapter.take(), stop, progress)?;
-        if stop.is_asked() {
+        if stop.is_requested() {
             return Err(invalid(
-                "stopped before the chain's end: of a chain nothing is kept that it could go on with, so it \
-                 starts again from its first task",
+                "stopped before the chain's end: a chain has no checkpoints, so it starts again from its first task",
             ));
         }
         (chain.method, chain.params) = (learner.description().to_owned(), learner.body_params());
@@ -145,15 +141,16 @@ pub fn sequential(
     Ok(chain)
 }
 
-/// The head as it is now, apart from what training does later.
+/// Copies the head, so that later training does not change it.
 fn frozen(learner: &Learner) -> Result<Linear> {
     let head = learner.head().ok_or_else(|| invalid("a chain of tasks is of the task classify"))?;
     let copy = |tensor: &Tensor| tensor.copy().map(|t| t.detach());
     Ok(Linear::new(copy(head.weight())?, head.bias().map(copy).transpose()?))
 }
 
-/// Cosine of ΔW `then` and the change since, over all layers, from the factors alone:
-/// ⟨D, N − D⟩ / (‖D‖·‖N − D‖) with ‖N − D‖² = ‖N‖² − 2⟨N, D⟩ + ‖D‖².
+/// Returns the cosine between the earlier ΔW and its change since, over all layers, from the factors alone.
+///
+/// With D the earlier ΔW and N the current one: ⟨D, N − D⟩ / (‖D‖·‖N − D‖), ‖N − D‖² = ‖N‖² − 2⟨N, D⟩ + ‖D‖².
 fn cosine(then: &Adapter, now: &Adapter) -> Result<f64> {
     let (mut both, mut old, mut new) = (0.0, 0.0, 0.0);
     for (then, now) in then.layers().iter().zip(now.layers()) {
@@ -183,8 +180,8 @@ fn html(chain: &Chain) -> Result<String> {
         100.0 * chain.backward_transfer(),
         100.0 * chain.forgetting()
     );
-    let cosines = "Cosine of ΔW after the task above and what was added to it since";
-    let page = Page::new("Tasks in a row").summary(summary).table(table(0, &accuracy).caption("Accuracy"));
+    let cosines = "Cosine between ΔW after the task above and the change of ΔW since";
+    let page = Page::new("Chain of tasks").summary(summary).table(table(0, &accuracy).caption("Accuracy"));
     report::html(&page.table(table(1, &cosine).caption(cosines)))
 }
 
@@ -218,7 +215,7 @@ mod tests {
         assert!((chain.forgetting() - 0.3 / 2.0).abs() < 1e-12);
     }
 
-    /// The closed form against matrices that are whole.
+    /// Compares the closed form with materialised matrices.
     #[test]
     fn the_cosine_is_that_of_dense_updates() {
         let shapes = [

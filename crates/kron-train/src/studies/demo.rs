@@ -1,7 +1,8 @@
-//! `kron-train demo`: needs no file. A small encoder of made-up weights is
-//! changed by a planted ΔW = s·A ⊗ (B·C) in every linear layer; adapters of
-//! equal size are then trained to do what the changed one does. Data without
-//! structure, so what they find is the structure of the update.
+//! `kron-train demo`: recovery of a planted update, without any file.
+//!
+//! A small encoder of random weights (the teacher) gets a planted ΔW = s·A ⊗ (B·C) in every linear layer. Adapters of
+//! equal size are then trained on the unchanged encoder to imitate the teacher. The inputs are random, so the only
+//! structure to find is that of the update.
 
 use std::collections::HashMap;
 
@@ -15,19 +16,19 @@ use crate::data::Tokens;
 use crate::error::Result;
 use crate::model::{BertConfig, Body, Config, Weights, build};
 
-/// Outer factor and rank that are planted.
+/// Shape of the planted update: a_out, a_in, rank.
 const PLANTED: (usize, usize, usize) = (4, 4, 2);
-/// Highest learning rate, which falls to zero in a straight line.
-const RATE: f64 = 3e-2;
-/// Steps of training.
+/// Highest learning rate, which decays linearly to zero.
+const LEARNING_RATE: f64 = 3e-2;
+/// Number of training steps.
 const STEPS: u64 = 400;
 
-/// How near one method came to the planted update.
+/// Result of one method.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recovery {
     /// `kron` or `lora`.
     pub method: String,
-    /// Trained numbers.
+    /// Number of trained parameters.
     pub params: usize,
     /// Mean squared difference of the outputs before the first step and after the last.
     pub loss: (f64, f64),
@@ -38,7 +39,7 @@ pub struct Recovery {
 /// Trains Kron-LoRA of the planted shape, and LoRA of at least as many parameters.
 ///
 /// # Errors
-/// What candle refuses.
+/// candle fails.
 pub fn demo(seed: u64, mut report: impl FnMut(&str, u64, f64)) -> Result<Vec<Recovery>> {
     let config = BertConfig {
         vocab_size: 97,
@@ -52,23 +53,18 @@ pub fn demo(seed: u64, mut report: impl FnMut(&str, u64, f64)) -> Result<Vec<Rec
         hidden_act: "gelu".into(),
         position_embedding_type: "absolute".into(),
     };
-    let weights = made_up(&config, seed)?;
-    let (a_in, a_out, rank) = PLANTED;
-    let kron = move |_: &str, d_out, d_in| {
-        Ok((
-            KronShape::kron(LayerDims { d_out, d_in }, Split { a_out, a_in }, rank)?,
-            Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?,
-        ))
+    let weights = random_weights(&config, seed)?;
+    let (a_out, a_in, rank) = PLANTED;
+    let kron = move |_: &str, dims: LayerDims| {
+        let shape = KronShape::kron(dims, Split { a_out, a_in }, rank)?;
+        Ok((shape, Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?))
     };
     let (planted, teacher) = plant(&weights, kron, seed)?;
     let budget = planted.params();
-    // LoRA takes d_out + d_in numbers a rank: the first rank that has as many as were planted.
+    // The smallest rank with at least as many parameters as were planted.
     let lora_rank = (1..).find(|r| lora_params(&planted, *r) >= budget).unwrap_or(1);
-    let lora = move |_: &str, d_out, d_in| {
-        Ok((
-            KronShape::lora(LayerDims { d_out, d_in }, lora_rank)?,
-            Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?,
-        ))
+    let lora = move |_: &str, dims: LayerDims| {
+        Ok((KronShape::lora(dims, lora_rank)?, Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?))
     };
     let mut results = Vec::new();
     for (method, inject) in [
@@ -88,25 +84,25 @@ fn lora_params(planted: &Adapter, rank: usize) -> usize {
     planted.layers().iter().map(|l| rank * (l.shape().d_out() + l.shape().d_in())).sum()
 }
 
-/// Uniform numbers in ±edge, named by a stream.
+/// Draws values uniform in ±edge; every stream gives other values.
 fn uniform(len: usize, edge: f32, seed: u64, stream: u32) -> Vec<f32> {
-    let number = |i: usize| {
+    let value = |i: usize| {
         let bits = philox([i as u32, stream, 0x6465_6d6f, 0], [seed as u32, (seed >> 32) as u32])[0];
         edge * ((bits >> 8) as f32 / (1u32 << 23) as f32 - 1.0)
     };
-    (0..len).map(number).collect()
+    (0..len).map(value).collect()
 }
 
-/// An encoder's tensors with the scale of freshly made ones.
-fn made_up(config: &BertConfig, seed: u64) -> Result<Weights> {
+/// Makes random tensors of an encoder, with the scale of an untrained one's.
+fn random_weights(config: &BertConfig, seed: u64) -> Result<Weights> {
     let (hidden, wide) = (config.hidden_size, config.intermediate_size);
     let mut tensors = HashMap::new();
     let mut stream = 0;
     let mut add = |name: String, rows: usize, cols: usize| -> Result<()> {
         stream += 1;
         let edge = (3.0 / cols as f32).sqrt();
-        let numbers = uniform(rows * cols, edge, seed, stream);
-        tensors.insert(format!("{name}.weight"), Tensor::from_vec(numbers, (rows, cols), &Device::Cpu)?);
+        let values = uniform(rows * cols, edge, seed, stream);
+        tensors.insert(format!("{name}.weight"), Tensor::from_vec(values, (rows, cols), &Device::Cpu)?);
         tensors.insert(
             format!("{name}.bias"),
             Tensor::from_vec(uniform(rows, 0.1, seed, stream), rows, &Device::Cpu)?,
@@ -138,10 +134,10 @@ fn made_up(config: &BertConfig, seed: u64) -> Result<Weights> {
     Ok(Weights::new(Config::Bert(config.clone()), tensors))
 }
 
-/// A random adapter on every linear layer, and the model that has it.
+/// Makes a random adapter on every linear layer, and the model with it.
 fn plant(
     weights: &Weights,
-    rule: impl Fn(&str, usize, usize) -> kron_adapter::Result<(KronShape, Scaling)>,
+    rule: impl Fn(&str, LayerDims) -> kron_adapter::Result<(KronShape, Scaling)>,
     seed: u64,
 ) -> Result<(Adapter, Box<dyn Body>)> {
     let probe = Inject::new(&["layer*"], seed, rule)?;
@@ -156,8 +152,8 @@ fn plant(
     Ok((planted, body))
 }
 
-/// Trains a body's adapters towards the teacher's hidden states; the losses of a
-/// fixed batch before the first step and after the last.
+/// Trains a body's adapters towards the teacher's hidden states; returns the loss of a fixed batch before the first
+/// step and after the last.
 fn imitate(
     body: &dyn Body,
     teacher: &dyn Body,
@@ -170,23 +166,23 @@ fn imitate(
     let loss = |step: u64| -> Result<Tensor> {
         let tokens = random_tokens(config, step);
         let want = teacher.hidden(&tokens, None)?.detach();
-        // The adapters have no dropout; a key says that they are trained.
+        // A key keeps the autograd graph; the adapters have no dropout.
         let key = DropoutKey { seed: 0, offset: step };
         Ok(candle_nn::loss::mse(&body.hidden(&tokens, Some(key))?, &want)?)
     };
-    let number = |loss: Tensor| -> Result<f64> { Ok(f64::from(loss.to_scalar::<f32>()?)) };
-    let before = number(loss(u64::MAX)?)?;
+    let scalar = |loss: Tensor| -> Result<f64> { Ok(f64::from(loss.to_scalar::<f32>()?)) };
+    let before = scalar(loss(u64::MAX)?)?;
     for step in 0..STEPS {
         let loss = loss(step)?;
         let mut gradients = Gradients::new(&optimizer.vars());
         gradients.add(&loss.backward()?, 1.0)?;
-        optimizer.step(&gradients, RATE * (1.0 - step as f64 / STEPS as f64))?;
-        report(step + 1, number(loss)?);
+        optimizer.step(&gradients, LEARNING_RATE * (1.0 - step as f64 / STEPS as f64))?;
+        report(step + 1, scalar(loss)?);
     }
-    Ok((before, number(loss(u64::MAX)?)?))
+    Ok((before, scalar(loss(u64::MAX)?)?))
 }
 
-/// 16 texts of 12 tokens, another batch for every step.
+/// Draws the batch of a step: 16 texts of 12 tokens.
 fn random_tokens(config: &BertConfig, step: u64) -> Tokens {
     let rows: Vec<Vec<u32>> = (0..16)
         .map(|row| {
@@ -197,7 +193,7 @@ fn random_tokens(config: &BertConfig, step: u64) -> Tokens {
     Tokens::new(&rows)
 }
 
-/// ‖ΔW − planted‖ / ‖planted‖ over all layers, from the factors.
+/// Returns ‖ΔW − planted‖ / ‖planted‖ over all layers, from the factors.
 fn distance(found: &Adapter, planted: &Adapter) -> Result<f64> {
     let (mut apart, mut size) = (0.0, 0.0);
     for (found, planted) in found.layers().iter().zip(planted.layers()) {

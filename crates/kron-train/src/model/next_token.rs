@@ -1,16 +1,15 @@
-//! What a decoder's hidden states say about the next token.
+//! Loss of a decoder on the next token.
 
 use candle_core::{DType, Tensor};
 
-use super::Body;
+use super::body::Body;
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
-/// Mean of −log p(token | what came before) over the tokens `from[row] ..` of
-/// each row, natural logarithm, for each row on its own: n numbers.
+/// Returns the mean of −log p(token | previous tokens) over the tokens `from[row] ..` of each row, n values.
 ///
 /// # Errors
-/// A body that predicts no token, a row without such tokens, and what candle refuses.
+/// The body is an encoder, a row has no such token, or candle fails.
 pub fn next_token_loss(body: &dyn Body, hidden: &Tensor, tokens: &Tokens, from: &[usize]) -> Result<Tensor> {
     let Some(logits) = body.logits(&hidden.narrow(1, 0, tokens.len - 1)?)? else {
         return Err(invalid("the model predicts no next token: it is an encoder"));

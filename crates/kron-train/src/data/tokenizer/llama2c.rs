@@ -1,17 +1,16 @@
-//! The tokenizer of llama2.c: pieces with scores, joined greedily, and single
-//! bytes where no piece fits.
+//! Tokenizer of llama2.c: pieces with scores, joined greedily, with single bytes as a fallback.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use crate::error::{Result, file, invalid};
 
-/// Begin of sequence.
+/// Id of the beginning of a sequence.
 const BOS: u32 = 1;
-/// Ids before the 256 of single bytes.
+/// Id of the first of the 256 single bytes.
 const FIRST_BYTE: u32 = 3;
 
-/// Pieces by id, and ids by piece.
+/// Tokenizer of llama2.c: pieces by id, and ids by piece.
 #[derive(Debug)]
 pub struct Llama2c {
     pieces: Vec<(Vec<u8>, f32)>,
@@ -19,10 +18,13 @@ pub struct Llama2c {
 }
 
 impl Llama2c {
-    /// The longest piece as an i32, then for each id its score (f32), length (i32) and bytes, little-endian.
+    /// Reads a tokenizer file.
+    ///
+    /// The format is little-endian: the length of the longest piece (i32), then for each id its score (f32),
+    /// length (i32) and bytes.
     ///
     /// # Errors
-    /// A file that is not there or ends inside a piece.
+    /// The file cannot be read, or ends inside a piece.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| file(path, e))?;
         let short = || file(path, "ends inside a piece, but a tokenizer of llama2.c ends after one");
@@ -39,17 +41,17 @@ impl Llama2c {
         if pieces.len() < FIRST_BYTE as usize + 256 {
             return Err(file(path, format!("has {} pieces, but every byte has one", pieces.len())));
         }
-        // Of two equal pieces the first is meant.
+        // The first of two equal pieces wins.
         let ids = pieces.iter().enumerate().rev().map(|(i, (piece, _))| (piece.clone(), i as u32)).collect();
         Ok(Self { pieces, ids })
     }
 
-    /// Number of ids.
+    /// Returns the number of token ids.
     pub fn vocabulary(&self) -> usize {
         self.pieces.len()
     }
 
-    /// Begin of sequence, then the pieces of a space and the text.
+    /// Encodes a text: the beginning of a sequence, then the pieces of a space and the text.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let space = if text.is_empty() { "" } else { " " };
         let mut ids = self.encode_more(&format!("{space}{text}"));
@@ -57,7 +59,7 @@ impl Llama2c {
         ids
     }
 
-    /// The pieces of a text alone.
+    /// Encodes a text without the beginning of a sequence.
     pub fn encode_more(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         for c in text.chars() {
@@ -75,7 +77,7 @@ impl Llama2c {
         ids
     }
 
-    /// The neighbours that make the piece of the highest score, the first of several.
+    /// Finds the first neighbouring pair that joins to the piece with the highest score.
     fn best_pair(&self, ids: &[u32]) -> Option<(usize, u32)> {
         let mut best: Option<(usize, u32, f32)> = None;
         for (at, pair) in ids.windows(2).enumerate() {
@@ -93,16 +95,19 @@ impl Llama2c {
         &self.pieces[id as usize].0
     }
 
-    /// The text, without begin of sequence and the space that [`encode`](Self::encode) adds.
+    /// Decodes ids, without the beginning of a sequence and the space that [`encode`](Self::encode) adds.
     ///
     /// # Errors
-    /// An id beyond the vocabulary.
+    /// An id exceeds the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let mut text = Vec::new();
         for &id in ids.iter().filter(|&&id| id != BOS) {
             let known = (id as usize) < self.pieces.len();
             if !known {
-                return Err(invalid(format!("id {id} is none of the tokenizer's {}", self.pieces.len())));
+                return Err(invalid(format!(
+                    "id {id} exceeds the tokenizer's vocabulary of {}",
+                    self.pieces.len()
+                )));
             }
             match id.checked_sub(FIRST_BYTE).and_then(|b| u8::try_from(b).ok()) {
                 Some(byte) => text.push(byte),

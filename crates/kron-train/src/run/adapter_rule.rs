@@ -1,4 +1,4 @@
-//! From a method's settings to the adapters of a model.
+//! Adapters of a model from the settings of a method.
 
 use kron_adapter::plan::{Budget, Family, Linear, Method as Rule, Model, Plan, paper_split, search};
 use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
@@ -8,20 +8,20 @@ use crate::config::{AdapterConfig, Method};
 use crate::error::{Result, invalid};
 use crate::model::{Weights, build};
 
-/// A rule for the shapes, with the scale that goes with it.
+/// Shape rule, scale and dropout of all adapters of a model.
 #[derive(Clone, Copy, Debug)]
-pub struct Planned {
+pub struct AdapterRule {
     rule: Rule,
     scaling: Scaling,
     dropout: Dropout,
     fused: bool,
 }
 
-impl Planned {
-    /// What the settings ask for on this model; `None` for methods without adapters.
+impl AdapterRule {
+    /// Resolves the settings on this model; `None` for methods without adapters.
     ///
     /// # Errors
-    /// Targets that match no layer, and shapes that are not legal.
+    /// A target matches no layer, or a shape is invalid.
     pub fn new(config: &AdapterConfig, weights: &Weights) -> Result<Option<Self>> {
         let model = linears(config, weights)?;
         let split = match (config.a_in, config.a_out) {
@@ -52,41 +52,39 @@ impl Planned {
         Ok(Some(Self { rule, scaling, dropout, fused }))
     }
 
-    /// Adapters of these shapes, with ΔW = 0.
+    /// Makes new adapters with ΔW = 0.
     ///
     /// # Errors
-    /// An empty target.
+    /// A target is empty.
     pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
         let Self { rule, scaling, .. } = *self;
-        let shape = move |_: &str, d_out, d_in| -> kron_adapter::Result<(KronShape, Scaling)> {
-            Ok((rule.fit(LayerDims { d_out, d_in })?.shape, scaling))
+        let shape = move |_: &str, dims: LayerDims| -> kron_adapter::Result<(KronShape, Scaling)> {
+            Ok((rule.fit(dims)?.shape, scaling))
         };
-        Ok(self.engine(Inject::new(targets, seed, shape)?))
+        Ok(self.configure(Inject::new(targets, seed, shape)?))
     }
 
-    /// The factors of an adapter that was trained before.
-    pub fn trained(&self, before: Adapter) -> Inject<'static> {
-        self.engine(Inject::trained(before))
+    /// Continues with the factors of a trained adapter.
+    pub fn trained(&self, adapter: Adapter) -> Inject<'static> {
+        self.configure(Inject::trained(adapter))
     }
 
-    fn engine<'a>(&self, inject: Inject<'a>) -> Inject<'a> {
+    fn configure<'a>(&self, inject: Inject<'a>) -> Inject<'a> {
         let inject = inject.with_dropout(self.dropout);
         if self.fused { inject } else { inject.unfused() }
     }
 
-    /// `kron (2, 4) r 8, s = 32/8`, and `, unfused` where it is so.
+    /// Describes the rule as in `kron (2, 4) r 8, s = 32/8`, followed by `, unfused` if it is.
     pub fn describe(&self) -> String {
         let unfused = if self.fused { "" } else { ", unfused" };
         format!("{}, s = {}{unfused}", self.rule, self.scaling)
     }
 }
 
-/// The linear layers that the targets mean.
+/// Lists the linear layers that match the targets.
 fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
     let scaling = Scaling::plain(1.0)?;
-    let probe = Inject::new(&config.targets, 0, |_, d_out, d_in| {
-        Ok((KronShape::lora(LayerDims { d_out, d_in }, 1)?, scaling))
-    })?;
+    let probe = Inject::new(&config.targets, 0, |_, dims| Ok((KronShape::lora(dims, 1)?, scaling)))?;
     build(weights, &probe)?;
     let adapters = probe.finish()?;
     let linears = adapters.deltas().iter().map(|delta| {
@@ -96,7 +94,7 @@ fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
     Ok(Model::new("the model", weights.hidden(), linears.collect::<kron_adapter::Result<_>>()?, 0)?)
 }
 
-/// The rule at the rank, or for KronA at the shape, that comes nearest to a number of parameters.
+/// Returns the rule at the rank (for KronA at the shape) nearest to a number of parameters.
 fn matched(model: &Model, rule: Rule, params: u64) -> Result<Rule> {
     if let Rule::Krona { .. } = rule {
         let choices = search(model, Family::Krona, Budget::Nearest(params))?;

@@ -1,21 +1,20 @@
-//! The small decoder of llama2.c: its binary file as a map with the names and
-//! the order of dimensions of Hugging Face's LLaMA.
+//! Model file of llama2.c, read into the tensor names and layouts of Hugging Face's LLaMA.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use super::LlamaConfig;
+use super::llama::LlamaConfig;
 use crate::error::{Result, file};
 
-/// Header: dim, hidden, layers, heads, kv heads, vocabulary (negative: own output matrix), positions.
+/// Length of the header: dim, hidden, layers, heads, kv heads, vocabulary (negative: untied output matrix), positions.
 const HEADER: usize = 7;
 
 /// Reads llama2.c's legacy format.
 ///
 /// # Errors
-/// A file that is not there, sizes that no decoder has, and one of another length than they say.
+/// The file cannot be read, its sizes are invalid, or its length does not match them.
 pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)> {
     let bytes = std::fs::read(path).map_err(|e| file(path, e))?;
     let word = |i: usize| bytes.get(4 * i..4 * i + 4).map(|b| [b[0], b[1], b[2], b[3]]);
@@ -23,7 +22,7 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
     let header = header.ok_or_else(|| file(path, "is shorter than the header of a llama2.c model"))?;
     let size = |i: usize| match usize::try_from(header[i].unsigned_abs()) {
         Ok(n) if (1..1 << 20).contains(&n) && (header[i] > 0 || i == 5) => Ok(n),
-        _ => Err(file(path, format!("has {} as number {i} of its header, which no size is", header[i]))),
+        _ => Err(file(path, format!("has {} as number {i} of its header, which is not a size", header[i]))),
     };
     let config = LlamaConfig {
         hidden_size: size(0)?,
@@ -58,7 +57,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The tensors in the order of the file.
+    /// Reads all tensors in the order of the file.
     fn all(&mut self, c: &LlamaConfig) -> Result<()> {
         let (dim, wide, kv) = (c.hidden_size, c.intermediate_size, c.kv_heads() * c.head());
         let embedding = self.take((c.vocab_size, dim))?;
@@ -74,7 +73,7 @@ impl Reader<'_> {
         self.each(c, "mlp.up_proj", |r| r.take((wide, dim)))?;
         let norm = self.take(dim)?;
         self.tensors.insert("model.norm.weight".into(), norm);
-        // Cosines and sines, which are computed here.
+        // The rotary tables are skipped; `Rope` computes its own.
         self.take((2, c.max_position_embeddings, c.head() / 2))?;
         if !c.tie_word_embeddings {
             let head = self.take((c.vocab_size, dim))?;
@@ -82,7 +81,7 @@ impl Reader<'_> {
         }
         match self.bytes.len() - self.at {
             0 => Ok(()),
-            more => Err(file(self.path, format!("is {more} bytes longer than its header says"))),
+            more => Err(file(self.path, format!("is {more} bytes longer than its header requires"))),
         }
     }
 
@@ -109,12 +108,13 @@ impl Reader<'_> {
             ));
         };
         self.at = end;
-        let numbers = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        Ok(Tensor::from_iter(numbers, &Device::Cpu)?.reshape(shape)?)
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Ok(Tensor::from_iter(values, &Device::Cpu)?.reshape(shape)?)
     }
 }
 
-/// Rows of a head from neighbouring pairs to pairs half a head apart, as the rotation takes them.
+/// Reorders the rows of each head: llama2.c rotates neighbouring pairs, [`Rope`](super::rope::Rope) pairs half a
+/// head apart.
 fn halves(weight: Tensor, head: usize) -> Result<Tensor> {
     let (rows, cols) = weight.dims2()?;
     let pairs = weight.reshape((rows / head, head / 2, 2, cols))?.transpose(1, 2)?;

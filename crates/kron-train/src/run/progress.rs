@@ -1,25 +1,25 @@
-//! The bar on standard error: loss, tokens a second, time left.
+//! Progress bar on stderr: loss, tokens per second, time left.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run::Row;
+use super::records::StepRecord;
 
-/// Whether bars are drawn.
+/// Visibility of progress bars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// On standard error, where that is a terminal.
+    /// Drawn on stderr if it is a terminal.
     Shown,
-    /// Nowhere.
+    /// Never drawn.
     Hidden,
 }
 
-/// The bar of one run.
+/// Bar of one run.
 #[derive(Debug)]
-pub struct Bar(ProgressBar);
+pub(super) struct Bar(ProgressBar);
 
 impl Progress {
-    /// A bar of `total` steps of which `done` were taken before.
-    pub fn bar(self, total: u64, done: u64) -> Bar {
+    /// Starts a bar over `total` steps of which `done` were taken before.
+    pub(super) fn bar(self, total: u64, done: u64) -> Bar {
         let target = match self {
             Progress::Shown => ProgressDrawTarget::stderr(),
             Progress::Hidden => ProgressDrawTarget::hidden(),
@@ -33,9 +33,10 @@ impl Progress {
 }
 
 impl Bar {
-    /// One step more.
-    pub fn step(&self, row: &Row) {
-        self.0.set_message(format!("loss {:.4}, {:.0} tokens/s", row.loss, row.tokens as f64 / row.seconds));
+    /// Advances by one step.
+    pub(super) fn step(&self, step: &StepRecord) {
+        let speed = step.tokens as f64 / step.seconds;
+        self.0.set_message(format!("loss {:.4}, {speed:.0} tokens/s", step.loss));
         self.0.inc(1);
     }
 }

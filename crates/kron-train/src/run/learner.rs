@@ -1,65 +1,42 @@
-//! [`Learner`]: a body with what is trained on it, its loss and its score.
+//! [`Learner`]: a model with its trained parameters, its loss and its score.
 
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Linear, Module};
 use kron_candle::{Adapter, Adapters, DropoutKey, Group, Inject};
 use kron_core::philox;
 
+use super::adapter_rule::AdapterRule;
+use super::records::Score;
 use crate::config::{Config, Method, Task};
 use crate::data::{Batch, Dataset, Examples, Question, Tokens};
 use crate::error::{Result, invalid};
-use crate::method::Planned;
 use crate::model::{Body, Weights, build, next_token_loss, pool};
 
-/// How well a set is predicted.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
-    /// Mean loss, natural logarithm.
-    pub loss: f64,
-    /// Share of right answers; of a language model, none.
-    pub accuracy: Option<f64>,
-}
+/// Variable with its name in a checkpoint.
+pub type NamedGroup = (String, Group);
 
-impl Score {
-    /// What a higher value is better of: the accuracy, or −loss.
-    pub fn merit(&self) -> f64 {
-        self.accuracy.unwrap_or(-self.loss)
-    }
-}
-
-impl std::fmt::Display for Score {
-    /// `loss 0.4210, accuracy 87.3 %`
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "loss {:.4}", self.loss)?;
-        self.accuracy.map_or(Ok(()), |accuracy| write!(f, ", accuracy {:.1} %", 100.0 * accuracy))
-    }
-}
-
-/// A variable with the name that it has in a checkpoint.
-pub type Named = (String, Group);
-
-/// A model in training.
+/// Model in training.
 pub struct Learner {
     body: Box<dyn Body>,
     head: Option<Linear>,
     adapters: Option<Adapters>,
-    trained: Vec<Named>,
+    trained: Vec<NamedGroup>,
     description: String,
 }
 
 impl Learner {
-    /// The pretrained model with what the settings train on it. Equal seeds, equal first values.
+    /// Builds the pretrained model with new trained parameters; equal seeds give equal initial values.
     ///
     /// # Errors
-    /// Settings that do not fit the model or each other.
+    /// The settings do not fit the model or each other.
     pub fn new(config: &Config, weights: &Weights, data: &Dataset) -> Result<Self> {
         Self::continuing(config, weights, data, None)
     }
 
-    /// The same with the factors of an adapter that was trained before, and a new head.
+    /// Builds the model with the factors of a trained adapter, and a new head.
     ///
     /// # Errors
-    /// As [`Learner::new`], and an adapter of other layers.
+    /// As [`Learner::new`], or the adapter has other layers.
     pub fn continuing(
         config: &Config,
         weights: &Weights,
@@ -68,14 +45,14 @@ impl Learner {
     ) -> Result<Self> {
         let (adapter, seed) = (&config.adapter, config.train.seed);
         let mut trained = Vec::new();
-        let (body, adapters, description) = match Planned::new(adapter, weights)? {
-            Some(planned) => {
+        let (body, adapters, description) = match AdapterRule::new(adapter, weights)? {
+            Some(rule) => {
                 let inject = match before {
-                    Some(before) => planned.trained(before),
-                    None => planned.inject(&adapter.targets, seed)?,
+                    Some(before) => rule.trained(before),
+                    None => rule.inject(&adapter.targets, seed)?,
                 };
                 let body = build(weights, &inject)?;
-                (body, Some(inject.finish()?), planned.describe())
+                (body, Some(inject.finish()?), rule.describe())
             }
             None if adapter.method == Method::Full => {
                 let (weights, vars) = weights.trained()?;
@@ -98,33 +75,34 @@ impl Learner {
         Ok(Self { body, head, adapters, trained, description })
     }
 
-    /// What is trained, in a fixed order.
-    pub fn trained(&self) -> &[Named] {
+    /// Returns the trained variables in a fixed order.
+    pub fn trained(&self) -> &[NamedGroup] {
         &self.trained
     }
-    /// The adapters.
+    /// Returns the adapters.
     pub const fn adapters(&self) -> Option<&Adapters> {
         self.adapters.as_ref()
     }
-    /// The classes' linear layer.
+    /// Returns the classification head.
     pub const fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
     }
-    /// The method in words, with its shapes.
+    /// Describes the method with its shapes.
     pub fn description(&self) -> &str {
         &self.description
     }
-    /// Trained numbers, those of a head not counted.
+    /// Returns the number of trained parameters, without those of a head.
     pub fn body_params(&self) -> usize {
         let of_body = self.trained.iter().filter(|(name, _)| !name.starts_with("head."));
         of_body.map(|(_, group)| group.var().elem_count()).sum()
     }
 
-    /// Mean loss of some examples, and how many tokens they have. Without a key it is for a look alone: what is
-    /// trained in the blocks gets no gradient from it.
+    /// Returns the mean loss of some examples, and their number of tokens.
+    ///
+    /// Without a key the loss is for evaluation only: it gives no gradient to parameters inside the blocks.
     ///
     /// # Errors
-    /// Examples of another task, and what candle refuses.
+    /// The examples belong to another task, or candle fails.
     pub fn loss(
         &self,
         examples: &Examples,
@@ -158,7 +136,7 @@ impl Learner {
         }
     }
 
-    /// Loss and accuracy over a set, in batches of `batch`.
+    /// Evaluates a set in batches of `batch`.
     ///
     /// # Errors
     /// As [`Learner::loss`].
@@ -166,7 +144,7 @@ impl Learner {
         self.score_by(self.head.as_ref(), examples, batch)
     }
 
-    /// The same with another head.
+    /// Evaluates a set with another head.
     ///
     /// # Errors
     /// As [`Learner::loss`].
@@ -178,19 +156,19 @@ impl Learner {
         let order = by_length(examples);
         let (mut loss, mut right) = (0.0, 0);
         for which in order.chunks(batch) {
-            let share = which.len() as f64;
+            let weight = which.len() as f64;
             match examples {
                 Examples::Labelled(all) => {
                     let batch = Batch::of(all, which);
                     let logits = self.classes(head, &batch.tokens, None)?.detach();
                     let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
-                    loss += share * scalar(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
+                    loss += weight * scalar(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
                     let guesses: Vec<u32> = logits.argmax(1)?.to_vec1()?;
                     right += guesses.iter().zip(&batch.labels).filter(|(a, b)| a == b).count();
                 }
-                Examples::Plain(_) => loss += share * scalar(&self.loss(examples, which, None)?.0)?,
+                Examples::Plain(_) => loss += weight * scalar(&self.loss(examples, which, None)?.0)?,
                 Examples::Questions(all) => {
-                    loss += share * scalar(&self.loss(examples, which, None)?.0)?;
+                    loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
                     let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
                     let (scores, _) = self.choices(&questions, None)?;
                     for (scores, question) in scores.iter().zip(questions) {
@@ -205,16 +183,16 @@ impl Learner {
         Ok(Score { loss: loss / n, accuracy })
     }
 
-    /// Scores of the classes, n × classes.
+    /// Returns the logits of the classes, n × classes.
     fn classes(&self, head: Option<&Linear>, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
         let Some(head) = head else {
             return Err(invalid("the model has no head, but the task classify needs one"));
         };
-        let pooled = pool(self.body.sight(), &self.body.hidden(tokens, dropout)?, tokens)?;
+        let pooled = pool(self.body.attention(), &self.body.hidden(tokens, dropout)?, tokens)?;
         Ok(head.forward(&pooled)?)
     }
 
-    /// Mean log-probability of each choice of each question, and the tokens of all.
+    /// Returns the mean log-probability of each choice of each question, and the number of tokens.
     fn choices(&self, questions: &[&Question], dropout: Option<DropoutKey>) -> Result<(Vec<Tensor>, usize)> {
         let all = questions.iter().flat_map(|q| &q.rows);
         let (rows, from): (Vec<&[u32]>, Vec<usize>) = all.map(|(ids, from)| (ids.as_slice(), *from)).unzip();
@@ -231,23 +209,28 @@ impl Learner {
     }
 }
 
-/// Weights uniform in ±1/√hidden and no bias, trained unless the method is none.
-fn new_head(config: &Config, weights: &Weights, classes: usize, trained: &mut Vec<Named>) -> Result<Linear> {
+/// Makes a head with weights uniform in ±1/√hidden and zero bias, trained unless the method is `none`.
+fn new_head(
+    config: &Config,
+    weights: &Weights,
+    classes: usize,
+    trained: &mut Vec<NamedGroup>,
+) -> Result<Linear> {
     let (hidden, device) = (weights.hidden(), weights.device());
     let key = [config.train.seed as u32, (config.train.seed >> 32) as u32];
     let edge = 1.0 / (hidden as f32).sqrt();
-    let number = |i: usize| {
+    let value = |i: usize| {
         let bits = philox([i as u32, 0, 0x6865_6164, 0], key)[0];
         edge * ((bits >> 8) as f32 / (1u32 << 23) as f32 - 1.0)
     };
-    let numbers: Vec<f32> = (0..classes * hidden).map(number).collect();
-    let weight = Var::from_vec(numbers, (classes, hidden), device)?;
+    let values: Vec<f32> = (0..classes * hidden).map(value).collect();
+    let weight = Var::from_vec(values, (classes, hidden), device)?;
     let bias = Var::zeros(classes, DType::F32, device)?;
     let head = Linear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()));
     if config.adapter.method != Method::None {
-        // Groups have rates relative to that of the step.
-        let own = config.train.head_rate > 0.0 && config.adapter.method != Method::Head;
-        let ratio = if own { config.train.head_rate / config.train.rate } else { 1.0 };
+        // A group's learning rate is relative to the step's.
+        let own = config.train.head_lr > 0.0 && config.adapter.method != Method::Head;
+        let ratio = if own { config.train.head_lr / config.train.lr } else { 1.0 };
         for (name, var) in [("head.weight", weight), ("head.bias", bias)] {
             trained.push((name.into(), Group::whole(var, ratio, 0.0)?));
         }
@@ -255,7 +238,7 @@ fn new_head(config: &Config, weights: &Weights, classes: usize, trained: &mut Ve
     Ok(head)
 }
 
-/// Indices from the shortest example to the longest, so that batches have little padding.
+/// Sorts indices from the shortest example to the longest, so that batches have little padding.
 fn by_length(examples: &Examples) -> Vec<usize> {
     let len = |i: &usize| match examples {
         Examples::Labelled(all) => all[*i].0.len(),

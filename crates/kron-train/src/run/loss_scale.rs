@@ -1,22 +1,22 @@
-//! What a loss is multiplied by before its gradients are taken in float16, so that small
-//! ones do not vanish (arXiv 1710.03740, section 3.2).
+//! Scaling of the loss in float16, so that small gradients do not vanish (arXiv 1710.03740, section 3.2).
 
 use crate::compute::Precision;
 
-/// At first, and after so many steps without an overflow twice as much.
+/// Initial factor.
 const FIRST: f64 = 65_536.0;
+/// Steps without an overflow after which the factor doubles.
 const PATIENCE: u64 = 2000;
 
-/// A power of two, so that it changes no gradient that float16 holds either way.
+/// Factor of the loss: a power of two, which rounds no gradient that float16 can represent scaled and unscaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
     factor: f64,
-    /// Steps since it changed; `None` where it never does.
+    /// Steps since the factor changed; `None` if it never does.
     steps: Option<u64>,
 }
 
 impl LossScale {
-    /// 1 for all numbers but float16's: they reach as far down as the loss's own.
+    /// Starts with a fixed factor of 1, except in float16: the other types have the exponent range of float32.
     pub fn new(precision: Precision) -> Self {
         match precision {
             Precision::F32 | Precision::Bf16 => Self { factor: 1.0, steps: None },
@@ -24,12 +24,12 @@ impl LossScale {
         }
     }
 
-    /// What the loss is multiplied by.
+    /// Returns the factor of the loss.
     pub const fn factor(self) -> f64 {
         self.factor
     }
 
-    /// After a gradient that was not finite: whether a smaller factor is worth another try.
+    /// Halves the factor after a gradient that was not finite; returns `false` if it cannot get smaller.
     pub fn shrink(&mut self) -> bool {
         if self.steps.is_none() || self.factor <= 1.0 {
             return false;
@@ -38,7 +38,7 @@ impl LossScale {
         true
     }
 
-    /// After a step that was taken.
+    /// Counts a step without overflow.
     pub fn passed(&mut self) {
         let Some(steps) = &mut self.steps else { return };
         *steps += 1;
@@ -47,12 +47,12 @@ impl LossScale {
         }
     }
 
-    /// As a checkpoint keeps it; `None` where there is nothing to keep.
+    /// Renders the state for a checkpoint; `None` if the factor never changes.
     pub fn text(self) -> Option<String> {
         self.steps.map(|steps| format!("{} {steps}", self.factor))
     }
 
-    /// What [`LossScale::text`] said.
+    /// Parses the text that [`LossScale::text`] renders.
     pub fn parse(text: &str) -> Option<Self> {
         let (factor, steps) = text.split_once(' ')?;
         let (factor, steps) = (factor.parse().ok()?, steps.parse().ok()?);

@@ -1,4 +1,4 @@
-//! Text to token ids.
+//! Tokenizers: text to token ids and back.
 
 mod llama2c;
 
@@ -9,32 +9,32 @@ use tokenizers::{PostProcessor, TruncationDirection};
 use crate::error::{Error, Result, file, invalid};
 pub use llama2c::Llama2c;
 
-/// A tokenizer of either kind.
+/// Tokenizer of one of two kinds.
 #[derive(Debug)]
 pub enum Tokenizer {
-    /// A `tokenizer.json` of Hugging Face.
+    /// Hugging Face's `tokenizer.json`.
     Hf(Box<tokenizers::Tokenizer>),
-    /// The binary file of llama2.c.
+    /// Binary file of llama2.c.
     Llama2c(Llama2c),
 }
 
 impl Tokenizer {
-    /// `tokenizer.json`, or a llama2.c file that ends in `.bin`.
+    /// Reads a `tokenizer.json`, or a llama2.c file with the extension `.bin`.
     ///
     /// # Errors
-    /// A file that is not there or is neither.
+    /// The file cannot be read or has another format.
     pub fn read(path: &Path) -> Result<Self> {
         if path.extension().is_some_and(|e| e == "bin") {
             return Ok(Tokenizer::Llama2c(Llama2c::read(path)?));
         }
         let mut hf = tokenizers::Tokenizer::from_file(path).map_err(|e| file(path, e))?;
-        // Length and padding are the batch's affair.
+        // `encode` truncates, and batches pad.
         hf.with_padding(None);
         hf.with_truncation(None).map_err(|e| file(path, e))?;
         Ok(Tokenizer::Hf(Box::new(hf)))
     }
 
-    /// Number of ids.
+    /// Returns the number of token ids.
     pub fn vocabulary(&self) -> usize {
         match self {
             Tokenizer::Hf(hf) => hf.get_vocab_size(true),
@@ -42,12 +42,12 @@ impl Tokenizer {
         }
     }
 
-    /// That a model which embeds `embedded` ids is the one that this tokenizer was made for.
+    /// Fails if a model that embeds `embedded` ids needs another tokenizer.
     ///
     /// # Errors
-    /// A larger vocabulary or a much smaller one, which is that of another model.
+    /// The tokenizer's vocabulary is larger than the model's, or much smaller.
     pub fn check_fits(&self, embedded: usize) -> Result<()> {
-        // Embeddings are padded to round numbers, by a thousand at most.
+        // Models pad their embeddings by at most a thousand rows.
         if (self.vocabulary()..=self.vocabulary() + 1024).contains(&embedded) {
             return Ok(());
         }
@@ -57,11 +57,12 @@ impl Tokenizer {
         )))
     }
 
-    /// The ids of a text with its special tokens, at most `max_len`: what is cut away is
-    /// the end of the text, not a special token.
+    /// Encodes a text with its special tokens into at most `max_len` ids.
+    ///
+    /// A longer text loses its end; the special tokens stay.
     ///
     /// # Errors
-    /// A text that the tokenizer refuses.
+    /// The tokenizer rejects the text.
     pub fn encode(&self, text: &str, max_len: usize) -> Result<Vec<u32>> {
         let mut ids = match self {
             Tokenizer::Hf(hf) => {
@@ -76,10 +77,10 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The ids of a text that follows another: no special token stands before it.
+    /// Encodes a text that follows another, without special tokens.
     ///
     /// # Errors
-    /// A text that the tokenizer refuses.
+    /// The tokenizer rejects the text.
     pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
         Ok(match self {
             Tokenizer::Hf(hf) => hf.encode(text, false).map_err(refused)?.get_ids().to_vec(),
@@ -87,10 +88,10 @@ impl Tokenizer {
         })
     }
 
-    /// The text of some ids.
+    /// Decodes ids to text.
     ///
     /// # Errors
-    /// Ids that the tokenizer does not have.
+    /// An id exceeds the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         match self {
             Tokenizer::Hf(hf) => {
