@@ -23,7 +23,7 @@ use crate::mutate::mutate;
 /// The folder of the packed seeds.
 pub const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/cli");
 
-/// What the files are, and their names.
+/// Formats of the files, and their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A PEFT folder: configuration and weights.

@@ -342,5 +342,5 @@ fn html(grid: &Grid, trials: &[Trial]) -> Result<String> {
          set; p is of a paired t-test against {}.",
         grid.reference
     );
-    Ok(study("Methods compared", &note, (&head, &rows), &grid.text()?))
+    study("Methods compared", &note, (&head, &rows), &grid.text()?)
 }

@@ -12,6 +12,7 @@ use kron_adapter::algebra::Delta;
 use kron_adapter::io::write_atomic;
 use kron_adapter::{Adapter, Layer};
 use kron_candle::IfExists;
+use kron_report::{Page, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Method};
@@ -20,7 +21,7 @@ use crate::error::{Result, file, invalid};
 use crate::learner::Learner;
 use crate::model::Weights;
 use crate::progress::Progress;
-use crate::report::{page, table};
+use crate::report;
 use crate::run::{Log, Stop, run_from};
 
 /// One cell of the accuracy matrix.
@@ -139,7 +140,7 @@ pub fn sequential(
         }
         adapter = now;
     }
-    let html = html(&chain);
+    let html = html(&chain)?;
     write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(chain)
 }
@@ -165,30 +166,26 @@ fn cosine(then: &Adapter, now: &Adapter) -> Result<f64> {
     Ok((both - old) / (old * change).sqrt())
 }
 
-fn html(chain: &Chain) -> String {
-    let mut head = vec!["after"];
-    head.extend(chain.tasks.iter().map(String::as_str));
-    let rows: Vec<Vec<String>> = (0..chain.tasks.len())
-        .map(|i| {
-            let cell = |j| if j <= i { format!("{:.1} %", 100.0 * chain.at(i, j)) } else { String::new() };
-            [chain.tasks[i].clone()].into_iter().chain((0..chain.tasks.len()).map(cell)).collect()
-        })
-        .collect();
-    let cosines: Vec<Vec<String>> = (1..chain.tasks.len())
-        .map(|i| {
-            let cell = |j| chain.cosine(i, j).map_or(String::new(), |cosine| format!("{cosine:+.3}"));
-            [chain.tasks[i].clone()].into_iter().chain((0..chain.tasks.len()).map(cell)).collect()
-        })
-        .collect();
-    let cosines = "<p>Cosine of ΔW after the task above and what was added to it since:</p>\n".to_owned()
-        + &table(&head, &cosines);
+fn html(chain: &Chain) -> Result<String> {
+    let table = |from: usize, cell: &dyn Fn(usize, usize) -> String| {
+        let head = ["after"].into_iter().chain(chain.tasks.iter().map(String::as_str));
+        let row = |i: usize| {
+            let cells = (0..chain.tasks.len()).map(move |j| cell(i, j));
+            [chain.tasks[i].clone()].into_iter().chain(cells)
+        };
+        Table::new(head, (from..chain.tasks.len()).map(row))
+    };
+    let accuracy = |i, j| if j <= i { format!("{:.1} %", 100.0 * chain.at(i, j)) } else { String::new() };
+    let cosine = |i, j| chain.cosine(i, j).map_or(String::new(), |cosine| format!("{cosine:+.3}"));
     let summary = format!(
-        "<p>Final mean {:.1} %, backward transfer {:+.1} points, forgetting {:.1} points.</p>\n",
+        "Final mean {:.1} %, backward transfer {:+.1} points, forgetting {:.1} points.",
         100.0 * chain.final_mean(),
         100.0 * chain.backward_transfer(),
         100.0 * chain.forgetting()
     );
-    page("Tasks in a row", &(table(&head, &rows) + &summary + &cosines))
+    let cosines = "Cosine of ΔW after the task above and what was added to it since";
+    let page = Page::new("Tasks in a row").summary(summary).table(table(0, &accuracy).caption("Accuracy"));
+    report::html(&page.table(table(1, &cosine).caption(cosines)))
 }
 
 #[cfg(test)]

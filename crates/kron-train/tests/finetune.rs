@@ -94,8 +94,12 @@ fn folders_of_transformers_are_trained_and_reported() {
         assert!(mean(last) < mean(first), "{name}: from {} to {}", mean(first), mean(last));
         let page = std::fs::read_to_string(folder.path().join("report.html")).expect("a report");
         assert_eq!(page.matches("<svg").count(), 2, "{name}: loss and rate");
-        for said in ["■ training loss", "■ validation loss", "■ learning rate", "method = &quot;kron&quot;"]
-        {
+        for said in [
+            "</b> training loss</li>",
+            "</b> validation loss</li>",
+            "</b> learning rate</li>",
+            "method = &#34;kron&#34;",
+        ] {
             assert!(page.contains(said), "{name}: {said}");
         }
         assert_eq!(outcome.looks.len(), 4, "{name}");

@@ -41,6 +41,9 @@ pub struct Args {
     force: bool,
 }
 
+/// Columns of the table of layers.
+const HEADER: [&str; 8] = ["module", "layer", "A", "rank", "scale", "parameters", "‖ΔW‖", "effective rank"];
+
 /// What is printed.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -116,24 +119,24 @@ impl Report {
         }
     }
 
-    fn table(&self) -> String {
-        let rows = self.layers.iter().map(|row| {
+    fn summary(&self) -> String {
+        format!("{}, {} layers, {} parameters", self.format, self.layers.len(), self.params)
+    }
+
+    /// The table's cells under [`HEADER`].
+    fn rows(&self) -> impl Iterator<Item = Vec<String>> {
+        self.layers.iter().map(|row| {
             let size = format!("{}×{}", row.d_out, row.d_in);
             let split = if row.lora { "LoRA".into() } else { format!("{}×{}", row.a_out, row.a_in) };
             let rank = row.rank.map_or("full".into(), |r| r.to_string());
             let effective = format!("{} of {}", short(row.effective_rank), row.max_rank);
             let numbers = [row.scaling.clone(), row.params.to_string(), short(row.norm), effective];
             [vec![row.module.clone(), size, split, rank], numbers.to_vec()].concat()
-        });
-        let header = ["module", "layer", "A", "rank", "scale", "parameters", "‖ΔW‖", "effective rank"];
-        let mut text = format!(
-            "{}: {}, {} layers, {} parameters\n\n{}",
-            self.path,
-            self.format,
-            self.layers.len(),
-            self.params,
-            table(&header, 1, rows)
-        );
+        })
+    }
+
+    fn table(&self) -> String {
+        let mut text = format!("{}: {}\n\n{}", self.path, self.summary(), table(&HEADER, 1, self.rows()));
         for note in &self.notes {
             text += &format!("\n\nnote: {note}");
         }

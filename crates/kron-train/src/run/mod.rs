@@ -21,6 +21,7 @@ use crate::learner::{Learner, Score};
 use crate::model::Weights;
 use crate::process::{cpu_seconds, device_mib};
 use crate::progress::Progress;
+use crate::report;
 pub use log::{Log, Look, Row, read as read_log};
 use scale::LossScale;
 pub use schedule::rate;
@@ -298,7 +299,20 @@ impl<'a> State<'a> {
             let bytes = safetensors::serialize(tensors, Some(labels)).map_err(|e| file(&path, e))?;
             write_atomic(&path, IfExists::Replace, |out| out.write_all(&bytes))?;
         }
-        let html = crate::report::run(self.config, self.learner.description(), &self.rows, &self.looks)?;
+        let of = |f: fn(&Row) -> f64| self.rows.iter().map(|row| (row.step as f64, f(row))).collect();
+        let looks = self.looks.iter().map(|l| report::Evaluation {
+            step: l.step,
+            split: &l.split,
+            loss: l.loss,
+            accuracy: l.accuracy,
+        });
+        let html = report::run(report::Run {
+            method: self.learner.description(),
+            loss: of(|row| row.loss.into()),
+            rate: of(|row| row.rate),
+            evaluations: looks.collect(),
+            settings: self.config.text()?,
+        })?;
         let path = folder.join("report.html");
         Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(html.as_bytes()))?)
     }
