@@ -11,13 +11,13 @@ use crate::{Error, Layer, Result, ScaleRule, Scaling};
 /// ΔW = s·A ⊗ (B·C) of one layer in float64.
 #[derive(Clone, Debug)]
 pub struct Delta {
-    pub(super) scale: f64,
+    scale: f64,
     /// a_out × a_in.
-    pub(super) a: Array2<f64>,
+    a: Array2<f64>,
     /// b_out × k.
-    pub(super) b: Array2<f64>,
+    b: Array2<f64>,
     /// k × c_in.
-    pub(super) c: Array2<f64>,
+    c: Array2<f64>,
 }
 
 /// Returns s in float64: alpha / r or alpha / √r, rounded once.
@@ -145,10 +145,38 @@ impl Delta {
 
 #[cfg(test)]
 mod tests {
-    use kron_core::{KronShape, LayerDims, Theta};
+    use kron_core::{KronShape, LayerDims, Outer, Split};
 
-    use super::super::samples::{deltas, materialised};
     use super::*;
+
+    /// Returns ΔW, element by element.
+    fn materialised(delta: &Delta) -> Array2<f64> {
+        let inner = delta.b.dot(&delta.c);
+        let (b_out, c_in) = inner.dim();
+        Array2::from_shape_fn(delta.dim(), |(o, i)| {
+            delta.scale * delta.a[(o / b_out, i / c_in)] * inner[(o % b_out, i % c_in)]
+        })
+    }
+
+    /// Returns layers of pairwise different sizes: either side longer, full inner factors, LoRA.
+    fn deltas() -> Vec<Delta> {
+        let shapes = [
+            KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 5, a_in: 3 }, 4),
+            KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 2, a_in: 7 }, 3),
+            KronShape::krona(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 5, a_in: 6 }),
+            KronShape::krona(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 12, a_in: 2 }),
+            KronShape::lora(LayerDims { d_out: 60, d_in: 42 }, 5),
+            KronShape::new(
+                LayerDims { d_out: 60, d_in: 42 },
+                Split { a_out: 1, a_in: 1 },
+                Outer::One,
+                Inner::Full,
+            ),
+            KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 30, a_in: 21 }, 1),
+        ];
+        let thetas = shapes.into_iter().zip(1..).map(|(shape, seed)| (Theta::random(shape.unwrap(), seed), seed));
+        thetas.map(|(theta, seed)| Delta::of(0.75 - seed as f64, &theta)).collect()
+    }
 
     fn near(got: f64, want: f64, size: f64) {
         assert!((got - want).abs() <= 1e-12 * size, "{got} and {want}");

@@ -26,8 +26,6 @@ mod delta;
 mod fit;
 mod lora;
 mod products;
-#[cfg(test)]
-mod samples;
 mod svd;
 
 pub use delta::{Delta, effective_rank, scale64};

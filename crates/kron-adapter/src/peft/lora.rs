@@ -85,8 +85,8 @@ impl LoraOptions {
     pub fn ranks(self, layers: &[Layer]) -> Vec<usize> {
         let deltas = layers.iter().map(Delta::new);
         let ranks: Vec<_> = deltas.map(|delta| delta.rank(self.join_of(&delta))).collect();
-        let most = ranks.iter().copied().max().unwrap_or(0);
-        if self.uniform { vec![most; ranks.len()] } else { ranks }
+        let max = ranks.iter().copied().max().unwrap_or(0);
+        if self.uniform { vec![max; ranks.len()] } else { ranks }
     }
 }
 
