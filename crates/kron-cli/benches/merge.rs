@@ -15,7 +15,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 use serde_json::{Map, json};
 
@@ -156,5 +156,5 @@ fn write_adapter(path: &Path, weights: &[(String, [usize; 2])]) {
         Layer::new(module, scaling, Theta::random(shape, seed)).expect("a module's name")
     });
     let adapter = Adapter::new(layers.collect()).expect("one layer of each module");
-    adapter.write(path, Existing::Refuse).expect("room for an adapter");
+    adapter.write(path, IfExists::Refuse).expect("room for an adapter");
 }

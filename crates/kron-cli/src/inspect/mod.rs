@@ -1,6 +1,6 @@
-//! `kron inspect PATH`: what is in an adapter.
+//! `kron inspect PATH`: an adapter's format, layers, scales, norms and ranks.
 //!
-//! Norm, effective rank and spectrum of ΔW come from the factors; ΔW is never built.
+//! Norm, effective rank and spectrum of ΔW are computed from the factors; ΔW is never built.
 
 mod html;
 
@@ -8,32 +8,35 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use kron_adapter::algebra::{Delta, effective_rank, scale64};
-use kron_adapter::{Contents, Format, Loaded};
+use kron_adapter::{Output, Format, Loaded};
 use kron_adapter::{Layer, ScaleRule};
 use kron_core::Outer;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::apart::apart_from_files;
 use crate::error::exit_codes;
+use crate::overwriting::check_not_overwriting_files;
 use crate::table::{short, table};
-use crate::{Output, Result, watch};
+use crate::{Result, TextOrJson, progress};
 
 /// Show an adapter's format, layers, scales, norms and ranks.
 ///
-/// Reads our files, PEFT folders (LoRA, rsLoRA, LoKr) and LyCORIS LoKr files.
-/// The norm and the effective rank of each layer's ΔW come from the factors.
+/// Reads files of this project, PEFT folders (LoRA, rsLoRA, LoKr) and LyCORIS files (LoKr).
+/// The norm and the effective rank of each layer's ΔW are computed from the factors.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
-    "The norm is the root of the sum of squares. The effective rank is exp of the entropy of\n",
-    "σ / Σσ over the singular values σ (Roy and Vetterli 2007); the rank beside it is its bound.\n\n",
-    exit_codes!("shown", "the adapter is at fault"),
-    "Example: kron inspect tests/golden/model_llama/lokr --html spectrum.html",
+    "A is the outer factor, a_out × a_in. ‖ΔW‖ is the root of the sum of squares. The effective rank is\n",
+    "exp of the entropy of σ / Σσ over the singular values σ (Roy and Vetterli 2007); the number after\n",
+    "\"of\" is the largest rank that the shape allows.\n\n",
+    exit_codes!("shown", "the adapter is invalid"),
+    "Examples:\n",
+    "  kron inspect adapter.safetensors\n",
+    "  kron inspect peft-lokr/ --html spectrum.html",
 ))]
 pub struct Args {
     /// Adapter file or PEFT folder
     path: PathBuf,
-    /// Also write a page with the spectrum of every layer
+    /// Also write an HTML page with the spectrum of every layer
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Replace the page when it exists
@@ -41,7 +44,7 @@ pub struct Args {
     force: bool,
 }
 
-/// What is printed.
+/// Printed result.
 #[derive(Debug, Serialize)]
 pub struct Report {
     path: String,
@@ -60,7 +63,7 @@ struct Row {
     d_in: usize,
     a_out: usize,
     a_in: usize,
-    /// Whether A is the number 1.
+    /// True when A is \[1\].
     lora: bool,
     /// `None`: the inner factor is full.
     rank: Option<usize>,
@@ -81,21 +84,21 @@ struct Row {
 /// Reads, reports, and returns 0.
 ///
 /// # Errors
-/// What [`kron_adapter::read`] refuses, and a page that cannot be written.
-pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    args.html.iter().try_for_each(|page| apart_from_files(&args.path, page))?;
+/// The adapter cannot be read, or the page cannot be written.
+pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
+    args.html.iter().try_for_each(|page| check_not_overwriting_files(&args.path, page))?;
     let report = Report::new(kron_adapter::read(&args.path)?);
     if let Some(path) = &args.html {
-        watch::place(path, &Contents::File(html::page(&report)?.into_bytes()), args.force)?;
+        progress::write_output(path, &Output::File(html::page(&report)?.into_bytes()), args.force)?;
     }
-    output.print(&report, Report::table)?;
+    form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
 
 impl Report {
     fn new(loaded: Loaded) -> Self {
         let Loaded { path, format, adapter, notes, .. } = loaded;
-        let bar = watch::items(adapter.layers().len(), "layers");
+        let bar = progress::items(adapter.layers().len(), "layers");
         let layers = adapter.layers().par_iter().map(|layer| {
             let row = Row::new(layer);
             bar.inc(1);

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use kron_adapter::files::{self, Input};
 use safetensors::Dtype;
 use serde::Deserialize;
 
-use crate::files::{self, Input};
 use crate::model::{CONFIG, Config};
 use crate::{Error, Result};
 
@@ -15,7 +15,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 /// The file of a model that is not sharded.
 pub const SINGLE: &str = "model.safetensors";
 /// Bytes of an index: room for some million tensors.
-const MOST_INDEX: u64 = 1 << 28;
+const MAX_INDEX_BYTES: u64 = 1 << 28;
 
 /// A model's files, their headers read and checked.
 pub struct Base {
@@ -66,7 +66,7 @@ impl Base {
         let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
         let index = folder.join(INDEX);
         let has_index = is_folder && index.exists();
-        let index = if has_index { Some(files::read(&index, MOST_INDEX)?) } else { None };
+        let index = if has_index { Some(files::read(&index, MAX_INDEX_BYTES)?) } else { None };
         let map = index.as_deref().map(|bytes| weight_map(&folder.join(INDEX), bytes)).transpose()?;
         let paths: Vec<PathBuf> = match &map {
             Some(map) => {

@@ -2,11 +2,12 @@
 
 use half::{bf16, f16};
 use kron_adapter::Layer;
-use kron_core::{Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, Merge, Outer, Pass, Theta};
+use kron_core::{
+    Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, KronShape, LayerDims, Merge, Outer, Pass, Split, Theta,
+};
 use ndarray::ArrayViewMut2;
 use rayon::prelude::*;
 
-use super::matching::transposed;
 use crate::{Error, Result};
 
 // A safetensors file is little-endian, and its bytes become numbers as they are.
@@ -108,4 +109,14 @@ fn transpose(theta: &Theta) -> kron_core::Result<Theta> {
 
 fn transposed_matrix(m: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|j| m.iter().skip(j).step_by(columns).copied()).collect()
+}
+
+/// Returns the shape of the transposed ΔW.
+fn transposed(shape: &KronShape) -> kron_core::Result<KronShape> {
+    KronShape::new(
+        LayerDims { d_out: shape.d_in(), d_in: shape.d_out() },
+        Split { a_out: shape.a_in(), a_in: shape.a_out() },
+        shape.outer(),
+        shape.inner(),
+    )
 }

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use kron_adapter::{Adapter, Layer};
-use kron_core::{Dtype, KronShape, LayerDims, Split};
+use kron_core::Dtype;
 
 use super::base::{Base, Slot};
 use super::fold::Fold;
-use crate::named::near;
+use crate::module_names::similar;
 use crate::{Error, Result};
 
 /// How many modules an error lists.
@@ -123,20 +123,10 @@ fn described(base: &Base, modules: &[&str], module: &str) -> String {
             "{module} has no weight of its own: it is tied to the embedding, which folding would change too"
         );
     }
-    match near(modules, module) {
+    match similar(modules, module) {
         near if near.is_empty() => {
             format!("{module} matches no tensor, and the model has no module with a weight")
         }
         near => format!("{module} matches no tensor; near are {near}"),
     }
-}
-
-/// The same ΔW transposed is of this shape.
-pub(super) fn transposed(shape: &KronShape) -> kron_core::Result<KronShape> {
-    KronShape::new(
-        LayerDims { d_out: shape.d_in(), d_in: shape.d_out() },
-        Split { a_out: shape.a_in(), a_in: shape.a_out() },
-        shape.outer(),
-        shape.inner(),
-    )
 }

@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::index::{Entry, Factor};
 use super::quantity::{Outputs, Quantity};
-use crate::{Result, Tensors};
+use kron_adapter::Tensors;
+
+use crate::Result;
 
 /// Numbers that T or U of one case may have: 2 GiB in float64. The factors
 /// multiply, so a small file could ask for any amount.

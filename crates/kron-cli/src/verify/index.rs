@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use kron_adapter::files;
 use kron_core::{Dtype, KronShape, LayerDims, Outer, Split};
 use serde::Deserialize;
 
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
-/// No index is longer; one of a thousand cases takes about 5 MB.
-const LIMIT: u64 = 64 << 20;
+/// Largest index that is read, in bytes; one of a thousand cases takes about 5 MB.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// The list of cases. Fields that nothing here needs are passed over.
 #[derive(Debug, Deserialize)]
@@ -110,7 +111,7 @@ impl Index {
             return Err(Error::usage(format!("{} is not a folder of golden cases", dir.display())));
         }
         let path = dir.join("index.json");
-        let index: Index = serde_json::from_slice(&files::read(&path, LIMIT)?)
+        let index: Index = serde_json::from_slice(&files::read(&path, MAX_BYTES)?)
             .map_err(|e| Error::data(format!("{} is not an index of golden cases: {e}", path.display())))?;
         if index.cases.is_empty() {
             return Err(Error::data(format!("{} lists 0 cases, but needs at least 1", path.display())));

@@ -87,7 +87,7 @@ pub fn ours(shapes: &[(&str, KronShape, Scaling)], path: &Path) -> Adapter {
         Layer::new(*module, *scaling, Theta::random(*shape, seed)).unwrap()
     });
     let adapter = Adapter::new(layers.collect()).unwrap();
-    adapter.write(path, kron_adapter::Existing::Refuse).unwrap();
+    adapter.write(path, kron_adapter::IfExists::Refuse).unwrap();
     adapter
 }
 

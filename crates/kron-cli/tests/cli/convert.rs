@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 use serde_json::json;
 
@@ -365,7 +365,7 @@ fn fit_s_refusal_says_every_error_and_marks_what_is_above() {
     let fits = kron_adapter::read(&lora).unwrap().adapter.layers()[0].clone();
     let other = Theta::random(KronShape::lora(LayerDims { d_out: 48, d_in: 36 }, 6).unwrap(), 5);
     let adapter = Adapter::new(vec![fits, Layer::new("b", scaling(1.0, 6), other).unwrap()]).unwrap();
-    adapter.write(&mixed, Existing::Refuse).unwrap();
+    adapter.write(&mixed, IfExists::Refuse).unwrap();
     let call: [&dyn AsRef<std::ffi::OsStr>; 10] =
         [&"convert", &mixed, &out, &"--fit", &"--a-in", &"3", &"--a-out", &"4", &"--rank", &"2"];
     let (code, _, err) = run(&call);

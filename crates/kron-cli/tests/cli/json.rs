@@ -17,7 +17,7 @@ fn errors_are_one_line_of_json() {
         (vec!["merge", "/no/such/path", lora, "out"], 1, "/no/such/path"),
         (vec!["plan", "gpt-5"], 2, "\"gpt-5\" is no preset"),
         (vec!["verify", "/no/such/path"], 2, "/no/such/path"),
-        (vec!["unmerge"], 2, "a merge cannot be undone"),
+        (vec!["unmerge"], 2, "unrecognized subcommand 'unmerge'"),
         (vec!["man", "/no/such/path"], 2, "man writes pages, so it has no --json"),
         (vec!["completions", "bash"], 2, "completions prints a shell's script, so it has no --json"),
         // What clap refuses.

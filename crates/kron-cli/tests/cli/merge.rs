@@ -262,20 +262,10 @@ fn waiting_for_the_disk_changes_no_byte() {
 }
 
 #[test]
-fn unmerge_is_refused_with_the_reason() {
-    for args in [vec!["unmerge"], vec!["unmerge", "a", "b", "c"]] {
-        let (code, out, err) = run(args);
-        assert_eq!((code, out.as_str()), (2, ""));
-        assert!(err.contains("rounded") && err.contains("keep the original"), "{err}");
-    }
-}
-
-#[test]
-fn help_has_an_example() {
-    for (name, command) in [("help_merge", "merge"), ("help_unmerge", "unmerge")] {
-        let run = crate::folder::kron().args([command, "--help"]).env("COLUMNS", "100").assert().success();
-        let text = String::from_utf8_lossy(&run.get_output().stdout).into_owned();
-        assert!(text.contains("Example: kron merge"), "{text}");
-        insta::assert_snapshot!(name, text);
-    }
+fn help_has_an_example_and_says_that_the_original_is_kept() {
+    let run = crate::folder::kron().args(["merge", "--help"]).env("COLUMNS", "100").assert().success();
+    let text = String::from_utf8_lossy(&run.get_output().stdout).into_owned();
+    assert!(text.contains("Example") && text.contains("  kron merge"), "{text}");
+    assert!(text.contains("A merge cannot be undone"), "{text}");
+    insta::assert_snapshot!("help_merge", text);
 }

@@ -151,7 +151,7 @@ fn weights_that_no_layer_fits() {
     let layer = kron_adapter::Layer::new("q", scaling, kron_core::Theta::random(wide, 3)).unwrap();
     kron_adapter::Adapter::new(vec![layer])
         .unwrap()
-        .write(&toy.adapter, kron_adapter::Existing::Replace)
+        .write(&toy.adapter, kron_adapter::IfExists::Replace)
         .unwrap();
     toy.fails(1, &["q.weight", "not finite in f16"]);
 }

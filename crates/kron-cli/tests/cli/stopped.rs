@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use kron_adapter::{Adapter, Existing, Layer, Scaling};
+use kron_adapter::{Adapter, IfExists, Layer, Scaling};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 use tempfile::TempDir;
 
@@ -95,7 +95,7 @@ impl Large {
             KronShape::krona(LayerDims { d_out: SIDE, d_in: SIDE }, Split { a_out: 1, a_in: 1 }).unwrap();
         let theta = Theta::from_vec(shape, vec![0.0; shape.params()]).unwrap();
         let layer = Layer::new("q", Scaling::plain(1.0).unwrap(), theta).unwrap();
-        Adapter::new(vec![layer]).unwrap().write(&adapter, Existing::Refuse).unwrap();
+        Adapter::new(vec![layer]).unwrap().write(&adapter, IfExists::Refuse).unwrap();
         Self { dir, adapter }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Theta};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -81,7 +81,7 @@ pub fn adapter(dir: &Path, layers: &[(&str, KronShape)]) -> (PathBuf, Adapter) {
     });
     let adapter = Adapter::new(layers.collect()).unwrap();
     let path = dir.join("adapter.safetensors");
-    adapter.write(&path, Existing::Replace).unwrap();
+    adapter.write(&path, IfExists::Replace).unwrap();
     (path, adapter)
 }
 
