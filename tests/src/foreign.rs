@@ -8,8 +8,8 @@
 use std::path::Path;
 
 use kron_adapter::Adapter;
-use kron_adapter::To;
-use kron_adapter::peft::Form;
+use kron_adapter::OutputFormat;
+use kron_adapter::peft::LoraOptions;
 use kron_cli::merge::base::Base;
 use kron_cli::model::Config;
 use rand::RngExt;
@@ -117,9 +117,14 @@ fn write_all(adapter: &Adapter) {
     let bytes = adapter.to_bytes().expect("what was read has finite numbers");
     assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());
     if !adapter.layers().iter().any(large) {
-        let uniform = Form { side: None, uniform: true };
-        for to in [To::Lora(Form::default()), To::Lora(uniform), To::PeftLokr, To::Lycoris] {
-            let _ = to.contents(adapter, &|_| Ok(()));
+        let uniform = LoraOptions { join: None, uniform: true };
+        for to in [
+            OutputFormat::Lora(LoraOptions::default()),
+            OutputFormat::Lora(uniform),
+            OutputFormat::PeftLokr,
+            OutputFormat::Lycoris,
+        ] {
+            let _ = to.encode(adapter, &|_| Ok(()));
         }
     }
 }

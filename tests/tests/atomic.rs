@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kron_adapter::io::write_atomic;
-use kron_adapter::{Adapter, Error, Existing};
+use kron_adapter::{Adapter, Error, IfExists};
 use kron_tests::adapters::seeds;
 
 /// The operating system's own error behind ours.
@@ -30,14 +30,14 @@ fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
         out.write_all(&vec![7; 3 << 20])?;
         Err(std::io::ErrorKind::StorageFull.into())
     };
-    for existing in [Existing::Replace, Existing::Refuse] {
+    for existing in [IfExists::Replace, IfExists::Refuse] {
         let error = write_atomic(&path, existing, full).unwrap_err();
         assert!(error.to_string().contains("adapter.safetensors"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(listing(folder.path()), [Path::new("adapter.safetensors")]);
     }
     let fresh = folder.path().join("fresh");
-    write_atomic(&fresh, Existing::Refuse, full).unwrap_err();
+    write_atomic(&fresh, IfExists::Refuse, full).unwrap_err();
     assert_eq!(listing(folder.path()), [Path::new("adapter.safetensors")]);
 }
 
@@ -45,7 +45,7 @@ fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
 fn a_writer_that_panics_leaves_nothing_either() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter.safetensors");
-    let write = || write_atomic(&path, Existing::Replace, |_| panic!("on purpose"));
+    let write = || write_atomic(&path, IfExists::Replace, |_| panic!("on purpose"));
     std::panic::catch_unwind(write).unwrap_err();
     assert!(listing(folder.path()).is_empty());
 }
@@ -55,21 +55,21 @@ fn an_existing_file_is_replaced_or_kept_as_asked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter.safetensors");
     let (_, adapter) = seeds().remove(0);
-    adapter.write(&path, Existing::Refuse).unwrap();
+    adapter.write(&path, IfExists::Refuse).unwrap();
     let first = std::fs::read(&path).unwrap();
 
     let (_, other) = seeds().remove(1);
-    let error = other.write(&path, Existing::Refuse).unwrap_err();
+    let error = other.write(&path, IfExists::Refuse).unwrap_err();
     assert!(kind(&error) == Some(std::io::ErrorKind::AlreadyExists));
     assert_eq!(std::fs::read(&path).unwrap(), first);
 
-    other.write(&path, Existing::Replace).unwrap();
+    other.write(&path, IfExists::Replace).unwrap();
     assert_eq!(other, Adapter::read(&path).unwrap());
     assert_eq!(listing(folder.path()), [Path::new("adapter.safetensors")]);
 
     // A file that appears while the other is being written is kept, too.
     let late = folder.path().join("late");
-    let written = write_atomic(&late, Existing::Refuse, |out| {
+    let written = write_atomic(&late, IfExists::Refuse, |out| {
         std::fs::write(&late, "theirs")?;
         out.write_all(b"ours")
     });
@@ -87,7 +87,7 @@ fn places_that_take_no_file_are_refused() {
     let before = listing(folder.path());
     for place in ["folder", "missing/adapter", "file/adapter", "folder/.."] {
         let path = folder.path().join(place);
-        let error = adapter.write(&path, Existing::Replace).unwrap_err();
+        let error = adapter.write(&path, IfExists::Replace).unwrap_err();
         assert!(kind(&error).is_some(), "{place}: {error}");
         assert_eq!(listing(folder.path()), before, "{place}");
     }
@@ -105,9 +105,9 @@ fn read_only_folder(parent: &Path, adapter: &Adapter) {
     // The superuser writes into any folder of a disk, but not into /proc.
     let root = std::fs::write(folder.join("probe"), "").is_ok();
     if root {
-        assert!(adapter.write("/proc/adapter", Existing::Replace).is_err());
+        assert!(adapter.write("/proc/adapter", IfExists::Replace).is_err());
     } else {
-        assert!(adapter.write(folder.join("adapter"), Existing::Replace).is_err());
+        assert!(adapter.write(folder.join("adapter"), IfExists::Replace).is_err());
         assert_eq!(std::fs::read(folder.join("adapter")).unwrap(), b"old");
         assert_eq!(listing(&folder), [Path::new("adapter")]);
     }
@@ -120,7 +120,7 @@ fn a_new_file_is_as_readable_as_any_other() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
-    seeds().remove(0).1.write(&ours, Existing::Replace).unwrap();
+    seeds().remove(0).1.write(&ours, IfExists::Replace).unwrap();
     std::fs::write(&plain, "").unwrap();
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
     assert_eq!(mode(&ours), mode(&plain));
@@ -139,11 +139,11 @@ fn leftovers_are_those_that_nobody_holds() {
     }
     let held = std::fs::File::open(at(".kron-held.tmp")).unwrap();
     held.lock().unwrap();
-    write_atomic(&at("new"), Existing::Refuse, |out| out.write_all(b"here")).unwrap();
+    write_atomic(&at("new"), IfExists::Refuse, |out| out.write_all(b"here")).unwrap();
     let left = [".kron-held.tmp", ".kron-mine", ".kron-mine.d", ".kron-replaced.tmp", "mine.tmp", "new"];
     assert_eq!(listing(folder.path()), left.map(PathBuf::from));
     drop(held);
-    write_atomic(&at("new"), Existing::Replace, |out| out.write_all(b"again")).unwrap();
+    write_atomic(&at("new"), IfExists::Replace, |out| out.write_all(b"again")).unwrap();
     assert!(!at(".kron-held.tmp").exists());
 }
 
@@ -153,7 +153,7 @@ fn a_long_file_is_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("long");
     let piece: Vec<u8> = (0..(3 << 20) + 17).map(|i: usize| (i * 31 + i / 1000) as u8).collect();
-    write_atomic(&path, Existing::Refuse, |out| (0..70).try_for_each(|_| out.write_all(&piece))).unwrap();
+    write_atomic(&path, IfExists::Refuse, |out| (0..70).try_for_each(|_| out.write_all(&piece))).unwrap();
     let written = std::fs::read(&path).unwrap();
     assert!(written.len() == 70 * piece.len() && written.chunks(piece.len()).all(|chunk| chunk == piece));
     assert_eq!(listing(folder.path()), [Path::new("long")]);
@@ -163,7 +163,7 @@ fn a_long_file_is_what_was_written() {
 fn a_name_without_a_folder_lands_in_the_working_folder() {
     // Cargo runs a test in its package's folder.
     let name = format!("format-test-{}.tmp", std::process::id());
-    write_atomic(Path::new(&name), Existing::Refuse, |out| out.write_all(b"here")).unwrap();
+    write_atomic(Path::new(&name), IfExists::Refuse, |out| out.write_all(b"here")).unwrap();
     let found = std::fs::read(&name);
     std::fs::remove_file(&name).unwrap();
     assert_eq!(found.unwrap(), b"here");
@@ -175,7 +175,7 @@ fn numbers_that_are_not_finite_are_not_written() {
     for (index, bad) in [(0, f32::NAN), (3, f32::INFINITY), (5, f32::NEG_INFINITY)] {
         let (_, mut adapter) = seeds().remove(0);
         adapter.thetas_mut().next().unwrap().as_mut_slice()[index] = bad;
-        let error = adapter.write(folder.path().join("adapter"), Existing::Replace).unwrap_err();
+        let error = adapter.write(folder.path().join("adapter"), IfExists::Replace).unwrap_err();
         assert!(error.to_string().contains(&format!("number {index} of θ of q is {bad}")), "{error}");
         assert!(adapter.to_bytes().is_err());
         assert!(listing(folder.path()).is_empty());

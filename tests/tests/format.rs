@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kron_adapter::io::MAX_HEADER;
-use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
+use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 use kron_tests::adapters::{SEEDS, read_any, seeds};
 use kron_tests::hostile::{Parts, hostile};
@@ -111,7 +111,7 @@ fn the_file_is_read_back_from_disk() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter.safetensors");
     for (name, adapter) in seeds() {
-        adapter.write(&path, Existing::Replace).unwrap();
+        adapter.write(&path, IfExists::Replace).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), adapter.to_bytes().unwrap(), "{name}");
         assert_same(&adapter, &Adapter::read(&path).unwrap());
     }

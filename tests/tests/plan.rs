@@ -1,8 +1,8 @@
 //! The planner against the counts that the paper and PEFT arrive at.
 
 use kron_adapter::plan::{
-    Budget, Family, Linear, MAX_DIM, Method, Model, Note, PRESETS, Plan, Side, divisors, fit_split,
-    legal_splits, multiply_adds, paper_split, peft_factorization, preset, saved_numbers, search,
+    Budget, Family, LayerSide, Linear, MAX_DIM, Method, Model, Note, PRESETS, Plan, divisors, fit_split,
+    legal_splits, multiply_adds, paper_split, peft_factorization, preset, saved_elements, search,
 };
 use kron_core::{Inner, KronShape, LayerDims, Split};
 use serde::Deserialize;
@@ -123,12 +123,12 @@ fn the_cost_of_q_proj() {
     let kron =
         KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8).unwrap();
     assert_eq!(multiply_adds(&kron), 65_792);
-    assert_eq!(saved_numbers(&kron), 16);
+    assert_eq!(saved_elements(&kron), 16);
     assert_eq!(multiply_adds(&KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 8).unwrap()), 65_536);
     // M·x per block, then A across the blocks: no third product.
     let full = KronShape::krona(LayerDims { d_out: 15, d_in: 14 }, Split { a_out: 5, a_in: 7 }).unwrap();
     assert_eq!(multiply_adds(&full), 7 * 3 * 2 + 5 * 7 * 3);
-    assert_eq!(saved_numbers(&full), 7 * 3);
+    assert_eq!(saved_elements(&full), 7 * 3);
 }
 
 #[test]
@@ -172,14 +172,14 @@ fn a_split_that_does_not_divide_is_reduced_and_says_so() {
             d_in: 768,
             wanted: (2, 4),
             taken: (2, 1),
-            notes: vec![reduced(Side::Out, 50257, 4, 1)],
+            notes: vec![reduced(LayerSide::Out, 50257, 4, 1)],
         },
         Trap {
             d_out: 50257,
             d_in: 768,
             wanted: (2, 32),
             taken: (2, 29),
-            notes: vec![reduced(Side::Out, 50257, 32, 29)],
+            notes: vec![reduced(LayerSide::Out, 50257, 32, 29)],
         },
         // BERT's, 2·3·5087.
         Trap {
@@ -187,7 +187,7 @@ fn a_split_that_does_not_divide_is_reduced_and_says_so() {
             d_in: 768,
             wanted: (2, 4),
             taken: (2, 3),
-            notes: vec![reduced(Side::Out, 30522, 4, 3)],
+            notes: vec![reduced(LayerSide::Out, 30522, 4, 3)],
         },
         // LLaMA-2's ffn, 2⁸·43: a power of two does divide it, three times that does not.
         Trap { d_out: 11008, d_in: 4096, wanted: (2, 16), taken: (2, 16), notes: vec![] },
@@ -196,14 +196,14 @@ fn a_split_that_does_not_divide_is_reduced_and_says_so() {
             d_in: 11008,
             wanted: (48, 16),
             taken: (43, 16),
-            notes: vec![reduced(Side::In, 11008, 48, 43)],
+            notes: vec![reduced(LayerSide::In, 11008, 48, 43)],
         },
         Trap {
             d_out: 7,
             d_in: 9,
             wanted: (2, 16),
             taken: (1, 7),
-            notes: vec![reduced(Side::Out, 7, 16, 7), reduced(Side::In, 9, 2, 1)],
+            notes: vec![reduced(LayerSide::Out, 7, 16, 7), reduced(LayerSide::In, 9, 2, 1)],
         },
     ];
     for trap in table {
@@ -215,7 +215,7 @@ fn a_split_that_does_not_divide_is_reduced_and_says_so() {
         assert_eq!(fitted.notes, trap.notes);
     }
     assert_eq!(
-        reduced(Side::Out, 50257, 4, 1).to_string(),
+        reduced(LayerSide::Out, 50257, 4, 1).to_string(),
         "a_out is 1 instead of 4, which does not divide d_out = 50257"
     );
 }
@@ -232,7 +232,7 @@ fn the_papers_rule_between_two_divisors() {
 
 #[test]
 fn legal_splits_are_exactly_those_that_make_a_shape() {
-    let linear = Linear::new("odd", 30, 28, 1).unwrap();
+    let linear = Linear::new("odd", LayerDims { d_out: 30, d_in: 28 }, 1).unwrap();
     let legal: Vec<_> = legal_splits(&linear).collect();
     let by_trial: Vec<_> = (1..=28)
         .flat_map(|a_in| (1..=30).map(move |a_out| Split { a_in, a_out }))
@@ -302,7 +302,9 @@ fn lokr_shapes_are_those_of_real_checkpoints() {
     let mut compared = 0;
     for case in index.cases.iter().filter(|case| case.peft_loadable) {
         let factor = usize::try_from(case.peft_config.decompose_factor).ok();
-        let fitted = Method::Lokr { factor, rank: case.r }.fit(case.out_features, case.in_features).unwrap();
+        let fitted = Method::Lokr { factor, rank: case.r }
+            .fit(LayerDims { d_out: case.out_features, d_in: case.in_features })
+            .unwrap();
         let full = fitted.shape.inner() == Inner::Full;
         assert_eq!((fitted.shape.a_out(), fitted.shape.a_in()), (case.a_out, case.a_in), "{}", case.name);
         assert_eq!(full, case.w2 == "full", "{}", case.name);
@@ -315,7 +317,7 @@ fn lokr_shapes_are_those_of_real_checkpoints() {
 #[test]
 fn lokr_says_when_the_rank_is_ignored() {
     // (b_out, c_in) = (25, 15): PEFT keeps ranks below 12.5.
-    let at = |rank| Method::Lokr { factor: Some(4), rank }.fit(100, 60).unwrap();
+    let at = |rank| Method::Lokr { factor: Some(4), rank }.fit(LayerDims { d_out: 100, d_in: 60 }).unwrap();
     assert_eq!(at(12).shape.inner(), Inner::LowRank(12));
     assert_eq!(at(12).notes, []);
     assert_eq!(at(13).shape.inner(), Inner::Full);
@@ -327,7 +329,10 @@ fn the_budget_search_finds_what_trying_everything_finds() {
     let model = Model::new(
         "small",
         24,
-        vec![Linear::new("q", 24, 24, 3).unwrap(), Linear::new("up", 60, 24, 2).unwrap()],
+        vec![
+            Linear::new("q", LayerDims { d_out: 24, d_in: 24 }, 3).unwrap(),
+            Linear::new("up", LayerDims { d_out: 60, d_in: 24 }, 2).unwrap(),
+        ],
         50,
     )
     .unwrap();
@@ -392,18 +397,24 @@ fn every_family_comes_near_the_papers_budget() {
 
 #[test]
 fn bad_numbers_are_refused_with_the_rule() {
-    let square = || vec![Linear::new("q", 8, 8, 1).unwrap()];
+    let square = || vec![Linear::new("q", LayerDims { d_out: 8, d_in: 8 }, 1).unwrap()];
     let errors = [
-        (Linear::new("q", 0, 8, 1).unwrap_err(), "d_out of q is 0"),
-        (Linear::new("q", 8, MAX_DIM + 1, 1).unwrap_err(), "d_in of q is 268435457"),
-        (Linear::new("q", 8, 8, 0).unwrap_err(), "count of q is 0"),
+        (Linear::new("q", LayerDims { d_out: 0, d_in: 8 }, 1).unwrap_err(), "d_out of q is 0"),
+        (
+            Linear::new("q", LayerDims { d_out: 8, d_in: MAX_DIM + 1 }, 1).unwrap_err(),
+            "d_in of q is 268435457",
+        ),
+        (Linear::new("q", LayerDims { d_out: 8, d_in: 8 }, 0).unwrap_err(), "count of q is 0"),
         (Model::new("m", 8, vec![], 0).unwrap_err(), "m has no linear layer"),
         (Model::new("m", 0, square(), 0).unwrap_err(), "hidden size of m is 0"),
-        (kron(0, 2, 1).fit(8, 8).unwrap_err(), "a_in is 0"),
-        (kron(2, 2, 0).fit(8, 8).unwrap_err(), "rank is 0"),
-        (Method::Lora { rank: 0 }.fit(8, 8).unwrap_err(), "rank is 0"),
-        (Method::Lokr { factor: Some(0), rank: 1 }.fit(8, 8).unwrap_err(), "factor is 0"),
-        (kron(1, 1, usize::MAX).fit(8, 8).unwrap_err(), "overflows"),
+        (kron(0, 2, 1).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "a_in is 0"),
+        (kron(2, 2, 0).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "rank is 0"),
+        (Method::Lora { rank: 0 }.fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "rank is 0"),
+        (
+            Method::Lokr { factor: Some(0), rank: 1 }.fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(),
+            "factor is 0",
+        ),
+        (kron(1, 1, usize::MAX).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "overflows"),
     ];
     for (error, says) in errors {
         assert!(error.to_string().contains(says), "{error}");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub struct Error {
     kind: Kind,
     message: String,
-    remedy: Option<Remedy>,
+    suggestion: Option<Suggestion>,
     source: Option<Arc<std::io::Error>>,
 }
 
@@ -25,12 +25,12 @@ pub enum Kind {
 
 /// Another call that would succeed; a program says it by the names of its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remedy {
-    /// [`To::Lora`](crate::To::Lora), as the layer is one.
+pub enum Suggestion {
+    /// [`OutputFormat::Lora`](crate::OutputFormat::Lora), as the layer is one.
     Lora,
-    /// [`To::Lora`](crate::To::Lora), which every layer has a form in.
+    /// [`OutputFormat::Lora`](crate::OutputFormat::Lora), which every layer has a form in.
     LosslessLora,
-    /// [`Existing::Replace`](crate::Existing::Replace), or another name.
+    /// [`IfExists::Replace`](crate::IfExists::Replace), or another name.
     Replace,
     /// Another name: what is there is more than an adapter.
     OtherName,
@@ -39,12 +39,12 @@ pub enum Remedy {
 impl Error {
     /// An error of [`Kind::Usage`].
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, message: one_line(message.into()), remedy: None, source: None }
+        Self { kind: Kind::Usage, message: one_line(message.into()), suggestion: None, source: None }
     }
 
     /// An error of [`Kind::Data`].
     pub fn data(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Data, message: one_line(message.into()), remedy: None, source: None }
+        Self { kind: Kind::Data, message: one_line(message.into()), suggestion: None, source: None }
     }
 
     /// An error of the operating system about `path`, which [`source`](std::error::Error::source) returns.
@@ -53,8 +53,8 @@ impl Error {
         Self { source: Some(Arc::new(source)), ..Self::data(message) }
     }
 
-    pub(crate) fn with(self, remedy: Remedy) -> Self {
-        Self { remedy: Some(remedy), ..self }
+    pub(crate) fn with(self, suggestion: Suggestion) -> Self {
+        Self { suggestion: Some(suggestion), ..self }
     }
 
     /// The same sentence as an error of usage: for a caller to whom a file that
@@ -68,14 +68,14 @@ impl Error {
         self.kind
     }
 
-    /// The sentence without the remedy, in one line without control characters.
+    /// The sentence without the suggestion, in one line without control characters.
     pub fn message(&self) -> &str {
         &self.message
     }
 
     /// What would succeed, where that is known.
-    pub const fn remedy(&self) -> Option<Remedy> {
-        self.remedy
+    pub const fn suggestion(&self) -> Option<Suggestion> {
+        self.suggestion
     }
 }
 
@@ -90,20 +90,20 @@ fn one_line(message: String) -> String {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)?;
-        match self.remedy {
+        match self.suggestion {
             None => Ok(()),
-            Some(remedy) => write!(f, "; {remedy}"),
+            Some(suggestion) => write!(f, "; {suggestion}"),
         }
     }
 }
 
-impl std::fmt::Display for Remedy {
+impl std::fmt::Display for Suggestion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Remedy::Lora => "write it as a LoRA",
-            Remedy::LosslessLora => "as a LoRA it loses nothing",
-            Remedy::Replace => "give another name, or ask to replace it",
-            Remedy::OtherName => "a folder is replaced only when it holds an adapter and nothing else",
+            Suggestion::Lora => "write it as a LoRA",
+            Suggestion::LosslessLora => "as a LoRA it loses nothing",
+            Suggestion::Replace => "give another name, or ask to replace it",
+            Suggestion::OtherName => "a folder is replaced only when it holds an adapter and nothing else",
         })
     }
 }

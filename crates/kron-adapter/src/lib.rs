@@ -11,15 +11,15 @@
 //! the notes. Nothing is printed, and a file or folder appears whole or not at all.
 //!
 //! ```
-//! use crate::Existing;
-//! use kron_adapter::{Format, To};
+//! use crate::IfExists;
+//! use kron_adapter::{Format, OutputFormat};
 //!
 //! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/model_llama/lokr");
 //! # let temporary = tempfile::tempdir()?;
 //! # let out = temporary.path().join("lora");
 //! let loaded = kron_adapter::read(folder)?; // a PEFT folder
 //! assert_eq!(loaded.format, Format::PeftLokr);
-//! kron_adapter::write(&loaded.adapter, To::Lora(Default::default()), &out, Existing::Refuse)?;
+//! kron_adapter::write(&loaded.adapter, OutputFormat::Lora(Default::default()), &out, IfExists::Refuse)?;
 //! assert_eq!(kron_adapter::read(&out)?.format, Format::PeftLora);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -35,10 +35,10 @@ pub mod lycoris;
 mod matrix;
 mod names;
 mod ours;
+mod output;
 pub mod peft;
-mod place;
 pub mod plan;
-mod stored;
+mod tensor_data;
 mod tensors;
 
 use std::path::Path;
@@ -46,10 +46,10 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
-pub use error::{Error, Kind, Remedy, Result};
-pub use io::Existing;
+pub use error::{Error, Kind, Result, Suggestion};
+pub use io::IfExists;
 pub use names::rooted;
-pub use place::{Contents, place};
+pub use output::{Output, write_output};
 pub use tensors::Tensors;
 
 /// Told how much was done since it was told last; its error ends the work, and
@@ -115,19 +115,19 @@ impl Loaded {
 
 /// A format to write, and what is chosen in it.
 #[derive(Clone, Copy, Debug)]
-pub enum To {
+pub enum OutputFormat {
     /// One safetensors file of this project.
     Kron,
     /// A PEFT folder, every layer as a LoRA of rank a_in·r or a_out·r.
-    Lora(peft::Form),
+    Lora(peft::LoraOptions),
     /// A PEFT folder, LoKr.
     PeftLokr,
     /// One safetensors file of LyCORIS, LoKr.
     Lycoris,
 }
 
-impl To {
-    /// What [`place`] puts on the disk: equal adapters, equal bytes. `watch` is
+impl OutputFormat {
+    /// What [`write_output`] puts on the disk: equal adapters, equal bytes. `watch` is
     /// told of every layer that a LoRA is made of.
     ///
     /// Factors are copied bit for bit. In a LoRA a product A_ij·B_pq is rounded
@@ -138,13 +138,13 @@ impl To {
     /// LyCORIS would derive differently when it loads the file; as LyCORIS also a
     /// scale that it cannot say; as LoRA a product beyond float32 or 2²⁹ numbers.
     /// NaN or infinity in a factor, and the watch's error.
-    pub fn contents(self, adapter: &Adapter, watch: Watch) -> Result<Contents> {
+    pub fn encode(self, adapter: &Adapter, watch: Watch) -> Result<Output> {
         adapter.check_finite()?;
         Ok(match self {
-            To::Kron => Contents::File(adapter.to_bytes()?),
-            To::Lora(form) => peft::write_lora(adapter, form, watch)?,
-            To::PeftLokr => peft::write_lokr(adapter)?,
-            To::Lycoris => Contents::File(lycoris::write(adapter)?),
+            OutputFormat::Kron => Output::File(adapter.to_bytes()?),
+            OutputFormat::Lora(form) => peft::write_lora(adapter, form, watch)?,
+            OutputFormat::PeftLokr => peft::write_lokr(adapter)?,
+            OutputFormat::Lycoris => Output::File(lycoris::write(adapter)?),
         })
     }
 }
@@ -152,9 +152,9 @@ impl To {
 /// Writes an adapter in a format, whole or not at all.
 ///
 /// # Errors
-/// As [`To::contents`] and [`place`].
-pub fn write(adapter: &Adapter, to: To, out: impl AsRef<Path>, existing: Existing) -> Result<()> {
-    place(out.as_ref(), &to.contents(adapter, &|_| Ok(()))?, existing, &|_| Ok(()))
+/// As [`OutputFormat::encode`] and [`write_output`].
+pub fn write(adapter: &Adapter, to: OutputFormat, out: impl AsRef<Path>, existing: IfExists) -> Result<()> {
+    write_output(out.as_ref(), &to.encode(adapter, &|_| Ok(()))?, existing, &|_| Ok(()))
 }
 
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.

@@ -15,8 +15,8 @@ use kron_core::{Inner, KronShape, Outer};
 
 use crate::lokr::{self, Factors, Parts};
 use crate::matrix::Matrix;
-use crate::stored::{Stored, serialize};
-use crate::{Error, Format, Loaded, Remedy, Result, Tensors};
+use crate::tensor_data::{TensorData, serialize};
+use crate::{Error, Format, Loaded, Result, Suggestion, Tensors};
 
 /// What stands before a module's name: LyCORIS's own prefix, which we write, then those
 /// of Kohya's trainers for a denoiser and for one text encoder or two.
@@ -78,8 +78,9 @@ pub(crate) fn write(adapter: &Adapter) -> Result<Vec<u8>> {
     for layer in adapter.layers() {
         check(layer)?;
         let module = name(layer.module());
-        stored
-            .extend(factors(layer).into_iter().map(|(part, m)| (format!("{module}.{part}"), Stored::F32(m))));
+        stored.extend(
+            factors(layer).into_iter().map(|(part, m)| (format!("{module}.{part}"), TensorData::F32(m))),
+        );
         let rank = layer.shape().rank().unwrap_or(1);
         let alpha = crate::algebra::scale64(layer.scaling()) * rank as f64;
         // LyCORIS takes an alpha of 0 for the rank, so a scale of 0 has no form.
@@ -89,7 +90,7 @@ pub(crate) fn write(adapter: &Adapter) -> Result<Vec<u8>> {
                 layer.module()
             )));
         }
-        stored.push((format!("{module}.alpha"), Stored::Scalar(alpha)));
+        stored.push((format!("{module}.alpha"), TensorData::Scalar(alpha)));
     }
     stored.sort_by(|x, y| x.0.cmp(&y.0));
     if let Some(twice) = stored.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -165,7 +166,7 @@ fn check(layer: &Layer) -> Result<()> {
         Error::data(format!("layer {} ({shape}) has no LyCORIS LoKr form: {why}", layer.module()))
     };
     if shape.outer() == Outer::One {
-        return Err(refused("it is a LoRA, which has no outer factor").with(Remedy::Lora));
+        return Err(refused("it is a LoRA, which has no outer factor").with(Suggestion::Lora));
     }
     match shape.inner() {
         Inner::Full => {

@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use kron_adapter::algebra::Delta;
-use kron_adapter::peft::Form;
-use kron_adapter::{Adapter, Existing, Layer, ScaleRule, Scaling};
-use kron_adapter::{Error, Format, Kind, Remedy, To, place, read, write};
+use kron_adapter::peft::LoraOptions;
+use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
+use kron_adapter::{Error, Format, Kind, OutputFormat, Suggestion, read, write, write_output};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 
 fn golden(folder: &str) -> PathBuf {
@@ -34,16 +34,16 @@ fn scales(adapter: &Adapter) -> Vec<f32> {
 #[test]
 fn factors_pass_bit_for_bit_through_every_format_that_holds_them() {
     let cases = [
-        ("lokr", To::PeftLokr, Format::PeftLokr),
-        ("lokr_mix", To::Kron, Format::Kron),
-        ("lora", To::Lora(Form::default()), Format::PeftLora),
-        ("lora_rs", To::Lora(Form::default()), Format::PeftLora),
+        ("lokr", OutputFormat::PeftLokr, Format::PeftLokr),
+        ("lokr_mix", OutputFormat::Kron, Format::Kron),
+        ("lora", OutputFormat::Lora(LoraOptions::default()), Format::PeftLora),
+        ("lora_rs", OutputFormat::Lora(LoraOptions::default()), Format::PeftLora),
     ];
     for (name, to, format) in cases {
         let folder = tempfile::tempdir().unwrap();
         let before = read(golden("model_llama").join(name)).unwrap().adapter;
         let out = folder.path().join("out");
-        write(&before, to, &out, Existing::Refuse).unwrap();
+        write(&before, to, &out, IfExists::Refuse).unwrap();
         let after = read(&out).unwrap();
         assert_eq!((after.format, scales(&after.adapter)), (format, scales(&before)), "{name}");
         for layer in before.layers() {
@@ -54,7 +54,7 @@ fn factors_pass_bit_for_bit_through_every_format_that_holds_them() {
     }
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("lycoris.safetensors");
-    write(&kron(), To::Lycoris, &out, Existing::Refuse).unwrap();
+    write(&kron(), OutputFormat::Lycoris, &out, IfExists::Refuse).unwrap();
     let after = read(&out).unwrap().adapter;
     assert_eq!(after.layers()[0].module(), "lycoris_a_q");
     let named = kron_adapter::lycoris::with_names_of(&after, ["a.k", "a.q"].into_iter()).unwrap();
@@ -65,10 +65,10 @@ fn factors_pass_bit_for_bit_through_every_format_that_holds_them() {
 #[test]
 fn a_lora_of_a_kron_lora_is_the_same_change() {
     let before = read(golden("model_llama/lokr")).unwrap().adapter;
-    for form in [Form::default(), Form { side: None, uniform: true }] {
+    for form in [LoraOptions::default(), LoraOptions { join: None, uniform: true }] {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("lora");
-        write(&before, To::Lora(form), &out, Existing::Refuse).unwrap();
+        write(&before, OutputFormat::Lora(form), &out, IfExists::Refuse).unwrap();
         let after = read(&out).unwrap().adapter;
         for layer in before.layers() {
             let other = after.layer(layer.module()).expect("a layer of each module");
@@ -88,18 +88,19 @@ fn refusals_say_whose_fault_it_is_and_what_would_succeed() {
     let unsplit = adapter(
         KronShape::kron(LayerDims { d_out: 12, d_in: 12 }, Split { a_out: 2, a_in: 6 }, 1).expect("legal"),
     );
-    let refused = |adapter: &Adapter, to: To| to.contents(adapter, &|_| Ok(())).expect_err("no such form");
-    for (error, remedy) in [
-        (refused(&lora, To::PeftLokr), Some(Remedy::Lora)),
-        (refused(&lora, To::Lycoris), Some(Remedy::Lora)),
-        (refused(&wide, To::PeftLokr), Some(Remedy::LosslessLora)),
-        (refused(&unsplit, To::PeftLokr), Some(Remedy::LosslessLora)),
-        (refused(&unsplit, To::Lycoris), None),
+    let refused =
+        |adapter: &Adapter, to: OutputFormat| to.encode(adapter, &|_| Ok(())).expect_err("no such form");
+    for (error, suggestion) in [
+        (refused(&lora, OutputFormat::PeftLokr), Some(Suggestion::Lora)),
+        (refused(&lora, OutputFormat::Lycoris), Some(Suggestion::Lora)),
+        (refused(&wide, OutputFormat::PeftLokr), Some(Suggestion::LosslessLora)),
+        (refused(&unsplit, OutputFormat::PeftLokr), Some(Suggestion::LosslessLora)),
+        (refused(&unsplit, OutputFormat::Lycoris), None),
         (read(golden("nowhere")).expect_err("no file"), None),
     ] {
-        assert_eq!((error.kind(), error.remedy()), (Kind::Data, remedy), "{error}");
+        assert_eq!((error.kind(), error.suggestion()), (Kind::Data, suggestion), "{error}");
         assert!(error.to_string().starts_with(error.message()), "{error}");
-        assert_eq!(error.to_string().len() > error.message().len(), remedy.is_some(), "{error}");
+        assert_eq!(error.to_string().len() > error.message().len(), suggestion.is_some(), "{error}");
         // A program says it by options of its own.
         assert!(!error.to_string().contains("--"), "{error}");
     }
@@ -129,8 +130,13 @@ fn weights_of_peft_without_their_configuration_are_refused() {
 fn what_training_ruined_is_not_written() {
     let mut ruined = kron();
     ruined.thetas_mut().for_each(|theta| theta.as_mut_slice()[4] = f32::NAN);
-    for to in [To::Kron, To::PeftLokr, To::Lycoris, To::Lora(Form::default())] {
-        let error = to.contents(&ruined, &|_| Ok(())).expect_err("NaN");
+    for to in [
+        OutputFormat::Kron,
+        OutputFormat::PeftLokr,
+        OutputFormat::Lycoris,
+        OutputFormat::Lora(LoraOptions::default()),
+    ] {
+        let error = to.encode(&ruined, &|_| Ok(())).expect_err("NaN");
         assert!(error.to_string().contains("a.q is NaN"), "{to:?}: {error}");
     }
 }
@@ -139,14 +145,15 @@ fn what_training_ruined_is_not_written() {
 fn what_is_there_is_replaced_only_when_asked_and_when_it_is_an_adapter() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("lokr");
-    write(&kron(), To::PeftLokr, &out, Existing::Refuse).unwrap();
-    let taken = write(&kron(), To::PeftLokr, &out, Existing::Refuse).expect_err("it exists");
-    assert_eq!((taken.kind(), taken.remedy()), (Kind::Usage, Some(Remedy::Replace)));
-    write(&kron(), To::Lora(Form::default()), &out, Existing::Replace).unwrap();
+    write(&kron(), OutputFormat::PeftLokr, &out, IfExists::Refuse).unwrap();
+    let taken = write(&kron(), OutputFormat::PeftLokr, &out, IfExists::Refuse).expect_err("it exists");
+    assert_eq!((taken.kind(), taken.suggestion()), (Kind::Usage, Some(Suggestion::Replace)));
+    write(&kron(), OutputFormat::Lora(LoraOptions::default()), &out, IfExists::Replace).unwrap();
     assert_eq!(read(&out).unwrap().format, Format::PeftLora);
     std::fs::write(out.join("notes.txt"), "mine").unwrap();
-    let other = write(&kron(), To::PeftLokr, &out, Existing::Replace).expect_err("notes would be lost");
-    assert_eq!((other.kind(), other.remedy()), (Kind::Usage, Some(Remedy::OtherName)));
+    let other =
+        write(&kron(), OutputFormat::PeftLokr, &out, IfExists::Replace).expect_err("notes would be lost");
+    assert_eq!((other.kind(), other.suggestion()), (Kind::Usage, Some(Suggestion::OtherName)));
     assert_eq!(std::fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
 }
 
@@ -159,14 +166,16 @@ fn a_watch_counts_what_is_done_and_its_error_leaves_nothing() {
         done.set(done.get() + more);
         Ok(())
     };
-    let contents = To::Lora(Form::default()).contents(&adapter, &count).unwrap();
+    let contents = OutputFormat::Lora(LoraOptions::default()).encode(&adapter, &count).unwrap();
     assert_eq!(done.take(), adapter.layers().len() as u64);
     let out = folder.path().join("lora");
     let stop = |_| Err(Error::data("enough"));
-    let error = place(&out, &contents, Existing::Refuse, &stop).expect_err("stopped");
+    let error = write_output(&out, &contents, IfExists::Refuse, &stop).expect_err("stopped");
     assert!(error.to_string().contains("enough"), "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-    place(&out, &contents, Existing::Refuse, &count).unwrap();
+    write_output(&out, &contents, IfExists::Refuse, &count).unwrap();
     assert_eq!(done.get(), contents.bytes());
-    assert!(To::Lora(Form::default()).contents(&adapter, &|_| Err(Error::data("enough"))).is_err());
+    assert!(
+        OutputFormat::Lora(LoraOptions::default()).encode(&adapter, &|_| Err(Error::data("enough"))).is_err()
+    );
 }

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, VarMap};
-use kron_candle::{AdamW, DropoutKey, Existing, Gradients, Inject, LayerDims, Split};
+use kron_candle::{AdamW, DropoutKey, Gradients, IfExists, Inject, LayerDims, Split};
 use kron_candle::{Dropout, KronShape, ScaleRule, Scaling};
 
 fn main() -> Result<()> {
@@ -50,7 +50,7 @@ pub fn finetune(file: &std::path::Path) -> Result<Vec<f32>> {
     }
 
     // 4. Save, load into the same model, merge: one plain layer with the same output.
-    adapters.save(file, Existing::Replace)?;
+    adapters.save(file, IfExists::Replace)?;
     let load = Inject::trained(kron_candle::load(file)?);
     let loaded = load.linear(96, 64, true, vb.pp("layer.0.q_proj"))?;
     let merged: Linear = loaded.merge()?;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use candle_core::{Error, Result};
-use kron_adapter::To;
-use kron_adapter::{Adapter, Existing};
+use kron_adapter::OutputFormat;
+use kron_adapter::{Adapter, IfExists};
 
 use crate::Adapters;
 
@@ -31,19 +31,19 @@ impl Adapters {
     ///
     /// # Errors
     /// NaN or infinity in a factor, and what the system refuses.
-    pub fn save(&self, path: impl AsRef<Path>, existing: Existing) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>, existing: IfExists) -> Result<()> {
         self.to_adapter()?.write(path, existing).map_err(Error::wrap)
     }
 
     /// Writes a PEFT folder or a LyCORIS file, whole or not at all: as
-    /// [`To::PeftLokr`] the factors bit for bit, as [`To::Lora`] a LoRA of the
+    /// [`OutputFormat::PeftLokr`] the factors bit for bit, as [`OutputFormat::Lora`] a LoRA of the
     /// same ΔW, whose products A·B are rounded once to float32.
     ///
     /// # Errors
     /// A layer that the format cannot say, NaN or infinity in a factor, a name
-    /// that is taken, and what the system refuses. Under [`Existing::Replace`] a
+    /// that is taken, and what the system refuses. Under [`IfExists::Replace`] a
     /// folder is replaced only when it holds an adapter and nothing else.
-    pub fn save_as(&self, out: impl AsRef<Path>, to: To, existing: Existing) -> Result<()> {
+    pub fn save_as(&self, out: impl AsRef<Path>, to: OutputFormat, existing: IfExists) -> Result<()> {
         kron_adapter::write(&self.to_adapter()?, to, out, existing).map_err(Error::wrap)
     }
 }

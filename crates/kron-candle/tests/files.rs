@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use candle_nn::VarBuilder;
 use kron_adapter::algebra::Delta;
-use kron_candle::{Existing, Form, Inject, KronLinear, To, load};
+use kron_candle::{IfExists, Inject, KronLinear, LoraOptions, OutputFormat, load};
 use kron_core::reference;
 use ndarray::Array2;
 
@@ -91,7 +91,7 @@ fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
         delta.theta().set(&(delta.theta().as_tensor() * 1.1)?)?;
     }
     let out = folder.path().join("lokr");
-    adapters.save_as(&out, To::PeftLokr, Existing::Refuse)?;
+    adapters.save_as(&out, OutputFormat::PeftLokr, IfExists::Refuse)?;
     let (saved, read) = (adapters.to_adapter()?, load(&out)?);
     assert_eq!(saved.layers().len(), read.layers().len());
     for layer in saved.layers() {
@@ -100,9 +100,9 @@ fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
     assert_eq!((read.metadata(), read.metadata().is_empty()), (saved.metadata(), false));
 
     // As a LoRA it is the same change, and another adapter.
-    let taken = adapters.save_as(&out, To::Lora(Form::default()), Existing::Refuse);
+    let taken = adapters.save_as(&out, OutputFormat::Lora(LoraOptions::default()), IfExists::Refuse);
     assert!(taken.expect_err("the folder is there").to_string().contains("exists"));
-    adapters.save_as(&out, To::Lora(Form::default()), Existing::Replace)?;
+    adapters.save_as(&out, OutputFormat::Lora(LoraOptions::default()), IfExists::Replace)?;
     let inject = Inject::trained(load(&out)?);
     model(&inject, &vb)?;
     let lora_deltas = inject.finish()?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, VarMap};
 use kron_candle::{
-    Adapter, Delta, Dropout, DropoutKey, Existing, Inject, KronLinear, KronShape, Layer, LayerDims, Pattern,
+    Adapter, Delta, Dropout, DropoutKey, IfExists, Inject, KronLinear, KronShape, Layer, LayerDims, Pattern,
     ScaleRule, Scaling, Split, Theta,
 };
 
@@ -177,7 +177,7 @@ fn a_saved_adapter_comes_back_to_the_bit() -> Result<()> {
         }
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("adapter.safetensors");
-        adapters.save(&file, Existing::Refuse)?;
+        adapters.save(&file, IfExists::Refuse)?;
         let inject = Inject::trained(Adapter::read(&file).map_err(candle_core::Error::wrap)?);
         let loaded = model(&inject, &vb)?;
         assert_eq!(inject.finish()?.to_adapter()?, adapters.to_adapter()?);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::Existing;
+use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::Entry;
@@ -210,7 +210,7 @@ pub fn run(
         rows.push(row);
     }
     let html = html(grid, &rows)?;
-    write_atomic(&folder.join("report.html"), Existing::Replace, |out| out.write_all(html.as_bytes()))?;
+    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(rows)
 }
 

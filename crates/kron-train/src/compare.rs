@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::Existing;
+use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AdapterConfig, Config};
@@ -227,7 +227,7 @@ pub fn compare(
         trials.push(trial);
     }
     let html = html(grid, &trials)?;
-    write_atomic(&folder.join("report.html"), Existing::Replace, |out| out.write_all(html.as_bytes()))?;
+    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(trials)
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::Existing;
+use kron_candle::IfExists;
 use serde::Deserialize;
 
 use crate::compare::Entry;
@@ -36,7 +36,7 @@ pub fn keep(folder: &Path, grid: &str, base: &Config, entries: &[Entry]) -> Resu
             return Err(other(folder, &format!("another adapter for {:?}", entry.name)));
         }
     }
-    Ok(write_atomic(&path, Existing::Replace, |out| out.write_all(grid.as_bytes()))?)
+    Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?)
 }
 
 fn other(folder: &Path, what: &str) -> crate::Error {

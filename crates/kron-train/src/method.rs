@@ -59,7 +59,7 @@ impl Planned {
     pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
         let Self { rule, scaling, .. } = *self;
         let shape = move |_: &str, d_out, d_in| -> kron_adapter::Result<(KronShape, Scaling)> {
-            Ok((rule.fit(d_out, d_in)?.shape, scaling))
+            Ok((rule.fit(LayerDims { d_out, d_in })?.shape, scaling))
         };
         Ok(self.engine(Inject::new(targets, seed, shape)?))
     }
@@ -91,7 +91,7 @@ fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
     let adapters = probe.finish()?;
     let linears = adapters.deltas().iter().map(|delta| {
         let shape = delta.op().shape;
-        Linear::new(delta.module(), shape.d_out(), shape.d_in(), 1)
+        Linear::new(delta.module(), LayerDims { d_out: shape.d_out(), d_in: shape.d_in() }, 1)
     });
     Ok(Model::new("the model", weights.hidden(), linears.collect::<kron_adapter::Result<_>>()?, 0)?)
 }

@@ -11,7 +11,7 @@ use candle_nn::Linear;
 use kron_adapter::algebra::Delta;
 use kron_adapter::io::write_atomic;
 use kron_adapter::{Adapter, Layer};
-use kron_candle::Existing;
+use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Method};
@@ -107,7 +107,7 @@ pub fn sequential(
     }
     std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
     let settings = config.text()?;
-    write_atomic(&folder.join("config.toml"), Existing::Replace, |out| out.write_all(settings.as_bytes()))?;
+    write_atomic(&folder.join("config.toml"), IfExists::Replace, |out| out.write_all(settings.as_bytes()))?;
     let mut log = Log::start::<Cell>(&folder.join("matrix.csv"), &[])?;
     let names = tasks.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut chain = Chain { method: String::new(), params: 0, tasks: names, cells: Vec::new() };
@@ -140,7 +140,7 @@ pub fn sequential(
         adapter = now;
     }
     let html = html(&chain);
-    write_atomic(&folder.join("report.html"), Existing::Replace, |out| out.write_all(html.as_bytes()))?;
+    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(chain)
 }
 

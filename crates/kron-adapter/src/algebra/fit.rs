@@ -16,7 +16,7 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, Slice, concatenate};
 
 use super::{Lora, dot, product_dot, svd_of_product};
 use crate::{Error, Result};
-use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
+use kron_core::{KronShape, LayerDims, Split, Theta};
 
 /// The largest a_out·a_in, which has a square matrix of that many rows.
 pub const MAX_OUTER: usize = 4096;
@@ -29,14 +29,10 @@ const STEPS: usize = 300;
 /// # Errors
 /// What [`KronShape::new`] refuses, a_out·a_in above [`MAX_OUTER`], and a rank
 /// that no inner factor of b_out × c_in has.
-pub fn fit(lora: &Lora, a_out: usize, a_in: usize, rank: usize) -> Result<Theta> {
+pub fn fit(lora: &Lora, split: Split, rank: usize) -> Result<Theta> {
     let (d_out, d_in) = (lora.up.nrows(), lora.down.ncols());
-    let shape = KronShape::new(
-        LayerDims { d_out, d_in },
-        Split { a_out, a_in },
-        Outer::Trained,
-        Inner::LowRank(rank),
-    )?;
+    let shape = KronShape::kron(LayerDims { d_out, d_in }, split, rank)?;
+    let Split { a_out, a_in } = split;
     if a_out * a_in > MAX_OUTER {
         return Err(Error::data(format!("a_out·a_in = {} is above the limit of {MAX_OUTER}", a_out * a_in)));
     }
@@ -165,18 +161,18 @@ mod tests {
         Delta::of(1.0, &Theta::random(shape.unwrap(), seed))
     }
 
-    fn error(target: &Delta, a_out: usize, a_in: usize, rank: usize) -> f64 {
-        let theta = fit(&target.lora(Join::Up), a_out, a_in, rank).unwrap();
+    fn error(target: &Delta, split: Split, rank: usize) -> f64 {
+        let theta = fit(&target.lora(Join::Up), split, rank).unwrap();
         target.relative_distance(&Delta::of(1.0, &theta)).unwrap()
     }
 
     #[test]
     fn a_kron_layer_is_recovered() {
         for (a_out, a_in, rank) in [(4, 3, 2), (2, 6, 3), (6, 1, 4), (1, 1, 5)] {
-            let target =
-                layer(KronShape::kron(LayerDims { d_out: 48, d_in: 36 }, Split { a_out, a_in }, rank), 5);
-            let error = error(&target, a_out, a_in, rank);
-            assert!(error < 1e-6, "({a_out}, {a_in}) {rank}: {error}");
+            let split = Split { a_out, a_in };
+            let target = layer(KronShape::kron(LayerDims { d_out: 48, d_in: 36 }, split, rank), 5);
+            let error = error(&target, split, rank);
+            assert!(error < 1e-6, "A {a_out}×{a_in} r {rank}: {error}");
         }
     }
 
@@ -194,7 +190,7 @@ mod tests {
             let s = svd(&rearranged).s;
             let total: f64 = s.iter().map(|v| v * v).sum();
             let want = (1.0 - s[0] * s[0] / total).sqrt();
-            let got = error(&target, a_out, a_in, b_out.min(c_in));
+            let got = error(&target, Split { a_out, a_in }, b_out.min(c_in));
             assert!((got - want).abs() < 1e-6, "({a_out}, {a_in}): {got} and {want}");
         }
     }
@@ -203,7 +199,8 @@ mod tests {
     #[test]
     fn a_random_delta_is_not_recovered() {
         let target = layer(KronShape::lora(LayerDims { d_out: 256, d_in: 256 }, 8), 3);
-        let errors = [(1, 1), (1, 2), (2, 2), (4, 2)].map(|(o, i)| error(&target, o, i, 8));
+        let errors =
+            [(1, 1), (1, 2), (2, 2), (4, 2)].map(|(a_out, a_in)| error(&target, Split { a_out, a_in }, 8));
         assert!(errors[0] < 1e-6 && errors[1] > 0.5 && errors.is_sorted(), "{errors:?}");
     }
 
@@ -211,7 +208,7 @@ mod tests {
     fn zero_stays_zero() {
         let target =
             Delta::of(1.0, &Theta::init(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3).unwrap(), 1));
-        let theta = fit(&target.lora(Join::Up), 2, 3, 2).unwrap();
+        let theta = fit(&target.lora(Join::Up), Split { a_out: 2, a_in: 3 }, 2).unwrap();
         assert_eq!(Delta::of(1.0, &theta).norm(), 0.0);
         assert!(theta.as_slice().iter().all(|v| v.is_finite()));
     }
@@ -222,7 +219,7 @@ mod tests {
         for ((a_out, a_in, rank), says) in
             [((5, 3, 2), "5 does not divide d_out = 24"), ((2, 3, 9), "rank 9 is above")]
         {
-            let message = fit(&lora, a_out, a_in, rank).unwrap_err().to_string();
+            let message = fit(&lora, Split { a_out, a_in }, rank).unwrap_err().to_string();
             assert!(message.contains(says), "{message}");
         }
     }

@@ -13,7 +13,7 @@ const SUFFIX: &str = ".tmp";
 
 /// What to do with a file that is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Existing {
+pub enum IfExists {
     /// Put the new one in its place, in one step.
     Replace,
     /// Leave it and fail.
@@ -36,7 +36,7 @@ pub enum Existing {
 /// An error in flushing the folder, after the rename, leaves the new file.
 pub fn write_atomic(
     path: &Path,
-    existing: Existing,
+    existing: IfExists,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
     write_whole(path, existing, Flush::Now, write)
@@ -58,7 +58,7 @@ pub enum Flush {
 /// As [`write_atomic`].
 pub fn write_whole(
     path: &Path,
-    existing: Existing,
+    existing: IfExists,
     flush: Flush,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
@@ -68,7 +68,7 @@ pub fn write_whole(
 
 fn try_write(
     path: &Path,
-    existing: Existing,
+    existing: IfExists,
     flush: Flush,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
@@ -76,7 +76,7 @@ fn try_write(
         return Err(IoError::new(ErrorKind::InvalidInput, "names no file"));
     }
     // Asked again by the rename; here so that a long write is not in vain.
-    if existing == Existing::Refuse && path.symlink_metadata().is_ok() {
+    if existing == IfExists::Refuse && path.symlink_metadata().is_ok() {
         return Err(ErrorKind::AlreadyExists.into());
     }
     let folder = match path.parent() {
@@ -92,8 +92,8 @@ fn try_write(
 
     // Dropping what a failed rename gives back removes the temporary file.
     match existing {
-        Existing::Replace => temp.persist(path),
-        Existing::Refuse => temp.persist_noclobber(path),
+        IfExists::Replace => temp.persist(path),
+        IfExists::Refuse => temp.persist_noclobber(path),
     }
     .map_err(|e| e.error)?;
     if flush == Flush::Now { sync_folder(folder) } else { Ok(()) }

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-pub use atomic::{Existing, Flush, remove_leftovers, write_atomic, write_whole};
+pub use atomic::{Flush, IfExists, remove_leftovers, write_atomic, write_whole};
 pub use header::MAX_HEADER;
 pub use layout::Layout;
 pub use manifest::VERSION;
@@ -57,9 +57,9 @@ impl Adapter {
     ///
     /// # Errors
     /// NaN or infinity in a factor, names that make the header longer than
-    /// [`MAX_HEADER`], a file that exists under [`Existing::Refuse`], and what
+    /// [`MAX_HEADER`], a file that exists under [`IfExists::Refuse`], and what
     /// the system refuses; what was there before is then still there.
-    pub fn write(&self, path: impl AsRef<Path>, existing: Existing) -> Result<()> {
+    pub fn write(&self, path: impl AsRef<Path>, existing: IfExists) -> Result<()> {
         let header = self.checked_header()?;
         write_atomic(path.as_ref(), existing, |out| self.encode(&header, out))
     }

@@ -13,8 +13,8 @@ use super::patterns::patterns;
 use super::{PREFIX, adapter};
 use crate::lokr::{self, Factors};
 use crate::lycoris::factors;
-use crate::stored::{Stored, serialize};
-use crate::{Contents, Error, Format, Loaded, Remedy, Result, Tensors};
+use crate::tensor_data::{TensorData, serialize};
+use crate::{Error, Format, Loaded, Output, Result, Suggestion, Tensors};
 
 pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<Loaded> {
     let names = tensors.names();
@@ -54,7 +54,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
 /// # Errors
 /// LoRA layers, a rank from which on PEFT makes w2 full, and splits that no
 /// one `decompose_factor` gives.
-pub fn write(adapter: &Adapter) -> Result<Contents> {
+pub fn write(adapter: &Adapter) -> Result<Output> {
     let layers = adapter.layers();
     for layer in layers {
         check(layer)?;
@@ -87,10 +87,10 @@ pub fn write(adapter: &Adapter) -> Result<Contents> {
         .iter()
         .flat_map(|layer| {
             let name = |part| format!("{PREFIX}{}.{part}", layer.module());
-            factors(layer).into_iter().map(move |(part, matrix)| (name(part), Stored::F32(matrix)))
+            factors(layer).into_iter().map(move |(part, matrix)| (name(part), TensorData::F32(matrix)))
         })
         .collect();
-    Ok(Contents::Folder { config, weights: serialize(&tensors)? })
+    Ok(Output::Folder { config, weights: serialize(&tensors)? })
 }
 
 /// A layer that PEFT's LoKr cannot be, and why.
@@ -101,7 +101,7 @@ fn refused(layer: &Layer, why: &str) -> Error {
 fn check(layer: &Layer) -> Result<()> {
     let shape = layer.shape();
     if shape.outer() == Outer::One {
-        return Err(refused(layer, "it is a LoRA, which has no outer factor").with(Remedy::Lora));
+        return Err(refused(layer, "it is a LoRA, which has no outer factor").with(Suggestion::Lora));
     }
     match shape.inner() {
         Inner::LowRank(r) if 2 * r >= shape.b_out().max(shape.c_in()) => {
@@ -110,7 +110,7 @@ fn check(layer: &Layer) -> Result<()> {
                 shape.b_out(),
                 shape.c_in()
             );
-            Err(refused(layer, &why).with(Remedy::LosslessLora))
+            Err(refused(layer, &why).with(Suggestion::LosslessLora))
         }
         _ => Ok(()),
     }
@@ -156,7 +156,7 @@ fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
         if left.is_empty() {
             let which = if candidates.is_empty() { "this one so" } else { "this and those before it so" };
             let why = format!("PEFT splits every layer by one decompose_factor, and none splits {which}");
-            return Err(refused(layer, &why).with(Remedy::LosslessLora));
+            return Err(refused(layer, &why).with(Suggestion::LosslessLora));
         }
         candidates = left;
     }

@@ -13,8 +13,8 @@ use super::patterns::patterns;
 use super::{PREFIX, adapter};
 use crate::lokr::group;
 use crate::matrix::Matrix;
-use crate::stored::{Stored, serialize};
-use crate::{Contents, Error, Format, Loaded, Result, Tensors, Watch};
+use crate::tensor_data::{TensorData, serialize};
+use crate::{Error, Format, Loaded, Output, Result, Tensors, Watch};
 
 const DOWN: &str = "lora_A.weight";
 const UP: &str = "lora_B.weight";
@@ -57,38 +57,25 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     })
 }
 
-/// On which side of the product A goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Rank a_in·r: up = A ⊗ B, down = I ⊗ C.
-    In,
-    /// Rank a_out·r: up = I ⊗ B, down = A ⊗ C.
-    Out,
-}
-
 /// Which of the LoRAs that a layer is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Form {
-    /// A side for all layers; without one, the smaller rank.
-    pub side: Option<Side>,
+pub struct LoraOptions {
+    /// One form for all layers; `None` takes the one of smaller rank layer by layer.
+    pub join: Option<Join>,
     /// One rank and one scale for all layers, for engines that know no patterns.
     pub uniform: bool,
 }
 
-impl Form {
+impl LoraOptions {
     /// Where A goes in this layer.
-    pub fn join(self, delta: &Delta) -> Join {
-        match self.side {
-            None => Join::smaller(delta),
-            Some(Side::In) => Join::Up,
-            Some(Side::Out) => Join::Down,
-        }
+    pub fn join_of(self, delta: &Delta) -> Join {
+        self.join.unwrap_or_else(|| Join::smaller(delta))
     }
 
     /// The rank of every layer's LoRA.
     pub fn ranks(self, layers: &[Layer]) -> Vec<usize> {
         let deltas = layers.iter().map(Delta::new);
-        let ranks: Vec<_> = deltas.map(|delta| delta.rank(self.join(&delta))).collect();
+        let ranks: Vec<_> = deltas.map(|delta| delta.rank(self.join_of(&delta))).collect();
         let most = ranks.iter().copied().max().unwrap_or(0);
         if self.uniform { vec![most; ranks.len()] } else { ranks }
     }
@@ -102,8 +89,8 @@ struct Common {
 
 impl Common {
     /// The largest rank, and the commonest scale that is not 0.
-    fn of(layers: &[Layer], side: Option<Side>) -> Self {
-        let ranks = Form { side, uniform: true }.ranks(layers);
+    fn of(layers: &[Layer], join: Option<Join>) -> Self {
+        let ranks = LoraOptions { join, uniform: true }.ranks(layers);
         let scales: Vec<_> =
             layers.iter().map(|l| ("", scale64(l.scaling()))).filter(|(_, s)| *s != 0.0).collect();
         let scale = patterns(&scales).map_or(1.0, |(scale, _)| scale);
@@ -126,9 +113,9 @@ impl Common {
 ///
 /// # Errors
 /// A product that float32 does not hold, more than 2²⁹ numbers in a layer, and the watch's.
-pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
+pub fn write(adapter: &Adapter, form: LoraOptions, watch: Watch) -> Result<Output> {
     let layers = adapter.layers();
-    let common = form.uniform.then(|| Common::of(layers, form.side));
+    let common = form.uniform.then(|| Common::of(layers, form.join));
     // rsLoRA stays what it is; beside others, or joined to A, its s is written out.
     let rs =
         !form.uniform && layers.iter().all(|l| l.scaling().rule() == ScaleRule::AlphaOverSqrtR && is_lora(l));
@@ -137,8 +124,8 @@ pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
     for layer in layers {
         let (module, scaling) = (layer.module(), layer.scaling());
         let delta = Delta::new(layer);
-        check_size(layer, delta.rank(form.join(&delta)).max(common.as_ref().map_or(0, |c| c.rank)))?;
-        let mut lora = delta.lora(form.join(&delta));
+        check_size(layer, delta.rank(form.join_of(&delta)).max(common.as_ref().map_or(0, |c| c.rank)))?;
+        let mut lora = delta.lora(form.join_of(&delta));
         if let Some(common) = &common {
             lora = common.of_layer(lora);
         }
@@ -158,7 +145,7 @@ pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
                 )));
             }
             let matrix = Matrix { rows: factor.nrows(), cols: factor.ncols(), data };
-            tensors.push((format!("{PREFIX}{module}.{name}"), Stored::F32(matrix)));
+            tensors.push((format!("{PREFIX}{module}.{name}"), TensorData::F32(matrix)));
         }
         watch(1)?;
     }
@@ -182,7 +169,7 @@ pub fn write(adapter: &Adapter, form: Form, watch: Watch) -> Result<Contents> {
     });
     let config =
         written(adapter.metadata(), layers.iter().map(Layer::module).collect(), own).map_err(Error::data)?;
-    Ok(Contents::Folder { config, weights: serialize(&tensors)? })
+    Ok(Output::Folder { config, weights: serialize(&tensors)? })
 }
 
 /// The largest LoRA of one layer that is built, in numbers.

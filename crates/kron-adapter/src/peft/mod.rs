@@ -17,8 +17,8 @@ use crate::{Error, Loaded, Result, Tensors, files};
 use config::Config;
 
 pub(crate) use lokr::write as write_lokr;
+pub use lora::LoraOptions;
 pub(crate) use lora::write as write_lora;
-pub use lora::{Form, Side};
 
 /// The folder's configuration.
 pub const CONFIG: &str = "adapter_config.json";

@@ -76,7 +76,7 @@ pub fn search(model: &Model, family: Family, budget: Budget) -> Result<Vec<Choic
 /// Every method of the family, at rank 1.
 fn candidates(model: &Model, family: Family) -> Vec<Method> {
     let sides = divisors(model.hidden());
-    let splits = sides.iter().flat_map(|&a_in| sides.iter().map(move |&a_out| Split { a_in, a_out }));
+    let splits = sides.iter().flat_map(|&a_in| sides.iter().map(move |&a_out| Split { a_out, a_in }));
     match family {
         Family::Kron => splits.map(|split| Method::Kron { split, rank: 1 }).collect(),
         Family::Lora => vec![Method::Lora { rank: 1 }],

@@ -18,7 +18,9 @@ mod split;
 
 pub use budget::{Budget, Choice, Family, search};
 pub use presets::{PRESETS, preset};
-pub use split::{Fitted, Note, Side, divisors, fit_split, legal_splits, paper_split, peft_factorization};
+pub use split::{
+    Fitted, LayerSide, Note, divisors, fit_split, legal_splits, paper_split, peft_factorization,
+};
 
 use crate::{Error, Result};
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
@@ -31,39 +33,34 @@ pub const MAX_DIM: usize = 1 << 28;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Linear {
     name: String,
-    d_out: usize,
-    d_in: usize,
+    dims: LayerDims,
     count: u32,
 }
 
 impl Linear {
-    /// `count` layers of d_out × d_in.
+    /// `count` layers of these dimensions.
     ///
     /// # Errors
     /// A dimension of 0 or above [`MAX_DIM`], or a count of 0.
-    pub fn new(name: impl Into<String>, d_out: usize, d_in: usize, count: u32) -> Result<Self> {
+    pub fn new(name: impl Into<String>, dims: LayerDims, count: u32) -> Result<Self> {
         let name = name.into();
-        check_dim(&format!("d_out of {name}"), d_out)?;
-        check_dim(&format!("d_in of {name}"), d_in)?;
+        check_dim(&format!("d_out of {name}"), dims.d_out)?;
+        check_dim(&format!("d_in of {name}"), dims.d_in)?;
         if count == 0 {
             return Err(Error::data(format!("the count of {name} is 0, but a layer occurs at least once")));
         }
-        Ok(Self { name, d_out, d_in, count })
+        Ok(Self { name, dims, count })
     }
 
-    /// What the layer is called, `q_proj`.
+    /// Name of the layer, such as `q_proj`.
     pub fn name(&self) -> &str {
         &self.name
     }
-    /// Output width.
-    pub const fn d_out(&self) -> usize {
-        self.d_out
+    /// Width of the output and of the input.
+    pub const fn dims(&self) -> LayerDims {
+        self.dims
     }
-    /// Input width.
-    pub const fn d_in(&self) -> usize {
-        self.d_in
-    }
-    /// How many of them the model has.
+    /// Number of such layers in the model.
     pub const fn count(&self) -> u32 {
         self.count
     }
@@ -168,23 +165,23 @@ impl Method {
         }
     }
 
-    /// The shape on a layer of d_out × d_in, with what had to give way for it.
+    /// Returns the shape on a layer of these dimensions, with what had to give way for it.
     ///
     /// # Errors
     /// A split, factor or rank of 0, and what [`KronShape::new`] refuses.
-    pub fn fit(self, d_out: usize, d_in: usize) -> Result<Fitted> {
+    pub fn fit(self, dims: LayerDims) -> Result<Fitted> {
         match self {
-            Method::Kron { split, rank } => fit_split(split, LayerDims { d_out, d_in }, Inner::LowRank(rank)),
-            Method::Lora { rank } => Ok(KronShape::lora(LayerDims { d_out, d_in }, rank)?.into()),
-            Method::Krona { split: Some(split) } => fit_split(split, LayerDims { d_out, d_in }, Inner::Full),
-            Method::Krona { split: None } => Ok(peft_shape(d_out, d_in, None, Inner::Full)?.into()),
+            Method::Kron { split, rank } => fit_split(split, dims, Inner::LowRank(rank)),
+            Method::Lora { rank } => Ok(KronShape::lora(dims, rank)?.into()),
+            Method::Krona { split: Some(split) } => fit_split(split, dims, Inner::Full),
+            Method::Krona { split: None } => Ok(peft_shape(dims, None, Inner::Full)?.into()),
             Method::Lokr { factor, rank } => {
-                let shape = peft_shape(d_out, d_in, factor, Inner::LowRank(rank))?;
+                let shape = peft_shape(dims, factor, Inner::LowRank(rank))?;
                 if rank <= lokr_max_rank(&shape) {
                     return Ok(shape.into());
                 }
                 let note = Note::RankBecameFull { rank, limit: lokr_max_rank(&shape) };
-                let shape = peft_shape(d_out, d_in, factor, Inner::Full)?;
+                let shape = peft_shape(dims, factor, Inner::Full)?;
                 Ok(Fitted { shape, notes: vec![note] })
             }
         }
@@ -192,13 +189,13 @@ impl Method {
 }
 
 /// The shape whose outer factor is PEFT's factorization of each side.
-fn peft_shape(d_out: usize, d_in: usize, factor: Option<usize>, inner: Inner) -> Result<KronShape> {
+fn peft_shape(dims: LayerDims, factor: Option<usize>, inner: Inner) -> Result<KronShape> {
     if factor == Some(0) {
         return Err(Error::data("LoKr's factor is 0, but a factor is at least 1"));
     }
-    let (a_out, _) = peft_factorization(d_out, factor);
-    let (a_in, _) = peft_factorization(d_in, factor);
-    Ok(KronShape::new(LayerDims { d_out, d_in }, Split { a_out, a_in }, Outer::Trained, inner)?)
+    let (a_out, _) = peft_factorization(dims.d_out, factor);
+    let (a_in, _) = peft_factorization(dims.d_in, factor);
+    Ok(KronShape::new(dims, Split { a_out, a_in }, Outer::Trained, inner)?)
 }
 
 /// The largest rank for which PEFT keeps LoKr's inner factor decomposed: r < max(b_out, c_in)/2.
@@ -249,7 +246,7 @@ impl Plan {
     /// As [`Method::fit`].
     pub fn new(model: &Model, method: Method) -> Result<Self> {
         let rows = model.linears.iter().map(|linear| {
-            let Fitted { shape, notes } = method.fit(linear.d_out, linear.d_in)?;
+            let Fitted { shape, notes } = method.fit(linear.dims)?;
             Ok(Row { linear: linear.clone(), shape, notes })
         });
         Ok(Self { method, rows: rows.collect::<Result<_>>()?, also_trained: model.also_trained })
@@ -277,7 +274,7 @@ impl Plan {
     }
     /// Bytes kept for backward by all adapters, per token: T in float32.
     pub fn saved_bytes(&self) -> u128 {
-        self.sum(|shape| 4 * saved_numbers(shape))
+        self.sum(|shape| 4 * saved_elements(shape))
     }
     /// Sum over the layers of the upper bound of rank(ΔW).
     pub fn rank_sum(&self) -> u128 {
@@ -305,7 +302,7 @@ pub fn multiply_adds(shape: &KronShape) -> u128 {
     t + u + y
 }
 
-/// Numbers of T that one layer keeps for backward per token, a_in·r.
-pub const fn saved_numbers(shape: &KronShape) -> u128 {
+/// Elements of T that one layer keeps for backward per token, a_in·r.
+pub const fn saved_elements(shape: &KronShape) -> u128 {
     shape.a_in() as u128 * shape.width() as u128
 }

@@ -1,5 +1,7 @@
 //! The models of the paper's tables.
 
+use kron_core::LayerDims;
+
 use super::{Linear, Model};
 
 /// A decoder or encoder of equal blocks, and an optional head over the vocabulary.
@@ -7,8 +9,8 @@ struct Blocks {
     name: &'static str,
     hidden: usize,
     blocks: u32,
-    /// (name, d_out, d_in) of each linear layer of a block.
-    linears: &'static [(&'static str, usize, usize)],
+    /// Name and dimensions of each linear layer of a block.
+    linears: &'static [(&'static str, LayerDims)],
     /// Width of `lm_head`, adapted too.
     vocab: Option<usize>,
     /// Trained without an adapter.
@@ -21,13 +23,13 @@ const TABLE: [Blocks; 4] = [
         hidden: 4096,
         blocks: 32,
         linears: &[
-            ("q_proj", 4096, 4096),
-            ("k_proj", 1024, 4096),
-            ("v_proj", 1024, 4096),
-            ("o_proj", 4096, 4096),
-            ("gate_proj", 14336, 4096),
-            ("up_proj", 14336, 4096),
-            ("down_proj", 4096, 14336),
+            ("q_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("k_proj", LayerDims { d_out: 1024, d_in: 4096 }),
+            ("v_proj", LayerDims { d_out: 1024, d_in: 4096 }),
+            ("o_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("gate_proj", LayerDims { d_out: 14336, d_in: 4096 }),
+            ("up_proj", LayerDims { d_out: 14336, d_in: 4096 }),
+            ("down_proj", LayerDims { d_out: 4096, d_in: 14336 }),
         ],
         vocab: Some(32000),
         also_trained: 0,
@@ -37,13 +39,13 @@ const TABLE: [Blocks; 4] = [
         hidden: 4096,
         blocks: 32,
         linears: &[
-            ("q_proj", 4096, 4096),
-            ("k_proj", 4096, 4096),
-            ("v_proj", 4096, 4096),
-            ("o_proj", 4096, 4096),
-            ("gate_proj", 11008, 4096),
-            ("up_proj", 11008, 4096),
-            ("down_proj", 4096, 11008),
+            ("q_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("k_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("v_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("o_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("gate_proj", LayerDims { d_out: 11008, d_in: 4096 }),
+            ("up_proj", LayerDims { d_out: 11008, d_in: 4096 }),
+            ("down_proj", LayerDims { d_out: 4096, d_in: 11008 }),
         ],
         vocab: Some(32000),
         also_trained: 0,
@@ -53,13 +55,13 @@ const TABLE: [Blocks; 4] = [
         hidden: 4096,
         blocks: 32,
         linears: &[
-            ("q_proj", 4096, 4096),
-            ("k_proj", 1024, 4096),
-            ("v_proj", 1024, 4096),
-            ("o_proj", 4096, 4096),
-            ("gate_proj", 14336, 4096),
-            ("up_proj", 14336, 4096),
-            ("down_proj", 4096, 14336),
+            ("q_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("k_proj", LayerDims { d_out: 1024, d_in: 4096 }),
+            ("v_proj", LayerDims { d_out: 1024, d_in: 4096 }),
+            ("o_proj", LayerDims { d_out: 4096, d_in: 4096 }),
+            ("gate_proj", LayerDims { d_out: 14336, d_in: 4096 }),
+            ("up_proj", LayerDims { d_out: 14336, d_in: 4096 }),
+            ("down_proj", LayerDims { d_out: 4096, d_in: 14336 }),
         ],
         vocab: Some(128256),
         also_trained: 0,
@@ -69,12 +71,12 @@ const TABLE: [Blocks; 4] = [
         hidden: 768,
         blocks: 6,
         linears: &[
-            ("q_lin", 768, 768),
-            ("k_lin", 768, 768),
-            ("v_lin", 768, 768),
-            ("out_lin", 768, 768),
-            ("lin1", 3072, 768),
-            ("lin2", 768, 3072),
+            ("q_lin", LayerDims { d_out: 768, d_in: 768 }),
+            ("k_lin", LayerDims { d_out: 768, d_in: 768 }),
+            ("v_lin", LayerDims { d_out: 768, d_in: 768 }),
+            ("out_lin", LayerDims { d_out: 768, d_in: 768 }),
+            ("lin1", LayerDims { d_out: 3072, d_in: 768 }),
+            ("lin2", LayerDims { d_out: 768, d_in: 3072 }),
         ],
         vocab: None,
         // The new head for multiple choice: pre_classifier 768 × 768 + 768, classifier 768 + 1.
@@ -88,9 +90,9 @@ pub const PRESETS: [&str; 4] = [TABLE[0].name, TABLE[1].name, TABLE[2].name, TAB
 /// A model by name, in any case; `None` when it is not one of [`PRESETS`].
 pub fn preset(name: &str) -> Option<Model> {
     let row = TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(name))?;
-    let linear = |name: &str, d_out, d_in, count| Linear { name: name.into(), d_out, d_in, count };
-    let blocks = row.linears.iter().map(|&(name, d_out, d_in)| linear(name, d_out, d_in, row.blocks));
-    let head = row.vocab.map(|vocab| linear("lm_head", vocab, row.hidden, 1));
+    let linear = |name: &str, dims, count| Linear { name: name.into(), dims, count };
+    let blocks = row.linears.iter().map(|&(name, dims)| linear(name, dims, row.blocks));
+    let head = row.vocab.map(|vocab| linear("lm_head", LayerDims { d_out: vocab, d_in: row.hidden }, 1));
     Some(Model {
         name: row.name.into(),
         hidden: row.hidden,

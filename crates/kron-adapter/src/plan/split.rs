@@ -7,7 +7,7 @@ use super::Linear;
 
 /// One side of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
+pub enum LayerSide {
     /// d_in = a_in·c_in.
     In,
     /// d_out = a_out·b_out.
@@ -29,7 +29,7 @@ pub enum Note {
     /// The wished side of A does not divide the layer; the largest divisor below it does.
     Reduced {
         /// Which side.
-        side: Side,
+        side: LayerSide,
         /// d_in or d_out.
         dim: usize,
         /// The wish.
@@ -56,10 +56,10 @@ pub fn paper_split(hidden: usize) -> Split {
 
 /// Every split that divides a layer, by a_in, then a_out.
 pub fn legal_splits(linear: &Linear) -> impl Iterator<Item = Split> {
-    let outs = divisors(linear.d_out());
-    divisors(linear.d_in())
+    let outs = divisors(linear.dims().d_out);
+    divisors(linear.dims().d_in)
         .into_iter()
-        .flat_map(move |a_in| outs.clone().into_iter().map(move |a_out| Split { a_in, a_out }))
+        .flat_map(move |a_in| outs.clone().into_iter().map(move |a_out| Split { a_out, a_in }))
 }
 
 /// Shape of a layer under the split `wanted`, each side reduced to the largest
@@ -67,13 +67,12 @@ pub fn legal_splits(linear: &Linear) -> impl Iterator<Item = Split> {
 ///
 /// # Errors
 /// A side of 0, and what [`KronShape::new`] refuses.
-pub fn fit_split(wanted: Split, layer: LayerDims, inner: Inner) -> Result<Fitted> {
-    let LayerDims { d_out, d_in } = layer;
-    let sides = [(Side::Out, d_out, wanted.a_out), (Side::In, d_in, wanted.a_in)];
+pub fn fit_split(wanted: Split, dims: LayerDims, inner: Inner) -> Result<Fitted> {
+    let sides = [(LayerSide::Out, dims.d_out, wanted.a_out), (LayerSide::In, dims.d_in, wanted.a_in)];
     let [a_out, a_in] = sides.map(|(_, dim, wanted)| largest_divisor_within(dim, wanted));
     let notes = sides.into_iter().zip([a_out, a_in]).filter(|((_, _, wanted), taken)| wanted != taken);
     let notes = notes.map(|((side, dim, wanted), taken)| Note::Reduced { side, dim, wanted, taken });
-    let shape = KronShape::new(LayerDims { d_out, d_in }, Split { a_out, a_in }, Outer::Trained, inner)?;
+    let shape = KronShape::new(dims, Split { a_out, a_in }, Outer::Trained, inner)?;
     Ok(Fitted { shape, notes: notes.collect() })
 }
 
@@ -122,8 +121,8 @@ impl std::fmt::Display for Note {
         match self {
             Note::Reduced { side, dim, wanted, taken } => {
                 let (a, d) = match side {
-                    Side::In => ("a_in", "d_in"),
-                    Side::Out => ("a_out", "d_out"),
+                    LayerSide::In => ("a_in", "d_in"),
+                    LayerSide::Out => ("a_out", "d_out"),
                 };
                 write!(f, "{a} is {taken} instead of {wanted}, which does not divide {d} = {dim}")
             }

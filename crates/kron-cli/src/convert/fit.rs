@@ -2,7 +2,7 @@
 
 use kron_adapter::algebra::{self, Delta, Join};
 use kron_adapter::{Adapter, Layer};
-use kron_core::Outer;
+use kron_core::{Outer, Split};
 use rayon::prelude::*;
 
 use crate::table::short;
@@ -51,7 +51,7 @@ pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
         let refused =
             |e: kron_adapter::Error| Error::usage(format!("layer {} cannot be fitted: {e}", layer.module()));
         let delta = Delta::new(layer);
-        let theta = algebra::fit(&delta.lora(Join::Up), a_out, a_in, rank).map_err(refused)?;
+        let theta = algebra::fit(&delta.lora(Join::Up), Split { a_out, a_in }, rank).map_err(refused)?;
         let layer = Layer::new(layer.module(), layer.scaling(), theta).map_err(refused)?;
         let error = delta.relative_distance(&Delta::new(&layer)).map_err(refused)?;
         bar.inc(1);

@@ -1,6 +1,7 @@
 //! The linear layers of each family, with the fields that hold their sizes.
 
 use kron_adapter::plan::{Linear, Model};
+use kron_core::LayerDims;
 
 use super::config::Config;
 use super::family::Family;
@@ -161,7 +162,8 @@ fn finish(
     let refused = |e: kron_adapter::Error| config.refused(e);
     let count = u32::try_from(blocks)
         .map_err(|_| config.refused(format!("{blocks} blocks are more than {}", u32::MAX)))?;
-    let layers = linears.iter().map(|&(name, d_out, d_in)| Linear::new(name, d_out, d_in, count));
+    let layers =
+        linears.iter().map(|&(name, d_out, d_in)| Linear::new(name, LayerDims { d_out, d_in }, count));
     let mut layers = layers.collect::<kron_adapter::Result<Vec<_>>>().map_err(refused)?;
     if let Some(d_in) = head {
         if config.tied()? {
@@ -170,7 +172,7 @@ fn finish(
             );
         } else {
             let vocab = config.required("vocab_size")?;
-            layers.push(Linear::new("lm_head", vocab, d_in, 1).map_err(refused)?);
+            layers.push(Linear::new("lm_head", LayerDims { d_out: vocab, d_in }, 1).map_err(refused)?);
         }
     }
     let name = config.text("_name_or_path").filter(|name| !name.is_empty());

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{Tensor, Var};
 use kron_adapter::io::write_atomic;
-use kron_candle::{AdamW, Existing};
+use kron_candle::{AdamW, IfExists};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -52,7 +52,7 @@ pub fn write(
     let numbers = views.iter().map(|(name, view)| (name.as_str(), view.data()));
     metadata.insert(SUM.into(), sum(&metadata, numbers));
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| file(path, e))?;
-    Ok(write_atomic(path, Existing::Replace, |out| out.write_all(&bytes))?)
+    Ok(write_atomic(path, IfExists::Replace, |out| out.write_all(&bytes))?)
 }
 
 /// Sets variables, optimizer and scale to what a file holds; returns the number of steps taken.

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use kron_adapter::io::write_atomic;
-use kron_candle::Existing;
+use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, file};
@@ -66,7 +66,7 @@ impl Log {
     /// # Errors
     /// What the system refuses.
     pub fn start<T: Serialize>(path: &Path, kept: &[T]) -> Result<Self> {
-        write_atomic(path, Existing::Replace, |out| {
+        write_atomic(path, IfExists::Replace, |out| {
             let mut writer = csv::Writer::from_writer(out);
             kept.iter().try_for_each(|row| writer.serialize(row))?;
             writer.flush()

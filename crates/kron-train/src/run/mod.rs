@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Existing, Gradients};
+use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Gradients, IfExists};
 
 use crate::config::{Config, Method};
 use crate::data::{Dataset, shuffled_batches};
@@ -173,7 +173,7 @@ impl<'a> State<'a> {
             (false, _) => {}
         }
         let text = self.config.text()?;
-        write_atomic(&folder.join("config.toml"), Existing::Replace, |out| out.write_all(text.as_bytes()))?;
+        write_atomic(&folder.join("config.toml"), IfExists::Replace, |out| out.write_all(text.as_bytes()))?;
         let (steps, looks) = (Log::start(&steps, &self.rows)?, Log::start(&looks, &self.looks)?);
         self.files = Some(Files { checkpoint, steps, looks });
         Ok(step)
@@ -288,7 +288,7 @@ impl<'a> State<'a> {
     /// The adapter, the head and the report.
     fn results(&self, folder: &Path) -> Result<()> {
         if let Some(adapters) = self.learner.adapters() {
-            adapters.save(folder.join("adapter.safetensors"), Existing::Replace)?;
+            adapters.save(folder.join("adapter.safetensors"), IfExists::Replace)?;
         }
         if let Some(head) = self.learner.head() {
             let path = folder.join("head.safetensors");
@@ -296,11 +296,11 @@ impl<'a> State<'a> {
             tensors.extend(head.bias().map(|bias| ("head.bias", bias.clone())));
             let labels = [("labels".to_owned(), self.data.labels.join("\n"))].into();
             let bytes = safetensors::serialize(tensors, Some(labels)).map_err(|e| file(&path, e))?;
-            write_atomic(&path, Existing::Replace, |out| out.write_all(&bytes))?;
+            write_atomic(&path, IfExists::Replace, |out| out.write_all(&bytes))?;
         }
         let html = crate::report::run(self.config, self.learner.description(), &self.rows, &self.looks)?;
         let path = folder.join("report.html");
-        Ok(write_atomic(&path, Existing::Replace, |out| out.write_all(html.as_bytes()))?)
+        Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(html.as_bytes()))?)
     }
 }
 

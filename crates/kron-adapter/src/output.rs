@@ -5,18 +5,18 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use crate::Existing;
+use crate::IfExists;
 use crate::io::{remove_leftovers, write_atomic};
 
 use crate::peft::{CONFIG, WEIGHTS};
-use crate::{Error, Remedy, Result, Watch};
+use crate::{Error, Result, Suggestion, Watch};
 
 /// Bytes between two calls of the watch.
 const PIECE: usize = 1 << 20;
 
 /// What lies on the disk when it is written.
 #[derive(Clone, Debug)]
-pub enum Contents {
+pub enum Output {
     /// One file.
     File(Vec<u8>),
     /// A PEFT folder.
@@ -31,24 +31,24 @@ pub enum Contents {
 /// Puts `contents` under `out`; `watch` is told of the bytes.
 ///
 /// # Errors
-/// A name that is taken, under [`Existing::Refuse`]. Under [`Existing::Replace`]
+/// A name that is taken, under [`IfExists::Refuse`]. Under [`IfExists::Replace`]
 /// a folder is replaced when it holds an adapter and nothing else, so that no
 /// other file is ever lost. The watch's error, and what the system refuses.
 /// After an error `out` is as it was.
-pub fn place(out: &Path, contents: &Contents, existing: Existing, watch: Watch) -> Result<()> {
+pub fn write_output(out: &Path, contents: &Output, existing: IfExists, watch: Watch) -> Result<()> {
     let name = out.display();
     let there = out.symlink_metadata().ok();
-    if there.is_some() && existing == Existing::Refuse {
-        return Err(Error::usage(format!("{name} exists")).with(Remedy::Replace));
+    if there.is_some() && existing == IfExists::Refuse {
+        return Err(Error::usage(format!("{name} exists")).with(Suggestion::Replace));
     }
     match contents {
-        Contents::File(bytes) => {
+        Output::File(bytes) => {
             if there.is_some_and(|meta| meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is a folder, but a file is to be written")));
             }
             Ok(write_atomic(out, existing, |to| put(bytes, to, watch))?)
         }
-        Contents::Folder { config, weights } => {
+        Output::Folder { config, weights } => {
             if there.is_some_and(|meta| !meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is no folder, but a PEFT adapter is one")));
             }
@@ -57,12 +57,12 @@ pub fn place(out: &Path, contents: &Contents, existing: Existing, watch: Watch) 
     }
 }
 
-impl Contents {
+impl Output {
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         match self {
-            Contents::File(bytes) => bytes.len() as u64,
-            Contents::Folder { config, weights } => (config.len() + weights.len()) as u64,
+            Output::File(bytes) => bytes.len() as u64,
+            Output::Folder { config, weights } => (config.len() + weights.len()) as u64,
         }
     }
 }
@@ -134,7 +134,7 @@ fn check_replaceable(out: &Path) -> Result<()> {
         let entry = entry.map_err(|e| Error::data(format!("{}: {e}", out.display())))?.file_name();
         if ![CONFIG, WEIGHTS, "README.md"].map(OsStr::new).contains(&entry.as_os_str()) {
             let refused = Error::usage(format!("{} holds {entry:?}", out.display()));
-            return Err(refused.with(Remedy::OtherName));
+            return Err(refused.with(Suggestion::OtherName));
         }
     }
     Ok(())

@@ -9,29 +9,29 @@ use crate::matrix::Matrix;
 use crate::{Error, Result};
 
 /// A tensor to write.
-pub enum Stored {
+pub enum TensorData {
     F32(Matrix),
     /// Without dimensions.
     Scalar(f64),
 }
 
-impl Stored {
+impl TensorData {
     /// A float32 scalar where that is exact, else float64.
     fn parts(&self) -> (Dtype, Vec<usize>, Vec<u8>) {
         match self {
-            Stored::F32(Matrix { rows, cols, data }) => {
+            TensorData::F32(Matrix { rows, cols, data }) => {
                 (Dtype::F32, vec![*rows, *cols], data.iter().flat_map(|v| v.to_le_bytes()).collect())
             }
-            Stored::Scalar(v) if f64::from(*v as f32) == *v => {
+            TensorData::Scalar(v) if f64::from(*v as f32) == *v => {
                 (Dtype::F32, vec![], (*v as f32).to_le_bytes().to_vec())
             }
-            Stored::Scalar(v) => (Dtype::F64, vec![], v.to_le_bytes().to_vec()),
+            TensorData::Scalar(v) => (Dtype::F64, vec![], v.to_le_bytes().to_vec()),
         }
     }
 }
 
 /// The bytes of the file, marked as PyTorch's as its readers want it.
-pub fn serialize(tensors: &[(String, Stored)]) -> Result<Vec<u8>> {
+pub fn serialize(tensors: &[(String, TensorData)]) -> Result<Vec<u8>> {
     let unwritable = |e| Error::data(format!("the tensors cannot be written: {e}"));
     let parts: Vec<_> = tensors.iter().map(|(name, tensor)| (name, tensor.parts())).collect();
     let views = parts.iter().map(|(name, (dtype, shape, bytes))| {
