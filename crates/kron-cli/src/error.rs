@@ -61,7 +61,9 @@ fn sentence(error: &Error) -> String {
         Some(Suggestion::Lora) => "write it with --to lora",
         Some(Suggestion::LosslessLora) => "--to lora is lossless",
         Some(Suggestion::Replace) => "give another name, or --force to replace it",
-        Some(Suggestion::OtherName) => "--force replaces a folder only when it holds an adapter and nothing else",
+        Some(Suggestion::OtherName) => {
+            "--force replaces a folder only when it holds an adapter and nothing else"
+        }
     };
     format!("{}; {option}", error.message())
 }

@@ -6,9 +6,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use kron_cli::{
-    Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify,
-};
+use kron_cli::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
 
 /// Plan, convert, compare and merge adapters: LoRA, LoKr, KronA and Kron-LoRA.
 ///

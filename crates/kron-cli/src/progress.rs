@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kron_adapter::Output;
 use kron_adapter::IfExists;
+use kron_adapter::Output;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::{Error, Result};

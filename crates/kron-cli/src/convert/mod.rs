@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::Adapter;
-use kron_adapter::peft::{self, LoraOptions};
+use kron_adapter::algebra::Join;
+use kron_adapter::peft::LoraOptions;
 use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
@@ -48,7 +49,7 @@ pub struct Args {
     pub(crate) output: PathBuf,
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
-    pub(crate) to: To,
+    pub(crate) to: OutputFormat,
     /// Side of the product that takes A, with --to lora [default: the one of smaller rank]
     #[arg(long, value_enum)]
     pub(crate) side: Option<Side>,
@@ -90,7 +91,7 @@ pub enum Side {
 /// Format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum To {
+pub enum OutputFormat {
     /// One safetensors file of this project
     Kron,
     /// PEFT folder with LoRA, of rank a_in·r or a_out·r
@@ -107,7 +108,7 @@ pub struct Report {
     input: String,
     from: Format,
     output: String,
-    to: To,
+    to: OutputFormat,
     layers: Vec<Row>,
     notes: Vec<String>,
 }
@@ -128,15 +129,18 @@ struct Row {
 /// The adapter is invalid or cannot be expressed in the format, a fit exceeds the largest error,
 /// or the output exists or cannot be written.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
-    if args.side.is_some() && args.to != To::Lora {
+    if args.side.is_some() && args.to != OutputFormat::Lora {
         return Err(Error::usage("--side chooses between two LoRAs, so it goes with --to lora"));
     }
-    if args.uniform && args.to != To::Lora {
+    if args.uniform && args.to != OutputFormat::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
-    let folder = [To::Lora, To::PeftLokr].contains(&args.to);
+    let folder = [OutputFormat::Lora, OutputFormat::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
-    sources.into_iter().flatten().try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
+    sources
+        .into_iter()
+        .flatten()
+        .try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
     let Loaded { path, format, adapter, notes, .. } = loaded;
@@ -151,9 +155,9 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let lora = LoraOptions { side: args.side.map(Side::of), uniform: args.uniform };
+    let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
     write(&adapter, args.to.of(lora), &args.output, args.force)?;
-    let ranks = if args.to == To::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
+    let ranks = if args.to == OutputFormat::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
         row.error = Some(error);
@@ -171,32 +175,34 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
 }
 
 /// Fails if PEFT could not find a module of the adapter in a model.
-fn check_names(adapter: &Adapter, to: To) -> Result<()> {
+fn check_names(adapter: &Adapter, to: OutputFormat) -> Result<()> {
     let mut modules = adapter.layers().iter().map(|layer| layer.module());
     match modules.find(|module| lycoris::is_lycoris(module)) {
-        Some(module) if [To::Lora, To::PeftLokr].contains(&to) => Err(Error::usage(format!(
-            "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
-        ))),
+        Some(module) if [OutputFormat::Lora, OutputFormat::PeftLokr].contains(&to) => {
+            Err(Error::usage(format!(
+                "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
+            )))
+        }
         _ => Ok(()),
     }
 }
 
-impl To {
+impl OutputFormat {
     fn of(self, form: LoraOptions) -> kron_adapter::OutputFormat {
         match self {
-            To::Kron => kron_adapter::OutputFormat::Kron,
-            To::Lora => kron_adapter::OutputFormat::Lora(form),
-            To::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
-            To::Lycoris => kron_adapter::OutputFormat::Lycoris,
+            OutputFormat::Kron => kron_adapter::OutputFormat::Kron,
+            OutputFormat::Lora => kron_adapter::OutputFormat::Lora(form),
+            OutputFormat::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
+            OutputFormat::Lycoris => kron_adapter::OutputFormat::Lycoris,
         }
     }
 }
 
 impl Side {
-    fn of(self) -> peft::Side {
+    fn of(self) -> Join {
         match self {
-            Side::In => peft::Side::In,
-            Side::Out => peft::Side::Out,
+            Side::In => Join::Up,
+            Side::Out => Join::Down,
         }
     }
 }

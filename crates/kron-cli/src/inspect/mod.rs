@@ -3,21 +3,18 @@
 //! Norm, effective rank and spectrum of ΔW are computed from the factors; ΔW is never built.
 
 mod html;
+mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kron_adapter::algebra::{Delta, effective_rank, scale64};
-use kron_adapter::{Output, Format, Loaded};
-use kron_adapter::{Layer, ScaleRule};
-use kron_core::Outer;
-use rayon::prelude::*;
-use serde::Serialize;
+use kron_adapter::Output;
 
 use crate::error::exit_codes;
 use crate::overwriting::check_not_overwriting_files;
-use crate::table::{short, table};
 use crate::{Result, TextOrJson, progress};
+
+pub use report::Report;
 
 /// Show an adapter's format, layers, scales, norms and ranks.
 ///
@@ -44,43 +41,6 @@ pub struct Args {
     force: bool,
 }
 
-/// Printed result.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    path: String,
-    format: Format,
-    layers: Vec<Row>,
-    params: usize,
-    target_modules: Vec<String>,
-    metadata: std::collections::BTreeMap<String, String>,
-    notes: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Row {
-    module: String,
-    d_out: usize,
-    d_in: usize,
-    a_out: usize,
-    a_in: usize,
-    /// True when A is \[1\].
-    lora: bool,
-    /// `None`: the inner factor is full.
-    rank: Option<usize>,
-    alpha: f32,
-    alpha_rank: usize,
-    rule: &'static str,
-    scale: f64,
-    params: usize,
-    max_rank: usize,
-    norm: f64,
-    effective_rank: f64,
-    #[serde(skip)]
-    spectrum: Vec<f64>,
-    #[serde(skip)]
-    scaling: String,
-}
-
 /// Reads, reports, and returns 0.
 ///
 /// # Errors
@@ -93,78 +53,4 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     }
     form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
-}
-
-impl Report {
-    fn new(loaded: Loaded) -> Self {
-        let Loaded { path, format, adapter, notes, .. } = loaded;
-        let bar = progress::items(adapter.layers().len(), "layers");
-        let layers = adapter.layers().par_iter().map(|layer| {
-            let row = Row::new(layer);
-            bar.inc(1);
-            row
-        });
-        Self {
-            path,
-            format,
-            layers: layers.collect(),
-            params: adapter.params(),
-            target_modules: adapter.target_modules().to_vec(),
-            metadata: adapter.metadata().clone(),
-            notes,
-        }
-    }
-
-    fn table(&self) -> String {
-        let rows = self.layers.iter().map(|row| {
-            let size = format!("{}×{}", row.d_out, row.d_in);
-            let split = if row.lora { "LoRA".into() } else { format!("{}×{}", row.a_out, row.a_in) };
-            let rank = row.rank.map_or("full".into(), |r| r.to_string());
-            let effective = format!("{} of {}", short(row.effective_rank), row.max_rank);
-            let numbers = [row.scaling.clone(), row.params.to_string(), short(row.norm), effective];
-            [vec![row.module.clone(), size, split, rank], numbers.to_vec()].concat()
-        });
-        let header = ["module", "layer", "A", "rank", "scale", "parameters", "‖ΔW‖", "effective rank"];
-        let mut text = format!(
-            "{}: {}, {} layers, {} parameters\n\n{}",
-            self.path,
-            self.format,
-            self.layers.len(),
-            self.params,
-            table(&header, 1, rows)
-        );
-        for note in &self.notes {
-            text += &format!("\n\nnote: {note}");
-        }
-        text
-    }
-}
-
-impl Row {
-    fn new(layer: &Layer) -> Self {
-        let (shape, scaling) = (layer.shape(), layer.scaling());
-        let spectrum = Delta::new(layer).singular_values();
-        Self {
-            module: layer.module().into(),
-            d_out: shape.d_out(),
-            d_in: shape.d_in(),
-            a_out: shape.a_out(),
-            a_in: shape.a_in(),
-            lora: shape.outer() == Outer::One,
-            rank: shape.rank(),
-            alpha: scaling.alpha(),
-            alpha_rank: scaling.rank(),
-            rule: match scaling.rule() {
-                ScaleRule::AlphaOverR => "alpha/r",
-                ScaleRule::AlphaOverSqrtR => "alpha/sqrt(r)",
-            },
-            scale: scale64(scaling),
-            params: shape.params(),
-            max_rank: shape.max_rank(),
-            norm: spectrum.iter().map(|s| s * s).sum::<f64>().sqrt(),
-            effective_rank: effective_rank(&spectrum),
-            spectrum,
-            scaling: scaling.to_string(),
-        }
-    }
 }

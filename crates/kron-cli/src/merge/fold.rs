@@ -3,7 +3,8 @@
 use half::{bf16, f16};
 use kron_adapter::Layer;
 use kron_core::{
-    Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, KronShape, LayerDims, Merge, Outer, Pass, Split, Theta,
+    Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, KronShape, LayerDims, Merge, Outer, Pass, Split,
+    Theta,
 };
 use ndarray::ArrayViewMut2;
 use rayon::prelude::*;

@@ -8,9 +8,9 @@ use kron_adapter::io::write_atomic;
 use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
 use kron_adapter::{Adapter, IfExists};
 
+use super::args::Args;
 use super::base::{Base, INDEX};
 use super::journal::{JOURNAL, Journal};
-use super::args::Args;
 use super::matching::Folds;
 use super::report::Report;
 use super::shard;

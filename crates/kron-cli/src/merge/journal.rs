@@ -92,7 +92,9 @@ impl Journal {
     /// # Errors
     /// The shard exists and cannot be read.
     pub fn has(&self, folder: &Path, name: &str) -> Result<bool> {
-        let (path, Some(finished)) = (folder.join(name), self.state.shards.get(name)) else { return Ok(false) };
+        let (path, Some(finished)) = (folder.join(name), self.state.shards.get(name)) else {
+            return Ok(false);
+        };
         let size = path.metadata().map(|meta| meta.len()).ok();
         Ok(size == Some(finished.size) && hex(shard::hash(&path)?) == finished.hash)
     }

@@ -24,7 +24,8 @@ pub struct Report {
 }
 
 impl Report {
-    fn table(&self) -> String {
+    /// Returns the report as text.
+    pub(super) fn table(&self) -> String {
         let kept = if self.kept > 0 { format!(" ({} of them kept)", self.kept) } else { String::new() };
         let mut lines = vec![format!(
             "{}: layers folded: {}, files with weights: {}{kept}, {} bytes",

@@ -75,7 +75,8 @@ fn decoder(config: &Config, family: Family) -> Result<Layers> {
 /// Returns a field. If the configuration may leave it out, returns the default of transformers and adds a note.
 fn published(config: &Config, field: &str, notes: &mut Vec<String>) -> Result<usize> {
     let model_type = config.text("model_type").unwrap_or_default();
-    let default = DEFAULTS.iter().find(|(name, _)| *name == field && TYPES_WITH_DEFAULTS.contains(&model_type));
+    let default =
+        DEFAULTS.iter().find(|(name, _)| *name == field && TYPES_WITH_DEFAULTS.contains(&model_type));
     match (config.optional(field)?, default) {
         (None, Some((_, default))) => {
             notes.push(format!("the configuration lacks {field}: {default} is the default of {model_type}"));

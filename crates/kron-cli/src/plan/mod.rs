@@ -165,7 +165,10 @@ fn layers(args: &Args) -> Result<Layers> {
     }
     let names: Vec<&str> = all.model.linears().iter().map(Linear::name).collect();
     if let Some(unknown) = args.layers.iter().find(|name| !names.contains(&name.as_str())) {
-        return Err(Error::usage(format!("no layer is named {unknown:?}; the layers are {}", names.join(", "))));
+        return Err(Error::usage(format!(
+            "no layer is named {unknown:?}; the layers are {}",
+            names.join(", ")
+        )));
     }
     let wanted = |linear: &&Linear| args.layers.iter().any(|name| name == linear.name());
     let linears = all.model.linears().iter().filter(wanted).cloned().collect();

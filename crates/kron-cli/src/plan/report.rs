@@ -1,6 +1,6 @@
 //! Plan of one method on one model: costs layer by layer, and compared with other methods.
 
-use kron_adapter::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_numbers, search};
+use kron_adapter::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_elements, search};
 use kron_core::{KronShape, Split};
 use serde::Serialize;
 
@@ -248,8 +248,8 @@ impl Layer {
         Self {
             name: linear.name().into(),
             count: linear.count(),
-            d_out: linear.d_out(),
-            d_in: linear.d_in(),
+            d_out: linear.dims().d_out,
+            d_in: linear.dims().d_in,
             a_out: shape.a_out(),
             a_in: shape.a_in(),
             b_out: shape.b_out(),
@@ -258,7 +258,7 @@ impl Layer {
             params: shape.params() as u64,
             max_rank: shape.max_rank(),
             multiply_adds: saturated(multiply_adds(shape)),
-            saved_bytes: saturated(4 * saved_numbers(shape)),
+            saved_bytes: saturated(4 * saved_elements(shape)),
             notes: notes.iter().map(ToString::to_string).collect(),
         }
     }

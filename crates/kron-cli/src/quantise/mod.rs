@@ -8,8 +8,8 @@ mod blocks;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kron_adapter::Output;
 use kron_adapter::Layer;
+use kron_adapter::Output;
 use kron_adapter::algebra::Delta;
 use kron_core::Theta;
 use rayon::prelude::*;
@@ -104,10 +104,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let square = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row).powi(2)).sum::<f64>().sqrt();
     let (lost, all) = (square(|row| row.error * row.norm), square(|row| row.norm));
     let error = if lost == 0.0 { 0.0 } else { lost / all };
-    form.print(
-        &Report { path: loaded.path, bits: bits.count(), block, layers: rows, error },
-        Report::table,
-    )?;
+    form.print(&Report { path: loaded.path, bits: bits.count(), block, layers: rows, error }, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::folder::{File, Tensor, golden, kron};
+use crate::golden::{File, Tensor, golden, kron};
 
 /// The golden PEFT adapters.
 pub const PEFT: [&str; 4] = ["lokr", "lokr_mix", "lora", "lora_rs"];
@@ -228,16 +228,20 @@ fn nothing_is_overwritten_unless_told_and_no_other_file_ever() {
     let dir = dir();
     let (file, folder) = (dir.path().join("a.safetensors"), dir.path().join("lora"));
     convert(&peft("lokr"), &file, "kron");
-    report(&[&"export", &"--lora", &peft("lokr"), &folder]);
+    convert(&peft("lokr"), &folder, "lora");
     refused(&[&"convert", &peft("lora"), &file], 2, &["a.safetensors exists", "--force"]);
-    refused(&[&"export", &"--lora", &peft("lora"), &folder], 2, &["lora exists", "--force"]);
+    refused(&[&"convert", &"--to", &"lora", &peft("lora"), &folder], 2, &["lora exists", "--force"]);
     let before = tensors(&folder.join("adapter_model.safetensors"));
-    report(&[&"export", &"--lora", &peft("lora"), &folder, &"--force"]);
+    report(&[&"convert", &"--to", &"lora", &peft("lora"), &folder, &"--force"]);
     assert_ne!(tensors(&folder.join("adapter_model.safetensors")).len(), before.len());
     std::fs::write(folder.join("notes.txt"), "mine").unwrap();
-    refused(&[&"export", &"--lora", &peft("lokr"), &folder, &"--force"], 2, &["notes.txt", "nothing else"]);
+    refused(
+        &[&"convert", &"--to", &"lora", &peft("lokr"), &folder, &"--force"],
+        2,
+        &["notes.txt", "nothing else"],
+    );
     refused(&[&"convert", &peft("lokr"), &folder, &"--force"], 2, &["is a folder"]);
-    refused(&[&"export", &"--lora", &peft("lokr"), &file, &"--force"], 2, &["is no folder"]);
+    refused(&[&"convert", &"--to", &"lora", &peft("lokr"), &file, &"--force"], 2, &["is no folder"]);
     assert_eq!(std::fs::read_to_string(folder.join("notes.txt")).unwrap(), "mine");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "something was left behind");
 }

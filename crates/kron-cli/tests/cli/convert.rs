@@ -1,4 +1,4 @@
-//! `kron convert` and `kron export`: what goes and comes back, and what is refused.
+//! `kron convert`: what goes and comes back, what is refused, and the older name `kron export --lora`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::adapters::{
     PEFT, config, convert, dir, numbers, ours, peft, refused, report, run, same, scaling, tensors,
 };
-use crate::folder::{File, Tensor, golden, serialize};
+use crate::golden::{File, Tensor, golden, serialize};
 
 #[test]
 fn peft_lokr_to_ours_and_back_keeps_every_bit_and_every_scale() {
@@ -65,14 +65,14 @@ fn decomposed_w1_and_full_w2_become_ours() {
 
 /// Y = X·Wᵀ + s·(X·downᵀ)·upᵀ against what PEFT computed with the original adapter.
 #[test]
-fn exported_loras_give_the_golden_outputs_from_both_sides() {
+fn loras_give_the_golden_outputs_from_both_sides() {
     let base = tensors(&golden().join("model_llama/base.safetensors"));
     let outputs = tensors(&golden().join("model_llama/outputs.safetensors"));
     for name in PEFT {
         for side in ["in", "out"] {
             let dir = dir();
             let lora = dir.path().join("lora");
-            report(&[&"export", &"--lora", &peft(name), &lora, &"--side", &side]);
+            report(&[&"convert", &peft(name), &lora, &"--to", &"lora", &"--side", &side]);
             let kron = dir.path().join("read.safetensors");
             convert(&lora, &kron, "kron");
             for layer in Adapter::read(&kron).unwrap().layers() {
@@ -103,7 +103,7 @@ fn exported_loras_give_the_golden_outputs_from_both_sides() {
 }
 
 #[test]
-fn export_takes_the_smaller_rank_and_is_the_same_delta() {
+fn a_lora_takes_the_smaller_rank_and_is_the_same_delta() {
     let dir = dir();
     let path = dir.path().join("ours.safetensors");
     let shapes = [
@@ -126,7 +126,7 @@ fn export_takes_the_smaller_rank_and_is_the_same_delta() {
     ];
     let adapter = ours(&shapes, &path);
     let lora = dir.path().join("lora");
-    let written = report(&[&"export", &"--lora", &path, &lora]);
+    let written = report(&[&"convert", &path, &lora, &"--to", &"lora"]);
     let ranks: Vec<_> =
         written["layers"].as_array().unwrap().iter().map(|l| l["lora_rank"].clone()).collect();
     assert_eq!(ranks, [json!(6), json!(10), json!(32), json!(4)]);
@@ -140,10 +140,10 @@ fn export_takes_the_smaller_rank_and_is_the_same_delta() {
 
 /// One r and one lora_alpha for layers of two scales and two ranks.
 #[test]
-fn uniform_exports_need_no_pattern() {
+fn uniform_loras_need_no_pattern() {
     let dir = dir();
     let lora = dir.path().join("lora");
-    report(&[&"export", &"--lora", &"--uniform", &peft("lokr"), &lora]);
+    report(&[&"convert", &"--to", &"lora", &"--uniform", &peft("lokr"), &lora]);
     let config = config(&lora);
     assert_eq!((&config["rank_pattern"], &config["alpha_pattern"]), (&json!({}), &json!({})));
     assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(18), &json!(27)));
@@ -154,6 +154,52 @@ fn uniform_exports_need_no_pattern() {
     for layer in compared["layers"].as_array().unwrap() {
         assert!(layer["relative_distance"].as_f64().unwrap() < 2e-7, "{layer}");
     }
+}
+
+/// `kron export --lora IN OUT` is `kron convert --to lora IN OUT`, wherever the words stand.
+#[test]
+fn export_is_an_older_name_of_convert_to_lora() {
+    let dir = dir();
+    for (i, options) in [vec![], vec!["--side", "out"], vec!["--uniform"], vec!["--side", "in", "--uniform"]]
+        .into_iter()
+        .enumerate()
+    {
+        let [newer, older, last] =
+            ["newer", "older", "last"].map(|name| dir.path().join(format!("{name}-{i}")));
+        let options: Vec<&dyn AsRef<std::ffi::OsStr>> = options.iter().map(|option| option as _).collect();
+        let input = peft("lokr");
+        let mut converted = report(&[&[&"convert", &"--to", &"lora", &input, &newer][..], &options].concat());
+        let exported = report(&[&[&"export", &"--lora", &input, &older][..], &options].concat());
+        report(&[&[&"export", &input, &last][..], &options, &[&"--lora"]].concat());
+        for name in ["adapter_model.safetensors", "adapter_config.json"] {
+            let want = std::fs::read(newer.join(name)).unwrap();
+            assert!(
+                std::fs::read(older.join(name)).unwrap() == want
+                    && std::fs::read(last.join(name)).unwrap() == want
+            );
+        }
+        converted["output"] = exported["output"].clone();
+        assert_eq!(exported, converted);
+    }
+    // `--json` may stand before the command; a model's names are taken here too.
+    let out = dir.path().join("named");
+    let base = golden().join("model_llama/base.safetensors");
+    let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
+        [&"--json", &"export", &"--lora", &"--base", &base, &peft("lokr"), &out];
+    assert_eq!(run(&call).0, 0);
+    assert!(out.join("adapter_config.json").exists());
+    // Another format has another name, and without --lora nothing is written.
+    for rest in [vec![], vec!["--to", "kron"], vec!["--lora", "--to", "kron"], vec!["--", "--lora"]] {
+        let rest: Vec<&dyn AsRef<std::ffi::OsStr>> = rest.iter().map(|word| word as _).collect();
+        let none = dir.path().join("none");
+        let input = peft("lokr");
+        let (code, ..) =
+            run(&[&[&"export" as &dyn AsRef<std::ffi::OsStr>, &input, &none][..], &rest].concat());
+        assert!(code == 2 && !none.exists());
+    }
+    let help = |command: &str| run(&[&command, &"--help"]);
+    assert_eq!(help("export"), help("convert"));
+    assert!(help("convert").1.contains("`kron export --lora IN OUT`"));
 }
 
 #[test]
@@ -320,9 +366,9 @@ fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
         )],
         &path,
     );
-    report(&[&"export", &"--lora", &path, &lora]);
+    convert(&path, &lora, "lora");
     let sizes: [&dyn AsRef<std::ffi::OsStr>; 7] =
-        [&"--fit", &"--a-in", &"3", &"--a-out", &"4", &"--rank", &"2"];
+        [&"--fit", &"--a-out", &"4", &"--a-in", &"3", &"--rank", &"2"];
     let report_fit =
         report(&[&[&"convert" as &dyn AsRef<std::ffi::OsStr>, &lora, &fitted][..], &sizes].concat());
     assert!(report_fit["layers"][0]["error"].as_f64().unwrap() < 1e-6, "{report_fit:#}");

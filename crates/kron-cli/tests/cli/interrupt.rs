@@ -11,9 +11,9 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::folder::File;
+use crate::golden::File;
+use crate::models::{adapter, assert_merge_fails, merge, names, sharded, tensor};
 use crate::stopped::Stopped;
-use crate::toy::{adapter, assert_merge_fails, merge, names, sharded, tensor};
 
 /// Rows and columns of the large bf16 weight: 200 MB.
 const LARGE: usize = 10_000;

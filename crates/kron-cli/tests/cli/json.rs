@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::adapters::peft;
-use crate::toy::run;
+use crate::models::run;
 
 #[test]
 fn errors_are_one_line_of_json() {

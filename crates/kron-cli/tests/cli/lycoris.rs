@@ -7,8 +7,8 @@ use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 
 use crate::adapters::{convert, dir, numbers, ours, refused, report, run, scaling, tensors};
-use crate::folder::{File, golden, serialize};
-use crate::toy::tensor;
+use crate::golden::{File, golden, serialize};
+use crate::models::tensor;
 
 const CASES: [&str; 4] = ["w2_product", "both_products", "both_full", "factor_4"];
 

@@ -7,8 +7,8 @@ use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::folder::{File, Tensor, golden, serialize};
-use crate::toy::{adapter, delta, load, merge, names, numbers, run, sharded, tensor};
+use crate::golden::{File, Tensor, golden, serialize};
+use crate::models::{adapter, delta, load, merge, names, numbers, sharded, tensor};
 
 #[test]
 fn agrees_with_merge_and_unload() {
@@ -241,7 +241,7 @@ fn same_bits_for_any_number_of_threads() {
         .map(|threads| {
             let out = dir.path().join(threads);
             let args = [Path::new("merge"), &base, &adapter, &out];
-            crate::folder::kron().env("RAYON_NUM_THREADS", threads).args(args).assert().success();
+            crate::golden::kron().env("RAYON_NUM_THREADS", threads).args(args).assert().success();
             (threads, std::fs::read(&out).unwrap())
         })
         .into();
@@ -263,7 +263,7 @@ fn waiting_for_the_disk_changes_no_byte() {
 
 #[test]
 fn help_has_an_example_and_says_that_the_original_is_kept() {
-    let run = crate::folder::kron().args(["merge", "--help"]).env("COLUMNS", "100").assert().success();
+    let run = crate::golden::kron().args(["merge", "--help"]).env("COLUMNS", "100").assert().success();
     let text = String::from_utf8_lossy(&run.get_output().stdout).into_owned();
     assert!(text.contains("Example") && text.contains("  kron merge"), "{text}");
     assert!(text.contains("A merge cannot be undone"), "{text}");

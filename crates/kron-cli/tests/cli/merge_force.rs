@@ -4,8 +4,8 @@ use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::folder::{File, serialize};
-use crate::toy::{adapter, assert_merge_fails, load, merge, names, sharded, tensor};
+use crate::golden::{File, serialize};
+use crate::models::{adapter, assert_merge_fails, load, merge, names, sharded, tensor};
 
 const INDEX: &str = "model.safetensors.index.json";
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::folder::{Folder, Tensor, assert_refused, golden, kron, serialize, verify};
+use crate::golden::{Folder, Tensor, assert_refused, golden, kron, serialize, verify};
 use kron_cli::verify::{Case, Index};
 use safetensors::Dtype;
 use serde_json::json;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use kron_core::{KronShape, LayerDims, Split};
 
 use crate::adapters::{ours, scaling};
-use crate::folder::golden;
-use crate::toy::run;
+use crate::golden::golden;
+use crate::models::run;
 
 /// The release build is held to the 100 ms that are promised. The dev profile hardly optimises this
 /// program and not at all what it draws on, and the tests beside this one keep the cores busy: it is

@@ -9,7 +9,7 @@ use kron_adapter::{Adapter, IfExists, Layer, Scaling};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 use tempfile::TempDir;
 
-use crate::toy::{names, run};
+use crate::models::{names, run};
 
 /// A program that holds still, part of its output written.
 pub struct Stopped(Child);
@@ -180,7 +180,7 @@ fn another_s_temporary_file_is_no_leftover() {
     let large = Large::new();
     let stopped = large.convert("kron", |_| ());
     let small = large.dir.path().join("small");
-    let lokr = crate::folder::golden().join("model_llama/lokr");
+    let lokr = crate::golden::golden().join("model_llama/lokr");
     assert_eq!(run(["convert".into(), lokr, small.clone()]).0, 0);
     assert_eq!(large.leftovers(), 1, "the one that is being written");
     assert!(stopped.go_on().wait().unwrap().success());

@@ -1,6 +1,6 @@
 //! `kron verify` on folders that can be verified: whole ones, and ones whose numbers are wrong.
 
-use crate::folder::{Folder, Tensor, golden, kron, verify};
+use crate::golden::{Folder, Tensor, golden, kron, verify};
 use kron_core::Isa;
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Places without room, or that nobody may write to: one sentence, and nothing left behind.
+//! Outputs on a full or read-only disk: one sentence, and nothing left behind.
 #![cfg(target_os = "linux")]
 
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use safetensors::Dtype;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::folder::{File, golden, serialize};
-use crate::toy::{adapter, names, sharded, tensor};
+use crate::golden::{File, golden, serialize};
+use crate::models::{adapter, names, sharded, tensor};
 
 /// A model and an adapter of some 100 kB each.
-struct Toy {
+struct SmallModel {
     dir: TempDir,
     base: PathBuf,
     adapter: PathBuf,
 }
 
-impl Toy {
+impl SmallModel {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("base.safetensors");
@@ -59,7 +59,7 @@ impl Toy {
         vec![
             vec![word("convert"), adapter.clone(), out.clone()],
             vec![word("convert"), adapter.clone(), out.clone(), word("--to"), word("peft-lokr")],
-            vec![word("export"), word("--lora"), adapter.clone(), out.clone()],
+            vec![word("convert"), adapter.clone(), out.clone(), word("--to"), word("lora")],
             vec![word("quantise"), adapter.clone(), word("--bits"), word("8"), word("--out"), out.clone()],
             vec![word("merge"), base, adapter.clone(), out],
         ]
@@ -81,11 +81,11 @@ fn refused(shell: &str, call: &[PathBuf], says: &[&str]) {
 /// The system refuses to let a file grow beyond 32 blocks of 512 bytes.
 #[test]
 fn a_limit_on_the_size_of_files() {
-    let toy = Toy::new();
-    let before = names(toy.dir.path());
-    for call in toy.calls(&toy.dir.path().join("out")) {
+    let small = SmallModel::new();
+    let before = names(small.dir.path());
+    for call in small.calls(&small.dir.path().join("out")) {
         refused("trap '' XFSZ; ulimit -f 32;", &call, &["/out", "File too large"]);
-        assert_eq!(names(toy.dir.path()), before, "{call:?}");
+        assert_eq!(names(small.dir.path()), before, "{call:?}");
     }
 }
 
@@ -113,15 +113,15 @@ fn on_a_disk(disk: &Path, prepare: &str, call: &[PathBuf]) -> Option<(Option<i32
 /// A disk that fills up on the way, where the system lets us have one.
 #[test]
 fn a_full_disk() {
-    let (toy, disk) = (Toy::new(), tempfile::tempdir().unwrap());
-    for call in toy.calls(&disk.path().join("out")) {
+    let (small, disk) = (SmallModel::new(), tempfile::tempdir().unwrap());
+    for call in small.calls(&disk.path().join("out")) {
         let Some((code, left, err)) = on_a_disk(disk.path(), "", &call) else { return };
         assert_eq!((code, err.lines().count()), (Some(1), 1), "{call:?}: {err}");
         assert!(err.contains("/out") && err.contains("No space left"), "{call:?}: {err}");
         assert_eq!(left, "", "{call:?}");
     }
     // A merge of shards that stopped is taken up again: its journal stays, half a shard does not.
-    let call = toy.sharded(&disk.path().join("out"));
+    let call = small.sharded(&disk.path().join("out"));
     let Some((code, left, err)) = on_a_disk(disk.path(), "", &call) else { return };
     assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
     assert!(err.contains("/out/model-00001-of-00001.safetensors") && err.contains("No space left"), "{err}");
@@ -131,12 +131,12 @@ fn a_full_disk() {
 /// Disks that take nothing at all.
 #[test]
 fn a_disk_that_is_full_before_and_one_that_is_read_only() {
-    let (toy, disk) = (Toy::new(), tempfile::tempdir().unwrap());
+    let (small, disk) = (SmallModel::new(), tempfile::tempdir().unwrap());
     let out = disk.path().join("out");
     for (prepare, says, there) in
         [(FILLED, "No space left on device", "fill\n"), (READ_ONLY, "Read-only file system", "")]
     {
-        for call in toy.all_calls(&out, disk.path()) {
+        for call in small.all_calls(&out, disk.path()) {
             let Some((code, left, err)) = on_a_disk(disk.path(), prepare, &call) else { return };
             assert_eq!((code, err.lines().count()), (Some(1), 1), "{call:?}: {err}");
             let place = disk.path().to_str().unwrap();
@@ -149,12 +149,12 @@ fn a_disk_that_is_full_before_and_one_that_is_read_only() {
 /// A file system that cannot be written, whoever asks, and a file where a folder should be.
 #[test]
 fn folders_that_nobody_may_write_to() {
-    let toy = Toy::new();
-    let before = names(toy.dir.path());
-    for place in [Path::new("/proc/kron-out"), &toy.base.join("out"), &toy.dir.path().join("no/out")] {
-        for call in toy.calls(place) {
+    let small = SmallModel::new();
+    let before = names(small.dir.path());
+    for place in [Path::new("/proc/kron-out"), &small.base.join("out"), &small.dir.path().join("no/out")] {
+        for call in small.calls(place) {
             refused("", &call, &[&place.display().to_string()]);
-            assert_eq!(names(toy.dir.path()), before, "{call:?}");
+            assert_eq!(names(small.dir.path()), before, "{call:?}");
         }
     }
 }
@@ -162,12 +162,12 @@ fn folders_that_nobody_may_write_to() {
 /// The report has no place to go: said, with exit code 1.
 #[test]
 fn a_standard_output_that_is_full() {
-    let toy = Toy::new();
+    let small = SmallModel::new();
     for command in ["inspect", "quantise --bits 4", "plan llama-2-7b"] {
         let adapter = if command.starts_with("plan") { "" } else { "\"$1\"" };
         let script = format!("\"$0\" {command} {adapter} >/dev/full");
         let mut shell = Command::new("sh");
-        shell.args(["-c", &script]).arg(assert_cmd::cargo::cargo_bin!("kron")).arg(&toy.adapter);
+        shell.args(["-c", &script]).arg(assert_cmd::cargo::cargo_bin!("kron")).arg(&small.adapter);
         let out = shell.output().unwrap();
         let err = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(1), "{command}: {err}");
@@ -183,6 +183,6 @@ fn sources_are_left_alone() {
     let before = ["adapter_config.json", "adapter_model.safetensors"].map(when);
     let dir = tempfile::tempdir().unwrap();
     let call = ["convert".into(), source.clone(), dir.path().join("out")];
-    assert_eq!(crate::toy::run(call).0, 0);
+    assert_eq!(crate::models::run(call).0, 0);
     assert_eq!(["adapter_config.json", "adapter_model.safetensors"].map(when), before);
 }

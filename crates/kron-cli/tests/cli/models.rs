@@ -9,7 +9,7 @@ use kron_core::{KronShape, LayerDims, Theta};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use crate::folder::{File, Tensor, kron, serialize};
+use crate::golden::{File, Tensor, kron, serialize};
 
 /// Runs `kron` with these arguments: exit code, standard output, standard error.
 pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> (i32, String, String) {
@@ -37,7 +37,7 @@ pub fn assert_merge_fails(merged: (i32, String, String), code: i32, says: &[&str
 /// A tensor of reproducible numbers in (−1, 1), rounded to `dtype`.
 pub fn tensor(dtype: Dtype, shape: &[usize], seed: u64) -> Tensor {
     let len: usize = shape.iter().product();
-    // An empty tensor has numbers to draw too: none of them are taken.
+    // A shape needs at least one element; an empty tensor takes none of its values.
     let values = Theta::random(KronShape::lora(LayerDims { d_out: len.max(1), d_in: 1 }, 1).unwrap(), seed)
         .b()[..len]
         .to_vec();
@@ -45,7 +45,7 @@ pub fn tensor(dtype: Dtype, shape: &[usize], seed: u64) -> Tensor {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        other => panic!("no toy tensor of {other}"),
+        other => panic!("no tensor of {other}"),
     };
     Tensor { dtype, shape: shape.to_vec(), bytes }
 }
