@@ -97,6 +97,14 @@ impl Layer {
         Ok(Self { module, scaling, theta })
     }
 
+    /// Returns the same layer of another module.
+    ///
+    /// # Errors
+    /// Fails on a name that [`Layer::new`] refuses.
+    pub fn renamed(&self, module: impl Into<String>) -> Result<Self> {
+        Self::new(module, self.scaling, self.theta.clone())
+    }
+
     /// The module's dotted path in the model.
     pub fn module(&self) -> &str {
         &self.module

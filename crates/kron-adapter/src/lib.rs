@@ -27,17 +27,18 @@
 
 mod adapter;
 pub mod algebra;
+pub mod elements;
 mod error;
 pub mod files;
 pub mod io;
 mod lokr;
 pub mod lycoris;
 mod matrix;
-mod names;
 mod ours;
 mod output;
 pub mod peft;
 pub mod plan;
+pub mod resolve;
 mod tensor_data;
 mod tensors;
 
@@ -48,7 +49,6 @@ use serde::Serialize;
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};
 pub use io::IfExists;
-pub use names::rooted;
 pub use output::{Output, write_output};
 pub use tensors::Tensors;
 

@@ -4,10 +4,8 @@
 //! full or where there is no alpha, or one of 0. Its forward multiplies s once,
 //! and so do we. Names have underscores for dots, `lycoris_model_layers_0_…` or,
 //! from Kohya's trainers, `lora_unet_…`, which cannot be undone without the
-//! model: they stay as they are until [`with_names_of`] a model gives the
-//! modules theirs.
-
-use std::collections::HashMap;
+//! model: they stay as they are until [`crate::resolve`] gives the modules
+//! the model's own.
 
 use crate::plan::peft_factorization;
 use crate::{Adapter, Layer, ScaleRule, Scaling};
@@ -110,39 +108,14 @@ fn name(module: &str) -> String {
     }
 }
 
-/// Whether LyCORIS made the name.
+/// Returns true if LyCORIS made the name.
 pub fn is_lycoris(module: &str) -> bool {
-    bare(module).is_some()
+    without_prefix(module).is_some()
 }
 
-/// The module with underscores for dots, when LyCORIS made the name.
-fn bare(module: &str) -> Option<&str> {
-    PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)).filter(|bare| !bare.contains('.'))
-}
-
-/// The adapter with the model's own names for modules that have LyCORIS's; one
-/// that the model does not have keeps its name.
-///
-/// # Errors
-/// A name that two of the model's modules become.
-pub fn with_names_of<'a>(adapter: &Adapter, modules: impl Iterator<Item = &'a str>) -> Result<Adapter> {
-    let mut own: HashMap<String, Vec<&str>> = HashMap::new();
-    for module in modules {
-        own.entry(bare(module).map_or_else(|| module.replace('.', "_"), Into::into))
-            .or_default()
-            .push(module);
-    }
-    let layers = adapter.layers().iter().map(|layer| {
-        match bare(layer.module()).and_then(|bare| own.get(bare)).map(Vec::as_slice) {
-            None | Some([]) => Ok(layer.clone()),
-            Some([module]) => Ok(Layer::new(*module, layer.scaling(), layer.theta().clone())?),
-            Some([one, two, ..]) => Err(Error::data(format!(
-                "{} may be {one} or {two}: LyCORIS writes both names so, with an underscore for a dot",
-                layer.module()
-            ))),
-        }
-    });
-    adapter.with_layers(layers.collect::<Result<_>>()?)
+/// Returns the module with underscores for dots, if LyCORIS made the name.
+pub(crate) fn without_prefix(module: &str) -> Option<&str> {
+    PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)).filter(|flat| !flat.contains('.'))
 }
 
 /// A, then B and C or M, by LoKr's names.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kron_adapter::algebra::Delta;
 use kron_adapter::peft::LoraOptions;
+use kron_adapter::resolve::{BaseTensors, resolve_module_names};
 use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 use kron_adapter::{Error, Format, Kind, OutputFormat, Suggestion, read, write, write_output};
 use kron_core::{KronShape, LayerDims, Split, Theta};
@@ -57,7 +58,9 @@ fn factors_pass_bit_for_bit_through_every_format_that_holds_them() {
     write(&kron(), OutputFormat::Lycoris, &out, IfExists::Refuse).unwrap();
     let after = read(&out).unwrap().adapter;
     assert_eq!(after.layers()[0].module(), "lycoris_a_q");
-    let named = kron_adapter::lycoris::with_names_of(&after, ["a.k", "a.q"].into_iter()).unwrap();
+    let tensors = ["a.k.weight", "a.q.weight"].map(|name| (name, safetensors::Dtype::F32, vec![12, 12]));
+    let model = BaseTensors::new("model", tensors);
+    let named = resolve_module_names(&after, &model).unwrap().adapter;
     let (layer, own) = (named.layer("a.q").expect("the model's name"), kron());
     assert_eq!((layer.theta(), scales(&named)), (own.layers()[0].theta(), scales(&own)));
 }

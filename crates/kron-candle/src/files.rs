@@ -13,7 +13,7 @@ use crate::Adapters;
 ///
 /// PEFT names a module by its path in the model after `base_model.model.`; it
 /// has to be the prefix under which the model makes that layer. A LyCORIS file
-/// has underscores for the dots, which [`kron_adapter::lycoris::with_names_of`]
+/// has underscores for the dots, which [`kron_adapter::resolve::resolve_module_names`]
 /// undoes. What reading rounds, [`kron_adapter::read`] tells.
 ///
 /// # Errors

@@ -15,7 +15,6 @@ mod error;
 pub mod inspect;
 pub mod merge;
 pub mod model;
-mod module_names;
 mod overwriting;
 pub mod plan;
 mod print;

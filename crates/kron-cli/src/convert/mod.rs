@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use kron_adapter::Adapter;
 use kron_adapter::algebra::Join;
 use kron_adapter::peft::LoraOptions;
+use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
 use crate::error::exit_codes;
-use crate::module_names::resolve_module_names;
+use crate::model::Base;
 use crate::overwriting::check_not_overwriting;
 use crate::table::{short, table};
 use crate::{Error, Result, TextOrJson, progress};
@@ -143,11 +144,12 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         .try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
-    let Loaded { path, format, adapter, notes, .. } = loaded;
-    let mut adapter = match &args.base {
-        Some(base) => resolve_module_names(&adapter, base)?,
-        None => adapter,
-    };
+    let Loaded { path, format, mut adapter, mut notes, .. } = loaded;
+    if let Some(base) = &args.base {
+        let resolved = resolve_module_names(&adapter, &Base::open(base)?)?;
+        adapter = resolved.adapter;
+        notes.extend(resolved.notes);
+    }
     check_names(&adapter, args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {

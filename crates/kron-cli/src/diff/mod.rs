@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::algebra::Delta;
+use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Adapter, Layer};
 use kron_adapter::{Loaded, lycoris};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::module_names::resolve_module_names;
+use crate::model::Base;
 use crate::table::{short, table};
 use crate::{Error, Result, TextOrJson, progress};
 
@@ -62,10 +63,13 @@ struct Row {
 /// # Errors
 /// An adapter cannot be read, or layers of one module have different sizes.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
-    let [first, second] = [read(&args.first, args)?, read(&args.second, args)?];
+    let base = args.base.as_deref().map(Base::open).transpose()?;
+    let mut notes = Vec::new();
+    let [first, second] = [&args.first, &args.second].map(|path| read(path, base.as_ref(), &mut notes));
+    let (first, second) = (first?, second?);
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
-    let notes = no_shared_module(&first, &second).into_iter().collect();
+    notes.extend(no_shared_module(&first, &second));
     let bar = progress::items(modules.len(), "layers");
     let parts = modules.par_iter().map(|module| {
         let parts = Parts::new(first.adapter.layer(module), second.adapter.layer(module));
@@ -81,10 +85,13 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(path: &Path, args: &Args) -> Result<Loaded> {
+/// Reads an adapter and gives its modules the model's names.
+fn read(path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
     let mut loaded = kron_adapter::read(path)?;
-    if let Some(base) = &args.base {
-        loaded.adapter = resolve_module_names(&loaded.adapter, base)?;
+    if let Some(base) = base {
+        let resolved = resolve_module_names(&loaded.adapter, base)?;
+        loaded.adapter = resolved.adapter;
+        notes.extend(resolved.notes.into_iter().map(|note| format!("{}: {note}", loaded.path)));
     }
     Ok(loaded)
 }

@@ -1,7 +1,7 @@
-//! W += ΔW on a band of rows.
+//! Addition of ΔW to a band of rows of W.
 
-use half::{bf16, f16};
-use kron_adapter::Layer;
+use kron_adapter::elements::first_not_finite;
+use kron_adapter::{Layer, with_dtype};
 use kron_core::{
     Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, KronShape, LayerDims, Merge, Outer, Pass, Split,
     Theta,
@@ -11,14 +11,14 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-// A safetensors file is little-endian, and its bytes become numbers as they are.
+// The bytes of a safetensors file, which are little-endian, are used as values without conversion.
 const _: () = assert!(cfg!(target_endian = "little"), "kron merge needs a little-endian machine");
 
-/// Bytes of a band: small enough to stay in cache from being read to being
-/// written, large enough that packing C once for each costs little.
+/// Bytes of a band. A band is small enough to stay in cache between reading and writing, and
+/// large enough that packing C once for each band costs little.
 pub const BAND: usize = 4 << 20;
 
-/// One layer's ΔW, as the tensor stores it.
+/// One layer's ΔW, in the orientation and dtype of its tensor.
 pub struct Fold {
     op: KronOp,
     theta: Theta,
@@ -26,16 +26,16 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// A layer's ΔW, or its transpose: (A ⊗ (B·C))ᵀ = Aᵀ ⊗ (Cᵀ·Bᵀ).
+    /// Takes a layer's ΔW, or its transpose (A ⊗ (B·C))ᵀ = Aᵀ ⊗ (Cᵀ·Bᵀ).
     ///
     /// # Errors
-    /// None that a whole layer can cause.
+    /// Never for a valid layer.
     pub fn new(layer: &Layer, dtype: Dtype, is_transposed: bool) -> kron_core::Result<Self> {
         let theta = if is_transposed { transpose(layer.theta())? } else { layer.theta().clone() };
         Ok(Self { op: KronOp::new(*theta.shape(), layer.scaling().scale()), theta, dtype })
     }
 
-    /// The first row and the bytes of each band, in order.
+    /// Returns the first row and the bytes of each band, in order.
     pub fn bands(&self) -> impl Iterator<Item = (usize, usize)> {
         let (rows, width) = (self.op.shape.d_out(), self.op.shape.d_in() * self.dtype.size());
         let band = (BAND / width).clamp(1, rows);
@@ -45,7 +45,7 @@ impl Fold {
     /// Adds ΔW's rows from `first_row` on to a band of W.
     ///
     /// # Errors
-    /// A sum that the dtype cannot hold.
+    /// A sum is not finite in the dtype.
     pub fn add(
         &self,
         tensor: &str,
@@ -53,11 +53,7 @@ impl Fold {
         band: &mut [u8],
         workspace: &mut Vec<f32>,
     ) -> Result<()> {
-        match self.dtype {
-            Dtype::F32 => self.add_to::<f32>(tensor, first_row, band, workspace),
-            Dtype::F16 => self.add_to::<f16>(tensor, first_row, band, workspace),
-            Dtype::Bf16 => self.add_to::<bf16>(tensor, first_row, band, workspace),
-        }
+        with_dtype!(self.dtype, E => self.add_to::<E>(tensor, first_row, band, workspace))
     }
 
     fn add_to<E: Element>(
@@ -68,29 +64,28 @@ impl Fold {
         workspace: &mut Vec<f32>,
     ) -> Result<()> {
         let refused = |e: &dyn std::fmt::Display| Error::data(format!("{tensor}: {e}"));
-        let numbers: &mut [E] = bytemuck::try_cast_slice_mut(band).map_err(|e| refused(&e))?;
+        let values: &mut [E] = bytemuck::try_cast_slice_mut(band).map_err(|e| refused(&e))?;
         let columns = self.op.shape.d_in();
-        let rows = numbers.len() / columns;
+        let rows = values.len() / columns;
         let cpu = Cpu::new();
         let needed = cpu.workspace_len(&self.op, Pass::Merge, rows);
         workspace.resize(needed.max(workspace.len()), 0.0);
-        let w = ArrayViewMut2::from_shape((rows, columns), &mut *numbers).map_err(|e| refused(&e))?;
+        let w = ArrayViewMut2::from_shape((rows, columns), &mut *values).map_err(|e| refused(&e))?;
         let (theta, workspace) = (self.theta.as_slice(), &mut workspace[..]);
         let call = Merge { theta, w, first_row, accum: Accum::Add, workspace };
         cpu.merge(&self.op, call)?;
-        // Without a branch for each number.
-        let finite = |some: &[E]| some.iter().fold(true, |all, v| all & v.to_f32().is_finite());
-        if numbers.par_chunks(1 << 16).all(finite) {
+        if values.par_chunks(1 << 16).all(|chunk| first_not_finite(chunk).is_none()) {
             return Ok(());
         }
         Err(Error::data(format!(
-            "{tensor}: a number of W + ΔW in rows {first_row}..{} is not finite in {}",
+            "{tensor}: a value of W + ΔW in rows {first_row}..{} is not finite in {}",
             first_row + rows,
             self.dtype
         )))
     }
 }
 
+/// Returns the factors of the transposed ΔW.
 fn transpose(theta: &Theta) -> kron_core::Result<Theta> {
     let shape = theta.shape();
     let a = match shape.outer() {

@@ -9,11 +9,11 @@ use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
 use kron_adapter::{Adapter, IfExists};
 
 use super::args::Args;
-use super::base::{Base, INDEX};
+use super::folds::Folds;
 use super::journal::{JOURNAL, Journal};
-use super::matching::Folds;
 use super::report::Report;
 use super::shard;
+use crate::model::{Base, INDEX};
 use crate::progress::WriteProgress;
 use crate::{Error, Result};
 
@@ -46,7 +46,7 @@ pub fn merge(
             continue;
         }
         let how = (IfExists::Replace, args.flush());
-        let hash = shard::write(shard, &folds.of(i), &out.join(&shard.name), how, progress)?;
+        let hash = shard::write(shard, &folds.of_shard(i), &out.join(&shard.name), how, progress)?;
         journal.add(&shard.name, shard.len, hash)?;
     }
     // Loaders need the index, so the model cannot look complete before all shards are.

@@ -9,8 +9,8 @@ use kron_core::{Inner, Outer};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::base::Base;
 use super::shard;
+use crate::model::Base;
 use crate::{Error, Result};
 
 /// Name of the journal in the folder. A merge removes it last.

@@ -11,22 +11,21 @@
 //! reads, one adds ΔW and one writes.
 
 mod args;
-pub mod base;
 mod fold;
 mod folder;
+mod folds;
 mod journal;
 mod map;
-mod matching;
 mod report;
 mod shard;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use kron_adapter::IfExists;
-use kron_adapter::{Loaded, lycoris, rooted};
+use kron_adapter::resolve::{BaseModel, Resolved, resolve_module_names};
+use kron_adapter::{IfExists, Layer, Loaded};
 
-use crate::model::CONFIG;
+use crate::model::{Base, CONFIG};
 use crate::overwriting::check_not_overwriting;
 use crate::progress::WriteProgress;
 use crate::{Error, Result, TextOrJson};
@@ -34,8 +33,7 @@ use crate::{Error, Result, TextOrJson};
 pub use args::Args;
 pub use report::Report;
 
-use base::Base;
-use matching::Folds;
+use folds::Folds;
 
 /// Merges, and prints the report.
 ///
@@ -70,15 +68,13 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
 /// Reads the adapter and gives its modules the model's names.
 fn read(path: &Path, base: &Base) -> Result<Loaded> {
     let mut loaded = kron_adapter::read(path)?;
-    loaded.adapter = lycoris::with_names_of(&loaded.adapter, base.modules())?;
-    if let Some((adapter, note)) = rooted(&loaded.adapter, base.modules()) {
-        loaded.adapter = adapter;
-        loaded.notes.push(note);
-    }
+    let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, base)?;
+    loaded.adapter = adapter;
+    loaded.notes.extend(notes);
     let layers = loaded.adapter.layers();
     // A square weight would take the transposed ΔW without an error.
-    let plain = layers.iter().find(|layer| loaded.fan_in_fan_out && !base.transposed(layer.module()));
-    match plain {
+    let plain = |layer: &&Layer| base.is_transposed(layer.module()) != Some(true);
+    match layers.iter().find(|layer| loaded.fan_in_fan_out && plain(layer)) {
         None => Ok(loaded),
         Some(layer) => Err(Error::data(format!(
             "{}: fan_in_fan_out is true, but {} does not say that the weight of {} is stored transposed",
@@ -102,7 +98,7 @@ fn file(args: &Args, base: &Base, folds: &Folds, progress: &WriteProgress) -> Re
     }
     let existing = if args.force { IfExists::Replace } else { IfExists::Refuse };
     for (i, shard) in base.shards.iter().enumerate() {
-        shard::write(shard, &folds.of(i), &args.out, (existing, args.flush()), progress)?;
+        shard::write(shard, &folds.of_shard(i), &args.out, (existing, args.flush()), progress)?;
     }
     Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
 }

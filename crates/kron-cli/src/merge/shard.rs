@@ -15,9 +15,9 @@ use kron_adapter::files::Input;
 use kron_adapter::io::{Flush, write_whole};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::base::Shard;
 use super::fold::{BAND, Fold};
 use super::map::{Map, cannot_read};
+use crate::model::Shard;
 use crate::progress::WriteProgress;
 use crate::{Error, Result};
 

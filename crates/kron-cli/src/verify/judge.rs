@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use half::{bf16, f16};
-use kron_core::Dtype;
+use kron_adapter::with_dtype;
+use kron_core::{Dtype, Element};
 use serde::Serialize;
 
 use super::case::Case;
@@ -170,10 +170,5 @@ fn ratio(error: f64, size: f64) -> f64 {
 }
 
 fn round(dtype: Dtype, v: f64) -> f64 {
-    let v = v as f32;
-    match dtype {
-        Dtype::F32 => v.into(),
-        Dtype::F16 => f16::from_f32(v).into(),
-        Dtype::Bf16 => bf16::from_f32(v).into(),
-    }
+    with_dtype!(dtype, E => E::from_f32(v as f32).to_f32().into())
 }

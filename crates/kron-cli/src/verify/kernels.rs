@@ -3,7 +3,8 @@
 //! First the adapter adds into the base layer's y and dx, which are rounded to the dtype. Then its own
 //! share is computed again with Replace, into buffers of NaN, none of which may remain.
 
-use kron_core::{Accum, Backend, Backward, Cpu, Dtype, Element, Forward, KronOp, Merge, Pass, Theta};
+use kron_adapter::with_dtype;
+use kron_core::{Accum, Backend, Backward, Cpu, Element, Forward, KronOp, Merge, Pass, Theta};
 use ndarray::{Array2, ArrayView2};
 
 use super::case::{Case, W1};
@@ -16,11 +17,7 @@ use crate::{Error, Result};
 /// # Errors
 /// The backend refuses a call.
 pub fn run(cpu: &Cpu, case: &Case) -> Result<Outputs> {
-    let out = match case.dtype {
-        Dtype::F32 => outputs::<f32>(cpu, case),
-        Dtype::F16 => outputs::<half::f16>(cpu, case),
-        Dtype::Bf16 => outputs::<half::bf16>(cpu, case),
-    };
+    let out = with_dtype!(case.dtype, E => outputs::<E>(cpu, case));
     out.map_err(|e| Error::data(format!("case {}: {e}", case.name)))
 }
 

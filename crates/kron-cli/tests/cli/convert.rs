@@ -159,42 +159,41 @@ fn uniform_loras_need_no_pattern() {
 /// `kron export --lora IN OUT` is `kron convert --to lora IN OUT`, wherever the words stand.
 #[test]
 fn export_is_an_older_name_of_convert_to_lora() {
-    let dir = dir();
-    for (i, options) in [vec![], vec!["--side", "out"], vec!["--uniform"], vec!["--side", "in", "--uniform"]]
-        .into_iter()
-        .enumerate()
-    {
+    type Words<'a> = Vec<&'a dyn AsRef<std::ffi::OsStr>>;
+    fn words<'a>(texts: &'a [&'a str]) -> Words<'a> {
+        texts.iter().map(|text| text as _).collect()
+    }
+    let (dir, input) = (dir(), peft("lokr"));
+    let cases = [&[][..], &["--side", "out"], &["--uniform"], &["--side", "in", "--uniform"]];
+    for (i, options) in cases.into_iter().enumerate() {
         let [newer, older, last] =
             ["newer", "older", "last"].map(|name| dir.path().join(format!("{name}-{i}")));
-        let options: Vec<&dyn AsRef<std::ffi::OsStr>> = options.iter().map(|option| option as _).collect();
-        let input = peft("lokr");
-        let mut converted = report(&[&[&"convert", &"--to", &"lora", &input, &newer][..], &options].concat());
-        let exported = report(&[&[&"export", &"--lora", &input, &older][..], &options].concat());
-        report(&[&[&"export", &input, &last][..], &options, &[&"--lora"]].concat());
+        let call = |start: &[&'static str], paths: [&std::path::Path; 2], end: &[&'static str]| {
+            let paths: Words = paths.iter().map(|path| path as _).collect();
+            report(&[words(start), paths, words(options), words(end)].concat())
+        };
+        let mut converted = call(&["convert", "--to", "lora"], [&input, &newer], &[]);
+        let exported = call(&["export", "--lora"], [&input, &older], &[]);
+        call(&["export"], [&input, &last], &["--lora"]);
         for name in ["adapter_model.safetensors", "adapter_config.json"] {
             let want = std::fs::read(newer.join(name)).unwrap();
-            assert!(
-                std::fs::read(older.join(name)).unwrap() == want
-                    && std::fs::read(last.join(name)).unwrap() == want
-            );
+            assert!([&older, &last].iter().all(|folder| std::fs::read(folder.join(name)).unwrap() == want));
         }
         converted["output"] = exported["output"].clone();
         assert_eq!(exported, converted);
     }
-    // `--json` may stand before the command; a model's names are taken here too.
+    // `--json` may stand before the command, and --base takes a model's names as in convert.
     let out = dir.path().join("named");
     let base = golden().join("model_llama/base.safetensors");
     let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
-        [&"--json", &"export", &"--lora", &"--base", &base, &peft("lokr"), &out];
+        [&"--json", &"export", &"--lora", &"--base", &base, &input, &out];
     assert_eq!(run(&call).0, 0);
     assert!(out.join("adapter_config.json").exists());
     // Another format has another name, and without --lora nothing is written.
-    for rest in [vec![], vec!["--to", "kron"], vec!["--lora", "--to", "kron"], vec!["--", "--lora"]] {
-        let rest: Vec<&dyn AsRef<std::ffi::OsStr>> = rest.iter().map(|word| word as _).collect();
+    for rest in [&[][..], &["--to", "kron"], &["--lora", "--to", "kron"], &["--", "--lora"]] {
         let none = dir.path().join("none");
-        let input = peft("lokr");
-        let (code, ..) =
-            run(&[&[&"export" as &dyn AsRef<std::ffi::OsStr>, &input, &none][..], &rest].concat());
+        let call: Words = vec![&"export", &input, &none];
+        let (code, ..) = run(&[call, words(rest)].concat());
         assert!(code == 2 && !none.exists());
     }
     let help = |command: &str| run(&[&command, &"--help"]);

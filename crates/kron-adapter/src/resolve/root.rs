@@ -27,14 +27,13 @@ impl Change<'_> {
     }
 }
 
-/// The adapter with the names of the model's modules, and a sentence that says
-/// what was changed: one leading component, dropped or added, the same for
-/// every layer.
+/// Returns the adapter with one leading component dropped from every name or
+/// added to every name, and a note that says which.
 ///
-/// `None` when a layer has its place without that, and when no component or more
-/// than one gives every layer a place: the names then stay for the caller to judge.
-pub fn rooted<'a>(adapter: &Adapter, modules: impl Iterator<Item = &'a str>) -> Option<(Adapter, String)> {
-    let modules: HashSet<&str> = modules.collect();
+/// `None` if a layer has its place already, or if no change or more than one
+/// gives every layer a place.
+pub(super) fn aligned(adapter: &Adapter, modules: &[&str]) -> Option<(Adapter, String)> {
+    let modules: HashSet<&str> = modules.iter().copied().collect();
     let layers = adapter.layers();
     if layers.iter().any(|layer| modules.contains(layer.module())) {
         return None;
@@ -47,13 +46,11 @@ pub fn rooted<'a>(adapter: &Adapter, modules: impl Iterator<Item = &'a str>) -> 
         layers.iter().all(fits)
     });
     let (Some(change), None) = (fitting.next(), fitting.next()) else { return None };
-    let renamed = layers
-        .iter()
-        .map(|layer| Layer::new(change.apply(layer.module())?, layer.scaling(), layer.theta().clone()).ok());
+    let renamed = layers.iter().map(|layer| layer.renamed(change.apply(layer.module())?).ok());
     Some((adapter.with_layers(renamed.collect::<Option<_>>()?).ok()?, change.note()))
 }
 
-/// A name's first component with its dot, when more follows.
+/// Returns a name's first component with its dot, if more follows.
 fn root(module: &str) -> Option<&str> {
     module.split_inclusive('.').next().filter(|first| first.ends_with('.'))
 }

@@ -1,0 +1,81 @@
+//! A base model as its names and shapes.
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+
+use crate::Result;
+
+/// Names and shapes of a model's tensors, and the facts of its configuration
+/// that decide where a layer goes.
+pub trait BaseModel {
+    /// Name of the model in messages, usually its path.
+    fn name(&self) -> String;
+
+    /// Names of all tensors, in any order.
+    fn tensor_names(&self) -> impl Iterator<Item = &str>;
+
+    /// Returns the dtype and the shape of a tensor, `None` if the model does not have it.
+    fn tensor(&self, name: &str) -> Option<(Dtype, &[usize])>;
+
+    /// Returns true if the weight of a module is stored as d_in × d_out, as GPT-2's
+    /// `Conv1D` stores it; `None` if no configuration tells.
+    fn is_transposed(&self, _module: &str) -> Option<bool> {
+        None
+    }
+
+    /// Returns true if the output head is the input embedding.
+    ///
+    /// # Errors
+    /// Fails if the configuration contradicts itself.
+    fn is_tied(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Names of all modules that have a weight.
+    fn modules(&self) -> impl Iterator<Item = &str> {
+        self.tensor_names().filter_map(|name| name.strip_suffix(".weight"))
+    }
+
+    /// Returns the dtype and the shape of a module's weight.
+    fn weight(&self, module: &str) -> Option<(Dtype, &[usize])> {
+        self.tensor(&weight_name(module))
+    }
+}
+
+/// Name of a module's weight.
+pub(super) fn weight_name(module: &str) -> String {
+    format!("{module}.weight")
+}
+
+/// A base model without a configuration: a list of tensors.
+#[derive(Clone, Debug)]
+pub struct BaseTensors {
+    name: String,
+    tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
+}
+
+impl BaseTensors {
+    /// Makes a model of these tensors: name, dtype and shape of each.
+    pub fn new<N: Into<String>>(
+        name: impl Into<String>,
+        tensors: impl IntoIterator<Item = (N, Dtype, Vec<usize>)>,
+    ) -> Self {
+        let tensors = tensors.into_iter().map(|(name, dtype, shape)| (name.into(), (dtype, shape)));
+        Self { name: name.into(), tensors: tensors.collect() }
+    }
+}
+
+impl BaseModel for BaseTensors {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    fn tensor(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        self.tensors.get(name).map(|(dtype, shape)| (*dtype, &shape[..]))
+    }
+}

@@ -1,0 +1,150 @@
+//! The tensor that each layer's ΔW is added to, after all checks of shape and dtype.
+
+use kron_core::Dtype;
+
+use super::base::{BaseModel, weight_name};
+use super::unmatched;
+use crate::elements::element_dtype;
+use crate::{Adapter, Error, Layer, Result};
+
+/// Modules whose weights a model ties to each other.
+const TIED: [&str; 4] = ["lm_head", "embed_tokens", "wte", "word_embeddings"];
+
+/// The tensor that takes one layer's ΔW.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Name of the tensor in the model.
+    pub tensor: String,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// True if the tensor is stored as d_in × d_out, so that it takes ΔWᵀ.
+    pub transposed: bool,
+}
+
+/// Finds the tensor of every layer, in the order of the layers.
+///
+/// # Errors
+/// Fails if a layer has no weight in the model, and if that weight is tied,
+/// stacked, of another shape, or of a dtype that cannot be added to.
+pub fn place_layers(adapter: &Adapter, base: &impl BaseModel) -> Result<Vec<Placement>> {
+    adapter.layers().iter().map(|layer| place(layer, base)).collect()
+}
+
+fn place(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
+    let module = layer.module();
+    let Some((dtype, shape)) = base.weight(module) else {
+        return Err(unmatched::error(base, &base.modules().collect::<Vec<_>>(), &[module]));
+    };
+    let tensor = weight_name(module);
+    let refused = |why: String| Error::data(format!("{}: {tensor} {why}", base.name()));
+    if module.rsplit('.').next().is_some_and(|last| TIED.contains(&last)) && base.is_tied()? {
+        return Err(refused("is tied: input embedding and output head are one tensor, and folding into it would change both; untie them first (tie_word_embeddings)".into()));
+    }
+    let Some(dtype) = element_dtype(dtype) else {
+        return Err(refused(format!("is {dtype}, but a weight that can be added to is F32, F16 or BF16")));
+    };
+    if shape.len() > 2 {
+        return Err(refused(format!(
+            "is stacked, {shape:?}: an adapter is for one matrix, and which of them it means is not said"
+        )));
+    }
+    let (d_out, d_in) = (layer.shape().d_out(), layer.shape().d_in());
+    let transposed = base.is_transposed(module);
+    let stored = if transposed == Some(true) { [d_in, d_out] } else { [d_out, d_in] };
+    if shape != stored {
+        let hint = match transposed {
+            None if shape == [d_in, d_out] => {
+                "; it may be stored transposed, which only the model's folder with its config.json can tell"
+            }
+            _ => "",
+        };
+        return Err(refused(format!(
+            "is {shape:?}, but the adapter's layer, {}, needs {stored:?}{hint}",
+            layer.shape()
+        )));
+    }
+    Ok(Placement { tensor, dtype, transposed: transposed == Some(true) })
+}
+
+#[cfg(test)]
+mod tests {
+    use kron_core::{KronShape, LayerDims, Theta};
+    use safetensors::Dtype as Stored;
+
+    use super::*;
+    use crate::Scaling;
+
+    /// One tensor, with the facts of a configuration.
+    struct Model {
+        tensor: (Stored, Vec<usize>),
+        transposed: Option<bool>,
+        tied: bool,
+    }
+
+    impl BaseModel for Model {
+        fn name(&self) -> String {
+            "model".into()
+        }
+        fn tensor_names(&self) -> impl Iterator<Item = &str> {
+            ["q.weight"].into_iter()
+        }
+        fn tensor(&self, name: &str) -> Option<(Stored, &[usize])> {
+            ["q.weight", "wte.weight"].contains(&name).then_some((self.tensor.0, &self.tensor.1[..]))
+        }
+        fn is_transposed(&self, _: &str) -> Option<bool> {
+            self.transposed
+        }
+        fn is_tied(&self) -> Result<bool> {
+            Ok(self.tied)
+        }
+    }
+
+    fn placed(model: &Model, module: &str) -> Result<Placement> {
+        let shape = KronShape::lora(LayerDims { d_out: 6, d_in: 10 }, 2).unwrap();
+        let layer = Layer::new(module, Scaling::plain(1.0)?, Theta::random(shape, 1))?;
+        Ok(place_layers(&Adapter::new(vec![layer])?, model)?.remove(0))
+    }
+
+    fn model(dtype: Stored, shape: &[usize], transposed: Option<bool>) -> Model {
+        Model { tensor: (dtype, shape.to_vec()), transposed, tied: false }
+    }
+
+    #[test]
+    fn a_weight_is_found_with_its_dtype_and_its_side() {
+        for (dtype, want) in
+            [(Stored::F32, Dtype::F32), (Stored::F16, Dtype::F16), (Stored::BF16, Dtype::Bf16)]
+        {
+            for (shape, transposed) in [([6, 10], None), ([6, 10], Some(false)), ([10, 6], Some(true))] {
+                let got = placed(&model(dtype, &shape, transposed), "q").unwrap();
+                let transposed = transposed == Some(true);
+                assert_eq!(got, Placement { tensor: "q.weight".into(), dtype: want, transposed });
+            }
+        }
+    }
+
+    #[test]
+    fn weights_that_take_no_delta_are_refused() {
+        let f32 = |shape: &[usize], transposed| model(Stored::F32, shape, transposed);
+        for (model, says) in [
+            (f32(&[6, 9], None), &["q.weight is [6, 9]", "needs [6, 10]"][..]),
+            (f32(&[10, 6], None), &["[10, 6]", "transposed", "config.json"]),
+            (f32(&[6, 10], Some(true)), &["q.weight is [6, 10]", "needs [10, 6]"]),
+            (f32(&[2, 6, 10], None), &["q.weight is stacked", "[2, 6, 10]"]),
+            (model(Stored::F8_E4M3, &[6, 10], None), &["F8_E4M3", "F32, F16 or BF16"]),
+        ] {
+            let error = placed(&model, "q").expect_err("no place").to_string();
+            assert!(error.starts_with("model: ") && says.iter().all(|s| error.contains(s)), "{error}");
+        }
+        let known = placed(&f32(&[10, 6], Some(false)), "q").expect_err("a shape").to_string();
+        assert!(!known.contains("config.json"), "{known}");
+    }
+
+    #[test]
+    fn only_weights_that_can_be_tied_are_refused_in_a_tied_model() {
+        let tied = Model { tied: true, ..model(Stored::F32, &[6, 10], Some(false)) };
+        assert!(placed(&tied, "q").is_ok());
+        let error = placed(&tied, "wte").expect_err("tied").to_string();
+        assert!(error.contains("wte.weight is tied") && error.contains("tie_word_embeddings"), "{error}");
+        assert!(placed(&Model { tied: false, ..tied }, "wte").is_ok());
+    }
+}
