@@ -8,15 +8,13 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use kron_cli::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
 
-/// Plan, convert, compare and merge adapters: LoRA, LoKr, KronA and Kron-LoRA.
-///
-/// All of them are one formula, ΔW = s·A ⊗ (B·C).
+/// Plan, convert, compare and merge LoRA, LoKr, KronA and Kron-LoRA adapters: ΔW = s·A ⊗ (B·C)
 #[derive(Parser)]
 #[command(name = "kron", version, arg_required_else_help = true, after_help = kron_cli::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Print JSON instead of a table, and an error as one line of JSON.
+    /// Print JSON instead of a table, and an error as one line of JSON
     #[arg(long, global = true, display_order = 100)]
     json: bool,
 }

@@ -43,7 +43,7 @@ pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
     let fitted = adapter.layers().par_iter().map(|layer| {
         if layer.shape().outer() != Outer::One {
             return Err(Error::usage(format!(
-                "layer {} ({}) is no LoRA, and --fit replaces LoRA layers",
+                "layer {} ({}) is not a LoRA, and --fit replaces LoRA layers",
                 layer.module(),
                 layer.shape()
             )));

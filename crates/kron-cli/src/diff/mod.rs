@@ -155,8 +155,7 @@ impl Report {
     fn table(&self) -> String {
         let rows = self.layers.iter().chain([&self.total]).map(|row| {
             let cosine = row.cosine.map_or("–".into(), |c| format!("{c:.6}"));
-            let numbers = [row.norm, row.other_norm].map(short);
-            let [ours, theirs] = numbers;
+            let [ours, theirs] = [row.norm, row.other_norm].map(short);
             vec![row.module.clone(), ours, theirs, cosine, short(row.distance), short(row.relative_distance)]
         });
         let header = ["module", "‖ΔW‖", "‖ΔW'‖", "cosine", "distance", "relative"];

@@ -64,7 +64,7 @@ impl Journal {
     pub fn resume(folder: &Path, base: &Base, adapter: &Adapter) -> Result<Self> {
         let path = folder.join(JOURNAL);
         let state: State = serde_json::from_slice(&files::read(&path, MAX_BYTES)?)
-            .map_err(|e| Error::data(format!("{} is no journal of a merge: {e}", path.display())))?;
+            .map_err(|e| Error::data(format!("{} is not a journal of a merge: {e}", path.display())))?;
         if state.job != job(base, adapter)? {
             return Err(Error::usage(format!(
                 "{} is of another merge: the model or the adapter is not the same; --force begins anew",
@@ -75,7 +75,7 @@ impl Journal {
         if let Some(name) = state.stale.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref()))
         {
             return Err(Error::data(format!(
-                "{}: {name:?} to be removed is no name in the folder",
+                "{}: {name:?} to be removed is not a name in the folder",
                 path.display()
             )));
         }

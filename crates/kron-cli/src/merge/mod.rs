@@ -88,7 +88,7 @@ fn read(path: &Path, base: &Base) -> Result<Loaded> {
 /// Merges one file into one file.
 fn file(args: &Args, base: &Base, folds: &Folds, progress: &WriteProgress) -> Result<Report> {
     if args.out.exists() && !args.out.is_file() {
-        return Err(Error::usage(format!("{} is no regular file, but BASE is one", args.out.display())));
+        return Err(Error::usage(format!("{} is not a regular file, but BASE is one", args.out.display())));
     }
     if args.resume {
         return Err(Error::usage("--resume is for folders: a merge into one file starts from the beginning"));

@@ -101,7 +101,7 @@ fn head_dim(
         None if own_default => published(config, "head_dim", notes),
         None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
         None => Err(config.refused(format!(
-            "num_attention_heads = {heads} does not divide hidden_size = {hidden}, and there is no head_dim"
+            "num_attention_heads = {heads} does not divide hidden_size = {hidden}, and head_dim is missing"
         ))),
     }
 }

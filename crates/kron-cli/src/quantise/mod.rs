@@ -128,8 +128,8 @@ fn quantise(layer: &Layer, bits: Bits, block: usize) -> kron_adapter::Result<(La
 impl Report {
     fn table(&self) -> String {
         let rows = self.layers.iter().map(|row| {
-            let numbers = [row.bytes.to_string(), row.quantised_bytes.to_string(), short(row.error)];
-            [vec![row.module.clone(), row.shape.clone()], numbers.to_vec()].concat()
+            let rest = [row.bytes.to_string(), row.quantised_bytes.to_string(), short(row.error)];
+            [vec![row.module.clone(), row.shape.clone()], rest.to_vec()].concat()
         });
         format!(
             "{}: {} bits, blocks of {}, A in float32\n\n{}\n\nall layers: error {}",

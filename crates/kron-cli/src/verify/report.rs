@@ -94,8 +94,8 @@ impl Report {
 
 /// Legend of the table.
 const LEGEND: &str = "\
-ours, frameworks, plain: ‖error‖ / ‖reference‖; plain is float32 products; ≠ computed something else and sets no bound.
-bound: 2× (gradients 3×) what the peers or one rounding do; used: the share of it, by the worse of two norms.";
+ours, frameworks, plain: ‖error‖ / ‖reference‖; plain: float32 matrix products; ≠: differs by more than rounding, so sets no bound.
+bound: 2× (gradients 3×) the largest error of the peers or of one rounding; used: our error / bound, in the worse of two norms.";
 
 impl CaseReport {
     /// Returns the case's row of the table, each cell with a line for each tensor.

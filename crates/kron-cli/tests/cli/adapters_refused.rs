@@ -1,4 +1,4 @@
-//! Adapters that are damaged, hostile, or say what ΔW cannot: one sentence and exit code 1.
+//! Adapters that are damaged, hostile, or not of the form s·A ⊗ (B·C): one sentence and exit code 1.
 
 use std::path::Path;
 
@@ -52,7 +52,7 @@ impl Peft {
         self
     }
 
-    /// Refused by every command that reads, which leaves nothing behind.
+    /// Asserts that every command that reads refuses it and writes nothing.
     fn refused(self, says: &[&str]) {
         let place = TempDir::new().unwrap();
         let out = place.path().join("out");
@@ -77,7 +77,7 @@ fn refuse(args: &[&str], code: i32, says: &[&str]) {
     }
 }
 
-/// Written it would be gone, and with it merge's guard.
+/// No written format keeps the flag, and merge's check needs it.
 #[test]
 fn fan_in_fan_out_is_not_dropped() {
     let place = TempDir::new().unwrap();
@@ -155,9 +155,9 @@ fn factors_that_are_wrong() {
         let name = name.to_string();
         Peft::of("lokr").tensors(move |file| drop(file.insert(name, tensor)))
     };
-    let numbers = |first: f32| Tensor::f32(&[6, 6], std::iter::once(first).chain([1.0; 35]));
-    set(&w1, numbers(f32::NAN)).refused(&[&w1, "NaN", "finite"]);
-    set(&w1, numbers(f32::INFINITY)).refused(&[&w1, "inf"]);
+    let values = |first: f32| Tensor::f32(&[6, 6], std::iter::once(first).chain([1.0; 35]));
+    set(&w1, values(f32::NAN)).refused(&[&w1, "NaN", "finite"]);
+    set(&w1, values(f32::INFINITY)).refused(&[&w1, "inf"]);
     set(&w1, Tensor::f32(&[6, 6, 1, 1], [1.0; 36])).refused(&[&w1, "2 dimensions", "convolutions"]);
     set(&w1, Tensor::f32(&[0, 6], [])).refused(&["d_out is 0"]);
     set(&w2a, Tensor::f32(&[8, 3], [1.0; 24])).refused(&[&w2a, "3 columns", "2 rows"]);
@@ -167,12 +167,12 @@ fn factors_that_are_wrong() {
         .refused(&[&w1, "float32 does not hold"]);
     Peft::of("lokr").tensors(|file| drop(file.remove(&w2a))).refused(&["needs either lokr_w2 or both"]);
     Peft::of("lokr")
-        .tensors(|file| drop(file.insert(format!("{Q}.lokr_w2"), numbers(1.0))))
+        .tensors(|file| drop(file.insert(format!("{Q}.lokr_w2"), values(1.0))))
         .refused(&["needs either"]);
     Peft::of("lora")
         .tensors(|file| drop(file.remove(&format!("{Q}.lora_A.weight"))))
         .refused(&["needs both"]);
-    // 40 kB of file, 400 million numbers.
+    // 40 kB of file, 400 million elements.
     Peft::of("lokr")
         .tensors(|file| {
             file.remove(&w1);
@@ -236,7 +236,7 @@ fn calls_that_are_wrong() {
     refuse(&["convert", lokr, "out", "--side", "in"], 2, &["--side", "--to lora"]);
     refuse(&["convert", lokr, "out", "--uniform"], 2, &["--uniform", "--to lora"]);
     let fit = ["--fit", "--a-out", "2", "--a-in", "2", "--rank", "2"];
-    refuse(&[&["convert", lokr, "out"][..], &fit].concat(), 2, &["is no LoRA"]);
+    refuse(&[&["convert", lokr, "out"][..], &fit].concat(), 2, &["is not a LoRA"]);
     let lora = golden().join("model_llama/lora");
     let indivisible = ["--fit", "--a-out", "2", "--a-in", "5", "--rank", "2"];
     refuse(
@@ -258,7 +258,7 @@ fn folders_that_do_not_exist_are_not_made() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// A of 1 × 60000: one side is a LoRA of rank 2, the other of rank 120000.
+/// With A of 1 × 60000, one side is a LoRA of rank 2, the other of rank 120000.
 #[test]
 fn loras_beyond_memory_are_refused() {
     let long = 60_000;
@@ -272,7 +272,7 @@ fn loras_beyond_memory_are_refused() {
     assert!(kron().args(&call[..5]).output().unwrap().status.success());
 }
 
-/// A file system that cannot be written, whoever asks: root ignores a folder's permissions.
+/// Writes to /proc, which refuses even root; a folder's permissions would not.
 #[cfg(target_os = "linux")]
 #[test]
 fn read_only_folders_are_refused() {
@@ -325,7 +325,7 @@ fn man_pages_and_completions_know_every_command() {
     refuse(&["man", "/no/such/folder"], 1, &["/no/such/folder"]);
 }
 
-/// The lines of `kron --help`, run by a shell as they stand.
+/// Runs the lines of `kron --help` in a shell, unchanged.
 #[cfg(unix)]
 #[test]
 fn man_pages_and_completions_are_installed_by_the_lines_of_the_help() {

@@ -1,4 +1,4 @@
-//! `kron convert`: what goes and comes back, what is refused, and the older name `kron export --lora`.
+//! `kron convert`: round trips, refusals, and the older name `kron export --lora`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 use serde_json::json;
 
 use crate::adapters::{
-    PEFT, config, convert, dir, numbers, ours, peft, refused, report, run, same, scaling, tensors,
+    PEFT, config, convert, dir, ours, peft, refused, report, run, same, scaling, tensors, values,
 };
 use crate::golden::{File, Tensor, golden, serialize};
 
@@ -45,7 +45,7 @@ fn peft_lora_to_ours_and_back_keeps_every_bit() {
     }
 }
 
-/// The product of two decomposed factors is rounded, and that is said; from there on all is exact.
+/// The product of two decomposed factors is rounded, which a note tells; later conversions are exact.
 #[test]
 fn decomposed_w1_and_full_w2_become_ours() {
     let dir = dir();
@@ -63,7 +63,7 @@ fn decomposed_w1_and_full_w2_become_ours() {
     }
 }
 
-/// Y = X·Wᵀ + s·(X·downᵀ)·upᵀ against what PEFT computed with the original adapter.
+/// Compares Y = X·Wᵀ + s·(X·downᵀ)·upᵀ with PEFT's outputs for the original adapter.
 #[test]
 fn loras_give_the_golden_outputs_from_both_sides() {
     let base = tensors(&golden().join("model_llama/base.safetensors"));
@@ -78,7 +78,7 @@ fn loras_give_the_golden_outputs_from_both_sides() {
             for layer in Adapter::read(&kron).unwrap().layers() {
                 let act = |end: &str| &outputs[&format!("{name}.act.{}.{end}", layer.module())];
                 let weight = &base[&format!("{}.weight", layer.module())];
-                let (x, y, w) = (numbers(act("x")), numbers(act("y")), numbers(weight));
+                let (x, y, w) = (values(act("x")), values(act("y")), values(weight));
                 let (d_out, d_in) = (layer.shape().d_out(), layer.shape().d_in());
                 assert_eq!(weight.shape, [d_out, d_in]);
                 let (up, down) = (layer.theta().b(), layer.theta().c());
@@ -138,7 +138,7 @@ fn a_lora_takes_the_smaller_rank_and_is_the_same_delta() {
     assert_eq!(compared["layers"].as_array().unwrap().len(), adapter.layers().len());
 }
 
-/// One r and one lora_alpha for layers of two scales and two ranks.
+/// Layers of two scales and two ranks get one r and one lora_alpha.
 #[test]
 fn uniform_loras_need_no_pattern() {
     let dir = dir();
@@ -228,7 +228,7 @@ fn lycoris_files_come_and_go_with_their_alpha() {
     convert(&path, &file, "lycoris");
     let stored = tensors(&file);
     let alpha = &stored["lycoris_model_layers_0_q_proj.alpha"];
-    assert_eq!((&alpha.shape[..], numbers(alpha)), (&[][..], vec![3.0]));
+    assert_eq!((&alpha.shape[..], values(alpha)), (&[][..], vec![3.0]));
     assert_eq!(stored["lycoris_model_layers_0_q_proj.lokr_w2_a"].shape, [8, 2]);
     convert(&file, &back, "kron");
     for (x, y) in adapter.layers().iter().zip(Adapter::read(&back).unwrap().layers()) {
@@ -239,7 +239,7 @@ fn lycoris_files_come_and_go_with_their_alpha() {
     }
 }
 
-/// s: alpha / r, 1 without alpha or with one of 0, and 1 where both factors are full.
+/// s is alpha / r; without alpha, with alpha 0, and where both factors are full, s is 1.
 #[test]
 fn lycoris_scales_are_lycoris_s() {
     let dir = dir();
@@ -319,7 +319,7 @@ fn what_a_format_cannot_say_is_refused_with_the_reason() {
     }
 }
 
-/// Splits by 5 in all layers, where no side is a square: the factor has to be found.
+/// All layers are split by 5, and no side is a square, so that the factor has to be searched for.
 #[test]
 fn a_decompose_factor_is_found_where_there_is_one() {
     let dir = dir();
@@ -393,7 +393,7 @@ fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
     assert!(errors.clone().count() == 6 && errors.into_iter().all(|e| (0.1..1.0).contains(&e)), "{lossy:#}");
 }
 
-/// One layer is a Kron-LoRA, one is not: the refusal gives the error of both.
+/// One layer is a Kron-LoRA, the other is not; the refusal lists the errors of both.
 #[test]
 fn fit_s_refusal_says_every_error_and_marks_what_is_above() {
     let dir = dir();

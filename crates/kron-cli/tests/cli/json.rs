@@ -15,7 +15,7 @@ fn errors_are_one_line_of_json() {
         (vec!["convert", lora, lora], 2, "which is read"),
         (vec!["diff", "/no/such/path", lora], 1, "/no/such/path"),
         (vec!["merge", "/no/such/path", lora, "out"], 1, "/no/such/path"),
-        (vec!["plan", "gpt-5"], 2, "\"gpt-5\" is no preset"),
+        (vec!["plan", "gpt-5"], 2, "\"gpt-5\" is not a preset"),
         (vec!["verify", "/no/such/path"], 2, "/no/such/path"),
         (vec!["unmerge"], 2, "unrecognized subcommand 'unmerge'"),
         (vec!["man", "/no/such/path"], 2, "man writes pages, so it has no --json"),

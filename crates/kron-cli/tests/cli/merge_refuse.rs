@@ -233,7 +233,7 @@ fn adapters_that_are_damaged() {
 #[test]
 fn indexes_of_shards() {
     for (index, says) in [
-        ("", "no index of shards"),
+        ("", "not an index of shards"),
         ("{}", "weight_map"),
         (r#"{"weight_map":{}}"#, "names no tensor"),
         (r#"{"weight_map":{"q.weight":"../base.safetensors"}}"#, "plain name"),

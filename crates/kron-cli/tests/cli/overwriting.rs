@@ -12,7 +12,7 @@ use crate::adapters::{config, convert, report, run};
 use crate::golden::{File, serialize};
 use crate::models::{adapter, names, sharded, tensor};
 
-/// A PEFT folder, a file, and a model of each kind that both belong to.
+/// A PEFT folder, an adapter file, and models of both kinds for them.
 struct Place {
     dir: TempDir,
     lokr: PathBuf,
@@ -42,7 +42,7 @@ impl Place {
         Self { dir, lokr, file, base, shards }
     }
 
-    /// Every file and its bytes.
+    /// Returns every file and its bytes.
     fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
         let mut folders = vec![self.dir.path().to_path_buf()];
@@ -142,7 +142,7 @@ fn links_are_followed() {
     }
 }
 
-/// What lies beside the inputs, or below them, is nobody's but the caller's.
+/// Outputs beside the inputs, or below them, overwrite no input.
 #[test]
 fn places_beside_the_inputs_are_fine() {
     let place = Place::new();

@@ -19,7 +19,7 @@ fn fails(args: &[&str], code: i32, says: &[&str]) {
     }
 }
 
-/// (name, d_out, d_in, count) of each layer of a model with this configuration.
+/// Returns (name, d_out, d_in, count) of each layer of a model with this configuration.
 fn linears(config: &Value) -> Vec<(String, u64, u64, u64)> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -140,7 +140,7 @@ fn families() {
     assert_eq!(linears(&gpt2)[4], row("lm_head", 50257, 768, 1));
 }
 
-/// Gemma-2-2B says all, Gemma-3-4B what differs from transformers' defaults.
+/// The configuration of Gemma-2-2B is complete; that of Gemma-3-4B leaves out transformers' defaults.
 #[test]
 fn gemma_s_defaults_are_taken_and_said() {
     let dir = tempfile::tempdir().unwrap();
@@ -216,7 +216,7 @@ fn budgets_are_met_from_either_side() {
     assert_eq!(found["others"].as_array().unwrap().len(), 3);
 }
 
-/// `--split` puts the columns first, as it always did.
+/// `--split` takes the columns first.
 #[test]
 fn the_older_form_of_a_split_is_understood_and_hidden() {
     let args = ["--layers", "q_proj,down_proj", "--rank", "4", "--csv"];
@@ -228,7 +228,7 @@ fn the_older_form_of_a_split_is_understood_and_hidden() {
     assert!(!run(["plan", "--help"]).1.contains("--split"));
 }
 
-/// Every layer's reductions, and the whole comparison, as a program reads them.
+/// CSV has the same values as JSON, with every layer's reductions.
 #[test]
 fn csv_says_what_the_table_says() {
     let args = ["llama-2-7b", "--a-out", "7", "--a-in", "3", "--layers", "q_proj,down_proj"];
@@ -271,7 +271,7 @@ fn csv_says_what_the_table_says() {
     }
 }
 
-/// A head of 50257 = 29·1733 rows, which a split of 768 reduces unless a_out is 1.
+/// The head has 50257 = 29·1733 rows, so that only a_out = 1 divides all layers.
 #[test]
 fn budgets_are_met_by_legal_splits_where_there_are_any() {
     let dir = tempfile::tempdir().unwrap();

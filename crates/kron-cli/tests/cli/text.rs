@@ -1,10 +1,10 @@
-//! What each command prints for a reader, on the golden adapters.
+//! Text output of each command on the golden adapters.
 
 use std::path::Path;
 
 use crate::golden::{golden, kron};
 
-/// What `kron` prints in the repository's root, where `OUT` in the arguments is a temporary path.
+/// Returns the output of `kron` in the repository's root; `OUT` in the arguments is a temporary path.
 fn text(args: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");

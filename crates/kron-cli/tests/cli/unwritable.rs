@@ -35,7 +35,7 @@ impl SmallModel {
         Self { dir, base, adapter }
     }
 
-    /// A merge of a sharded model.
+    /// Returns the call that merges a sharded model.
     fn sharded(&self, out: &Path) -> Vec<PathBuf> {
         let base = self.dir.path().join("base");
         if !base.exists() {
@@ -45,14 +45,14 @@ impl SmallModel {
         vec!["merge".into(), base, self.adapter.clone(), out.to_path_buf()]
     }
 
-    /// Every command that writes, however little: into `out`, or into the folder around it.
+    /// Returns a call of every command that writes, to `out` or into its folder.
     fn all_calls(&self, out: &Path, folder: &Path) -> Vec<Vec<PathBuf>> {
         let inspect = vec!["inspect".into(), self.adapter.clone(), "--html".into(), out.to_path_buf()];
         let man = vec!["man".into(), folder.to_path_buf()];
         [self.calls(out), vec![self.sharded(out), inspect, man]].concat()
     }
 
-    /// Every command that writes more than 64 kB, with `out` as its target.
+    /// Returns a call of every command that writes more than 64 kB to `out`.
     fn calls(&self, out: &Path) -> Vec<Vec<PathBuf>> {
         let [adapter, base, out] = [self.adapter.clone(), self.base.clone(), out.to_path_buf()];
         let word = PathBuf::from;
@@ -66,7 +66,7 @@ impl SmallModel {
     }
 }
 
-/// Runs `kron` under a line of shell; exit code 1, and one sentence with the target and the reason.
+/// Runs `kron` after a line of shell; asserts exit code 1 and one sentence with the target and the reason.
 fn refused(shell: &str, call: &[PathBuf], says: &[&str]) {
     let script = format!("{shell} exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
@@ -89,12 +89,12 @@ fn a_limit_on_the_size_of_files() {
     }
 }
 
-/// How the disk of 64 kB is prepared.
+/// Lines of shell that prepare the disk of 64 kB.
 const FILLED: &str = "cat /dev/zero >\"$DISK/fill\" 2>/dev/null";
 const READ_ONLY: &str = "mount -o remount,ro none \"$DISK\"";
 
-/// Runs `kron` with a disk of 64 kB at `disk`, prepared by a line of shell: the exit code, what is
-/// on the disk then, and the standard error; `None` where the system lets us have no disk.
+/// Runs `kron` with a disk of 64 kB at `disk`, prepared by a line of shell. Returns the exit code, the
+/// files on the disk and the standard error; `None` where the system lets us mount no disk.
 fn on_a_disk(disk: &Path, prepare: &str, call: &[PathBuf]) -> Option<(Option<i32>, String, String)> {
     let script = format!(
         "mount -t tmpfs -o size=64k none \"$DISK\" || exit 77\n{prepare}\n\"$0\" \"$@\"; code=$?\n\
@@ -110,7 +110,7 @@ fn on_a_disk(disk: &Path, prepare: &str, call: &[PathBuf]) -> Option<(Option<i32
     })
 }
 
-/// A disk that fills up on the way, where the system lets us have one.
+/// A disk that fills up during the write.
 #[test]
 fn a_full_disk() {
     let (small, disk) = (SmallModel::new(), tempfile::tempdir().unwrap());
@@ -128,7 +128,7 @@ fn a_full_disk() {
     assert_eq!(left, "out\nout/.kron-merge.json\nout/config.json\nout/tokenizer.json\n");
 }
 
-/// Disks that take nothing at all.
+/// Disks that accept no byte.
 #[test]
 fn a_disk_that_is_full_before_and_one_that_is_read_only() {
     let (small, disk) = (SmallModel::new(), tempfile::tempdir().unwrap());
@@ -146,7 +146,7 @@ fn a_disk_that_is_full_before_and_one_that_is_read_only() {
     }
 }
 
-/// A file system that cannot be written, whoever asks, and a file where a folder should be.
+/// A file system that refuses even root, a file where a folder should be, and a missing folder.
 #[test]
 fn folders_that_nobody_may_write_to() {
     let small = SmallModel::new();
@@ -159,7 +159,7 @@ fn folders_that_nobody_may_write_to() {
     }
 }
 
-/// The report has no place to go: said, with exit code 1.
+/// The report cannot be written: exit code 1.
 #[test]
 fn a_standard_output_that_is_full() {
     let small = SmallModel::new();
