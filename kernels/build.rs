@@ -15,7 +15,7 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() && std::env::var_os("DOCS_RS").is_none() {
         fatbins();
     } else if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        write("fatbins.rs", "&[]"); // docs.rs has no nvcc: the driver's code checks without kernels
+        write("fatbins.rs", "&[]"); // docs.rs has no nvcc, so the driver's code is checked without kernels
     }
 }
 
@@ -23,31 +23,35 @@ fn out_dir() -> PathBuf {
     PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"))
 }
 
-/// The files that define kernels, longest to compile first.
+/// Files of `cuda/` that define kernels, longest to compile first.
 const KERNELS: [&str; 8] = [
-    "backward.cu",
-    "forward_mma.cu",
-    "backward_few.cu",
-    "forward.cu",
-    "backward_dx_mma.cu",
-    "backward_dy_mma.cu",
-    "merge.cu",
-    "primitives.cu",
+    "kernels/backward_simt.cu",
+    "kernels/forward_tensor_core.cu",
+    "kernels/backward_small_m.cu",
+    "kernels/forward_simt.cu",
+    "kernels/backward_dx_tensor_core.cu",
+    "kernels/backward_dy_tensor_core.cu",
+    "kernels/merge.cu",
+    "kernels/primitives.cu",
 ];
 
-/// The .cu files as C++, every object kept: kernels register themselves.
+/// Files of `cuda/` that only the emulation has.
+#[cfg(feature = "emulate")]
+const EMULATOR: [&str; 3] = ["emulate/emulator.cpp", "emulate/fibers.cpp", "emulate/faults.cu"];
+
+/// Compiles the .cu files as C++. Every object is linked, because kernels register themselves.
 #[cfg(feature = "emulate")]
 fn emulate() {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).define("KRON_EMULATE", None).flag("-x").flag("c++");
     build.flag("-Wall").flag("-Wextra").flag("-U_FORTIFY_SOURCE").link_lib_modifier("+whole-archive");
-    // A call of libm for each fused multiply-add would be a tenth of the emulation's time;
-    // no other product and sum may become one.
+    // A libm call for each fused multiply-add would take a tenth of the emulation's time.
+    // No other product and sum may be fused.
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("fma") {
         build.flag("-mfma").flag("-ffp-contract=off");
     }
-    // Rust's own code is not instrumented, so the tests alone need AddressSanitizer.
+    // Rust's own code is not instrumented, so only the tests link AddressSanitizer.
     let link =
         |arguments: &[&str]| arguments.iter().for_each(|a| println!("cargo::rustc-link-arg-tests={a}"));
     if cfg!(feature = "asan") {
@@ -55,16 +59,16 @@ fn emulate() {
         build.flag("-fsanitize-undefined-trap-on-error");
         link(&["-Wl,--push-state,--whole-archive,-l:libasan.a,--pop-state", "-lubsan", "-ldl", "-lm"]);
     }
-    // ThreadSanitizer has to come before the libraries whose functions it watches;
-    // the emulator, which tells it who waits for whom, is not itself instrumented.
+    // ThreadSanitizer must be linked before the libraries whose functions it intercepts.
+    // The emulator itself is not instrumented: it reports to ThreadSanitizer which fiber waits for which.
     if cfg!(feature = "tsan") {
         build.define("KRON_TSAN", None);
         println!("cargo::rustc-link-lib=dylib=tsan");
     }
     let compiler = build.get_compiler();
-    let objects = compile(&[&KERNELS[..], &["emulate.cpp", "emulate_faults.cu"]].concat(), "o", |name| {
+    let objects = compile(&[&KERNELS[..], &EMULATOR].concat(), "o", |name| {
         let mut command = compiler.to_command();
-        if cfg!(feature = "tsan") && name != "emulate.cpp" {
+        if cfg!(feature = "tsan") && !name.ends_with(".cpp") {
             command.arg("-fsanitize=thread");
         }
         command.arg("-c");
@@ -73,8 +77,8 @@ fn emulate() {
     build.objects(objects).compile("kron_emulated");
 }
 
-/// What a fatbin holds: PTX of compute_80, which newer GPUs than these compile
-/// for themselves, and machine code; one PTX serves five of the six.
+/// Contents of a fatbin: machine code for six architectures, and PTX of compute_80,
+/// which the driver of a newer GPU compiles. One PTX serves five of the six.
 const TARGETS: [&str; 2] = [
     "-gencode=arch=compute_80,code=[compute_80,sm_80,sm_86,sm_89,sm_100,sm_120]",
     "-gencode=arch=compute_90a,code=sm_90a",
@@ -82,16 +86,16 @@ const TARGETS: [&str; 2] = [
 
 /// Refuses an nvcc that is too old for the newest of [`TARGETS`].
 fn check_version(nvcc: &Path) {
-    let said = Command::new(nvcc).arg("--version").output().map(|run| run.stdout).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    let release = said.split_once("release ").and_then(|(_, rest)| rest.split(',').next());
+    let printed = Command::new(nvcc).arg("--version").output().map(|run| run.stdout).unwrap_or_default();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    let release = printed.split_once("release ").and_then(|(_, rest)| rest.split(',').next());
     let major = release.and_then(|release| release.split('.').next()?.parse::<u32>().ok());
     if let (Some(release), Some(..13)) = (release, major) {
         stop(&format!("{} is of CUDA {release}, but the kernels need 13.0 or later", nvcc.display()));
     }
 }
 
-/// The .cu files by nvcc; `fatbins.rs` is the array of their contents.
+/// Compiles the .cu files with nvcc and writes `fatbins.rs`, the array of their contents.
 fn fatbins() {
     let nvcc = find_nvcc();
     check_version(&nvcc);
@@ -101,13 +105,13 @@ fn fatbins() {
         command.args(["-Xptxas", "-warn-spills,-warn-lmem-usage"]);
         command
     });
-    let included = KERNELS.map(|name| format!("include_bytes!(\"{name}.fatbin\")"));
+    let included = KERNELS.map(|name| format!("include_bytes!(\"{}.fatbin\")", file_name(name)));
     write("fatbins.rs", &format!("&[{}]", included.join(", ")));
 }
 
 /// Compiles files of `cuda/`, `NUM_JOBS` at a time, and returns the outputs.
 fn compile(names: &[&str], kind: &str, compiler: impl Fn(&str) -> Command) -> Vec<PathBuf> {
-    let output = |name: &&str| out_dir().join(format!("{name}.{kind}"));
+    let output = |name: &&str| out_dir().join(format!("{}.{kind}", file_name(name)));
     let queue =
         Mutex::new(names.iter().map(|name| (*name, compiler(name), output(name))).collect::<VecDeque<_>>());
     let next = || queue.lock().expect("no worker panics").pop_front();
@@ -118,18 +122,33 @@ fn compile(names: &[&str], kind: &str, compiler: impl Fn(&str) -> Command) -> Ve
     names.iter().map(output).collect()
 }
 
-/// Runs the compiler, unless its last run began after the last change of all that the output is made of.
+/// The last part of a path.
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// All headers in a folder and below.
+fn headers(folder: &Path) -> Vec<PathBuf> {
+    let (folders, files): (Vec<_>, Vec<_>) = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .partition(|path| path.is_dir());
+    let header = |path: &PathBuf| path.extension().is_some_and(|e| e == "cuh" || e == "h");
+    files.into_iter().filter(header).chain(folders.iter().flat_map(|folder| headers(folder))).collect()
+}
+
+/// Runs the compiler, unless its last run began after the last change of the source, a header or the compiler.
 fn compile_one(name: &str, mut command: Command, output: &Path) {
     let source = Path::new("cuda").join(name);
-    command.arg(&source).arg("-o").arg(output);
+    command.arg("-I").arg("cuda").arg(&source).arg("-o").arg(output);
     let changed = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    let headers = std::fs::read_dir("cuda").into_iter().flatten().flatten().map(|entry| entry.path());
-    let headers = headers.filter(|path| path.extension().is_some_and(|e| e == "cuh" || e == "h"));
-    let made_of = headers.chain([source, command.get_program().into()]);
-    let newest = made_of.filter_map(|path| changed(&path)).max();
+    let inputs = headers(Path::new("cuda")).into_iter().chain([source, command.get_program().into()]);
+    let newest = inputs.filter_map(|path| changed(&path)).max();
     // A copy of the sources may share the output's folder.
     let how = format!("{} {command:?}", std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
-    // The command, written when the run begins and named so when it has ended well.
+    // The command: written when the run begins, and renamed when it has succeeded.
     let (begun, done) = (output.with_added_extension("begun"), output.with_added_extension("command"));
     if changed(&done) > newest && std::fs::read_to_string(&done).is_ok_and(|last| last == how) {
         return;
@@ -153,7 +172,7 @@ fn write(name: &str, text: &str) {
     std::fs::write(out_dir().join(name), text).expect("OUT_DIR is writable");
 }
 
-/// nvcc by `NVCC`, a toolkit's variable, PATH, a virtual environment's wheels, or the usual folder.
+/// Finds nvcc by `NVCC`, a toolkit's variable, PATH, a virtual environment's wheels, or the usual folder.
 fn find_nvcc() -> PathBuf {
     const TOOLKITS: [&str; 4] = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"];
     for name in ["NVCC", "PATH", "VIRTUAL_ENV"].iter().chain(&TOOLKITS) {
@@ -162,7 +181,7 @@ fn find_nvcc() -> PathBuf {
     let program = format!("nvcc{}", std::env::consts::EXE_SUFFIX);
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(nvcc) = variable("NVCC") {
-        return nvcc; // used or failed with, never passed over
+        return nvcc; // never skipped: if it does not work, the build fails
     }
     let toolkits = TOOLKITS.iter().filter_map(|name| variable(name)).map(|home| home.join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -182,7 +201,7 @@ fn find_nvcc() -> PathBuf {
     })
 }
 
-/// Ends the build with one sentence instead of a panic's trace.
+/// Ends the build with one message instead of a panic's trace.
 fn stop(message: &str) -> ! {
     println!("cargo::error={message}");
     std::process::exit(1);

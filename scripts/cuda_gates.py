@@ -1,6 +1,6 @@
 """Reads the fatbins of a build and checks their machine code: see cuda-gates.sh.
 
-usage: cuda_gates.py MESSAGES      what cargo build --message-format json said
+usage: cuda_gates.py MESSAGES      output of cargo build --message-format json
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 ARCHS = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}
 COPY, STORE, LOAD = r"LDGSTS\.\S*128", r"STG\.E\.\S*128", r"LDG\.E\.\S*128"
 MATRIX, TRANSPOSED = r"LDSM\.16\.M88", r"LDSM\.16\.MT88"
-# Pass → instructions that each of its kernels must have.
+# Pass → instructions that each of its kernels must contain.
 NEEDS = {
     "down": [r"HMMA\.16816\.F32", MATRIX, COPY],
     "up": [r"HMMA\.\d+\.F32", MATRIX, LOAD, STORE],
@@ -35,7 +35,7 @@ def tool(*command: str) -> str:
 
 
 def kernels(text: str, heading: str):
-    """(arch, kernel, its part of the text) of cuobjdump's output."""
+    """Yields (arch, kernel, its part of the text) of cuobjdump's output."""
     for part in re.split(r"^arch = ", text, flags=re.M)[1:]:
         arch = part.split(maxsplit=1)[0]
         for body in re.split(heading, part)[1:]:
@@ -43,7 +43,7 @@ def kernels(text: str, heading: str):
 
 
 def main() -> None:
-    faults, usage, fast, seen = [], {}, {}, {}
+    faults, usage, tensor_core, seen = [], {}, {}, {}
     folder = out_dir(Path(sys.argv[1]))
     for included in re.findall(r'include_bytes!\("([^"]+)"\)', (folder / "fatbins.rs").read_text()):
         fatbin = folder / included
@@ -61,7 +61,7 @@ def main() -> None:
                 continue
             faults += [f"{arch} {name}: no {need}" for need in NEEDS[match[1]] if not re.search(need, code)]
             if match[3] == "r":
-                fast[arch] = fast.get(arch, 0) + 1
+                tensor_core[arch] = tensor_core.get(arch, 0) + 1
                 if (match[2] == "bf16") != bool(re.search(r"HMMA\.\d+\.F32\.BF16", code)):
                     faults.append(f"{arch} {name}: the wrong type in HMMA")
     if set(seen) != ARCHS:
@@ -69,13 +69,13 @@ def main() -> None:
     for arch, names in sorted(seen.items()):
         if names != set(usage[arch]) or len(names) != len(seen["sm_80"]):
             faults.append(f"{arch}: {len(names)} kernels with code, {len(usage[arch])} with a use of registers")
-        if fast.get(arch) != 48:
-            faults.append(f"{arch}: {fast.get(arch)} tensor-core kernels, but there are 4 × 2 × 6")
+        if tensor_core.get(arch) != 48:
+            faults.append(f"{arch}: {tensor_core.get(arch)} tensor-core kernels, but there are 4 × 2 × 6")
         most = max(usage[arch], key=usage[arch].get)
-        print(f"{arch}: {len(names)} kernels, {fast.get(arch)} on tensor cores; most registers: {usage[arch][most]}, {most}")
+        print(f"{arch}: {len(names)} kernels, {tensor_core.get(arch)} on tensor cores; most registers: {usage[arch][most]}, {most}")
     if faults:
         sys.exit("\n".join(faults))
-    print("no spill, no local memory; every kernel has the instructions that it was written for")
+    print("no spill, no local memory; every kernel contains the instructions it needs")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 #   scripts/emulate-sanitized.sh asan      AddressSanitizer and UBSan
 #   scripts/emulate-sanitized.sh tsan      ThreadSanitizer, fibers as threads
 #
-# Only the kernels are instrumented, so stable Rust does, and what else cargo
-# has built is used again. g++ alone: clang's ThreadSanitizer does not see
-# races between fibers of one thread.
+# Only the kernels are instrumented, so stable Rust suffices and cargo reuses its
+# other builds. Needs g++: clang's ThreadSanitizer does not see races between
+# fibers of one thread.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,10 +29,10 @@ export CXX=${CXX:-g++}
 test=(cargo test --locked -p kron-kernels --features "$1")
 "${test[@]}" --test conformance -- fifo --test-threads 1
 
-# The sanitizer is awake: it stops a kernel that reads past the end, or whose blocks race.
-said=$("${test[@]}" --test emulator -- the_sanitizer_stops_this --nocapture 2>&1) || true
-if ! grep -qE "(heap-buffer-overflow|data race)" <<< "$said"; then
-  echo "$said" >&2
-  echo "$1 did not see the fault that it was shown" >&2
+# The sanitizer works: it stops a kernel that reads past the end, or whose blocks race.
+output=$("${test[@]}" --test emulator -- the_sanitizer_stops_this --nocapture 2>&1) || true
+if ! grep -qE "(heap-buffer-overflow|data race)" <<< "$output"; then
+  echo "$output" >&2
+  echo "$1 did not detect the injected fault" >&2
   exit 1
 fi

@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""Holds the DRAM bytes that ncu has counted to those of the plan: at most 5 % more, for each call.
+"""Compares the DRAM bytes that ncu counted with a plan's: each call may move at most 5 % more.
 
     gpu_bytes.py NCU PLAN
 
-NCU is what ncu --csv --print-units base printed, PLAN what the example `plan` of
-kron-kernels printed for the same problem. A line says passed or FAILED for each call,
-with the bytes of each of its kernels; a call whose kernels ncu has not seen is FAILED.
+NCU is the output of ncu --csv --print-units base, PLAN the output of kron-kernels' example
+`plan` for the same problem. Prints one line for each call: passed or FAILED, and the bytes of
+each kernel. A call whose kernels ncu has not seen is FAILED.
 """
 
 import csv
 import re
 import sys
 
-MOST = 1.05
+MAX_RATIO = 1.05
 METRICS = "dram__bytes_read.sum", "dram__bytes_write.sum"
 
 
 def launches(path):
-    """(kernel, bytes read and written) of every launch, in order."""
+    """Returns (kernel, bytes read and written) of every launch, in order."""
     with open(path, encoding="utf-8", errors="replace") as file:
         lines = [line for line in file if line.startswith('"')]
     found = {}
@@ -31,7 +31,7 @@ def launches(path):
 
 
 def plans(path):
-    """(call, its kernels, its bytes) of every plan."""
+    """Yields (call, its kernels, its bytes) of every plan."""
     with open(path, encoding="utf-8") as file:
         for part in file.read().strip().split("\n\n"):
             kernels = re.findall(r"^(kron_\w+) +grid", part, re.M)
@@ -49,7 +49,7 @@ def main(counted, planned):
             continue
         worst = max(calls, key=lambda launch: sum(count for _, count in launch))
         total = sum(count for _, count in worst)
-        right = total <= MOST * model
+        right = total <= MAX_RATIO * model
         failed |= not right
         parts = " + ".join(f"{name} {count}" for name, count in worst)
         print(f"{call}: {'passed' if right else 'FAILED'}, {total / model:.3f} of the plan's {model} bytes: {parts}")

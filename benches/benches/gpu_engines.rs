@@ -1,6 +1,6 @@
 //! Every engine of `kron-bench --device cuda:0` under criterion, on one layer of
-//! Mistral-7B. For a development loop on one kernel; it does not check, and the
-//! comparison itself, checked and interleaved, is `kron-bench`.
+//! Mistral-7B. For a development loop on one kernel; the checked, interleaved
+//! comparison is `kron-bench` itself.
 
 use std::time::Duration;
 
@@ -12,26 +12,21 @@ use kron_bench::problem::{Pass, Problem};
 use kron_core::{Element, KronOp, KronShape, LayerDims, Scale, Split};
 
 /// q_proj and o_proj of Mistral-7B.
-const LAYER: (usize, usize) = (4096, 4096);
+const LAYER: LayerDims = LayerDims { d_out: 4096, d_in: 4096 };
 const ROWS: [usize; 3] = [1, 64, 4096];
 const RANK: usize = 8;
 /// The paper's outer factor for a hidden size of 4096.
-const OUTER: (usize, usize) = (16, 2);
+const A: Split = Split { a_out: 16, a_in: 2 };
 
 fn engines(c: &mut Criterion) {
     let mut bench = match Bench::open(0) {
         Ok(bench) => bench,
         Err(e) => return println!("skipped: {e}"),
     };
-    let (d_out, d_in) = LAYER;
     // Constants of the program: the shapes are legal.
     let scale = Scale::alpha_over_r(32.0, RANK).expect("a scale");
-    let kron = KronOp::new(
-        KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: OUTER.0, a_in: OUTER.1 }, RANK)
-            .expect("a shape"),
-        scale,
-    );
-    let lora = KronOp::new(KronShape::lora(LayerDims { d_out, d_in }, RANK).expect("a shape"), scale);
+    let kron = KronOp::new(KronShape::kron(LAYER, A, RANK).expect("a shape"), scale);
+    let lora = KronOp::new(KronShape::lora(LAYER, RANK).expect("a shape"), scale);
     for rows in ROWS {
         for kind in Kind::ALL {
             let op = if matches!(kind, Kind::LoraGemm | Kind::LoraFused) { lora } else { kron };

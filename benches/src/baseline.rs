@@ -1,4 +1,4 @@
-//! This run against an earlier one.
+//! The comparison of this run with an earlier one.
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -6,19 +6,19 @@ use crate::format::{seconds, times};
 use crate::record::{Record, Row};
 use crate::stats::geometric_mean;
 
-/// A measurement that both runs made.
+/// A measurement that both runs have.
 pub struct Change<'a> {
-    /// The earlier one.
+    /// The earlier run's row.
     pub old: &'a Row,
-    /// This run's.
+    /// This run's row.
     pub new: &'a Row,
     /// Old median over new median: above 1 is faster.
     pub speedup: f64,
-    /// Whether the runs' 10 % to 90 % ranges lie apart, and by more than the noise floor.
+    /// True if the runs' 10 % to 90 % ranges are disjoint and the ratio exceeds the noise floor.
     pub significant: bool,
 }
 
-/// Every measurement that both runs made, in this run's order.
+/// Returns every measurement that both runs have, in this run's order.
 pub fn changes<'a>(old: &'a Record, new: &'a Record) -> Vec<Change<'a>> {
     let noise = [old, new].map(|r| r.meta.noise_floor.median.unwrap_or(0.0)).into_iter().fold(0.0, f64::max);
     let pairs = new.rows.iter().filter_map(|n| old.rows.iter().find(|o| o.key() == n.key()).map(|o| (o, n)));
@@ -32,7 +32,7 @@ pub fn changes<'a>(old: &'a Record, new: &'a Record) -> Vec<Change<'a>> {
         .collect()
 }
 
-/// What changed beyond the noise, as a table with a verdict in words.
+/// Describes the changes beyond the noise: a sentence and a table.
 pub fn report(old: &Record, new: &Record) -> String {
     let all = changes(old, new);
     let mut out = format!(

@@ -1,24 +1,26 @@
-//! An engine's answer against the oracle, with a tolerance that comes from the shape and the dtype.
+//! Compares an engine's results with the oracle's, within a tolerance derived from the shape and the dtype.
 //!
 //! Rounding errors of a sum of K terms are taken as independent: they grow as
 //! √K·u₃₂ (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), and an engine may
 //! round each operand to the activations' dtype once (u). So Y and dX may be
 //! off by 2·(u + √K·u₃₂) of their norm, gradients by 3·(u + √K·u₃₂).
 
-use kron_core::{Dtype, Element, Result, Theta};
+use std::time::Instant;
+
+use kron_core::{Dtype, Element, LayerDims, Result, Theta};
 
 use crate::data::{Set, flat};
-use crate::engines::Engine;
+use crate::engine::Engine;
 use crate::memory::peak_during;
-use crate::oracle::{self, Expected, Truth};
+use crate::oracle::{self, Expected, Reference};
 use crate::problem::Problem;
 
-/// One pass held against the oracle.
+/// One pass compared with the oracle.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Verdict {
-    /// ‖got − expected‖ / ‖expected‖, the largest over what the pass computes.
+    /// ‖got − expected‖ / ‖expected‖, the largest over the results of the pass.
     pub rel_error: f64,
-    /// Whether every result is within its tolerance.
+    /// True if every result is within its tolerance.
     pub ok: bool,
     /// Bytes allocated during the pass beyond those before it.
     pub peak_bytes: usize,
@@ -39,25 +41,17 @@ impl Verdict {
     }
 }
 
-/// The truth of one problem over one set.
-pub enum Answer {
-    /// Of an adapter.
-    Adapter(Truth),
-    /// Of the base layer: Y and dX.
-    Linear(Expected, Expected),
-}
-
-/// Runs forward, and with `backward` backward, once on a copy of `set`, and judges
-/// both: (forward alone, both together).
+/// Runs forward, and with `backward` backward, once on a copy of `set`, and compares the
+/// results with `reference`: returns the verdicts on forward alone and on both passes.
 ///
 /// # Errors
-/// What the engine refuses.
+/// Fails if the engine does.
 pub fn check<E: Element>(
     engine: &mut dyn Engine<E>,
     problem: &Problem,
     theta: Option<&Theta>,
     set: &Set<E>,
-    answer: &Answer,
+    reference: &Reference,
     backward: bool,
 ) -> Result<(Verdict, Verdict)> {
     let mut work = set.clone();
@@ -67,53 +61,44 @@ pub fn check<E: Element>(
     };
     let bounds = Bounds::new(problem, set.rows(), E::DTYPE);
     let mut forward = Verdict::PERFECT;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let (result, peak) = peak_during(|| engine.forward(&mut work));
     result?;
     (forward.seconds, forward.peak_bytes) = (start.elapsed().as_secs_f64(), peak);
-    match (&merged, answer) {
-        (Some(w), _) => forward.judge(pick(engine.weight().map(flat), w), &w.values, bounds.y),
-        (None, Answer::Adapter(truth)) => {
-            forward.judge(pick(Some(work.y.flat()), &truth.y), &truth.y.values, bounds.y)
-        }
-        (None, Answer::Linear(y, _)) => forward.judge(pick(Some(work.y.flat()), y), &y.values, bounds.y),
+    match &merged {
+        Some(w) => forward.judge(pick(engine.weight().map(flat), w), &w.values, bounds.y),
+        None => forward.judge(pick(Some(work.y.flat()), &reference.y), &reference.y.values, bounds.y),
     }
     if !backward {
         return Ok((forward, forward));
     }
     let mut both = forward;
     engine.grad().fill(0.0);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let (result, peak) = peak_during(|| engine.backward(&mut work));
     result?;
     both.seconds += start.elapsed().as_secs_f64();
     both.peak_bytes = both.peak_bytes.max(peak);
-    match answer {
-        Answer::Linear(_, dx) => both.judge(pick(Some(work.dx.flat()), dx), &dx.values, bounds.dx),
-        Answer::Adapter(truth) => {
-            if merged.is_none() {
-                both.judge(pick(Some(work.dx.flat()), &truth.dx), &truth.dx.values, bounds.dx);
-            }
-            let (shape, grad) = (problem.shape(), engine.grad());
-            let lens = shape.map_or([0; 3], |s| [s.a_len(), s.b_len(), s.c_len()]);
-            let mut first = 0;
-            for len in lens.into_iter().filter(|&len| len > 0) {
-                let range = first..first + len;
-                let got = grad[range.clone()].iter().map(|&v| f64::from(v));
-                both.judge(got, &truth.grad[range], bounds.grad);
-                first += len;
-            }
-        }
+    if merged.is_none() {
+        both.judge(pick(Some(work.dx.flat()), &reference.dx), &reference.dx.values, bounds.dx);
+    }
+    let lens = problem.shape().map_or([0; 3], |s| [s.a_len(), s.b_len(), s.c_len()]);
+    let (grad, mut first) = (engine.grad(), 0);
+    for len in lens.into_iter().filter(|&len| len > 0) {
+        let range = first..first + len;
+        let got = grad[range.clone()].iter().map(|&v| f64::from(v));
+        both.judge(got, &reference.grad[range], bounds.grad);
+        first += len;
     }
     Ok((forward, both))
 }
 
-/// The engine's numbers where `expected` stands; NaN when the engine has none.
+/// Returns the engine's values at the positions of `expected`; NaN without data.
 fn pick<'a, E: Element>(data: Option<&'a [E]>, expected: &'a Expected) -> impl Iterator<Item = f64> + 'a {
     expected.at.iter().map(move |&i| data.map_or(f64::NAN, |d| f64::from(d[i].to_f32())))
 }
 
-/// Relative errors that rounding explains.
+/// The relative errors that rounding can cause.
 struct Bounds {
     y: f64,
     dx: f64,
@@ -122,7 +107,7 @@ struct Bounds {
 
 impl Bounds {
     fn new(problem: &Problem, rows: usize, dtype: Dtype) -> Self {
-        let (d_out, d_in) = problem.layer();
+        let LayerDims { d_out, d_in } = problem.layer();
         let tokens = rows * problem.shape().map_or(1, |s| s.a_out().max(s.a_in()));
         let error = |terms: usize| dtype.unit_roundoff() + (terms as f64).sqrt() * Dtype::F32.unit_roundoff();
         Self { y: 2.0 * error(d_in), dx: 2.0 * error(d_out), grad: 3.0 * error(tokens + d_in.max(d_out)) }
@@ -131,11 +116,9 @@ impl Bounds {
 
 #[cfg(test)]
 mod tests {
-    use kron_core::{LayerDims, Split};
-
     use super::*;
     use half::bf16;
-    use kron_core::{KronOp, KronShape, Scale};
+    use kron_core::{KronOp, KronShape, Scale, Split};
 
     /// An adapter that does nothing, as a kernel full of zeros would.
     struct Nothing(Vec<f32>);
@@ -161,10 +144,10 @@ mod tests {
             KronShape::kron(LayerDims { d_out: 192, d_in: 160 }, Split { a_out: 4, a_in: 2 }, 8).unwrap();
         let op = KronOp::new(shape, Scale::alpha_over_r(32.0, 8).unwrap());
         let (theta, problem) = (Theta::random(shape, 1), Problem::Adapter(op));
-        let set = Set::<bf16>::random(33, 192, 160, op.t_len(33), 2);
-        let answer = Answer::Adapter(oracle::adapter(&op, &theta, &set));
+        let set = Set::<bf16>::random(33, problem.layer(), op.t_len(33), 2);
+        let reference = Reference::new(&problem, Some(&theta), None, &set);
         let mut nothing = Nothing(vec![0.0; shape.params()]);
-        let (forward, both) = check(&mut nothing, &problem, Some(&theta), &set, &answer, true).unwrap();
+        let (forward, both) = check(&mut nothing, &problem, Some(&theta), &set, &reference, true).unwrap();
         assert!(!forward.ok && !both.ok);
         assert!(forward.rel_error > 0.1 && both.rel_error > 0.9, "{forward:?} {both:?}");
     }

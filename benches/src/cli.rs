@@ -1,18 +1,17 @@
-//! The command line, and the one place that refuses it.
+//! The command line, and the only place that refuses it.
 
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use kron_adapter::plan::paper_split;
-use kron_core::{Dtype, KronOp, KronShape, LayerDims, Scale, Split};
+use kron_core::{Dtype, KronOp, KronShape, Scale, Split};
 
-use crate::device;
 use crate::engines::Kind;
 use crate::machine;
 use crate::models::{self, Layer, Model};
-use crate::plan::{Entry, Group, Plan};
-use crate::problem::{Pass, Problem};
+use crate::problem::Pass;
 use crate::record::Record;
+use crate::schedule::{Entry, Group, Schedule};
 
 /// alpha of alpha / r: the paper's.
 const ALPHA: f32 = 32.0;
@@ -36,12 +35,12 @@ pub struct Cli {
     /// Rank of Kron-LoRA, and of LoRA at equal rank.
     #[arg(long, default_value = "8")]
     rank: String,
-    /// Columns of the outer factor [default: the paper's rule].
-    #[arg(long)]
-    a_in: Option<String>,
-    /// Rows of the outer factor [default: the paper's rule].
+    /// Rows of the outer factor A [default: the paper's rule].
     #[arg(long)]
     a_out: Option<String>,
+    /// Columns of the outer factor A [default: the paper's rule].
+    #[arg(long)]
+    a_in: Option<String>,
     /// Activations: f32, f16, bf16.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
     dtype: Vec<String>,
@@ -75,11 +74,11 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Checks everything and makes the plan; nothing has been written when this fails.
+    /// Checks every value and makes the schedule, before anything is written.
     ///
     /// # Errors
-    /// One sentence that names the value and the rule it breaks.
-    pub fn plan(self) -> Result<Plan, String> {
+    /// Fails on a bad value, with one sentence that names the value and the rule it breaks.
+    pub fn schedule(self) -> Result<Schedule, String> {
         let models = distinct(&self.model, |name| {
             models::models()
                 .iter()
@@ -88,12 +87,12 @@ impl Cli {
         })?;
         let rank = positive("rank", &self.rank)?;
         let dtypes = distinct(&self.dtype, |d| d.parse::<Dtype>().map_err(|e| e.to_string()))?;
-        let device = place(&self.device)?;
+        let device = device(&self.device)?;
         let engines = match self.engines.as_slice() {
             [] => Kind::ALL.to_vec(),
-            some => distinct(some, |e| named("engine", e, &Kind::ALL, Kind::name))?,
+            some => distinct(some, |e| one_of("engine", e, &Kind::ALL, Kind::name))?,
         };
-        let passes = distinct(&self.passes, |p| named("pass", p, &Pass::ALL, Pass::name))?;
+        let passes = distinct(&self.passes, |p| one_of("pass", p, &Pass::ALL, Pass::name))?;
         let default_rows: &[&str] =
             if self.smoke { &["1", "16", "128"] } else { &["1", "16", "256", "2048"] };
         let rows = match self.rows.as_slice() {
@@ -106,12 +105,12 @@ impl Cli {
         let seconds =
             self.seconds.as_deref().map_or(Ok(default_seconds), |s| at_most("seconds", s, 86_400))?;
         let split = |side: &Option<String>, name| side.as_deref().map(|v| positive(name, v)).transpose();
-        let (a_in, a_out) = (split(&self.a_in, "a_in")?, split(&self.a_out, "a_out")?);
+        let (a_out, a_in) = (split(&self.a_out, "a_out")?, split(&self.a_in, "a_in")?);
 
         let mut groups = Vec::new();
         for model in models {
             let paper = paper_split(model.hidden);
-            let split = Split { a_in: a_in.unwrap_or(paper.a_in), a_out: a_out.unwrap_or(paper.a_out) };
+            let split = Split { a_out: a_out.unwrap_or(paper.a_out), a_in: a_in.unwrap_or(paper.a_in) };
             for layer in chosen_layers(model, &self.layers, self.smoke)? {
                 let entries = entries(model, layer, split, rank, &engines)?;
                 for &dtype in &dtypes {
@@ -125,7 +124,7 @@ impl Cli {
         if let Some(file) = &self.markdown {
             check_file(file)?;
         }
-        let plan = Plan {
+        let schedule = Schedule {
             groups,
             passes,
             rank,
@@ -137,12 +136,12 @@ impl Cli {
             markdown: self.markdown,
             baseline,
         };
-        check_memory(&plan)?;
-        Ok(plan)
+        check_memory(&schedule)?;
+        Ok(schedule)
     }
 }
 
-/// Every engine on a layer; LoRA at equal rank and at equal parameters.
+/// Lists every engine on a layer; LoRA at equal rank and at equal parameters.
 fn entries(
     model: &Model,
     layer: &Layer,
@@ -150,34 +149,28 @@ fn entries(
     rank: usize,
     engines: &[Kind],
 ) -> Result<Vec<Entry>, String> {
-    let (d_out, d_in) = (layer.d_out, layer.d_in);
+    let dims = layer.dims();
     let here = |e: kron_core::Error| format!("{e} (layer {} of {})", layer.name, model.name);
     let op = |shape: KronShape| {
         // The scale is the same for every engine, so that the equal-parameter LoRA adds as much.
         let scale = Scale::alpha_over_r(ALPHA, rank).map_err(here)?;
         Ok::<_, String>(KronOp::new(shape, scale))
     };
-    let kron =
-        op(KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: split.a_out, a_in: split.a_in }, rank)
-            .map_err(here)?)?;
-    let lora = |rank| op(KronShape::lora(LayerDims { d_out, d_in }, rank).map_err(here)?);
-    let equal_params = ((kron.shape.params() as f64 / (d_out + d_in) as f64).round() as usize).max(1);
+    let kron = op(KronShape::kron(dims, split, rank).map_err(here)?)?;
+    let lora = |rank| op(KronShape::lora(dims, rank).map_err(here)?);
+    let equal_params =
+        ((kron.shape.params() as f64 / (dims.d_out + dims.d_in) as f64).round() as usize).max(1);
     let mut list = Vec::new();
     for &kind in engines {
-        let problems = match kind {
-            Kind::Linear => vec![Problem::Linear { d_out, d_in }],
-            Kind::KronUnfused | Kind::KronDense | Kind::KronFused => vec![Problem::Adapter(kron)],
-            Kind::MergePerStep => vec![Problem::Merge(kron)],
-            Kind::LoraGemm | Kind::LoraFused if equal_params == rank => vec![Problem::Adapter(lora(rank)?)],
-            Kind::LoraGemm | Kind::LoraFused => {
-                vec![Problem::Adapter(lora(rank)?), Problem::Adapter(lora(equal_params)?)]
-            }
-        };
-        list.extend(problems.into_iter().map(|problem| Entry { kind, problem }));
+        list.push(Entry { kind, problem: kind.problem(kron, lora(rank)?) });
+        if matches!(kind, Kind::LoraGemm | Kind::LoraFused) && equal_params != rank {
+            list.push(Entry { kind, problem: kind.problem(kron, lora(equal_params)?) });
+        }
     }
     Ok(list)
 }
 
+/// Returns the layers with the given names; without names all, or with `smoke` the two smallest.
 fn chosen_layers<'a>(model: &'a Model, names: &[String], smoke: bool) -> Result<Vec<&'a Layer>, String> {
     if names.is_empty() {
         let mut layers: Vec<&Layer> = model.layers.iter().collect();
@@ -195,7 +188,7 @@ fn chosen_layers<'a>(model: &'a Model, names: &[String], smoke: bool) -> Result<
     })
 }
 
-/// Each name parsed, repeated ones once.
+/// Parses each distinct name once.
 fn distinct<S: AsRef<str>, T>(
     names: &[S],
     parse: impl Fn(&str) -> Result<T, String>,
@@ -209,23 +202,25 @@ fn distinct<S: AsRef<str>, T>(
     seen.into_iter().map(parse).collect()
 }
 
-fn named<T: Copy>(what: &str, name: &str, all: &[T], of: fn(T) -> &'static str) -> Result<T, String> {
+/// Finds the value with the given name.
+fn one_of<T: Copy>(what: &str, name: &str, all: &[T], of: fn(T) -> &'static str) -> Result<T, String> {
     all.iter().copied().find(|&t| of(t) == name).ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|&t| of(t)).collect();
         format!("{what} {name:?} is not one of {}", names.join(", "))
     })
 }
 
-/// `cpu`, or `cuda:` and the number of a device that is there.
-fn place(text: &str) -> Result<Option<usize>, String> {
+/// Parses `cpu`, or `cuda:` and the number of a device of this machine.
+fn device(text: &str) -> Result<Option<usize>, String> {
     let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
     match number {
         None if text == "cpu" => Ok(None),
         None => Err(format!("device is {text:?}, but it is cpu or cuda: and a number, such as cuda:0")),
-        Some(ordinal) => device::check(ordinal).map(|()| Some(ordinal)),
+        Some(ordinal) => crate::device::check(ordinal).map(|()| Some(ordinal)),
     }
 }
 
+/// Parses a whole number of at least 1.
 fn positive(what: &str, text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if n > 0 => Ok(n),
@@ -233,12 +228,13 @@ fn positive(what: &str, text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a whole number from 1 to `limit`.
 fn at_most(what: &str, text: &str, limit: usize) -> Result<usize, String> {
     let n = positive(what, text)?;
     if n > limit { Err(format!("{what} is {n}, but it is at most {limit}")) } else { Ok(n) }
 }
 
-/// A folder that exists or can be made inside one that does.
+/// Fails if the folder neither exists nor can be created.
 fn check_folder(out: &Path) -> Result<(), String> {
     let first = out.ancestors().find(|p| p.as_os_str().is_empty() || p.exists());
     match first {
@@ -249,6 +245,7 @@ fn check_folder(out: &Path) -> Result<(), String> {
     }
 }
 
+/// Fails if the file cannot be created.
 fn check_file(file: &Path) -> Result<(), String> {
     let parent = file.parent().filter(|p| !p.as_os_str().is_empty());
     if file.is_dir() {
@@ -260,9 +257,10 @@ fn check_file(file: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn check_memory(plan: &Plan) -> Result<(), String> {
+/// Fails if a cell needs more memory than is free.
+fn check_memory(schedule: &Schedule) -> Result<(), String> {
     let Some(available) = machine::available_memory() else { return Ok(()) };
-    for group in &plan.groups {
+    for group in &schedule.groups {
         for &rows in &group.rows {
             let need = group.bytes(rows);
             if need > u128::from(available) {

@@ -1,9 +1,9 @@
-//! 16-bit numbers to float32 and back, for engines whose products are float32.
+//! Conversion between 16-bit elements and float32, for engines whose products are float32.
 
 use half::{bf16, f16};
 use kron_core::{Dtype, Element};
 
-/// `from` as float32: the same memory for f32, else converted into `scratch`.
+/// Returns `from` as float32: the same memory for f32, else converted into `scratch`.
 pub fn widen<'a, E: Element>(from: &'a [E], scratch: &'a mut [f32]) -> &'a [f32] {
     if E::DTYPE == Dtype::F32 {
         return bytemuck::cast_slice(from);
@@ -15,7 +15,7 @@ pub fn widen<'a, E: Element>(from: &'a [E], scratch: &'a mut [f32]) -> &'a [f32]
 
 /// Converts `from` to float32.
 pub fn widen_into<E: Element>(from: &[E], to: &mut [f32]) {
-    // Dispatched so that the loop is compiled for AVX2 or AVX-512 where there is one.
+    // Dispatched so that the loop is compiled for AVX2 and AVX-512 too.
     pulp::Arch::new().dispatch(|| match E::DTYPE {
         Dtype::F32 => to.copy_from_slice(bytemuck::cast_slice(from)),
         Dtype::Bf16 => {
@@ -29,7 +29,7 @@ pub fn widen_into<E: Element>(from: &[E], to: &mut [f32]) {
     });
 }
 
-/// to += times·add, rounded once.
+/// Adds times·add to `to`, rounded once.
 pub fn add_into<E: Element>(to: &mut [E], add: &[f32], times: f32) {
     pulp::Arch::new().dispatch(|| {
         for (to, add) in to.iter_mut().zip(add) {
@@ -38,7 +38,7 @@ pub fn add_into<E: Element>(to: &mut [E], add: &[f32], times: f32) {
     });
 }
 
-/// `to` = `from`, rounded.
+/// Rounds `from` into `to`.
 pub fn narrow_into<E: Element>(from: &[f32], to: &mut [E]) {
     pulp::Arch::new().dispatch(|| {
         for (to, from) in to.iter_mut().zip(from) {

@@ -1,20 +1,34 @@
 //! Random activations and the ring of buffers that keeps them out of the cache.
 
-use kron_core::Element;
+use kron_core::{Element, KronShape, LayerDims, Theta};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
 
-/// Numbers drawn from one generator: what makes data independent of the thread count.
+/// Elements drawn from one generator, so that the data do not depend on the number of threads.
 const CHUNK: usize = 1 << 14;
 
-/// rows × cols numbers uniform in (−k, k), from `seed`.
+/// Seeds of the frozen weight and of every θ.
+const WEIGHT_SEED: u64 = 0x57;
+const THETA_SEED: u64 = 0x7468;
+
+/// Returns the frozen weight of a layer, d_out × d_in.
+pub fn weight<E: Element>(LayerDims { d_out, d_in }: LayerDims) -> Array2<E> {
+    uniform(d_out, d_in, (3.0 / d_in as f32).sqrt(), WEIGHT_SEED)
+}
+
+/// Returns the θ of a shape: engines of one adapter solve the same problem.
+pub fn theta(shape: KronShape) -> Theta {
+    Theta::random(shape, THETA_SEED)
+}
+
+/// Returns rows × cols elements uniform in (−k, k), from `seed`.
 pub fn uniform<E: Element>(rows: usize, cols: usize, k: f32, seed: u64) -> Array2<E> {
     let mut data = vec![E::from_f32(0.0); rows * cols];
     fill(&mut data, k, seed);
     // The length is rows·cols by construction.
-    Array2::from_shape_vec((rows, cols), data).expect("rows × cols numbers")
+    Array2::from_shape_vec((rows, cols), data).expect("rows × cols elements")
 }
 
 fn fill<E: Element>(data: &mut [E], k: f32, seed: u64) {
@@ -32,8 +46,8 @@ fn fill<E: Element>(data: &mut [E], k: f32, seed: u64) {
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// A matrix that starts on a cache line, as PyTorch allocates its tensors; a large
-/// `Vec` starts 16 bytes into one, and then every vector of 64 bytes lies in two.
+/// A matrix that starts on a cache line, as PyTorch allocates its tensors. A large
+/// `Vec` starts 16 bytes into one, so that every vector of 64 bytes would lie in two.
 #[derive(Debug)]
 pub struct Matrix<E> {
     data: Vec<E>,
@@ -54,31 +68,31 @@ impl<E: Element> Matrix<E> {
         m
     }
 
-    /// A copy of the first `rows` rows.
+    /// Copies the first `rows` rows.
     fn head(&self, rows: usize) -> Self {
         let mut m = Self::zeros(rows, self.dim.1);
         m.flat_mut().copy_from_slice(&self.flat()[..rows * self.dim.1]);
         m
     }
 
-    /// Row after row.
+    /// Returns the elements, row by row.
     pub fn flat(&self) -> &[E] {
         &self.data[self.first..][..self.dim.0 * self.dim.1]
     }
 
-    /// Row after row, to write.
+    /// Returns the elements to write, row by row.
     pub fn flat_mut(&mut self) -> &mut [E] {
         &mut self.data[self.first..][..self.dim.0 * self.dim.1]
     }
 
-    /// As a matrix.
+    /// Returns a view of the matrix.
     pub fn view(&self) -> ArrayView2<'_, E> {
-        ArrayView2::from_shape(self.dim, self.flat()).expect("rows × cols numbers")
+        ArrayView2::from_shape(self.dim, self.flat()).expect("rows × cols elements")
     }
 
-    /// As a matrix to write.
+    /// Returns a mutable view of the matrix.
     pub fn view_mut(&mut self) -> ArrayViewMut2<'_, E> {
-        ArrayViewMut2::from_shape(self.dim, self.flat_mut()).expect("rows × cols numbers")
+        ArrayViewMut2::from_shape(self.dim, self.flat_mut()).expect("rows × cols elements")
     }
 }
 
@@ -88,7 +102,7 @@ impl<E: Element> Clone for Matrix<E> {
     }
 }
 
-/// What one layer's forward and backward read and write.
+/// The activations and gradients that one layer's forward and backward read and write.
 #[derive(Clone, Debug)]
 pub struct Set<E: Element> {
     /// X, n × d_in.
@@ -99,13 +113,14 @@ pub struct Set<E: Element> {
     pub dy: Matrix<E>,
     /// dX, n × d_in; every engine adds to it.
     pub dx: Matrix<E>,
-    /// T, kept from forward for backward; as long as the longest engine's.
+    /// T, kept from forward for backward, with the length of the longest engine's.
     pub t: Vec<f32>,
 }
 
 impl<E: Element> Set<E> {
-    /// Numbers of unit variance, dY and dX smaller as gradients are.
-    pub fn random(rows: usize, d_out: usize, d_in: usize, t_len: usize, seed: u64) -> Self {
+    /// Draws elements of unit variance; dY and dX are smaller, as gradients are.
+    pub fn random(rows: usize, layer: LayerDims, t_len: usize, seed: u64) -> Self {
+        let LayerDims { d_out, d_in } = layer;
         let unit = 3f32.sqrt();
         Self {
             x: Matrix::uniform(rows, d_in, unit, 4 * seed),
@@ -116,7 +131,7 @@ impl<E: Element> Set<E> {
         }
     }
 
-    /// A copy of the first `rows` rows.
+    /// Copies the first `rows` rows.
     pub fn head(&self, rows: usize) -> Self {
         Self {
             x: self.x.head(rows),
@@ -127,32 +142,27 @@ impl<E: Element> Set<E> {
         }
     }
 
-    /// Tokens.
+    /// Returns the number of tokens.
     pub fn rows(&self) -> usize {
         self.x.dim.0
     }
 }
 
-/// The most sets of a ring: small layers stay in cache in a real network too.
-const MOST_SETS: usize = 4096;
+/// Most sets of a ring: small layers stay in cache in a real network too.
+const MAX_SETS: usize = 4096;
 
-/// How many sets make X and Y together `bytes`, at least two.
-pub fn sets_for(bytes: usize, rows: usize, d_out: usize, d_in: usize, element: usize) -> usize {
-    bytes.div_ceil(rows * (d_out + d_in) * element).clamp(2, MOST_SETS)
+/// Returns the number of sets whose X and Y together have `bytes`, at least two.
+pub fn sets_for(bytes: usize, rows: usize, layer: LayerDims, element: usize) -> usize {
+    bytes.div_ceil(rows * (layer.d_out + layer.d_in) * element).clamp(2, MAX_SETS)
 }
 
-/// Sets of a sweep that starts with cold caches: as many as make X and Y together `bytes`, so that none
-/// warms them for the next; or one, where that would take more than `most`.
-pub fn cold_sets(
-    bytes: usize,
-    most: usize,
-    (rows, d_out, d_in): (usize, usize, usize),
-    element: usize,
-) -> usize {
-    Some(sets_for(bytes, rows, d_out, d_in, element)).filter(|&sets| sets <= most).unwrap_or(1)
+/// Returns the number of sets of a sweep that starts with cold caches: as many as make X and Y together
+/// `bytes`, so that no set warms the caches for the next, or one where that would take more than `most`.
+pub fn cold_sets(bytes: usize, most: usize, rows: usize, layer: LayerDims, element: usize) -> usize {
+    Some(sets_for(bytes, rows, layer, element)).filter(|&sets| sets <= most).unwrap_or(1)
 }
 
-/// A weight as one slice: these are made contiguous and stay so.
+/// Returns a weight as one slice: weights are built contiguous and stay so.
 pub fn flat<E>(m: &Array2<E>) -> &[E] {
     m.as_slice().expect("standard layout")
 }
@@ -160,6 +170,10 @@ pub fn flat<E>(m: &Array2<E>) -> &[E] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn square(d: usize) -> LayerDims {
+        LayerDims { d_out: d, d_in: d }
+    }
 
     #[test]
     fn data_are_random_seeded_and_of_the_asked_size() {
@@ -173,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_matrix_starts_on_a_cache_line_and_so_do_its_copies() {
-        let set = Set::<half::bf16>::random(3, 37, 41, 0, 1);
+        let set = Set::<half::bf16>::random(3, LayerDims { d_out: 37, d_in: 41 }, 0, 1);
         for m in [&set.x, &set.x.clone(), &set.head(2).x, &set.dy] {
             assert!(m.flat().as_ptr().addr().is_multiple_of(LINE));
         }
@@ -182,15 +196,15 @@ mod tests {
 
     #[test]
     fn the_ring_is_larger_than_it_was_asked_to_be() {
-        assert_eq!(sets_for(64 << 20, 2048, 4096, 4096, 4), 2);
-        assert_eq!(sets_for(64 << 20, 1, 4096, 4096, 4), 2048);
-        assert_eq!(sets_for(64 << 20, 1, 64, 64, 4), MOST_SETS);
+        assert_eq!(sets_for(64 << 20, 2048, square(4096), 4), 2);
+        assert_eq!(sets_for(64 << 20, 1, square(4096), 4), 2048);
+        assert_eq!(sets_for(64 << 20, 1, square(64), 4), MAX_SETS);
     }
 
     #[test]
     fn a_sweep_with_cold_caches_rotates_all_that_it_was_asked_to_or_nothing() {
         for (rows, want) in [(1, 1), (16, 1), (256, 1), (512, 32), (1024, 16), (8192, 2), (1 << 20, 2)] {
-            let sets = cold_sets(256 << 20, 32, (rows, 4096, 4096), 2);
+            let sets = cold_sets(256 << 20, 32, rows, square(4096), 2);
             assert_eq!(sets, want, "{rows} rows");
             assert!(sets == 1 || sets * rows * 8192 * 2 >= 256 << 20, "{rows} rows");
         }

@@ -1,6 +1,6 @@
-//! Numbers as people read them.
+//! Quantities in print.
 
-/// Seconds with three digits and a unit.
+/// Formats seconds with three digits and a unit.
 pub fn seconds(s: Option<f64>) -> String {
     let Some(s) = s else { return "–".into() };
     let (value, unit) = match s {
@@ -11,7 +11,7 @@ pub fn seconds(s: Option<f64>) -> String {
     format!("{} {unit}", digits(value))
 }
 
-/// Bytes in binary units.
+/// Formats bytes in binary units.
 pub fn bytes(b: usize) -> String {
     let b = b as f64;
     match b {
@@ -22,7 +22,7 @@ pub fn bytes(b: usize) -> String {
     }
 }
 
-/// A whole number in groups of three.
+/// Formats a whole number in groups of three digits.
 pub fn count(n: usize) -> String {
     let text = n.to_string();
     let mut out = String::new();
@@ -35,7 +35,7 @@ pub fn count(n: usize) -> String {
     out
 }
 
-/// A ratio with its sign, without an exponent.
+/// Formats a ratio with the sign ×, without an exponent.
 pub fn times(x: Option<f64>) -> String {
     match x {
         Some(x) if x > 0.0 && x < 0.0995 => format!("{x:.*}×", (1.0 - x.log10().floor()) as usize),
@@ -44,17 +44,17 @@ pub fn times(x: Option<f64>) -> String {
     }
 }
 
-/// A fraction in per cent.
+/// Formats a fraction in per cent.
 pub fn percent(x: Option<f64>) -> String {
     x.map_or("–".into(), |x| format!("{} %", digits(100.0 * x)))
 }
 
-/// Two digits and an exponent.
+/// Formats an error with two digits and an exponent.
 pub fn error(x: Option<f64>) -> String {
     x.map_or("not a number".into(), |x| format!("{x:.1e}"))
 }
 
-/// Three significant digits, or all before the point.
+/// Formats three significant digits, or all before the point.
 pub fn digits(x: f64) -> String {
     match x.abs() {
         a if a >= 99.95 => format!("{x:.0}"),

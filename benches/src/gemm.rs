@@ -1,4 +1,4 @@
-//! One call for the three GEMM crates: C (+)= alpha·A·B in float32.
+//! One interface to the three GEMM crates: C (+)= alpha·A·B in float32.
 
 use faer::linalg::matmul::matmul;
 use faer::{MatMut as FaerMut, MatRef as FaerRef, Par};
@@ -19,15 +19,15 @@ pub enum Library {
 }
 
 impl Library {
-    /// All of them.
+    /// All crates.
     pub const ALL: [Library; 3] = [Library::Gemm, Library::MatrixMultiply, Library::Faer];
 
-    /// Whether it can use more than one thread by itself.
+    /// Returns true if the crate can use more than one thread by itself.
     pub const fn threads(self) -> bool {
         !matches!(self, Library::MatrixMultiply)
     }
 
-    /// The crate's name.
+    /// Returns the crate's name.
     pub const fn name(self) -> &'static str {
         match self {
             Library::Gemm => "gemm",
@@ -37,7 +37,7 @@ impl Library {
     }
 }
 
-/// rows × cols numbers, `stride` apart from row to row; `transposed` swaps the two.
+/// A matrix of rows × cols elements whose rows start `stride` apart; `transposed` stands for its transpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a> {
     data: &'a [f32],
@@ -48,17 +48,17 @@ pub struct Mat<'a> {
 }
 
 impl<'a> Mat<'a> {
-    /// rows × cols numbers without gaps.
+    /// Makes a matrix of rows × cols elements without gaps.
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
-    /// rows × cols numbers, a row starting `stride` after the one before.
+    /// Makes a matrix of rows × cols elements whose rows start `stride` apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
         Self { data: &data[..span(rows, cols, stride)], rows, cols, stride, transposed: false }
     }
 
-    /// The transpose, without a copy.
+    /// Returns the transpose, without a copy.
     pub fn t(self) -> Self {
         Self { transposed: !self.transposed, ..self }
     }
@@ -72,7 +72,7 @@ impl<'a> Mat<'a> {
         if self.transposed { m } else { m.transpose() }
     }
 
-    /// Distance between rows, and between columns.
+    /// Returns the distance between rows, and between columns.
     fn strides(&self) -> (isize, isize) {
         if self.transposed { (1, self.stride as isize) } else { (self.stride as isize, 1) }
     }
@@ -84,7 +84,7 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// The same, to write; row-major.
+/// A row-major matrix to write.
 #[derive(Debug)]
 pub struct MatMut<'a> {
     data: &'a mut [f32],
@@ -94,12 +94,12 @@ pub struct MatMut<'a> {
 }
 
 impl<'a> MatMut<'a> {
-    /// rows × cols numbers without gaps.
+    /// Makes a matrix of rows × cols elements without gaps.
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
-    /// rows × cols numbers, a row starting `stride` after the one before.
+    /// Makes a matrix of rows × cols elements whose rows start `stride` apart.
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         Self { data: &mut data[..span(rows, cols, stride)], rows, cols, stride }
     }
@@ -109,7 +109,7 @@ const fn span(rows: usize, cols: usize, stride: usize) -> usize {
     if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
-/// C (+)= alpha·A·B on up to `threads` threads of rayon's current pool.
+/// Computes C (+)= alpha·A·B on up to `threads` threads of rayon's current pool.
 pub fn product(library: Library, threads: usize, alpha: f32, a: Mat, b: Mat, accum: Accum, c: MatMut) {
     let ((m, k), (k2, n)) = (a.dim(), b.dim());
     assert_eq!((m, n, k), (c.rows, c.cols, k2), "sizes of a product");

@@ -3,33 +3,37 @@
 //! column; the program is `src/main.rs`.
 //!
 //! ```text
-//! cli → plan → runner → cell: check (oracle) → time (engines) → record → table, html, baseline
+//! cli → schedule → runner: check (oracle) → time → record → table, html, baseline
+//!                    ↓
+//!                 platform: host (engines), device
 //! ```
 #![deny(unsafe_code)]
 
+mod autotune;
 pub mod baseline;
-mod cell;
 mod check;
 pub mod cli;
-mod contest;
 mod convert;
 pub mod data;
 #[cfg_attr(feature = "cuda", allow(unsafe_code))]
 pub mod device;
+pub mod engine;
 pub mod engines;
 mod format;
 mod gemm;
+pub mod host;
 pub mod html;
 mod machine;
 pub mod memory;
 mod models;
 mod oracle;
-pub mod plan;
+mod platform;
 mod plots;
 pub mod problem;
 pub mod record;
 mod roof;
 pub mod runner;
+pub mod schedule;
 pub mod stats;
 pub mod table;
 mod timing;

@@ -1,4 +1,4 @@
-//! Where a run was made.
+//! The machine that a run was made on.
 
 use serde::{Deserialize, Serialize};
 use sysinfo::System;
@@ -14,7 +14,7 @@ pub struct Machine {
     pub cpus: usize,
     /// The instruction set extensions that matter here.
     pub features: Vec<String>,
-    /// Bytes of the last cache level, where the system tells.
+    /// Bytes of the last cache level, if the system tells.
     pub cache_bytes: Option<usize>,
     /// Operating system.
     pub os: String,
@@ -22,12 +22,12 @@ pub struct Machine {
     pub rustc: String,
     /// Version of this workspace.
     pub version: String,
-    /// Commit that was compiled.
+    /// Commit of the sources.
     pub commit: String,
 }
 
 impl Machine {
-    /// This one.
+    /// Describes this machine.
     pub fn this() -> Self {
         let system = System::new().map(|mut system| {
             system.refresh_cpu_all();
@@ -49,7 +49,7 @@ impl Machine {
     }
 }
 
-/// Bytes that a program can still get, or `None` where the system does not tell.
+/// Returns the bytes that a program can still allocate; `None` if the system does not tell.
 pub fn available_memory() -> Option<u64> {
     let mut system = System::new().ok()?;
     system.refresh_memory();
@@ -72,14 +72,14 @@ fn features() -> Vec<String> {
     Vec::new()
 }
 
-/// The largest cache of the first CPU, as Linux describes it.
-fn last_cache() -> Option<usize> {
+/// Returns the bytes of the largest cache of the first CPU, as Linux describes it.
+pub fn last_cache() -> Option<usize> {
     let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
     let sizes = caches.flatten().filter_map(|c| std::fs::read_to_string(c.path().join("size")).ok());
     sizes.filter_map(|s| parse_size(s.trim())).max()
 }
 
-/// `32768K` or `32M`.
+/// Parses sizes such as `32768K` and `32M`.
 fn parse_size(text: &str) -> Option<usize> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let times = match unit {

@@ -8,10 +8,10 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressStyle};
 use kron_bench::cli::Cli;
-use kron_bench::plan::Plan;
 use kron_bench::record::{Record, Row};
-use kron_bench::runner::{self, Progress};
-use kron_bench::{baseline, device, html, table};
+use kron_bench::runner::Progress;
+use kron_bench::schedule::Schedule;
+use kron_bench::{baseline, device, host, html, table};
 
 /// Exit code of refused input.
 const REFUSED: u8 = 2;
@@ -24,13 +24,13 @@ fn main() -> ExitCode {
             return refuse(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: "));
         }
     };
-    let plan = match cli.plan() {
-        Ok(plan) => plan,
+    let schedule = match cli.schedule() {
+        Ok(schedule) => schedule,
         Err(sentence) => return refuse(&sentence),
     };
-    match run(&plan) {
+    match run(&schedule) {
         Ok(true) => ExitCode::SUCCESS,
-        // The report says which engine is wrong.
+        // The report names the engine that is wrong.
         Ok(false) => ExitCode::FAILURE,
         Err(sentence) => {
             eprintln!("error: {sentence}");
@@ -44,40 +44,40 @@ fn refuse(sentence: &str) -> ExitCode {
     ExitCode::from(REFUSED)
 }
 
-/// Runs, prints and writes everything; whether all engines were right.
-fn run(plan: &Plan) -> Result<bool, String> {
+/// Runs the schedule, prints and writes the report, and returns true if all engines were right.
+fn run(schedule: &Schedule) -> Result<bool, String> {
     let at = |path: &Path| {
         let path = path.display().to_string();
         move |e: std::io::Error| format!("{path}: {e}")
     };
-    // Before two minutes of work, not after.
-    std::fs::create_dir_all(&plan.out).map_err(at(&plan.out))?;
-    let mut terminal = Terminal { bar: ProgressBar::new(0), out: plan.out.clone() };
-    let record = match plan.device {
-        None => runner::run(plan, &mut terminal),
-        Some(ordinal) => device::run(plan, ordinal, &mut terminal),
+    // Fails now rather than after two minutes of work.
+    std::fs::create_dir_all(&schedule.out).map_err(at(&schedule.out))?;
+    let mut terminal = Terminal { bar: ProgressBar::new(0), out: schedule.out.clone() };
+    let record = match schedule.device {
+        None => host::run(schedule, &mut terminal),
+        Some(ordinal) => device::run(schedule, ordinal, &mut terminal),
     }?;
     terminal.bar.finish_and_clear();
     println!("{}", table::summary(&record));
-    let against = plan.baseline.as_ref().map(|old| baseline::report(old, &record));
+    let against = schedule.baseline.as_ref().map(|old| baseline::report(old, &record));
     if let Some(text) = &against {
         println!("{text}");
     }
-    record.write(&plan.out).map_err(at(&plan.out))?;
+    record.write(&schedule.out).map_err(at(&schedule.out))?;
     let page = html::page(&record, against.as_deref()).map_err(|e| format!("index.html: {e}"))?;
-    let file = plan.out.join("index.html");
+    let file = schedule.out.join("index.html");
     std::fs::write(&file, page).map_err(at(&file))?;
-    if let Some(file) = &plan.markdown {
+    if let Some(file) = &schedule.markdown {
         std::fs::write(file, table::markdown(&record)).map_err(at(file))?;
     }
     println!("{}, bench.csv, bench.json", file.display());
     Ok(record.rows.iter().all(|r| r.ok))
 }
 
-/// A bar on standard error, tables on standard output.
+/// A progress bar on standard error, tables on standard output.
 struct Terminal {
     bar: ProgressBar,
-    /// Where the record of what is measured so far is kept, for a run that is stopped.
+    /// The folder of the record, which is written after every layer in case the run is stopped.
     out: PathBuf,
 }
 
@@ -105,7 +105,7 @@ impl Progress for Terminal {
 
     fn layer(&mut self, record: &Record) {
         if let Err(e) = record.write(&self.out) {
-            // The run goes on: the last write may succeed, and says so if it does not.
+            // The run goes on: the last write may succeed, and fails the run if it does not.
             self.bar.suspend(|| eprintln!("{}: {e}", self.out.display()));
         }
     }

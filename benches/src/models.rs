@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use kron_core::LayerDims;
 use serde::Deserialize;
 
 /// One model: its linear layers, grouped by size.
@@ -12,11 +13,11 @@ pub struct Model {
     pub name: String,
     /// The name in tables and plots.
     pub title: String,
-    /// Hidden size, from which the paper takes its outer factor.
+    /// Hidden size, from which the paper derives its outer factor.
     pub hidden: usize,
-    /// How often the block repeats.
+    /// Number of blocks.
     pub blocks: usize,
-    /// Why the row exists.
+    /// Reason for including the model.
     pub why: String,
     /// The layers of one block.
     pub layers: Vec<Layer>,
@@ -34,8 +35,15 @@ pub struct Layer {
     pub d_in: usize,
     /// Layers of this size in a block.
     pub count: usize,
-    /// What the model calls them.
+    /// Their names in the model.
     pub members: String,
+}
+
+impl Layer {
+    /// Returns the sizes of the layer.
+    pub fn dims(&self) -> LayerDims {
+        LayerDims { d_out: self.d_out, d_in: self.d_in }
+    }
 }
 
 #[derive(Deserialize)]
@@ -44,7 +52,7 @@ struct Table {
     model: Vec<Model>,
 }
 
-/// Every model of `shapes.toml`, in its order.
+/// Returns every model of `shapes.toml`, in its order.
 pub fn models() -> &'static [Model] {
     // The file is part of the program and a test reads it.
     static MODELS: LazyLock<Vec<Model>> =
@@ -52,7 +60,7 @@ pub fn models() -> &'static [Model] {
     &MODELS
 }
 
-/// The names of all models, for messages.
+/// Returns the names of all models, for messages.
 pub fn names() -> String {
     models().iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ")
 }
@@ -61,19 +69,15 @@ pub fn names() -> String {
 mod tests {
     use super::*;
     use kron_adapter::plan::paper_split;
-    use kron_core::{KronShape, LayerDims, Split};
+    use kron_core::KronShape;
 
     #[test]
     fn the_papers_outer_factor_divides_every_layer() {
         for model in models() {
             let split = paper_split(model.hidden);
             for l in &model.layers {
-                KronShape::kron(
-                    LayerDims { d_out: l.d_out, d_in: l.d_in },
-                    Split { a_out: split.a_out, a_in: split.a_in },
-                    8,
-                )
-                .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, l.name));
+                KronShape::kron(l.dims(), split, 8)
+                    .unwrap_or_else(|e| panic!("{} {}: {e}", model.name, l.name));
             }
         }
     }
@@ -84,12 +88,7 @@ mod tests {
             let model = models().iter().find(|m| m.name == name).unwrap();
             let split = paper_split(model.hidden);
             let block = model.layers.iter().map(|l| {
-                let shape = KronShape::kron(
-                    LayerDims { d_out: l.d_out, d_in: l.d_in },
-                    Split { a_out: split.a_out, a_in: split.a_in },
-                    8,
-                )
-                .unwrap();
+                let shape = KronShape::kron(l.dims(), split, 8).unwrap();
                 l.count * shape.params()
             });
             model.blocks * block.sum::<usize>()

@@ -1,48 +1,69 @@
-//! The float64 truth for a layer of any size, from the factors: ΔW is not
-//! materialised, so that 2048 rows of a 14336-wide layer take a fraction of a
-//! second. A test holds it against `kron_core::reference`, which does.
+//! The float64 reference for a layer of any size, computed from the factors: ΔW
+//! is not materialised, so that 2048 rows of a 14336-wide layer take a fraction
+//! of a second. A test compares it with `kron_core::reference`, which materialises ΔW.
 
 use kron_core::{Element, KronOp, Theta};
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::data::Set;
+use crate::problem::Problem;
 
-/// Rows of Y and dX, and columns of a frozen layer's, that are checked; θ's gradient is checked whole.
+/// Number of rows of Y and dX, and for a frozen layer also of columns, that are checked.
+/// θ's gradient is checked whole.
 pub const SAMPLE: usize = 48;
 
-/// Rows that one thread takes at a time.
+/// Rows that one thread processes at a time.
 const BLOCK: usize = 128;
 
-/// Expected numbers and where they stand in the engine's buffer.
+/// Expected values and their positions in the engine's buffer.
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// Positions in the buffer.
     pub at: Vec<usize>,
-    /// The numbers that belong there.
+    /// The value at each position.
     pub values: Vec<f64>,
 }
 
-/// What an adapter's forward and backward must leave in a set.
+/// The results of one problem's forward and backward on a set.
 #[derive(Clone, Debug)]
-pub struct Truth {
-    /// Y, some rows of it.
+pub struct Reference {
+    /// Some entries of Y.
     pub y: Expected,
-    /// dX, some rows of it.
+    /// Some entries of dX.
     pub dx: Expected,
-    /// \[dA | dB | dC\].
+    /// \[dA | dB | dC\]; empty for the base layer.
     pub grad: Vec<f64>,
 }
 
-/// At most [`SAMPLE`] numbers below `len`, evenly spread, the first and the last among them.
+impl Reference {
+    /// Computes the reference of a problem. Merging has the reference of its adapter:
+    /// the merged weight is [`merged`].
+    ///
+    /// # Panics
+    /// Panics on an adapter without θ and on a base layer without a weight.
+    pub fn new<E: Element>(
+        problem: &Problem,
+        theta: Option<&Theta>,
+        weight: Option<&Array2<E>>,
+        set: &Set<E>,
+    ) -> Self {
+        match problem.op() {
+            Some(op) => adapter(&op, theta.expect("an adapter's θ"), set),
+            None => linear(weight.expect("a base layer's weight"), set),
+        }
+    }
+}
+
+/// Returns at most [`SAMPLE`] indices below `len`, evenly spread from the first to the last.
 pub fn spread(len: usize) -> Vec<usize> {
     let count = len.min(SAMPLE);
     let last = len.saturating_sub(1);
     (0..count).map(|i| if count == 1 { 0 } else { i * last / (count - 1) }).collect()
 }
 
-/// An adapter's truth for the contents of `set`.
-pub fn adapter<E: Element>(op: &KronOp, theta: &Theta, set: &Set<E>) -> Truth {
+/// Computes an adapter's reference for the contents of `set`.
+fn adapter<E: Element>(op: &KronOp, theta: &Theta, set: &Set<E>) -> Reference {
     let f = Factors::new(op, theta);
     let all: Vec<usize> = (0..set.rows()).collect();
     let grad = (all.par_chunks(BLOCK))
@@ -52,21 +73,25 @@ pub fn adapter<E: Element>(op: &KronOp, theta: &Theta, set: &Set<E>) -> Truth {
     let (x, dy) = (wide(set.x.view(), &rows), wide(set.dy.view(), &rows));
     let y = wide(set.y.view(), &rows) + f.output(&f.u(&f.t(x.view())));
     let dx = wide(set.dx.view(), &rows) + f.input_gradient(&f.dt(&f.du(dy.view())));
-    Truth { y: Expected::rows(&rows, y), dx: Expected::rows(&rows, dx), grad }
+    Reference { y: Expected::rows(&rows, y), dx: Expected::rows(&rows, dx), grad }
 }
 
-/// Some entries of the base layer's Y = X·Wᵀ and dX + dY·W.
-pub fn linear<E: Element>(weight: &Array2<E>, set: &Set<E>) -> (Expected, Expected) {
+/// Computes some entries of the base layer's Y = X·Wᵀ and dX + dY·W.
+fn linear<E: Element>(weight: &Array2<E>, set: &Set<E>) -> Reference {
     let (d_out, d_in) = weight.dim();
     let (rows, outs, ins) = (spread(set.rows()), spread(d_out), spread(d_in));
     let (x, dy) = (wide(set.x.view(), &rows), wide(set.dy.view(), &rows));
     let y = x.dot(&wide(weight.view(), &outs).t());
     let columns = weight.select(Axis(1), &ins).mapv(|v| f64::from(v.to_f32()));
     let dx = wide(set.dx.view(), &rows).select(Axis(1), &ins) + dy.dot(&columns);
-    (Expected::entries(&rows, &outs, d_out, y), Expected::entries(&rows, &ins, d_in, dx))
+    Reference {
+        y: Expected::entries(&rows, &outs, d_out, y),
+        dx: Expected::entries(&rows, &ins, d_in, dx),
+        grad: Vec::new(),
+    }
 }
 
-/// Some rows of W + ΔW.
+/// Computes some rows of W + ΔW.
 pub fn merged<E: Element>(op: &KronOp, theta: &Theta, weight: &Array2<E>) -> Expected {
     let (s, f) = (&op.shape, Factors::new(op, theta));
     let rows = spread(s.d_out());
@@ -147,7 +172,7 @@ impl Factors {
         join(dt.dot(&self.c), self.op.shape.a_in())
     }
 
-    /// \[dA | dB | dC\] of some rows.
+    /// \[dA | dB | dC\] of the given rows.
     fn gradient(&self, x: ArrayView2<f64>, dy: ArrayView2<f64>) -> Vec<f64> {
         let s = &self.op.shape;
         let (t, du) = (self.t(x), self.du(dy));
@@ -167,15 +192,15 @@ impl Factors {
     }
 }
 
-/// n·p × q numbers as n × p·q.
+/// Reshapes n·p × q to n × p·q.
 fn join(m: Array2<f64>, p: usize) -> Array2<f64> {
     let (np, q) = m.dim();
     // A product with a transpose may come out column-major.
     let m = m.as_standard_layout().into_owned();
-    m.into_shape_with_order((np / p, p * q)).expect("the same numbers")
+    m.into_shape_with_order((np / p, p * q)).expect("the same number of elements")
 }
 
-/// m times each token's block of `of`.
+/// Multiplies each token's block of `of` by m.
 fn per_token(m: ArrayView2<f64>, of: &Array2<f64>) -> Array2<f64> {
     let (p, q) = m.dim();
     let mut out = Array2::zeros((of.nrows() / q * p, of.ncols()));
@@ -190,10 +215,8 @@ fn wide<E: Element>(m: ArrayView2<E>, rows: &[usize]) -> Array2<f64> {
 
 #[cfg(test)]
 mod tests {
-    use kron_core::{LayerDims, Split};
-
     use super::*;
-    use kron_core::{KronShape, Scale, reference};
+    use kron_core::{KronShape, LayerDims, Scale, Split, reference};
 
     #[test]
     fn agrees_with_the_materialised_reference() {
@@ -204,8 +227,8 @@ mod tests {
         for (shape, rows) in [(kron, BLOCK + 9), (kron, 1), (lora, BLOCK + 9), (lora, 1), (thin, 5)] {
             let op = KronOp::new(shape, Scale::new(1.7).unwrap());
             let theta = Theta::random(shape, 3);
-            let set = Set::<f32>::random(rows, shape.d_out(), shape.d_in(), 0, 5);
-            let truth = adapter(&op, &theta, &set);
+            let set = Set::<f32>::random(rows, LayerDims { d_out: shape.d_out(), d_in: shape.d_in() }, 0, 5);
+            let expected = adapter(&op, &theta, &set);
             let f64s = |m: ArrayView2<f32>| m.mapv(f64::from);
             let y = f64s(set.y.view()) + reference::forward(&op, &theta, f64s(set.x.view()).view());
             let grads =
@@ -215,14 +238,14 @@ mod tests {
                 let whole: Vec<f64> = whole.iter().copied().collect();
                 got.at.iter().zip(&got.values).all(|(&i, v)| (v - whole[i]).abs() < 1e-12)
             };
-            assert!(near(&truth.y, &y) && near(&truth.dx, &dx));
-            assert_eq!(truth.grad.len(), grads.theta.len());
-            for (a, b) in truth.grad.iter().zip(&grads.theta) {
+            assert!(near(&expected.y, &y) && near(&expected.dx, &dx));
+            assert_eq!(expected.grad.len(), grads.theta.len());
+            for (a, b) in expected.grad.iter().zip(&grads.theta) {
                 assert!((a - b).abs() < 1e-10 * b.abs().max(1.0), "{a} {b}");
             }
             let w = crate::data::uniform::<f32>(shape.d_out(), shape.d_in(), 1.0, 9);
             assert!(near(&merged(&op, &theta, &w), &(f64s(w.view()) + reference::delta_weight(&op, &theta))));
-            let (y, dx) = linear(&w, &set);
+            let Reference { y, dx, .. } = linear(&w, &set);
             assert!(near(&y, &f64s(set.x.view()).dot(&f64s(w.view()).t())));
             assert!(near(&dx, &(f64s(set.dx.view()) + f64s(set.dy.view()).dot(&f64s(w.view())))));
         }

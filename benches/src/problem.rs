@@ -1,9 +1,9 @@
-//! What an engine has to compute, and the least that any machine must do for it.
+//! The problem that an engine solves, and the least work that it takes.
 
-use kron_core::{Dtype, KronOp, KronShape};
+use kron_core::{Dtype, KronOp, KronShape, LayerDims};
 use serde::{Deserialize, Serialize};
 
-/// What is timed.
+/// The passes that are timed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Pass {
     /// Forward alone.
@@ -15,10 +15,10 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// Both of them.
+    /// Both passes.
     pub const ALL: [Pass; 2] = [Pass::Forward, Pass::Both];
 
-    /// The name on the command line and in JSON.
+    /// Returns the name on the command line and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Pass::Forward => "forward",
@@ -27,16 +27,11 @@ impl Pass {
     }
 }
 
-/// One layer's task.
+/// The computation of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Problem {
     /// Y = X·Wᵀ and dX += dY·W.
-    Linear {
-        /// Output width.
-        d_out: usize,
-        /// Input width.
-        d_in: usize,
-    },
+    Linear(LayerDims),
     /// Y += adapter(X), its dX and θ's gradient.
     Adapter(KronOp),
     /// W += ΔW, and θ's gradient.
@@ -53,45 +48,47 @@ pub struct Cost {
 }
 
 impl Problem {
-    /// The adapter, if there is one.
+    /// Returns the adapter; `None` for the base layer.
     pub const fn op(&self) -> Option<KronOp> {
         match *self {
-            Problem::Linear { .. } => None,
+            Problem::Linear(_) => None,
             Problem::Adapter(op) | Problem::Merge(op) => Some(op),
         }
     }
 
-    /// The adapter's shape.
+    /// Returns the adapter's shape; `None` for the base layer.
     pub fn shape(&self) -> Option<KronShape> {
         self.op().map(|op| op.shape)
     }
 
-    /// Trained parameters.
+    /// Returns the number of trained parameters.
     pub fn params(&self) -> usize {
         self.shape().map_or(0, |s| s.params())
     }
 
-    /// (d_out, d_in).
-    pub fn layer(&self) -> (usize, usize) {
+    /// Returns the sizes of the layer.
+    pub fn layer(&self) -> LayerDims {
         match *self {
-            Problem::Linear { d_out, d_in } => (d_out, d_in),
-            Problem::Adapter(op) | Problem::Merge(op) => (op.shape.d_out(), op.shape.d_in()),
+            Problem::Linear(layer) => layer,
+            Problem::Adapter(op) | Problem::Merge(op) => {
+                LayerDims { d_out: op.shape.d_out(), d_in: op.shape.d_in() }
+            }
         }
     }
 
-    /// The ideal algorithm's work for `rows` rows.
+    /// Returns the ideal algorithm's work for `rows` rows.
     ///
     /// An adapter reads X, reads and writes Y, reads θ and writes T; backward
-    /// reads X, dY, T and θ, reads and writes dX and the gradient. It does not
-    /// matter how an engine gets there: all engines of one problem have one cost.
+    /// reads X, dY, T and θ, reads and writes dX and the gradient. The cost depends
+    /// on the problem alone: all engines of one problem have the same.
     pub fn cost(&self, pass: Pass, rows: usize, dtype: Dtype) -> Cost {
-        let (d_out, d_in) = self.layer();
+        let LayerDims { d_out, d_in } = self.layer();
         let (n, element) = (rows as f64, dtype.size() as f64);
         let (x, y) = (n * d_in as f64 * element, n * d_out as f64 * element);
         let weight = d_out as f64 * d_in as f64;
         let theta = 4.0 * self.params() as f64;
         let (forward, backward) = match self {
-            Problem::Linear { .. } => (
+            Problem::Linear(_) => (
                 Cost { bytes: x + y + weight * element, flops: 2.0 * n * weight },
                 Cost { bytes: y + 2.0 * x + weight * element, flops: 2.0 * n * weight },
             ),
@@ -125,7 +122,7 @@ impl Problem {
     }
 }
 
-/// Flops of T = X·Cᵀ, of U = A·T and of U·Bᵀ.
+/// Float operations of T = X·Cᵀ, of U = A·T and of U·Bᵀ.
 struct Flops {
     t: f64,
     u: f64,
@@ -136,7 +133,7 @@ fn flops(s: &KronShape, n: f64) -> Flops {
     let r = s.width() as f64;
     Flops {
         t: 2.0 * n * s.d_in() as f64 * r,
-        // LoRA's A is the number 1: there is nothing to multiply.
+        // LoRA's A is [1], which is not multiplied by.
         u: if s.a_len() == 0 { 0.0 } else { 2.0 * n * (s.a_out() * s.a_in()) as f64 * r },
         y: 2.0 * n * s.d_out() as f64 * r,
     }
@@ -159,7 +156,7 @@ mod tests {
         // Multiply-adds per token, q_proj of Mistral-7B, r = 8: 65,792 against 65,536.
         assert_eq!(kron.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_792.0);
         assert_eq!(lora.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_536.0);
-        // Three rows of 4096 numbers, θ of 18,464 numbers, T of 2 × 8.
+        // Three rows of 4096 elements, θ of 18,464 elements, T of 2 × 8.
         let bytes = 2.0 * 3.0 * 4096.0 + 4.0 * (18_464.0 + 16.0);
         assert_eq!(kron.cost(Pass::Forward, 1, Dtype::Bf16).bytes, bytes);
         let both = kron.cost(Pass::Both, 1, Dtype::Bf16).bytes;

@@ -1,4 +1,4 @@
-//! What a run leaves behind: `bench.json` and `bench.csv`.
+//! The record of a run: `bench.json` and `bench.csv`.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use crate::problem::Pass;
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// Where, when and how.
+    /// The conditions of the run.
     pub meta: Meta,
-    /// One per engine, layer, rows, dtype, rank and pass.
+    /// One row per engine, layer, number of rows, dtype, rank and pass.
     pub rows: Vec<Row>,
 }
 
-/// Where, when and how a run was made.
+/// The conditions of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Meta {
     /// The machine and the program.
@@ -25,23 +25,23 @@ pub struct Meta {
     pub machine: Machine,
     /// Start of the run, RFC 3339, UTC.
     pub date: String,
-    /// Seconds the whole run took.
+    /// Seconds of the whole run.
     pub seconds: f64,
     /// Threads in use.
     pub threads: usize,
-    /// Kron-LoRA's instruction set.
+    /// Instruction set of kron-core's kernels, or the device.
     pub isa: String,
     /// Rank of Kron-LoRA, and of LoRA at equal rank.
     pub rank: usize,
     /// alpha of alpha / r.
     pub alpha: f32,
-    /// Bytes of X and Y together that a cell goes through before it meets them again.
+    /// Bytes of X and Y together that a cell goes through before it uses a set again.
     pub rotated_bytes: usize,
-    /// The two rates that make the roof.
+    /// The rates that bound every engine.
     pub roof: Roof,
-    /// The products that won, per engine and layer.
+    /// The fastest products, per engine and layer.
     pub gemm: Vec<GemmChoice>,
-    /// The base layer timed twice.
+    /// The spread of the base layer timed twice.
     pub noise_floor: Noise,
 }
 
@@ -54,45 +54,45 @@ pub struct Roof {
     pub flops_per_s: Vec<Rate>,
 }
 
-/// A multiply-add rate.
+/// The multiply-add rate of a dtype.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rate {
-    /// Of the activations.
+    /// Dtype of the activations.
     pub dtype: String,
     /// Float operations per second.
     pub flops_per_s: f64,
 }
 
-/// The outcome of a contest.
+/// The result of autotuning an engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GemmChoice {
-    /// Whose products.
+    /// The engine.
     pub engine: Kind,
     /// Output width.
     pub d_out: usize,
     /// Input width.
     pub d_in: usize,
-    /// Activations.
+    /// Dtype of the activations.
     pub dtype: String,
     /// The adapter's rank; 0 for the base layer.
     pub rank: usize,
     /// Rows of the trial.
     pub rows: usize,
-    /// What runs forward.
+    /// The products of forward.
     pub forward: String,
-    /// What runs backward.
+    /// The products of backward.
     pub backward: String,
 }
 
 impl GemmChoice {
-    /// Whether both are the outcome of the same contest.
-    pub fn same_contest(&self, other: &Self) -> bool {
+    /// Returns true if both are results for the same engine and sizes.
+    pub fn same_case(&self, other: &Self) -> bool {
         let key = |c: &Self| (c.engine, c.d_out, c.d_in, c.dtype.clone(), c.rank, c.rows);
         key(self) == key(other)
     }
 }
 
-/// How far apart two timings of the same work lie: |m₁/m₂ − 1| of the base layer's medians.
+/// The distance of two timings of the same work: |m₁/m₂ − 1| of the base layer's medians.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Noise {
     /// The median over the layers.
@@ -106,21 +106,21 @@ pub struct Noise {
 /// One engine on one layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// Which engine.
+    /// The engine.
     pub engine: Kind,
-    /// Which model.
+    /// The model.
     pub model: String,
-    /// Which layer of it.
+    /// The layer of the model.
     pub layer: String,
     /// Output width.
     pub d_out: usize,
     /// Input width.
     pub d_in: usize,
-    /// Tokens.
+    /// Number of tokens.
     pub rows: usize,
-    /// Of the activations.
+    /// Dtype of the activations.
     pub dtype: String,
-    /// Of the adapter; 0 for the base layer.
+    /// Rank of the adapter; 0 for the base layer.
     pub rank: usize,
     /// Rows of A; 1 for LoRA, 0 for the base layer.
     pub a_out: usize,
@@ -128,9 +128,9 @@ pub struct Row {
     pub a_in: usize,
     /// Trained parameters.
     pub params: usize,
-    /// What was timed.
+    /// The timed passes.
     pub pass: Pass,
-    /// Median seconds; absent when the engine was not timed.
+    /// Median seconds; absent if the engine was not timed.
     pub median_s: Option<f64>,
     /// The 10 % quantile.
     pub q10_s: Option<f64>,
@@ -144,31 +144,31 @@ pub struct Row {
     pub roof_fraction: Option<f64>,
     /// The ideal algorithm's float operations.
     pub flops: f64,
-    /// T, buffers kept between calls and the peak allocated during one.
+    /// Bytes of T, of buffers kept between calls, and of the peak allocated during a call.
     pub extra_bytes: usize,
-    /// Against float64, the largest of the pass's results; absent when it is not a number.
+    /// Largest relative error against float64 over the pass's results; absent if it is NaN.
     pub rel_error: Option<f64>,
-    /// Whether the answer is within its tolerance; a wrong engine is not timed.
+    /// True if every result is within its tolerance; a wrong engine is not timed.
     pub ok: bool,
     /// Time of `lora-gemm` at equal rank over this time.
     pub speedup: Option<f64>,
     /// Interleaved rounds behind the quantiles.
     pub rounds: usize,
-    /// Rows on which the answer was checked: fewer where the engine is slow.
+    /// Rows on which the results were checked: fewer for slow engines.
     pub rows_checked: usize,
 }
 
-/// What makes two rows the same measurement.
+/// The identity of a measurement: equal keys are the same measurement in two runs.
 pub type Key<'a> = (Kind, &'a str, &'a str, usize, &'a str, usize, usize, usize, Pass);
 
 impl Row {
-    /// The row's identity.
+    /// Returns the row's identity.
     pub fn key(&self) -> Key<'_> {
         let r = self;
         (r.engine, &r.model, &r.layer, r.rows, &r.dtype, r.rank, r.a_out, r.a_in, r.pass)
     }
 
-    /// Whether both rows time the same pass of the same layer with the same tokens.
+    /// Returns true if both rows time the same pass of the same layer with the same tokens.
     pub fn same_cell(&self, other: &Row) -> bool {
         let cell = |r: &Row| (r.model.clone(), r.layer.clone(), r.rows, r.dtype.clone(), r.pass);
         cell(self) == cell(other)
@@ -176,7 +176,7 @@ impl Row {
 }
 
 impl Record {
-    /// Fills in every row's ratio to `lora-gemm` at equal rank.
+    /// Fills in every row's speed-up over `lora-gemm` at equal rank.
     pub fn compare(&mut self) {
         let rank = self.meta.rank;
         let rivals: Vec<Row> =
@@ -187,10 +187,10 @@ impl Record {
         }
     }
 
-    /// Writes `bench.json` and `bench.csv` into `folder`, each in one step in the place of an older one.
+    /// Writes `bench.json` and `bench.csv` into `folder`, each replacing an older file in one step.
     ///
     /// # Errors
-    /// The file system's.
+    /// Fails if the file system does.
     pub fn write(&self, folder: &Path) -> std::io::Result<()> {
         let replace = |name: &str, bytes: &[u8]| {
             let (new, file) = (folder.join(format!("{name}.new")), folder.join(name));
@@ -208,7 +208,7 @@ impl Record {
     /// Reads a `bench.json`.
     ///
     /// # Errors
-    /// One sentence that names the file: it cannot be read, or is no record.
+    /// Fails if the file cannot be read or is not a record, with one sentence that names it.
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|e| format!("baseline {}: {e}", path.display()))?;
         serde_json::from_str(&text)
@@ -220,7 +220,7 @@ impl Record {
 pub(crate) mod tests {
     use super::*;
 
-    /// A row of the default layer.
+    /// Makes a row of the default layer.
     pub(crate) fn row(engine: Kind, rank: usize, pass: Pass, median: Option<f64>) -> Row {
         Row {
             engine,
@@ -251,7 +251,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A record of these rows at rank 8.
+    /// Makes a record of the rows at rank 8.
     pub(crate) fn record(rows: Vec<Row>) -> Record {
         let meta = Meta {
             machine: Machine::this(),

@@ -1,6 +1,6 @@
-//! The roof: no engine can be faster than copying its bytes and doing its multiply-adds.
+//! The roof: the copy bandwidth and the multiply-add rate, which bound every engine.
 
-use kron_core::backend::probe;
+use kron_core::probe;
 use kron_core::{Dtype, Isa, Result};
 
 use crate::problem::Cost;
@@ -9,14 +9,14 @@ use crate::record::{Rate, Roof};
 /// Measures both rates on `threads` threads of rayon's current pool.
 ///
 /// # Errors
-/// An instruction set that this machine lacks.
+/// Fails for an instruction set that this machine lacks.
 pub fn measure(isa: Isa, dtypes: &[Dtype], cache_bytes: usize, threads: usize) -> Result<Roof> {
     let rate = |&dtype: &Dtype| {
         let flops_per_s = probe::mul_add_rate(isa, dtype, threads)?;
         Ok(Rate { dtype: dtype.to_string(), flops_per_s })
     };
-    // Far more than the cache holds, read and written; the best of three, because a roof that
-    // something else on the machine has lowered flatters every engine.
+    // Far more bytes than the cache holds. The best of three, because a roof that other load on the
+    // machine has lowered would flatter every engine.
     let copies = (0..3).map(|_| probe::copy_rate(4 * cache_bytes, threads));
     Ok(Roof {
         copy_bytes_per_s: copies.fold(0.0, f64::max),
@@ -25,12 +25,12 @@ pub fn measure(isa: Isa, dtypes: &[Dtype], cache_bytes: usize, threads: usize) -
 }
 
 impl Roof {
-    /// Seconds that `cost` takes at best: the slower of its bytes and its flops.
+    /// Returns the least seconds for `cost`: the longer of the times for its bytes and for its flops.
     pub fn seconds(&self, cost: Cost, dtype: &str) -> f64 {
         (cost.bytes / self.copy_bytes_per_s).max(cost.flops / self.flops(dtype))
     }
 
-    /// Float operations per second for a dtype that was measured.
+    /// Returns the float operations per second of a dtype; NaN if it was not measured.
     pub fn flops(&self, dtype: &str) -> f64 {
         self.flops_per_s.iter().find(|r| r.dtype == dtype).map_or(f64::NAN, |r| r.flops_per_s)
     }

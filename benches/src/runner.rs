@@ -1,208 +1,343 @@
-//! Runs a plan: for every cell, check each engine, then time them in turn.
+//! Runs a schedule on a platform: for every cell, checks each engine, then times them in turn.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use half::{bf16, f16};
-use kron_core::{Cpu, Dtype, Element, Result, Theta};
+use kron_core::{Dtype, Element, LayerDims, Result, Theta};
 use ndarray::Array2;
 
-use crate::cell::{self, Part};
-use crate::data::uniform;
-use crate::engines::{Choice, Ingredients, Kind};
+use crate::check::{Verdict, check};
+use crate::engines::Kind;
 use crate::machine::Machine;
-use crate::plan::{Entry, Group, Plan};
-use crate::problem::Pass;
-use crate::record::{GemmChoice, Meta, Noise, Record, Roof, Row};
-use crate::{roof, stats};
-
-/// Bytes of the last cache where the system does not tell.
-const DEFAULT_CACHE: usize = 32 << 20;
+use crate::oracle::Reference;
+use crate::platform::{Measure, Pace, Task, TimeLeft};
+use crate::problem::{Pass, Problem};
+use crate::record::{Meta, Noise, Record, Row};
+use crate::schedule::{Entry, Group, Schedule};
+use crate::stats::{median, quantile};
+use crate::timing::{SLOW, takes_part};
 
 /// Seconds of a cell beyond its engines' rounds, for sharing out the time.
 const CELL_OVERHEAD: f64 = 0.05;
 
-/// Seconds per number of a whole weight beyond its rounds: making it, the contest, the check.
+/// Seconds per element of a whole weight beyond its rounds: making it, autotuning, the check.
 const WEIGHT_OVERHEAD: f64 = 10e-9;
 
-/// Seeds of the frozen weight and of every θ.
-pub(crate) const WEIGHT_SEED: u64 = 0x57;
-pub(crate) const THETA_SEED: u64 = 0x7468;
+/// Part of the run's time that may be overdrawn before slow engines are left untimed.
+const OVERDRAW: f64 = 1.15;
 
 /// Watches a run.
 pub trait Progress {
-    /// `total` steps will follow.
+    /// Announces `total` steps.
     fn start(&mut self, total: usize);
-    /// One step begins.
+    /// Begins a step.
     fn step(&mut self, what: String);
-    /// An engine does not run, and why.
+    /// Reports an engine that does not run, and why.
     fn refused(&mut self, why: String);
-    /// A cell is complete: the rows of both passes.
+    /// Receives the rows of a complete cell.
     fn cell(&mut self, rows: &[Row]);
-    /// A layer is complete: the record so far, which lacks what only the whole run has.
+    /// Receives the record so far when a layer is complete; autotuning and the noise floor are still missing.
     fn layer(&mut self, record: &Record);
 }
 
-/// What all cells share.
-pub(crate) struct Run<'a> {
-    pub plan: &'a Plan,
-    pub cpu: Cpu,
-    pub roof: Roof,
-    /// Bytes of X and Y together in a ring.
-    pub rotated: usize,
-    pub started: Instant,
-    /// Contests already decided.
-    pub choices: Vec<(GemmChoice, Choice)>,
-    pub noise: Vec<f64>,
-}
-
-/// Measures everything in the plan on a pool of its threads.
+/// Measures everything in the schedule.
 ///
 /// # Errors
-/// A pool that the system does not grant, or what kron-core refuses.
-pub fn run(plan: &Plan, progress: &mut (dyn Progress + Send)) -> std::result::Result<Record, String> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads).build();
-    let pool = pool.map_err(|e| format!("threads = {}: {e}", plan.threads))?;
-    pool.install(|| measure(plan, progress)).map_err(|e| e.to_string())
-}
-
-fn measure(plan: &Plan, progress: &mut dyn Progress) -> Result<Record> {
-    let (started, cpu, machine) = (Instant::now(), Cpu::new(), Machine::this());
-    let cache = machine.cache_bytes.unwrap_or(DEFAULT_CACHE);
-    let mut dtypes: Vec<Dtype> = plan.groups.iter().map(|g| g.dtype).collect();
-    dtypes.sort_by_key(|d| d.name());
-    dtypes.dedup();
-    progress.start(plan.groups.iter().map(|g| 2 * g.rows.len() * g.entries.len()).sum());
-    let roof = roof::measure(cpu.isa(), &dtypes, cache, plan.threads)?;
+/// Fails if the platform does; an engine that fails is recorded as wrong.
+pub fn run<P>(platform: &mut P, schedule: &Schedule, progress: &mut dyn Progress) -> Result<Record>
+where
+    P: Measure<f32> + Measure<f16> + Measure<bf16>,
+{
+    let started = Instant::now();
+    progress.start(schedule.groups.iter().map(|g| 2 * g.rows.len() * g.entries.len()).sum());
     let meta = Meta {
-        machine,
+        machine: Machine::this(),
         date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         seconds: 0.0,
-        threads: plan.threads,
-        isa: cpu.isa().to_string(),
-        rank: plan.rank,
-        alpha: plan.alpha,
-        rotated_bytes: 2 * cache,
-        roof: roof.clone(),
+        threads: schedule.threads,
+        isa: platform.describe()?,
+        rank: schedule.rank,
+        alpha: schedule.alpha,
+        rotated_bytes: platform.rotated_bytes(),
+        roof: platform.roof(&schedule.dtypes())?,
         gemm: Vec::new(),
         noise_floor: Noise::default(),
     };
-    let mut record = Record { meta, rows: Vec::new() };
-    let mut run =
-        Run { plan, cpu, roof, rotated: 2 * cache, started, choices: Vec::new(), noise: Vec::new() };
-    for (i, group) in plan.groups.iter().enumerate() {
+    let record = Record { meta, rows: Vec::new() };
+    let mut run = Run { platform, schedule, started, record, noise: Vec::new() };
+    for (i, group) in schedule.groups.iter().enumerate() {
         match group.dtype {
-            Dtype::F32 => run.group::<f32>(i, &mut record, progress)?,
-            Dtype::F16 => run.group::<f16>(i, &mut record, progress)?,
-            Dtype::Bf16 => run.group::<bf16>(i, &mut record, progress)?,
+            Dtype::F32 => run.group::<f32>(i, progress)?,
+            Dtype::F16 => run.group::<f16>(i, progress)?,
+            Dtype::Bf16 => run.group::<bf16>(i, progress)?,
         }
-        record.meta.seconds = started.elapsed().as_secs_f64();
-        progress.layer(&record);
+        run.record.meta.seconds = started.elapsed().as_secs_f64();
+        progress.layer(&run.record);
     }
-    record.meta.gemm = run.choices.into_iter().map(|(name, _)| name).collect();
+    let Run { mut record, noise, .. } = run;
+    record.meta.gemm = platform.choices();
     record.meta.noise_floor = Noise {
-        median: Some(stats::median(&run.noise)).filter(|m| m.is_finite()),
-        worst: run.noise.iter().copied().reduce(f64::max),
-        cells: run.noise.len(),
+        median: Some(median(&noise)).filter(|m| m.is_finite()),
+        worst: noise.iter().copied().reduce(f64::max),
+        cells: noise.len(),
     };
     record.meta.seconds = started.elapsed().as_secs_f64();
     Ok(record)
 }
 
-impl Run<'_> {
-    /// Every cell of one layer and dtype.
-    fn group<E: Element>(
-        &mut self,
-        index: usize,
-        record: &mut Record,
-        progress: &mut dyn Progress,
-    ) -> Result<()> {
-        let group = &self.plan.groups[index];
-        let needs_weight = |e: &Entry| matches!(e.kind, Kind::Linear | Kind::MergePerStep);
-        let weight: Option<Arc<Array2<E>>> = group.entries.iter().any(needs_weight).then(|| {
-            let (d_out, d_in) = (group.layer.d_out, group.layer.d_in);
-            Arc::new(uniform(d_out, d_in, (3.0 / d_in as f32).sqrt(), WEIGHT_SEED))
+/// The state of a run.
+struct Run<'a, P> {
+    platform: &'a mut P,
+    schedule: &'a Schedule,
+    started: Instant,
+    record: Record,
+    noise: Vec<f64>,
+}
+
+/// An engine of a cell with its results.
+struct Candidate<T> {
+    /// Forward, then both passes.
+    passes: [Timed; 2],
+    rows_checked: usize,
+    /// The engine and its seconds for both passes; a wrong engine is dropped and not timed.
+    ready: Option<(T, f64)>,
+    /// The samples of forward taken a second time, for the noise floor.
+    again: Vec<f64>,
+}
+
+/// One pass of a [`Candidate`].
+struct Timed {
+    samples: Vec<f64>,
+    verdict: Verdict,
+    extra_bytes: usize,
+}
+
+impl<T> Candidate<T> {
+    /// Returns the candidate for an engine that does not run.
+    fn refused(rows: usize) -> Self {
+        let verdict = Verdict { rel_error: f64::NAN, ..Verdict::default() };
+        let passes = [verdict; 2].map(|verdict| Timed { samples: Vec::new(), verdict, extra_bytes: 0 });
+        Self { passes, rows_checked: rows, ready: None, again: Vec::new() }
+    }
+
+    /// Returns how far apart two timings of the same work lie; `None` if there was only one.
+    fn noise(&self) -> Option<f64> {
+        let ratio = median(&self.passes[0].samples) / median(&self.again);
+        Some((ratio - 1.0).abs()).filter(|noise| noise.is_finite())
+    }
+}
+
+/// The references of a cell so far, each for a number of rows: engines of one problem share one.
+#[derive(Default)]
+struct References(Vec<(Problem, usize, Reference)>);
+
+impl References {
+    fn get<E: Element>(&mut self, task: &Task<E>, set: &crate::data::Set<E>) -> &Reference {
+        // Merging changes W, which the check compares itself; its gradient is the adapter's.
+        let problem = task.entry.problem.op().map_or(task.entry.problem, Problem::Adapter);
+        let found = self.0.iter().position(|(p, rows, _)| *p == problem && *rows == set.rows());
+        let at = found.unwrap_or_else(|| {
+            let weight = task.weight.map(Arc::as_ref);
+            self.0.push((problem, set.rows(), Reference::new(&problem, task.theta, weight, set)));
+            self.0.len() - 1
         });
-        // Equal shapes get equal θ: the engines of one adapter solve the same problem.
-        let thetas: Vec<Option<Theta>> =
-            group.entries.iter().map(|e| e.problem.shape().map(|s| Theta::random(s, THETA_SEED))).collect();
+        &self.0[at].2
+    }
+}
+
+impl<P> Run<'_, P> {
+    /// Measures every cell of one layer and dtype.
+    fn group<E: Element>(&mut self, index: usize, progress: &mut dyn Progress) -> Result<()>
+    where
+        P: Measure<E>,
+    {
+        let group = &self.schedule.groups[index];
+        let weight = group.weight::<E>();
+        let thetas: Vec<Option<Theta>> = group.entries.iter().map(Entry::theta).collect();
         for (cell, &rows) in group.rows.iter().enumerate() {
-            let (cpu, threads) = (self.cpu, self.plan.threads);
-            let from = Ingredients { rows, threads, cpu, weight: weight.clone() };
             let seconds = self.share(index, cell);
-            let outcomes = cell::run(self, group, &thetas, &from, seconds, progress)?;
-            let first = record.rows.len();
-            for (entry, outcome) in group.entries.iter().zip(&outcomes) {
-                let row = |&pass| {
-                    row(&self.roof, group, rows, entry, pass, outcome.pass(pass), outcome.rows_checked)
-                };
-                record.rows.extend(self.plan.passes.iter().map(row));
+            let candidates = self.cell(group, rows, &thetas, weight.as_ref(), seconds, progress)?;
+            let first = self.record.rows.len();
+            for (entry, candidate) in group.entries.iter().zip(&candidates) {
+                for &pass in &self.schedule.passes {
+                    let row = self.row(group, rows, entry, pass, candidate);
+                    self.record.rows.push(row);
+                }
             }
-            record.compare();
-            progress.cell(&record.rows[first..]);
+            self.noise.extend(candidates.iter().filter_map(Candidate::noise));
+            self.record.compare();
+            progress.cell(&self.record.rows[first..]);
         }
         Ok(())
     }
 
-    /// The part of the time left that this cell gets, by what the ideal algorithms take.
+    /// Checks and times every engine of a group for `rows` rows in about `seconds`.
+    fn cell<E: Element>(
+        &mut self,
+        group: &Group,
+        rows: usize,
+        thetas: &[Option<Theta>],
+        weight: Option<&Arc<Array2<E>>>,
+        seconds: f64,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Candidate<P::Engine>>>
+    where
+        P: Measure<E>,
+    {
+        let (begun, name) = (Instant::now(), group.cell_name(rows));
+        let mut cell = self.platform.cell(group, rows)?;
+        // Engines add into the cell's sets as they warm up, so the check has a set of its own.
+        let (fresh, backward) = (group.set(rows, 1), self.schedule.backward());
+        let (mut references, mut candidates) = (References::default(), Vec::new());
+        for (entry, theta) in group.entries.iter().zip(thetas) {
+            progress.step(format!("{name}: checking {}", entry.label()));
+            let task = Task { entry, theta: theta.as_ref(), weight, fresh: &fresh, backward };
+            let candidate = self.prepare(&mut cell, &task, &mut references).or_else(|e| {
+                // A rival that cannot run is no reason to lose the others.
+                progress.refused(format!("{name}: {}: {e}", entry.label()));
+                self.platform.recover().map(|()| Candidate::refused(rows))
+            });
+            candidates.push(candidate?);
+        }
+        let left = (seconds - begun.elapsed().as_secs_f64()).max(0.0);
+        self.time(group, &mut cell, &mut candidates, left / group.entries.len() as f64)?;
+        group.entries.iter().for_each(|entry| progress.step(format!("{name}: timed {}", entry.label())));
+        Ok(candidates)
+    }
+
+    /// Prepares an engine, checks its results, and warms it up if they are right.
+    fn prepare<E: Element>(
+        &mut self,
+        cell: &mut P::Cell,
+        task: &Task<E>,
+        references: &mut References,
+    ) -> Result<Candidate<P::Engine>>
+    where
+        P: Measure<E>,
+    {
+        let (entry, rows) = (task.entry, task.fresh.rows());
+        let limit = self.platform.check_limit(entry, rows, &self.record.meta.roof);
+        let rows_checked = limit.map_or(rows, |limit| limit.min(rows));
+        let head = (rows_checked < rows).then(|| task.fresh.head(rows_checked));
+        let set = head.as_ref().unwrap_or(task.fresh);
+        let reference = references.get(task, set);
+        let mut engine = self.platform.prepare(cell, task, rows_checked)?;
+        let (forward, both) = self.platform.check(&mut engine, |engine| {
+            check(engine, &entry.problem, task.theta, set, reference, task.backward)
+        })?;
+        if rows_checked < rows {
+            engine = self.platform.prepare(cell, task, rows)?;
+        }
+        let passes = [(forward, false), (both, true)].map(|(verdict, backward)| {
+            let extra_bytes = self.platform.extra_bytes(&engine, backward, verdict.peak_bytes);
+            Timed { samples: Vec::new(), verdict, extra_bytes }
+        });
+        // An engine that is wrong in either pass is not timed in any.
+        let ready = match (forward.ok && both.ok, limit) {
+            (false, _) => None,
+            (true, Some(_)) => Some((engine, both.seconds * rows as f64 / rows_checked as f64)),
+            (true, None) => {
+                let seconds = self.platform.warm_up(cell, &mut engine, task)?;
+                Some((engine, seconds))
+            }
+        };
+        Ok(Candidate { passes, rows_checked, ready, again: Vec::new() })
+    }
+
+    /// Times all engines in interleaved rounds, each for about `share` seconds.
+    fn time<E: Element>(
+        &mut self,
+        group: &Group,
+        cell: &mut P::Cell,
+        candidates: &mut [Candidate<P::Engine>],
+        share: f64,
+    ) -> Result<()>
+    where
+        P: Measure<E>,
+    {
+        let run = OVERDRAW * self.schedule.seconds - self.started.elapsed().as_secs_f64();
+        let pace = |(candidate, entry): (&Candidate<P::Engine>, &Entry)| match &candidate.ready {
+            Some((_, seconds)) => self.platform.pace(cell, entry.kind, *seconds, TimeLeft { share, run }),
+            None => Pace::default(),
+        };
+        let paces: Vec<Pace> = candidates.iter().zip(&group.entries).map(pace).collect();
+        let all = paces.iter().map(|pace| pace.rounds).max().unwrap_or(0);
+        let (count, backward) = (candidates.len(), self.schedule.backward());
+        // A different engine goes first in each round: nobody always runs in the same one's wake.
+        for (round, i) in (0..all).flat_map(|round| (0..count).map(move |i| (round, (i + round) % count))) {
+            let (Pace { rounds, sweep }, candidate) = (paces[i], &mut candidates[i]);
+            let Some((engine, seconds)) = &mut candidate.ready else { continue };
+            if !takes_part(rounds, round, all) {
+                continue;
+            }
+            let (forward, both) = self.platform.sample(cell, engine, sweep, backward)?;
+            candidate.passes[0].samples.push(forward);
+            candidate.passes[1].samples.push(both);
+            if group.entries[i].kind == Kind::Linear && *seconds <= SLOW {
+                candidate.again.push(self.platform.sample(cell, engine, sweep, backward)?.0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the part of the time left that a cell gets, in proportion to its ideal algorithms' time.
     fn share(&self, group: usize, cell: usize) -> f64 {
+        let roof = &self.record.meta.roof;
         let weight = |g: &Group, rows: usize| -> f64 {
             let one = |e: &Entry| {
-                let (d_out, d_in) = e.problem.layer();
-                let (repeats, numbers) =
+                let LayerDims { d_out, d_in } = e.problem.layer();
+                let (repeats, elements) =
                     if e.kind.is_dense() { (2.0, d_out as f64 * d_in as f64) } else { (8.0, 0.0) };
-                WEIGHT_OVERHEAD * numbers
-                    + repeats * self.roof.seconds(e.problem.cost(Pass::Both, rows, g.dtype), g.dtype.name())
+                WEIGHT_OVERHEAD * elements
+                    + repeats * roof.seconds(e.problem.cost(Pass::Both, rows, g.dtype), g.dtype.name())
             };
             CELL_OVERHEAD + g.entries.iter().map(one).sum::<f64>()
         };
-        let cells = self.plan.groups[group..].iter().flat_map(|g| g.rows.iter().map(move |&r| weight(g, r)));
+        let groups = &self.schedule.groups[group..];
+        let cells = groups.iter().flat_map(|g| g.rows.iter().map(move |&r| weight(g, r)));
         let ahead: Vec<f64> = cells.skip(cell).collect();
-        let left = self.plan.seconds - self.started.elapsed().as_secs_f64();
+        let left = self.schedule.seconds - self.started.elapsed().as_secs_f64();
         left.max(0.0) * ahead[0] / ahead.iter().sum::<f64>()
     }
-}
 
-/// One engine's line of the report.
-pub(crate) fn row(
-    roof: &Roof,
-    group: &Group,
-    rows: usize,
-    entry: &Entry,
-    pass: Pass,
-    part: Part<'_>,
-    rows_checked: usize,
-) -> Row {
-    let (rank, a_out, a_in) = entry.factors();
-    let dtype = group.dtype.name();
-    let cost = entry.problem.cost(pass, rows, group.dtype);
-    let quantile = |q| Some(stats::quantile(part.samples, q)).filter(|s| s.is_finite());
-    let median = quantile(0.5);
-    Row {
-        engine: entry.kind,
-        model: group.model.name.clone(),
-        layer: group.layer.name.clone(),
-        d_out: group.layer.d_out,
-        d_in: group.layer.d_in,
-        rows,
-        dtype: dtype.into(),
-        rank,
-        a_out,
-        a_in,
-        params: entry.problem.params(),
-        pass,
-        median_s: median,
-        q10_s: quantile(0.1),
-        q90_s: quantile(0.9),
-        gbps: median.map(|m| cost.bytes / m / 1e9),
-        copy_fraction: median.map(|m| cost.bytes / m / roof.copy_bytes_per_s),
-        roof_fraction: median.map(|m| roof.seconds(cost, dtype) / m),
-        flops: cost.flops,
-        extra_bytes: part.extra_bytes,
-        rel_error: Some(part.verdict.rel_error).filter(|e| e.is_finite()),
-        ok: part.verdict.ok,
-        speedup: None,
-        rounds: part.samples.len(),
-        rows_checked,
+    /// Returns one pass of an engine as a row of the report.
+    fn row<T>(&self, group: &Group, rows: usize, entry: &Entry, pass: Pass, candidate: &Candidate<T>) -> Row {
+        let (roof, dtype) = (&self.record.meta.roof, group.dtype.name());
+        let timed = match pass {
+            Pass::Forward => &candidate.passes[0],
+            Pass::Both => &candidate.passes[1],
+        };
+        let (rank, a_out, a_in) = entry.factors();
+        let cost = entry.problem.cost(pass, rows, group.dtype);
+        let quantile = |q| Some(quantile(&timed.samples, q)).filter(|s| s.is_finite());
+        let median = quantile(0.5);
+        Row {
+            engine: entry.kind,
+            model: group.model.name.clone(),
+            layer: group.layer.name.clone(),
+            d_out: group.layer.d_out,
+            d_in: group.layer.d_in,
+            rows,
+            dtype: dtype.into(),
+            rank,
+            a_out,
+            a_in,
+            params: entry.problem.params(),
+            pass,
+            median_s: median,
+            q10_s: quantile(0.1),
+            q90_s: quantile(0.9),
+            gbps: median.map(|m| cost.bytes / m / 1e9),
+            copy_fraction: median.map(|m| cost.bytes / m / roof.copy_bytes_per_s),
+            roof_fraction: median.map(|m| roof.seconds(cost, dtype) / m),
+            flops: cost.flops,
+            extra_bytes: timed.extra_bytes,
+            rel_error: Some(timed.verdict.rel_error).filter(|e| e.is_finite()),
+            ok: timed.verdict.ok,
+            speedup: None,
+            rounds: timed.samples.len(),
+            rows_checked: candidate.rows_checked,
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Quantiles, means and ratios.
 
-/// The `q` quantile of `samples`, interpolated between neighbours; NaN when there are none.
+/// Returns the `q` quantile of `samples`, interpolated linearly; NaN without samples.
 pub fn quantile(samples: &[f64], q: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -10,18 +10,18 @@ pub fn quantile(samples: &[f64], q: f64) -> f64 {
     low + (high - low) * at.fract()
 }
 
-/// The median; NaN when there are no samples.
+/// Returns the median; NaN without samples.
 pub fn median(samples: &[f64]) -> f64 {
     quantile(samples, 0.5)
 }
 
-/// The geometric mean of positive numbers; `None` when there are none.
+/// Returns the geometric mean of positive values; `None` without values.
 pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let (sum, count) = values.into_iter().fold((0.0, 0), |(s, n), v| (s + v.ln(), n + 1));
     (count > 0).then(|| (sum / f64::from(count)).exp())
 }
 
-/// ‖got − want‖ / ‖want‖.
+/// Returns ‖got − want‖ / ‖want‖.
 pub fn relative(got: &[f32], want: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let apart = |(&g, &w): (&f32, &f32)| f64::from(g) - f64::from(w);

@@ -1,4 +1,4 @@
-//! Tables for the terminal and for Markdown.
+//! The tables of the terminal and of the Markdown file.
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -18,7 +18,7 @@ pub struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Rows of one cell, or of many, paired; in their order.
+    /// Pairs the passes of the rows, in their order.
     pub fn pair(rows: &'a [Row]) -> Vec<Line<'a>> {
         let mut lines: Vec<Line> = Vec::new();
         for row in rows {
@@ -42,7 +42,7 @@ impl<'a> Line<'a> {
         lines
     }
 
-    /// Forward and backward where it was timed, else forward.
+    /// Returns forward and backward if it was measured, else forward.
     pub fn row(&self) -> &'a Row {
         self.both.or(self.forward).expect("a line has a row")
     }
@@ -64,7 +64,7 @@ pub const COLUMNS: [&str; 12] = [
     "error",
 ];
 
-/// A line's cells under [`COLUMNS`].
+/// Returns a line's cells under [`COLUMNS`].
 pub fn cells(line: Line) -> [String; 12] {
     let row = line.row();
     let wrong = if row.ok { "" } else { "  WRONG" };
@@ -84,7 +84,7 @@ pub fn cells(line: Line) -> [String; 12] {
     ]
 }
 
-/// One cell's table, with its title.
+/// Formats one cell's table, with its title.
 pub fn cell(rows: &[Row]) -> String {
     let Some(first) = rows.first() else { return String::new() };
     let title = format!(
@@ -116,15 +116,15 @@ fn plain(header: &[&str]) -> Table {
 pub struct Means {
     /// The engine.
     pub engine: Kind,
-    /// Whether its rank is LoRA's own, or the one of equal parameters.
+    /// True for equal rank, false for LoRA at equal parameters.
     pub equal_rank: bool,
-    /// Of forward: all, many rows, one row.
+    /// Forward: all, many rows, one row.
     pub forward: [Option<f64>; 3],
-    /// Of both passes: all, many rows, one row.
+    /// Both passes: all, many rows, one row.
     pub both: [Option<f64>; 3],
 }
 
-/// The means over a record, in the order of `engines.toml`.
+/// Returns the means over a record, in the order of `engines.toml`.
 pub fn means(record: &Record) -> Vec<Means> {
     let mut list = Vec::new();
     for engine in Kind::ALL {
@@ -156,7 +156,7 @@ pub const SUMMARY: [&str; 7] = [
     "1 row",
 ];
 
-/// A line of the summary under [`SUMMARY`].
+/// Returns a line of the summary under [`SUMMARY`].
 pub fn summary_cells(m: &Means) -> [String; 7] {
     let name =
         if m.equal_rank { m.engine.name().into() } else { format!("{}, equal parameters", m.engine.name()) };
@@ -164,7 +164,7 @@ pub fn summary_cells(m: &Means) -> [String; 7] {
     [name, f0, f1, f2, b0, b1, b2]
 }
 
-/// The summary over all cells, the roof and the noise floor.
+/// Formats the summary over all cells, the roof and the noise floor.
 pub fn summary(record: &Record) -> String {
     let mut table = plain(&SUMMARY);
     table.add_rows(means(record).iter().map(summary_cells));
@@ -180,7 +180,7 @@ fn describe(r: &Row, what: &str) -> String {
     format!("{}, {} {} {} {} rows {pass}: {what}\n", r.engine.name(), r.model, r.layer, r.dtype, r.rows)
 }
 
-/// Machine, roof and noise in one line.
+/// Describes the machine, the roof and the noise floor in one line.
 pub fn conditions(record: &Record) -> String {
     let m = &record.meta;
     let rates: Vec<String> = m
@@ -207,7 +207,7 @@ pub fn conditions(record: &Record) -> String {
     )
 }
 
-/// The table of the README: Kron-LoRA fused against LoRA by two products.
+/// Formats the Markdown table: `kron-fused` against `lora-gemm`.
 pub fn markdown(record: &Record) -> String {
     let mut out = String::from(
         "| layer | dtype | rows | LoRA forward | Kron-LoRA forward | × | LoRA forward + backward | Kron-LoRA forward + backward | × |\n\

@@ -1,49 +1,54 @@
-//! Samples, rounds and their interleaving.
+//! Samples on the CPU, the number of rounds, and their interleaving.
 //!
 //! A sample is a sweep as a network makes it: forward over some sets of the
-//! ring one after the other, then backward over the same. The ring moves on
-//! with every sample, so that a set has left the cache when it comes round.
+//! ring one after the other, then backward over the same sets. Each sample starts
+//! where the one before ended, so that a set has left the cache when it is used again.
 
 use std::time::Instant;
 
 use kron_core::{Element, Result};
 
 use crate::data::Set;
-use crate::engines::{Engine, Kind};
+use crate::engine::Engine;
+use crate::engines::Kind;
 
-/// Seconds that a sweep takes: long enough that the clock and the interruptions
-/// of the system do not show, shorter when the time is short.
+/// Seconds of both passes above which an engine with a whole weight counts as slow.
+pub const SLOW: f64 = 0.2;
+
+/// Seconds of a sweep: long enough that the clock's resolution and the system's
+/// interruptions do not matter, shorter when little time is left.
 const SWEEP: std::ops::RangeInclusive<f64> = 0.001..=0.02;
 
-/// Rounds that every engine gets whose sweep is short.
+/// Fewest rounds of an engine whose sweep is short.
 const ROUNDS: usize = 7;
 
-/// The most rounds of an engine.
-const MOST_ROUNDS: usize = 25;
+/// Most rounds of an engine.
+const MAX_ROUNDS: usize = 25;
 
-/// Sets of one cell, and where the next sweep starts.
+/// The sets of one cell, and the start of the next sweep.
 pub struct Ring<E: Element> {
-    /// The sets; at least two.
-    pub sets: Vec<Set<E>>,
+    /// At least two.
+    sets: Vec<Set<E>>,
     next: usize,
 }
 
 impl<E: Element> Ring<E> {
-    /// A ring of at least one set.
+    /// Makes a ring of at least one set.
     pub fn new(sets: Vec<Set<E>>) -> Self {
         Self { sets, next: 0 }
     }
 
-    /// Sets of a sweep of an engine that takes `seconds` for one and has `share` seconds for all its rounds.
+    /// Returns the number of sets in a sweep, for an engine that takes `seconds` for one set and has `share`
+    /// seconds for all its rounds.
     pub fn sweep(&self, seconds: f64, share: f64) -> usize {
         let sweep = (share / ROUNDS as f64).clamp(*SWEEP.start(), *SWEEP.end());
         ((sweep / seconds) as usize).clamp(1, self.sets.len())
     }
 
-    /// Seconds per set of forward, and of forward and backward together.
+    /// Takes a sample: the seconds per set of forward, and of forward and backward together.
     ///
     /// # Errors
-    /// What the engine refuses.
+    /// Fails if the engine does.
     pub fn sample(&mut self, engine: &mut dyn Engine<E>, sweep: usize, backward: bool) -> Result<(f64, f64)> {
         let len = self.sets.len();
         let first = self.next;
@@ -63,19 +68,20 @@ impl<E: Element> Ring<E> {
     }
 }
 
-/// How often an engine is sampled: as often as its share of the cell's `seconds`
-/// allows, at least [`ROUNDS`] times when a sample is short, 3 when it is not, and once
-/// when it is one of the slow products with a whole weight.
+/// Returns the number of samples of an engine: as many as its share of the cell's seconds
+/// allows, but at least [`ROUNDS`] if a sample is short, 1 if the engine multiplies slowly by a
+/// whole weight, and 3 otherwise.
 pub fn rounds(kind: Kind, sample: f64, share: f64) -> usize {
     let least = match (sample, kind.is_dense()) {
         (s, _) if s < 0.05 => ROUNDS,
-        (s, true) if s > 0.2 => 1,
+        (s, true) if s > SLOW => 1,
         _ => 3,
     };
-    ((share / sample) as usize).clamp(least, MOST_ROUNDS)
+    ((share / sample) as usize).clamp(least, MAX_ROUNDS)
 }
 
-/// Whether an engine with `own` rounds takes part in round `round` of `all`: its rounds are spread evenly.
+/// Returns true if an engine with `own` rounds is sampled in round `round` of `all`: its rounds are spread
+/// evenly.
 pub const fn takes_part(own: usize, round: usize, all: usize) -> bool {
     (round + 1) * own / all != round * own / all
 }
@@ -99,6 +105,6 @@ mod tests {
         assert_eq!(rounds(Kind::KronFused, 0.5, 0.0), 3);
         assert_eq!(rounds(Kind::KronDense, 4.0, 1.0), 1);
         assert_eq!(rounds(Kind::LoraGemm, 0.01, 0.15), 15);
-        assert_eq!(rounds(Kind::LoraGemm, 0.001, 9.0), MOST_ROUNDS);
+        assert_eq!(rounds(Kind::LoraGemm, 0.001, 9.0), MAX_ROUNDS);
     }
 }

@@ -1,9 +1,9 @@
-/* KronParams: the one struct that host and device share, the only argument of
- * every kernel.  Plain C: bindgen writes its Rust twin (src/params.rs).
+/* KronParams: the only struct that host and device share, and the only argument
+ * of every kernel.  Plain C: bindgen writes its Rust twin (src/params.rs).
  *
- * Letters are the project's:  T = X·Cᵀ   U = A·T   Y (+)= s·U·Bᵀ
- * Every pointer is a device pointer.  A field that a kernel does not name is
- * not read by it. */
+ *   T = X·Cᵀ   U = A·T   Y (+)= s·U·Bᵀ
+ *
+ * Every pointer is a device pointer.  A kernel reads only the fields that it names. */
 #ifndef KRON_PARAMS_H
 #define KRON_PARAMS_H
 
@@ -15,7 +15,7 @@ typedef struct KronParams {
   const float *b; /* b_out × rank; null: B is the identity (full inner factor) */
   const float *c; /* rank × c_in */
 
-  /* Activations: elements of the kernel's dtype, rows apart by a stride in elements. */
+  /* Activations: elements of the kernel's dtype; strides are in elements. */
   const void *x;  /* rows × d_in */
   const void *dy; /* rows × d_out */
   void *y;        /* rows × d_out */
@@ -23,22 +23,22 @@ typedef struct KronParams {
   void *w;        /* w_rows × d_in, rows first_row… of the layer's weight */
   int64_t x_stride, dy_stride, y_stride, dx_stride, w_stride;
 
-  /* Float32 buffers.  A "part" is one term of a sum that is taken in an order which the plan fixes. */
+  /* Float32 buffers.  A "part" is one term of a sum whose order the plan fixes. */
   float *t;        /* T, rows × a_in × rank */
   float *t_parts;  /* t_splits × rows × a_in × rank */
   float *v;        /* V = dY·B, rows × a_out × rank */
   float *dt_parts; /* dt_splits × rows × a_in × rank: s·κ·Aᵀ·V */
   float *da_parts; /* da_splits × a_out × a_in */
   float *db_parts; /* db_splits × b_out × rank */
-  float *dc_parts; /* dc_splits × rank × c_in; with dc_splits = 0 `dx` adds to the gradient itself */
+  float *dc_parts; /* dc_splits × rank × c_in; with dc_splits = 0 `dx` adds to `grad` directly */
   float *grad;     /* [dA | dB | dC], added to */
 
   /* The problem. */
   int64_t rows;      /* n, tokens */
-  int64_t first_row; /* merge: the weight's row that w starts with */
+  int64_t first_row; /* merge: row of the weight at which w starts */
   int64_t w_rows;    /* merge: rows of w */
   int32_t a_out, a_in, b_out, c_in, rank;
-  int32_t accumulate; /* 0: y, dx, w are overwritten and never read; 1: added to, one rounding */
+  int32_t accumulate; /* 0: y, dx, w are overwritten and never read; 1: added to, with one rounding */
 
   /* s, and dropout: an element whose 16 random bits are below `threshold` is
    * dropped, the others are multiplied by κ = 1 / (1 − p). */
@@ -46,17 +46,17 @@ typedef struct KronParams {
   uint64_t seed, offset;
   uint32_t threshold;
 
-  /* The plan's cuts. */
-  int32_t t_splits;   /* slices of c_in in `down` */
-  int32_t t_slice;    /* columns of one slice */
-  int32_t dt_splits;  /* parts of dT */
+  /* The plan's tiles and splits. */
+  int32_t t_splits;       /* slices of c_in in `down` */
+  int32_t t_slice;        /* columns of one slice */
+  int32_t dt_splits;      /* parts of dT */
   int32_t da_splits, db_splits, dc_splits;
-  int32_t col_tiles;  /* column tiles: the fast index of a linear grid */
-  int32_t cols;       /* columns of a tile in `up`, and on tensor cores in `dy` and `dx` */
-  int32_t row_chunks; /* chunks of tokens in a sum over tokens */
-  int64_t chunk_rows; /* tokens of one chunk */
-  int32_t i_groups;   /* groups of A's rows in the backward pass over dY */
-  int32_t i_group;    /* rows of A in one group */
+  int32_t col_tiles;      /* column tiles: the fastest index of the linear grid */
+  int32_t cols;           /* columns of a tile in `up`, and on tensor cores in `dy` and `dx` */
+  int32_t row_chunks;     /* chunks of tokens in a sum over tokens */
+  int64_t chunk_rows;     /* tokens of one chunk */
+  int32_t a_row_groups;   /* groups of A's rows in the backward pass over dY */
+  int32_t rows_per_group; /* rows of A in one group */
 } KronParams;
 
 #endif

@@ -20,7 +20,7 @@ fn main() -> Result<()> {
         ("LoRA, r 256", KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 256)?),
     ] {
         for rows in [1, 16, 64] {
-            few_rows(name, shape, rows)?;
+            small_m(name, shape, rows)?;
         }
     }
     Ok(())
@@ -30,12 +30,12 @@ fn plan(shape: KronShape, dtype: Dtype, pass: Pass, rows: usize) -> Result<Plan>
     Plan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned: true })
 }
 
-/// What the blocks of the two launches do, in steps of 32 terms.
-fn few_rows(name: &str, f: KronShape, rows: usize) -> Result<()> {
+/// Prints the work of the two launches' blocks, in steps of 32 terms.
+fn small_m(name: &str, f: KronShape, rows: usize) -> Result<()> {
     let plan = plan(f, Dtype::F32, Pass::Backward { dx: true }, rows)?;
     let (dt, db) = (plan.dt.count, plan.db.count);
-    let columns = f.b_out().div_ceil(dt / plan.i_groups);
-    let share = plan.i_group.div_ceil(64 / rows) * columns.div_ceil(32);
+    let columns = f.b_out().div_ceil(dt / plan.a_row_groups);
+    let share = plan.rows_per_group.div_ceil(64 / rows) * columns.div_ceil(32);
     let db_steps = (rows * f.a_out().div_ceil(db)).div_ceil(32);
     let (dc_steps, dx_steps) = ((rows * f.a_in()).div_ceil(32), f.width().div_ceil(32));
     let [dy, dx] = [0, 1].map(|i| plan.steps[i]);

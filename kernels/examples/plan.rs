@@ -1,5 +1,7 @@
-//! Prints the plans of the paper's layer, 4096 × 4096, (a_in, a_out) = (2, 16), rank 8, in bf16, Y and dX
-//! added to: `cargo run -p kron-kernels --example plan -- 1 16 64`, one forward and one backward a number of rows.
+//! Prints the plans of the paper's layer for some numbers of rows, one forward and one backward each:
+//! 4096 × 4096, A 16×2, rank 8, bf16, Y and dX added to.
+//!
+//! `cargo run -p kron-kernels --example plan -- 1 16 64`
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
 use kron_kernels::{ARCHS, Plan, Problem};

@@ -1,19 +1,19 @@
-//! [`Arch`]: what a floor is predicted from.
+//! [`Arch`]: memory rates of GPU models, for predictions.
 
 /// A GPU model's memory rate, for predictions only; no plan depends on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arch {
     /// The model.
     pub name: &'static str,
-    /// Its code target.
+    /// Its compilation target.
     pub sm: &'static str,
     /// Bytes read and written in a µs by a plain copy, or the datasheet's rate.
     pub bytes_per_us: f64,
-    /// Where the rate comes from.
+    /// Source of the rate.
     pub source: &'static str,
 }
 
-/// The models that predictions are made for.
+/// The models with predictions.
 pub const ARCHS: [Arch; 5] = [
     Arch { name: "A100 80GB SXM", sm: "sm_80", bytes_per_us: 2.039e6, source: "datasheet" },
     Arch { name: "L40S", sm: "sm_89", bytes_per_us: 0.864e6, source: "datasheet" },

@@ -1,22 +1,24 @@
-//! [`Cuda`]: kron-core's backend on a device's memory.
+//! [`Cuda`]: kron-core's backend for device memory.
 //!
-//! The caller brings device memory and a stream by their raw handles, so any
-//! framework's fit. A call queues its kernels and returns: it allocates
-//! nothing, waits for nothing, and can be captured in a CUDA graph.
+//! The caller provides device memory and a stream by raw handles, so it can use any
+//! framework. A call queues its kernels and returns. It allocates nothing, waits for
+//! nothing, and can be captured in a CUDA graph.
 
 use std::sync::Arc;
 
-use kron_core::{Backend, Backward, Element, Forward, KronOp, Merge, Pass, Result};
+use arrayvec::ArrayVec;
+use kron_core::{Accum, Backend, Backward, Element, Error, Forward, KronOp, Merge, Pass, Result};
 
 #[cfg(feature = "cuda")]
 use crate::Gpu;
 use crate::device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
-use crate::launch::{self, Launcher};
-use crate::plan;
+use crate::launch::{params, run};
+use crate::launcher::Launcher;
+use crate::{Problem, check, plan};
 
 /// Forward, backward and merge on a device, queued on one of its streams.
 ///
-/// Clones share the device; [`Cuda::on`] gives one for another stream.
+/// Clones share the device; [`Cuda::on`] returns one for another stream.
 #[derive(Debug)]
 pub struct Cuda<L> {
     launcher: Arc<L>,
@@ -34,24 +36,24 @@ impl Cuda<Gpu> {
     /// Loads the kernels on device `ordinal`; calls go to its default stream.
     ///
     /// # Errors
-    /// No driver, no such device, or one that the kernels have no code for.
+    /// Fails without a driver, if the device does not exist, or if the kernels have no code for it.
     pub fn new(ordinal: usize) -> Result<Self> {
         Ok(Self::with(Gpu::new(ordinal)?))
     }
 }
 
 impl<L> Cuda<L> {
-    /// A device, or its emulation, that is ready already.
+    /// Wraps a device or its emulation; calls go to the default stream.
     pub fn with(launcher: L) -> Self {
         Self { launcher: Arc::new(launcher), stream: StreamHandle::DEFAULT }
     }
 
-    /// The same device, on another of its streams.
+    /// Returns the same device with another of its streams.
     pub fn on(&self, stream: StreamHandle) -> Self {
         Self { stream, ..self.clone() }
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn launcher(&self) -> &L {
         &self.launcher
     }
@@ -68,14 +70,93 @@ impl<L: Launcher> Backend for Cuda<L> {
     }
 
     fn forward<E: Element>(&self, op: &KronOp, call: Forward<'_, Self, E>) -> Result<()> {
-        launch::forward(self.launcher(), op, call, self.stream)
+        let (shape, n) = (op.shape, call.x.rows);
+        let theta = check::theta(&shape, call.theta)?;
+        let x = check::rows("x", call.x.data.len(), n, shape.d_in(), call.x.stride)?;
+        let y = check::rows("y", call.y.data.len(), call.y.rows, shape.d_out(), call.y.stride)?;
+        check::row_count("y", call.y.rows, n)?;
+        check::len("t", call.t.len(), check::size("t", n, shape.t_row())?)?;
+        let problem = Problem {
+            shape,
+            dtype: E::DTYPE,
+            pass: Pass::Forward,
+            rows: n,
+            accumulate: call.accum == Accum::Add,
+            aligned: check::aligned::<E>(theta, &[(call.x.data.pointer(), x), (call.y.data.pointer(), y)]),
+        };
+        let plan = self.launcher.plan(&problem)?;
+        check::len("workspace", call.workspace.len(), plan.workspace)?;
+        let mut p = params(&problem, &plan, op, theta, call.dropout, call.workspace.pointer());
+        p.x = call.x.data.pointer() as _;
+        p.y = call.y.data.pointer() as _;
+        (p.x_stride, p.y_stride) = (x as i64, y as i64);
+        p.t = call.t.pointer() as _;
+        run(&*self.launcher, &problem, &plan, p, self.stream)
     }
 
     fn backward<E: Element>(&self, op: &KronOp, call: Backward<'_, Self, E>) -> Result<()> {
-        launch::backward(self.launcher(), op, call, self.stream)
+        let (shape, n) = (op.shape, call.x.rows);
+        let theta = check::theta(&shape, call.theta)?;
+        let x = check::rows("x", call.x.data.len(), n, shape.d_in(), call.x.stride)?;
+        let dy = check::rows("dy", call.dy.data.len(), call.dy.rows, shape.d_out(), call.dy.stride)?;
+        check::row_count("dy", call.dy.rows, n)?;
+        check::len("t", call.t.len(), check::size("t", n, shape.t_row())?)?;
+        check::theta_len("grad", call.grad.len(), &shape)?;
+        let both = [(call.x.data.pointer(), x), (call.dy.data.pointer(), dy)];
+        let mut matrices = ArrayVec::<_, 3>::from_iter(both);
+        if let Some((dx, _)) = &call.dx {
+            check::row_count("dx", dx.rows, n)?;
+            matrices.push((dx.data.pointer(), check::rows("dx", dx.data.len(), n, shape.d_in(), dx.stride)?));
+        }
+        let problem = Problem {
+            shape,
+            dtype: E::DTYPE,
+            pass: Pass::Backward { dx: call.dx.is_some() },
+            rows: n,
+            accumulate: matches!(call.dx, Some((_, Accum::Add))),
+            aligned: check::aligned::<E>(theta, &matrices),
+        };
+        let plan = self.launcher.plan(&problem)?;
+        check::len("workspace", call.workspace.len(), plan.workspace)?;
+        let mut p = params(&problem, &plan, op, theta, call.dropout, call.workspace.pointer());
+        p.x = call.x.data.pointer() as _;
+        p.dy = call.dy.data.pointer() as _;
+        (p.x_stride, p.dy_stride) = (x as i64, dy as i64);
+        if let Some((dx, _)) = &call.dx {
+            p.dx = dx.data.pointer() as _;
+            p.dx_stride = dx.stride as i64;
+        }
+        p.t = call.t.pointer() as _;
+        p.grad = call.grad.pointer() as _;
+        // Only `down` writes T in parts; here it is summed.
+        p.t_splits = 1;
+        run(&*self.launcher, &problem, &plan, p, self.stream)
     }
 
     fn merge<E: Element>(&self, op: &KronOp, call: Merge<'_, Self, E>) -> Result<()> {
-        launch::merge(self.launcher(), op, call, self.stream)
+        let shape = op.shape;
+        let theta = check::theta(&shape, call.theta)?;
+        let stride = check::rows("w", call.w.data.len(), call.w.rows, shape.d_in(), call.w.stride)?;
+        if call.first_row.checked_add(call.w.rows).is_none_or(|end| end > shape.d_out()) {
+            return Err(Error::Buffer {
+                what: "w",
+                got: format!("{} rows from row {}", call.w.rows, call.first_row),
+                rule: format!("the weight has {} rows", shape.d_out()),
+            });
+        }
+        let problem = Problem {
+            shape,
+            dtype: E::DTYPE,
+            pass: Pass::Merge,
+            rows: call.w.rows,
+            accumulate: call.accum == Accum::Add,
+            aligned: check::aligned::<E>(theta, &[(call.w.data.pointer(), stride)]),
+        };
+        let plan = self.launcher.plan(&problem)?;
+        let mut p = params(&problem, &plan, op, theta, None, 0);
+        p.w = call.w.data.pointer() as _;
+        p.w_stride = stride as i64;
+        (p.first_row, p.w_rows) = (call.first_row as i64, call.w.rows as i64);
+        run(&*self.launcher, &problem, &plan, p, self.stream)
     }
 }

@@ -1,5 +1,5 @@
-//! Thin types over raw device pointers: unsafe to make, safe to use. A
-//! trainer's own CUDA binding never has to match this crate's.
+//! Thin types over raw device pointers and streams: unsafe to make, safe to use.
+//! A trainer's CUDA binding does not have to match this crate's.
 
 use std::marker::PhantomData;
 
@@ -11,7 +11,7 @@ pub struct DeviceSlice<'a, T> {
     memory: PhantomData<&'a [T]>,
 }
 
-/// Device memory to write: `len` elements of T that nothing else uses.
+/// Device memory to write: `len` elements of T with no other user.
 #[derive(Debug)]
 pub struct DeviceSliceMut<'a, T> {
     pointer: u64,
@@ -25,36 +25,34 @@ macro_rules! slice {
             /// Wraps a device pointer.
             ///
             /// # Safety
-            /// `pointer` is aligned for T and names `len` elements of memory of
-            /// the launcher that it is given to (of its context, or host memory
-            /// for the emulator). The memory lives, and obeys the type's rule of
-            /// sharing, until the work queued on the stream of each call that
-            /// gets it has run.
+            /// `pointer` is aligned for T and points to `len` elements of memory of
+            /// the launcher that receives it: of its context, or host memory for the
+            /// emulator. The memory stays valid, and obeys the type's rule of sharing,
+            /// until the work has run that each call with it has queued on its stream.
             pub const unsafe fn from_raw(pointer: u64, len: usize) -> Self {
                 Self { pointer, len, memory: PhantomData }
             }
-            /// The elements `range`, in place.
+            /// Returns the elements `range`, in place.
             ///
             /// # Errors
-            /// A range that does not lie inside.
+            /// Fails if the range exceeds the slice.
             pub fn part(self, range: std::ops::Range<usize>) -> kron_core::Result<Self> {
                 if range.start > range.end || range.end > self.len {
-                    let (got, rule) =
-                        (format!("{} elements", self.len), format!("{range:?} is asked of them"));
+                    let (got, rule) = (format!("{} elements", self.len), format!("{range:?} was requested"));
                     return Err(kron_core::Error::Buffer { what: "a device slice", got, rule });
                 }
                 let pointer = self.pointer + (range.start * size_of::<T>()) as u64;
                 Ok(Self { pointer, len: range.len(), memory: PhantomData })
             }
-            /// The address.
+            /// Returns the address.
             pub const fn pointer(&self) -> u64 {
                 self.pointer
             }
-            /// Number of elements.
+            /// Returns the number of elements.
             pub const fn len(&self) -> usize {
                 self.len
             }
-            /// Whether there is no element.
+            /// True if the length is 0.
             pub const fn is_empty(&self) -> bool {
                 self.len == 0
             }
@@ -65,8 +63,7 @@ slice!(DeviceSlice);
 slice!(DeviceSliceMut);
 
 impl<'a, T> DeviceSlice<'a, T> {
-    /// Host memory, for the emulator; the GPU's launcher refuses nothing but
-    /// its kernels fault on it.
+    /// Wraps host memory, for the emulator only; a GPU's kernels fault on it.
     #[cfg(feature = "emulate")]
     pub fn host(data: &'a [T]) -> Self {
         Self { pointer: data.as_ptr() as u64, len: data.len(), memory: PhantomData }
@@ -74,21 +71,21 @@ impl<'a, T> DeviceSlice<'a, T> {
 }
 
 impl<'a, T> DeviceSliceMut<'a, T> {
-    /// Host memory, for the emulator.
+    /// Wraps host memory, for the emulator only.
     #[cfg(feature = "emulate")]
     pub fn host(data: &'a mut [T]) -> Self {
         Self { pointer: data.as_mut_ptr() as u64, len: data.len(), memory: PhantomData }
     }
 }
 
-/// A matrix of activations to read: rows that start `stride` elements apart.
+/// A matrix of activations to read; its rows start `stride` elements apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a, T> {
     /// The elements, from the first row's start.
     pub data: DeviceSlice<'a, T>,
     /// Number of rows.
     pub rows: usize,
-    /// Elements from one row's start to the next one's.
+    /// Elements between the starts of neighbouring rows.
     pub stride: usize,
 }
 
@@ -99,7 +96,7 @@ pub struct RowsMut<'a, T> {
     pub data: DeviceSliceMut<'a, T>,
     /// Number of rows.
     pub rows: usize,
-    /// Elements from one row's start to the next one's.
+    /// Elements between the starts of neighbouring rows.
     pub stride: usize,
 }
 
@@ -115,9 +112,9 @@ impl StreamHandle {
     pub const unsafe fn from_raw(stream: u64) -> Self {
         Self(stream)
     }
-    /// The default stream; the emulator, which runs each launch to its end, takes only this one.
+    /// The default stream, the only one of the emulator.
     pub const DEFAULT: Self = Self(0);
-    /// The handle.
+    /// Returns the handle.
     pub const fn raw(self) -> u64 {
         self.0
     }

@@ -1,7 +1,7 @@
 //! [`Emulated`]: runs the kernels' own source on the host, for tests.
 //!
-//! One block at a time and one fiber a thread; see `cuda/emulate.h` for what
-//! it checks. It tests the C++ around the primitives, not nvcc's code.
+//! Blocks run one after another, each thread as a fiber; `cuda/emulate/emulator.h` lists the
+//! checks. The emulation tests the C++ around the primitives, not nvcc's code.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 
 use crate::Problem;
 use crate::device::StreamHandle;
-use crate::launch::Launcher;
+use crate::launcher::Launcher;
 use crate::params::KronParams;
 use crate::plan::{BLOCKS, Plan, Step};
 use kron_core::{Error, Result};
@@ -24,11 +24,11 @@ pub enum Schedule {
     Reverse = 1,
     /// Any thread, from the seed.
     Random = 2,
-    /// Random priorities of warps, rarely redrawn: what finds dropped barriers.
+    /// Random priorities of warps, rarely redrawn; finds dropped barriers.
     Pct = 3,
 }
 
-/// When the bytes of a cp.async appear.
+/// Arrival time of a cp.async's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Async {
@@ -36,7 +36,7 @@ pub enum Async {
     Lazy = 0,
     /// At once, as early as it may.
     Eager = 1,
-    /// A coin per copy.
+    /// By a coin for each copy.
     Coin = 2,
 }
 
@@ -76,10 +76,10 @@ unsafe extern "C" {
     fn kron_emulate_site(i: u32) -> RawSite;
 }
 
-/// A barrier or a wait for copies: in which kernel, and where in `cuda/`.
+/// A barrier or a wait for copies, with its kernel and its place in `cuda/`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Site {
-    /// The kernel that met it.
+    /// The kernel that reached it.
     pub kernel: String,
     /// The file's name.
     pub file: String,
@@ -94,34 +94,34 @@ pub struct Emulated {
     pub schedule: Schedule,
     /// Time of asynchronous copies.
     pub copies: Async,
-    /// What both draw from: equal seeds, equal runs.
+    /// Seed of both; equal seeds give equal runs.
     pub seed: u64,
-    /// Blocks that plans aim at; with few, a block walks far even in a small problem.
+    /// Number of blocks that plans aim at. With few blocks each takes many steps even in a small problem.
     pub blocks: usize,
     /// Extra shared-memory passes that ldmatrix has cost so far.
     pub bank_conflicts: Cell<u64>,
-    /// Barriers and waits that kernels have met so far.
+    /// Barriers and waits that kernels have reached so far.
     pub sites: RefCell<BTreeSet<Site>>,
-    /// A fault: this barrier is left out, or this wait lets one more group of copies be under way.
+    /// Injected fault: this barrier is left out, or this wait lets one more group of copies be under way.
     pub fault: Option<Site>,
-    /// Times that a kernel has met the fault.
+    /// Number of times that a kernel has reached the fault.
     pub faults: Cell<u64>,
 }
 
 impl Emulated {
-    /// Threads in order, copies as late as they may be.
+    /// Runs threads in order and brings copies as late as the hardware may.
     pub const fn new() -> Self {
         Self::with(Schedule::Fifo, Async::Lazy, 0)
     }
 
-    /// A chosen order.
+    /// Runs with a chosen order.
     pub const fn with(schedule: Schedule, copies: Async, seed: u64) -> Self {
         let (bank_conflicts, faults) = (Cell::new(0), Cell::new(0));
         let sites = RefCell::new(BTreeSet::new());
         Self { schedule, copies, seed, blocks: BLOCKS, bank_conflicts, sites, fault: None, faults }
     }
 
-    /// The names of all kernels.
+    /// Returns the names of all kernels.
     pub fn kernels() -> Vec<String> {
         // SAFETY: the function takes any index and returns null or a static string.
         let name = |i| unsafe {
@@ -187,7 +187,7 @@ impl Launcher for Emulated {
     }
 }
 
-/// Where the last launch of this thread met barriers and waits.
+/// Returns the barriers and waits that this thread's last launch reached.
 fn sites(kernel: &str) -> impl Iterator<Item = Site> {
     (0..).map_while(move |i| {
         // SAFETY: the function takes any index; the file it returns is null or a static string.

@@ -1,37 +1,33 @@
-//! The kernels of kron-lora: ΔW = s·A ⊗ (B·C) on a frozen linear layer.
+//! The CUDA backend of kron-lora: ΔW = s·A ⊗ (B·C) on a frozen linear layer.
 //!
 //! ```text
 //! forward    T = X·Cᵀ      U = A·T      Y (+)= s·U·Bᵀ
 //! backward   dU = s·dY·B   dB += s·Σ dYᵀ·U   dT = Aᵀ·dU   dA += Σ dU·Tᵀ   dC += Σ dTᵀ·X   dX (+)= dT·C
 //! ```
 //!
-//! [`Cuda`] implements kron-core's [`Backend`](kron_core::Backend) for device memory:
-//! [`Problem`] → [`Plan`] → parameters → launch → `cuda/*.cu`; no arrow goes
-//! back. The crate knows no tensor and no framework, and its calls allocate no
-//! device memory. Without features it plans; `cuda` launches on a GPU, `emulate` runs
-//! the same kernels on the host for tests.
+//! [`Cuda`] implements kron-core's [`Backend`](kron_core::Backend) for device memory.
+//! A call goes one way: [`Problem`] → [`Plan`] → parameters → launch → `cuda/kernels/`.
+//! The crate depends on no framework, and its calls allocate no device memory.
+//!
+//! Without features the crate only plans. The feature `cuda` launches on a GPU; `emulate`
+//! runs the same kernels on the host, for tests.
 #![deny(unsafe_code)]
 
 mod arch;
 mod backend;
+mod check;
 #[allow(unsafe_code)]
 mod device;
-mod draft;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod driver;
 #[cfg(feature = "emulate")]
 #[allow(unsafe_code)]
 mod emulated;
-mod few;
 #[allow(unsafe_code)]
 mod launch;
-#[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
-mod loaded;
-#[cfg(feature = "cuda")]
-#[allow(unsafe_code)]
-mod memory;
+mod launcher;
 mod names;
 #[rustfmt::skip]
 #[allow(unsafe_code)]
@@ -45,12 +41,10 @@ pub use arch::{ARCHS, Arch};
 pub use backend::Cuda;
 pub use device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
 #[cfg(feature = "cuda")]
-pub use driver::Gpu;
+pub use driver::{DeviceVec, Gpu};
 #[cfg(feature = "emulate")]
 pub use emulated::{Async, Emulated, Schedule, Site};
-pub use launch::Launcher;
-#[cfg(feature = "cuda")]
-pub use memory::DeviceVec;
+pub use launcher::Launcher;
 pub use names::{Name, kernels};
 pub use plan::{Plan, Step, workspace_len};
 pub use problem::Problem;

@@ -1,27 +1,27 @@
-//! The kernels' names, and which of them there are.
+//! The kernels' names.
 
 use std::fmt;
 
 use arrayvec::ArrayString;
 
-use crate::tiles::FAST_RANKS;
+use crate::tiles::TENSOR_CORE_RANKS;
 use kron_core::Dtype;
 
 /// A kernel's name, `kron_{pass}_{dtype}_{tile}`.
 pub type Name = ArrayString<32>;
 
-/// What a pass is cut into.
+/// A kernel's tile.
 #[derive(Clone, Copy)]
 pub(crate) enum Tile {
-    /// The general tile, with so many columns.
-    General(usize),
-    /// Tensor cores, at this rank.
-    Fast(usize),
-    /// No tile, and float32 numbers alone.
+    /// The SIMT tile with a number of columns.
+    Simt(usize),
+    /// A tile on tensor cores for one rank.
+    TensorCore(usize),
+    /// No tile, only float32 elements.
     None,
 }
 
-const GENERAL: [(&str, usize); 13] = [
+const SIMT: [(&str, usize); 13] = [
     ("down", 16),
     ("down", 64),
     ("up", 64),
@@ -36,26 +36,29 @@ const GENERAL: [(&str, usize); 13] = [
     ("dx", 32),
     ("merge", 64),
 ];
-const FAST: [&str; 4] = ["down", "up", "dy", "dx"];
-const FLOAT: [&str; 3] = ["dt", "da", "reduce"];
+const TENSOR_CORE: [&str; 4] = ["down", "up", "dy", "dx"];
+const UNTILED: [&str; 3] = ["dt", "da", "reduce"];
 
+/// Returns the name of a pass's kernel.
 pub(crate) fn name(pass: &str, dtype: Dtype, tile: Tile) -> Name {
     let (mut name, dtype) = (Name::new(), dtype.name());
     let written = match tile {
-        Tile::General(width) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_t{width}")),
-        Tile::Fast(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_r{rank}")),
+        Tile::Simt(width) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_t{width}")),
+        Tile::TensorCore(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_r{rank}")),
         Tile::None => fmt::write(&mut name, format_args!("kron_{pass}")),
     };
     debug_assert!(written.is_ok(), "the longest name, kron_merge_bf16_t64, fits");
     name
 }
 
-/// Every kernel that a plan can launch.
+/// Returns every kernel that a plan can launch.
 pub fn kernels() -> impl Iterator<Item = Name> {
-    let general = |dtype| GENERAL.into_iter().map(move |(pass, cols)| name(pass, dtype, Tile::General(cols)));
-    let ranks = |pass, dtype| FAST_RANKS.into_iter().map(move |rank| name(pass, dtype, Tile::Fast(rank)));
-    let fast = move |dtype| FAST.into_iter().flat_map(move |pass| ranks(pass, dtype));
+    let simt = |dtype| SIMT.into_iter().map(move |(pass, cols)| name(pass, dtype, Tile::Simt(cols)));
+    let ranks = |pass, dtype| {
+        TENSOR_CORE_RANKS.into_iter().map(move |rank| name(pass, dtype, Tile::TensorCore(rank)))
+    };
+    let tensor_core = move |dtype| TENSOR_CORE.into_iter().flat_map(move |pass| ranks(pass, dtype));
     let halves = Dtype::ALL.into_iter().filter(|&dtype| dtype != Dtype::F32);
-    let float = FLOAT.into_iter().map(|pass| name(pass, Dtype::F32, Tile::None));
-    Dtype::ALL.into_iter().flat_map(general).chain(halves.flat_map(fast)).chain(float)
+    let untiled = UNTILED.into_iter().map(|pass| name(pass, Dtype::F32, Tile::None));
+    Dtype::ALL.into_iter().flat_map(simt).chain(halves.flat_map(tensor_core)).chain(untiled)
 }

@@ -48,8 +48,8 @@ pub struct KronParams {
     pub cols: i32,
     pub row_chunks: i32,
     pub chunk_rows: i64,
-    pub i_groups: i32,
-    pub i_group: i32,
+    pub a_row_groups: i32,
+    pub rows_per_group: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -175,11 +175,11 @@ const _: () = {
         "Offset of field: KronParams::chunk_rows",
     ][::std::mem::offset_of!(KronParams, chunk_rows) - 280usize];
     [
-        "Offset of field: KronParams::i_groups",
-    ][::std::mem::offset_of!(KronParams, i_groups) - 288usize];
+        "Offset of field: KronParams::a_row_groups",
+    ][::std::mem::offset_of!(KronParams, a_row_groups) - 288usize];
     [
-        "Offset of field: KronParams::i_group",
-    ][::std::mem::offset_of!(KronParams, i_group) - 292usize];
+        "Offset of field: KronParams::rows_per_group",
+    ][::std::mem::offset_of!(KronParams, rows_per_group) - 292usize];
 };
 impl Default for KronParams {
     fn default() -> Self {

@@ -1,42 +1,42 @@
-//! [`Problem`]: one call's sizes, all that a plan depends on.
+//! [`Problem`]: the input of a plan.
 
 use kron_core::{Dtype, Error, KronShape, Pass, Result};
 
-/// One call's sizes.
+/// One call's sizes and alignment; a plan depends on nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// The factors' sizes.
+    /// Sizes of the factors.
     pub shape: KronShape,
-    /// The activations' format.
+    /// Element type of the activations.
     pub dtype: Dtype,
     /// Forward, backward or merge.
     pub pass: Pass,
     /// Tokens; rows of W in a merge.
     pub rows: usize,
-    /// Add to Y, dX or W instead of replacing it.
+    /// True if Y, dX or W is added to, false if it is replaced.
     pub accumulate: bool,
-    /// Every activation row and θ start on a 16-byte boundary.
+    /// True if θ and every row of activations start on a 16-byte boundary.
     pub aligned: bool,
 }
 
 /// Refuses sizes and products of sizes above 2³¹ − 1, which the kernels' 32-bit integers cannot hold.
-pub(crate) fn check_sizes(s: &KronShape) -> Result<()> {
+pub(crate) fn check_sizes(shape: &KronShape) -> Result<()> {
     const LIMIT: usize = i32::MAX as usize;
     // No product overflows: a `KronShape` has at most isize::MAX / 16 elements in each of them.
-    let (a_out, a_in, rank) = (s.a_out(), s.a_in(), s.width());
+    let (a_out, a_in, rank) = (shape.a_out(), shape.a_in(), shape.width());
     let sizes = [
         ("a_out", a_out),
         ("a_in", a_in),
-        ("b_out", s.b_out()),
-        ("c_in", s.c_in()),
+        ("b_out", shape.b_out()),
+        ("c_in", shape.c_in()),
         ("rank", rank),
         ("a_out·a_in", a_out * a_in),
-        ("d_out = a_out·b_out", s.d_out()),
-        ("d_in = a_in·c_in", s.d_in()),
+        ("d_out = a_out·b_out", shape.d_out()),
+        ("d_in = a_in·c_in", shape.d_in()),
         ("a_out·rank", a_out * rank),
         ("a_in·rank", a_in * rank),
-        ("b_out·rank", s.b_out() * rank),
-        ("rank·c_in", rank * s.c_in()),
+        ("b_out·rank", shape.b_out() * rank),
+        ("rank·c_in", rank * shape.c_in()),
     ];
     match sizes.into_iter().find(|&(_, size)| size > LIMIT) {
         None => Ok(()),

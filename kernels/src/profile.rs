@@ -1,8 +1,8 @@
-//! Names in a profiler's timeline, by NVTX; nothing without the feature `nvtx`.
+//! Names in a profiler's timeline, by NVTX. Does nothing without the feature `nvtx`.
 
 use crate::Problem;
 
-/// From here to its drop, this thread works on one call.
+/// A range of the timeline, from creation to drop: this thread's work on one call.
 pub(crate) struct Range;
 
 impl Range {

@@ -1,4 +1,4 @@
-//! `scripts/gpu_bytes.py`, which holds ncu's bytes to a plan's, on what ncu would print.
+//! `scripts/gpu_bytes.py`, which compares ncu's bytes with a plan's, on synthetic output of ncu.
 
 #[path = "../../tests/src/say.rs"]
 mod say;
@@ -8,7 +8,7 @@ use std::process::Command;
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
 use kron_kernels::{ARCHS, Plan, Problem};
 
-/// The script's exit code and lines, for kernels that move `share` of the plan's bytes together.
+/// Runs the script on kernels that together move `share` of the plan's bytes; returns its exit code and output.
 fn verdict(plan: &Plan, share: f64, kernels: usize) -> Option<(i32, String)> {
     let folder = tempfile::tempdir().expect("a folder");
     let [csv, printed] = ["ncu.csv", "plan.txt"].map(|name| folder.path().join(name));
@@ -33,13 +33,13 @@ fn verdict(plan: &Plan, share: f64, kernels: usize) -> Option<(i32, String)> {
     let output =
         Command::new("python3").args([script.as_ref(), csv.as_os_str(), printed.as_os_str()]).output();
     let output = output.inspect_err(|e| say::say(format_args!("skipped: python3 does not run: {e}"))).ok()?;
-    let said =
+    let printed =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    Some((output.status.code()?, said))
+    Some((output.status.code()?, printed))
 }
 
 #[test]
-fn five_per_cent_more_than_the_plan_are_too_many() {
+fn more_than_five_per_cent_above_the_plan_fails() {
     let shape = KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)
         .expect("legal");
     let (dtype, pass, rows) = (Dtype::Bf16, Pass::Forward, 4096);
@@ -48,7 +48,7 @@ fn five_per_cent_more_than_the_plan_are_too_many() {
     for (share, kernels, code, word) in
         [(1.04, 2, 0, "passed, 1.040"), (1.06, 2, 1, "FAILED, 1.060"), (1.0, 1, 1, "has not seen")]
     {
-        let Some((got, said)) = verdict(&plan, share, kernels) else { return };
-        assert!(got == code && said.contains(word), "{share}, {kernels} kernels: {got}, {said}");
+        let Some((got, printed)) = verdict(&plan, share, kernels) else { return };
+        assert!(got == code && printed.contains(word), "{share}, {kernels} kernels: {got}, {printed}");
     }
 }

@@ -17,9 +17,9 @@ fn fifo_with_lazy_copies() {
     CASES.into_iter().for_each(|case| all(case, &Emulated::new()));
 }
 
-/// Every stage of every pipeline is filled again and again.
+/// Each block takes many steps, so that every stage of every pipeline is filled repeatedly.
 #[test]
-fn fifo_where_each_block_walks_far() {
+fn fifo_with_many_steps_per_block() {
     for case in CASES {
         check::<bf16>(case, &Emulated { blocks: 1, ..Emulated::new() });
         check::<f16>(case, &Emulated { blocks: 5, ..Emulated::new() });
@@ -41,12 +41,12 @@ fn pct_with_random_copies() {
     }
 }
 
-/// The order of threads and copies must not show in a single bit.
+/// Fails if any output bit depends on the order of threads and copies.
 fn same_bits<E: Float>(case: Case) {
     let run = |on: Emulated| {
-        let few = Emulated { blocks: 2, ..Emulated::with(on.schedule, on.copies, on.seed) };
+        let two_blocks = Emulated { blocks: 2, ..Emulated::with(on.schedule, on.copies, on.seed) };
         let bits = |on| Data::<E>::new(case).run(&on).expect("the suite runs").bits();
-        [bits(on), bits(few)]
+        [bits(on), bits(two_blocks)]
     };
     let first = run(Emulated::new());
     for (schedule, copies, seed) in [

@@ -1,4 +1,4 @@
-//! The emulator finds what it promises to find, and the kernels have none of it.
+//! The emulator detects each kind of fault, and the kernels have no such fault.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn faults(name: &str, grid: u32, block: u32, shared: u32, on: Emulated) -> Fault
     let params = KronParams { x: x.as_ptr() as _, y: y.as_mut_ptr() as _, ..KronParams::default() };
     let kernel = name.try_into().expect("a short name");
     let step = Step { kernel, grid, block, shared, col_tiles: 1, cols: 0, row_chunks: 1, chunk_rows: 1 };
-    // SAFETY: the faulty kernels touch at most 256 numbers of x and y, but for
+    // SAFETY: the faulty kernels access at most 256 elements of x and y, except for
     // one, which runs only where AddressSanitizer stops it.
     let result = unsafe { on.launch(&step, &params, StreamHandle::DEFAULT) };
     Fault { y, conflicts: on.bank_conflicts.get(), result }
@@ -34,7 +34,7 @@ fn faults(name: &str, grid: u32, block: u32, shared: u32, on: Emulated) -> Fault
 #[test]
 fn faults_are_reported_by_kernel_and_line() {
     let expected = [
-        ("fault_divergent_barrier", 64, 0, "emulate_faults.cu:7"),
+        ("fault_divergent_barrier", 64, 0, "emulate/faults.cu:7"),
         ("fault_early_exit", 64, 0, "deadlock in block 0: 1 of 64 threads have exited"),
         ("fault_lane_outside_mask", 32, 0, "which leaves it out"),
         ("fault_different_masks", 32, 0, "with mask 80000001"),
@@ -73,7 +73,7 @@ fn bank_conflicts_are_counted_and_the_kernels_have_none() {
     }
 }
 
-/// Ends the process under the sanitizer; scripts/emulate-sanitized.sh asks for that.
+/// Ends the process under the sanitizer, which scripts/emulate-sanitized.sh expects.
 #[cfg(any(feature = "asan", feature = "tsan"))]
 #[test]
 fn the_sanitizer_stops_this() {

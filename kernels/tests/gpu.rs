@@ -1,4 +1,4 @@
-//! What the driver's side promises: of a missing device on any machine, of graphs and primitives where there is one.
+//! The driver's side: a missing device on any machine; graphs and primitives on a machine with a GPU.
 #![cfg(feature = "cuda")]
 
 mod common;
@@ -25,7 +25,7 @@ fn a_missing_device_is_an_error_and_never_a_panic() {
     }
 }
 
-/// A problem with all of its memory on the device.
+/// A problem whose memory lies on the device.
 struct Layer<E> {
     op: KronOp,
     rows: usize,
@@ -44,8 +44,8 @@ impl<E: Float> Layer<E> {
         let op = KronOp::new(shape, Scale::new(SCALE).expect("finite"));
         let floats = |len, stream| gpu.upload(&random(len, stream)).expect("a little memory");
         let matrix = |width, stream| {
-            let numbers: Vec<E> = random(rows * width, stream).into_iter().map(E::of).collect();
-            gpu.upload(&numbers).expect("a little memory")
+            let values: Vec<E> = random(rows * width, stream).into_iter().map(E::of).collect();
+            gpu.upload(&values).expect("a little memory")
         };
         let scratch = [Pass::Forward, Pass::Backward { dx: true }];
         let scratch = scratch.map(|pass| Cuda::with(gpu).workspace_len(&op, pass, rows));
@@ -91,18 +91,18 @@ impl<E: Float> Layer<E> {
         on.backward(&op, call)
     }
 
-    /// Bits of Y, T, dX and the gradient.
+    /// Returns the bits of Y, T, dX and the gradient.
     fn bits(&self) -> Vec<u32> {
         fn read<E: Float>(memory: &DeviceVec<E>) -> impl Iterator<Item = u32> {
-            let mut numbers = vec![E::of(0.0); memory.slice().len()];
-            memory.read(&mut numbers).expect("the work ran");
-            numbers.into_iter().map(Float::bits)
+            let mut values = vec![E::of(0.0); memory.slice().len()];
+            memory.read(&mut values).expect("the work ran");
+            values.into_iter().map(Float::bits)
         }
         read(&self.y).chain(read(&self.t)).chain(read(&self.dx)).chain(read(&self.grad)).collect()
     }
 }
 
-/// Even the first launches of a process can be captured, and a replay leaves the bits of the calls.
+/// Even the first launches of a process can be captured, and a replay gives the same bits as the calls.
 #[test]
 fn calls_are_captured_in_a_graph() {
     let gpu = match Gpu::new(0) {
@@ -110,9 +110,9 @@ fn calls_are_captured_in_a_graph() {
         Err(e) => return say(format_args!("skipped: {e}")),
     };
     let kron = |layer, split, rank| KronShape::kron(layer, split, rank).expect("legal");
-    let fast = kron(LayerDims { d_out: 160, d_in: 272 }, Split { a_out: 4, a_in: 2 }, 8);
-    let few = kron(LayerDims { d_out: 69, d_in: 155 }, Split { a_out: 3, a_in: 5 }, 6);
-    let both = || (Layer::<bf16>::new(&gpu, fast, 130), Layer::<f32>::new(&gpu, few, 19));
+    let aligned = kron(LayerDims { d_out: 160, d_in: 272 }, Split { a_out: 4, a_in: 2 }, 8);
+    let odd = kron(LayerDims { d_out: 69, d_in: 155 }, Split { a_out: 3, a_in: 5 }, 6);
+    let both = || (Layer::<bf16>::new(&gpu, aligned, 130), Layer::<f32>::new(&gpu, odd, 19));
     let (mut captured, mut called) = (both(), both());
     let before = [captured.0.bits(), captured.1.bits()];
     let stream = gpu.context().new_stream().expect("a stream");
@@ -138,7 +138,7 @@ fn calls_are_captured_in_a_graph() {
     }
 }
 
-/// That this GPU's primitives agree with the emulator's; writes them where `KRON_WRITE_PRIMITIVES` says.
+/// Compares this GPU's primitives with the emulator's, and writes them to the file in `KRON_WRITE_PRIMITIVES`.
 #[test]
 fn bits_of_this_gpu() {
     let gpu = match Gpu::new(0) {

@@ -1,4 +1,4 @@
-//! Calls check what they are given, and do what the suite's full calls do not show.
+//! Calls check their arguments; and cases beyond the suite's full calls.
 
 mod common;
 
@@ -32,9 +32,9 @@ fn buffers_are_refused_with_the_numbers() {
     let error = refused(forward(&mut data, 29, t, 1 << 16));
     assert_eq!(error, "y has 29 rows, but x has 30");
     let error = refused(forward(&mut data, 30, t - 1, 1 << 16));
-    assert_eq!(error, "t has 479 numbers, but this call needs 480");
+    assert_eq!(error, "t has 479 elements, but this call needs 480");
     let error = refused(forward(&mut data, 30, t, 3));
-    assert!(error.starts_with("workspace has 3 numbers, but this call needs "), "{error}");
+    assert!(error.starts_with("workspace has 3 elements, but this call needs "), "{error}");
     assert_eq!(before, data.y.bits(), "a refused call wrote to y");
     forward(&mut data, 30, t, 1 << 16).expect("now it fits");
     assert_ne!(before, data.y.bits());

@@ -1,4 +1,4 @@
-//! Faults put into the kernels, one at a time: the suite has to notice each.
+//! Faults injected into the kernels, one at a time; the suite has to detect each.
 
 mod common;
 
@@ -13,20 +13,20 @@ use kron_kernels::params::KronParams;
 use kron_kernels::plan::BLOCKS;
 use kron_kernels::{Async, Emulated, Launcher, Schedule, Site, Step, StreamHandle};
 
-/// The orders of threads and copies that a fault has to show in, the quickest first.
+/// Orders of threads and copies under which a fault has to change the output, the quickest first.
 fn schedules() -> impl Iterator<Item = (Schedule, Async, u64)> {
     let seeds = (1..=8).flat_map(|s| [Async::Coin, Async::Eager, Async::Lazy].map(|c| (Schedule::Pct, c, s)));
     [(Schedule::Fifo, Async::Lazy, 0), (Schedule::Reverse, Async::Eager, 0)].into_iter().chain(seeds)
 }
 
-/// Lines of `cuda/` that hold a barrier or a wait.
+/// Lines of the kernels and their tiles with a barrier or a wait.
 fn written() -> BTreeSet<(String, u32)> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
-    let files = std::fs::read_dir(folder).expect("the sources").map(|f| f.expect("a file").path());
+    let folders = ["kernels", "tile"].map(|folder| format!("{}/cuda/{folder}", env!("CARGO_MANIFEST_DIR")));
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).expect("the sources"));
     let mut lines = BTreeSet::new();
-    for file in files {
+    for file in files.map(|f| f.expect("a file").path()) {
         let name = file.file_name().expect("a name").to_string_lossy().into_owned();
-        if ["ptx.cuh", "primitives.cu"].contains(&name.as_str()) || name.starts_with("emulate") {
+        if name == "primitives.cu" {
             continue;
         }
         for (i, line) in std::fs::read_to_string(&file).expect("text").lines().enumerate() {
@@ -51,7 +51,7 @@ fn every_dropped_barrier_and_weakened_wait_is_noticed() {
         sites.iter().for_each(|site| cases.entry(site).or_default().push((data, *blocks, bits)));
     }
     let met = cases.keys().map(|s| (s.file.clone(), s.line)).collect::<BTreeSet<_>>();
-    assert_eq!(met, written(), "barriers and waits that the suite's cases meet, and those of the sources");
+    assert_eq!(met, written(), "barriers and waits that the suite's cases reach, and those of the sources");
     let survives = |site: &Site| {
         schedules().all(|(schedule, copies, seed)| {
             cases[site].iter().all(|&(data, blocks, bits)| {
@@ -72,7 +72,7 @@ fn every_dropped_barrier_and_weakened_wait_is_noticed() {
     assert!(survivors.is_empty(), "of {} faults these show in no bit: {survivors:#?}", cases.len());
 }
 
-/// Runs all kernels but one.
+/// Runs all kernels except one.
 struct Without<'a> {
     kernel: &'a str,
     on: Emulated,
@@ -109,7 +109,7 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
             cases.entry(kernel).or_insert(case);
         }
     }
-    std::panic::set_hook(Box::new(|_| {})); // what follows is meant to panic
+    std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
     let fails = |kernel: &str, case| {
         catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &Without::new(kernel)))).is_err()
     };
@@ -119,10 +119,10 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
     assert!(kernels.into_iter().eq(cases.into_keys()), "a kernel of bf16 that the suite does not run");
 }
 
-/// A factor among a launch's parameters.
+/// Accessor of a factor in a launch's parameters.
 type Field = fn(&mut KronParams) -> &mut *const f32;
 
-/// Gives one kernel a factor whose indices are swapped.
+/// Passes one kernel a factor with swapped indices.
 struct Swapped<'a> {
     kernel: &'a str,
     /// The factor's rows and columns.
@@ -136,7 +136,7 @@ impl Launcher for Swapped<'_> {
         let (mut params, (rows, cols), mut swapped) = (*params, self.dims, Vec::new());
         let pointer = (self.factor)(&mut params);
         if step.kernel.as_str() == self.kernel {
-            // SAFETY: the factor has rows·cols numbers, for θ was checked against the problem.
+            // SAFETY: the factor has rows·cols elements, because θ was checked against the problem.
             let factor = unsafe { std::slice::from_raw_parts(*pointer, rows * cols) };
             swapped.extend((0..rows * cols).map(|at| factor[at % rows * cols + at / rows]));
             *pointer = swapped.as_ptr();
@@ -150,12 +150,12 @@ impl Launcher for Swapped<'_> {
 #[test]
 fn the_oracle_notices_swapped_indices_of_every_factor() {
     let named = |why: &str| CASES.into_iter().find(|case| case.why == why).expect("in the suite");
-    let fast =
+    let tensor_cores =
         (named("five tokens on tensor cores"), ["down_bf16_r8", "up_bf16_r8", "dy_bf16_r8", "dx_bf16_r8"]);
-    let general = (named("odd everything"), ["down_bf16_t16", "up_bf16_t64", "dy_bf16_t32", "dx_bf16_t32"]);
-    std::panic::set_hook(Box::new(|_| {})); // what follows is meant to panic
+    let simt = (named("odd everything"), ["down_bf16_t16", "up_bf16_t64", "dy_bf16_t32", "dx_bf16_t32"]);
+    std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
     let mut unnoticed = Vec::new();
-    for (case, [down, up, dy, dx]) in [fast, general] {
+    for (case, [down, up, dy, dx]) in [tensor_cores, simt] {
         let ([a_out, a_in, b_out, c_in, rank], merge) = (case.sizes, "merge_bf16_t64");
         let factors: [(_, _, Field, _); 3] = [
             ("A", (a_out, a_in), |p| &mut p.a, [up, dy, merge]),

@@ -1,6 +1,6 @@
-//! `src/params.rs` is what bindgen makes of `cuda/params.h`.
+//! `src/params.rs` equals bindgen's output for `cuda/params.h`.
 //!
-//! To write it anew: `KRON_WRITE_PARAMS=1 cargo test -p kron-kernels --test params`.
+//! To regenerate it: `KRON_WRITE_PARAMS=1 cargo test -p kron-kernels --test params`.
 
 #[path = "../../tests/src/say.rs"]
 mod say;
@@ -39,5 +39,5 @@ fn params_rs_is_up_to_date() {
         std::fs::write(&file, &generated).expect("src is writable");
     }
     let checked_in = std::fs::read_to_string(&file).expect("src/params.rs is checked in");
-    assert!(checked_in == generated, "src/params.rs is not what bindgen makes of cuda/params.h");
+    assert!(checked_in == generated, "src/params.rs differs from bindgen's output for cuda/params.h");
 }

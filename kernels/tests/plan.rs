@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split};
 use kron_kernels::plan::BLOCKS;
-use kron_kernels::tiles::{FAST_RANKS, FEW_ROWS, SHARED_LIMIT};
+use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS};
 use kron_kernels::{ARCHS, Emulated, Plan, Problem, workspace_len};
 use proptest::prelude::*;
 
 fn shapes() -> impl Strategy<Value = KronShape> {
-    let size = |most| prop_oneof![1..=16usize, (1..=most / 8usize).prop_map(|v| v * 8), 1..=most];
-    let rank = prop_oneof![1..=256usize, proptest::sample::select(FAST_RANKS.to_vec())];
+    let size = |max| prop_oneof![1..=16usize, (1..=max / 8usize).prop_map(|v| v * 8), 1..=max];
+    let rank = prop_oneof![1..=256usize, proptest::sample::select(TENSOR_CORE_RANKS.to_vec())];
     (0..3, 1..=64usize, 1..=64usize, size(20_000), size(20_000), rank).prop_map(
         |(kind, a_out, a_in, b_out, c_in, rank)| match kind {
             0 => KronShape::lora(LayerDims { d_out: b_out, d_in: c_in }, rank).expect("small"),
@@ -78,11 +78,11 @@ proptest! {
     }
 }
 
-/// Every dtype, alignment, rank and size: a call of few rows is two launches whose tiles and parts cover all
-/// columns and rows, none of them for nothing; the scratch is what the caller was told to bring.
+/// For every dtype, alignment, rank and size a call at small m is two launches. Their tiles and parts cover
+/// all columns and rows, no tile or part is empty, and the scratch suffices that the caller was asked for.
 #[test]
-fn few_rows_are_two_launches_in_each_direction() {
-    let problem = (shapes(), any::<bool>(), 1..=FEW_ROWS, any::<bool>(), 0..=BLOCKS);
+fn small_m_is_two_launches_in_each_direction() {
+    let problem = (shapes(), any::<bool>(), 1..=SMALL_M, any::<bool>(), 0..=BLOCKS);
     let test = |(shape, aligned, rows, dx, blocks): (KronShape, _, _, _, usize)| {
         for dtype in Dtype::ALL {
             for pass in [Pass::Forward, Pass::Backward { dx }] {
@@ -90,7 +90,7 @@ fn few_rows_are_two_launches_in_each_direction() {
                 let plan = Plan::aimed_at(blocks, &problem).expect("a legal problem");
                 prop_assert_eq!(plan.steps.len(), 2, "{:?}: {}", problem, plan);
                 prop_assert!(plan.workspace <= workspace_len(shape, pass, rows).expect("legal"), "{}", plan);
-                let (fast, [first, second]) =
+                let (tensor_cores, [first, second]) =
                     (plan.steps[0].kernel.contains("_r"), [0, 1].map(|i| plan.steps[i]));
                 let covers = |total: usize, parts: usize, each: usize| {
                     (parts - 1) * each < total && total <= parts * each
@@ -104,21 +104,21 @@ fn few_rows_are_two_launches_in_each_direction() {
                         problem,
                         plan
                     );
-                    let widest = if fast { 256 } else { 64 };
+                    let widest = if tensor_cores { 256 } else { 64 };
                     prop_assert!(second.cols.is_multiple_of(32) && second.cols <= widest, "{}", plan);
-                } else if fast {
+                } else if tensor_cores {
                     for (step, total, unit) in [(first, shape.b_out(), 16), (second, shape.c_in(), 32)] {
                         let (tiles, cols) = (step.col_tiles as usize, step.cols as usize);
                         prop_assert!(covers(total, tiles, cols), "{:?}: {}", problem, plan);
                         prop_assert!(cols.is_multiple_of(unit) && cols <= 128, "{:?}: {}", problem, plan);
                     }
                     prop_assert!(
-                        covers(shape.a_out(), plan.i_groups, plan.i_group),
+                        covers(shape.a_out(), plan.a_row_groups, plan.rows_per_group),
                         "{:?}: {}",
                         problem,
                         plan
                     );
-                    prop_assert_eq!(plan.dt.count, plan.i_groups * first.col_tiles as usize);
+                    prop_assert_eq!(plan.dt.count, plan.a_row_groups * first.col_tiles as usize);
                 } else {
                     prop_assert!(
                         plan.dt.count <= blocks.max(1) && plan.dc.count == 0,
@@ -126,9 +126,9 @@ fn few_rows_are_two_launches_in_each_direction() {
                         problem,
                         plan
                     );
-                    prop_assert!(plan.dt.count.is_multiple_of(plan.i_groups), "{}", plan);
-                    let slices = (shape.b_out(), plan.dt.count / plan.i_groups);
-                    let groups = [plan.i_groups, plan.db.count.max(1)].map(|n| (shape.a_out(), n));
+                    prop_assert!(plan.dt.count.is_multiple_of(plan.a_row_groups), "{}", plan);
+                    let slices = (shape.b_out(), plan.dt.count / plan.a_row_groups);
+                    let groups = [plan.a_row_groups, plan.db.count.max(1)].map(|n| (shape.a_out(), n));
                     for (total, parts) in groups.into_iter().chain([slices]) {
                         prop_assert!((parts - 1) * total.div_ceil(parts) < total, "{:?}: {}", problem, plan);
                     }
@@ -158,14 +158,14 @@ fn a_plan_prints_what_it_launches() {
     let h200 = ARCHS.iter().find(|a| a.name == "H200").expect("listed");
     assert!((plan.floor_us(h200) - bytes as f64 / 4.3e6).abs() < 1e-9);
 
-    // All that a launch is told, and the time that the bytes allow.
+    // Every parameter of the launches, and the time that the bytes allow.
     let printed = |pass, rows| Plan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
     let lines = [
         "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles of 128, 128 chunks of 64 rows",
         "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 16 chunks of 1024 rows",
         "kron_reduce            grid     73 block 256 shared      0, 1 chunks of 8192 rows",
         "parts: T 1 of 2048 columns, dT 4, dA 256, dB 256, dC 16; 2 groups of 8 rows of A",
-        "scratch 1318912 numbers; floor 269181312 bytes, with scratch 279732608",
+        "scratch 1318912 elements; floor 269181312 bytes, with scratch 279732608",
         "H200: floor 62.60 µs, with scratch 65.05 µs",
     ];
     let text = printed(Pass::Backward { dx: true }, 8192);
@@ -175,19 +175,19 @@ fn a_plan_prints_what_it_launches() {
 }
 
 #[test]
-fn the_chip_is_filled_from_one_token_on() {
+fn the_gpu_is_filled_from_one_token_on() {
     for rows in [1, 16, 64, 1024, 4096, 16384] {
         let plan = Plan::new(&paper(Pass::Forward, rows)).expect("legal");
         assert_eq!(plan.steps.len(), 2, "{plan}");
         assert!(plan.steps[0].grid >= 32, "{rows} rows: {plan}");
         let plan = Plan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
-        assert_eq!(plan.steps.len(), if rows <= FEW_ROWS { 2 } else { 3 }, "{rows} rows: {plan}");
+        assert_eq!(plan.steps.len(), if rows <= SMALL_M { 2 } else { 3 }, "{rows} rows: {plan}");
         assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
     }
-    // One token on tensor cores: most of 132 multiprocessors have a block at the ranks that are used most; a
-    // higher rank has larger parts, so fewer of them, and a layer of 1024 rows has 32 warps' columns.
+    // One token on tensor cores: most of 132 multiprocessors have a block at the common ranks. A higher rank
+    // has larger and therefore fewer parts, and a layer of 1024 rows has 32 warps' columns.
     for (d_out, d_in) in [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096)] {
-        for rank in FAST_RANKS {
+        for rank in TENSOR_CORE_RANKS {
             let kron = kron([16, 2, d_out / 16, d_in / 2, rank]);
             for shape in [kron, KronShape::lora(LayerDims { d_out, d_in }, rank)].map(|f| f.expect("legal")) {
                 let passes = [Pass::Forward, Pass::Backward { dx: true }].into_iter();
@@ -202,8 +202,8 @@ fn the_chip_is_filled_from_one_token_on() {
             }
         }
     }
-    // The general tile, with few rows: most of 132 multiprocessors have a block, for LoRA and high rank too; with
-    // one row in the forward pass as well, where more rows have larger parts, so fewer of them.
+    // The SIMT tile at small m: most of 132 multiprocessors have a block, for LoRA and high rank too; in the
+    // forward pass only with one row, because more rows have larger and therefore fewer parts.
     let lora = |rank| KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, rank).expect("legal");
     for shape in [paper(Pass::Merge, 1).shape, lora(8), lora(256)] {
         for rows in [1, 3, 16, 64] {
@@ -218,9 +218,9 @@ fn the_chip_is_filled_from_one_token_on() {
     }
 }
 
-/// The page says how many blocks few rows have on tensor cores.
+/// docs/KERNELS.md lists the blocks at small m on tensor cores.
 #[test]
-fn the_page_has_the_blocks_of_few_rows() {
+fn the_page_lists_the_blocks_at_small_m() {
     let page = include_str!("../../docs/KERNELS.md");
     for rows in [1, 16, 64] {
         let plan = |pass| Plan::new(&paper(pass, rows)).expect("legal");
@@ -234,10 +234,10 @@ fn the_page_has_the_blocks_of_few_rows() {
 #[test]
 fn every_kernel_is_in_some_plan() {
     let mut used = BTreeSet::new();
-    let general = [1, 100];
+    let simt = [1, 100];
     let passes =
         [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
-    for rank in FAST_RANKS.into_iter().chain(general) {
+    for rank in TENSOR_CORE_RANKS.into_iter().chain(simt) {
         let shape = kron([4, 2, 64, 128, rank]).expect("legal");
         for dtype in Dtype::ALL {
             for (pass, rows) in passes.into_iter().flatten() {
@@ -247,7 +247,7 @@ fn every_kernel_is_in_some_plan() {
         }
     }
     assert_eq!(used, kernels());
-    // What the driver looks up when it loads the kernels.
+    // The driver looks up these names when it loads the kernels.
     assert_eq!(kron_kernels::kernels().map(|name| name.to_string()).collect::<BTreeSet<_>>(), kernels());
 }
 

@@ -1,10 +1,8 @@
-//! The emulator's primitives against a GPU's bits: against a GPU that is there,
-//! and against what one has recorded.
+//! The emulator's primitives, compared with recorded bits of a GPU and with their documentation.
 //!
-//! `tests/golden/primitives.bin` holds, for each name below in order, the
-//! output words that a GPU gave for this file's inputs. Until it exists the
-//! comparison reports itself as skipped; what can be said without a GPU (the
-//! fragments' layout, the rounding) is tested here in any case. It is recorded by
+//! `tests/golden/primitives.bin` contains a GPU's output words for the inputs of
+//! `common/primitives.rs`, one primitive after another. Without that file the comparison reports
+//! itself as skipped. The layout of fragments and the rounding need no GPU. The file is recorded by
 //!
 //! ```text
 //! KRON_WRITE_PRIMITIVES=kernels/tests/golden/primitives.bin \

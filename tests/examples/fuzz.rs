@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p kron-tests --example fuzz -- 60`
 //!
-//! What breaks a parser is kept: the name of the file is printed with the panic.
+//! An input that breaks a parser is saved, and its file name is printed with the panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -15,7 +15,7 @@ use crate::inputs::{Old, Problem};
 /// Elements that an adding call gets beyond what it needs.
 const TAIL: usize = 5;
 
-/// What backward is to do about dX.
+/// Use of dX in a backward call.
 #[derive(Clone, Copy, Debug)]
 pub enum Dx<'a, E> {
     /// Not compute it.

@@ -3,7 +3,7 @@
 use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Scale, Split};
 use serde::Deserialize;
 
-/// Which adapter a case is.
+/// Method of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {

@@ -35,7 +35,7 @@ struct Output<'a> {
     name: &'static str,
     values: &'a [f64],
     factor: f64,
-    /// Whether it is float32 whatever the activations are.
+    /// Float32 for every dtype of the activations.
     float: bool,
 }
 
@@ -101,7 +101,7 @@ impl Measure {
         self.error_max / self.want_max
     }
 
-    /// That the error is at most `factor` times the plain computation's, or the dtype's rounding.
+    /// Fails if the error exceeds `factor` times the plain computation's and the dtype's rounding.
     ///
     /// # Errors
     /// One that is not, an oracle that is ~0, or an output that is.
@@ -193,7 +193,7 @@ mod tests {
     }
 
     impl Fixture {
-        /// What the comparison says about `ours`.
+        /// Result of comparing `ours`.
         fn failures(&self, ours: &Results) -> Vec<String> {
             let (mut measured, mut plain) = (Measures::default(), Measures::default());
             measured.add(&self.shape, ours, &self.want);

@@ -1,4 +1,4 @@
-//! What the suite runs on: a backend, and the memory that it computes in.
+//! [`Engine`]: a backend under test and the memory it computes in.
 
 use kron_core::{Backend, Cpu, Element};
 use ndarray::{ArrayView2, ArrayViewMut2};

@@ -10,6 +10,7 @@ use std::path::Path;
 use kron_adapter::Adapter;
 use kron_adapter::OutputFormat;
 use kron_adapter::peft::LoraOptions;
+use kron_adapter::resolve::BaseModel;
 use kron_cli::model::{Base, Config, linear_layers};
 use rand::RngExt;
 use safetensors::Dtype;
@@ -21,7 +22,7 @@ use crate::mutate::mutate;
 /// The folder of the packed seeds.
 pub const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/cli");
 
-/// What the files are, and their names.
+/// Formats of the files, and their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A PEFT folder: configuration and weights.
@@ -76,7 +77,9 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
             config.tied()?;
             linear_layers(&config).map(drop)
         }),
-        Kind::Model => Base::open(folder).map(|base| assert!(base.modules().count() <= base.names().count())),
+        Kind::Model => {
+            Base::open(folder).map(|base| assert!(base.modules().count() <= base.tensor_names().count()))
+        }
     };
     read.map_err(|error| {
         let message = error.to_string();

@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, ShapeBuilder};
 /// Elements before and after the body; odd, so that the body is not aligned to a vector.
 const ZONE: usize = 67;
 
-/// What [`Guarded::aligned`] aligns to, in bytes: the widest access of a GPU.
+/// Alignment of [`Guarded::aligned`] in bytes: the widest access of a GPU.
 pub const ALIGNMENT: usize = 16;
 
 /// Small in every dtype, so that a sum which is added to it shows.
@@ -61,12 +61,12 @@ impl<T: bytemuck::Pod> Guarded<T> {
         (&mut self.data[cut..], self.start - cut..self.start - cut + self.len)
     }
 
-    /// What lies between the zones.
+    /// The elements between the zones.
     pub fn body(&self) -> &[T] {
         &self.data[self.start..][..self.len]
     }
 
-    /// What lies between the zones.
+    /// The elements between the zones.
     pub fn body_mut(&mut self) -> &mut [T] {
         &mut self.data[self.start..][..self.len]
     }
@@ -76,7 +76,7 @@ impl<T: bytemuck::Pod> Guarded<T> {
         bytemuck::cast_slice(&self.data)
     }
 
-    /// That neither zone was written.
+    /// Panics if either zone was written.
     ///
     /// # Panics
     /// One was.
@@ -174,7 +174,7 @@ impl<E: Element> Matrix<E> {
         self.buffer.bytes()
     }
 
-    /// That neither zones nor padding were written.
+    /// Panics if a zone or padding was written.
     ///
     /// # Panics
     /// One was.

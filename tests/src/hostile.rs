@@ -5,11 +5,11 @@ use crate::adapters::seeds;
 /// A file that must be refused.
 #[derive(Clone, Debug)]
 pub struct Hostile {
-    /// What is wrong with it.
+    /// The fault.
     pub name: &'static str,
     /// The file.
     pub bytes: Vec<u8>,
-    /// What the message says.
+    /// Text that the message contains.
     pub says: &'static str,
 }
 
@@ -18,7 +18,7 @@ pub struct Hostile {
 pub struct Parts {
     /// The JSON.
     pub header: String,
-    /// What follows it.
+    /// Bytes after it.
     pub data: Vec<u8>,
 }
 
@@ -47,7 +47,7 @@ impl Parts {
         Self { header: self.header.replace(piece, by), ..self.clone() }
     }
 
-    /// What stands between two pieces of the header.
+    /// Text between two pieces of the header.
     fn between(&self, before: &str, after: &str) -> String {
         let (_, rest) = self.header.split_once(before).expect("the piece before");
         rest.split_once(after).expect("the piece after").0.into()

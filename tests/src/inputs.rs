@@ -1,18 +1,18 @@
-//! Seeded random problems: what goes into one forward and one backward call.
+//! Seeded random problems: the operands of one forward and one backward call.
 
 use kron_core::{DropoutKey, Element, KronOp, Theta};
 use ndarray::Array2;
 use rand::RngExt;
 use rand_pcg::Pcg64Mcg;
 
+use crate::answer::Answer;
 use crate::cases::Case;
-use crate::oracle::Answer;
 
 /// One op with its operands. Activations are already rounded to their dtype,
-/// so every engine starts from the same numbers.
+/// so every engine starts from the same values.
 #[derive(Clone, Debug)]
 pub struct Problem<E> {
-    /// What to compute.
+    /// Shape, scale and dropout.
     pub op: KronOp,
     /// θ.
     pub theta: Theta,
@@ -53,18 +53,18 @@ impl<E: Element> Problem<E> {
         self.x.nrows()
     }
 
-    /// Whether X̃ holds element (row, col) of X.
+    /// Returns true where dropout keeps element (row, col) of X.
     pub fn keeps(&self, row: usize, col: usize) -> bool {
         self.key.is_none_or(|key| self.op.dropout.keeps(key, self.op.shape.d_in(), row, col))
     }
 
-    /// What a kept element is multiplied by, 1 / (1 − p); 1 in evaluation.
+    /// Factor of a kept element, 1 / (1 − p); 1 in evaluation.
     pub fn keep_scale(&self) -> f64 {
         if self.key.is_none() { 1.0 } else { 1.0 / (1.0 - f64::from(self.op.dropout.probability())) }
     }
 }
 
-/// What the outputs hold before a call that adds to them: as large as what is
+/// Contents of the outputs before a call that adds to them: as large as the sum that is
 /// added, so that neither hides in the other's rounding.
 #[derive(Clone, Debug)]
 pub struct Old<E> {

@@ -1,9 +1,10 @@
-//! What the test files share: the case table, seeded data in guarded buffers,
+//! Shared parts of the tests: the case table, seeded data in guarded buffers,
 //! the float64 oracle, a plain computation in the activations' own dtype, and
 //! the comparison whose tolerance comes from the two.
 #![forbid(unsafe_code)]
 
 pub mod adapters;
+pub mod answer;
 pub mod call;
 pub mod cases;
 pub mod compare;
@@ -13,9 +14,11 @@ pub mod foreign;
 pub mod guard;
 pub mod hostile;
 pub mod inputs;
+pub mod modules;
 pub mod mutate;
 pub mod oracle;
 pub mod plain;
+pub mod repository;
 pub mod say;
 pub mod suite;
 
@@ -30,7 +33,7 @@ pub fn backends() -> Vec<Cpu> {
     have.into_iter().filter_map(|isa| Cpu::with_isa(isa).ok()).collect()
 }
 
-/// The README's code, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;
+/// The code of docs/LINKING.md, compiled and run.
+#[cfg(all(doctest, feature = "emulate"))]
+#[doc = include_str!("../../docs/LINKING.md")]
+pub struct Linking;

@@ -1,23 +1,11 @@
-//! The truth of a [`Problem`] in float64, through `kron_core::reference`.
+//! Solves a [`Problem`] in float64, through `kron_core::reference`.
 
 use kron_core::{Element, reference};
 use ndarray::{Array2, ArrayView2};
 
+use crate::answer::Answer;
 use crate::compare::Results;
 use crate::inputs::{Old, Problem};
-
-/// Float64 answers, before anything is added to them.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// T = X̃·Cᵀ, (n·a_in) × r.
-    pub t: Array2<f64>,
-    /// Y, n × d_out.
-    pub y: Array2<f64>,
-    /// dX, n × d_in.
-    pub dx: Array2<f64>,
-    /// \[dA | dB | dC\].
-    pub grad: Vec<f64>,
-}
 
 /// Solves a problem: X̃ = m ⊙ X / (1 − p) takes X's place in every formula,
 /// and dX passes through the same mask.
@@ -38,7 +26,7 @@ pub fn solve<E: Element>(p: &Problem<E>) -> Answer {
 }
 
 impl Answer {
-    /// What every output must hold after a call that finds `old` there.
+    /// Expected outputs of a call that starts from `old`.
     pub fn results<E: Element>(&self, old: &Old<E>) -> Results {
         let grad = self.grad.iter().zip(&old.grad);
         Results {
@@ -52,7 +40,7 @@ impl Answer {
     }
 }
 
-/// Exact.
+/// Converts to float64, exactly.
 pub fn widen<E: Element>(m: ArrayView2<E>) -> Array2<f64> {
     m.map(|v| f64::from(v.to_f32()))
 }

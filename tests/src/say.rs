@@ -1,6 +1,6 @@
-//! What a passing test has to say, such as that it was skipped.
+//! Messages of tests that pass, such as the reason why a part was skipped.
 
-/// A line on standard error, which libtest captures only of the printing macros.
+/// Writes a line to standard error; libtest captures only the printing macros.
 pub fn say(line: impl std::fmt::Display) {
     use std::io::Write;
     // Where standard error is closed there is nobody to tell.

@@ -140,7 +140,7 @@ fn forward_refuses_what_does_not_fit() {
         &[
             (|s| s.theta -= 1, &["theta", "54", "55"]),
             (|s| s.theta += 1, &["theta", "56", "55"]),
-            (|s| s.theta = 0, &["theta", "0 numbers", "55"]),
+            (|s| s.theta = 0, &["theta", "0 elements", "55"]),
             (|s| s.x.cols -= 1, &["x has", "6 × 13", "14"]),
             (|s| s.x.cols += 1, &["x has", "6 × 15", "14"]),
             (|s| s.x.columns = true, &["x has", "inner stride of 6"]),
@@ -150,9 +150,9 @@ fn forward_refuses_what_does_not_fit() {
             (|s| s.y.rows += 1, &["y has", "7 × 15", "6"]),
             (|s| s.y.columns = true, &["y has", "inner stride of 6"]),
             (|s| s.t -= 1, &["t has", "167", "168"]),
-            (|s| s.t = 0, &["t has", "0 numbers", "168"]),
+            (|s| s.t = 0, &["t has", "0 elements", "168"]),
             (|s| s.workspace -= 1, &["workspace"]),
-            (|s| s.workspace = 0, &["workspace", "0 numbers"]),
+            (|s| s.workspace = 0, &["workspace", "0 elements"]),
         ],
     );
 }
@@ -175,7 +175,7 @@ fn backward_refuses_what_does_not_fit() {
             (|s| s.dx.columns = true, &["dx has", "inner stride of 6"]),
             (|s| s.t -= 1, &["t has", "167", "168"]),
             (|s| s.workspace -= 1, &["workspace"]),
-            (|s| s.workspace = 0, &["workspace", "0 numbers"]),
+            (|s| s.workspace = 0, &["workspace", "0 elements"]),
         ],
     );
 }
@@ -191,7 +191,7 @@ fn merge_refuses_what_does_not_fit() {
             (|s| s.first_row = 10, &["w has", "6 rows from row 10", "15"]),
             (|s| s.first_row = usize::MAX, &["w has", "6 rows from row", "15"]),
             (|s| s.workspace -= 1, &["workspace"]),
-            (|s| s.workspace = 0, &["workspace", "0 numbers"]),
+            (|s| s.workspace = 0, &["workspace", "0 elements"]),
         ],
     );
 }

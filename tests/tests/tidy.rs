@@ -3,19 +3,17 @@
 //! invariant in docs/ARCHITECTURE.md names a test that exists.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
+use kron_tests::modules::Modules;
+use kron_tests::repository::{members, root, texts, texts_in};
 use regex::Regex;
-use toml::{Table, Value};
+use toml::Value;
 
 /// Longest source file in lines.
 const BUDGET: usize = 400;
 
 /// Files that may be longer, how long, and why.
-const LONGER: [(&str, usize, &str); 2] = [
-    ("tests/tests/plan.rs", 450, "one golden table after another"),
-    ("kernels/tests/common/mod.rs", 450, "the oracle and the runner of every kernel test"),
-];
+const LONGER: [(&str, usize, &str); 1] = [("tests/tests/plan.rs", 450, "one golden table after another")];
 
 /// Where unsafe code may stand, and why.
 const UNSAFE: [(&str, &str); 7] = [
@@ -32,13 +30,14 @@ const UNSAFE: [(&str, &str); 7] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("kron-core", &[]),
     ("kron-kernels", &["kron-core"]),
     ("kron-adapter", &["kron-core"]),
     ("kron-cli", &["kron-core", "kron-adapter"]),
     ("kron-capi", &["kron-core", "kron-kernels"]),
     ("kron-candle", &["kron-core", "kron-kernels", "kron-adapter", "kron-tests"]),
+    ("kron-lora", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle"]),
     ("kron-train", &["kron-core", "kron-adapter", "kron-candle"]),
     ("kron-bench", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle", "kron-cli"]),
     ("kron-tests", &["kron-core", "kron-kernels", "kron-adapter", "kron-cli"]),
@@ -87,7 +86,7 @@ fn unsafe_code_is_where_it_may_be_and_says_why() {
     }
 }
 
-/// Whether the comment directly above the statement that `above` ends in says SAFETY.
+/// Returns true if the comment directly above the last statement of `above` contains SAFETY.
 fn has_safety_comment(above: &[&str]) -> bool {
     let mut lines = above.iter().rev().map(|line| line.trim());
     let ends = |line: &&str| line.ends_with([';', '{', '}']) || line.is_empty();
@@ -110,9 +109,9 @@ fn a_missing_safety_comment_is_seen() {
 #[test]
 fn crates_without_unsafe_code_forbid_it() {
     for member in members() {
-        let root = ["src/lib.rs", "src/main.rs"].map(|file| repository().join(&member.folder).join(file));
+        let roots = ["src/lib.rs", "src/main.rs"].map(|file| root().join(&member.folder).join(file));
         let unsafe_inside = UNSAFE.iter().any(|(place, _)| place.starts_with(&format!("{}/", member.folder)));
-        for file in root.iter().filter(|file| file.exists()) {
+        for file in roots.iter().filter(|file| file.exists()) {
             let text = fs::read_to_string(file).expect("a text file");
             let forbidden = text.contains("#![forbid(unsafe_code)]");
             let denied = unsafe_inside && text.contains("#![deny(unsafe_code)]");
@@ -162,6 +161,43 @@ fn dependencies_point_one_way() {
 }
 
 #[test]
+fn permissions_are_used() {
+    let members = members();
+    let find = |name: &str| members.iter().find(|m| m.name == name);
+    for (name, allowed) in ARROWS {
+        let member = find(name).unwrap_or_else(|| panic!("{name} has arrows, but is no member"));
+        for to in allowed {
+            assert!(member.dependencies.iter().any(|d| d == to), "{name} may depend on {to}, but does not");
+        }
+    }
+    for (prefix, who) in PRIVATE {
+        for name in who {
+            let used = find(name).is_some_and(|m| m.dependencies.iter().any(|d| d.starts_with(prefix)));
+            assert!(used, "{name} may depend on {prefix}, but does not");
+        }
+    }
+    let sources = texts(&["rs"]);
+    for (place, why) in UNSAFE {
+        let word = concat!("un", "safe");
+        let used = sources.iter().any(|(path, text)| path.starts_with(place) && text.contains(word));
+        assert!(used, "{place} may have {word} code ({why}), but has none");
+    }
+}
+
+#[test]
+fn modules_make_no_circles() {
+    for member in members() {
+        let files = texts_in(&root().join(&member.folder).join("src"), &["rs"]);
+        let circles = Modules::new(files).circles();
+        let lines: Vec<String> = circles
+            .iter()
+            .map(|c| c.iter().map(|m| m.join("::")).collect::<Vec<_>>().join(" <-> "))
+            .collect();
+        assert!(lines.is_empty(), "{}: {}", member.name, lines.join("; "));
+    }
+}
+
+#[test]
 fn versions_and_lints_are_the_workspaces() {
     for member in members() {
         let lints = member.manifest.get("lints").and_then(|l| l.get("workspace"));
@@ -181,7 +217,7 @@ fn links_lead_somewhere() {
     let link =
         Regex::new(r"\]\(([^)#\s]+)(#[^)\s]*)?\)|(?:src|href)=\x22([^\x22#]+)\x22").expect("a legal pattern");
     for (path, text) in texts(&["md"]) {
-        let folder = repository().join(&path).parent().expect("a file is in a folder").to_path_buf();
+        let folder = root().join(&path).parent().expect("a file is in a folder").to_path_buf();
         for found in link.captures_iter(&text) {
             let target = found.get(1).or(found.get(3)).map_or("", |m| m.as_str());
             let elsewhere = target.contains("://") || target.starts_with("mailto:");
@@ -194,11 +230,11 @@ fn links_lead_somewhere() {
 #[test]
 fn invariants_name_tests_that_exist() {
     let name = Regex::new(r"`([\w/.-]+\.rs)::(\w+)`").expect("a legal pattern");
-    let path = repository().join("docs/ARCHITECTURE.md");
+    let path = root().join("docs/ARCHITECTURE.md");
     let text = fs::read_to_string(&path).expect("docs/ARCHITECTURE.md exists");
     let mut names = 0;
     for (_, [file, test]) in name.captures_iter(&text).map(|c| c.extract()) {
-        let source = fs::read_to_string(repository().join(file));
+        let source = fs::read_to_string(root().join(file));
         let source = source.unwrap_or_else(|e| panic!("ARCHITECTURE.md names {file}: {e}"));
         assert!(source.contains(&format!("fn {test}(")), "ARCHITECTURE.md: {file} has no {test}");
         names += 1;
@@ -211,59 +247,4 @@ fn invariants_name_tests_that_exist() {
     for item in items {
         assert!(name.is_match(item), "no test holds this invariant: {item}");
     }
-}
-
-/// A member of the workspace.
-struct Member {
-    folder: String,
-    name: String,
-    manifest: Table,
-    /// Names of all its dependencies, those of tests and build scripts too.
-    dependencies: Vec<String>,
-}
-
-fn members() -> Vec<Member> {
-    let workspace = manifest(&repository());
-    let folders = workspace["workspace"]["members"].as_array().expect("a list of members");
-    let member = |folder: &Value| {
-        let folder = folder.as_str().expect("a path").to_owned();
-        let manifest = manifest(&repository().join(&folder));
-        let name = manifest["package"]["name"].as_str().expect("a name").to_owned();
-        let sections = ["dependencies", "dev-dependencies", "build-dependencies"].map(|s| manifest.get(s));
-        let tables = sections.into_iter().flatten().filter_map(Value::as_table);
-        let dependencies = tables.flat_map(|t| t.keys().cloned()).collect();
-        Member { folder, name, manifest, dependencies }
-    };
-    folders.iter().map(member).collect()
-}
-
-fn manifest(folder: &Path) -> Table {
-    let path = folder.join("Cargo.toml");
-    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// Every text file of the repository with one of these extensions, by its path from the root.
-fn texts(extensions: &[&str]) -> Vec<(String, String)> {
-    let mut texts = Vec::new();
-    let mut folders = vec![repository()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder").map(|e| e.expect("an entry").path()) {
-            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let extension = entry.extension().unwrap_or(entry.file_name().unwrap_or_default());
-            if entry.is_dir() && !["target", ".git", "report", "golden", "corpus"].contains(&name.as_str()) {
-                folders.push(entry);
-            } else if entry.is_file() && extensions.iter().any(|e| extension == *e) {
-                let path =
-                    entry.strip_prefix(repository()).expect("inside").to_string_lossy().replace('\\', "/");
-                texts.push((path, fs::read_to_string(&entry).expect("a text file")));
-            }
-        }
-    }
-    assert!(!texts.is_empty(), "no file ends in any of {extensions:?}");
-    texts
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository").to_path_buf()
 }

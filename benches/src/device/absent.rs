@@ -1,21 +1,25 @@
-//! A build without the feature `cuda` has no device, and says so.
+//! A build without the feature `cuda` has no device.
 
-use crate::plan::Plan;
 use crate::record::Record;
 use crate::runner::Progress;
+use crate::schedule::Schedule;
 
-/// That there is such a device to measure on.
+/// Refuses CUDA device `ordinal`.
 ///
 /// # Errors
 /// Always.
 pub fn check(ordinal: usize) -> Result<(), String> {
-    Err(format!("device is cuda:{ordinal}, but this kron-bench was built without the feature cuda"))
+    Err(refusal(ordinal))
 }
 
-/// Measures everything in the plan on CUDA device `ordinal`.
+/// Refuses to measure on CUDA device `ordinal`.
 ///
 /// # Errors
 /// Always.
-pub fn run(_: &Plan, ordinal: usize, _: &mut dyn Progress) -> Result<Record, String> {
-    check(ordinal).and(Err(String::new()))
+pub fn run(_: &Schedule, ordinal: usize, _: &mut dyn Progress) -> Result<Record, String> {
+    Err(refusal(ordinal))
+}
+
+fn refusal(ordinal: usize) -> String {
+    format!("device is cuda:{ordinal}, but this kron-bench was built without the feature cuda")
 }

@@ -1,20 +1,22 @@
-//! Runs the programs of `program.rs` on a device: one executor for every engine.
+//! One executor for every engine: runs the programs of `program.rs` on a device.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use kron_core::{Accum, Backend, Backward, Error, Forward, KronOp, Merge, Pass, Result, Theta};
 use kron_kernels::{DeviceSlice, DeviceSliceMut, Rows, RowsMut};
 use ndarray::Array2;
 
+use super::buffer::Buffer;
 use super::gpu::{Buffers, Device, Memory, Number};
-use super::lt::{self, Planned, Type, type_of};
+use super::lt::{Library, Planned, Type, type_of};
 use super::product::Product;
-use super::program::{Buffer, Call, Program, Step};
+use super::program::{Call, Program, Step};
 use crate::data::flat;
-use crate::plan::Entry;
+use crate::schedule::Entry;
 
-/// One way to compute one layer's forward and backward on the device. Calls queue work.
+/// One way to compute one layer's forward and backward on the device. Its calls queue work.
 pub struct Engine<E> {
     /// Absent for the base layer.
     op: Option<KronOp>,
@@ -22,9 +24,9 @@ pub struct Engine<E> {
     program: Program,
     forward: Vec<Ready>,
     backward: Vec<Ready>,
-    /// What does not belong to a set.
+    /// The buffers that do not belong to a set.
     own: Buffers<E>,
-    /// Of kron-core's calls.
+    /// The workspace of kron-core's calls.
     workspace: Memory<E>,
 }
 
@@ -35,12 +37,13 @@ enum Ready {
 }
 
 impl<E: Number> Engine<E> {
-    /// The engine of an entry, for sets of `rows` rows.
+    /// Builds the engine of an entry, for sets of `rows` rows.
     ///
     /// # Errors
-    /// What the device or cuBLASLt refuses.
+    /// Fails if the device or cuBLASLt does.
     pub fn new(
         device: &Device,
+        library: &Rc<Library>,
         entry: &Entry,
         theta: Option<&Theta>,
         weight: Option<&Arc<Array2<E>>>,
@@ -58,15 +61,15 @@ impl<E: Number> Engine<E> {
         Ok(Self {
             op,
             rows,
-            forward: ready(device, &program, &program.forward, type_of(E::DTYPE))?,
-            backward: ready(device, &program, &program.backward, type_of(E::DTYPE))?,
+            forward: ready(library, &program, &program.forward, type_of(E::DTYPE))?,
+            backward: ready(library, &program, &program.backward, type_of(E::DTYPE))?,
             own: own(device, &program, theta, weight)?,
             workspace: Memory::Float(device.zeros(if needed { workspace } else { 0 })?),
             program,
         })
     }
 
-    /// How long the buffers are that this engine uses.
+    /// Returns the lengths of the buffers that this engine uses.
     pub const fn lens(&self) -> &BTreeMap<Buffer, usize> {
         &self.program.lens
     }
@@ -74,7 +77,7 @@ impl<E: Number> Engine<E> {
     /// Adds the adapter's output to Y (the base layer overwrites it) and keeps T.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Fails if the device does.
     pub fn forward(&self, device: &Device, set: &Buffers<E>) -> Result<()> {
         self.forward.iter().try_for_each(|step| self.queue(device, set, step))
     }
@@ -82,23 +85,23 @@ impl<E: Number> Engine<E> {
     /// Adds to dX and to the gradient.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Fails if the device does.
     pub fn backward(&self, device: &Device, set: &Buffers<E>) -> Result<()> {
         self.backward.iter().try_for_each(|step| self.queue(device, set, step))
     }
 
-    /// Runs every step on a set and keeps the fastest algorithm for each product.
+    /// Runs every step on a set and keeps the fastest algorithm of each product.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Fails if the device does.
     pub fn tune(&mut self, device: &mut Device, set: &Buffers<E>) -> Result<()> {
         let steps = [std::mem::take(&mut self.forward), std::mem::take(&mut self.backward)];
         let [forward, back] = steps.map(|mut list| {
             let tuned = list.iter_mut().try_for_each(|step| match step {
                 Ready::Product(product, planned) => {
                     let at = self.places(device, set, product)?;
-                    // SAFETY: `places` held the product against the buffers.
-                    unsafe { lt::choose(device, planned, product, at) }
+                    // SAFETY: `places` checked the product against the buffers.
+                    unsafe { planned.tune(device, at) }
                 }
                 Ready::Ours(call) => self.call(device, set, *call),
             });
@@ -108,10 +111,10 @@ impl<E: Number> Engine<E> {
         Ok(())
     }
 
-    /// The gradient, \[dA | dB | dC\].
+    /// Returns the gradient, \[dA | dB | dC\].
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Fails if the device does.
     pub fn grad(&self, device: &Device) -> Result<Vec<f32>> {
         let parts = GRADIENTS.iter().filter(|b| self.program.len(**b) > 0);
         let parts = parts.map(|&b| self.own.get(b)?.download(device));
@@ -121,15 +124,15 @@ impl<E: Number> Engine<E> {
     /// Sets the gradient to 0.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Fails if the device does.
     pub fn clear(&mut self, device: &Device) -> Result<()> {
         self.own.0.iter_mut().filter(|(b, _)| GRADIENTS.contains(b)).try_for_each(|(_, m)| m.clear(device))
     }
 
-    /// The weight that merging changes.
+    /// Returns the weight that merging changes; `None` for other engines.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// Fails if the device does.
     pub fn merged(&self, device: &Device) -> Result<Option<Array2<E>>> {
         let merges = |step: &Ready| matches!(step, Ready::Ours(Call::Merge(Buffer::W, _)));
         let (Some(op), true) = (self.op, self.forward.iter().any(merges)) else { return Ok(None) };
@@ -139,7 +142,7 @@ impl<E: Number> Engine<E> {
         Array2::from_shape_vec(shape, data).map(Some).map_err(|e| Error::Shape(e.to_string()))
     }
 
-    /// Bytes of T and of buffers kept between calls.
+    /// Returns the bytes of T and of buffers kept between calls.
     pub fn scratch_bytes(&self) -> usize {
         let bytes = |(float, len): (bool, usize)| len * if float { size_of::<f32>() } else { size_of::<E>() };
         self.program.scratch().map(bytes).sum::<usize>() + size_of::<f32>() * self.workspace.len()
@@ -149,14 +152,14 @@ impl<E: Number> Engine<E> {
         match step {
             Ready::Product(product, planned) => {
                 let at = self.places(device, set, product)?;
-                // SAFETY: `places` held the product against the buffers.
-                unsafe { device.lt.run(planned, product, at) }
+                // SAFETY: `places` checked the product against the buffers.
+                unsafe { planned.run(at) }
             }
             Ready::Ours(call) => self.call(device, set, *call),
         }
     }
 
-    /// The starts of A, B and C, after a check that the product stays inside.
+    /// Checks that the product stays inside its buffers, and returns the starts of A, B and C.
     fn places(&self, device: &Device, set: &Buffers<E>, product: &Product) -> Result<[u64; 3]> {
         product.check(|buffer| self.at(set, buffer).map_or(0, Memory::len))?;
         let start = |buffer| self.at(set, buffer).map(|memory| memory.start(device));
@@ -210,24 +213,24 @@ impl<E: Number> Engine<E> {
     }
 }
 
-/// Where a gradient may lie, in the order of θ.
+/// The buffers of the gradient, in the order of θ.
 const GRADIENTS: [Buffer; 4] = [Buffer::Grad, Buffer::DA, Buffer::DB, Buffer::DC];
 
-/// The steps with cuBLASLt's answers.
-fn ready(device: &Device, program: &Program, steps: &[Step], activations: Type) -> Result<Vec<Ready>> {
+/// Asks cuBLASLt for the algorithms of every product among the steps.
+fn ready(library: &Rc<Library>, program: &Program, steps: &[Step], activations: Type) -> Result<Vec<Ready>> {
     let of = |b: Buffer| if b.is_float() { Type::CUDA_R_32F } else { activations };
     let one = |step: &Step| match *step {
         Step::Ours(call) => Ok(Ready::Ours(call)),
         Step::Product(p) => {
             p.check(|buffer| program.len(buffer))?;
             let types = [p.a.buffer, p.b.buffer, p.c.buffer].map(of);
-            Ok(Ready::Product(Box::new(p), device.lt.plan(&p, types)?))
+            Ok(Ready::Product(Box::new(p), library.plan(&p, types)?))
         }
     };
     steps.iter().map(one).collect()
 }
 
-/// What an engine needs beside a set: factors, gradients, a weight, scratch.
+/// Allocates the buffers of an engine beside a set: factors, gradients, a weight, scratch.
 fn own<E: Number>(
     device: &Device,
     program: &Program,

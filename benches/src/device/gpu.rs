@@ -10,34 +10,32 @@ use half::{bf16, f16};
 use kron_core::{Element, Error, Result};
 use kron_kernels::{Cuda, Gpu, StreamHandle};
 
-use super::lt::Library;
-use super::program::Buffer;
+use super::buffer::Buffer;
 use crate::data::Set;
 
-/// Bytes that are overwritten before a sample: more than any cache.
+/// Bytes that are overwritten before a sample: more than any cache holds.
 const FLUSH: usize = 512 << 20;
 
-/// A device with what every engine shares.
+/// A device with its stream and its clock.
 pub struct Device {
     pub cuda: Cuda<Gpu>,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
-    pub lt: Library,
     flush: CudaSlice<u8>,
     begin: CudaEvent,
     end: CudaEvent,
 }
 
-/// Turns an error of the driver, or of cuBLASLt, into one of ours.
+/// Converts an error of the driver or of cuBLASLt into one of ours.
 pub fn failed<E: std::fmt::Debug>(what: &'static str) -> impl Fn(E) -> Error {
-    move |e| Error::Device(format!("{what}: the device says {e:?}"))
+    move |e| Error::Device(format!("{what}: the device reports {e:?}"))
 }
 
 impl Device {
-    /// Device `ordinal`, its libraries loaded.
+    /// Opens device `ordinal`.
     pub fn open(ordinal: usize) -> Result<Self> {
         let cuda = Cuda::new(ordinal)?;
-        // The bindings panic without the library, so it is asked for first.
+        // The bindings panic without the library, so it is loaded here first.
         let names = ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
         // SAFETY: cuBLASLt runs no code of ours when it is loaded.
         if !names.into_iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok()) {
@@ -53,7 +51,6 @@ impl Device {
         // SAFETY: the stream is of the device's context and lives as long as `cuda`.
         let cuda = cuda.on(unsafe { StreamHandle::from_raw(stream.cu_stream() as u64) });
         Ok(Self {
-            lt: Library::new(&stream)?,
             flush: stream.alloc_zeros(FLUSH).map_err(failed("the flush buffer"))?,
             cuda,
             context,
@@ -63,7 +60,7 @@ impl Device {
         })
     }
 
-    /// "NVIDIA H200, sm_90".
+    /// Returns the name and the architecture, such as "NVIDIA H200, sm_90".
     pub fn name(&self) -> Result<String> {
         let name = self.context.name().map_err(failed("the device's name"))?;
         let (major, minor) =
@@ -71,12 +68,12 @@ impl Device {
         Ok(format!("{name}, sm_{major}{minor}"))
     }
 
-    pub fn upload<T: DeviceRepr>(&self, numbers: &[T]) -> Result<CudaSlice<T>> {
-        self.stream.clone_htod(numbers).map_err(failed("an upload"))
+    pub fn upload<T: DeviceRepr>(&self, elements: &[T]) -> Result<CudaSlice<T>> {
+        self.stream.clone_htod(elements).map_err(failed("an upload"))
     }
 
-    pub fn download<T: DeviceRepr>(&self, numbers: &CudaSlice<T>) -> Result<Vec<T>> {
-        let copy = self.stream.clone_dtoh(numbers).map_err(failed("a download"))?;
+    pub fn download<T: DeviceRepr>(&self, elements: &CudaSlice<T>) -> Result<Vec<T>> {
+        let copy = self.stream.clone_dtoh(elements).map_err(failed("a download"))?;
         self.synchronize()?;
         Ok(copy)
     }
@@ -89,18 +86,18 @@ impl Device {
         self.stream.synchronize().map_err(failed("the work on the device"))
     }
 
-    /// Seconds that the graph takes with cold caches.
+    /// Returns the seconds of a graph with cold caches.
     pub fn sample(&mut self, graph: &CudaGraph) -> Result<f64> {
-        self.cold(|_| graph.launch().map_err(failed("a graph")))
+        self.cold(|| graph.launch().map_err(failed("a graph")))
     }
 
-    /// Seconds of what `queue` queues, with cold caches.
-    pub fn cold(&mut self, queue: impl FnOnce(&Self) -> Result<()>) -> Result<f64> {
+    /// Returns the seconds of the work that `queue` queues, with cold caches.
+    pub fn cold(&mut self, queue: impl FnOnce() -> Result<()>) -> Result<f64> {
         self.stream.memset_zeros(&mut self.flush).map_err(failed("the flush"))?;
-        self.time(|| queue(self))
+        self.time(queue)
     }
 
-    /// Seconds of what `queue` queues.
+    /// Returns the seconds of the work that `queue` queues.
     pub fn time(&self, queue: impl FnOnce() -> Result<()>) -> Result<f64> {
         self.begin.record(&self.stream).map_err(failed("an event"))?;
         queue()?;
@@ -110,7 +107,7 @@ impl Device {
         Ok(f64::from(ms) / 1e3)
     }
 
-    /// Captures what `queue` queues.
+    /// Captures the work that `queue` queues in a graph.
     pub fn capture(&self, queue: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed("a capture"))?;
@@ -131,13 +128,13 @@ impl Number for bf16 {}
 
 /// A buffer on the device.
 pub enum Memory<E> {
-    /// In the activations' type.
+    /// Of the activations' type.
     Own(CudaSlice<E>),
     Float(CudaSlice<f32>),
 }
 
 impl<E: Number> Memory<E> {
-    /// Numbers.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
             Memory::Own(data) => data.len(),
@@ -145,7 +142,7 @@ impl<E: Number> Memory<E> {
         }
     }
 
-    /// The address of the first one.
+    /// Returns the address of the first element.
     pub fn start(&self, device: &Device) -> u64 {
         match self {
             Memory::Own(data) => data.device_ptr(&device.stream).0,
@@ -153,7 +150,7 @@ impl<E: Number> Memory<E> {
         }
     }
 
-    /// What is in it.
+    /// Returns the elements as float32.
     pub fn download(&self, device: &Device) -> Result<Vec<f32>> {
         match self {
             Memory::Own(data) => Ok(device.download(data)?.into_iter().map(E::to_f32).collect()),
@@ -161,7 +158,7 @@ impl<E: Number> Memory<E> {
         }
     }
 
-    /// Sets it to 0.
+    /// Sets every element to 0.
     pub fn clear(&mut self, device: &Device) -> Result<()> {
         match self {
             Memory::Own(data) => device.stream.memset_zeros(data),
@@ -175,7 +172,7 @@ impl<E: Number> Memory<E> {
 pub struct Buffers<E>(pub BTreeMap<Buffer, Memory<E>>);
 
 impl<E: Number> Buffers<E> {
-    /// A set, with room for what engines of these lengths keep from forward to backward.
+    /// Uploads a set, with buffers of the given lengths for what engines keep from forward to backward.
     pub fn of_set(device: &Device, set: &Set<E>, lens: &BTreeMap<Buffer, usize>) -> Result<Self> {
         let one = |(&buffer, &len): (&Buffer, &usize)| {
             let memory = match buffer {

@@ -1,6 +1,7 @@
 //! Products by cuBLASLt: sums in float32 for every type, any of its algorithms.
 
 use std::ffi::{c_int, c_void};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
@@ -14,19 +15,19 @@ use sys::cublasLtMatrixLayoutAttribute_t as LayoutAttribute;
 use super::gpu::{Device, failed};
 use super::product::{Operand, Product};
 
-/// Scratch that an algorithm may ask for: what NVIDIA recommends for its largest GPUs.
+/// Bytes of scratch that an algorithm may use: NVIDIA's recommendation for its largest GPUs.
 const WORKSPACE: usize = 32 << 20;
-/// Algorithms that the heuristic is asked for.
+/// Number of algorithms that the heuristic is asked for.
 const CHOICES: usize = 8;
-/// Times that each of them is measured.
+/// Number of measurements of each algorithm.
 const TRIALS: usize = 3;
-/// What every allocation starts on a multiple of, in bytes.
+/// Alignment of every allocation, in bytes.
 const ALIGNED: usize = 256;
 
-/// The type of an operand's numbers.
+/// The type of an operand's elements.
 pub type Type = sys::cudaDataType;
 
-/// The types of activations.
+/// Returns the type of activations.
 pub const fn type_of(dtype: kron_core::Dtype) -> Type {
     match dtype {
         kron_core::Dtype::F32 => Type::CUDA_R_32F,
@@ -42,18 +43,20 @@ pub struct Library {
     workspace: CudaSlice<u8>,
 }
 
-/// A product that the library was asked about.
+/// A product with the library's algorithms for it.
 pub struct Planned {
+    library: Rc<Library>,
+    product: Product,
     desc: Desc,
     layouts: [Layout; 3],
     alpha: f32,
     beta: f32,
-    /// What the heuristic proposes, its best guess first.
+    /// The heuristic's proposals, its best guess first.
     algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
 }
 
 impl Library {
-    /// The library, for a stream of a device whose context is current.
+    /// Opens the library for a stream of a device whose context is current.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         Ok(Self {
             workspace: stream.alloc_zeros(WORKSPACE).map_err(failed("cuBLASLt's workspace"))?,
@@ -65,12 +68,12 @@ impl Library {
     /// Asks for the algorithms of a product; `types` are those of A, B and C.
     ///
     /// # Errors
-    /// A product that the library does not compute.
-    pub fn plan(&self, product: &Product, types: [Type; 3]) -> Result<Planned> {
-        self.ask(product, types).map_err(|e| Error::Device(format!("cuBLASLt says {e:?} to {product:?}")))
+    /// Fails for a product that the library does not compute.
+    pub fn plan(self: &Rc<Self>, product: &Product, types: [Type; 3]) -> Result<Planned> {
+        self.ask(product, types).map_err(|e| Error::Device(format!("cuBLASLt reports {e:?} for {product:?}")))
     }
 
-    fn ask(&self, product: &Product, [a, b, c]: [Type; 3]) -> Result<Planned, result::CublasError> {
+    fn ask(self: &Rc<Self>, product: &Product, [a, b, c]: [Type; 3]) -> Result<Planned, result::CublasError> {
         let gemm = product.column_major();
         let types = [b, a, c]; // in the order of `gemm.operands`
         let desc = Desc::new(gemm.operands[0].transposed, gemm.operands[1].transposed)?;
@@ -103,93 +106,99 @@ impl Library {
         if algorithms.is_empty() {
             return Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
         }
-        Ok(Planned { desc, layouts, alpha: gemm.alpha, beta: gemm.beta, algorithms })
+        Ok(Planned {
+            library: Rc::clone(self),
+            product: *product,
+            desc,
+            layouts,
+            alpha: gemm.alpha,
+            beta: gemm.beta,
+            algorithms,
+        })
     }
+}
 
-    /// Queues a product, `[A, B, C]` at these addresses, by its first algorithm.
+impl Drop for Library {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses the handle any more. An error cannot be returned from here.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+impl Planned {
+    /// Queues the product, `[A, B, C]` at these addresses, by its first algorithm.
     ///
     /// # Safety
     /// `Product::check` passed for the buffers that the addresses are the starts of, and they
-    /// are on this library's device until the stream has come past.
-    pub unsafe fn run(&self, planned: &Planned, product: &Product, pointers: [u64; 3]) -> Result<()> {
-        // SAFETY: as the caller says; a planned product has at least one algorithm.
-        unsafe { self.run_by(planned, 0, product, pointers) }
+    /// stay allocated on the library's device until the stream has run the product.
+    pub unsafe fn run(&self, pointers: [u64; 3]) -> Result<()> {
+        // SAFETY: as the caller promises; a planned product has at least one algorithm.
+        unsafe { self.run_by(0, pointers) }
     }
 
+    /// Measures every proposed algorithm with cold caches and keeps the fastest.
+    ///
     /// # Safety
-    /// As for [`Library::run`], and there is an algorithm of that number.
-    unsafe fn run_by(&self, p: &Planned, choice: usize, product: &Product, at: [u64; 3]) -> Result<()> {
-        let bytes = p.layouts.each_ref().map(|l| l.1);
+    /// As for [`Planned::run`].
+    pub unsafe fn tune(&mut self, device: &mut Device, pointers: [u64; 3]) -> Result<()> {
+        let mut best = (f64::INFINITY, 0);
+        for choice in 0..self.algorithms.len() {
+            // SAFETY: as the caller promises, and `choice` is an algorithm.
+            let mut once = || device.cold(|| unsafe { self.run_by(choice, pointers) });
+            // The first run loads the code; an algorithm that refuses is left out.
+            let Ok(_) = once() else { continue };
+            for _ in 0..TRIALS {
+                let seconds = once()?;
+                if seconds < best.0 {
+                    best = (seconds, choice);
+                }
+            }
+        }
+        if best.0.is_infinite() {
+            return Err(Error::Device(format!("cuBLASLt runs no algorithm for {:?}", self.product)));
+        }
+        self.algorithms = vec![self.algorithms[best.1]];
+        Ok(())
+    }
+
+    /// Queues the product by one of its algorithms.
+    ///
+    /// # Safety
+    /// As for [`Planned::run`], and there is an algorithm of that number.
+    unsafe fn run_by(&self, choice: usize, at: [u64; 3]) -> Result<()> {
+        let (library, product) = (&self.library, &self.product);
+        let bytes = self.layouts.each_ref().map(|l| l.1);
         let [a, b, c] =
             [(at[1], product.b, bytes[0]), (at[0], product.a, bytes[1]), (at[2], product.c, bytes[2])]
                 .map(|(start, operand, bytes)| start + (operand.offset * bytes) as u64);
-        let workspace = self.workspace.device_ptr(&self.stream).0;
+        let workspace = library.workspace.device_ptr(&library.stream).0;
         // SAFETY: every operand lies in its buffer, the descriptors were made of the same
         // product, and one stream runs everything that uses the workspace.
         let done = unsafe {
             result::matmul(
-                self.handle,
-                p.desc.0,
-                (&raw const p.alpha).cast(),
-                (&raw const p.beta).cast(),
+                library.handle,
+                self.desc.0,
+                (&raw const self.alpha).cast(),
+                (&raw const self.beta).cast(),
                 a as *const c_void,
-                p.layouts[0].0,
+                self.layouts[0].0,
                 b as *const c_void,
-                p.layouts[1].0,
+                self.layouts[1].0,
                 c as *const c_void,
-                p.layouts[2].0,
+                self.layouts[2].0,
                 c as *mut c_void,
-                p.layouts[2].0,
-                &raw const p.algorithms[choice],
+                self.layouts[2].0,
+                &raw const self.algorithms[choice],
                 workspace as *mut c_void,
                 WORKSPACE,
-                self.stream.cu_stream().cast(),
+                library.stream.cu_stream().cast(),
             )
         };
         done.map_err(failed("a product by cuBLASLt"))
     }
 }
 
-impl Drop for Library {
-    fn drop(&mut self) {
-        // SAFETY: nothing uses the handle any more. An error has nobody to go to.
-        let _ = unsafe { result::destroy_handle(self.handle) };
-    }
-}
-
-/// Measures every algorithm that was proposed for a product, caches cold, and keeps the fastest.
-///
-/// # Safety
-/// As for [`Library::run`].
-pub unsafe fn choose(
-    device: &mut Device,
-    planned: &mut Planned,
-    product: &Product,
-    pointers: [u64; 3],
-) -> Result<()> {
-    let mut best = (f64::INFINITY, 0);
-    for choice in 0..planned.algorithms.len() {
-        let mut once = || {
-            // SAFETY: as the caller says.
-            device.cold(|device| unsafe { device.lt.run_by(planned, choice, product, pointers) })
-        };
-        // The first run loads the code; an algorithm that refuses is none.
-        let Ok(_) = once() else { continue };
-        for _ in 0..TRIALS {
-            let seconds = once()?;
-            if seconds < best.0 {
-                best = (seconds, choice);
-            }
-        }
-    }
-    if best.0.is_infinite() {
-        return Err(Error::Device(format!("cuBLASLt runs none of its algorithms for {product:?}")));
-    }
-    planned.algorithms = vec![planned.algorithms[best.1]];
-    Ok(())
-}
-
-/// What an operand's address is a multiple of; steps and widths the library knows itself.
+/// Returns the alignment of an operand's address; the library knows steps and widths itself.
 fn alignment(operand: &Operand, of: Type) -> u32 {
     let bytes = operand.offset * bytes(of);
     if bytes == 0 { ALIGNED as u32 } else { 1 << bytes.trailing_zeros().min(ALIGNED.trailing_zeros()) }
@@ -203,12 +212,12 @@ const fn bytes(of: Type) -> usize {
     }
 }
 
-/// How the operands are read, and what sums are made in.
+/// The transpositions of the operands, and the type of the sums.
 struct Desc(sys::cublasLtMatmulDesc_t);
 
 impl Desc {
     fn new(a_transposed: bool, b_transposed: bool) -> Result<Self, result::CublasError> {
-        // Float32 sums, never TF32: an f32 product keeps every bit of its operands.
+        // float32 sums, never TF32, so that an f32 product uses every bit of its operands.
         let kind = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let desc = Self(result::create_matmul_desc(kind, Type::CUDA_R_32F)?);
         let sides = [
@@ -231,7 +240,7 @@ impl Drop for Desc {
     }
 }
 
-/// An operand as it is stored, with the bytes of a number.
+/// An operand as it is stored, and the bytes of an element.
 struct Layout(sys::cublasLtMatrixLayout_t, usize);
 
 impl Layout {
@@ -261,11 +270,11 @@ impl Drop for Layout {
     }
 }
 
-/// What the heuristic may propose.
+/// The limits of the heuristic's proposals.
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    /// Any algorithm within the workspace, for operands so aligned.
+    /// Allows any algorithm within the workspace, for operands of these alignments.
     fn new([a, b, c]: [u32; 3]) -> Result<Self, result::CublasError> {
         let preference = Self(result::create_matmul_pref()?);
         let set = |attribute, value: *const c_void, size| {

@@ -1,41 +1,41 @@
-//! A product of two strided matrices, as data: what a library of products is asked for.
+//! A product of two strided matrices, as data.
 
 use kron_core::{Error, Result};
 
-use super::program::Buffer;
+use super::buffer::Buffer;
 
 /// A row-major matrix inside a buffer, one for each product of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Operand {
-    /// Where it lies.
+    /// The buffer that holds it.
     pub buffer: Buffer,
-    /// Numbers before it.
+    /// Elements before it.
     pub offset: usize,
-    /// From one stored row to the next.
+    /// Elements from one stored row to the next.
     pub width: usize,
-    /// From one product of a batch to the next.
+    /// Elements from one product of a batch to the next.
     pub step: usize,
-    /// Whether it is stored as its transpose.
+    /// True if it is stored as its transpose.
     pub transposed: bool,
 }
 
 impl Operand {
-    /// A matrix at the start of a buffer whose rows lie `width` apart, the same in a whole batch.
+    /// Makes a matrix at the start of a buffer whose rows start `width` apart, the same in a whole batch.
     pub const fn new(buffer: Buffer, width: usize) -> Self {
         Self { buffer, offset: 0, width, step: 0, transposed: false }
     }
 
-    /// Its transpose, where it lies.
+    /// Returns its transpose, without a copy.
     pub const fn t(self) -> Self {
         Self { transposed: !self.transposed, ..self }
     }
 
-    /// `step` numbers further in each product of a batch.
+    /// Moves it by `step` elements in each product of a batch.
     pub const fn step(self, step: usize) -> Self {
         Self { step, ..self }
     }
 
-    /// `offset` numbers further.
+    /// Starts it at `offset`.
     pub const fn at(self, offset: usize) -> Self {
         Self { offset, ..self }
     }
@@ -49,7 +49,7 @@ pub struct Product {
     pub k: usize,
     pub batch: usize,
     pub alpha: f32,
-    /// Whether C is added to; else it is written and never read.
+    /// True to add to C; else C is written and never read.
     pub add: bool,
     pub a: Operand,
     pub b: Operand,
@@ -57,27 +57,27 @@ pub struct Product {
 }
 
 impl Product {
-    /// C = A·B.
+    /// Makes C = A·B.
     pub const fn new((m, n, k): (usize, usize, usize), a: Operand, b: Operand, c: Operand) -> Self {
         Self { m, n, k, batch: 1, alpha: 1.0, add: false, a, b, c }
     }
 
-    /// Times `alpha`.
+    /// Multiplies the product by `alpha`.
     pub const fn times(self, alpha: f32) -> Self {
         Self { alpha, ..self }
     }
 
-    /// Added to C.
+    /// Adds the product to C.
     pub const fn added(self) -> Self {
         Self { add: true, ..self }
     }
 
-    /// `batch` products, each operand its step further in each.
+    /// Makes `batch` products, whose operands start their step apart.
     pub const fn batch(self, batch: usize) -> Self {
         Self { batch, ..self }
     }
 
-    /// As a BLAS takes it, whose matrices are column-major.
+    /// Returns the product as a BLAS takes it, whose matrices are column-major.
     pub const fn column_major(&self) -> Gemm {
         // Row-major C is column-major Cᵀ, and Cᵀ = Bᵀ·Aᵀ.
         Gemm {
@@ -91,7 +91,7 @@ impl Product {
         }
     }
 
-    /// The buffers with how many numbers of each the product reaches.
+    /// Returns the buffers, with the length that the product needs each to have.
     pub fn reach(&self) -> [(Buffer, usize); 3] {
         let gemm = self.column_major();
         [0, 1, 2].map(|i| {
@@ -101,17 +101,17 @@ impl Product {
         })
     }
 
-    /// That every operand lies in its buffer of `len` numbers, and that a BLAS takes it.
+    /// Fails unless every operand lies inside its buffer of `len` elements and a BLAS takes the product.
     ///
     /// # Errors
-    /// One that does not: a product that passes touches nothing but its operands.
+    /// Fails for an illegal product: a legal one accesses its operands alone.
     pub fn check(&self, len: impl Fn(Buffer) -> usize) -> Result<()> {
         let gemm = self.column_major();
         let small = |size: usize| (1..1 << 31).contains(&size);
         let sizes = [self.m, self.n, self.k, self.batch].into_iter().all(small);
         let rows =
             (0..3).all(|i| small(gemm.operands[i].width) && gemm.operands[i].width >= gemm.stored(i).0);
-        // In a batch no two products may write the same number.
+        // In a batch no two products may write the same element.
         let apart = self.batch == 1 || self.c.step >= self.n;
         let inside = self.reach().into_iter().all(|(buffer, reach)| reach <= len(buffer));
         let fresh = self.a.buffer != self.c.buffer && self.b.buffer != self.c.buffer;
@@ -131,12 +131,12 @@ pub struct Gemm {
     pub batch: usize,
     pub alpha: f32,
     pub beta: f32,
-    /// A, B and C; `width` is from one stored column to the next.
+    /// A, B and C; `width` is the distance of their stored columns.
     pub operands: [Operand; 3],
 }
 
 impl Gemm {
-    /// Rows and columns of operand 0 … 2 as it is stored.
+    /// Returns the rows and columns of operand 0 … 2 as it is stored.
     pub const fn stored(&self, operand: usize) -> (usize, usize) {
         let (rows, cols) = match operand {
             0 => (self.m, self.k),

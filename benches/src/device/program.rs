@@ -1,92 +1,29 @@
-//! What every engine computes on a device, as lists of steps: data that one executor
+//! The computation of every engine on a device, as lists of steps: data that one executor
 //! runs (`engines.rs`) and that the tests interpret without a device.
 
 use std::collections::BTreeMap;
 
-use kron_core::{Accum, Error, KronOp, Result};
+use kron_core::{Accum, Error, KronOp, LayerDims, Result};
 
+use super::buffer::Buffer;
 use super::product::{Operand, Product};
 use crate::engines::Kind;
 use crate::problem::Problem;
-
-/// What a step reads or writes; n tokens. Numbers are of the activations' type, or
-/// float32 where `is_float` says so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Buffer {
-    /// n × d_in.
-    X,
-    /// n × d_out.
-    Y,
-    /// n × d_out.
-    Dy,
-    /// n × d_in.
-    Dx,
-    /// n × a_in × r: T as our kernels keep it for backward.
-    T,
-    /// a_in × n × r: T of the products, kept for backward.
-    TMid,
-    /// a_out × n × r: U = A·T, kept for backward.
-    UMid,
-    /// d_out × d_in: the layer's weight, into which `merge-per-step` merges.
-    W,
-    /// \[A | B | C\], and its gradient: those of our kernels.
-    Theta,
-    Grad,
-    /// The factors, and their gradients: those of the products.
-    A,
-    B,
-    C,
-    DA,
-    DB,
-    DC,
-    /// a_in × n × r, and a_out × n × r: gradients of T and U.
-    DtMid,
-    DuMid,
-    /// Sums before the last: so many matrices one after the other.
-    Parts,
-    /// Ones, to add up the parts with.
-    Ones,
-    /// d_out × d_in: ΔW, and its gradient.
-    Delta,
-    DDelta,
-    /// b_out × c_in: B·C, and its gradient.
-    Inner,
-    DInner,
-}
-
-impl Buffer {
-    /// Whether its numbers are float32 whatever the activations are.
-    pub const fn is_float(self) -> bool {
-        matches!(self, Buffer::T | Buffer::Theta | Buffer::Grad)
-    }
-
-    /// Whether every set of activations has its own.
-    pub const fn of_set(self) -> bool {
-        use Buffer::{Dx, Dy, T, TMid, UMid, X, Y};
-        matches!(self, X | Y | Dy | Dx | T | TMid | UMid)
-    }
-
-    /// Whether the trainer has it in any case: it is no engine's extra memory.
-    const fn is_given(self) -> bool {
-        use Buffer::{A, B, C, DA, DB, DC, Dx, Dy, Grad, Theta, W, X, Y};
-        matches!(self, X | Y | Dy | Dx | W | Theta | Grad | A | B | C | DA | DB | DC)
-    }
-}
 
 /// A call of kron-core's backend.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Call {
     /// Y += adapter(X), and T.
     Forward,
-    /// dX and the gradient added to.
+    /// dX += …, gradient += ….
     Backward,
-    /// The gradient alone.
+    /// gradient += …, without dX.
     Gradient,
-    /// ΔW into a buffer.
+    /// ΔW, written or added to a buffer.
     Merge(Buffer, Accum),
 }
 
-/// One thing that is queued.
+/// One step of a program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     Product(Product),
@@ -98,18 +35,18 @@ pub enum Step {
 pub struct Program {
     pub forward: Vec<Step>,
     pub backward: Vec<Step>,
-    /// How long each buffer is.
+    /// The length of each buffer.
     pub lens: BTreeMap<Buffer, usize>,
 }
 
 impl Program {
-    /// What `kind` does for `problem` over `rows` rows.
+    /// Makes the program of an engine for `rows` rows.
     ///
     /// # Errors
-    /// A problem of another engine.
+    /// Fails for a problem of another engine.
     pub fn new(kind: Kind, problem: &Problem, rows: usize) -> Result<Self> {
         let (forward, backward) = match (kind, *problem) {
-            (Kind::Linear, Problem::Linear { d_out, d_in }) => linear(d_out, d_in, rows),
+            (Kind::Linear, Problem::Linear(LayerDims { d_out, d_in })) => linear(d_out, d_in, rows),
             (Kind::LoraGemm | Kind::KronUnfused, Problem::Adapter(op)) => factored(&op, rows),
             (Kind::KronDense, Problem::Adapter(op)) => dense(&op, rows),
             (Kind::MergePerStep, Problem::Merge(op)) => merged(&op, rows),
@@ -122,22 +59,22 @@ impl Program {
         Ok(Self { forward, backward, lens })
     }
 
-    /// How long a buffer is; 0 when the program has no use for it.
+    /// Returns the length of a buffer; 0 if the program does not use it.
     pub fn len(&self, buffer: Buffer) -> usize {
         self.lens.get(&buffer).copied().unwrap_or(0)
     }
 
-    /// Numbers of T and of the buffers kept between calls, with whether they are float32.
+    /// Lists T and the buffers kept between calls: true for float32, and the number of elements.
     pub fn scratch(&self) -> impl Iterator<Item = (bool, usize)> {
         self.lens.iter().filter(|(b, _)| !b.is_given()).map(|(b, len)| (b.is_float(), *len))
     }
 }
 
-/// The length of every buffer that the steps use: those that a shape does not fix reach
-/// as far as the steps do.
+/// Returns the length of every buffer that the steps use. If the shape does not fix it, it is the
+/// largest extent that a step accesses.
 fn lens<'a>(problem: &Problem, n: usize, steps: impl Iterator<Item = &'a Step>) -> BTreeMap<Buffer, usize> {
     use Buffer::{Delta, Dx, Dy, Grad, T, Theta, W, X, Y};
-    let (d_out, d_in) = problem.layer();
+    let LayerDims { d_out, d_in } = problem.layer();
     let theta = problem.shape().map_or([0; 3], |s| [s.a_len(), s.b_len(), s.c_len()]);
     let fixed = |buffer| match buffer {
         X | Dx => Some(n * d_in),
@@ -175,7 +112,7 @@ fn linear(d_out: usize, d_in: usize, n: usize) -> (Vec<Step>, Vec<Step>) {
     (vec![Step::Product(forward)], vec![Step::Product(backward)])
 }
 
-/// `lora-gemm` and `kron-unfused`: T and U with the tokens in the middle, so that every
+/// `lora-gemm` and `kron-unfused`: T and U have the tokens in the middle, so that every
 /// product is one call, batched over the rows or the columns of A, and nothing is copied.
 ///
 /// ```text
@@ -183,7 +120,7 @@ fn linear(d_out: usize, d_in: usize, n: usize) -> (Vec<Step>, Vec<Step>) {
 /// backward   dU_i = s·dY_i·B     dB += s·Σ dY_iᵀ·U_i    dA += dU·Tᵀ        dT = Aᵀ·dU
 ///            dC += Σ dT_jᵀ·X_j   dX_j += dT_j·C
 /// ```
-/// LoRA has no A: T is U and dU is dT.
+/// LoRA has no A: U = T and dT = dU.
 fn factored(op: &KronOp, n: usize) -> (Vec<Step>, Vec<Step>) {
     let (s, scale) = (&op.shape, op.scale.get());
     let (a_out, a_in, b_out, c_in, r) = (s.a_out(), s.a_in(), s.b_out(), s.c_in(), s.width());
@@ -217,7 +154,7 @@ fn factored(op: &KronOp, n: usize) -> (Vec<Step>, Vec<Step>) {
     (products(forward), products(backward))
 }
 
-/// `into` += alpha·Σ A_i·B_i over a batch: the products as parts, then their sum as one more.
+/// `into` += alpha·Σ A_i·B_i over a batch: the products are stored as parts, then one more product adds them.
 fn summed(
     (m, n, k): (usize, usize, usize),
     alpha: f32,
@@ -282,8 +219,8 @@ fn dense(op: &KronOp, n: usize) -> (Vec<Step>, Vec<Step>) {
     (forward, products(backward))
 }
 
-/// `merge-per-step`: W += ΔW by our merge, so that the base product does the rest; backward
-/// is θ's gradient, from the T = X·Cᵀ that no forward pass has left.
+/// `merge-per-step`: W += ΔW by our merge, so that the base product does the rest. Backward
+/// computes θ's gradient, from T = X·Cᵀ that it has to compute itself.
 fn merged(op: &KronOp, n: usize) -> (Vec<Step>, Vec<Step>) {
     let s = &op.shape;
     let (x, c) = (Operand::new(Buffer::X, s.c_in()), Operand::new(Buffer::C, s.c_in()));

@@ -1,12 +1,14 @@
-//! The roof: what the device copies and multiplies at best.
+//! The roof: the device's copy bandwidth and multiply-add rates.
+
+use std::rc::Rc;
 
 use half::{bf16, f16};
 use kron_core::{Dtype, Result};
 
+use super::buffer::Buffer;
 use super::gpu::{Device, Memory, Number, failed};
-use super::lt::{self, type_of};
+use super::lt::{Library, type_of};
 use super::product::{Operand, Product};
-use super::program::Buffer;
 use crate::data::{flat, uniform};
 use crate::record::{Rate, Roof};
 
@@ -15,22 +17,22 @@ const ROOF: usize = 8192;
 /// Bytes of the copy that measures it.
 const COPY: usize = 1 << 30;
 
-/// The best of five copies, and of five products of random numbers in each dtype.
-pub fn measure(device: &mut Device, dtypes: &[Dtype]) -> Result<Roof> {
-    fn flops<E: Number>(device: &mut Device) -> Result<f64> {
+/// Measures the best of five copies, and of five products of random matrices in each dtype.
+pub fn measure(device: &mut Device, library: &Rc<Library>, dtypes: &[Dtype]) -> Result<Roof> {
+    fn flops<E: Number>(device: &mut Device, library: &Rc<Library>) -> Result<f64> {
         let random = |seed| device.upload(flat(&uniform::<E>(ROOF, ROOF, 1.0, seed)));
         let data =
             [Memory::Own(random(1)?), Memory::Own(random(2)?), Memory::Own(device.zeros::<E>(ROOF * ROOF)?)];
         let [x, w, y] = [Buffer::X, Buffer::W, Buffer::Y].map(|b| Operand::new(b, ROOF));
         let product = Product::new((ROOF, ROOF, ROOF), x, w, y);
         product.check(|_| ROOF * ROOF)?;
-        let mut planned = device.lt.plan(&product, [type_of(E::DTYPE); 3])?;
+        let mut planned = library.plan(&product, [type_of(E::DTYPE); 3])?;
         let at = data.each_ref().map(|m| m.start(device));
-        // SAFETY: `check` held the product against the buffers, which outlive the work.
-        unsafe { lt::choose(device, &mut planned, &product, at) }?;
+        // SAFETY: `check` checked the product against the buffers, which outlive the work.
+        unsafe { planned.tune(device, at) }?;
         let once = || {
             // SAFETY: as above.
-            device.time(|| unsafe { device.lt.run(&planned, &product, at) })
+            device.time(|| unsafe { planned.run(at) })
         };
         Ok(2.0 * (ROOF as f64).powi(3) / best(once)?)
     }
@@ -40,9 +42,9 @@ pub fn measure(device: &mut Device, dtypes: &[Dtype]) -> Result<Roof> {
     })?;
     let rate = |&dtype: &Dtype| {
         let flops_per_s = match dtype {
-            Dtype::F32 => flops::<f32>(device),
-            Dtype::F16 => flops::<f16>(device),
-            Dtype::Bf16 => flops::<bf16>(device),
+            Dtype::F32 => flops::<f32>(device, library),
+            Dtype::F16 => flops::<f16>(device, library),
+            Dtype::Bf16 => flops::<bf16>(device, library),
         }?;
         Ok(Rate { dtype: dtype.to_string(), flops_per_s })
     };

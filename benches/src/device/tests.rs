@@ -1,5 +1,5 @@
-//! The program of every engine, interpreted by the definition of a BLAS, against the oracle;
-//! and that no fault in a program goes unnoticed.
+//! Interprets the program of every engine by the definition of a BLAS and compares it with the
+//! oracle. Every fault in a program must be noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,17 +10,19 @@ use kron_core::{
 };
 use ndarray::Array2;
 
+use super::buffer::Buffer;
 use super::product::{Operand, Product};
-use super::program::{Buffer, Call, Program, Step};
-use crate::check::{Answer, check};
+use super::program::{Call, Program, Step};
+use crate::check::check;
 use crate::data::{Set, flat, uniform};
-use crate::engines::{Engine, Kind};
-use crate::oracle;
+use crate::engine::Engine;
+use crate::engines::Kind;
+use crate::oracle::Reference;
 use crate::problem::Problem;
 
 const GRADIENTS: [Buffer; 4] = [Buffer::Grad, Buffer::DA, Buffer::DB, Buffer::DC];
 
-/// Runs a program on the host, each buffer as float32 numbers that its own type can hold.
+/// Runs a program on the host, with each buffer as float32 values that its own type can hold.
 struct Interpreter<E> {
     op: Option<KronOp>,
     program: Program,
@@ -89,7 +91,7 @@ impl<E: Element> Interpreter<E> {
                 let old = if gemm.beta == 0.0 { 0.0 } else { gemm.beta * sums[at(&c, z, i, j)] };
                 sums[at(&c, z, i, j)] = rounded::<E>(c.buffer, gemm.alpha * sum + old);
                 if !written.insert(at(&c, z, i, j)) {
-                    return Err(Error::Shape(format!("{product:?} writes a number twice")));
+                    return Err(Error::Shape(format!("{product:?} writes an element twice")));
                 }
             }
         }
@@ -178,55 +180,43 @@ impl<E: Element> Engine<E> for Interpreter<E> {
     }
 }
 
-/// One engine's problem, its data and the truth.
+/// One engine's problem, its data and its reference.
 struct Case<E: Element> {
     kind: Kind,
     problem: Problem,
     theta: Option<Theta>,
     weight: Array2<E>,
     set: Set<E>,
-    answer: Answer,
+    reference: Reference,
 }
 
 impl<E: Element> Case<E> {
     fn new(kind: Kind, shape: [usize; 5], rows: usize) -> Self {
         let [a_out, a_in, b_out, c_in, r] = shape;
-        let (d_out, d_in) = (a_out * b_out, a_in * c_in);
+        let dims = LayerDims { d_out: a_out * b_out, d_in: a_in * c_in };
         let op = |shape| KronOp::new(shape, Scale::new(1.5).unwrap());
-        let kron = op(KronShape::kron(LayerDims { d_out, d_in }, Split { a_out, a_in }, r).unwrap());
-        let problem = match kind {
-            Kind::Linear => Problem::Linear { d_out, d_in },
-            Kind::LoraGemm | Kind::LoraFused => {
-                Problem::Adapter(op(KronShape::lora(LayerDims { d_out, d_in }, r).unwrap()))
-            }
-            Kind::MergePerStep => Problem::Merge(kron),
-            _ => Problem::Adapter(kron),
-        };
+        let kron = op(KronShape::kron(dims, Split { a_out, a_in }, r).unwrap());
+        let lora = op(KronShape::lora(dims, r).unwrap());
+        let problem = kind.problem(kron, lora);
         let theta = problem.shape().map(|s| Theta::random(s, 7));
-        let weight = uniform::<E>(d_out, d_in, 0.5, 1);
-        let set = Set::<E>::random(rows, d_out, d_in, kron.t_len(rows), 3);
-        let answer = match (problem.op(), &theta) {
-            (Some(op), Some(theta)) => Answer::Adapter(oracle::adapter(&op, theta, &set)),
-            _ => {
-                let (y, dx) = oracle::linear(&weight, &set);
-                Answer::Linear(y, dx)
-            }
-        };
-        Self { kind, problem, theta, weight, set, answer }
+        let weight = uniform::<E>(dims.d_out, dims.d_in, 0.5, 1);
+        let set = Set::<E>::random(rows, dims, kron.t_len(rows), 3);
+        let reference = Reference::new(&problem, theta.as_ref(), Some(&weight), &set);
+        Self { kind, problem, theta, weight, set, reference }
     }
 
     fn program(&self) -> Program {
         Program::new(self.kind, &self.problem, self.set.rows()).unwrap()
     }
 
-    /// The oracle's answer, twice in a row, and a gradient that is added to.
+    /// Fails unless the program gives the oracle's results, twice in a row, and adds to the gradient.
     fn verify(&self, program: Program) -> Result<(), String> {
         let mut on = Interpreter::new(program, &self.problem, self.theta.as_ref(), &self.weight);
         let text = |e: Error| e.to_string();
         for _ in 0..2 {
             let theta = self.theta.as_ref();
             let (forward, both) =
-                check(&mut on, &self.problem, theta, &self.set, &self.answer, true).map_err(text)?;
+                check(&mut on, &self.problem, theta, &self.set, &self.reference, true).map_err(text)?;
             if !(forward.ok && both.ok) {
                 return Err(format!("{forward:?} {both:?}"));
             }
@@ -276,7 +266,7 @@ fn every_program_is_right_in_bfloat16() {
     every_program_is_right::<bf16>();
 }
 
-/// Everything that can be wrong with a product, one at a time.
+/// Returns the product with each possible fault, one at a time.
 fn faults(p: &Product) -> Vec<(String, Product)> {
     let mut list = vec![
         ("alpha".into(), p.times(2.0 * p.alpha)),
@@ -289,7 +279,7 @@ fn faults(p: &Product) -> Vec<(String, Product)> {
     ];
     let gemm = p.column_major();
     for (i, name) in ["B", "A", "C"].into_iter().enumerate() {
-        // One of the ones is as good as the next.
+        // Any of the ones is as good as another.
         if gemm.operands[i].buffer == Buffer::Ones {
             continue;
         }
@@ -356,19 +346,11 @@ fn every_fault_in_a_program_is_noticed() {
 fn every_program_of_a_real_layer_fits_its_buffers() {
     let mut products = 0;
     for layer in crate::models::models().iter().flat_map(|m| &m.layers) {
-        let (d_out, d_in) = (layer.d_out, layer.d_in);
         let op = |shape| KronOp::new(shape, Scale::new(1.5).unwrap());
-        let kron = op(KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 8).unwrap());
+        let kron = op(KronShape::kron(layer.dims(), Split { a_out: 4, a_in: 2 }, 8).unwrap());
+        let lora = op(KronShape::lora(layer.dims(), 8).unwrap());
         for kind in Kind::ALL {
-            let problem = match kind {
-                Kind::Linear => Problem::Linear { d_out, d_in },
-                Kind::LoraGemm | Kind::LoraFused => {
-                    Problem::Adapter(op(KronShape::lora(LayerDims { d_out, d_in }, 8).unwrap()))
-                }
-                Kind::MergePerStep => Problem::Merge(kron),
-                _ => Problem::Adapter(kron),
-            };
-            let program = Program::new(kind, &problem, 8192).unwrap();
+            let program = Program::new(kind, &kind.problem(kron, lora), 8192).unwrap();
             // What backward finds of forward's products, every set has its own.
             let mut kept = program.forward.iter().filter_map(|s| match s {
                 Step::Product(p) => Some(p.c.buffer),

@@ -10,8 +10,8 @@ use kron_core::{Accum, Element, KronOp, Result, Theta};
 use rayon::prelude::*;
 
 use super::weight::{Products, Weight};
-use super::{Engine, Ingredients};
 use crate::data::Set;
+use crate::engine::{Engine, EngineConfig};
 use crate::gemm::{Library, Mat, MatMut, product};
 
 pub struct Dense {
@@ -31,17 +31,17 @@ pub struct Dense {
 }
 
 impl Dense {
-    pub fn new<E: Element>((op, theta): (KronOp, Theta), library: Library, from: &Ingredients<E>) -> Self {
+    pub fn new<E: Element>((op, theta): (KronOp, Theta), library: Library, config: &EngineConfig<E>) -> Self {
         let s = &op.shape;
         Self {
-            products: Products::new::<E>(library, from.threads, from.rows, s.d_out(), s.d_in()),
+            products: Products::new::<E>(library, config.threads, config.rows, s.d_out(), s.d_in()),
             inner: vec![0.0; s.b_out() * s.c_in()],
             delta: vec![0.0; s.d_out() * s.d_in()],
             g: vec![0.0; s.d_out() * s.d_in()],
             grad: vec![0.0; s.params()],
-            rows: from.rows,
+            rows: config.rows,
             library,
-            threads: from.threads,
+            threads: config.threads,
             op,
             theta,
         }
@@ -71,7 +71,7 @@ impl Dense {
         self.inner = inner;
     }
 
-    /// From G to \[dA | dB | dC\].
+    /// Adds the gradient \[dA | dB | dC\] that follows from G.
     fn project(&mut self) {
         let (s, scale) = (self.op.shape, self.op.scale.get());
         let (a_in, b_out, c_in, d_in) = (s.a_in(), s.b_out(), s.c_in(), s.d_in());
@@ -99,7 +99,7 @@ impl Dense {
     }
 }
 
-/// In eight sums, so that it is compiled to vectors.
+/// Returns a·b, in eight partial sums so that the compiler vectorises it.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 8];
     let (a8, a1) = a.as_chunks::<8>();

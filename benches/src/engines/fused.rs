@@ -2,8 +2,8 @@
 
 use kron_core::{Accum, Backend, Backward, Cpu, Element, Forward, KronOp, Pass, Result, Theta};
 
-use super::{Engine, Ingredients};
 use crate::data::Set;
+use crate::engine::{Engine, EngineConfig};
 
 pub struct Fused {
     cpu: Cpu,
@@ -15,10 +15,10 @@ pub struct Fused {
 }
 
 impl Fused {
-    pub fn new<E: Element>((op, theta): (KronOp, Theta), from: &Ingredients<E>) -> Self {
-        let len = |pass| from.cpu.workspace_len(&op, pass, from.rows);
+    pub fn new<E: Element>((op, theta): (KronOp, Theta), config: &EngineConfig<E>) -> Self {
+        let len = |pass| config.cpu.workspace_len(&op, pass, config.rows);
         let workspace = vec![0.0; len(Pass::Forward).max(len(Pass::Backward { dx: true }))];
-        Self { cpu: from.cpu, op, theta, grad: vec![0.0; op.shape.params()], rows: from.rows, workspace }
+        Self { cpu: config.cpu, op, theta, grad: vec![0.0; op.shape.params()], rows: config.rows, workspace }
     }
 }
 

@@ -6,8 +6,8 @@ use kron_core::{Accum, Element, Result};
 use ndarray::Array2;
 
 use super::weight::{Products, Weight};
-use super::{Engine, Ingredients};
 use crate::data::{Set, flat};
+use crate::engine::{Engine, EngineConfig};
 use crate::gemm::Library;
 
 pub struct Linear<E> {
@@ -16,9 +16,9 @@ pub struct Linear<E> {
 }
 
 impl<E: Element> Linear<E> {
-    pub fn new(weight: Arc<Array2<E>>, library: Library, from: &Ingredients<E>) -> Self {
+    pub fn new(weight: Arc<Array2<E>>, library: Library, config: &EngineConfig<E>) -> Self {
         let (d_out, d_in) = weight.dim();
-        let products = Products::new::<E>(library, from.threads, from.rows, d_out, d_in);
+        let products = Products::new::<E>(library, config.threads, config.rows, d_out, d_in);
         Self { weight, products }
     }
 }

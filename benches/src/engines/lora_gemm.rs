@@ -8,31 +8,31 @@
 use kron_core::{Accum, Dtype, Element, KronOp, Result, Theta};
 use rayon::prelude::*;
 
-use super::{Engine, Ingredients};
 use crate::convert::{add_into, widen};
 use crate::data::Set;
+use crate::engine::{Engine, EngineConfig};
 use crate::gemm::{Library, Mat, MatMut, product};
 
-/// Which crate, and who cuts the work for the threads.
+/// A GEMM crate, and how its work is shared out over the threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Schedule {
-    /// Who multiplies.
+pub struct Strategy {
+    /// The crate that multiplies.
     pub library: Library,
-    /// Rows shared out here, and taken `rows_at_once` at a time by one thread each;
-    /// else whole products, and the crate's own threads.
+    /// True to share out blocks of rows here, each product on one thread;
+    /// else products are whole and run on the crate's own threads.
     pub blocks: bool,
 }
 
-/// Rows of a block: with d = 4096, a block of X is 512 KiB.
+/// Rows of a block: with d_in = 4096, a float32 block of X is 512 KiB.
 const BLOCK_ROWS: usize = 32;
 
 /// Columns of a 16-bit block converted at a time, and of Y and dX computed: 128 KiB.
 const PANEL: usize = 1024;
 
-impl Schedule {
-    /// Every schedule worth trying: a 16-bit dtype is converted block by block.
-    pub fn all(dtype: Dtype) -> Vec<Schedule> {
-        let make = |blocks| move |library| Schedule { library, blocks };
+impl Strategy {
+    /// Returns every strategy worth trying: a 16-bit dtype is always converted block by block.
+    pub fn all(dtype: Dtype) -> Vec<Strategy> {
+        let make = |blocks| move |library| Strategy { library, blocks };
         let blocks = Library::ALL.into_iter().map(make(true));
         match dtype {
             Dtype::F32 => blocks.chain(Library::ALL.into_iter().map(make(false))).collect(),
@@ -41,7 +41,7 @@ impl Schedule {
     }
 }
 
-impl std::fmt::Display for Schedule {
+impl std::fmt::Display for Strategy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let how = match (self.blocks, self.library.threads()) {
             (true, _) => "blocks of rows",
@@ -52,9 +52,9 @@ impl std::fmt::Display for Schedule {
     }
 }
 
-/// How one pass is cut.
+/// The block sizes of one pass.
 #[derive(Clone, Copy)]
-struct Cut {
+struct Blocking {
     library: Library,
     /// Threads of each product.
     threads: usize,
@@ -64,11 +64,11 @@ struct Cut {
     panel: usize,
 }
 
-impl Cut {
-    fn new(schedule: Schedule, dtype: Dtype, rows: usize, threads: usize) -> Self {
+impl Blocking {
+    fn new(strategy: Strategy, dtype: Dtype, rows: usize, threads: usize) -> Self {
         let panel = if dtype == Dtype::F32 { usize::MAX } else { PANEL };
-        let library = schedule.library;
-        if schedule.blocks {
+        let library = strategy.library;
+        if strategy.blocks {
             let part = rows.div_ceil(threads).next_multiple_of(BLOCK_ROWS).min(rows);
             Self { library, threads: 1, part, block: BLOCK_ROWS, panel }
         } else {
@@ -76,7 +76,7 @@ impl Cut {
         }
     }
 
-    /// (first, count) of the panels of `width` columns.
+    /// Returns (first, count) of the panels of `width` columns.
     fn panels(self, width: usize) -> impl Iterator<Item = (usize, usize)> {
         let step = self.panel.min(width);
         (0..width).step_by(step).map(move |first| (first, step.min(width - first)))
@@ -86,7 +86,7 @@ impl Cut {
         product(self.library, self.threads, alpha, a, b, accum, c);
     }
 
-    /// out += alpha·A·B, rounded once, through `scratch` where `out` is not float32.
+    /// Adds alpha·A·B to `out`, rounded once, through `scratch` where `out` is not float32.
     #[allow(clippy::too_many_arguments)]
     fn product_into<E: Element>(
         self,
@@ -109,9 +109,9 @@ impl Cut {
     }
 }
 
-/// One partition's memory.
+/// The buffers of one partition.
 struct Part {
-    /// A panel in float32; a row after the other where it is read from 16-bit rows.
+    /// A panel in float32, packed.
     panel: Vec<f32>,
     /// dT of a block.
     dt: Vec<f32>,
@@ -124,21 +124,21 @@ pub struct LoraGemm {
     theta: Theta,
     grad: Vec<f32>,
     rows: usize,
-    forward: Cut,
-    backward: Cut,
+    forward: Blocking,
+    backward: Blocking,
     parts: Vec<Part>,
 }
 
 impl LoraGemm {
     pub fn new<E: Element>(
         (op, theta): (KronOp, Theta),
-        forward: Schedule,
-        backward: Schedule,
-        from: &Ingredients<E>,
+        forward: Strategy,
+        backward: Strategy,
+        config: &EngineConfig<E>,
     ) -> Self {
-        let rows = from.rows;
-        let cut = |schedule| Cut::new(schedule, E::DTYPE, rows, from.threads);
-        let (forward, backward) = (cut(forward), cut(backward));
+        let rows = config.rows;
+        let blocking = |strategy| Blocking::new(strategy, E::DTYPE, rows, config.threads);
+        let (forward, backward) = (blocking(forward), blocking(backward));
         let count = rows.div_ceil(forward.part).max(rows.div_ceil(backward.part));
         let panel = if E::DTYPE == Dtype::F32 { 0 } else { BLOCK_ROWS * PANEL };
         let dt = backward.block.min(rows) * op.shape.width();
@@ -149,7 +149,7 @@ impl LoraGemm {
     }
 }
 
-/// Columns `first .. first + count` of `rows` rows of `d` numbers, as float32.
+/// Returns columns `first .. first + count` of rows of `d` elements, as float32.
 fn load<'a, E: Element>(
     from: &'a [E],
     d: usize,
@@ -167,7 +167,7 @@ fn load<'a, E: Element>(
     Mat::new(to, rows, count)
 }
 
-/// Columns `first .. first + count` of an r × d matrix.
+/// Returns columns `first .. first + count` of an r × d matrix.
 fn columns(m: &[f32], r: usize, d: usize, (first, count): (usize, usize)) -> Mat<'_> {
     Mat::strided(&m[first..], r, count, d)
 }
@@ -179,28 +179,28 @@ impl<E: Element> Engine<E> for LoraGemm {
     }
 
     fn forward(&mut self, set: &mut Set<E>) -> Result<()> {
-        let (cut, scale, s) = (self.forward, self.op.scale.get(), self.op.shape);
+        let (blocking, scale, s) = (self.forward, self.op.scale.get(), self.op.shape);
         let (r, d_out, d_in) = (s.width(), s.d_out(), s.d_in());
         let (b, c) = (self.theta.b(), self.theta.c());
         let t = &mut set.t[..self.rows * r];
-        (set.x.flat().par_chunks(cut.part * d_in))
-            .zip(set.y.flat_mut().par_chunks_mut(cut.part * d_out))
-            .zip(t.par_chunks_mut(cut.part * r))
+        (set.x.flat().par_chunks(blocking.part * d_in))
+            .zip(set.y.flat_mut().par_chunks_mut(blocking.part * d_out))
+            .zip(t.par_chunks_mut(blocking.part * r))
             .zip(&mut self.parts)
             .for_each(|(((x, y), t), part)| {
-                let blocks = x.chunks(cut.block * d_in).zip(y.chunks_mut(cut.block * d_out));
-                for ((x, y), t) in blocks.zip(t.chunks_mut(cut.block * r)) {
+                let blocks = x.chunks(blocking.block * d_in).zip(y.chunks_mut(blocking.block * d_out));
+                for ((x, y), t) in blocks.zip(t.chunks_mut(blocking.block * r)) {
                     let n = x.len() / d_in;
-                    for panel in cut.panels(d_in) {
+                    for panel in blocking.panels(d_in) {
                         let accum = if panel.0 == 0 { Accum::Replace } else { Accum::Add };
                         let x = load(x, d_in, panel, &mut part.panel);
-                        cut.product(1.0, x, columns(c, r, d_in, panel).t(), accum, MatMut::new(t, n, r));
+                        blocking.product(1.0, x, columns(c, r, d_in, panel).t(), accum, MatMut::new(t, n, r));
                     }
                     let t = Mat::new(t, n, r);
-                    for (first, count) in cut.panels(d_out) {
+                    for (first, count) in blocking.panels(d_out) {
                         let b = Mat::new(&b[first * r..], count, r).t();
                         let out = (n, count, d_out);
-                        cut.product_into(scale, t, b, &mut y[first..], out, &mut part.panel);
+                        blocking.product_into(scale, t, b, &mut y[first..], out, &mut part.panel);
                     }
                 }
             });
@@ -208,37 +208,38 @@ impl<E: Element> Engine<E> for LoraGemm {
     }
 
     fn backward(&mut self, set: &mut Set<E>) -> Result<()> {
-        let (cut, scale, s) = (self.backward, self.op.scale.get(), self.op.shape);
+        let (blocking, scale, s) = (self.backward, self.op.scale.get(), self.op.shape);
         let (r, d_out, d_in) = (s.width(), s.d_out(), s.d_in());
         let (b, c) = (self.theta.b(), self.theta.c());
-        let used = self.rows.div_ceil(cut.part);
-        (set.x.flat().par_chunks(cut.part * d_in))
-            .zip(set.dy.flat().par_chunks(cut.part * d_out))
-            .zip(set.dx.flat_mut().par_chunks_mut(cut.part * d_in))
-            .zip(set.t[..self.rows * r].par_chunks(cut.part * r))
+        let used = self.rows.div_ceil(blocking.part);
+        (set.x.flat().par_chunks(blocking.part * d_in))
+            .zip(set.dy.flat().par_chunks(blocking.part * d_out))
+            .zip(set.dx.flat_mut().par_chunks_mut(blocking.part * d_in))
+            .zip(set.t[..self.rows * r].par_chunks(blocking.part * r))
             .zip(&mut self.parts[..used])
             .for_each(|((((x, dy), dx), t), Part { panel: scratch, dt, grad })| {
                 grad.fill(0.0);
                 let (db, dc) = grad.split_at_mut(s.b_len());
-                let blocks = x.chunks(cut.block * d_in).zip(dy.chunks(cut.block * d_out));
-                let blocks = blocks.zip(dx.chunks_mut(cut.block * d_in)).zip(t.chunks(cut.block * r));
+                let blocks = x.chunks(blocking.block * d_in).zip(dy.chunks(blocking.block * d_out));
+                let blocks =
+                    blocks.zip(dx.chunks_mut(blocking.block * d_in)).zip(t.chunks(blocking.block * r));
                 for (((x, dy), dx), t) in blocks {
                     let n = x.len() / d_in;
-                    for panel @ (first, count) in cut.panels(d_out) {
+                    for panel @ (first, count) in blocking.panels(d_out) {
                         let accum = if first == 0 { Accum::Replace } else { Accum::Add };
                         let dy = load(dy, d_out, panel, scratch);
                         let b = Mat::new(&b[first * r..], count, r);
-                        cut.product(scale, dy, b, accum, MatMut::new(&mut dt[..n * r], n, r));
+                        blocking.product(scale, dy, b, accum, MatMut::new(&mut dt[..n * r], n, r));
                         let db = MatMut::new(&mut db[first * r..], count, r);
-                        cut.product(scale, dy.t(), Mat::new(t, n, r), Accum::Add, db);
+                        blocking.product(scale, dy.t(), Mat::new(t, n, r), Accum::Add, db);
                     }
                     let dt = Mat::new(&dt[..n * r], n, r);
-                    for panel @ (first, count) in cut.panels(d_in) {
+                    for panel @ (first, count) in blocking.panels(d_in) {
                         let x = load(x, d_in, panel, scratch);
                         let dc = MatMut::strided(&mut dc[first..], r, count, d_in);
-                        cut.product(1.0, dt.t(), x, Accum::Add, dc);
+                        blocking.product(1.0, dt.t(), x, Accum::Add, dc);
                         let (c, out) = (columns(c, r, d_in, panel), (n, count, d_in));
-                        cut.product_into(1.0, dt, c, &mut dx[first..], out, scratch);
+                        blocking.product_into(1.0, dt, c, &mut dx[first..], out, scratch);
                     }
                 }
             });

@@ -1,10 +1,10 @@
 //! `merge-per-step`: ΔW goes into the weight before every step, so that the
-//! base product computes the adapter's output and its dX for nothing.
+//! base product computes the adapter's output and its dX at no extra cost.
 //!
 //! Forward is the merge alone. Taking ΔW out again, or keeping a clean copy of
-//! W, is not counted. Backward still needs θ's gradient, which it computes from
-//! the factors: T = X·Cᵀ, which no forward pass has left behind, then
-//! kron-core's backward without dX.
+//! W, is not counted. Backward computes θ's gradient from the factors: first
+//! T = X·Cᵀ, which forward does not compute here, then kron-core's backward
+//! without dX.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use kron_core::{Accum, Backend, Backward, Cpu, Element, KronOp, Merge as Call, P
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{Engine, Ingredients};
 use crate::convert::widen;
 use crate::data::Set;
+use crate::engine::{Engine, EngineConfig};
 use crate::gemm::{Library, Mat, MatMut, product};
 
 /// Rows of X that one thread converts and multiplies at a time.
@@ -31,13 +31,13 @@ pub struct Merge<E> {
 }
 
 impl<E: Element> Merge<E> {
-    pub fn new((op, theta): (KronOp, Theta), weight: Arc<Array2<E>>, from: &Ingredients<E>) -> Self {
-        let merge = from.cpu.workspace_len(&op, Pass::Merge, op.shape.d_out());
-        let backward = from.cpu.workspace_len(&op, Pass::Backward { dx: true }, from.rows);
+    pub fn new((op, theta): (KronOp, Theta), weight: Arc<Array2<E>>, config: &EngineConfig<E>) -> Self {
+        let merge = config.cpu.workspace_len(&op, Pass::Merge, op.shape.d_out());
+        let backward = config.cpu.workspace_len(&op, Pass::Backward { dx: false }, config.rows);
         Self {
-            cpu: from.cpu,
+            cpu: config.cpu,
             grad: vec![0.0; op.shape.params()],
-            rows: from.rows,
+            rows: config.rows,
             weight: Array2::clone(&weight),
             workspace: vec![0.0; merge.max(backward)],
             op,

@@ -1,19 +1,21 @@
 //! Every engine, with every choice it has, against the oracle.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
-use kron_core::{KronShape, LayerDims, Scale, Split};
+use kron_core::{Cpu, KronShape, LayerDims, Scale, Split};
 
 use super::*;
-use crate::check::{Answer, check};
+use crate::check::check;
 use crate::data::uniform;
-use crate::oracle;
+use crate::oracle::Reference;
 
 const RANK: usize = 5;
 
 fn choices<E: Element>(kind: Kind) -> Vec<Choice> {
     match kind {
         Kind::LoraFused | Kind::KronFused | Kind::MergePerStep => vec![Choice::None],
-        Kind::LoraGemm => Schedule::all(E::DTYPE).into_iter().map(|s| Choice::Schedules(s, s)).collect(),
+        Kind::LoraGemm => Strategy::all(E::DTYPE).into_iter().map(|s| Choice::Strategies(s, s)).collect(),
         _ => Library::ALL.map(Choice::Library).to_vec(),
     }
 }
@@ -29,32 +31,21 @@ fn every_engine_is_right<E: Element>() {
         let lora = KronOp::new(KronShape::lora(LayerDims { d_out, d_in }, RANK).unwrap(), scale);
         let weight = Arc::new(uniform::<E>(d_out, d_in, 0.05, 1));
         for rows in [1, 35, 97] {
-            let set = Set::<E>::random(rows, d_out, d_in, kron.t_len(rows), 3);
+            let set = Set::<E>::random(rows, LayerDims { d_out, d_in }, kron.t_len(rows), 3);
             for kind in Kind::ALL {
-                let problem = match kind {
-                    Kind::Linear => Problem::Linear { d_out, d_in },
-                    Kind::LoraGemm | Kind::LoraFused => Problem::Adapter(lora),
-                    Kind::MergePerStep => Problem::Merge(kron),
-                    _ => Problem::Adapter(kron),
-                };
+                let problem = kind.problem(kron, lora);
                 let theta = problem.shape().map(|s| Theta::random(s, 7));
-                let answer = match (problem.op(), &theta) {
-                    (Some(op), Some(theta)) => Answer::Adapter(oracle::adapter(&op, theta, &set)),
-                    _ => {
-                        let (y, dx) = oracle::linear(&weight, &set);
-                        Answer::Linear(y, dx)
-                    }
-                };
+                let reference = Reference::new(&problem, theta.as_ref(), Some(&weight), &set);
                 for choice in choices::<E>(kind) {
                     for threads in [1, 3] {
-                        let from =
-                            Ingredients { rows, threads, cpu: Cpu::new(), weight: Some(weight.clone()) };
-                        let mut engine = build(kind, choice, &problem, theta.as_ref(), &from);
+                        let config =
+                            EngineConfig { rows, threads, cpu: Cpu::new(), weight: Some(weight.clone()) };
+                        let mut engine = build(kind, choice, &problem, theta.as_ref(), &config);
                         let what = format!("{} {choice:?} {} {d_out}×{d_in} n {rows}", kind.name(), E::DTYPE);
                         // Twice, so that what the first call left behind shows.
                         for _ in 0..2 {
                             let verdicts =
-                                check(engine.as_mut(), &problem, theta.as_ref(), &set, &answer, true)
+                                check(engine.as_mut(), &problem, theta.as_ref(), &set, &reference, true)
                                     .unwrap();
                             assert!(verdicts.0.ok && verdicts.1.ok, "{what}: {verdicts:?}");
                             assert!(

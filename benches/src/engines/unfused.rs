@@ -1,4 +1,4 @@
-//! `kron-unfused`: the reshape identity, one product after the other, as a framework runs it.
+//! `kron-unfused`: the reshape identity in separate products, as a framework runs it.
 //!
 //! ```text
 //! forward    T = X·Cᵀ       U = A·T    Z = U·Bᵀ               Y += s·Z
@@ -11,9 +11,9 @@ use kron_core::{Accum, Dtype, Element, KronOp, Result, Theta};
 use rayon::prelude::*;
 
 use super::weight::in_float32;
-use super::{Engine, Ingredients};
 use crate::convert::add_into;
 use crate::data::Set;
+use crate::engine::{Engine, EngineConfig};
 use crate::gemm::{Library, Mat, MatMut, product};
 
 pub struct Unfused {
@@ -34,8 +34,8 @@ pub struct Unfused {
 }
 
 impl Unfused {
-    pub fn new<E: Element>((op, theta): (KronOp, Theta), library: Library, from: &Ingredients<E>) -> Self {
-        let (s, n) = (&op.shape, from.rows);
+    pub fn new<E: Element>((op, theta): (KronOp, Theta), library: Library, config: &EngineConfig<E>) -> Self {
+        let (s, n) = (&op.shape, config.rows);
         let widest = n * s.d_in().max(s.d_out());
         let zeros = |len: usize| vec![0.0; len];
         Self {
@@ -46,7 +46,7 @@ impl Unfused {
             grad: zeros(s.params()),
             rows: n,
             library,
-            threads: from.threads,
+            threads: config.threads,
             op,
             theta,
         }
@@ -56,7 +56,7 @@ impl Unfused {
         product(self.library, self.threads, alpha, a, b, accum, c);
     }
 
-    /// U = A·T for every token: one product once the tokens lie inside.
+    /// Computes U = A·T for every token: one product once the tokens lie in the middle.
     fn outer(&mut self, t: &[f32]) {
         let (s, n) = (self.op.shape, self.rows);
         let (a_out, a_in, r) = (s.a_out(), s.a_in(), s.width());
@@ -71,7 +71,7 @@ impl Unfused {
     }
 }
 
-/// From p × q × r to q × p × r.
+/// Transposes p × q × r to q × p × r.
 fn swap(from: &[f32], to: &mut [f32], p: usize, q: usize, r: usize) {
     to.par_chunks_mut(p * r).enumerate().with_min_len(64).for_each(|(j, to)| {
         for (i, to) in to.chunks_mut(r).enumerate() {

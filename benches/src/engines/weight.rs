@@ -7,15 +7,15 @@ use crate::convert::{add_into, narrow_into, widen, widen_into};
 use crate::data::Set;
 use crate::gemm::{Library, Mat, MatMut, product};
 
-/// Rows of a 16-bit weight that are converted at a time: with d_in = 4096, 8 MB.
+/// Rows of a 16-bit weight that are converted at a time: 8 MB with d_in = 4096.
 const WEIGHT_ROWS: usize = 512;
 
 /// A d_out × d_in matrix.
 #[derive(Clone, Copy)]
 pub enum Weight<'a, E> {
-    /// In the layer's own dtype.
+    /// The layer's own dtype.
     Own(&'a [E]),
-    /// In float32, as PEFT keeps an adapter's weights.
+    /// float32, as PEFT keeps an adapter's weights.
     Float32(&'a [f32]),
 }
 
@@ -25,7 +25,7 @@ pub struct Products {
     threads: usize,
     d_out: usize,
     d_in: usize,
-    /// X, then dX's sum.
+    /// X, then the sum of dX.
     x: Vec<f32>,
     /// A band of Y's columns, then dY.
     y: Vec<f32>,
@@ -45,7 +45,7 @@ impl Products {
         4 * (self.x.len() + self.y.len() + self.w.len())
     }
 
-    /// Y (+)= X·Wᵀ.
+    /// Computes Y (+)= X·Wᵀ.
     pub fn forward<E: Element>(&mut self, set: &mut Set<E>, weight: Weight<E>, accum: Accum) {
         let (n, d_out, d_in) = (set.rows(), self.d_out, self.d_in);
         let x = Mat::new(in_float32(set.x.flat(), &mut self.x), n, d_in);
@@ -69,7 +69,7 @@ impl Products {
         }
     }
 
-    /// dX += dY·W.
+    /// Computes dX += dY·W.
     pub fn backward<E: Element>(&mut self, set: &mut Set<E>, weight: Weight<E>) {
         let (n, d_out, d_in) = (set.rows(), self.d_out, self.d_in);
         let dy = in_float32(set.dy.flat(), &mut self.y);
@@ -88,7 +88,7 @@ impl Products {
         }
     }
 
-    /// G = dYᵀ·X, d_out × d_in.
+    /// Computes G = dYᵀ·X, d_out × d_in.
     pub fn gradient<E: Element>(&mut self, set: &Set<E>, g: &mut [f32]) {
         let (n, d_out, d_in) = (set.rows(), self.d_out, self.d_in);
         let dy = Mat::new(in_float32(set.dy.flat(), &mut self.y), n, d_out);
@@ -97,7 +97,7 @@ impl Products {
     }
 }
 
-/// The rows of W taken at a time: all of them when they are float32.
+/// Returns (first, count) of the bands of W's rows: one band if the dtype is float32.
 fn bands<E: Element>(d_out: usize) -> impl Iterator<Item = (usize, usize)> {
     let step = if E::DTYPE == Dtype::F32 { d_out } else { WEIGHT_ROWS };
     (0..d_out).step_by(step).map(move |first| (first, step.min(d_out - first)))
@@ -115,7 +115,7 @@ fn band<'a, E: Element>(
     }
 }
 
-/// [`widen`], on all threads.
+/// Does the same as [`widen`], on all threads.
 pub fn in_float32<'a, E: Element>(from: &'a [E], scratch: &'a mut [f32]) -> &'a [f32] {
     const PIECE: usize = 1 << 14;
     if E::DTYPE == Dtype::F32 {

@@ -46,3 +46,8 @@ pub use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 pub use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
+
+/// The README's code, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;

@@ -1,11 +1,12 @@
-//! The structs of `kron.h`, checked and handed to a backend.
+//! Calls: checks the structs of `kron.h` and hands them to a backend.
 
 use std::ffi::c_int;
 
 use half::{bf16, f16};
 use kron_core::{Accum, Backward, DropoutKey, Element, Forward, KronOp, Merge, Result};
 
-use crate::memory::{self, Job, Matrix, Memory};
+use crate::dispatch::{Job, dispatch};
+use crate::pointers::{FromPointers, Matrix};
 use crate::status::guard;
 use crate::types::{
     KRON_BF16, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey, KronMerge,
@@ -15,7 +16,7 @@ use crate::{refuse, types};
 /// Parses op and device and runs a call on it.
 ///
 /// # Safety
-/// Each pointer is null or points to its struct, whose pointers hold what it says.
+/// Each pointer is null or points to its struct, whose own pointers hold the elements that the struct describes.
 pub(crate) unsafe fn run<C: Call>(
     device: *const KronDevice,
     op: *const types::KronOp,
@@ -24,7 +25,7 @@ pub(crate) unsafe fn run<C: Call>(
     guard(|| {
         // SAFETY: the caller's promise.
         let (device, op, call) = unsafe { (device.as_ref(), shared("op", op)?, shared("call", call)?) };
-        memory::dispatch(device, Prepared { op: op.parse()?, call })
+        dispatch(device, Prepared { op: op.parse()?, call })
     })
 }
 
@@ -32,8 +33,8 @@ pub(crate) unsafe fn run<C: Call>(
 pub(crate) trait Call {
     fn dtype(&self) -> u32;
     /// # Safety
-    /// The struct's pointers hold what it says, in memory of the backend, as E.
-    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()>;
+    /// The struct's pointers hold the elements that it describes, of type E, in the backend's memory.
+    unsafe fn run<B: FromPointers, E: Element>(&self, on: &B, op: &KronOp) -> Result<()>;
 }
 
 struct Prepared<'a, C> {
@@ -42,14 +43,14 @@ struct Prepared<'a, C> {
 }
 
 impl<C: Call> Job for Prepared<'_, C> {
-    fn on<M: Memory>(self, on: &M) -> Result<()> {
+    fn on<B: FromPointers>(self, on: &B) -> Result<()> {
         let Prepared { op, call } = self;
-        // SAFETY: `run`'s caller promised it; the arm is the dtype that the struct names.
+        // SAFETY: the promise of `run`'s caller; the arm is the struct's dtype.
         unsafe {
             match call.dtype() {
-                KRON_F32 => call.run::<M, f32>(on, &op),
-                KRON_F16 => call.run::<M, f16>(on, &op),
-                KRON_BF16 => call.run::<M, bf16>(on, &op),
+                KRON_F32 => call.run::<B, f32>(on, &op),
+                KRON_F16 => call.run::<B, f16>(on, &op),
+                KRON_BF16 => call.run::<B, bf16>(on, &op),
                 other => Err(refuse(
                     "dtype",
                     format!("the value {other}"),
@@ -65,21 +66,21 @@ impl Call for KronForward {
         self.dtype
     }
 
-    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()> {
+    unsafe fn run<B: FromPointers, E: Element>(&self, on: &B, op: &KronOp) -> Result<()> {
         let (n, s) = (self.rows, &op.shape);
         let x = matrix("x", self.x.cast::<E>(), n, s.d_in(), self.x_stride)?;
         let y = matrix("y", self.y.cast::<E>().cast_const(), n, s.d_out(), self.y_stride)?;
-        let t = numbers("t", self.t, t_len(op, n)?)?;
-        let workspace = numbers("workspace", self.workspace, self.workspace_len)?;
-        // SAFETY: the pointers were checked; what they hold, the caller promises.
+        let t = floats("t", self.t, t_len(op, n)?)?;
+        let workspace = floats("workspace", self.workspace, self.workspace_len)?;
+        // SAFETY: the pointers were checked for null and alignment, and the caller promises their contents.
         let call = unsafe {
             Forward {
-                theta: M::floats(numbers("theta", self.theta, s.params())?, s.params()),
-                x: M::rows(x),
-                y: M::rows_mut(y.written()),
+                theta: B::floats(floats("theta", self.theta, s.params())?, s.params()),
+                x: B::rows(x),
+                y: B::rows_mut(y.written()),
                 accum: accum(self.accumulate)?,
-                t: M::floats_mut(t.cast_mut(), t_len(op, n)?),
-                workspace: M::floats_mut(workspace.cast_mut(), self.workspace_len),
+                t: B::floats_mut(t.cast_mut(), t_len(op, n)?),
+                workspace: B::floats_mut(workspace.cast_mut(), self.workspace_len),
                 dropout: key(self.key),
             }
         };
@@ -92,7 +93,7 @@ impl Call for KronBackward {
         self.dtype
     }
 
-    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()> {
+    unsafe fn run<B: FromPointers, E: Element>(&self, on: &B, op: &KronOp) -> Result<()> {
         let (n, s) = (self.rows, &op.shape);
         let x = matrix("x", self.x.cast::<E>(), n, s.d_in(), self.x_stride)?;
         let dy = matrix("dy", self.dy.cast::<E>(), n, s.d_out(), self.dy_stride)?;
@@ -100,20 +101,20 @@ impl Call for KronBackward {
             true => None,
             false => Some(matrix("dx", self.dx.cast::<E>().cast_const(), n, s.d_in(), self.dx_stride)?),
         };
-        let t = numbers("t", self.t, t_len(op, n)?)?;
-        let grad = numbers("grad", self.grad, s.params())?;
-        let workspace = numbers("workspace", self.workspace, self.workspace_len)?;
+        let t = floats("t", self.t, t_len(op, n)?)?;
+        let grad = floats("grad", self.grad, s.params())?;
+        let workspace = floats("workspace", self.workspace, self.workspace_len)?;
         let accum = accum(self.accumulate)?;
-        // SAFETY: the pointers were checked; what they hold, the caller promises.
+        // SAFETY: the pointers were checked for null and alignment, and the caller promises their contents.
         let call = unsafe {
             Backward {
-                theta: M::floats(numbers("theta", self.theta, s.params())?, s.params()),
-                x: M::rows(x),
-                t: M::floats(t, t_len(op, n)?),
-                dy: M::rows(dy),
-                dx: dx.map(|dx| (M::rows_mut(dx.written()), accum)),
-                grad: M::floats_mut(grad.cast_mut(), s.params()),
-                workspace: M::floats_mut(workspace.cast_mut(), self.workspace_len),
+                theta: B::floats(floats("theta", self.theta, s.params())?, s.params()),
+                x: B::rows(x),
+                t: B::floats(t, t_len(op, n)?),
+                dy: B::rows(dy),
+                dx: dx.map(|dx| (B::rows_mut(dx.written()), accum)),
+                grad: B::floats_mut(grad.cast_mut(), s.params()),
+                workspace: B::floats_mut(workspace.cast_mut(), self.workspace_len),
                 dropout: key(self.key),
             }
         };
@@ -126,25 +127,25 @@ impl Call for KronMerge {
         self.dtype
     }
 
-    unsafe fn run<M: Memory, E: Element>(&self, on: &M, op: &KronOp) -> Result<()> {
+    unsafe fn run<B: FromPointers, E: Element>(&self, on: &B, op: &KronOp) -> Result<()> {
         let s = &op.shape;
         let w = matrix("w", self.w.cast::<E>().cast_const(), self.rows, s.d_in(), self.w_stride)?;
-        let workspace = numbers("workspace", self.workspace, self.workspace_len)?;
-        // SAFETY: the pointers were checked; what they hold, the caller promises.
+        let workspace = floats("workspace", self.workspace, self.workspace_len)?;
+        // SAFETY: the pointers were checked for null and alignment, and the caller promises their contents.
         let call = unsafe {
             Merge {
-                theta: M::floats(numbers("theta", self.theta, s.params())?, s.params()),
-                w: M::rows_mut(w.written()),
+                theta: B::floats(floats("theta", self.theta, s.params())?, s.params()),
+                w: B::rows_mut(w.written()),
                 first_row: self.first_row,
                 accum: accum(self.accumulate)?,
-                workspace: M::floats_mut(workspace.cast_mut(), self.workspace_len),
+                workspace: B::floats_mut(workspace.cast_mut(), self.workspace_len),
             }
         };
         on.merge(op, call)
     }
 }
 
-/// A struct to read.
+/// Borrows a struct to read.
 ///
 /// # Safety
 /// The pointer is null or good to read for 'a.
@@ -153,7 +154,7 @@ pub(crate) unsafe fn shared<'a, T>(what: &'static str, pointer: *const T) -> Res
     unsafe { pointer.as_ref() }.ok_or_else(|| refuse(what, "a null pointer", "the call needs it"))
 }
 
-/// A struct to write.
+/// Borrows a struct to write.
 ///
 /// # Safety
 /// The pointer is null or good to write for 'a, and nothing else uses it.
@@ -162,10 +163,9 @@ pub(crate) unsafe fn exclusive<'a, T>(what: &'static str, pointer: *mut T) -> Re
     unsafe { pointer.as_mut() }.ok_or_else(|| refuse(what, "a null pointer", "the call needs it"))
 }
 
-/// n·a_in·r, which may be more than there is memory for.
+/// n·a_in·r, refused where it exceeds memory.
 pub(crate) fn t_len(op: &KronOp, rows: usize) -> Result<usize> {
-    let row = op.shape.a_in() * op.shape.width();
-    extent::<f32>("t", rows, row)
+    extent::<f32>("t", rows, op.shape.t_row())
 }
 
 fn accum(flag: u32) -> Result<Accum> {
@@ -177,7 +177,7 @@ fn accum(flag: u32) -> Result<Accum> {
 }
 
 fn key(key: *const KronKey) -> Option<DropoutKey> {
-    // SAFETY: `run`'s caller promised a null pointer or a key.
+    // SAFETY: the caller of `run` promises null or a key.
     unsafe { key.as_ref() }.map(|&key| key.into())
 }
 
@@ -195,11 +195,11 @@ fn matrix<E>(
     Ok(Matrix { pointer: checked(what, pointer, len)?, rows, cols, stride })
 }
 
-fn numbers(what: &'static str, pointer: *const f32, len: usize) -> Result<*const f32> {
+fn floats(what: &'static str, pointer: *const f32, len: usize) -> Result<*const f32> {
     checked(what, pointer, extent::<f32>(what, 1, len)?)
 }
 
-/// An aligned pointer; a dangling one where nothing is to be held.
+/// Returns an aligned pointer; a dangling one for `len` 0.
 fn checked<T>(what: &'static str, pointer: *const T, len: usize) -> Result<*const T> {
     match len {
         0 => Ok(std::ptr::dangling()),
@@ -212,7 +212,7 @@ fn checked<T>(what: &'static str, pointer: *const T, len: usize) -> Result<*cons
     }
 }
 
-/// rows·width elements, at most what an `isize` counts in bytes.
+/// rows·width elements, whose bytes an `isize` can count.
 fn extent<T>(what: &'static str, rows: usize, width: usize) -> Result<usize> {
     let limit = isize::MAX as usize / size_of::<T>();
     rows.checked_mul(width).filter(|&len| len <= limit).ok_or_else(|| {
@@ -221,7 +221,7 @@ fn extent<T>(what: &'static str, rows: usize, width: usize) -> Result<usize> {
 }
 
 impl<E> Matrix<*const E> {
-    /// The same matrix, to write: its pointer came from C as `*mut`.
+    /// The same matrix for writing: its pointer came from C as `*mut`.
     fn written(self) -> Matrix<*mut E> {
         let Matrix { pointer, rows, cols, stride } = self;
         Matrix { pointer: pointer.cast_mut(), rows, cols, stride }

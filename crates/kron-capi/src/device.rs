@@ -1,4 +1,4 @@
-//! CUDA devices, in builds that have them.
+//! CUDA devices and their emulation, in builds that have them.
 
 use std::ffi::c_int;
 
@@ -8,40 +8,38 @@ use kron_core::{Error, Result};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut, StreamHandle};
 
-use crate::memory::Job;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
-use crate::memory::{Matrix, Memory};
+use crate::pointers::{FromPointers, Matrix};
+#[cfg(any(feature = "cuda", feature = "emulate"))]
 use crate::types::KronDevice;
 
-/// Does the job on the device.
-pub(crate) fn dispatch(place: &KronDevice, job: impl Job) -> Result<()> {
-    #[cfg(feature = "emulate")]
-    if place.device == crate::KRON_EMULATED {
-        return job.on(&Cuda::with(kron_kernels::Emulated::new()).on(stream(place)));
-    }
-    #[cfg(feature = "cuda")]
-    return job.on(&loaded(place.device)?.on(stream(place)));
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = (place, job);
-        Err(without())
-    }
+/// The emulated device.
+#[cfg(feature = "emulate")]
+pub(crate) fn emulated(device: &KronDevice) -> Cuda<kron_kernels::Emulated> {
+    Cuda::with(kron_kernels::Emulated::new()).on(stream(device))
 }
 
-/// Devices that the driver offers.
+/// A CUDA device, on the stream that the caller named.
+#[cfg(feature = "cuda")]
+pub(crate) fn open(device: &KronDevice) -> Result<Cuda<kron_kernels::Gpu>> {
+    Ok(loaded(device.device)?.on(stream(device)))
+}
+
+/// The error of a build without CUDA.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn without_cuda() -> Error {
+    Error::Unsupported("this library was built without the feature cuda".into())
+}
+
+/// Number of devices that the driver reports.
 pub(crate) fn count() -> Result<c_int> {
     #[cfg(feature = "cuda")]
     return Ok(kron_kernels::Gpu::count()? as c_int);
     #[cfg(not(feature = "cuda"))]
-    Err(without())
+    Err(without_cuda())
 }
 
-#[cfg(not(feature = "cuda"))]
-fn without() -> Error {
-    Error::Unsupported("this library was built without the feature cuda".into())
-}
-
-/// The device with its kernels, which are loaded once in the life of the process.
+/// The device with its kernels loaded; they are loaded once in the life of the process.
 #[cfg(feature = "cuda")]
 fn loaded(number: c_int) -> Result<Cuda<kron_kernels::Gpu>> {
     use std::collections::BTreeMap;
@@ -61,13 +59,13 @@ fn loaded(number: c_int) -> Result<Cuda<kron_kernels::Gpu>> {
 }
 
 #[cfg(any(feature = "cuda", feature = "emulate"))]
-fn stream(place: &KronDevice) -> StreamHandle {
-    // SAFETY: a KronDevice's stream is one of its device's, says `kron.h`.
-    unsafe { StreamHandle::from_raw(place.stream as u64) }
+fn stream(device: &KronDevice) -> StreamHandle {
+    // SAFETY: `kron.h` requires a KronDevice's stream to belong to its device.
+    unsafe { StreamHandle::from_raw(device.stream as u64) }
 }
 
 #[cfg(any(feature = "cuda", feature = "emulate"))]
-impl<L: Launcher> Memory for Cuda<L> {
+impl<L: Launcher> FromPointers for Cuda<L> {
     unsafe fn floats<'a>(pointer: *const f32, len: usize) -> DeviceSlice<'a, f32> {
         // SAFETY: the caller's promise.
         unsafe { DeviceSlice::from_raw(pointer as u64, len) }

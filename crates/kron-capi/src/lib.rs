@@ -2,7 +2,7 @@
 //! and on a CUDA device's with the feature `cuda`. `kron.h` declares it.
 //!
 //! A call takes a device (null is the host), an op and one struct of pointers,
-//! and returns a status; [`kron_last_error`] says what went wrong. Matrices
+//! and returns a status; [`kron_last_error`] returns the message. Matrices
 //! have contiguous rows, `stride` elements apart; all sizes are in elements.
 //! No panic crosses into C, and nothing is allocated that C would have to free.
 #![deny(unsafe_code)]
@@ -11,8 +11,9 @@
 mod call;
 #[allow(unsafe_code)]
 mod device;
+mod dispatch;
 #[allow(unsafe_code)]
-mod memory;
+mod pointers;
 #[allow(unsafe_code)]
 mod status;
 mod types;
@@ -27,7 +28,7 @@ pub use types::{
     KronOp, KronSizes,
 };
 
-/// What went wrong in this thread's last call, in one sentence; empty after a
+/// Returns the error of this thread's last call in one sentence, empty after a
 /// call that succeeded. The text lives until the thread's next call.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
@@ -35,7 +36,7 @@ pub extern "C" fn kron_last_error() -> *const c_char {
     status::last_error()
 }
 
-/// Devices that the CUDA driver offers, into *count.
+/// Writes the number of CUDA devices to *count.
 ///
 /// # Safety
 /// `count` is null or points to an int.
@@ -50,7 +51,7 @@ pub unsafe extern "C" fn kron_device_count(count: *mut c_int) -> c_int {
     })
 }
 
-/// Lengths of what a call over `rows` rows needs, into *sizes.
+/// Writes the lengths of the buffers of a call over `rows` rows to *sizes.
 ///
 /// # Safety
 /// Each pointer is null or points to its struct.
@@ -70,18 +71,19 @@ pub unsafe extern "C" fn kron_sizes(
         *sizes = KronSizes {
             theta: op.shape.params(),
             t: call::t_len(&op, rows)?,
-            forward: memory::workspace_len(device, &op, Pass::Forward, rows)?,
-            backward: memory::workspace_len(device, &op, Pass::Backward { dx: true }, rows)?,
-            merge: memory::workspace_len(device, &op, Pass::Merge, op.shape.d_out())?,
+            forward: dispatch::workspace_len(device, &op, Pass::Forward, rows)?,
+            backward: dispatch::workspace_len(device, &op, Pass::Backward { dx: true }, rows)?,
+            merge: dispatch::workspace_len(device, &op, Pass::Merge, op.shape.d_out())?,
         };
         Ok(())
     })
 }
 
-/// T = X·Cᵀ, Y (+)= s·(A·T)·Bᵀ.
+/// Computes T = X·Cᵀ, Y (+)= s·(A·T)·Bᵀ.
 ///
 /// # Safety
-/// Each pointer is null or points to its struct, whose pointers hold what it says.
+/// Each pointer is null or points to its struct, whose own pointers hold the elements that the struct
+/// describes.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kron_forward(
@@ -93,7 +95,7 @@ pub unsafe extern "C" fn kron_forward(
     unsafe { call::run(device, op, call) }
 }
 
-/// θ's gradient, added to, and dX (+)= what goes back through the adapter.
+/// Adds to θ's gradient, and computes dX (+)= dT·C where dx is not null.
 ///
 /// # Safety
 /// As kron_forward.
@@ -123,7 +125,7 @@ pub unsafe extern "C" fn kron_merge(
     unsafe { call::run(device, op, call) }
 }
 
-/// The error of an argument.
+/// Returns the error of an argument.
 fn refuse(what: &'static str, got: impl Into<String>, rule: impl Into<String>) -> Error {
     Error::Buffer { what, got: got.into(), rule: rule.into() }
 }

@@ -1,4 +1,4 @@
-//! From a Rust result, or a panic, to a status and a message of this thread.
+//! Turns a Rust result, or a panic, into a status and this thread's message.
 
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_int};
@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use kron_core::{Error, Result};
 
-/// The call did what it says.
+/// Success.
 pub const KRON_OK: c_int = 0;
-/// An argument that does not fit; nothing was written.
+/// An argument does not fit; nothing was written.
 pub const KRON_INVALID: c_int = 1;
 /// No driver, no such device, or a build without it.
 pub const KRON_UNAVAILABLE: c_int = 2;
@@ -21,7 +21,7 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Runs a call's body; whatever happens in it becomes a status.
+/// Runs a call's body and returns its status; a panic becomes one too.
 pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> c_int {
     let (status, message) = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => (KRON_OK, String::new()),

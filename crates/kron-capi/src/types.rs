@@ -14,7 +14,7 @@ pub const KRON_BF16: u32 = 2;
 /// The device number of the kernels' emulation on host memory, in builds with it: for tests.
 pub const KRON_EMULATED: i32 = -1;
 
-/// Where a call computes; a null pointer is the host.
+/// The device of a call; a null pointer is the host.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct KronDevice {
@@ -45,7 +45,7 @@ pub struct KronOp {
 }
 
 impl KronOp {
-    /// The op that every later step can trust.
+    /// Checks the op; no later step has to.
     pub(crate) fn parse(&self) -> Result<kron_core::KronOp> {
         let inner = match self.rank {
             0 => Inner::Full,
@@ -65,7 +65,7 @@ impl KronOp {
     }
 }
 
-/// Names one dropout mask: the same key gives the same mask in forward and backward.
+/// Key of a dropout mask: the same key gives the same mask in forward and backward.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct KronKey {
@@ -81,7 +81,7 @@ impl From<KronKey> for DropoutKey {
     }
 }
 
-/// Lengths in float32 numbers.
+/// Lengths in float32 elements.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KronSizes {
@@ -121,7 +121,7 @@ pub struct KronForward {
     pub t: *mut f32,
     /// Scratch.
     pub workspace: *mut f32,
-    /// Numbers of scratch.
+    /// Elements of scratch.
     pub workspace_len: usize,
     /// Dropout's key; null in evaluation.
     pub key: *const KronKey,
@@ -157,7 +157,7 @@ pub struct KronBackward {
     pub grad: *mut f32,
     /// Scratch.
     pub workspace: *mut f32,
-    /// Numbers of scratch.
+    /// Elements of scratch.
     pub workspace_len: usize,
     /// The key of the forward call.
     pub key: *const KronKey,
@@ -183,6 +183,6 @@ pub struct KronMerge {
     pub theta: *const f32,
     /// Scratch.
     pub workspace: *mut f32,
-    /// Numbers of scratch.
+    /// Elements of scratch.
     pub workspace_len: usize,
 }

@@ -26,19 +26,34 @@ fn agrees(command: &mut Command) {
     assert!(output.status.success() && output.stdout == b"agrees\n", "{command:?}: {said}");
 }
 
-#[test]
-fn a_c_program_agrees_with_its_own_loops() {
-    let scratch = tempfile::tempdir().expect("a folder");
-    let (program, library) = (scratch.path().join("check"), folder());
+/// Compiles a C program against `kron.h` and the shared library.
+fn compiled(source: &Path, scratch: &Path) -> PathBuf {
+    let program = scratch.join(source.file_stem().expect("a file has a name"));
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut cc = Command::new(compiler);
     cc.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-I"]).arg(env!("CARGO_MANIFEST_DIR"));
-    cc.arg(source("check.c")).arg("-o").arg(&program).arg("-L").arg(&library).args(["-lkron_capi", "-lm"]);
+    cc.arg(source).arg("-o").arg(&program).arg("-L").arg(folder()).args(["-lkron_capi", "-lm"]);
     let compiled = cc.output().expect("a C compiler: the emulated kernels need one too");
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    program
+}
+
+#[test]
+fn a_c_program_agrees_with_its_own_loops() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let program = compiled(&source("check.c"), scratch.path());
     for place in PLACES {
-        agrees(Command::new(&program).arg(place).env("LD_LIBRARY_PATH", &library));
+        agrees(Command::new(&program).arg(place).env("LD_LIBRARY_PATH", folder()));
     }
+}
+
+#[test]
+fn the_c_example_prints_what_its_comments_compute() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/forward.c");
+    let mut program = Command::new(compiled(&example, scratch.path()));
+    let output = program.env("LD_LIBRARY_PATH", folder()).output().expect("the example runs");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "y[0] = 18\ndA[0] = 32\n");
 }
 
 #[test]

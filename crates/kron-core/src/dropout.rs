@@ -1,9 +1,9 @@
-//! Dropout on the adapter's input, by a counter-based generator: the mask is
-//! recomputed from a key, never stored, and is the same on every backend.
+//! Dropout on the adapter's input. The mask is recomputed from a key and never
+//! stored; it is the same on every backend.
 //!
-//! Element (n, k) of X takes 16 bits of Philox4x32-10 (Salmon et al., SC 2011)
-//! at the counter (n·⌈d_in/8⌉ + ⌊k/8⌋, offset) under the key `seed`; it is
-//! kept when those bits, as a number in 0…65535, are at least p·65536.
+//! Element (n, k) of X takes 16 bits of Philox4x32-10 (Salmon et al., SC 2011) at
+//! the counter (n·⌈d_in/8⌉ + ⌊k/8⌋, offset) under the key `seed`. The element is
+//! kept if these bits, as an integer in 0…65535, are at least p·65536.
 
 use crate::{Error, Result};
 
@@ -13,10 +13,15 @@ const M1: u32 = 0xCD9E_8D57;
 const W0: u32 = 0x9E37_79B9;
 const W1: u32 = 0xBB67_AE85;
 
-/// Random numbers per Philox block: eight of 16 bits.
+/// Random values of a Philox block: eight of 16 bits.
 pub const PER_BLOCK: usize = 8;
 
-/// Philox4x32-10: 128 random bits from a counter and a key.
+/// Computes Philox4x32-10: 128 random bits from a counter and a key.
+///
+/// ```
+/// // The first known answer of Random123.
+/// assert_eq!(kron_core::philox([0; 4], [0; 2])[0], 0x6627_e8d5);
+/// ```
 #[inline(always)]
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
@@ -31,20 +36,36 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// The probability that an element of X is dropped.
+/// Probability with which an element of X is dropped.
+///
+/// A call applies dropout only if it brings a [`DropoutKey`].
+///
+/// ```
+/// use kron_core::{Dropout, DropoutKey};
+///
+/// let dropout = Dropout::new(0.25)?;
+/// assert_eq!(dropout.probability(), 0.25);
+/// assert_eq!(dropout.keep_scale(), 1.0 / 0.75);
+///
+/// // The same key selects the same elements in forward and backward, on every backend.
+/// let key = DropoutKey { seed: 7, offset: 0 };
+/// let kept = (0..1000).filter(|&col| dropout.keeps(key, 1000, 3, col)).count();
+/// assert!((700..800).contains(&kept));
+/// # Ok::<(), kron_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     threshold: u32,
 }
 
 impl Dropout {
-    /// Nothing is dropped.
+    /// Drops nothing.
     pub const NONE: Dropout = Dropout { threshold: 0 };
 
-    /// Dropout with probability p, rounded to the nearest multiple of 2⁻¹⁶.
+    /// Returns dropout with probability p, rounded to the nearest multiple of 2⁻¹⁶.
     ///
     /// # Errors
-    /// A p outside 0 ≤ p < 1, or one that rounds to 1.
+    /// Fails if p is outside 0 ≤ p < 1 or rounds to 1.
     pub fn new(p: f32) -> Result<Self> {
         let threshold = (f64::from(p) * 65536.0).round();
         if !(0.0..65536.0).contains(&threshold) || !(0.0..1.0).contains(&p) {
@@ -53,22 +74,22 @@ impl Dropout {
         Ok(Self { threshold: threshold as u32 })
     }
 
-    /// The probability in force.
+    /// Returns the rounded probability.
     pub fn probability(self) -> f32 {
         self.threshold as f32 / 65536.0
     }
 
-    /// 1 / (1 − p), which keeps the mean.
+    /// Returns 1 / (1 − p), the factor of kept elements, which preserves the mean.
     pub fn keep_scale(self) -> f32 {
         (65536.0 / (65536.0 - f64::from(self.threshold))) as f32
     }
 
-    /// Elements whose 16 random bits are below this are dropped.
+    /// Returns p·65536: elements whose 16 random bits are below it are dropped.
     pub const fn threshold(self) -> u32 {
         self.threshold
     }
 
-    /// Whether element `col` of row `row` of an n × d_in input is kept.
+    /// Returns true if element `col` of row `row` of an n × d_in input is kept.
     pub fn keeps(self, key: DropoutKey, d_in: usize, row: usize, col: usize) -> bool {
         let block = row as u64 * d_in.div_ceil(PER_BLOCK) as u64 + (col / PER_BLOCK) as u64;
         let word = philox(key.counter(block), key.key())[col % PER_BLOCK / 2];
@@ -77,10 +98,19 @@ impl Dropout {
     }
 }
 
-/// Names one mask: the same key gives the same mask in forward and backward.
+/// Selects one mask: the same key gives the same mask in forward and backward.
+///
+/// ```
+/// use kron_core::DropoutKey;
+///
+/// // A layer takes another offset in every step of a run.
+/// let (layers, layer, step) = (32, 5, 100);
+/// let key = DropoutKey { seed: 42, offset: step * layers + layer };
+/// assert_ne!(key, DropoutKey { offset: key.offset + 1, ..key });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropoutKey {
-    /// The run's seed.
+    /// Seed of the run.
     pub seed: u64,
     /// Distinguishes layers and steps under one seed.
     pub offset: u64,
@@ -101,7 +131,7 @@ impl DropoutKey {
 mod tests {
     use super::*;
 
-    /// The known answers published with Random123 (kat_vectors, philox4x32 10).
+    /// Compares with the known answers published with Random123 (kat_vectors, philox4x32 10).
     #[test]
     fn philox_known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);

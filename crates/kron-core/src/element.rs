@@ -1,23 +1,32 @@
-//! The three activation types: `f32`, `f16` and `bf16`.
+//! [`Dtype`] and [`Element`]: the three activation types, `f32`, `f16` and `bf16`.
 
 use half::{bf16, f16};
 
-/// An activation's number format.
+/// Number format of activations.
+///
+/// ```
+/// use kron_core::Dtype;
+///
+/// let dtype: Dtype = "bf16".parse()?;
+/// assert_eq!((dtype.name(), dtype.size()), ("bf16", 2));
+/// assert!("f64".parse::<Dtype>().is_err());
+/// # Ok::<(), kron_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE 754 binary32.
     F32,
     /// IEEE 754 binary16.
     F16,
-    /// bfloat16: binary32 cut to 8 significant bits.
+    /// bfloat16: binary32 with 8 significant bits.
     Bf16,
 }
 
 impl Dtype {
-    /// All of them, widest first.
+    /// All number formats, widest first.
     pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
-    /// The name used in files, tables and on the command line.
+    /// Name in files, in tables and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Dtype::F32 => "f32",
@@ -61,32 +70,66 @@ impl std::str::FromStr for Dtype {
 }
 
 pub(crate) mod sealed {
-    use crate::{Backward, Cpu, Forward, Isa, KronOp, Merge, Result};
+    use super::Element;
+    use crate::Result;
 
-    /// The CPU's loops of one element: compiled in this crate, and not once more, nor with
-    /// other options, in each crate that calls them.
+    /// A function with one body for each element type.
+    ///
+    /// The bodies are compiled in this crate, and not again, with other options, in each
+    /// crate that calls them.
+    pub trait PerElement {
+        /// Arguments of the body for `E`.
+        type Arguments<E: Element>;
+        /// Body for `f32`.
+        fn f32(arguments: Self::Arguments<f32>) -> Result<()>;
+        /// Body for `f16`.
+        fn f16(arguments: Self::Arguments<half::f16>) -> Result<()>;
+        /// Body for `bf16`.
+        fn bf16(arguments: Self::Arguments<half::bf16>) -> Result<()>;
+    }
+
+    /// The three element types: no other crate can implement it.
     pub trait Sealed: Sized {
-        fn forward(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, Self>) -> Result<()>
+        /// Runs the body for this type.
+        fn run<F: PerElement>(arguments: F::Arguments<Self>) -> Result<()>
         where
-            Self: super::Element;
-        fn backward(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, Self>) -> Result<()>
-        where
-            Self: super::Element;
-        fn merge(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, Self>) -> Result<()>
-        where
-            Self: super::Element;
+            Self: Element;
     }
 }
 
 /// An element of X, Y, dX, dY or W. Every sum over elements is float32.
+///
+/// ```
+/// use half::bf16;
+/// use kron_core::{Dtype, Element};
+///
+/// fn round_trip<E: Element>(v: f32) -> (Dtype, f32) {
+///     (E::DTYPE, E::from_f32(v).to_f32())
+/// }
+/// assert_eq!(round_trip::<f32>(0.1), (Dtype::F32, 0.1));
+/// assert_eq!(round_trip::<bf16>(0.1), (Dtype::Bf16, 0.100_097_656));
+/// ```
 pub trait Element: Copy + Send + Sync + std::fmt::Debug + bytemuck::Pod + sealed::Sealed {
-    /// Which one it is.
+    /// Number format of the type.
     const DTYPE: Dtype;
-    /// Exact.
+    /// Converts to float32, exactly.
     fn to_f32(self) -> f32;
-    /// Rounded to nearest, ties to even.
+    /// Rounds to the nearest element, ties to even.
     fn from_f32(v: f32) -> Self;
 }
+
+/// Implements [`sealed::Sealed`] by the body of the same name.
+macro_rules! seal {
+    ($($element:ty: $body:ident),*) => {$(
+        impl sealed::Sealed for $element {
+            fn run<F: sealed::PerElement>(arguments: F::Arguments<Self>) -> crate::Result<()> {
+                F::$body(arguments)
+            }
+        }
+    )*};
+}
+
+seal!(f32: f32, f16: f16, bf16: bf16);
 
 impl Element for f32 {
     const DTYPE: Dtype = Dtype::F32;

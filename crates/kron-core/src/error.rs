@@ -1,4 +1,4 @@
-//! One error type; every message names the value and the rule it broke.
+//! [`Error`]: every message names the value and the rule that it broke.
 
 /// One sentence with the value and the rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,5 +29,5 @@ pub enum Error {
     Device(String),
 }
 
-/// Shorthand for this crate's results.
+/// Result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

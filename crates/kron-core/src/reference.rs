@@ -1,20 +1,40 @@
-//! The oracle: float64, ΔW materialised, one loop per formula, slow on
-//! purpose. Tests and `kron verify` only; nothing in a hot path may call it.
+//! The float64 oracle: it materialises ΔW and has one plain loop per formula.
+//!
+//! It is slow on purpose, for tests and `kron verify`; no hot path may call it.
+//!
+//! ```
+//! use kron_core::{KronOp, KronShape, LayerDims, Scale, Split, Theta, reference};
+//! use ndarray::Array2;
+//!
+//! let layer = LayerDims { d_out: 48, d_in: 70 };
+//! let shape = KronShape::kron(layer, Split { a_out: 3, a_in: 7 }, 4)?;
+//! let (op, theta) = (KronOp::new(shape, Scale::new(0.5)?), Theta::random(shape, 1));
+//! let delta = reference::delta_weight(&op, &theta); // d_out × d_in
+//! assert_eq!(delta.dim(), (48, 70));
+//!
+//! let x = Array2::from_elem((2, 70), 1.0);
+//! let y = reference::forward(&op, &theta, x.view());
+//! assert_eq!(y, x.dot(&delta.t()));
+//! let grads = reference::backward(&op, &theta, x.view(), y.view());
+//! assert_eq!(grads.dx, y.dot(&delta));
+//! assert_eq!(grads.theta.len(), shape.params());
+//! # Ok::<(), kron_core::Error>(())
+//! ```
 
 use ndarray::{Array1, Array2, ArrayView2};
 
 use crate::{Inner, KronOp, Theta};
 
-/// Float64 gradients of one layer.
+/// Gradients of one layer in float64.
 #[derive(Clone, Debug)]
 pub struct Grads {
     /// dY·ΔW, n × d_in (masked when the input was).
     pub dx: Array2<f64>,
-    /// θ's gradient, \[dA | dB | dC\].
+    /// Gradient of θ, \[dA | dB | dC\].
     pub theta: Array1<f64>,
 }
 
-/// The inner factor B·C, or M: b_out × c_in.
+/// Returns the inner factor B·C, or M: b_out × c_in.
 pub fn inner(theta: &Theta) -> Array2<f64> {
     let s = theta.shape();
     let c = matrix(theta.c(), s.width(), s.c_in());
@@ -24,7 +44,7 @@ pub fn inner(theta: &Theta) -> Array2<f64> {
     }
 }
 
-/// ΔW = s·A ⊗ inner, d_out × d_in.
+/// Returns ΔW = s·A ⊗ (B·C), or s·A ⊗ M: d_out × d_in.
 pub fn delta_weight(op: &KronOp, theta: &Theta) -> Array2<f64> {
     let s = &op.shape;
     let (a, inner) = (matrix(theta.a(), s.a_out(), s.a_in()), inner(theta));
@@ -34,13 +54,13 @@ pub fn delta_weight(op: &KronOp, theta: &Theta) -> Array2<f64> {
     })
 }
 
-/// X·ΔWᵀ, n × d_out.
+/// Returns X·ΔWᵀ, n × d_out.
 pub fn forward(op: &KronOp, theta: &Theta, x: ArrayView2<f64>) -> Array2<f64> {
     x.dot(&delta_weight(op, theta).t())
 }
 
-/// Gradients of ⟨dY, X·ΔWᵀ⟩ in X and θ, through the gradient of ΔW itself:
-/// G = dYᵀ·X; dA_ij = s·Σ G_(i·)(j·) ∘ BC; d(BC) = s·Σ_ij A_ij·G_(i·)(j·).
+/// Returns the gradients of ⟨dY, X·ΔWᵀ⟩ in X and θ, through the gradient of ΔW itself:
+/// G = dYᵀ·X, dA_ij = s·Σ G_(i·)(j·) ∘ BC, d(BC) = s·Σ_ij A_ij·G_(i·)(j·).
 pub fn backward(op: &KronOp, theta: &Theta, x: ArrayView2<f64>, dy: ArrayView2<f64>) -> Grads {
     let s = &op.shape;
     let scale = f64::from(op.scale.get());

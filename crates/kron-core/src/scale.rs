@@ -1,32 +1,43 @@
-//! [`Scale`]: the factor s of ΔW, multiplied in exactly one place.
+//! [`Scale`]: the factor s of ΔW.
 
 use crate::{Error, Result};
 
-/// s in ΔW = s·A ⊗ (B·C); finite.
+/// The factor s in ΔW = s·A ⊗ (B·C); finite.
+///
+/// ```
+/// use kron_core::Scale;
+///
+/// let scale = Scale::alpha_over_r(32.0, 8)?;
+/// assert_eq!(scale.get(), 4.0);
+/// assert_eq!(Scale::alpha_over_sqrt_r(32.0, 16)?.get(), 8.0);
+/// assert_eq!(Scale::new(4.0)?, scale);
+/// assert!(Scale::new(f32::NAN).is_err());
+/// # Ok::<(), kron_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale(f32);
 
 impl Scale {
-    /// alpha / r (LoRA, LoKr, Kron-LoRA).
+    /// Returns alpha / r, as in LoRA, LoKr and Kron-LoRA.
     ///
     /// # Errors
-    /// A rank of 0, or an alpha that is not finite.
+    /// Fails if the rank is 0 or alpha is not finite.
     pub fn alpha_over_r(alpha: f32, rank: usize) -> Result<Self> {
         Self::checked(alpha, rank, alpha / rank as f32)
     }
 
-    /// alpha / √r (rsLoRA, arXiv 2312.03732).
+    /// Returns alpha / √r, as in rsLoRA (arXiv 2312.03732).
     ///
     /// # Errors
-    /// A rank of 0, or an alpha that is not finite.
+    /// Fails if the rank is 0 or alpha is not finite.
     pub fn alpha_over_sqrt_r(alpha: f32, rank: usize) -> Result<Self> {
         Self::checked(alpha, rank, alpha / (rank as f32).sqrt())
     }
 
-    /// The factor itself.
+    /// Returns s itself as a scale.
     ///
     /// # Errors
-    /// A value that is not finite.
+    /// Fails if s is not finite.
     pub fn new(s: f32) -> Result<Self> {
         if !s.is_finite() {
             return Err(Error::Value(format!("scale is {s}, but a scale is finite")));
@@ -44,7 +55,7 @@ impl Scale {
         Self::new(s)
     }
 
-    /// The number.
+    /// Returns s.
     pub const fn get(self) -> f32 {
         self.0
     }

@@ -1,4 +1,4 @@
-//! [`KronShape`]: the one place where divisibility and overflow are checked.
+//! [`KronShape`]: sizes of the factors. Only its constructor checks divisibility and overflow.
 
 use crate::{Error, Result};
 
@@ -39,7 +39,7 @@ pub struct Split {
 }
 
 impl std::fmt::Display for Split {
-    /// `16×2`: a_out × a_in.
+    /// Writes `16×2`: a_out × a_in.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}×{}", self.a_out, self.a_in)
     }
@@ -47,9 +47,27 @@ impl std::fmt::Display for Split {
 
 /// Shape of ΔW = s·A ⊗ (B·C), or s·A ⊗ M, on a layer of d_out × d_in.
 ///
-/// Made only by [`KronShape::new`] and its shorthands, so every value has
-/// non-zero dimensions, d_out = a_out·b_out, d_in = a_in·c_in, and products
-/// that fit in a `usize`.
+/// [`KronShape::new`] and its shorthands are the only constructors. Every shape has
+/// non-zero dimensions, d_out = a_out·b_out, d_in = a_in·c_in, and products that fit
+/// in a `usize`; later code need not check.
+///
+/// ```
+/// use kron_core::{KronShape, LayerDims, Split};
+///
+/// let layer = LayerDims { d_out: 4096, d_in: 4096 };
+/// let split = Split { a_out: 16, a_in: 2 };
+/// let kron = KronShape::kron(layer, split, 8)?;
+/// assert_eq!((kron.b_out(), kron.c_in()), (256, 2048));
+/// assert_eq!(kron.params(), 16 * 2 + 8 * (256 + 2048));
+/// assert_eq!(kron.to_string(), "4096×4096 kron (A 16×2) r 8");
+///
+/// assert_eq!(KronShape::lora(layer, 8)?.params(), 8 * (4096 + 4096));
+/// assert_eq!(KronShape::krona(layer, split)?.params(), 16 * 2 + 256 * 2048);
+///
+/// let error = KronShape::kron(layer, Split { a_out: 3, a_in: 2 }, 8).unwrap_err();
+/// assert_eq!(error.to_string(), "a_out = 3 does not divide d_out = 4096");
+/// # Ok::<(), kron_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KronShape {
     a_out: usize,
@@ -61,12 +79,21 @@ pub struct KronShape {
 }
 
 impl KronShape {
-    /// The shape that splits a layer by an outer factor of a_out × a_in.
+    /// Returns the shape that splits a layer by an outer factor of a_out × a_in.
+    ///
+    /// ```
+    /// use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
+    ///
+    /// let (layer, split) = (LayerDims { d_out: 48, d_in: 70 }, Split { a_out: 3, a_in: 7 });
+    /// let shape = KronShape::new(layer, split, Outer::Trained, Inner::LowRank(4))?;
+    /// assert_eq!(shape, KronShape::kron(layer, split, 4)?);
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// A zero dimension or rank; a_out that does not divide d_out, or a_in
-    /// d_in; [`Outer::One`] with an outer factor other than 1 × 1; a layer or
-    /// θ of more than `isize::MAX / 8` elements.
+    /// Fails if a dimension or the rank is 0, a_out does not divide d_out, a_in does not
+    /// divide d_in, [`Outer::One`] has an outer factor other than 1 × 1, or the layer or θ
+    /// has more than `isize::MAX / 8` elements.
     pub fn new(layer: LayerDims, split: Split, outer: Outer, inner: Inner) -> Result<Self> {
         let (LayerDims { d_out, d_in }, Split { a_out, a_in }) = (layer, split);
         for (name, v) in [("d_out", d_out), ("d_in", d_in), ("a_out", a_out), ("a_in", a_in)] {
@@ -92,26 +119,26 @@ impl KronShape {
         Ok(shape)
     }
 
-    /// Kron-LoRA of rank `rank` with an outer factor of a_out × a_in.
+    /// Returns Kron-LoRA of rank `rank` with an outer factor of a_out × a_in.
     ///
     /// # Errors
-    /// As [`KronShape::new`].
+    /// Fails as [`KronShape::new`] does.
     pub fn kron(layer: LayerDims, split: Split, rank: usize) -> Result<Self> {
         Self::new(layer, split, Outer::Trained, Inner::LowRank(rank))
     }
 
-    /// LoRA of rank `rank`: A = \[1\], frozen.
+    /// Returns LoRA of rank `rank`: A = \[1\], frozen.
     ///
     /// # Errors
-    /// As [`KronShape::new`].
+    /// Fails as [`KronShape::new`] does.
     pub fn lora(layer: LayerDims, rank: usize) -> Result<Self> {
         Self::new(layer, Split { a_out: 1, a_in: 1 }, Outer::One, Inner::LowRank(rank))
     }
 
-    /// KronA: a full inner factor (arXiv 2212.10650).
+    /// Returns KronA, with a full inner factor (arXiv 2212.10650).
     ///
     /// # Errors
-    /// As [`KronShape::new`].
+    /// Fails as [`KronShape::new`] does.
     pub fn krona(layer: LayerDims, split: Split) -> Result<Self> {
         Self::new(layer, split, Outer::Trained, Inner::Full)
     }
@@ -164,22 +191,22 @@ impl KronShape {
     pub const fn d_in(&self) -> usize {
         self.a_in * self.c_in
     }
-    /// Whether A is trained or the number 1.
+    /// Kind of the outer factor.
     pub const fn outer(&self) -> Outer {
         self.outer
     }
-    /// Low rank or full.
+    /// Kind of the inner factor.
     pub const fn inner(&self) -> Inner {
         self.inner
     }
-    /// The rank of B·C as asked for, or `None` for a full inner factor.
+    /// Rank of B·C as requested, or `None` for a full inner factor.
     pub const fn rank(&self) -> Option<usize> {
         match self.inner {
             Inner::LowRank(r) => Some(r),
             Inner::Full => None,
         }
     }
-    /// Numbers of T per (token, block): r, or b_out when the inner factor is full.
+    /// Elements of T per (token, block): r, or b_out if the inner factor is full.
     pub const fn width(&self) -> usize {
         match self.inner {
             Inner::LowRank(r) => r,
@@ -197,7 +224,7 @@ impl KronShape {
             Outer::One => 0,
         }
     }
-    /// Elements of B in θ: b_out·r, or 0 when the inner factor is full.
+    /// Elements of B in θ: b_out·r, or 0 if the inner factor is full.
     pub const fn b_len(&self) -> usize {
         match self.inner {
             Inner::LowRank(r) => self.b_out * r,
@@ -208,7 +235,7 @@ impl KronShape {
     pub const fn c_len(&self) -> usize {
         self.width() * self.c_in
     }
-    /// Elements of θ, which is the number of trained parameters.
+    /// Elements of θ: the number of trained parameters.
     pub const fn params(&self) -> usize {
         self.a_len() + self.b_len() + self.c_len()
     }
@@ -220,7 +247,7 @@ impl KronShape {
 }
 
 impl std::fmt::Display for KronShape {
-    /// `4096×4096 kron (A 16×2) r 8`
+    /// Writes `4096×4096 kron (A 16×2) r 8`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}×{} ", self.d_out(), self.d_in())?;
         match (self.outer, self.inner) {

@@ -5,7 +5,7 @@ use crate::{Error, Inner, KronShape, Outer, Result};
 
 static ONE: [f32; 1] = [1.0];
 
-/// Where A, B and C lie in a θ-shaped slice: the one place that knows the order.
+/// A, B and C of a θ-shaped slice. [`split`] and [`split_mut`] are the only code that knows the order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parts<'a> {
     /// a_out × a_in; \[1\] for LoRA.
@@ -16,7 +16,7 @@ pub(crate) struct Parts<'a> {
     pub c: &'a [f32],
 }
 
-/// The same over a mutable slice; `a` is empty for LoRA.
+/// A, B and C of a mutable θ-shaped slice; `a` is empty for LoRA.
 #[derive(Debug)]
 pub(crate) struct PartsMut<'a> {
     pub a: &'a mut [f32],
@@ -24,7 +24,7 @@ pub(crate) struct PartsMut<'a> {
     pub c: &'a mut [f32],
 }
 
-/// Splits a θ of exactly `shape.params()` numbers.
+/// Splits a θ of exactly `shape.params()` elements.
 pub(crate) fn split<'a>(shape: &KronShape, theta: &'a [f32]) -> Parts<'a> {
     let (a, rest) = theta.split_at(shape.a_len());
     let (b, c) = rest.split_at(shape.b_len());
@@ -32,7 +32,7 @@ pub(crate) fn split<'a>(shape: &KronShape, theta: &'a [f32]) -> Parts<'a> {
     Parts { a, b, c }
 }
 
-/// Splits a gradient of exactly `shape.params()` numbers.
+/// Splits a gradient of exactly `shape.params()` elements.
 pub(crate) fn split_mut<'a>(shape: &KronShape, theta: &'a mut [f32]) -> PartsMut<'a> {
     let (a, rest) = theta.split_at_mut(shape.a_len());
     let (b, c) = rest.split_at_mut(shape.b_len());
@@ -41,6 +41,24 @@ pub(crate) fn split_mut<'a>(shape: &KronShape, theta: &'a mut [f32]) -> PartsMut
 
 /// One adapter's parameters, \[A | B | C\] row-major: the same order on disk,
 /// on the host, on the device and in the optimizer.
+///
+/// ```
+/// use kron_core::{KronShape, LayerDims, Split, Theta};
+///
+/// let layer = LayerDims { d_out: 48, d_in: 70 };
+/// let shape = KronShape::kron(layer, Split { a_out: 3, a_in: 7 }, 4)?;
+/// let mut theta = Theta::init(shape, 1); // B = 0, so ΔW = 0
+/// assert_eq!(theta.a().len(), 3 * 7);
+/// assert!(theta.b().iter().all(|&b| b == 0.0));
+///
+/// // An optimizer updates the whole buffer.
+/// theta.as_mut_slice().iter_mut().for_each(|v| *v -= 0.01);
+///
+/// let joined = Theta::from_factors(shape, theta.a(), theta.b(), theta.c())?;
+/// assert_eq!(joined, theta);
+/// assert_eq!(Theta::from_vec(shape, theta.into_vec())?, joined);
+/// # Ok::<(), kron_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Theta {
     shape: KronShape,
@@ -48,16 +66,16 @@ pub struct Theta {
 }
 
 impl Theta {
-    /// All zeros.
+    /// Returns a θ of zeros.
     pub fn zeros(shape: KronShape) -> Self {
         Self { shape, data: vec![0.0; shape.params()] }
     }
 
-    /// The paper's start: A and C Kaiming-uniform, B zero, so that ΔW = 0.
+    /// Returns the paper's start: A and C Kaiming-uniform, B zero, so that ΔW = 0.
     ///
-    /// Kaiming-uniform with a = √5, as LoRA's and LoKr's code has it: U(−k, k)
-    /// with k = 1/√fan_in, fan_in = a_in for A and c_in for C. With a full
-    /// inner factor it is M that starts at zero. Equal seeds, equal bits.
+    /// Kaiming-uniform with a = √5, as in LoRA's and LoKr's code, is U(−k, k) with
+    /// k = 1/√fan_in; fan_in is a_in for A and c_in for C. A full inner factor M
+    /// starts at zero. Equal seeds give equal bits.
     pub fn init(shape: KronShape, seed: u64) -> Self {
         let mut theta = Self::zeros(shape);
         let parts = split_mut(&shape, &mut theta.data);
@@ -68,8 +86,8 @@ impl Theta {
         theta
     }
 
-    /// Every factor uniform in (−k, k) with k = 1/√fan_in, B included: an
-    /// adapter that does something, for tests and benchmarks.
+    /// Returns every factor, B included, uniform in (−k, k) with k = 1/√fan_in. ΔW is
+    /// not 0: for tests and benchmarks.
     pub fn random(shape: KronShape, seed: u64) -> Self {
         let mut theta = Self::init(shape, seed);
         let parts = split_mut(&shape, &mut theta.data);
@@ -81,10 +99,10 @@ impl Theta {
         theta
     }
 
-    /// Takes over a buffer of `shape.params()` numbers.
+    /// Takes over a buffer of `shape.params()` elements.
     ///
     /// # Errors
-    /// Another length.
+    /// Fails on any other length.
     pub fn from_vec(shape: KronShape, data: Vec<f32>) -> Result<Self> {
         check_len("theta", &shape, data.len())?;
         Ok(Self { shape, data })
@@ -93,7 +111,7 @@ impl Theta {
     /// Joins the factors, each row-major. `a` is empty for LoRA, `b` for a full inner factor.
     ///
     /// # Errors
-    /// A factor whose length is not what `shape` says.
+    /// Fails if the length of a factor does not match `shape`.
     pub fn from_factors(shape: KronShape, a: &[f32], b: &[f32], c: &[f32]) -> Result<Self> {
         let want =
             [("a", a.len(), shape.a_len()), ("b", b.len(), shape.b_len()), ("c", c.len(), shape.c_len())];
@@ -101,7 +119,7 @@ impl Theta {
             if got != len {
                 return Err(Error::Buffer {
                     what,
-                    got: format!("{got} numbers"),
+                    got: format!("{got} elements"),
                     rule: format!("{shape} needs {len}"),
                 });
             }
@@ -109,7 +127,7 @@ impl Theta {
         Ok(Self { shape, data: [a, b, c].concat() })
     }
 
-    /// The shape it was made for.
+    /// Shape of the adapter.
     pub const fn shape(&self) -> &KronShape {
         &self.shape
     }
@@ -125,28 +143,28 @@ impl Theta {
     pub fn c(&self) -> &[f32] {
         split(&self.shape, &self.data).c
     }
-    /// The whole buffer.
+    /// Returns the whole buffer.
     pub fn as_slice(&self) -> &[f32] {
         &self.data
     }
-    /// The whole buffer, for an optimizer.
+    /// Returns the whole buffer, for an optimizer.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         &mut self.data
     }
-    /// Gives the buffer back.
+    /// Returns the buffer itself.
     pub fn into_vec(self) -> Vec<f32> {
         self.data
     }
 }
 
-/// That `len` is the length of a θ-shaped buffer.
+/// Fails unless `len` is the length of a θ-shaped buffer.
 pub(crate) fn check_len(what: &'static str, shape: &KronShape, len: usize) -> Result<()> {
     if len == shape.params() {
         return Ok(());
     }
     Err(Error::Buffer {
         what,
-        got: format!("{len} numbers"),
+        got: format!("{len} elements"),
         rule: format!(
             "[A | B | C] of {shape} is {} + {} + {} = {}",
             shape.a_len(),
@@ -157,13 +175,13 @@ pub(crate) fn check_len(what: &'static str, shape: &KronShape, len: usize) -> Re
     })
 }
 
-/// Uniform in (−k, k), from counter-based bits: `stream` separates the factors.
+/// Fills `out` with values uniform in (−k, k) from counter-based bits; `stream` separates the factors.
 fn uniform(out: &mut [f32], k: f32, seed: u64, stream: u32) {
     let key = [seed as u32, (seed >> 32) as u32];
     for (block, chunk) in out.chunks_mut(4).enumerate() {
         let bits = philox([block as u32, (block as u64 >> 32) as u32, stream, 0x7468_6574], key);
         for (v, word) in chunk.iter_mut().zip(bits) {
-            // The middle of one of 2²³ equal cells: symmetric, and never ±1.
+            // The middle of one of 2²³ equal cells: symmetric and never ±1.
             let unit = ((word >> 9) as f32 + 0.5) / (1u32 << 22) as f32 - 1.0;
             *v = k * unit;
         }
@@ -195,7 +213,7 @@ mod tests {
         let shape =
             KronShape::kron(LayerDims { d_out: 48, d_in: 70 }, Split { a_out: 3, a_in: 7 }, 4).unwrap();
         let message = Theta::from_vec(shape, vec![0.0; 5]).unwrap_err().to_string();
-        assert!(message.contains("5 numbers") && message.contains("21 + 64 + 40 = 125"), "{message}");
+        assert!(message.contains("5 elements") && message.contains("21 + 64 + 40 = 125"), "{message}");
         assert_eq!(Theta::zeros(KronShape::lora(LayerDims { d_out: 5, d_in: 3 }, 2).unwrap()).a(), [1.0]);
     }
 }

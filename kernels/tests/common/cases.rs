@@ -1,6 +1,18 @@
-//! The suite's cases: every kernel, and every kind of problem that there is.
+//! The suite's cases: every kernel and every kind of problem.
 
-use super::Case;
+/// One problem of the suite; `why` is its purpose.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub why: &'static str,
+    /// a_out, a_in, b_out, c_in, rank; a_out = 0 is LoRA, rank = 0 a full inner factor.
+    pub sizes: [usize; 5],
+    pub rows: usize,
+    /// Elements added to every row's stride: odd ones break the alignment.
+    pub pad: usize,
+    /// Dropout's p in 1/65536; 0 disables it.
+    pub dropout: u32,
+    pub accumulate: bool,
+}
 
 const fn case(
     why: &'static str,
@@ -31,24 +43,24 @@ pub const CASES: [Case; 36] = [
     case("rank 64", [2, 2, 136, 192, 64], 40, 0, 9000, true),
     case("rank 128", [4, 2, 40, 80, 128], 34, 0, 0, true),
     case("rank 128 LoRA", [0, 1, 152, 136, 128], 35, 0, 0, false),
-    case("misaligned rows of a fast shape", [2, 4, 64, 72, 8], 31, 1, 0, true),
+    case("misaligned rows of a tensor-core shape", [2, 4, 64, 72, 8], 31, 1, 0, true),
     case("θ's B and C off 16 bytes", [3, 3, 40, 64, 8], 18, 0, 0, true),
     case("one token on tensor cores", [2, 4, 320, 648, 8], 1, 0, 0, true),
     case("several chunks and groups of i", [8, 2, 264, 136, 8], 300, 0, 4000, true),
-    case("rank 4, more than few rows", [2, 4, 72, 136, 4], 67, 8, 5000, true),
-    case("rank 64, more than few rows", [4, 1, 40, 264, 64], 131, 0, 0, true),
-    case("rank 128, more than few rows, replaced", [3, 4, 72, 56, 128], 97, 0, 700, false),
-    case("few rows, many blocks of each", [8, 6, 144, 80, 16], 61, 0, 1000, true),
-    case("few rows, replaced", [2, 8, 40, 144, 32], 64, 0, 0, false),
-    case("few rows, rank 256, odd", [2, 3, 37, 41, 256], 11, 0, 9000, true),
-    case("few rows, rank 3, more of A's rows than a tile holds", [70, 3, 9, 13, 3], 5, 1, 0, false),
-    case("few rows, rank 1 LoRA, all 64 of them", [0, 1, 197, 45, 1], 64, 3, 700, true),
-    case("few rows, several parts of each sum", [5, 4, 131, 39, 33], 62, 1, 0, true),
+    case("rank 4, above small m", [2, 4, 72, 136, 4], 67, 8, 5000, true),
+    case("rank 64, above small m", [4, 1, 40, 264, 64], 131, 0, 0, true),
+    case("rank 128, above small m, replaced", [3, 4, 72, 56, 128], 97, 0, 700, false),
+    case("small m, many blocks of each", [8, 6, 144, 80, 16], 61, 0, 1000, true),
+    case("small m, replaced", [2, 8, 40, 144, 32], 64, 0, 0, false),
+    case("small m, rank 256, odd", [2, 3, 37, 41, 256], 11, 0, 9000, true),
+    case("small m, rank 3, more of A's rows than fit into a tile", [70, 3, 9, 13, 3], 5, 1, 0, false),
+    case("small m, rank 1 LoRA, all 64 rows", [0, 1, 197, 45, 1], 64, 3, 700, true),
+    case("small m, several parts of each sum", [5, 4, 131, 39, 33], 62, 1, 0, true),
     case("one token, a full inner factor", [3, 4, 75, 34, 0], 1, 0, 0, true),
-    case("a full inner factor, more than few rows", [3, 2, 21, 26, 0], 71, 0, 13107, true),
+    case("a full inner factor, above small m", [3, 2, 21, 26, 0], 71, 0, 13107, true),
     case("five tokens on tensor cores", [4, 2, 96, 200, 8], 5, 0, 3000, true),
     case("the least sizes of tensor cores", [2, 16, 8, 8, 4], 3, 8, 0, true),
     case("one token of LoRA on tensor cores, replaced", [0, 1, 104, 488, 64], 1, 0, 0, false),
-    case("one token on the general tile, many slices", [3, 2, 90, 333, 9], 1, 1, 500, true),
-    case("LoRA, odd, more than few rows", [0, 1, 37, 53, 5], 130, 3, 0, false),
+    case("one token on the SIMT tile, many slices", [3, 2, 90, 333, 9], 1, 1, 500, true),
+    case("LoRA, odd, above small m", [0, 1, 37, 53, 5], 130, 3, 0, false),
 ];

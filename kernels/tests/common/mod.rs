@@ -5,7 +5,7 @@
 mod cases;
 pub mod primitives;
 
-pub use cases::CASES;
+pub use cases::{CASES, Case};
 use half::{bf16, f16};
 use kron_core::{
     Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, KronOp, KronShape, LayerDims, Merge,
@@ -13,20 +13,6 @@ use kron_core::{
 };
 use kron_kernels::{self as kk, Cuda};
 use ndarray::Array2;
-
-/// One problem of the suite; `why` says what it is for.
-#[derive(Clone, Copy, Debug)]
-pub struct Case {
-    pub why: &'static str,
-    /// a_out, a_in, b_out, c_in, rank; a_out = 0 is LoRA, rank = 0 a full inner factor.
-    pub sizes: [usize; 5],
-    pub rows: usize,
-    /// Elements added to every row's stride: odd ones break the alignment.
-    pub pad: usize,
-    /// Dropout's p in 1/65536; 0 is none.
-    pub dropout: u32,
-    pub accumulate: bool,
-}
 
 pub const SCALE: f32 = 1.75;
 pub const SEED: u64 = 0x1234_5678_9abc_def1;
@@ -65,7 +51,7 @@ impl Case {
         if self.accumulate { Accum::Add } else { Accum::Replace }
     }
 
-    /// κ where X is kept, 0 where it is dropped.
+    /// Returns κ for kept elements of X and 0 for dropped ones.
     pub fn mask(&self) -> Array2<f64> {
         let d_in = self.shape().d_in();
         let p = self.probability();
@@ -77,7 +63,7 @@ impl Case {
     }
 }
 
-/// An activation type, as the tests see it.
+/// An activation type of the tests.
 pub trait Float: Element + PartialEq {
     fn of(v: f32) -> Self;
     fn to(self) -> f32;
@@ -117,7 +103,7 @@ impl Float for bf16 {
     }
 }
 
-/// `len` numbers in (−1, 1), from a counter: equal streams, equal bits.
+/// Returns `len` values in (−1, 1) from a counter; equal streams give equal bits.
 pub fn random(len: usize, stream: u32) -> Vec<f32> {
     let word = |i: usize| philox([(i / 4) as u32, stream, 7, 9], [3, 5])[i % 4];
     (0..len).map(|i| ((word(i) >> 9) as f32 + 0.5) / (1u32 << 22) as f32 - 1.0).collect()
@@ -241,7 +227,7 @@ impl<E: Float> Data<E> {
         }
     }
 
-    /// What a plain trainer computes: one loop per formula, operands and every
+    /// Computes as a plain trainer does: one loop per formula, operands and every
     /// intermediate rounded to E, sums in float32.
     pub fn plain(&self) -> Answer {
         let (shape, n, accumulate) = (self.case.shape(), self.case.rows, self.case.accumulate);
@@ -347,7 +333,7 @@ impl<E: Float> Data<E> {
         Ok(self)
     }
 
-    /// The outputs, as numbers.
+    /// Returns the outputs as float64.
     pub fn answer(&self) -> Answer {
         let shape = self.case.shape();
         let dim = (self.case.rows * shape.a_in(), shape.width());
@@ -367,7 +353,7 @@ impl<E: Float> Data<E> {
     }
 }
 
-/// That `got` errs at most `factor` times as much as the plain computation,
+/// Fails if the error of `got` exceeds `factor` times that of the plain computation,
 /// or float32's own rounding where that is coarser.
 pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, truth: &Array2<f64>, factor: f64) {
     assert_eq!(got.dim(), truth.dim(), "{what}");
@@ -375,7 +361,7 @@ pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, truth: &Array2<
     let size = truth.iter().fold(0.0f64, |s, v| s.max(v.abs()));
     assert!(truth.is_empty() || size > 1e-3, "{what}: the oracle's answer is about 0");
     let nan = got.iter().filter(|v| v.is_nan()).count();
-    assert_eq!(nan, 0, "{what}: {nan} of {} numbers are NaN", got.len());
+    assert_eq!(nan, 0, "{what}: {nan} of {} values are NaN", got.len());
     let (error, bound) = (worst(got), factor * worst(plain).max(4.0 * size / (1u64 << 24) as f64));
     assert!(error <= bound, "{what}: error {error:.3e}, but {factor} × the plain error is {bound:.3e}");
 }

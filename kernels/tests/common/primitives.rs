@@ -1,11 +1,11 @@
-//! The primitives' micro kernels, their inputs, and what the emulator makes of them.
+//! The primitives' micro kernels, their inputs and their emulated outputs.
 
 use half::{bf16, f16};
 use kron_core::philox;
 use kron_kernels::params::KronParams;
 use kron_kernels::{Emulated, Launcher, Step, StreamHandle};
 
-/// Kernel, words in and out of a lane, and what the words of the input are.
+/// Kernel, words in and out for each lane, and the kind of the input words.
 pub const PRIMITIVES: [(&str, usize, usize, Kind); 13] = [
     ("primitive_mma_bf16_k16", 10, 4, Kind::Bf16),
     ("primitive_mma_bf16_k8", 10, 4, Kind::Bf16),
@@ -28,16 +28,17 @@ pub enum Kind {
     Bits,
     /// Float32 of magnitudes from 2⁻²⁶ to 2¹⁷, which crosses f16's range.
     Float,
-    /// The same, and now and then a number that is none, infinite, subnormal or too large.
+    /// As `Float`, with some NaN, infinite, subnormal and too large values.
     Round,
     /// Float32 in (−1, 1): a product and a sum of these are of like size, so rounding twice shows.
     Near,
-    /// Pairs of small numbers, an infinity, NaN and subnormals in A; float32 from the seventh word on.
+    /// Pairs of bf16: small values, an infinity, NaN and subnormals in A; float32 from the seventh word on.
     Bf16,
+    /// As `Bf16`, in f16.
     F16,
 }
 
-/// NaN of either sign, infinities, a signed zero, subnormals of each format, and what overflows when it is rounded.
+/// NaN of either sign, infinities, a signed zero, subnormals of each format, and values that overflow in rounding.
 const SPECIAL: [u32; 12] = [
     0x7fc0_0000,
     0xff80_0001,
@@ -79,7 +80,7 @@ pub fn input(stream: u32, words: usize, kind: Kind) -> Vec<u32> {
         .collect()
 }
 
-/// What launches primitive `index`.
+/// Returns the launch of primitive `index`.
 pub fn step(index: usize) -> Step {
     let kernel = PRIMITIVES[index].0.try_into().expect("a short name");
     Step { kernel, grid: 1, block: 32, shared: 512, col_tiles: 1, cols: 0, row_chunks: 1, chunk_rows: 1 }
@@ -91,13 +92,13 @@ pub fn run(index: usize) -> (Vec<u32>, Vec<u32>) {
     let x = input(index as u32, words_in, kind);
     let mut y = vec![0u32; 32 * words_out];
     let params = KronParams { x: x.as_ptr() as _, y: y.as_mut_ptr() as _, ..KronParams::default() };
-    // SAFETY: a primitive reads its words of x and writes its words of y, and no more.
+    // SAFETY: a primitive only reads its words of x and writes its words of y.
     unsafe { Emulated::new().launch(&step(index), &params, StreamHandle::DEFAULT) }
         .expect("a primitive runs");
     (x, y)
 }
 
-/// That the emulator gives what a GPU gave: `words` of all primitives, one after another.
+/// Fails unless the emulator reproduces a GPU's outputs: the `words` of all primitives, one after another.
 pub fn same_as(mut words: impl Iterator<Item = u32>) {
     for (index, (name, _, _, kind)) in PRIMITIVES.into_iter().enumerate() {
         for (i, got) in run(index).1.into_iter().enumerate() {
@@ -106,7 +107,7 @@ pub fn same_as(mut words: impl Iterator<Item = u32>) {
             // Tensor cores add in an order of their own: 16 products and a sum below 17.
             let mma = matches!(kind, Kind::Bf16 | Kind::F16);
             let near = |a: f32, b: f32| a == b || (a - b).abs() <= 17.0 * 17.0 / (1 << 24) as f32;
-            // A NaN's bits are the device's own, but where they are rounded to: there they are documented.
+            // A NaN's bits depend on the device, except where rounding produces the NaN: those are documented.
             let wide = mma || kind == Kind::Round && i % 4 >= 2;
             let same = got == recorded || wide && a.is_nan() && b.is_nan() || mma && near(a, b);
             assert!(same, "{name} word {i}: emulated {got:#010x}, a GPU {recorded:#010x}");

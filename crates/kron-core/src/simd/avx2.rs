@@ -10,7 +10,7 @@ const LANES: usize = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
 
-/// A window of this at 8 − n has n lanes set, then zeros.
+/// The eight entries from index 8 − n on have n lanes set, then zeros.
 static MASK: [i32; 2 * LANES] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
 #[inline(always)]
@@ -60,7 +60,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> __m256 {
-        // SAFETY: the caller passes a readable number, on a CPU with AVX2.
+        // SAFETY: the caller passes a readable value, on a CPU with AVX2.
         unsafe { _mm256_set1_ps(*p) }
     }
     #[inline(always)]
@@ -76,7 +76,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn sums<const R: usize>(v: [__m256; R]) -> [f32; R] {
         let mut out = [0.0; R];
-        // SAFETY: the caller proves that the CPU has AVX2; four numbers are
+        // SAFETY: the caller proves that the CPU has AVX2; four values are
         // stored only where four are left in `out`.
         unsafe {
             let mut quad = [_mm_setzero_ps(); R];
@@ -146,21 +146,21 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn turn(p: *const f32, stride: usize) -> [__m256; 4] {
+    unsafe fn load_transposed(p: *const f32, stride: usize) -> [__m256; 4] {
         // SAFETY: the caller passes 8 readable fours, `stride` apart, on a CPU with AVX2.
         unsafe {
             let mut v = [_mm256_setzero_ps(); 4];
             for i in 0..4 {
                 v[i] = _mm256_loadu2_m128(p.add((i + 4) * stride), p.add(i * stride));
             }
-            turn_halves(v)
+            transpose_halves(v)
         }
     }
     #[inline(always)]
-    unsafe fn turn_add(v: [__m256; 4], p: *mut f32, stride: usize) {
+    unsafe fn add_transposed(v: [__m256; 4], p: *mut f32, stride: usize) {
         // SAFETY: the caller passes 8 writable fours, `stride` apart, on a CPU with AVX2.
         unsafe {
-            let v = turn_halves(v);
+            let v = transpose_halves(v);
             for i in 0..4 {
                 let (low, high) = (p.add(i * stride), p.add((i + 4) * stride));
                 let sum = _mm256_add_ps(_mm256_loadu2_m128(high, low), v[i]);
@@ -170,9 +170,9 @@ impl Simd for Avx2 {
     }
 }
 
-/// Each half of the four registers is a 4 × 4 matrix: its transpose.
+/// Transposes the 4 × 4 matrix in each half of the four registers.
 #[inline(always)]
-unsafe fn turn_halves(v: [__m256; 4]) -> [__m256; 4] {
+unsafe fn transpose_halves(v: [__m256; 4]) -> [__m256; 4] {
     // SAFETY: the caller proves that the CPU has AVX2.
     unsafe {
         let (a, b) = (_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpacklo_ps(v[2], v[3]));

@@ -14,7 +14,7 @@ const LANES: usize = 16;
 #[derive(Clone, Copy)]
 pub(super) struct Avx512<const HAS_BF16: bool>;
 
-/// Lanes 0…n−1.
+/// Returns the mask of lanes 0…n−1.
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
     debug_assert!(n < LANES);
@@ -66,7 +66,7 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     }
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> __m512 {
-        // SAFETY: the caller passes a readable number, on a CPU with AVX-512.
+        // SAFETY: the caller passes a readable value, on a CPU with AVX-512.
         unsafe { _mm512_set1_ps(*p) }
     }
     #[inline(always)]
@@ -83,7 +83,7 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     unsafe fn sums<const R: usize>(v: [__m512; R]) -> [f32; R] {
         let mut out = [0.0; R];
         // SAFETY: the caller proves that the CPU has AVX-512; each chunk of
-        // `out` holds the 8, 4 or 1 numbers that are stored to it.
+        // `out` holds the 8, 4 or 1 values that are stored to it.
         unsafe {
             let mut quad = [_mm_setzero_ps(); R];
             for i in 0..R {
@@ -145,7 +145,7 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn turn(p: *const f32, stride: usize) -> [__m512; 4] {
+    unsafe fn load_transposed(p: *const f32, stride: usize) -> [__m512; 4] {
         // SAFETY: the caller passes 16 readable fours, `stride` apart, on a CPU with AVX-512.
         unsafe {
             let mut v = [_mm512_setzero_ps(); 4];
@@ -158,14 +158,14 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
                 let high = _mm256_set_m128(quarters[3], quarters[2]);
                 v[i] = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low), high);
             }
-            turn_quarters(v)
+            transpose_quarters(v)
         }
     }
     #[inline(always)]
-    unsafe fn turn_add(v: [__m512; 4], p: *mut f32, stride: usize) {
+    unsafe fn add_transposed(v: [__m512; 4], p: *mut f32, stride: usize) {
         // SAFETY: the caller passes 16 writable fours, `stride` apart, on a CPU with AVX-512.
         unsafe {
-            let v = turn_quarters(v);
+            let v = transpose_quarters(v);
             for i in 0..4 {
                 let quarters = [
                     _mm512_castps512_ps128(v[i]),
@@ -182,9 +182,9 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     }
 }
 
-/// Each quarter of the four registers is a 4 × 4 matrix: its transpose.
+/// Transposes the 4 × 4 matrix in each quarter of the four registers.
 #[inline(always)]
-unsafe fn turn_quarters(v: [__m512; 4]) -> [__m512; 4] {
+unsafe fn transpose_quarters(v: [__m512; 4]) -> [__m512; 4] {
     // SAFETY: the caller proves that the CPU has AVX-512.
     unsafe {
         let (a, b) = (_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpacklo_ps(v[2], v[3]));
@@ -198,12 +198,12 @@ unsafe fn turn_quarters(v: [__m512; 4]) -> [__m512; 4] {
     }
 }
 
-/// bf16 × bf16 products added in pairs, sums in float32: twice the rate of
-/// float32, with the factors rounded to bf16 as a tensor core has them.
+/// bf16 × bf16 products added in pairs, with float32 sums: twice the rate of
+/// float32. Factors are rounded to bf16, as on a tensor core.
 #[derive(Clone, Copy)]
 pub(super) struct Dot;
 
-/// Lane i takes element i of the first row (low half) and of the second.
+/// Permutation that interleaves two rows: lane i holds element i of the first row (low half) and of the second.
 const ZIP: [u16; 32] = {
     let mut index = [0; 32];
     let mut i = 0;
@@ -222,7 +222,7 @@ impl Dot {
         unsafe { std::mem::transmute(v) }
     }
 
-    /// 16 elements of each row into 16 pairs.
+    /// Interleaves 16 elements of two rows into 16 pairs.
     #[inline(always)]
     unsafe fn zip(p: __m256i, q: __m256i) -> __m512 {
         // SAFETY: the caller proves that the CPU has AVX-512; ZIP is 64 readable bytes.

@@ -4,12 +4,12 @@
 //! for row, ρ:  for k:  t[row, ρ] += x[row, k]·c[ρ, k]
 //! ```
 //!
-//! Lanes run along k. M rows × R ranks of accumulators stay in registers; a
-//! stretch of c short enough for L1 is used by every row before the next one,
-//! and the next rows are fetched while these are summed. A row's sums are
-//! taken in the same order whatever rows stand beside it.
+//! Lanes run along k. M rows × R ranks of accumulators stay in registers. A
+//! stretch of c that fits in L1 serves every row before the next stretch, and
+//! the next rows are prefetched meanwhile. The order of a row's sums does not
+//! depend on the other rows.
 
-use super::grid::{Grid, GridMut};
+use super::grid::{RowGrid, RowGridMut};
 use super::operands::Lanes;
 use super::vector::{Mac, Simd, V};
 use crate::Element;
@@ -17,16 +17,16 @@ use crate::Element;
 /// Bytes of c that are kept in L1 beside a stretch of x.
 const C_BYTES: usize = 16 << 10;
 
-/// All rows, all ranks.
+/// Computes all rows and ranks.
 ///
 /// # Safety
 /// The CPU has the instruction set of `K`; `c` holds every rank and lane that
 /// `x`'s width and `t`'s width ask for (asserted by the caller).
 #[inline(always)]
 pub(super) unsafe fn down<K: Mac<E>, E: Element, const M: usize, const R: usize>(
-    x: Grid<E>,
+    x: RowGrid<E>,
     c: Lanes,
-    t: &mut GridMut<f32>,
+    t: &mut RowGridMut<f32>,
     add: bool,
 ) {
     let (ranks, width) = (t.layout().width, x.layout().width);
@@ -59,17 +59,17 @@ pub(super) unsafe fn down<K: Mac<E>, E: Element, const M: usize, const R: usize>
     }
 }
 
-/// Some columns of x and the lanes of c that go with them.
+/// Some columns of x and the matching lanes of c.
 struct Stretch<'a, E> {
-    x: Grid<'a, E>,
+    x: RowGrid<'a, E>,
     c: Lanes<'a>,
     add: bool,
 }
 
 impl<E: Element> Stretch<'_, E> {
-    /// Every row, ranks rho…rho+R−1.
+    /// Computes every row of ranks rho…rho+R−1.
     #[inline(always)]
-    unsafe fn ranks<K: Mac<E>, const M: usize, const R: usize>(&self, t: &mut GridMut<f32>, rho: usize) {
+    unsafe fn ranks<K: Mac<E>, const M: usize, const R: usize>(&self, t: &mut RowGridMut<f32>, rho: usize) {
         let (rows, c) = (self.x.layout().rows(), self.c.rank(rho));
         let mut r = 0;
         // SAFETY: the same contract; r + the tile's rows ≤ rows.
@@ -89,7 +89,7 @@ impl<E: Element> Stretch<'_, E> {
     unsafe fn tile<K: Mac<E>, const M: usize, const R: usize>(
         &self,
         c: Lanes,
-        t: &mut GridMut<f32>,
+        t: &mut RowGridMut<f32>,
         r: usize,
         rho: usize,
     ) {
@@ -98,7 +98,7 @@ impl<E: Element> Stretch<'_, E> {
         for m in 0..M {
             x[m] = self.x.row(r + m);
         }
-        // How far the rows after the next lie; after the last, the next stretch.
+        // Distance to the row tile after the next; behind the last tile, to the next stretch.
         let later = if r + 2 * M < rows { self.x.row(r + 2 * M) } else { self.x.row(0).wrapping_add(width) };
         let ahead = (later as isize).wrapping_sub(x[0] as isize);
         // SAFETY: x holds M rows of `width` elements, and the caller proves
@@ -116,7 +116,7 @@ impl<E: Element> Stretch<'_, E> {
     }
 }
 
-/// Σ over `width` elements, lane by lane: the hot loop.
+/// Sums `width` elements, lane by lane: the hot loop.
 #[inline(always)]
 unsafe fn sums<K: Mac<E>, E: Element, const M: usize, const R: usize>(
     x: [*const E; M],

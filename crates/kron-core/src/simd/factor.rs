@@ -1,26 +1,36 @@
-//! Factors brought into the order in which the kernels read them:
-//! \[register, rank, lane\], so that a kernel walks memory straight ahead
-//! whatever the stride of the factor, with zeros past the end.
+//! Packs factors into the order in which the kernels read them, \[register, rank, lane\].
+//!
+//! A kernel then reads memory sequentially for any stride of the factor. Lanes
+//! past the end are zero.
 
 use super::vector::{Mac, Simd};
 use crate::Element;
 
-/// Registers of one rank that are taken before the next rank: the ranks of C may lie
-/// a power of two apart, and then their lines push each other out of L1.
+/// Registers of one rank that are packed before the next rank. Ranks of C may be a
+/// power of two apart, and their cache lines would then evict each other from L1.
 const RUN: usize = 16;
 
-/// The lanes of the widest instruction set.
-const MOST_LANES: usize = 16;
+/// Lanes of the widest instruction set.
+const MAX_LANES: usize = 16;
 
-/// A factor of `ranks` × `width` numbers in θ, times a constant.
+/// Kernel that reads a packed factor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PackFor {
+    /// `down`: sums run along the factor's width.
+    Down,
+    /// `up`: sums run along its ranks.
+    Up,
+}
+
+/// A factor of `ranks` × `width` elements of θ, times a constant.
 #[derive(Clone, Copy)]
 pub(crate) struct Factor<'a> {
     pub data: &'a [f32],
     pub ranks: usize,
     pub width: usize,
-    /// Whether element (ρ, k) is `data[ρ·width + k]` (C, M) or `data[k·ranks + ρ]` (B).
+    /// True if element (ρ, k) is `data[ρ·width + k]` (C, M), false if it is `data[k·ranks + ρ]` (B).
     pub rank_major: bool,
-    /// Multiplied in: dropout's 1/(1 − p), else 1.
+    /// Factor of every element: 1/(1 − p) with dropout, otherwise 1.
     pub times: f32,
 }
 
@@ -33,7 +43,7 @@ impl Factor<'_> {
         self.data[if self.rank_major { rho * self.width + k } else { k * self.ranks + rho }]
     }
 
-    /// For `down`: \[register, ρ, lane\], a lane being `PAIR` neighbouring columns.
+    /// Packs for `down`: \[register, ρ, lane\], where a lane is `PAIR` neighbouring columns.
     ///
     /// # Safety
     /// The CPU has the instruction set of `K`.
@@ -93,7 +103,7 @@ impl Factor<'_> {
         }
     }
 
-    /// For `up`: \[panel, ρ, register of the panel, lane\], a lane being `PAIR` neighbouring ranks of a column.
+    /// Packs for `up`: \[panel, ρ, register of the panel, lane\], where a lane is `PAIR` neighbouring ranks of a column.
     ///
     /// # Safety
     /// The CPU has the instruction set of `K`.
@@ -150,19 +160,19 @@ impl Factor<'_> {
         }
     }
 
-    /// Whether four ranks from `rho` on lie side by side, with all columns up to `end`.
+    /// Returns true if four ranks from `rho` on are adjacent in memory, for all columns up to `end`.
     #[inline(always)]
     fn together(&self, rho: usize, end: usize) -> bool {
         !self.rank_major && rho + 4 <= self.ranks && end <= self.width
     }
 
-    /// A register of columns k… for each of four ranks that are [`Self::together`].
+    /// Loads columns k… of four adjacent ranks, one register per rank.
     #[inline(always)]
     unsafe fn four<S: Simd>(&self, rho: usize, k: usize) -> [S::V; 4] {
         let from = &self.data[k * self.ranks + rho..][..(S::LANES - 1) * self.ranks + 4];
-        // SAFETY: the caller proves the instruction set; the slice holds what `turn` reads.
+        // SAFETY: the caller proves the instruction set; the slice holds what `load_transposed` reads.
         unsafe {
-            let mut four = S::turn(from.as_ptr(), self.ranks);
+            let mut four = S::load_transposed(from.as_ptr(), self.ranks);
             for i in 0..4 {
                 four[i] = self.scaled::<S>(four[i]);
             }
@@ -170,16 +180,16 @@ impl Factor<'_> {
         }
     }
 
-    /// A register of columns k… of one rank, zeros where there are none.
+    /// Loads columns k… of one rank; lanes past the width are zero.
     #[inline(always)]
     unsafe fn one<S: Simd>(&self, rho: usize, k: usize) -> S::V {
-        // SAFETY: the caller proves the instruction set; both pointers are to LANES ≤ MOST_LANES numbers.
+        // SAFETY: the caller proves the instruction set; both pointers are to LANES ≤ MAX_LANES values.
         unsafe {
             if self.rank_major && rho < self.ranks && k + S::LANES <= self.width {
                 let from = &self.data[rho * self.width + k..][..S::LANES];
                 return self.scaled::<S>(S::load(from.as_ptr()));
             }
-            let mut lanes = [0.0; MOST_LANES];
+            let mut lanes = [0.0; MAX_LANES];
             for l in 0..S::LANES {
                 lanes[l] = self.at(rho, k + l);
             }
@@ -193,7 +203,7 @@ impl Factor<'_> {
         unsafe { S::fma(S::zero(), v, S::splat(&raw const self.times)) }
     }
 
-    /// The way back, for gradients: out\[element\] += times·packed\[register\]\[ρ\]\[lane\].
+    /// Adds a packed gradient in the factor's order: out\[element\] += times·packed\[register\]\[ρ\]\[lane\].
     ///
     /// # Safety
     /// The CPU has the instruction set of `S`.
@@ -246,7 +256,7 @@ impl Factor<'_> {
             for i in 0..4 {
                 four[i] = self.scaled::<S>(S::load(packed[i * S::LANES..].as_ptr()));
             }
-            S::turn_add(four, out.as_mut_ptr(), self.ranks);
+            S::add_transposed(four, out.as_mut_ptr(), self.ranks);
         }
     }
 
@@ -254,7 +264,7 @@ impl Factor<'_> {
     unsafe fn add_one<S: Simd>(&self, rho: usize, k: usize, packed: &[f32], out: &mut [f32]) {
         if self.rank_major && k + S::LANES <= self.width {
             let (packed, out) = (&packed[..S::LANES], &mut out[rho * self.width + k..][..S::LANES]);
-            // SAFETY: the caller proves the instruction set; both slices have LANES numbers.
+            // SAFETY: the caller proves the instruction set; both slices have LANES elements.
             unsafe {
                 let sum = S::add(S::load(out.as_ptr()), self.scaled::<S>(S::load(packed.as_ptr())));
                 return S::store(out.as_mut_ptr(), sum);
@@ -267,9 +277,9 @@ impl Factor<'_> {
     }
 }
 
-/// Writes one register.
+/// Stores one register.
 #[inline(always)]
 unsafe fn put<S: Simd>(v: S::V, out: &mut [f32]) {
-    // SAFETY: the caller proves the instruction set; the slice has LANES numbers.
+    // SAFETY: the caller proves the instruction set; the slice has LANES elements.
     unsafe { S::store(out[..S::LANES].as_mut_ptr(), v) }
 }

@@ -1,40 +1,41 @@
-//! [`Grid`]: the reshape identity as an address. Row (n, a) of a grid starts
-//! at n·n_stride + a·a_stride; X as n × a_in × c_in and as n × d_in are the
-//! same grid, so no reshape ever copies.
+//! [`RowGrid`]: a matrix of n tokens × a blocks, seen as n·a rows.
+//!
+//! Row (n, a) starts at n·n_stride + a·a_stride. X as n × a_in × c_in and as
+//! n × d_in is the same grid, so reshaping never copies.
 
 use std::marker::PhantomData;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-/// Where the rows lie, in elements.
+/// Number, strides and width of the rows, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Layout {
+pub(crate) struct RowLayout {
     /// Tokens.
     pub n: usize,
     /// Blocks of a token.
     pub a: usize,
-    /// From one token to the next.
+    /// Distance from one token to the next.
     pub n_stride: isize,
-    /// From one block to the next.
+    /// Distance from one block to the next.
     pub a_stride: isize,
     /// Elements of one row.
     pub width: usize,
 }
 
-impl Layout {
-    /// Rows, in the order (0, 0), (0, 1), …
+impl RowLayout {
+    /// Number of rows; their order is (0, 0), (0, 1), …
     pub(crate) fn rows(&self) -> usize {
         self.n * self.a
     }
 
-    /// The offset of flat row `r`.
+    /// Offset of row `r` in that order.
     #[inline(always)]
     fn offset(&self, r: usize) -> isize {
         let (n, a) = if self.a == 1 { (r, 0) } else { (r / self.a, r % self.a) };
         n as isize * self.n_stride + a as isize * self.a_stride
     }
 
-    /// Elements of a slice that starts with row (0, 0) and holds every row.
+    /// Length of the shortest slice that starts with row (0, 0) and holds every row.
     fn extent(&self) -> usize {
         if self.rows() == 0 || self.width == 0 {
             return 0;
@@ -43,97 +44,97 @@ impl Layout {
     }
 
     fn of_slice(len: usize, n: usize, a: usize, strides: (usize, usize), width: usize) -> Self {
-        let layout = Layout { n, a, n_stride: strides.0 as isize, a_stride: strides.1 as isize, width };
+        let layout = RowLayout { n, a, n_stride: strides.0 as isize, a_stride: strides.1 as isize, width };
         assert!(layout.extent() <= len, "a grid {layout:?} over {len} elements");
         layout
     }
 
-    /// A matrix of n × (a·width) with unit inner stride.
+    /// Layout of an n × (a·width) matrix with unit inner stride.
     fn of_matrix(shape: &[usize], strides: &[isize], a: usize) -> Self {
         assert!(shape[1].is_multiple_of(a) && (strides[1] == 1 || shape[1] == 1 || shape[0] == 0));
         let width = shape[1] / a;
-        Layout { n: shape[0], a, n_stride: strides[0], a_stride: width as isize, width }
+        RowLayout { n: shape[0], a, n_stride: strides[0], a_stride: width as isize, width }
     }
 
     fn columns(&self, first: usize, width: usize) -> Self {
         assert!(first + width <= self.width, "columns {first} + {width} of {self:?}");
-        Layout { width, ..*self }
+        RowLayout { width, ..*self }
     }
 
     fn tokens(&self, first: usize, n: usize) -> Self {
         assert!(first + n <= self.n, "tokens {first} + {n} of {self:?}");
-        Layout { n, ..*self }
+        RowLayout { n, ..*self }
     }
 }
 
-/// Rows to read.
-pub(crate) struct Grid<'a, E> {
+/// Rows that are read.
+pub(crate) struct RowGrid<'a, E> {
     ptr: *const E,
-    layout: Layout,
+    layout: RowLayout,
     life: PhantomData<&'a [E]>,
 }
 
-/// Rows to write. No two rows of a grid overlap.
-pub(crate) struct GridMut<'a, E> {
+/// Rows that are written. No two rows of a grid overlap.
+pub(crate) struct RowGridMut<'a, E> {
     ptr: *mut E,
-    layout: Layout,
+    layout: RowLayout,
     life: PhantomData<&'a mut [E]>,
 }
 
-impl<E> Clone for Grid<'_, E> {
+impl<E> Clone for RowGrid<'_, E> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<E> Copy for Grid<'_, E> {}
+impl<E> Copy for RowGrid<'_, E> {}
 
-// SAFETY: a Grid stands for a shared slice.
-unsafe impl<E: Sync> Send for Grid<'_, E> {}
+// SAFETY: a RowGrid stands for a shared slice.
+unsafe impl<E: Sync> Send for RowGrid<'_, E> {}
 // SAFETY: as above.
-unsafe impl<E: Sync> Sync for Grid<'_, E> {}
+unsafe impl<E: Sync> Sync for RowGrid<'_, E> {}
 
-impl<'a, E> Grid<'a, E> {
-    /// Rows inside `data`; strides are (token, block).
+impl<'a, E> RowGrid<'a, E> {
+    /// Returns the rows inside `data`; strides are (token, block).
     pub(crate) fn new(data: &'a [E], n: usize, a: usize, strides: (usize, usize), width: usize) -> Self {
-        let layout = Layout::of_slice(data.len(), n, a, strides, width);
+        let layout = RowLayout::of_slice(data.len(), n, a, strides, width);
         Self { ptr: data.as_ptr(), layout, life: PhantomData }
     }
 
-    /// n × (a·width) as n × a rows.
+    /// Returns the n × a rows of an n × (a·width) matrix.
     pub(crate) fn of_view(view: ArrayView2<'a, E>, a: usize) -> Self {
-        let layout = Layout::of_matrix(view.shape(), view.strides(), a);
+        let layout = RowLayout::of_matrix(view.shape(), view.strides(), a);
         Self { ptr: view.as_ptr(), layout, life: PhantomData }
     }
 
-    /// The same rows under another name of their element type.
-    pub(super) fn cast<F>(self) -> Grid<'a, F> {
+    /// Returns the same rows as elements of a type of equal size.
+    #[cfg(target_arch = "x86_64")] // for the products in pairs
+    pub(super) fn cast<F>(self) -> RowGrid<'a, F> {
         assert_eq!(size_of::<E>(), size_of::<F>());
-        Grid { ptr: self.ptr.cast(), layout: self.layout, life: PhantomData }
+        RowGrid { ptr: self.ptr.cast(), layout: self.layout, life: PhantomData }
     }
 
-    pub(crate) fn layout(&self) -> &Layout {
+    pub(crate) fn layout(&self) -> &RowLayout {
         &self.layout
     }
 
-    /// The first element of flat row `r`.
+    /// Returns a pointer to the first element of row `r`.
     #[inline(always)]
     pub(super) fn row(&self, r: usize) -> *const E {
         debug_assert!(r < self.layout.rows());
         self.ptr.wrapping_offset(self.layout.offset(r))
     }
 
-    /// The same rows, some of their columns.
+    /// Returns some columns of every row.
     pub(crate) fn columns(&self, first: usize, width: usize) -> Self {
         let layout = self.layout.columns(first, width);
         Self { ptr: self.ptr.wrapping_add(first), layout, life: PhantomData }
     }
 }
 
-impl<'a, E> GridMut<'a, E> {
-    /// Rows inside `data`; strides are (token, block), and far enough apart
-    /// that rows do not overlap.
+impl<'a, E> RowGridMut<'a, E> {
+    /// Returns the rows inside `data`; strides are (token, block). Panics if rows overlap.
     pub(crate) fn new(data: &'a mut [E], n: usize, a: usize, strides: (usize, usize), width: usize) -> Self {
-        let layout = Layout::of_slice(data.len(), n, a, strides, width);
+        let layout = RowLayout::of_slice(data.len(), n, a, strides, width);
         let (low, high) = (strides.0.min(strides.1), strides.0.max(strides.1));
         let inner = if strides.0 <= strides.1 { n } else { a };
         let apart = (n == 1 || a == 1 || (inner - 1) * low + width <= high)
@@ -143,39 +144,40 @@ impl<'a, E> GridMut<'a, E> {
         Self { ptr: data.as_mut_ptr(), layout, life: PhantomData }
     }
 
-    /// n × (a·width) as n × a rows.
+    /// Returns the n × a rows of an n × (a·width) matrix.
     pub(crate) fn of_view(mut view: ArrayViewMut2<'a, E>, a: usize) -> Self {
-        let layout = Layout::of_matrix(view.shape(), view.strides(), a);
+        let layout = RowLayout::of_matrix(view.shape(), view.strides(), a);
         Self { ptr: view.as_mut_ptr(), layout, life: PhantomData }
     }
 
-    /// The same rows under another name of their element type.
-    pub(super) fn cast<F>(&mut self) -> GridMut<'_, F> {
+    /// Returns the same rows as elements of a type of equal size.
+    #[cfg(target_arch = "x86_64")] // for the products in pairs
+    pub(super) fn cast<F>(&mut self) -> RowGridMut<'_, F> {
         assert_eq!(size_of::<E>(), size_of::<F>());
-        GridMut { ptr: self.ptr.cast(), layout: self.layout, life: PhantomData }
+        RowGridMut { ptr: self.ptr.cast(), layout: self.layout, life: PhantomData }
     }
 
-    pub(crate) fn layout(&self) -> &Layout {
+    pub(crate) fn layout(&self) -> &RowLayout {
         &self.layout
     }
 
-    /// The first element of flat row `r`.
+    /// Returns a pointer to the first element of row `r`.
     #[inline(always)]
     pub(super) fn row(&self, r: usize) -> *mut E {
         debug_assert!(r < self.layout.rows());
         self.ptr.wrapping_offset(self.layout.offset(r))
     }
 
-    /// Borrows the same rows, some of their columns.
-    pub(crate) fn columns(&mut self, first: usize, width: usize) -> GridMut<'_, E> {
+    /// Borrows some columns of every row.
+    pub(crate) fn columns(&mut self, first: usize, width: usize) -> RowGridMut<'_, E> {
         let layout = self.layout.columns(first, width);
-        GridMut { ptr: self.ptr.wrapping_add(first), layout, life: PhantomData }
+        RowGridMut { ptr: self.ptr.wrapping_add(first), layout, life: PhantomData }
     }
 
     /// Borrows some of the tokens.
-    pub(crate) fn tokens(&mut self, first: usize, n: usize) -> GridMut<'_, E> {
+    pub(crate) fn tokens(&mut self, first: usize, n: usize) -> RowGridMut<'_, E> {
         let layout = self.layout.tokens(first, n);
         let ptr = self.ptr.wrapping_offset(first as isize * layout.n_stride);
-        GridMut { ptr, layout, life: PhantomData }
+        RowGridMut { ptr, layout, life: PhantomData }
     }
 }

@@ -1,8 +1,17 @@
-//! [`Isa`]: the instruction sets and what this machine has of them.
+//! [`Isa`]: the instruction sets of the CPU backend, and their detection.
 
 use crate::{Error, Result};
 
 /// An instruction set of the CPU backend.
+///
+/// ```
+/// use kron_core::Isa;
+///
+/// let best = Isa::detect();
+/// assert!(best.is_available() && Isa::Portable.is_available());
+/// assert_eq!("avx2".parse::<Isa>()?, Isa::Avx2);
+/// # Ok::<(), kron_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// Any CPU.
@@ -11,16 +20,16 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same with BF16: bf16 activations meet factors rounded to bf16, in
-    /// pairs, as on a tensor core; sums stay float32.
+    /// AVX-512 with BF16. Factors of bf16 activations are rounded to bf16 and
+    /// multiplied in pairs, as on a tensor core; sums stay float32.
     Avx512Bf16,
 }
 
 impl Isa {
-    /// All of them, plainest first.
+    /// All instruction sets, plainest first.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
-    /// The name used on the command line and in reports.
+    /// Name on the command line and in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
@@ -30,7 +39,7 @@ impl Isa {
         }
     }
 
-    /// Whether this machine has it.
+    /// Returns true if this machine has the instruction set.
     pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -49,7 +58,7 @@ impl Isa {
         }
     }
 
-    /// The best one of this machine.
+    /// Returns the best instruction set of this machine.
     pub fn detect() -> Self {
         let best = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
         best.unwrap_or(Isa::Portable)

@@ -1,53 +1,51 @@
-//! The safe ring: [`Kernels`], the three kernels of one instruction set over checked views.
+//! [`Kernels`]: safe calls of the three kernels of one instruction set, over checked views.
 
-use half::bf16;
-
-use super::factor::Factor;
-use super::grid::{Grid, GridMut};
+use super::factor::{Factor, PackFor};
+use super::grid::{RowGrid, RowGridMut};
 use super::isa::Isa;
 use super::operands::{Groups, Lanes, Rows};
 use super::pack::{self, Form};
 use super::portable::Portable;
 use super::vector::Plain;
-use super::{down, outer, probe, up};
+use super::{down, outer, spin, up};
 use crate::{Accum, Dtype, Element, Error, Result};
 
-/// In which arithmetic activations meet a factor.
+/// Arithmetic of the products of activations with a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Products {
-    /// Float32, whatever the activations are.
+    /// Float32 products for every dtype.
     Float32,
-    /// The fastest that the dtype has on this instruction set.
+    /// Fastest products of the dtype on this instruction set.
     Native,
 }
 
-/// A function of the inner loops, compiled once per instruction set.
+/// Compiles the entry functions of the inner loops for one instruction set.
 macro_rules! entries {
     ($name:ident, $simd:ty, down $dm:literal $dr:literal, up $um:literal $up:literal, outer $or:literal $op:literal $(, $features:literal)?) => {
         mod $name {
             use super::*;
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn down<E: Element>(x: Grid<E>, c: Lanes, t: &mut GridMut<f32>, add: bool) {
+            pub(super) unsafe fn down<E: Element>(x: RowGrid<E>, c: Lanes, t: &mut RowGridMut<f32>, add: bool) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { down::down::<Plain<$simd>, E, $dm, $dr>(x, c, t, add) }
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn up<E: Element>(u: Groups, b: Lanes, y: &mut GridMut<E>, accum: Accum) {
+            pub(super) unsafe fn up<E: Element>(u: Groups, b: Lanes, y: &mut RowGridMut<E>, accum: Accum) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { up::up::<Plain<$simd>, E, $um, $up>(u, b, y, accum) }
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn outer<E: Element>(u: Rows, x: Grid<E>, g: &mut [f32]) {
+            pub(super) unsafe fn outer<E: Element>(u: Rows, x: RowGrid<E>, g: &mut [f32]) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { outer::outer::<Plain<$simd>, E, $or, $op>(u, x, g) }
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn pack(factor: Factor, side: Side, panel: usize, out: &mut [f32]) {
+            pub(super) unsafe fn pack(factor: Factor, pack_for: PackFor, panel: usize, out: &mut [f32]) {
                 // SAFETY: the caller proves the instruction set.
                 unsafe {
-                    match side {
-                        Side::Down => factor.for_down::<Plain<$simd>, f32>(out),
-                        Side::Up => factor.for_up::<Plain<$simd>, f32>(panel, out),
+                    match pack_for {
+                        PackFor::Down => factor.for_down::<Plain<$simd>, f32>(out),
+                        PackFor::Up => factor.for_up::<Plain<$simd>, f32>(panel, out),
                     }
                 }
             }
@@ -59,7 +57,7 @@ macro_rules! entries {
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn spin() {
                 // SAFETY: the caller proves the instruction set.
-                unsafe { probe::spin::<Plain<$simd>, f32>() }
+                unsafe { spin::spin::<Plain<$simd>, f32>() }
             }
         }
     };
@@ -79,39 +77,41 @@ entries!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
 );
 
-/// bf16 products in pairs, and what brings the factors into that form.
+/// Entry functions for bf16 products in pairs, and the packing that they need.
 #[cfg(target_arch = "x86_64")]
 mod dot {
+    use half::bf16;
+
     use super::super::avx512::Dot;
     use super::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn down(x: Grid<bf16>, c: Lanes, t: &mut GridMut<f32>, add: bool) {
+    pub(super) unsafe fn down(x: RowGrid<bf16>, c: Lanes, t: &mut RowGridMut<f32>, add: bool) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
         unsafe { down::down::<Dot, bf16, 3, 8>(x, c, t, add) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn up(u: Groups, b: Lanes, y: &mut GridMut<bf16>, accum: Accum) {
+    pub(super) unsafe fn up(u: Groups, b: Lanes, y: &mut RowGridMut<bf16>, accum: Accum) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
         unsafe { up::up::<Dot, bf16, 4, 4>(u, b, y, accum) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn outer(u: Rows, x: Grid<bf16>, g: &mut [f32]) {
+    pub(super) unsafe fn outer(u: Rows, x: RowGrid<bf16>, g: &mut [f32]) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
         unsafe { outer::outer::<Dot, bf16, 8, 3>(u, x, g) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) unsafe fn spin() {
         // SAFETY: the caller proves the instruction set.
-        unsafe { probe::spin::<Dot, bf16>() }
+        unsafe { spin::spin::<Dot, bf16>() }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn pack(factor: Factor, side: Side, panel: usize, out: &mut [f32]) {
+    pub(super) unsafe fn pack(factor: Factor, pack_for: PackFor, panel: usize, out: &mut [f32]) {
         // SAFETY: the caller proves the instruction set.
         unsafe {
-            match side {
-                Side::Down => factor.for_down::<Dot, bf16>(out),
-                Side::Up => factor.for_up::<Dot, bf16>(panel, out),
+            match pack_for {
+                PackFor::Down => factor.for_down::<Dot, bf16>(out),
+                PackFor::Up => factor.for_up::<Dot, bf16>(panel, out),
             }
         }
     }
@@ -125,19 +125,10 @@ mod dot {
     }
 }
 
-/// Which kernel a packed factor is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
-    /// `down`: sums run along the factor's width.
-    Down,
-    /// `up`: sums run along its ranks.
-    Up,
-}
-
 /// The kernels of one instruction set for one kind of products.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
-    /// Available: the only constructor checks.
+    /// Available on this machine: the only constructor checks it.
     isa: Isa,
     pairs: bool,
 }
@@ -162,8 +153,10 @@ macro_rules! dispatch {
 }
 
 impl Kernels {
+    /// Returns the kernels for activations of `dtype`.
+    ///
     /// # Errors
-    /// An instruction set that this machine lacks.
+    /// Fails if this machine lacks the instruction set.
     pub(crate) fn new(isa: Isa, dtype: Dtype, products: Products) -> Result<Self> {
         if !isa.is_available() {
             return Err(Error::Unsupported(format!("this machine has no {isa}, only {}", Isa::detect())));
@@ -172,12 +165,12 @@ impl Kernels {
         Ok(Self { isa, pairs })
     }
 
-    /// The same instruction set in float32 arithmetic.
+    /// Returns the kernels of the same instruction set in float32 arithmetic.
     pub(crate) fn float32(self) -> Self {
         Self { pairs: false, ..self }
     }
 
-    /// Float32 numbers per register.
+    /// Float32 lanes of a register.
     pub(crate) fn lanes(self) -> usize {
         match self.isa {
             Isa::Portable | Isa::Avx2 => 8,
@@ -190,7 +183,7 @@ impl Kernels {
         1 + usize::from(self.pairs)
     }
 
-    /// Rows that `up` takes at a time.
+    /// Rows that `up` processes at a time.
     pub(crate) fn group(self) -> usize {
         match self.isa {
             Isa::Portable => 2,
@@ -198,61 +191,61 @@ impl Kernels {
         }
     }
 
-    /// Lanes of a panel.
-    fn panel(self, side: Side) -> usize {
-        match (side, self.isa) {
-            (Side::Down, _) => self.lanes(),
-            (Side::Up, Isa::Portable | Isa::Avx2) => 2 * self.lanes(),
-            (Side::Up, Isa::Avx512 | Isa::Avx512Bf16) => 4 * self.lanes(),
+    /// Lanes of a panel of a packed factor.
+    fn panel(self, pack_for: PackFor) -> usize {
+        match (pack_for, self.isa) {
+            (PackFor::Down, _) => self.lanes(),
+            (PackFor::Up, Isa::Portable | Isa::Avx2) => 2 * self.lanes(),
+            (PackFor::Up, Isa::Avx512 | Isa::Avx512Bf16) => 4 * self.lanes(),
         }
     }
 
-    /// Panels of a factor before column `k`, which is at the start of one.
-    pub(crate) fn panels(self, side: Side, k: usize) -> usize {
-        let columns = match side {
-            Side::Down => self.panel(side) * self.pair(),
-            Side::Up => self.panel(side),
+    /// Panels of a factor before column `k`, the first column of a panel.
+    pub(crate) fn panels(self, pack_for: PackFor, k: usize) -> usize {
+        let columns = match pack_for {
+            PackFor::Down => self.panel(pack_for) * self.pair(),
+            PackFor::Up => self.panel(pack_for),
         };
         assert_eq!(k % columns, 0);
         k / columns
     }
 
-    /// Numbers of a packed factor of `ranks` × `width`.
-    pub(crate) fn packed_len(self, side: Side, ranks: usize, width: usize) -> usize {
-        let panel = self.panel(side);
-        match side {
-            Side::Down => width.div_ceil(panel * self.pair()) * ranks * panel,
-            Side::Up => width.div_ceil(panel) * ranks.div_ceil(self.pair()) * panel,
+    /// Elements of a packed factor of `ranks` × `width`.
+    pub(crate) fn packed_len(self, pack_for: PackFor, ranks: usize, width: usize) -> usize {
+        let panel = self.panel(pack_for);
+        match pack_for {
+            PackFor::Down => width.div_ceil(panel * self.pair()) * ranks * panel,
+            PackFor::Up => width.div_ceil(panel) * ranks.div_ceil(self.pair()) * panel,
         }
     }
 
-    /// A factor in the order of one kernel.
-    pub(crate) fn pack<'a>(self, factor: Factor, side: Side, out: &'a mut [f32]) -> Lanes<'a> {
-        let out = &mut out[..self.packed_len(side, factor.ranks, factor.width)];
-        let panel = self.panel(side);
+    /// Packs a factor into `out`, in the order in which one kernel reads it.
+    pub(crate) fn pack<'a>(self, factor: Factor, pack_for: PackFor, out: &'a mut [f32]) -> Lanes<'a> {
+        let out = &mut out[..self.packed_len(pack_for, factor.ranks, factor.width)];
+        let panel = self.panel(pack_for);
         #[cfg(target_arch = "x86_64")]
         if self.pairs {
             // SAFETY: `pairs` is set only where the machine has AVX-512 BF16.
-            unsafe { dot::pack(factor, side, panel, out) };
-            let ranks = if side == Side::Up { factor.ranks.div_ceil(2) } else { factor.ranks };
+            unsafe { dot::pack(factor, pack_for, panel, out) };
+            let ranks = if pack_for == PackFor::Up { factor.ranks.div_ceil(2) } else { factor.ranks };
             return Lanes { data: out, panel: ranks * panel, rank: panel };
         }
-        dispatch!(self, pack(factor, side, panel, out));
+        dispatch!(self, pack(factor, pack_for, panel, out));
         Lanes { data: out, panel: factor.ranks * panel, rank: panel }
     }
 
-    /// A factor of float32 rows as it lies, `stride` apart; only for kernels that are not in pairs.
-    pub(crate) fn unpacked(self, side: Side, data: &[f32], stride: usize) -> Lanes<'_> {
+    /// Wraps a factor of float32 rows, `stride` apart, without packing it; not for products in pairs.
+    pub(crate) fn unpacked(self, pack_for: PackFor, data: &[f32], stride: usize) -> Lanes<'_> {
         assert!(!self.pairs);
-        Lanes { data, panel: self.panel(side), rank: stride }
+        Lanes { data, panel: self.panel(pack_for), rank: stride }
     }
 
-    /// Numbers that [`Kernels::groups`] writes.
+    /// Elements that [`Kernels::groups`] writes.
     pub(crate) fn groups_len(self, rows: usize, ranks: usize) -> usize {
         rows.next_multiple_of(self.group()) * ranks.div_ceil(self.pair())
     }
 
-    /// s·u for `up`; `u` is \[a, n, ranks\] and a row is (n, a).
+    /// Packs s·u for `up`; `u` is \[a, n, ranks\] and a row is (n, a).
     pub(crate) fn groups<'a>(
         self,
         u: &[f32],
@@ -272,7 +265,7 @@ impl Kernels {
         Groups { data: out, ranks }
     }
 
-    /// s·u for `outer`; `u` is \[a, n, ranks\] and a row is (n, a). Needs n·a·ranks numbers.
+    /// Packs s·u for `outer`; `u` is \[a, n, ranks\] and a row is (n, a). Writes at most n·a·ranks elements.
     pub(crate) fn rows<'a>(
         self,
         u: &[f32],
@@ -292,15 +285,15 @@ impl Kernels {
         Rows { data: out, ranks }
     }
 
-    /// Adds a gradient that [`Kernels::outer`] summed to the factor's own order; `like.data` is not read.
+    /// Adds a gradient in the order of [`Kernels::outer`] to `out`, in the factor's order; `like.data` is not read.
     pub(crate) fn unpack_add(self, like: Factor, packed: &[f32], out: &mut [f32]) {
         dispatch!(self, unpack_add(like, packed, out));
     }
 
-    /// t\[row, ρ\] (+)= Σ_k x\[row, k\]·c\[ρ, k\].
-    pub(crate) fn down<E: Element>(self, x: Grid<E>, c: Lanes, t: &mut GridMut<f32>, add: bool) {
+    /// Computes t\[row, ρ\] (+)= Σ_k x\[row, k\]·c\[ρ, k\].
+    pub(crate) fn down<E: Element>(self, x: RowGrid<E>, c: Lanes, t: &mut RowGridMut<f32>, add: bool) {
         assert_eq!(x.layout().rows(), t.layout().rows());
-        c.check(x.layout().width.div_ceil(self.pair()), t.layout().width, self.panel(Side::Down));
+        c.check(x.layout().width.div_ceil(self.pair()), t.layout().width, self.panel(PackFor::Down));
         if x.layout().rows() == 0 {
             return;
         }
@@ -312,10 +305,10 @@ impl Kernels {
         dispatch!(self, down(x, c, t, add))
     }
 
-    /// y\[row, p\] (+)= Σ_ρ u\[row, ρ\]·b\[ρ, p\].
-    pub(crate) fn up<E: Element>(self, u: Groups, b: Lanes, y: &mut GridMut<E>, accum: Accum) {
+    /// Computes y\[row, p\] (+)= Σ_ρ u\[row, ρ\]·b\[ρ, p\].
+    pub(crate) fn up<E: Element>(self, u: Groups, b: Lanes, y: &mut RowGridMut<E>, accum: Accum) {
         assert!(u.data.len() >= y.layout().rows().next_multiple_of(self.group()) * u.ranks);
-        b.check(y.layout().width, u.ranks, self.panel(Side::Up));
+        b.check(y.layout().width, u.ranks, self.panel(PackFor::Up));
         if y.layout().rows() == 0 {
             return;
         }
@@ -327,8 +320,8 @@ impl Kernels {
         dispatch!(self, up(u, b, y, accum))
     }
 
-    /// g\[ρ, p\] += Σ_row u\[row, ρ\]·x\[row, p\], with g as \[register, ρ, lane\].
-    pub(crate) fn outer<E: Element>(self, u: Rows, x: Grid<E>, g: &mut [f32]) {
+    /// Computes g\[ρ, p\] += Σ_row u\[row, ρ\]·x\[row, p\], with g as \[register, ρ, lane\].
+    pub(crate) fn outer<E: Element>(self, u: Rows, x: RowGrid<E>, g: &mut [f32]) {
         assert!(u.data.len() >= x.layout().rows().div_ceil(self.pair()) * u.ranks);
         assert!(g.len() >= x.layout().width.div_ceil(self.lanes()) * self.lanes() * u.ranks);
         #[cfg(target_arch = "x86_64")]
@@ -339,7 +332,7 @@ impl Kernels {
         dispatch!(self, outer(u, x, g))
     }
 
-    /// Multiply-adds in registers, for [`probe`].
+    /// Runs multiply-adds in registers, for [`super::probe`].
     pub(super) fn spin(self) {
         #[cfg(target_arch = "x86_64")]
         if self.pairs {

@@ -1,10 +1,11 @@
-//! The hand-written CPU kernels. All `unsafe` code of the crate is here, in
-//! three rings: instruction sets ([`vector`] and its implementors), the three
-//! kernels over raw pointers ([`down`], [`up`], [`outer`]), and the safe
+//! The hand-written CPU kernels, and all `unsafe` code of the crate.
+//!
+//! There are three rings: the instruction sets ([`vector`] and its implementors),
+//! the three kernels over raw pointers ([`down`], [`up`], [`outer`]), and the safe
 //! functions of [`Kernels`], which take checked views.
 //!
-//! Everything a Kron-LoRA layer does is one of three products over the rows
-//! (n, a) of a grid:
+//! Every step of a Kron-LoRA layer is one of three products over the rows (n, a)
+//! of a grid:
 //!
 //! ```text
 //! down     t[row, ρ] (+)= Σ_k x[row, k]·c[ρ, k]      T = X·Cᵀ, dU = dY·B, dA = dU·Tᵀ
@@ -21,24 +22,25 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod down;
+mod dropout_mask;
 mod factor;
 mod grid;
 mod isa;
-mod keep;
 mod kernels;
 mod operands;
 mod outer;
 mod pack;
 mod portable;
 pub mod probe;
+mod spin;
 #[cfg(test)]
 mod tests;
 mod up;
 mod vector;
 
-pub(crate) use factor::Factor;
-pub(crate) use grid::{Grid, GridMut};
+pub(crate) use dropout_mask::keep_mask;
+pub(crate) use factor::{Factor, PackFor};
+pub(crate) use grid::{RowGrid, RowGridMut};
 pub use isa::Isa;
-pub(crate) use keep::keep_mask;
-pub(crate) use kernels::{Kernels, Products, Side};
+pub(crate) use kernels::{Kernels, Products};
 pub(crate) use operands::{Groups, Lanes};

@@ -1,7 +1,7 @@
-//! What the kernels multiply activations with, in the order in which they read it.
+//! Operands of the kernels, in the order in which the kernels read them.
 
-/// A factor in registers: panel i (one register for `down`, several side by
-/// side for `up`) of rank ρ is at i·panel + ρ·rank.
+/// A packed factor. Panel i of rank ρ starts at i·panel + ρ·rank; a panel is one
+/// register for `down` and several adjacent ones for `up`.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes<'a> {
     pub(super) data: &'a [f32],
@@ -10,29 +10,29 @@ pub(crate) struct Lanes<'a> {
 }
 
 impl Lanes<'_> {
-    /// Rank 0 of panel `i`.
+    /// Returns a pointer to rank 0 of panel `i`.
     #[inline(always)]
     pub(super) fn panel(&self, i: usize) -> *const f32 {
         self.data.as_ptr().wrapping_add(i * self.panel)
     }
 
-    /// From one rank to the next.
+    /// Distance from one rank to the next.
     #[inline(always)]
     pub(super) fn rank_stride(&self) -> usize {
         self.rank
     }
 
-    /// From panel `i` on.
+    /// Returns the panels from `i` on.
     pub(crate) fn after(&self, i: usize) -> Self {
         Self { data: &self.data[i * self.panel..], ..*self }
     }
 
-    /// From rank `rho` on.
+    /// Returns the ranks from `rho` on.
     pub(super) fn rank(&self, rho: usize) -> Self {
         Self { data: &self.data[rho * self.rank..], ..*self }
     }
 
-    /// Refuses to go on when `count` lanes of each rank, `panel` to a panel, are not all inside.
+    /// Panics if `count` lanes of each rank, `panel` per panel, do not all lie inside.
     pub(super) fn check(&self, count: usize, ranks: usize, panel: usize) {
         if count > 0 && ranks > 0 {
             let last = (count - 1) / panel;
@@ -42,7 +42,7 @@ impl Lanes<'_> {
     }
 }
 
-/// The scalars of `up`, \[group of rows, rank, row\].
+/// Scalars of `up`, \[group of rows, rank, row\].
 #[derive(Clone, Copy)]
 pub(crate) struct Groups<'a> {
     pub(super) data: &'a [f32],
@@ -50,19 +50,19 @@ pub(crate) struct Groups<'a> {
 }
 
 impl Groups<'_> {
-    /// Numbers per row.
+    /// Elements of a row.
     pub(crate) fn ranks(&self) -> usize {
         self.ranks
     }
 
-    /// The numbers of row `r` are this far apart from rank to rank: G.
+    /// Returns a pointer to rank 0 of row `r`; the ranks of a row are G elements apart.
     #[inline(always)]
     pub(super) fn row<const G: usize>(&self, r: usize) -> *const f32 {
         self.data.as_ptr().wrapping_add(r / G * G * self.ranks + r % G)
     }
 }
 
-/// The scalars of `outer`, \[row or pair of rows, rank\].
+/// Scalars of `outer`, \[row or pair of rows, rank\].
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     pub(super) data: &'a [f32],

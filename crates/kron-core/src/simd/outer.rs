@@ -5,19 +5,19 @@
 //! ```
 //!
 //! Lanes run along p. R ranks × P registers are summed over a run of rows, first
-//! to last, and then added to g, so that the rounding errors of two short sums
-//! and not of one long one add up; the columns of the next tile are fetched
-//! meanwhile. With pairs, one lane of u holds two neighbouring rows.
+//! to last, and then added to g: short sums round less than one long sum. The
+//! columns of the next tile are prefetched meanwhile. With pairs, one lane of u
+//! holds two neighbouring rows.
 
-use super::grid::Grid;
+use super::grid::RowGrid;
 use super::operands::Rows;
 use super::vector::{Mac, Simd, V};
 use crate::Element;
 
-/// Rows summed in registers before g is touched: even, for the pairs.
+/// Rows summed in registers before they are added to g. Even, because of the pairs.
 const RUN: usize = 64;
 
-/// All columns, all ranks. `g` is [⌈p / LANES⌉, rank, LANES].
+/// Computes all columns and ranks. `g` is [⌈p / LANES⌉, rank, LANES].
 ///
 /// # Safety
 /// The CPU has the instruction set of `K`; `u` holds every rank of every row
@@ -25,7 +25,7 @@ const RUN: usize = 64;
 #[inline(always)]
 pub(super) unsafe fn outer<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     u: Rows,
-    x: Grid<E>,
+    x: RowGrid<E>,
     g: &mut [f32],
 ) {
     let (width, lanes) = (x.layout().width, K::S::LANES);
@@ -43,11 +43,11 @@ pub(super) unsafe fn outer<K: Mac<E>, E: Element, const R: usize, const P: usize
     }
 }
 
-/// Registers v…v+P−1, every rank; the last register has `rest` lanes.
+/// Computes registers v…v+P−1 of every rank; the last register has `rest` lanes.
 #[inline(always)]
 unsafe fn ranks<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     u: Rows,
-    x: Grid<E>,
+    x: RowGrid<E>,
     g: &mut [f32],
     v: usize,
     rest: usize,
@@ -73,11 +73,11 @@ unsafe fn ranks<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     }
 }
 
-/// Ranks rho…rho+R−1 of registers v…v+P−1: the hot loop.
+/// Computes ranks rho…rho+R−1 of registers v…v+P−1: the hot loop.
 #[inline(always)]
 unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     u: Rows,
-    x: Grid<E>,
+    x: RowGrid<E>,
     g: &mut [f32],
     v: usize,
     rho: usize,
@@ -139,7 +139,7 @@ unsafe fn accumulate<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     x: &[V<K, E>; P],
 ) {
     for i in 0..R {
-        // SAFETY: u points at R numbers of a row.
+        // SAFETY: u points at R values of a row.
         let u = unsafe { K::S::splat(u.add(i)) };
         for p in 0..P {
             // SAFETY: the caller proves the instruction set.
@@ -148,7 +148,7 @@ unsafe fn accumulate<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     }
 }
 
-/// The rows of a grid in flat order, without a division.
+/// Visits the rows of a grid in order, without a division.
 struct Walk<E> {
     next: *const E,
     rows: usize,
@@ -160,7 +160,7 @@ struct Walk<E> {
 
 impl<E> Walk<E> {
     #[inline(always)]
-    fn over(grid: &Grid<E>) -> Self {
+    fn over(grid: &RowGrid<E>) -> Self {
         let l = grid.layout();
         let rows = l.rows();
         Self {

@@ -1,13 +1,16 @@
-//! The scalars of `up` and `outer` brought into the order in which they are read.
+//! Packs the scalars of `up` and `outer` into the order in which the kernels read them.
 
-/// Which numbers a lane of `up` or `outer` takes: one, or two rounded to bf16.
+/// Contents of a lane of `up` or `outer`.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only x86-64 multiplies pairs
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
+    /// One float32 value.
     Singles,
+    /// Two values rounded to bf16.
     Pairs,
 }
 
-/// s·u for `up`: \[group, rank or pair of ranks, row of the group\]. `u` is \[a, n, ranks\];
+/// Packs s·u for `up`: \[group, rank or pair of ranks, row of the group\]. `u` is \[a, n, ranks\];
 /// rows are (n, a) in flat order.
 #[inline(always)]
 pub(super) fn groups(
@@ -40,7 +43,7 @@ pub(super) fn groups(
     }
 }
 
-/// s·u for `outer`: \[row or pair of rows, rank\], rows in flat order. `u` is \[a, n, ranks\].
+/// Packs s·u for `outer`: \[row or pair of rows, rank\], rows in flat order. `u` is \[a, n, ranks\].
 #[inline(always)]
 pub(super) fn rows(u: &[f32], (n, a, ranks): (usize, usize, usize), s: f32, form: Form, out: &mut [f32]) {
     let row = |r: usize| &u[((r % a) * n + r / a) * ranks..][..ranks];
@@ -65,13 +68,13 @@ pub(super) fn rows(u: &[f32], (n, a, ranks): (usize, usize, usize), s: f32, form
     }
 }
 
-/// Two numbers rounded to bf16, the first in the low half.
+/// Rounds two values to bf16 and joins them, the first in the low half.
 #[inline(always)]
 fn pair(low: f32, high: f32) -> f32 {
     f32::from_bits(round(low) | round(high) << 16)
 }
 
-/// To nearest bf16, ties to even, NaN quiet, without a branch.
+/// Rounds to the nearest bf16, ties to even, NaN quiet, without a branch.
 #[inline(always)]
 fn round(v: f32) -> u32 {
     let bits = v.to_bits();

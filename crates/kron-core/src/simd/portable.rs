@@ -1,4 +1,4 @@
-//! Any CPU: arrays that the compiler turns into whatever vectors it has.
+//! Any CPU: arrays that the compiler vectorises for the target.
 
 use super::vector::Simd;
 use crate::Element;
@@ -18,14 +18,14 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> Self::V {
-        // SAFETY: the caller passes a readable number.
+        // SAFETY: the caller passes a readable value.
         [unsafe { *p }; LANES]
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i] + b[i])
     }
-    /// Two roundings: a fused one is a function call where the CPU has none.
+    /// Rounds twice: without an FMA instruction, a fused multiply-add is a function call.
     #[inline(always)]
     unsafe fn fma(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|i| acc[i] + a[i] * b[i])
@@ -59,7 +59,7 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
-    unsafe fn turn(p: *const f32, stride: usize) -> [Self::V; 4] {
+    unsafe fn load_transposed(p: *const f32, stride: usize) -> [Self::V; 4] {
         let mut v = [[0.0; LANES]; 4];
         for l in 0..LANES {
             for i in 0..4 {
@@ -70,7 +70,7 @@ impl Simd for Portable {
         v
     }
     #[inline(always)]
-    unsafe fn turn_add(v: [Self::V; 4], p: *mut f32, stride: usize) {
+    unsafe fn add_transposed(v: [Self::V; 4], p: *mut f32, stride: usize) {
         for l in 0..LANES {
             for i in 0..4 {
                 // SAFETY: the caller passes LANES writable fours, `stride` apart.

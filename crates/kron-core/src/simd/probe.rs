@@ -1,4 +1,4 @@
-//! What this machine can do at best: the roof that benchmarks are held against.
+//! Peak arithmetic and copy rates of this machine, the upper bounds of the benchmarks.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -7,21 +7,17 @@ use rayon::prelude::*;
 
 use super::isa::Isa;
 use super::kernels::{Kernels, Products};
-use super::vector::{Mac, Simd};
-use crate::{Dtype, Element, Result};
+use super::spin::{STEPS, SUMS};
+use crate::{Dtype, Result};
 
-/// Independent sums: more than the latency of a multiply-add times its rate.
-const SUMS: usize = 12;
-
-/// Multiply-adds of each sum per timed call.
-const STEPS: usize = 1 << 20;
-
-/// Float operations per second (a multiply-add is two) of the kernels' own
-/// arithmetic for `dtype` activations, on `threads` threads of rayon's current
-/// pool at once; the best of several trials, operands in registers.
+/// Measures the float operations per second of the kernels' arithmetic for `dtype`
+/// activations, on `threads` threads of rayon's current pool.
+///
+/// Operands stay in registers and a multiply-add counts as two operations. Returns
+/// the best of several trials.
 ///
 /// # Errors
-/// An instruction set that this machine lacks.
+/// Fails if this machine lacks the instruction set.
 pub fn mul_add_rate(isa: Isa, dtype: Dtype, threads: usize) -> Result<f64> {
     let kernels = Kernels::new(isa, dtype, Products::Native)?;
     let operations = 2 * SUMS * STEPS * kernels.lanes() * kernels.pair() * threads;
@@ -35,9 +31,11 @@ pub fn mul_add_rate(isa: Isa, dtype: Dtype, threads: usize) -> Result<f64> {
     Ok(operations as f64 / best)
 }
 
-/// Bytes per second, read plus written, of copying `bytes` bytes on `threads`
-/// threads of rayon's current pool; the median of several trials of whichever is
-/// faster, the system's `memcpy` or stores that go around the cache.
+/// Measures the bytes per second, read plus written, of copying `bytes` bytes on
+/// `threads` threads of rayon's current pool.
+///
+/// Copies by `memcpy` and by stores that bypass the cache. Returns the median of
+/// several trials of the faster way.
 pub fn copy_rate(bytes: usize, threads: usize) -> f64 {
     let len = (bytes / 8).max(threads);
     let from: Vec<u64> = (0..len as u64).collect();
@@ -57,17 +55,17 @@ pub fn copy_rate(bytes: usize, threads: usize) -> f64 {
         times.sort_by(f64::total_cmp);
         2.0 * 8.0 * len as f64 / times[times.len() / 2]
     };
-    rate(|from, to| to.copy_from_slice(from)).max(rate(copy_around_cache))
+    rate(|from, to| to.copy_from_slice(from)).max(rate(copy_bypassing_cache))
 }
 
 #[cfg(target_arch = "x86_64")]
-fn copy_around_cache(from: &[u64], to: &mut [u64]) {
+fn copy_bypassing_cache(from: &[u64], to: &mut [u64]) {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
     let skip = to.as_ptr().align_offset(16).min(to.len());
     to[..skip].copy_from_slice(&from[..skip]);
     let (from, to) = (&from[skip..to.len()], &mut to[skip..]);
     let whole = to.len() / 2;
-    // SAFETY: SSE2 is part of x86-64; both slices have 2·whole numbers, and `to` is aligned to 16 bytes.
+    // SAFETY: SSE2 is part of x86-64; both slices have 2·whole elements, and `to` is aligned to 16 bytes.
     unsafe {
         for i in 0..whole {
             let v = _mm_loadu_si128(from.as_ptr().cast::<__m128i>().add(i));
@@ -79,29 +77,8 @@ fn copy_around_cache(from: &[u64], to: &mut [u64]) {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn copy_around_cache(from: &[u64], to: &mut [u64]) {
+fn copy_bypassing_cache(from: &[u64], to: &mut [u64]) {
     to.copy_from_slice(from);
-}
-
-/// [`SUMS`] chains of [`STEPS`] multiply-adds.
-///
-/// # Safety
-/// The CPU has the instruction set of `K`.
-#[inline(always)]
-pub(super) unsafe fn spin<K: Mac<E>, E: Element>() {
-    let one = black_box([f32::from_bits(0x3f80_3f80); 1]);
-    let small = black_box([f32::from_bits(0x3080_3080); 1]);
-    // SAFETY: the same contract; both pointers are to one number.
-    unsafe {
-        let (a, b) = (K::S::splat(one.as_ptr()), K::S::splat(small.as_ptr()));
-        let mut sums = [a; SUMS];
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = K::mac(*sum, a, b);
-            }
-        }
-        black_box(K::S::sums(sums));
-    }
 }
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
-//! The three kernels against their plain loops, on every instruction set that
-//! is here. All numbers are small integers: products and sums are exact, so
-//! the answer is one number, whatever the order, rounded once to its dtype.
+//! Compares the three kernels with their plain loops on every available
+//! instruction set. All values are small integers: products and sums are exact,
+//! so the result does not depend on the order and is rounded once to its dtype.
 //!
-//! Under Miri only the portable set is here, and every buffer ends where its
-//! grid does, so that a read past it is found.
+//! Under Miri only the portable set is available. Every buffer ends where its grid
+//! does, so that Miri finds a read past the end.
 
 use half::{bf16, f16};
 
-use super::factor::Factor;
-use super::grid::{Grid, GridMut};
+use super::factor::{Factor, PackFor};
+use super::grid::{RowGrid, RowGridMut};
 use super::isa::Isa;
-use super::kernels::{Kernels, Products, Side};
+use super::kernels::{Kernels, Products};
 use crate::{Accum, Dtype, Element};
 
-/// Tokens, blocks, columns, ranks: tails of every register, pair and panel;
-/// ranks of every tile; second stretches; several runs of rows; no rows.
+/// Tokens, blocks, columns and ranks that cover the tails of every register, pair
+/// and panel, the ranks of every tile, second stretches, several runs of rows, and no rows.
 const DIMS: &[(usize, usize, usize, usize)] = &[
     (1, 1, 1, 1),
     (1, 1, 7, 2),
@@ -51,12 +51,12 @@ impl Dims {
         self.n * self.a
     }
 
-    /// Row (n, a), rank ρ of a \[a, n, ranks\].
+    /// Returns row (n, a), rank ρ of a \[a, n, ranks\].
     fn blocks_first(self, u: &[f32], row: usize, rho: usize) -> f32 {
         u[(row % self.a * self.n + row / self.a) * self.ranks + rho]
     }
 
-    /// A ranks × width matrix as θ has it: so, or transposed.
+    /// Returns a ranks × width matrix in the order of θ: as it is, or transposed.
     fn factor(self, m: &[f32], rank_major: bool) -> Vec<f32> {
         let at = |i: usize| if rank_major { i } else { i % self.ranks * self.width + i / self.ranks };
         (0..m.len()).map(|i| m[at(i)]).collect()
@@ -76,8 +76,8 @@ fn down<E: Element>(k: Kernels, d: Dims) {
     for rank_major in [true, false] {
         let data = d.factor(&c, rank_major);
         let factor = Factor { data: &data, ranks: d.ranks, width: d.width, rank_major, times: 2.0 };
-        let mut room = vec![f32::NAN; k.packed_len(Side::Down, d.ranks, d.width)];
-        let packed = k.pack(factor, Side::Down, &mut room);
+        let mut packed_scratch = vec![f32::NAN; k.packed_len(PackFor::Down, d.ranks, d.width)];
+        let packed = k.pack(factor, PackFor::Down, &mut packed_scratch);
         for add in [false, true] {
             let mut t = Rows::<f32>::blocks_first(d, d.ranks, 0.5);
             let want = |i: usize, old| 2.0 * sums[i] + if add { old } else { 0.0 };
@@ -86,7 +86,7 @@ fn down<E: Element>(k: Kernels, d: Dims) {
     }
     if k.pair() == 1 {
         let mut t = Rows::<f32>::of(d, d.ranks, 0.5);
-        t.after(|i, _| sums[i], |t| k.down(x.grid(), k.unpacked(Side::Down, &c, d.width), t, false));
+        t.after(|i, _| sums[i], |t| k.down(x.grid(), k.unpacked(PackFor::Down, &c, d.width), t, false));
     }
 }
 
@@ -98,11 +98,11 @@ fn up_is_the_plain_loop() {
 }
 
 fn up<E: Element>(k: Kernels, d: Dims) {
-    // Odd, so that many sums lie halfway between two bf16 numbers.
+    // Odd, so that many sums lie halfway between two bf16 values.
     const S: f32 = 9.0;
     let (u, b) = (integers(d.rows() * d.ranks, 3), integers(d.ranks * d.width, 4));
-    let mut room = vec![f32::NAN; k.groups_len(d.rows(), d.ranks)];
-    let groups = k.groups(&u, (d.n, d.a, d.ranks), S, &mut room);
+    let mut packed_scratch = vec![f32::NAN; k.groups_len(d.rows(), d.ranks)];
+    let groups = k.groups(&u, (d.n, d.a, d.ranks), S, &mut packed_scratch);
     let sums = sums(
         d.rows(),
         d.width,
@@ -113,8 +113,8 @@ fn up<E: Element>(k: Kernels, d: Dims) {
     for rank_major in [true, false] {
         let data = d.factor(&b, rank_major);
         let factor = Factor { data: &data, ranks: d.ranks, width: d.width, rank_major, times: 1.0 };
-        let mut room = vec![f32::NAN; k.packed_len(Side::Up, d.ranks, d.width)];
-        let packed = k.pack(factor, Side::Up, &mut room);
+        let mut packed_scratch = vec![f32::NAN; k.packed_len(PackFor::Up, d.ranks, d.width)];
+        let packed = k.pack(factor, PackFor::Up, &mut packed_scratch);
         for accum in [Accum::Replace, Accum::Add] {
             let mut y = Rows::<E>::of(d, d.width, 0.5);
             let want = |i: usize, old| S * sums[i] + if accum == Accum::Add { old } else { 0.0 };
@@ -132,10 +132,9 @@ fn outer_is_the_plain_loop() {
 
 fn outer<E: Element>(k: Kernels, d: Dims) {
     let (x, u) = (Rows::<E>::of(d, d.width, f32::NAN), integers(d.rows() * d.ranks, 5));
-    let mut room = vec![f32::NAN; d.rows() * d.ranks];
-    let rows = k.rows(&u, (d.n, d.a, d.ranks), 2.0, &mut room);
-    // As long as the backend makes it: to the end of a cache line.
-    let mut g = vec![0.0; (d.width.next_multiple_of(k.lanes()) * d.ranks).next_multiple_of(16)];
+    let mut packed_scratch = vec![f32::NAN; d.rows() * d.ranks];
+    let rows = k.rows(&u, (d.n, d.a, d.ranks), 2.0, &mut packed_scratch);
+    let mut g = vec![0.0; d.width.next_multiple_of(k.lanes()) * d.ranks];
     for _ in 0..2 {
         k.outer(rows, x.grid(), &mut g);
     }
@@ -151,7 +150,7 @@ fn outer<E: Element>(k: Kernels, d: Dims) {
     }
 }
 
-/// Every case, on every instruction set, in both kinds of products where they
+/// Runs every case on every instruction set, in both kinds of products where they
 /// differ; under Miri, which is slow, every third case of each dtype.
 fn each(dtype: Dtype, test: fn(Kernels, Dims)) {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
@@ -169,7 +168,7 @@ fn each(dtype: Dtype, test: fn(Kernels, Dims)) {
     }
 }
 
-/// The rows of a grid with gaps between them.
+/// Rows of a grid with gaps between them.
 struct Rows<E> {
     data: Vec<E>,
     dims: Dims,
@@ -178,13 +177,13 @@ struct Rows<E> {
 }
 
 impl<E: Element> Rows<E> {
-    /// Integers, with `gap` between the rows.
+    /// Returns rows of integers, with `gap` between them.
     fn of(dims: Dims, width: usize, gap: f32) -> Self {
         let block = width + GAPS.0;
         Self::spread(dims, width, (dims.a * block + GAPS.1, block), gap)
     }
 
-    /// The same, all tokens of a block side by side, as T lies in backward.
+    /// Returns the same with the tokens of a block adjacent, as T is in backward.
     fn blocks_first(dims: Dims, width: usize, gap: f32) -> Self {
         let token = width + GAPS.0;
         Self::spread(dims, width, (token, dims.n * token + GAPS.1), gap)
@@ -209,12 +208,12 @@ impl<E: Element> Rows<E> {
         self.data[self.at(row, k)].to_f32()
     }
 
-    fn grid(&self) -> Grid<'_, E> {
-        Grid::new(&self.data, self.dims.n, self.dims.a, self.strides, self.width)
+    fn grid(&self) -> RowGrid<'_, E> {
+        RowGrid::new(&self.data, self.dims.n, self.dims.a, self.strides, self.width)
     }
 
-    /// That `kernel` makes of number i of all rows, `old`, what `want(i, old)` says, and leaves the gaps alone.
-    fn after(&mut self, want: impl Fn(usize, f32) -> f32, kernel: impl FnOnce(&mut GridMut<E>)) {
+    /// Panics unless `kernel` turns element i of all rows, `old`, into `want(i, old)` and leaves the gaps alone.
+    fn after(&mut self, want: impl Fn(usize, f32) -> f32, kernel: impl FnOnce(&mut RowGridMut<E>)) {
         let mut expected = self.data.clone();
         for row in 0..self.dims.rows() {
             for k in 0..self.width {
@@ -222,7 +221,7 @@ impl<E: Element> Rows<E> {
             }
         }
         let (n, a) = (self.dims.n, self.dims.a);
-        kernel(&mut GridMut::new(&mut self.data, n, a, self.strides, self.width));
+        kernel(&mut RowGridMut::new(&mut self.data, n, a, self.strides, self.width));
         for (i, (got, want)) in self.data.iter().zip(&expected).enumerate() {
             assert_eq!(
                 got.to_f32(),
@@ -235,7 +234,7 @@ impl<E: Element> Rows<E> {
     }
 }
 
-/// The plain loop, m × n: Σ_k left(i, k)·right(j, k).
+/// Returns the m × n sums Σ_k left(i, k)·right(j, k), by the plain loop.
 fn sums(
     m: usize,
     n: usize,
@@ -247,7 +246,7 @@ fn sums(
     (0..m * n).map(sum).collect()
 }
 
-/// Integers in −4…3 without a pattern that a wrong stride would repeat.
+/// Returns integers in −4…3 without a pattern that a wrong stride would repeat.
 fn integers(len: usize, seed: u32) -> Vec<f32> {
     let hash = |i: u32| (i ^ seed << 20).wrapping_mul(0x9E37_79B9).rotate_left(13).wrapping_mul(0x85EB_CA6B);
     (0..len as u32).map(|i| (hash(i) >> 29) as f32 - 4.0).collect()

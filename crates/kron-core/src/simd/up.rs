@@ -5,10 +5,10 @@
 //! ```
 //!
 //! Lanes run along p. M rows × P registers are summed over every rank, then
-//! added to y once, with one rounding; a stretch of b short enough for L1 is
-//! used by every row, and the rows of y after the next are fetched meanwhile.
+//! added to y once, with one rounding. A stretch of b that fits in L1 serves
+//! every row, and later rows of y are prefetched meanwhile.
 
-use super::grid::GridMut;
+use super::grid::RowGridMut;
 use super::operands::{Groups, Lanes};
 use super::vector::{Mac, Simd, V};
 use crate::{Accum, Element};
@@ -16,7 +16,7 @@ use crate::{Accum, Element};
 /// Bytes of b that are kept in L1 beside the rows.
 const B_BYTES: usize = 16 << 10;
 
-/// All rows, all columns.
+/// Computes all rows and columns.
 ///
 /// # Safety
 /// The CPU has the instruction set of `K`; `u` is in groups of M rows and has
@@ -26,7 +26,7 @@ const B_BYTES: usize = 16 << 10;
 pub(super) unsafe fn up<K: Mac<E>, E: Element, const M: usize, const P: usize>(
     u: Groups,
     b: Lanes,
-    y: &mut GridMut<E>,
+    y: &mut RowGridMut<E>,
     accum: Accum,
 ) {
     let (width, panel) = (y.layout().width, P * K::S::LANES);
@@ -52,7 +52,7 @@ pub(super) unsafe fn up<K: Mac<E>, E: Element, const M: usize, const P: usize>(
     }
 }
 
-/// The factors of some columns of y.
+/// Factors of some columns of y.
 struct Stretch<'a> {
     u: Groups<'a>,
     b: Lanes<'a>,
@@ -60,11 +60,11 @@ struct Stretch<'a> {
 }
 
 impl Stretch<'_> {
-    /// Rows r…r+M−1, every column; u is in groups of G ≥ M rows.
+    /// Computes rows r…r+M−1, every column; u is in groups of G ≥ M rows.
     #[inline(always)]
     unsafe fn rows<K: Mac<E>, E: Element, const M: usize, const G: usize, const P: usize>(
         &self,
-        y: &mut GridMut<E>,
+        y: &mut RowGridMut<E>,
         r: usize,
     ) {
         let (rows, width, lanes) = (y.layout().rows(), y.layout().width, K::S::LANES);
@@ -72,11 +72,11 @@ impl Stretch<'_> {
         for m in 0..M {
             to[m] = y.row(r + m);
         }
-        // How far the rows after the next lie; after the last, the next stretch.
+        // Distance to the row tile after the next; behind the last tile, to the next stretch.
         let later = if r + 2 * M < rows { y.row(r + 2 * M) } else { y.row(0).wrapping_add(width) };
         let ahead = (later as isize).wrapping_sub(to[0] as isize);
         let u = self.u.row::<G>(r);
-        // SAFETY: y holds M distinct rows of `width` elements, u a number for
+        // SAFETY: y holds M distinct rows of `width` elements, u a value for
         // each of them and every rank; the tail touches only what is there.
         unsafe {
             let mut p0 = 0;
@@ -117,14 +117,14 @@ impl Stretch<'_> {
         }
     }
 
-    /// Σ over the ranks of a panel of P registers: the hot loop.
+    /// Sums over the ranks for a panel of P registers: the hot loop.
     #[inline(always)]
     unsafe fn sums<K: Mac<E>, E: Element, const M: usize, const G: usize, const P: usize>(
         &self,
         mut u: *const f32,
         mut b: *const f32,
     ) -> [[V<K, E>; P]; M] {
-        // SAFETY: every rank has G numbers at u and P registers at b.
+        // SAFETY: every rank has G values at u and P registers at b.
         unsafe {
             let mut acc = [[K::S::zero(); P]; M]; // [M, P] × lanes along p
             for _ in 0..self.u.ranks {
@@ -145,7 +145,7 @@ impl Stretch<'_> {
         }
     }
 
-    /// The same for one register of which `rest` lanes exist.
+    /// Sums over the ranks for one register with `rest` lanes.
     #[inline(always)]
     unsafe fn tail<K: Mac<E>, E: Element, const M: usize, const G: usize>(
         &self,
@@ -153,7 +153,7 @@ impl Stretch<'_> {
         mut b: *const f32,
         rest: usize,
     ) -> [V<K, E>; M] {
-        // SAFETY: every rank has G numbers at u and `rest` lanes at b.
+        // SAFETY: every rank has G values at u and `rest` lanes at b.
         unsafe {
             let mut acc = [K::S::zero(); M];
             for _ in 0..self.u.ranks {

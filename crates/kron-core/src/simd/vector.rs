@@ -1,39 +1,39 @@
-//! [`Simd`]: the few vector operations that the kernels are written in.
+//! [`Simd`] and [`Mac`]: the vector operations of the kernels.
 
 use crate::Element;
 
-/// One instruction set. Every method is `unsafe` for one reason beyond its
-/// pointers: the CPU must have the instruction set.
+/// One instruction set. Every method is `unsafe` because the CPU must have the
+/// instruction set, besides what its pointers need.
 pub(super) trait Simd: Copy + 'static {
-    /// A register of `LANES` float32 numbers (or bit patterns).
+    /// A register of `LANES` float32 values (or bit patterns).
     type V: Copy;
-    /// Float32 numbers per register.
+    /// Float32 lanes of a register.
     const LANES: usize;
 
     unsafe fn zero() -> Self::V;
-    /// Every lane = `*p`.
+    /// Returns `*p` in every lane.
     unsafe fn splat(p: *const f32) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
-    /// acc + a·b.
+    /// Returns acc + a·b.
     unsafe fn fma(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
-    /// The sum of the lanes of each register, always in the same order.
+    /// Returns the sum of the lanes of each register, always added in the same order.
     unsafe fn sums<const R: usize>(v: [Self::V; R]) -> [f32; R];
 
-    /// `LANES` elements, widened.
+    /// Loads `LANES` elements, widened to float32.
     unsafe fn load<E: Element>(p: *const E) -> Self::V;
-    /// The first `n` < `LANES` elements, widened; the other lanes are zero.
+    /// Loads the first `n` < `LANES` elements, widened; the other lanes are zero.
     unsafe fn load_n<E: Element>(p: *const E, n: usize) -> Self::V;
-    /// Rounded to nearest even.
+    /// Stores `LANES` elements, rounded to nearest even.
     unsafe fn store<E: Element>(p: *mut E, v: Self::V);
-    /// The first `n` < `LANES` lanes.
+    /// Stores the first `n` < `LANES` lanes.
     unsafe fn store_n<E: Element>(p: *mut E, v: Self::V, n: usize);
 
-    /// Numbers that lie four by four, turned: register i, lane l = `p[l·stride + i]`.
-    unsafe fn turn(p: *const f32, stride: usize) -> [Self::V; 4];
-    /// The way back: `p[l·stride + i]` += lane l of register i.
-    unsafe fn turn_add(v: [Self::V; 4], p: *mut f32, stride: usize);
+    /// Loads `LANES` rows of four values, transposed: lane l of register i is `p[l·stride + i]`.
+    unsafe fn load_transposed(p: *const f32, stride: usize) -> [Self::V; 4];
+    /// Adds the transpose of four registers: `p[l·stride + i]` += lane l of register i.
+    unsafe fn add_transposed(v: [Self::V; 4], p: *mut f32, stride: usize);
 
-    /// A hint; `p` may point anywhere.
+    /// Prefetches the cache line of `p`, which may point anywhere.
     #[inline(always)]
     unsafe fn prefetch<E>(p: *const E) {
         #[cfg(target_arch = "x86_64")]
@@ -46,35 +46,35 @@ pub(super) trait Simd: Copy + 'static {
     }
 }
 
-/// How a product of activations with packed factors is summed.
+/// Multiply-accumulate of activations with packed factors.
 ///
-/// A lane is one float32 number, or a pair of bf16 numbers whose two products
-/// are added in one instruction; `PAIR` tells which.
+/// A lane is one float32 value (`PAIR` = 1), or a pair of bf16 values whose two
+/// products are added in one instruction (`PAIR` = 2).
 pub(super) trait Mac<E: Element>: Copy + 'static {
     type S: Simd;
     /// Elements of the summed dimension in one lane.
     const PAIR: usize;
 
-    /// `LANES`·`PAIR` consecutive elements.
+    /// Loads `LANES`·`PAIR` consecutive elements.
     unsafe fn load(p: *const E) -> V<Self, E>;
-    /// The first `n` of them; the rest is zero.
+    /// Loads the first `n` < `LANES`·`PAIR` elements; the rest is zero.
     unsafe fn load_n(p: *const E, n: usize) -> V<Self, E>;
-    /// `LANES` elements of each of two rows, lane by lane; with `PAIR` = 1 the second is not read.
+    /// Loads `LANES` elements of each of two rows, lane by lane; with `PAIR` = 1 the second row is not read.
     unsafe fn rows(p: *const E, q: *const E) -> V<Self, E>;
-    /// The first `n` lanes of that; without a `q`, its half is zero.
+    /// Loads the first `n` lanes of two rows; without a `q`, its half is zero.
     unsafe fn rows_n(p: *const E, q: Option<*const E>, n: usize) -> V<Self, E>;
-    /// `LANES`·2 float32 columns, in two registers, as `LANES` pairs; with `PAIR` = 1, the first.
+    /// Pairs 2·`LANES` float32 columns of two registers; with `PAIR` = 1, returns the first register.
     unsafe fn columns(low: V<Self, E>, high: V<Self, E>) -> V<Self, E>;
-    /// `LANES` float32 columns of two ranks as `LANES` pairs; with `PAIR` = 1, the first.
+    /// Pairs `LANES` float32 columns of two ranks; with `PAIR` = 1, returns the first rank.
     unsafe fn ranks(low: V<Self, E>, high: V<Self, E>) -> V<Self, E>;
-    /// acc + a·b, over the `PAIR` products of each lane.
+    /// Returns acc + a·b, over the `PAIR` products of each lane.
     unsafe fn mac(acc: V<Self, E>, a: V<Self, E>, b: V<Self, E>) -> V<Self, E>;
 }
 
-/// The register of a [`Mac`].
+/// Register of a [`Mac`].
 pub(super) type V<K, E> = <<K as Mac<E>>::S as Simd>::V;
 
-/// Float32 products of widened elements: every dtype, every instruction set.
+/// Float32 products of widened elements, for every dtype and instruction set.
 #[derive(Clone, Copy)]
 pub(super) struct Plain<S>(std::marker::PhantomData<S>);
 

@@ -1,0 +1,78 @@
+//! The CPU backend. A call's rows are divided into partitions and those into blocks
+//! that stay in L2; each block runs the three kernels of [`crate::simd`].
+
+mod backward;
+mod check;
+mod device;
+mod forward;
+mod layout;
+mod masked;
+mod merge;
+mod mix;
+mod packed;
+mod partition;
+#[cfg(test)]
+mod tests;
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+pub use device::Cpu;
+
+use crate::element::sealed::PerElement;
+use crate::simd::Isa;
+use crate::{Backend, Backward, Element, Forward, KronOp, Merge, Pass, Result};
+
+impl Backend for Cpu {
+    /// n × d with unit inner stride; the row stride is free.
+    type Rows<'a, E: Element> = ArrayView2<'a, E>;
+    /// n × d with unit inner stride; the row stride is free.
+    type RowsMut<'a, E: Element> = ArrayViewMut2<'a, E>;
+    type Floats<'a> = &'a [f32];
+    type FloatsMut<'a> = &'a mut [f32];
+
+    fn workspace_len(&self, op: &KronOp, pass: Pass, rows: usize) -> usize {
+        match pass {
+            Pass::Forward => forward::layout(self.isa, op, rows).workspace_len(),
+            Pass::Backward { dx } => backward::layout(self.isa, op, rows, dx).call.workspace_len(),
+            Pass::Merge => merge::layout(self.isa, op, rows).workspace_len(),
+        }
+    }
+
+    fn forward<E: Element>(&self, op: &KronOp, call: Forward<'_, Self, E>) -> Result<()> {
+        E::run::<ForwardPass>((self.isa, *op, call))
+    }
+
+    fn backward<E: Element>(&self, op: &KronOp, call: Backward<'_, Self, E>) -> Result<()> {
+        E::run::<BackwardPass>((self.isa, *op, call))
+    }
+
+    fn merge<E: Element>(&self, op: &KronOp, call: Merge<'_, Self, E>) -> Result<()> {
+        E::run::<MergePass>((self.isa, *op, call))
+    }
+}
+
+/// Compiles a pass for each element type.
+macro_rules! passes {
+    ($($pass:ident: $call:ident => $run:path),*) => {$(
+        struct $pass<'a>(std::marker::PhantomData<&'a ()>);
+
+        impl<'a> PerElement for $pass<'a> {
+            type Arguments<E: Element> = (Isa, KronOp, $call<'a, Cpu, E>);
+            fn f32((isa, op, call): Self::Arguments<f32>) -> Result<()> {
+                $run(isa, &op, call)
+            }
+            fn f16((isa, op, call): Self::Arguments<half::f16>) -> Result<()> {
+                $run(isa, &op, call)
+            }
+            fn bf16((isa, op, call): Self::Arguments<half::bf16>) -> Result<()> {
+                $run(isa, &op, call)
+            }
+        }
+    )*};
+}
+
+passes!(
+    ForwardPass: Forward => forward::run,
+    BackwardPass: Backward => backward::run,
+    MergePass: Merge => merge::run
+);

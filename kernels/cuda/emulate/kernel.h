@@ -1,0 +1,56 @@
+// How the host compiler declares a kernel, its functions and its shared memory; CUDA's indices, barriers and intrinsics.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "emulate/emulator.h"
+
+#define KRON_DEVICE inline
+#define KRON_CONSTEXPR constexpr
+#define KRON_UNROLL
+#define KRON_KERNEL(name, threads)                                                                                     \
+  static void name(const KronParams &p);                                                                               \
+  static const emu::Register register_##name(#name, name, threads);                                                    \
+  static void name(const KronParams &p)
+
+#define threadIdx (emu::thread_index())
+#define blockIdx (emu::block_index())
+#define blockDim (emu::block_dim())
+#define gridDim (emu::grid_dim())
+
+inline void *shared_array(uint32_t offset, uint32_t bytes, uint32_t index) {
+  return emu::shared_array(offset, bytes, index);
+}
+
+inline void __syncthreads(KRON_SITE) { emu::barrier(site); }
+
+KRON_COMBINE void emu_nothing(void *const *) {}
+inline void __syncwarp(uint32_t mask = 0xffffffffu KRON_SITE_ARG) {
+  emu::warp_meet(mask, "__syncwarp", site, nullptr, emu_nothing);
+}
+
+/// A lane's argument of a shuffle.
+struct EmuShuffle {
+  float value = 0, result = 0;
+  unsigned source = 0;
+};
+KRON_COMBINE void emu_shuffle(void *const *lanes) {
+  for (int lane = 0; lane < 32; ++lane) {
+    auto *to = static_cast<EmuShuffle *>(lanes[lane]);
+    if (!to) continue;
+    auto *from = static_cast<EmuShuffle *>(lanes[to->source & 31]);
+    if (!from) emu::fail("lane %d shuffles from lane %u, which is not in the mask", lane, to->source & 31);
+    to->result = from->value;
+  }
+}
+inline float __shfl_xor_sync(uint32_t mask, float value, int lane_mask KRON_SITE_ARG) {
+  EmuShuffle s;
+  s.value = value;
+  s.source = (threadIdx.x & 31) ^ unsigned(lane_mask);
+  emu::warp_meet(mask, "__shfl_xor_sync", site, &s, emu_shuffle);
+  return s.result;
+}
+
+inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t((uint64_t(a) * b) >> 32); }

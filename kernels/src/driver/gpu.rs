@@ -1,0 +1,125 @@
+//! [`Gpu`]: a device with the kernels.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use super::kernels::{Kernels, unavailable};
+use crate::Problem;
+use crate::device::StreamHandle;
+use crate::launcher::Launcher;
+use crate::params::KronParams;
+use crate::plan::{BLOCKS, Plan, Step};
+use kron_core::{Error, Result};
+
+/// A device's primary context with the kernels loaded. Frameworks on the CUDA runtime
+/// use the same context, so their pointers and streams are valid here.
+pub struct Gpu {
+    context: Arc<CudaContext>,
+    kernels: Arc<Kernels>,
+    blocks: usize,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (device, blocks) = (self.context.ordinal(), self.blocks);
+        f.debug_struct("Gpu").field("device", &device).field("blocks", &blocks).finish_non_exhaustive()
+    }
+}
+
+impl Gpu {
+    /// Returns the number of devices.
+    ///
+    /// # Errors
+    /// Fails if the driver library is missing or does not start; never panics.
+    pub fn count() -> Result<usize> {
+        // The bindings panic if the library is missing, so it is loaded here first.
+        const NAMES: [&str; 2] = ["libcuda.so.1", "nvcuda.dll"];
+        // SAFETY: loading the driver's library runs only its own initialisers.
+        let library =
+            NAMES.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok()).ok_or_else(
+                || Error::Unsupported(format!("no CUDA driver: none of {} can be loaded", NAMES.join(", "))),
+            )?;
+        let absent =
+            |e: libloading::Error| Error::Unsupported(format!("a CUDA driver without an entry: {e}"));
+        // SAFETY: the signatures are those of the driver API's documentation.
+        let (init, count) = unsafe {
+            let init: libloading::Symbol<'_, unsafe extern "C" fn(c_uint) -> c_int> =
+                library.get(b"cuInit\0").map_err(absent)?;
+            let count: libloading::Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> =
+                library.get(b"cuDeviceGetCount\0").map_err(absent)?;
+            (init, count)
+        };
+        let mut devices = 0;
+        // SAFETY: `cuInit` takes 0; `cuDeviceGetCount` writes one int.
+        let code = unsafe {
+            match init(0) {
+                0 => count(&mut devices),
+                code => code,
+            }
+        };
+        match code {
+            0 => Ok(devices as usize),
+            code => Err(Error::Unsupported(format!("the CUDA driver does not start: error {code}"))),
+        }
+    }
+
+    /// Loads the kernels on device `ordinal`, or shares those that another `Gpu` has loaded.
+    ///
+    /// # Errors
+    /// Fails without a driver, if the device does not exist, or if the kernels have no code for it.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let count = Self::count()?;
+        if ordinal >= count {
+            return Err(Error::Unsupported(format!(
+                "device {ordinal} of {count} CUDA devices does not exist"
+            )));
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| unavailable("the device's context", e))?;
+        let kernels = Kernels::of(&context)?;
+        Ok(Self { context, kernels, blocks: BLOCKS })
+    }
+
+    /// Sets the number of blocks that plans aim at. With few blocks each takes many steps even in a small
+    /// problem, which tests need.
+    pub fn aimed_at(self, blocks: usize) -> Self {
+        Self { blocks, ..self }
+    }
+
+    /// Returns the context, for its streams and memory.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+}
+
+impl Launcher for Gpu {
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        Plan::aimed_at(self.blocks, problem)
+    }
+
+    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
+        let function = self.kernels.function(&step.kernel)?;
+        let mut arguments = [params as *const KronParams as *mut c_void];
+        // SAFETY: every kernel takes one KronParams by value, which the driver
+        // copies during the call; the caller vouches for its pointers, and the
+        // maker of the stream handle for the stream.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (step.grid, 1, 1),
+                (step.block, 1, 1),
+                step.shared,
+                stream.raw() as sys::CUstream,
+                &mut arguments,
+            )
+        }
+        .map_err(|e| {
+            Error::Device(format!(
+                "{} with {} blocks of {} threads and {} bytes of shared memory: {e:?}",
+                step.kernel, step.grid, step.block, step.shared
+            ))
+        })
+    }
+}

@@ -1,0 +1,41 @@
+//! [`Launcher`]: the interface of a GPU and of its emulation.
+
+use kron_core::Result;
+
+use crate::Problem;
+use crate::device::StreamHandle;
+use crate::params::KronParams;
+use crate::plan::{Plan, Step};
+
+/// Runs kernels by name: a GPU, or its emulation.
+pub trait Launcher {
+    /// Plans a problem with [`Plan::new`], so that the bits do not depend on the device. Tests override
+    /// it for plans of few blocks.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        Plan::new(problem)
+    }
+
+    /// Queues one launch on the stream.
+    ///
+    /// # Errors
+    /// Fails if the device, or its emulation, refuses the launch.
+    ///
+    /// # Safety
+    /// Every pointer in `params` that the kernel reads or writes is valid for
+    /// the problem's sizes until the launch has run.
+    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()>;
+}
+
+impl<L: Launcher> Launcher for &L {
+    fn plan(&self, problem: &Problem) -> Result<Plan> {
+        (**self).plan(problem)
+    }
+
+    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
+        // SAFETY: the caller's promise about the pointers in `params`.
+        unsafe { (**self).launch(step, params, stream) }
+    }
+}

@@ -1,0 +1,385 @@
+//! The planner: each pass's launches, grids and splits.
+
+use arrayvec::ArrayVec;
+
+use super::columns::{Cols, even, even_columns, narrow};
+use super::cost;
+use super::launches::{Parts, Plan, Step};
+use crate::names::{Tile, name};
+use crate::problem::{Problem, check_sizes};
+use crate::tiles::{self, ROWS, SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, simt_cols, simt_shared};
+use kron_core::{Dtype, Error, KronShape, Pass, Result};
+
+/// Number of blocks that fills the largest GPU twice; splits aim at it.
+pub const BLOCKS: usize = 264;
+
+/// Least number of columns in a slice of c_in.
+const MIN_SLICE: usize = 128;
+/// Largest number of parts of a sum over tokens.
+const MAX_CHUNKS: usize = 128;
+/// Largest number of blocks of a grid.
+const MAX_GRID: u128 = i32::MAX as u128;
+
+impl Plan {
+    /// Plans a problem.
+    ///
+    /// # Errors
+    /// Fails if a launch needs more blocks than a grid can have.
+    pub fn new(problem: &Problem) -> Result<Self> {
+        Self::aimed_at(BLOCKS, problem)
+    }
+
+    /// Plans for another number of blocks. With few blocks each of them takes many steps
+    /// even in a small problem, which tests need.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn aimed_at(blocks: usize, problem: &Problem) -> Result<Self> {
+        Planner::new(problem, blocks).plan()
+    }
+}
+
+/// Returns the elements of scratch that suffice for every dtype and alignment of a call.
+///
+/// # Errors
+/// As [`Plan::new`].
+pub fn workspace_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize> {
+    let mut max = 0;
+    for (dtype, aligned) in [(Dtype::F32, false), (Dtype::Bf16, true)] {
+        let plan = Plan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned })?;
+        max = max.max(plan.workspace);
+    }
+    Ok(max)
+}
+
+/// Builds a plan step by step.
+struct Planner<'a> {
+    problem: &'a Problem,
+    blocks: usize,
+    plan: Plan,
+}
+
+impl<'a> Planner<'a> {
+    /// Starts with an empty plan whose splits aim at `blocks`.
+    fn new(problem: &'a Problem, blocks: usize) -> Self {
+        let none = Parts::default();
+        let plan = Plan {
+            steps: ArrayVec::new(),
+            t: Parts { offset: 0, count: 1 },
+            t_slice: problem.shape.c_in(),
+            v: none,
+            dt: none,
+            da: none,
+            db: none,
+            dc: none,
+            a_row_groups: 1,
+            rows_per_group: problem.shape.a_out(),
+            workspace: 0,
+            floor_bytes: 0,
+            bytes: 0,
+        };
+        Self { problem, blocks, plan }
+    }
+
+    /// Builds the plan.
+    fn plan(mut self) -> Result<Plan> {
+        check_sizes(&self.problem.shape)?;
+        if self.problem.rows > 0 {
+            match self.problem.pass {
+                Pass::Forward => self.forward()?,
+                Pass::Backward { dx } => self.backward(dx)?,
+                Pass::Merge => self.merge()?,
+            }
+        }
+        Ok(self.finish())
+    }
+
+    /// True if the tensor-core kernels can run: 16-byte rows of whole fragments, a listed rank.
+    fn uses_tensor_cores(&self) -> bool {
+        let (p, shape) = (self.problem, &self.problem.shape);
+        p.dtype != Dtype::F32
+            && p.aligned
+            && shape.rank().is_some()
+            && TENSOR_CORE_RANKS.contains(&shape.width())
+            && shape.c_in().is_multiple_of(8)
+            && shape.b_out().is_multiple_of(8)
+            && shape.a_len().is_multiple_of(4)
+    }
+
+    fn forward(&mut self) -> Result<()> {
+        let (p, shape, tensor_cores) = (self.problem, self.problem.shape, self.uses_tensor_cores());
+        let (r, n, small_m) = (shape.width(), p.rows, p.rows <= SMALL_M);
+        let (stage, step, q_width, widest, sums) = if tensor_cores {
+            let widest = tiles::up::WARP_COLS * tiles::up::WARPS;
+            (tiles::down::COLS, cost::tensor_core_step(r), r, widest, n * tiles::padded(r))
+        } else {
+            (tiles::DEPTH, cost::SIMT_STEP, simt_cols(r), 64, n * r.min(tiles::DEPTH))
+        };
+        // T: rows m = (token, j), and slices of c_in.
+        let (tiles, q_tiles) = ((n * shape.a_in()).div_ceil(ROWS), Cols::of(r, q_width));
+        let slice = if small_m {
+            let parts = cost::parts(step * shape.c_in().div_ceil(stage), n * shape.t_row(), sums);
+            even_columns(shape.c_in(), parts.min(self.one_wave() / (tiles * q_tiles.tiles)), stage)
+        } else {
+            let wanted = self.blocks.div_ceil(tiles).clamp(1, shape.c_in().div_ceil(MIN_SLICE));
+            shape.c_in().div_ceil(wanted).next_multiple_of(tiles::down::COLS)
+        };
+        let splits = shape.c_in().div_ceil(slice);
+        self.plan.t_slice = slice;
+        self.plan.t.count = splits;
+        if splits > 1 {
+            self.plan.t = self.reserve(splits, n * shape.t_row());
+        }
+        // Y: tokens, i, and columns of B.
+        let width = if small_m {
+            let steps = shape.a_out()
+                * shape.b_out().div_ceil(widest)
+                * r.div_ceil(if tensor_cores { r } else { tiles::DEPTH });
+            let own = shape.a_out() * shape.b_len() + n * shape.d_out();
+            let tiles =
+                cost::column_tiles(step * steps, own, splits * n * shape.t_row()).min(self.one_wave());
+            narrow(shape.d_out() / tiles, tiles::up::WARP_COLS, widest)
+        } else {
+            widest
+        };
+        let cols = Cols { tiles: shape.a_out() * shape.b_out().div_ceil(width), width };
+        let (down, up) = ([tiles, splits], [n.div_ceil(ROWS)]);
+        if !tensor_cores {
+            self.simt_step("down", &down, q_tiles)?;
+            let shared = tiles::simt_up_shared();
+            return self.step("up", Tile::Simt(64), &up, tiles::SIMT_THREADS, shared, cols);
+        }
+        self.step("down", Tile::TensorCore(r), &down, tiles::down::THREADS, tiles::down::shared(r), q_tiles)?;
+        // At small m all threads of a block add up T's parts.
+        let warps = if small_m { tiles::up::WARPS } else { shape.b_out().div_ceil(tiles::up::WARP_COLS) };
+        let threads = 32 * warps.min(tiles::up::WARPS) as u32;
+        self.step("up", Tile::TensorCore(r), &up, threads, tiles::up::shared(r), cols)
+    }
+
+    fn backward(&mut self, dx: bool) -> Result<()> {
+        if self.uses_tensor_cores() && self.tensor_core_backward(dx)? {
+            return Ok(());
+        }
+        if self.problem.rows <= SMALL_M {
+            return self.small_m_backward(dx);
+        }
+        let (shape, n) = (self.problem.shape, self.problem.rows);
+        let (r, q_tiles) = (shape.width(), Cols::of(shape.width(), simt_cols(shape.width())));
+        // The kernels count the terms of a sum over a chunk in 32 bits.
+        let longest = (i32::MAX as usize / shape.a_out().max(shape.a_in()).max(r)).max(1);
+        let chunk = n.div_ceil(32).next_multiple_of(ROWS).min(n).min(longest);
+        let chunks = n.div_ceil(chunk);
+        self.plan.v = self.reserve(1, n * shape.a_out() * r);
+        self.plan.dt = self.reserve(1, n * shape.t_row());
+        if shape.a_len() > 0 {
+            self.plan.da = self.reserve(chunks, shape.a_len());
+        }
+        if shape.b_len() > 0 {
+            self.plan.db = self.reserve(chunks, shape.b_len());
+        }
+        self.plan.dc = self.reserve(chunks, shape.c_len());
+        self.simt_step("v", &[(n * shape.a_out()).div_ceil(ROWS)], q_tiles)?;
+        self.step("dt", Tile::None, &[(n * shape.t_row()).div_ceil(256)], tiles::SIMT_THREADS, 0, Cols::ONE)?;
+        let whole = self.plan.steps.len();
+        if shape.a_len() > 0 {
+            let tiles = shape.a_out().div_ceil(ROWS);
+            let shared = simt_shared(16);
+            let cols = Cols::of(shape.a_in(), 16);
+            self.step("da", Tile::None, &[chunks, tiles], tiles::SIMT_THREADS, shared, cols)?;
+        }
+        if shape.b_len() > 0 {
+            self.simt_step("db", &[chunks, shape.b_out().div_ceil(ROWS)], q_tiles)?;
+        }
+        self.simt_step("dc", &[chunks, shape.c_in().div_ceil(ROWS)], q_tiles)?;
+        for step in &mut self.plan.steps[whole..] {
+            (step.row_chunks, step.chunk_rows) = (chunks as u32, chunk as u64);
+        }
+        if dx {
+            self.simt_step("dx", &[(n * shape.a_in()).div_ceil(ROWS)], Cols::of(shape.c_in(), 64))?;
+        }
+        self.reduce()
+    }
+
+    /// Plans `dy` and `dx` on the SIMT tile; the number of parts determines their ranges.
+    fn small_m_backward(&mut self, dx: bool) -> Result<()> {
+        let (shape, n) = (self.problem.shape, self.problem.rows);
+        let q_tiles = Cols::of(shape.width(), tiles::small_m::COLS);
+        // A part of dT has some rows of A, then some columns of B; with a full inner factor the columns of q.
+        let max = cost::simt_dt_parts(shape.d_out(), n * shape.t_row())
+            .clamp(1, (self.blocks / q_tiles.tiles).max(1));
+        let groups = even(shape.a_out(), max);
+        let slices = match shape.b_len() {
+            0 => 1,
+            _ => even(shape.b_out(), (max / groups).min(shape.b_out().div_ceil(tiles::DEPTH))),
+        };
+        (self.plan.a_row_groups, self.plan.rows_per_group) = (groups, shape.a_out().div_ceil(groups));
+        self.plan.dt = self.reserve(groups * slices, n * shape.t_row());
+        if shape.a_len() > 0 {
+            self.plan.da = self.reserve(slices * q_tiles.tiles, shape.a_len());
+        }
+        let mut blocks = groups * slices;
+        if shape.b_len() > 0 {
+            // Parts of dB fill the GPU, but each has at least one whole step.
+            let tiles = shape.b_out().div_ceil(ROWS);
+            let max = (n * shape.a_out())
+                .div_ceil(tiles::DEPTH)
+                .min((self.blocks / (tiles * q_tiles.tiles)).max(1));
+            self.plan.db = self.reserve(even(shape.a_out(), max), shape.b_len());
+            blocks += tiles * self.plan.db.count;
+        }
+        let tile = Tile::Simt(tiles::small_m::COLS);
+        self.step("dy", tile, &[blocks], tiles::SIMT_THREADS, tiles::small_m::dy_shared(), q_tiles)?;
+        let tiles_of_m = if dx { (n * shape.a_in()).div_ceil(ROWS) } else { 0 };
+        let blocks = shape.width().div_ceil(ROWS) + tiles_of_m;
+        let (threads, shared) = (tiles::SIMT_THREADS, tiles::small_m::dx_shared());
+        self.step("dx", tile, &[blocks], threads, shared, Cols::of(shape.c_in(), tiles::small_m::COLS))
+    }
+
+    /// Plans `dy`, `dx` and, above small m, `reduce`. Returns false if a row of T or A is
+    /// too large for a block's shared memory.
+    fn tensor_core_backward(&mut self, dx: bool) -> Result<bool> {
+        let (shape, n) = (self.problem.shape, self.problem.rows);
+        let (r, small_m) = (shape.width(), n <= SMALL_M);
+        let m = n * shape.a_in();
+        // Over dY: chunks of tokens first, because their parts are small; then groups of i, then columns.
+        let (tiles, widest) = (n.div_ceil(tiles::dy::rows(r)), tiles::dy::COLS);
+        let cols = shape.b_out().div_ceil(widest);
+        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols).min(MAX_CHUNKS));
+        let chunks = tiles.div_ceil(per_chunk);
+        let parts = if small_m {
+            let work = cost::tensor_core_step(r) * shape.a_out() * cols;
+            cost::parts(work, n * shape.t_row(), m.min(ROWS) * tiles::padded(r)).min(self.one_wave() / chunks)
+        } else {
+            self.blocks.div_ceil(chunks)
+        };
+        let mut group = shape.a_out().div_ceil(parts.div_ceil(cols).clamp(1, shape.a_out()));
+        while group > 1 && tiles::dy::shared(r, shape.a_in(), group) > SHARED_LIMIT {
+            group = group.div_ceil(2);
+        }
+        let groups = shape.a_out().div_ceil(group);
+        let width =
+            if small_m { even_columns(shape.b_out(), (parts / groups).max(cols), widest) } else { widest };
+        let cols = Cols::of(shape.b_out(), width);
+        let shared = tiles::dy::shared(r, shape.a_in(), group);
+        if shared > SHARED_LIMIT {
+            return Ok(false);
+        }
+        (self.plan.a_row_groups, self.plan.rows_per_group) = (groups, group);
+        self.plan.dt = self.reserve(groups * cols.tiles, n * shape.t_row());
+        if shape.a_len() > 0 {
+            self.plan.da = self.reserve(chunks * cols.tiles, shape.a_len());
+        }
+        self.plan.db = self.reserve(chunks * groups, shape.b_len());
+        self.step("dy", Tile::TensorCore(r), &[groups, chunks], tiles::dy::THREADS, shared, cols)?;
+        self.set_chunks(chunks, per_chunk * tiles::dy::rows(r));
+        // Over X: rows m = (token, j).
+        let (tiles, widest) = (m.div_ceil(ROWS), tiles::dx::COLS);
+        let (threads, shared) = (tiles::dx::THREADS, tiles::dx::shared(r));
+        if small_m {
+            // One block of a column tile computes dC, each other one a tile of dX.
+            let blocks = 1 + if dx { tiles } else { 0 };
+            let loads = self.plan.dt.count * n * shape.t_row() * if dx { 2 } else { 1 };
+            let work = cost::tensor_core_step(r) * shape.c_in().div_ceil(widest);
+            let cols = cost::column_tiles(work, shape.c_len() + n * shape.d_in(), loads)
+                .min(self.one_wave() / blocks);
+            let cols = Cols::of(shape.c_in(), narrow(shape.c_in() / cols.max(1), 32, widest));
+            self.step("dx", Tile::TensorCore(r), &[blocks], threads, shared, cols)?;
+            self.set_chunks(blocks, ROWS);
+            return Ok(true);
+        }
+        let cols = Cols::of(shape.c_in(), widest);
+        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols.tiles).min(MAX_CHUNKS));
+        let chunks = tiles.div_ceil(per_chunk);
+        self.plan.dc = self.reserve(chunks, shape.c_len());
+        self.step("dx", Tile::TensorCore(r), &[chunks], threads, shared, cols)?;
+        self.set_chunks(chunks, per_chunk * ROWS);
+        self.reduce()?;
+        Ok(true)
+    }
+
+    /// Number of blocks that gives every multiprocessor of the largest GPU one.
+    fn one_wave(&self) -> usize {
+        self.blocks.div_ceil(2).max(1)
+    }
+
+    fn reduce(&mut self) -> Result<()> {
+        let blocks = self.problem.shape.params().div_ceil(256);
+        self.step("reduce", Tile::None, &[blocks], tiles::SIMT_THREADS, 0, Cols::ONE)
+    }
+
+    fn merge(&mut self) -> Result<()> {
+        let shape = self.problem.shape;
+        let (threads, shared) = (tiles::SIMT_THREADS, tiles::merge_shared());
+        let tiles = [shape.b_out().div_ceil(ROWS)];
+        self.step("merge", Tile::Simt(64), &tiles, threads, shared, Cols::of(shape.c_in(), 64))
+    }
+
+    /// Reserves scratch for `count` parts of `len` elements, on a 256-byte boundary.
+    fn reserve(&mut self, count: usize, len: usize) -> Parts {
+        let offset = self.plan.workspace;
+        self.plan.workspace += (count * len).next_multiple_of(64);
+        Parts { offset, count }
+    }
+
+    /// Sets the chunks of the last step.
+    fn set_chunks(&mut self, chunks: usize, rows: usize) {
+        if let Some(step) = self.plan.steps.last_mut() {
+            (step.row_chunks, step.chunk_rows) = (chunks as u32, rows as u64);
+        }
+    }
+
+    /// Adds a step on the SIMT tile.
+    fn simt_step(&mut self, pass: &str, grid: &[usize], cols: Cols) -> Result<()> {
+        let (threads, shared) = (tiles::SIMT_THREADS, simt_shared(cols.width));
+        self.step(pass, Tile::Simt(cols.width), grid, threads, shared, cols)
+    }
+
+    /// Adds a step; fails if a grid cannot have its blocks.
+    fn step(
+        &mut self,
+        pass: &str,
+        tile: Tile,
+        grid: &[usize],
+        block: u32,
+        shared: usize,
+        cols: Cols,
+    ) -> Result<()> {
+        let blocks = grid.iter().fold(cols.tiles as u128, |a, &b| a.saturating_mul(b as u128));
+        if blocks > MAX_GRID {
+            return Err(Error::Shape(format!(
+                "{pass} over {} rows of {} needs {blocks} blocks, but a grid has at most {MAX_GRID}",
+                self.problem.rows, self.problem.shape
+            )));
+        }
+        self.plan.steps.push(Step {
+            kernel: name(pass, self.problem.dtype, tile),
+            grid: blocks as u32,
+            block,
+            shared: shared as u32,
+            col_tiles: cols.tiles as u32,
+            cols: cols.width as u32,
+            row_chunks: 1,
+            chunk_rows: self.problem.rows as u64,
+        });
+        Ok(())
+    }
+
+    /// Adds the byte counts.
+    fn finish(mut self) -> Plan {
+        let (p, shape) = (self.problem, &self.problem.shape);
+        let (n, e, params) = (p.rows as u128, p.dtype.size() as u128, shape.params() as u128);
+        let (d_in, d_out, t_row) = (shape.d_in() as u128, shape.d_out() as u128, shape.t_row() as u128);
+        let writes = 1 + u128::from(p.accumulate); // of Y, dX or W
+        self.plan.floor_bytes = match (n, p.pass) {
+            (0, _) => 0,
+            (_, Pass::Forward) => n * (e * (d_in + writes * d_out) + 4 * t_row) + 4 * params,
+            (_, Pass::Backward { dx }) => {
+                let dx = if dx { writes * d_in } else { 0 };
+                n * (e * (d_out + d_in + dx) + 4 * t_row) + 3 * 4 * params
+            }
+            (_, Pass::Merge) => n * e * writes * d_in + 4 * params,
+        };
+        self.plan.bytes = self.plan.floor_bytes + 2 * 4 * self.plan.workspace as u128;
+        self.plan
+    }
+}
