@@ -6,7 +6,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use kron_candle::{Adapter, IfExists, Inject, KronLinear, KronShape, ScaleRule, Scaling, Split, OutputFormat, load};
+use kron_candle::{
+    Adapter, IfExists, Inject, KronLinear, KronShape, OutputFormat, ScaleRule, Scaling, Split, load,
+};
 
 fn main() -> Result<()> {
     let folder = std::env::temp_dir().join(format!("kron-inject-{}", std::process::id()));

@@ -9,9 +9,9 @@ use kron_core::{KronShape, LayerDims, Theta};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use crate::folder::{File, Tensor, kron, serialize};
+use crate::golden::{File, Tensor, kron, serialize};
 
-/// Runs `kron` with these arguments: exit code, standard output, standard error.
+/// Runs `kron` with these arguments and returns its exit code, standard output and standard error.
 pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> (i32, String, String) {
     let out = kron().args(args).output().expect("kron runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -24,7 +24,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, flags: &[&str]) -> (i32, S
     run(["merge".into()].into_iter().chain(paths).chain(flags.iter().map(|flag| (*flag).into())))
 }
 
-/// That a merge fails with one sentence on the standard error that says all of this.
+/// Asserts that a merge failed with one sentence that contains every part of `says`.
 pub fn assert_merge_fails(merged: (i32, String, String), code: i32, says: &[&str]) {
     let (got, out, err) = merged;
     assert_eq!((got, out.as_str()), (code, ""), "{err}");
@@ -34,10 +34,10 @@ pub fn assert_merge_fails(merged: (i32, String, String), code: i32, says: &[&str
     }
 }
 
-/// A tensor of reproducible numbers in (−1, 1), rounded to `dtype`.
+/// Returns a tensor of reproducible values in (−1, 1), rounded to `dtype`.
 pub fn tensor(dtype: Dtype, shape: &[usize], seed: u64) -> Tensor {
     let len: usize = shape.iter().product();
-    // An empty tensor has numbers to draw too: none of them are taken.
+    // A shape needs at least one element; an empty tensor takes none of its values.
     let values = Theta::random(KronShape::lora(LayerDims { d_out: len.max(1), d_in: 1 }, 1).unwrap(), seed)
         .b()[..len]
         .to_vec();
@@ -45,23 +45,23 @@ pub fn tensor(dtype: Dtype, shape: &[usize], seed: u64) -> Tensor {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        other => panic!("no toy tensor of {other}"),
+        other => panic!("no tensor of {other}"),
     };
     Tensor { dtype, shape: shape.to_vec(), bytes }
 }
 
-/// A tensor's numbers.
-pub fn numbers(tensor: &Tensor) -> Vec<f64> {
+/// Returns a tensor's values.
+pub fn values(tensor: &Tensor) -> Vec<f64> {
     let bytes = &tensor.bytes;
     match tensor.dtype {
         Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b).into()).collect(),
         Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).into()).collect(),
         Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).into()).collect(),
-        other => panic!("no numbers of {other}"),
+        other => panic!("no values of {other}"),
     }
 }
 
-/// A whole safetensors file.
+/// Reads all tensors of a safetensors file.
 pub fn load(path: &Path) -> File {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
@@ -73,7 +73,7 @@ pub fn load(path: &Path) -> File {
     file.tensors().into_iter().map(|(name, view)| (name, own(view))).collect()
 }
 
-/// Writes `adapter.safetensors` of these layers, with alpha 3 over 2.
+/// Writes `adapter.safetensors` of these layers, with the scale 3 / 2.
 pub fn adapter(dir: &Path, layers: &[(&str, KronShape)]) -> (PathBuf, Adapter) {
     let scaling = Scaling::new(3.0, 2, ScaleRule::AlphaOverR).unwrap();
     let layers = layers.iter().enumerate().map(|(i, &(module, shape))| {
@@ -85,7 +85,7 @@ pub fn adapter(dir: &Path, layers: &[(&str, KronShape)]) -> (PathBuf, Adapter) {
     (path, adapter)
 }
 
-/// ΔW, d_out × d_in, and the same sum of magnitudes.
+/// Returns ΔW, d_out × d_in, and for each element the sum of its terms' magnitudes.
 pub fn delta(layer: &Layer) -> Vec<(f64, f64)> {
     let (s, theta) = (layer.shape(), layer.theta());
     let scale = f64::from(layer.scaling().scale().get());
@@ -120,7 +120,7 @@ pub fn sharded(dir: &Path, shards: &[File], config: Value) -> PathBuf {
     base
 }
 
-/// The names in a folder, sorted.
+/// Returns the names in a folder, sorted.
 pub fn names(dir: &Path) -> Vec<String> {
     let names =
         std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -1,16 +1,15 @@
-//! What is added to which tensor.
+//! ΔW of every layer, by the tensor it is added to.
 
 use std::collections::HashMap;
 
 use kron_adapter::Adapter;
 use kron_adapter::resolve::place_layers;
-use kron_core::{KronShape, LayerDims, Split};
 
-use super::base::Base;
 use super::fold::Fold;
 use crate::Result;
+use crate::model::Base;
 
-/// What is folded into which tensor.
+/// ΔW by the index of a shard, and of a tensor in it.
 pub struct Folds(HashMap<(usize, usize), Fold>);
 
 impl Folds {
@@ -27,18 +26,9 @@ impl Folds {
         Ok(Self(folds))
     }
 
-    /// What is folded into each tensor of a shard, by its place there.
-    pub fn of(&self, shard: usize) -> HashMap<usize, &Fold> {
-        self.0.iter().filter(|((s, _), _)| *s == shard).map(|(&(_, slot), fold)| (slot, fold)).collect()
+    /// Returns ΔW for the adapted tensors of a shard, by their index in it.
+    pub fn of_shard(&self, shard: usize) -> HashMap<usize, &Fold> {
+        let of_shard = self.0.iter().filter(|((index, _), _)| *index == shard);
+        of_shard.map(|(&(_, tensor), fold)| (tensor, fold)).collect()
     }
-}
-
-/// The same ΔW transposed is of this shape.
-pub(super) fn transposed(shape: &KronShape) -> kron_core::Result<KronShape> {
-    KronShape::new(
-        LayerDims { d_out: shape.d_in(), d_in: shape.d_out() },
-        Split { a_out: shape.a_in(), a_in: shape.a_out() },
-        shape.outer(),
-        shape.inner(),
-    )
 }

@@ -1,4 +1,4 @@
-//! What a command reads stays as it is, whatever it is told to overwrite.
+//! No command overwrites a file that it reads, whatever output it is given.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::adapters::{config, convert, report, run};
-use crate::folder::{File, serialize};
-use crate::toy::{adapter, names, sharded, tensor};
+use crate::golden::{File, serialize};
+use crate::models::{adapter, names, sharded, tensor};
 
-/// A PEFT folder, a file, and a model of each kind that both belong to.
+/// A PEFT folder, an adapter file, and models of both kinds for them.
 struct Place {
     dir: TempDir,
     lokr: PathBuf,
@@ -42,7 +42,7 @@ impl Place {
         Self { dir, lokr, file, base, shards }
     }
 
-    /// Every file and its bytes.
+    /// Returns every file and its bytes.
     fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
         let mut folders = vec![self.dir.path().to_path_buf()];
@@ -87,9 +87,9 @@ fn no_output_takes_the_place_of_what_is_read() {
         paths(&[&"merge", shards, file, &shard]),
         paths(&[&"merge", shards, file, &folder]),
         paths(&[&"merge", shards, lokr, lokr]),
-        paths(&[&"export", &"--lora", lokr, lokr]),
-        paths(&[&"export", &"--lora", &weights, lokr]),
-        paths(&[&"export", &"--lora", file, &folder]),
+        paths(&[&"convert", &"--to", &"lora", lokr, lokr]),
+        paths(&[&"convert", &"--to", &"lora", &weights, lokr]),
+        paths(&[&"convert", &"--to", &"lora", file, &folder]),
         paths(&[&"convert", file, file]),
         paths(&[&"convert", file, &detour]),
         paths(&[&"convert", lokr, &weights]),
@@ -130,8 +130,8 @@ fn links_are_followed() {
     let before = place.files();
     for call in [
         paths(&[&"convert", file, &to_file]),
-        paths(&[&"export", &"--lora", lokr, &to_lokr]),
-        paths(&[&"export", &"--lora", &to_lokr, lokr]),
+        paths(&[&"convert", &"--to", &"lora", lokr, &to_lokr]),
+        paths(&[&"convert", &"--to", &"lora", &to_lokr, lokr]),
         paths(&[&"merge", &model, file, &single]),
         paths(&[&"merge", shards, &to_lokr, lokr]),
     ] {
@@ -142,7 +142,7 @@ fn links_are_followed() {
     }
 }
 
-/// What lies beside the inputs, or below them, is nobody's but the caller's.
+/// Outputs beside the inputs, or below them, overwrite no input.
 #[test]
 fn places_beside_the_inputs_are_fine() {
     let place = Place::new();
@@ -152,8 +152,8 @@ fn places_beside_the_inputs_are_fine() {
             .map(|name| dir.path().join(name));
     report(&[&"merge", base, lokr, &merged]);
     report(&[&"merge", shards, lokr, &sharded]);
-    report(&[&"export", &"--lora", lokr, &lora]);
-    report(&[&"export", &"--lora", lokr, &below]);
+    report(&[&"convert", &"--to", &"lora", lokr, &lora]);
+    report(&[&"convert", &"--to", &"lora", lokr, &below]);
     report(&[&"inspect", lokr, &"--html", &page]);
     report(&[&"quantise", lokr, &"--bits", &"8", &"--out", &rounded]);
     report(&[&"convert", file, &dir.path().join("single/out.safetensors")]);

@@ -1,4 +1,4 @@
-//! That what is written does not take the place of what is read.
+//! Checks that an output does not overwrite an input.
 
 use std::path::{Path, PathBuf};
 
@@ -6,19 +6,20 @@ use kron_adapter::peft::{self, CONFIG, WEIGHTS};
 
 use crate::{Error, Result};
 
-/// That `out`, a folder or a file, neither is nor holds `source`, and is no file in it.
+/// Fails if `out`, a folder or a file, equals `source`, contains it, or is a file inside it.
 ///
 /// # Errors
-/// Of usage, with both names.
-pub fn apart(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
+/// A usage error with both names.
+pub fn check_not_overwriting(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
     check(peft::folder(source).unwrap_or(source), out, out_is_folder)
 }
 
-/// That the file `out`, which may well lie in an adapter's folder, is none that is read there.
+/// Fails if the file `out` is one that is read from the adapter `source`.
+/// Another file inside the adapter's folder is allowed.
 ///
 /// # Errors
-/// Of usage, with both names.
-pub fn apart_from_files(source: &Path, out: &Path) -> Result<()> {
+/// A usage error with both names.
+pub fn check_not_overwriting_files(source: &Path, out: &Path) -> Result<()> {
     match peft::folder(source) {
         None => check(source, out, false),
         Some(folder) => [CONFIG, WEIGHTS].iter().try_for_each(|name| check(&folder.join(name), out, false)),
@@ -38,7 +39,7 @@ fn check(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
     Ok(())
 }
 
-/// The path without links; of what is not there yet, that of its folder with the name.
+/// The path without links. A file that does not exist yet gets its folder's canonical path and its own name.
 fn canonical(path: &Path) -> Option<PathBuf> {
     if let Ok(path) = path.canonicalize() {
         return Some(path);

@@ -1,64 +1,33 @@
-//! Which linear layers each family has, and where its configuration keeps their sizes.
+//! The linear layers of each family, with the fields that hold their sizes.
 
 use kron_adapter::plan::{Linear, Model};
 use kron_core::LayerDims;
 
-use super::{Config, Layers};
+use super::config::Config;
+use super::family::Family;
 use crate::Result;
 
-/// Models whose blocks have the same linear layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-    Gemma,
-    Bert,
-    DistilBert,
-    Gpt2,
-}
-
-/// `model_type` and its family.
-const TYPES: [(&str, Family); 14] = [
-    ("llama", Family::Llama),
-    ("mistral", Family::Mistral),
-    ("qwen2", Family::Qwen2),
-    ("qwen3", Family::Qwen3),
-    ("gemma", Family::Gemma),
-    ("gemma2", Family::Gemma),
-    ("gemma3", Family::Gemma),
-    ("gemma3_text", Family::Gemma),
-    ("bert", Family::Bert),
-    ("roberta", Family::Bert),
-    ("xlm-roberta", Family::Bert),
-    ("camembert", Family::Bert),
-    ("distilbert", Family::DistilBert),
-    ("gpt2", Family::Gpt2),
-];
-
-/// Types whose configurations, as they are published, leave out what is transformers' default.
-const BRIEF: [&str; 3] = ["gemma2", "gemma3", "gemma3_text"];
-/// The defaults of `Gemma2Config` and `Gemma3TextConfig`.
+/// Types whose published configurations leave out fields equal to the defaults of transformers.
+const TYPES_WITH_DEFAULTS: [&str; 3] = ["gemma2", "gemma3", "gemma3_text"];
+/// Defaults of `Gemma2Config` and `Gemma3TextConfig` in transformers.
 const DEFAULTS: [(&str, usize); 3] =
     [("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256)];
 
-impl Family {
-    pub(super) fn of(model_type: &str) -> Option<Self> {
-        TYPES.iter().find(|(name, _)| *name == model_type).map(|&(_, family)| family)
-    }
-
-    pub(super) fn known() -> String {
-        TYPES.map(|(name, _)| name).join(", ")
-    }
-
-    /// What the family does when its configuration does not say.
-    pub(super) fn tied_by_default(self) -> bool {
-        matches!(self, Family::Gemma | Family::Bert | Family::DistilBert | Family::Gpt2)
-    }
+/// A model's linear layers, with remarks.
+#[derive(Debug)]
+pub struct Layers {
+    /// Layers for the planner.
+    pub model: Model,
+    /// Remarks on layers that are not plain linear layers, one sentence each.
+    pub notes: Vec<String>,
 }
 
-pub(super) fn layers(config: &Config, family: Family) -> Result<Layers> {
+/// Returns the linear layers of a model.
+///
+/// # Errors
+/// The family is unknown, or a field is missing, not a positive integer, or out of range.
+pub fn linear_layers(config: &Config) -> Result<Layers> {
+    let family = config.family()?;
     match family {
         Family::Bert => encoder(config),
         Family::DistilBert => distilbert(config),
@@ -69,14 +38,14 @@ pub(super) fn layers(config: &Config, family: Family) -> Result<Layers> {
     }
 }
 
-/// LLaMA and its descendants: grouped queries, a gated feed-forward, a head over the vocabulary.
+/// LLaMA and its descendants: grouped queries, a gated feed-forward, an output head.
 fn decoder(config: &Config, family: Family) -> Result<Layers> {
     let hidden = config.required("hidden_size")?;
     let ffn = config.required("intermediate_size")?;
     let mut notes = Vec::new();
     let heads = published(config, "num_attention_heads", &mut notes)?;
     let head_dim = head_dim(config, family, hidden, heads, &mut notes)?;
-    // Only LLaMA's own default follows from the other fields.
+    // Only LLaMA derives the default from the other fields.
     let kv_heads = match family {
         Family::Llama => config.optional("num_key_value_heads")?.unwrap_or(heads),
         _ => published(config, "num_key_value_heads", &mut notes)?,
@@ -103,10 +72,11 @@ fn decoder(config: &Config, family: Family) -> Result<Layers> {
     finish(config, hidden, blocks, &linears, Some(hidden), notes)
 }
 
-/// A field, or what transformers takes where the configuration may leave it out, which is noted.
+/// Returns a field. If the configuration may leave it out, returns the default of transformers and adds a note.
 fn published(config: &Config, field: &str, notes: &mut Vec<String>) -> Result<usize> {
-    let model_type = config.fields.get("model_type").and_then(|name| name.as_str()).unwrap_or_default();
-    let default = DEFAULTS.iter().find(|(name, _)| *name == field && BRIEF.contains(&model_type));
+    let model_type = config.text("model_type").unwrap_or_default();
+    let default =
+        DEFAULTS.iter().find(|(name, _)| *name == field && TYPES_WITH_DEFAULTS.contains(&model_type));
     match (config.optional(field)?, default) {
         (None, Some((_, default))) => {
             notes.push(format!("the configuration lacks {field}: {default} is the default of {model_type}"));
@@ -116,7 +86,7 @@ fn published(config: &Config, field: &str, notes: &mut Vec<String>) -> Result<us
     }
 }
 
-/// The width of a head, which need not be hidden / heads.
+/// Returns the width of a head, which may differ from hidden / heads.
 fn head_dim(
     config: &Config,
     family: Family,
@@ -127,11 +97,11 @@ fn head_dim(
     let own_default = matches!(family, Family::Qwen3 | Family::Gemma);
     match config.optional("head_dim")? {
         Some(dim) => Ok(dim),
-        // There it is a number of its own, which the other fields do not give.
+        // These families do not derive it from the other fields.
         None if own_default => published(config, "head_dim", notes),
         None if hidden.is_multiple_of(heads) => Ok(hidden / heads),
         None => Err(config.refused(format!(
-            "num_attention_heads = {heads} does not divide hidden_size = {hidden}, and there is no head_dim"
+            "num_attention_heads = {heads} does not divide hidden_size = {hidden}, and head_dim is missing"
         ))),
     }
 }
@@ -181,7 +151,7 @@ fn gpt2(config: &Config) -> Result<Layers> {
     finish(config, hidden, config.required("n_layer")?, &linears, Some(hidden), notes)
 }
 
-/// The blocks' layers, and the head where there is one of its own.
+/// Returns the blocks' layers, and the output head unless it is tied.
 fn finish(
     config: &Config,
     hidden: usize,
@@ -206,8 +176,7 @@ fn finish(
             layers.push(Linear::new("lm_head", LayerDims { d_out: vocab, d_in }, 1).map_err(refused)?);
         }
     }
-    let name =
-        config.fields.get("_name_or_path").and_then(|name| name.as_str()).filter(|name| !name.is_empty());
-    let model = Model::new(name.unwrap_or(&config.path), hidden, layers, 0).map_err(refused)?;
+    let name = config.text("_name_or_path").filter(|name| !name.is_empty());
+    let model = Model::new(name.unwrap_or(config.path()), hidden, layers, 0).map_err(refused)?;
     Ok(Layers { model, notes })
 }

@@ -10,12 +10,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-/// The golden folder of the repository.
+/// Returns the golden folder of the repository.
 pub fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
 }
 
-/// The program.
+/// Returns a command that runs the program.
 pub fn kron() -> Command {
     Command::new(assert_cmd::cargo::cargo_bin!("kron"))
 }
@@ -44,7 +44,7 @@ impl Tensor {
         at.copy_from_slice(&change(old).to_le_bytes());
     }
 
-    /// The element of a float32 tensor that is largest in magnitude.
+    /// Returns the index of the largest element in magnitude.
     pub fn peak(&self) -> usize {
         let values = self.bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b).abs());
         values.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(i, _)| i)
@@ -58,7 +58,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The golden case whose name starts with `name`; its file lies at the top.
+    /// Copies the golden case whose name starts with `name`; its file lies at the top.
     pub fn of(name: &str) -> Self {
         let golden = golden();
         let text = std::fs::read(golden.join("index.json")).expect("the golden index");
@@ -77,12 +77,12 @@ impl Folder {
         self.dir.path()
     }
 
-    /// The only case's entry.
+    /// Returns the only case's entry.
     pub fn case(&mut self) -> &mut Value {
         &mut self.index["cases"][0]
     }
 
-    /// The only case's file.
+    /// Returns the path of the only case's file.
     pub fn file(&self) -> PathBuf {
         self.path().join(format!("{}.safetensors", self.index["cases"][0]["name"].as_str().expect("a name")))
     }
@@ -94,7 +94,7 @@ impl Folder {
         self
     }
 
-    /// Changes the only case's bytes and leaves the index as it is.
+    /// Changes the only case's bytes; the index stays.
     pub fn edit_bytes(self, edit: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut bytes = std::fs::read(self.file()).expect("the case");
         edit(&mut bytes);
@@ -102,7 +102,7 @@ impl Folder {
         self
     }
 
-    /// Changes the only case's tensors; length and checksum in the index follow.
+    /// Changes the only case's tensors and updates length and checksum in the index.
     pub fn edit_tensors(mut self, edit: impl FnOnce(&mut File)) -> Self {
         let bytes = std::fs::read(self.file()).expect("the case");
         let mut tensors = File::new();
@@ -120,7 +120,7 @@ impl Folder {
         self
     }
 
-    /// Forgets what the index says about the file.
+    /// Removes length, checksum and tensors from the index.
     pub fn unlisted(self) -> Self {
         self.edit_index(|case| {
             for key in ["bytes", "sha256", "tensors"] {
@@ -135,7 +135,7 @@ impl Folder {
     }
 }
 
-/// A safetensors file.
+/// Returns the bytes of a safetensors file.
 pub fn serialize(tensors: &File) -> Vec<u8> {
     let views = tensors.iter().map(|(name, t)| {
         (name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("bytes that fit the shape"))
@@ -143,14 +143,14 @@ pub fn serialize(tensors: &File) -> Vec<u8> {
     safetensors::serialize(views, None).expect("a file")
 }
 
-/// Runs `kron verify`: the exit code, the standard output, the standard error.
+/// Runs `kron verify` and returns its exit code, standard output and standard error.
 pub fn verify(dir: &Path, args: &[&str]) -> (i32, String, String) {
     let run = kron().arg("verify").arg(dir).args(args).output().expect("the program runs");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
     (run.status.code().unwrap_or(-1), text(run.stdout), text(run.stderr))
 }
 
-/// That a folder is refused with one sentence that contains every part of `says`.
+/// Asserts that a folder is refused with one sentence that contains every part of `says`.
 pub fn assert_refused(dir: &Path, says: &[&str]) {
     let (code, out, err) = verify(dir, &["--isa", "portable", "--threads", "1"]);
     assert_eq!((code, out.as_str()), (2, ""), "{err}");

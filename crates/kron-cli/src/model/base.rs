@@ -1,73 +1,74 @@
-//! The model: where every tensor lies, known before any of them is read.
+//! A model's files, with the place of every tensor, read from the headers alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use kron_adapter::io::{self, Input};
 use kron_adapter::resolve::BaseModel;
 use safetensors::Dtype;
 use serde::Deserialize;
 
-use crate::files::{self, Input};
-use crate::model::{CONFIG, Config};
+use super::config::{CONFIG, Config};
 use crate::{Error, Result};
 
-/// The file that says which shard holds which tensor.
+/// Name of the file that maps tensors to shards.
 pub const INDEX: &str = "model.safetensors.index.json";
-/// The file of a model that is not sharded.
+/// Name of the file of a model without shards.
 pub const SINGLE: &str = "model.safetensors";
-/// Bytes of an index: room for some million tensors.
-const MOST_INDEX: u64 = 1 << 28;
+/// Largest index that is read, in bytes; enough for some million tensors.
+const MAX_INDEX_BYTES: u64 = 1 << 28;
 
-/// A model's files, their headers read and checked.
+/// A model's files with their checked headers.
 pub struct Base {
     path: PathBuf,
     is_folder: bool,
-    /// In the order of their names.
+    /// Shards, in the order of their names.
     pub shards: Vec<Shard>,
-    /// The configuration beside them.
+    /// Configuration in the same folder.
     pub config: Option<Config>,
-    /// The bytes of [`INDEX`].
+    /// Bytes of [`INDEX`].
     pub index: Option<Vec<u8>>,
+    /// Index of the shard, and of the tensor in it, by the tensor's name.
     places: HashMap<String, (usize, usize)>,
 }
 
-/// One safetensors file.
+/// One safetensors file of a model.
 pub struct Shard {
-    /// Where it is.
+    /// Path.
     pub path: PathBuf,
-    /// Its name in the folder.
+    /// Name in the folder.
     pub name: String,
-    /// Length and JSON of the header, as they are in the file.
+    /// First bytes of the file: length and JSON of the header.
     pub header: Vec<u8>,
-    /// Its length.
+    /// Length of the file in bytes.
     pub len: u64,
-    /// In the order of the file, without a gap.
-    pub tensors: Vec<Slot>,
+    /// Tensors in the order of the file, without gaps.
+    pub tensors: Vec<TensorEntry>,
 }
 
-/// One tensor.
-pub struct Slot {
-    /// Its name.
+/// One tensor in a shard's header.
+pub struct TensorEntry {
+    /// Name.
     pub name: String,
-    /// The numbers' format.
+    /// Type of the elements.
     pub dtype: Dtype,
-    /// Its sizes.
+    /// Dimensions.
     pub shape: Vec<usize>,
-    /// Its bytes.
+    /// Length in bytes.
     pub len: u64,
 }
 
 impl Base {
-    /// Reads all headers.
+    /// Reads the headers of all files.
     ///
     /// # Errors
-    /// No model there, or files that are damaged or do not belong together.
+    /// The path holds no model, or its files are damaged or do not belong together.
     pub fn open(path: &Path) -> Result<Self> {
         let is_folder = path.is_dir();
         let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
         let index = folder.join(INDEX);
         let has_index = is_folder && index.exists();
-        let index = if has_index { Some(files::read(&index, MOST_INDEX)?) } else { None };
+        let index = if has_index { Some(io::read(&index, MAX_INDEX_BYTES)?) } else { None };
         let map = index.as_deref().map(|bytes| weight_map(&folder.join(INDEX), bytes)).transpose()?;
         let paths: Vec<PathBuf> = match &map {
             Some(map) => {
@@ -89,32 +90,27 @@ impl Base {
         Ok(base)
     }
 
-    /// The folder, when it is one.
+    /// Returns the folder, if the model is one.
     pub fn folder(&self) -> Option<&Path> {
         self.is_folder.then_some(&self.path)
     }
 
-    /// The path, as messages give it.
+    /// Returns the path for messages.
     pub fn path(&self) -> std::path::Display<'_> {
         self.path.display()
     }
 
-    /// Bytes of all shards.
+    /// Returns the bytes of all shards.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.len).sum()
     }
 
-    /// The shard and the place in it of a tensor.
+    /// Returns the index of a tensor's shard, and the tensor's index in it.
     pub fn find(&self, tensor: &str) -> Option<(usize, usize)> {
         self.places.get(tensor).copied()
     }
 
-    /// A tensor by its place.
-    pub fn slot(&self, (shard, slot): (usize, usize)) -> &Slot {
-        &self.shards[shard].tensors[slot]
-    }
-
-    /// That every tensor is in the shard that the index names.
+    /// Fails if a tensor is not in the shard that the index names.
     fn check_map(&self, map: &BTreeMap<String, String>) -> Result<()> {
         for (tensor, file) in map {
             if self.find(tensor).is_none_or(|(shard, _)| self.shards[shard].name != *file) {
@@ -134,12 +130,13 @@ impl BaseModel for Base {
     }
 
     fn tensor_names(&self) -> impl Iterator<Item = &str> {
-        self.shards.iter().flat_map(|shard| &shard.tensors).map(|slot| slot.name.as_str())
+        self.shards.iter().flat_map(|shard| &shard.tensors).map(|tensor| tensor.name.as_str())
     }
 
     fn tensor(&self, name: &str) -> Option<(Dtype, &[usize])> {
-        let slot = self.slot(self.find(name)?);
-        Some((slot.dtype, &slot.shape))
+        let (shard, tensor) = self.find(name)?;
+        let TensorEntry { dtype, shape, .. } = &self.shards[shard].tensors[tensor];
+        Some((*dtype, shape))
     }
 
     fn is_transposed(&self, module: &str) -> Option<bool> {
@@ -151,7 +148,7 @@ impl BaseModel for Base {
     }
 }
 
-/// Tensor and file of each entry; a file is a plain name in the folder.
+/// Returns the file of each tensor. A file is a plain name in the folder.
 fn weight_map(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     #[derive(Deserialize)]
     struct Index {
@@ -159,7 +156,7 @@ fn weight_map(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     }
     let path = path.display();
     let Index { weight_map } = serde_json::from_slice(bytes)
-        .map_err(|e| Error::data(format!("{path} is no index of shards: {e}")))?;
+        .map_err(|e| Error::data(format!("{path} is not an index of shards: {e}")))?;
     if weight_map.is_empty() {
         return Err(Error::data(format!("{path} names no tensor")));
     }
@@ -176,14 +173,18 @@ fn weight_map(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     Ok(weight_map)
 }
 
+/// Returns the place of every tensor.
+///
+/// # Errors
+/// Two shards have a tensor of one name.
 fn places(shards: &[Shard]) -> Result<HashMap<String, (usize, usize)>> {
     let mut places = HashMap::new();
     for (i, shard) in shards.iter().enumerate() {
-        for (j, slot) in shard.tensors.iter().enumerate() {
-            if let Some((other, _)) = places.insert(slot.name.clone(), (i, j)) {
+        for (j, tensor) in shard.tensors.iter().enumerate() {
+            if let Some((other, _)) = places.insert(tensor.name.clone(), (i, j)) {
                 return Err(Error::data(format!(
                     "tensor {:?} is in {} and in {}, but a tensor has one place",
-                    slot.name, shards[other].name, shard.name
+                    tensor.name, shards[other].name, shard.name
                 )));
             }
         }
@@ -199,7 +200,7 @@ impl Shard {
         for name in layout.tensors.offset_keys() {
             let Some(info) = layout.tensors.info(&name) else { continue };
             let (start, end) = info.data_offsets;
-            tensors.push(Slot {
+            tensors.push(TensorEntry {
                 dtype: info.dtype,
                 shape: info.shape.clone(),
                 len: (end - start) as u64,

@@ -1,4 +1,4 @@
-//! Places without room, or that nobody may write to: one sentence, and nothing left behind.
+//! Outputs on a full or read-only disk: one sentence, and nothing left behind.
 #![cfg(target_os = "linux")]
 
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use safetensors::Dtype;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::folder::{File, golden, serialize};
-use crate::toy::{adapter, names, sharded, tensor};
+use crate::golden::{File, golden, serialize};
+use crate::models::{adapter, names, sharded, tensor};
 
 /// A model and an adapter of some 100 kB each.
-struct Toy {
+struct SmallModel {
     dir: TempDir,
     base: PathBuf,
     adapter: PathBuf,
 }
 
-impl Toy {
+impl SmallModel {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("base.safetensors");
@@ -35,7 +35,7 @@ impl Toy {
         Self { dir, base, adapter }
     }
 
-    /// A merge of a sharded model.
+    /// Returns the call that merges a sharded model.
     fn sharded(&self, out: &Path) -> Vec<PathBuf> {
         let base = self.dir.path().join("base");
         if !base.exists() {
@@ -45,28 +45,28 @@ impl Toy {
         vec!["merge".into(), base, self.adapter.clone(), out.to_path_buf()]
     }
 
-    /// Every command that writes, however little: into `out`, or into the folder around it.
+    /// Returns a call of every command that writes, to `out` or into its folder.
     fn all_calls(&self, out: &Path, folder: &Path) -> Vec<Vec<PathBuf>> {
         let inspect = vec!["inspect".into(), self.adapter.clone(), "--html".into(), out.to_path_buf()];
         let man = vec!["man".into(), folder.to_path_buf()];
         [self.calls(out), vec![self.sharded(out), inspect, man]].concat()
     }
 
-    /// Every command that writes more than 64 kB, with `out` as its target.
+    /// Returns a call of every command that writes more than 64 kB to `out`.
     fn calls(&self, out: &Path) -> Vec<Vec<PathBuf>> {
         let [adapter, base, out] = [self.adapter.clone(), self.base.clone(), out.to_path_buf()];
         let word = PathBuf::from;
         vec![
             vec![word("convert"), adapter.clone(), out.clone()],
             vec![word("convert"), adapter.clone(), out.clone(), word("--to"), word("peft-lokr")],
-            vec![word("export"), word("--lora"), adapter.clone(), out.clone()],
+            vec![word("convert"), adapter.clone(), out.clone(), word("--to"), word("lora")],
             vec![word("quantise"), adapter.clone(), word("--bits"), word("8"), word("--out"), out.clone()],
             vec![word("merge"), base, adapter.clone(), out],
         ]
     }
 }
 
-/// Runs `kron` under a line of shell; exit code 1, and one sentence with the target and the reason.
+/// Runs `kron` after a line of shell; asserts exit code 1 and one sentence with the target and the reason.
 fn refused(shell: &str, call: &[PathBuf], says: &[&str]) {
     let script = format!("{shell} exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
@@ -81,20 +81,20 @@ fn refused(shell: &str, call: &[PathBuf], says: &[&str]) {
 /// The system refuses to let a file grow beyond 32 blocks of 512 bytes.
 #[test]
 fn a_limit_on_the_size_of_files() {
-    let toy = Toy::new();
-    let before = names(toy.dir.path());
-    for call in toy.calls(&toy.dir.path().join("out")) {
+    let small = SmallModel::new();
+    let before = names(small.dir.path());
+    for call in small.calls(&small.dir.path().join("out")) {
         refused("trap '' XFSZ; ulimit -f 32;", &call, &["/out", "File too large"]);
-        assert_eq!(names(toy.dir.path()), before, "{call:?}");
+        assert_eq!(names(small.dir.path()), before, "{call:?}");
     }
 }
 
-/// How the disk of 64 kB is prepared.
+/// Lines of shell that prepare the disk of 64 kB.
 const FILLED: &str = "cat /dev/zero >\"$DISK/fill\" 2>/dev/null";
 const READ_ONLY: &str = "mount -o remount,ro none \"$DISK\"";
 
-/// Runs `kron` with a disk of 64 kB at `disk`, prepared by a line of shell: the exit code, what is
-/// on the disk then, and the standard error; `None` where the system lets us have no disk.
+/// Runs `kron` with a disk of 64 kB at `disk`, prepared by a line of shell. Returns the exit code, the
+/// files on the disk and the standard error; `None` where the system lets us mount no disk.
 fn on_a_disk(disk: &Path, prepare: &str, call: &[PathBuf]) -> Option<(Option<i32>, String, String)> {
     let script = format!(
         "mount -t tmpfs -o size=64k none \"$DISK\" || exit 77\n{prepare}\n\"$0\" \"$@\"; code=$?\n\
@@ -110,33 +110,33 @@ fn on_a_disk(disk: &Path, prepare: &str, call: &[PathBuf]) -> Option<(Option<i32
     })
 }
 
-/// A disk that fills up on the way, where the system lets us have one.
+/// A disk that fills up during the write.
 #[test]
 fn a_full_disk() {
-    let (toy, disk) = (Toy::new(), tempfile::tempdir().unwrap());
-    for call in toy.calls(&disk.path().join("out")) {
+    let (small, disk) = (SmallModel::new(), tempfile::tempdir().unwrap());
+    for call in small.calls(&disk.path().join("out")) {
         let Some((code, left, err)) = on_a_disk(disk.path(), "", &call) else { return };
         assert_eq!((code, err.lines().count()), (Some(1), 1), "{call:?}: {err}");
         assert!(err.contains("/out") && err.contains("No space left"), "{call:?}: {err}");
         assert_eq!(left, "", "{call:?}");
     }
     // A merge of shards that stopped is taken up again: its journal stays, half a shard does not.
-    let call = toy.sharded(&disk.path().join("out"));
+    let call = small.sharded(&disk.path().join("out"));
     let Some((code, left, err)) = on_a_disk(disk.path(), "", &call) else { return };
     assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
     assert!(err.contains("/out/model-00001-of-00001.safetensors") && err.contains("No space left"), "{err}");
     assert_eq!(left, "out\nout/.kron-merge.json\nout/config.json\nout/tokenizer.json\n");
 }
 
-/// Disks that take nothing at all.
+/// Disks that accept no byte.
 #[test]
 fn a_disk_that_is_full_before_and_one_that_is_read_only() {
-    let (toy, disk) = (Toy::new(), tempfile::tempdir().unwrap());
+    let (small, disk) = (SmallModel::new(), tempfile::tempdir().unwrap());
     let out = disk.path().join("out");
     for (prepare, says, there) in
         [(FILLED, "No space left on device", "fill\n"), (READ_ONLY, "Read-only file system", "")]
     {
-        for call in toy.all_calls(&out, disk.path()) {
+        for call in small.all_calls(&out, disk.path()) {
             let Some((code, left, err)) = on_a_disk(disk.path(), prepare, &call) else { return };
             assert_eq!((code, err.lines().count()), (Some(1), 1), "{call:?}: {err}");
             let place = disk.path().to_str().unwrap();
@@ -146,28 +146,28 @@ fn a_disk_that_is_full_before_and_one_that_is_read_only() {
     }
 }
 
-/// A file system that cannot be written, whoever asks, and a file where a folder should be.
+/// A file system that refuses even root, a file where a folder should be, and a missing folder.
 #[test]
 fn folders_that_nobody_may_write_to() {
-    let toy = Toy::new();
-    let before = names(toy.dir.path());
-    for place in [Path::new("/proc/kron-out"), &toy.base.join("out"), &toy.dir.path().join("no/out")] {
-        for call in toy.calls(place) {
+    let small = SmallModel::new();
+    let before = names(small.dir.path());
+    for place in [Path::new("/proc/kron-out"), &small.base.join("out"), &small.dir.path().join("no/out")] {
+        for call in small.calls(place) {
             refused("", &call, &[&place.display().to_string()]);
-            assert_eq!(names(toy.dir.path()), before, "{call:?}");
+            assert_eq!(names(small.dir.path()), before, "{call:?}");
         }
     }
 }
 
-/// The report has no place to go: said, with exit code 1.
+/// The report cannot be written: exit code 1.
 #[test]
 fn a_standard_output_that_is_full() {
-    let toy = Toy::new();
+    let small = SmallModel::new();
     for command in ["inspect", "quantise --bits 4", "plan llama-2-7b"] {
         let adapter = if command.starts_with("plan") { "" } else { "\"$1\"" };
         let script = format!("\"$0\" {command} {adapter} >/dev/full");
         let mut shell = Command::new("sh");
-        shell.args(["-c", &script]).arg(assert_cmd::cargo::cargo_bin!("kron")).arg(&toy.adapter);
+        shell.args(["-c", &script]).arg(assert_cmd::cargo::cargo_bin!("kron")).arg(&small.adapter);
         let out = shell.output().unwrap();
         let err = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(1), "{command}: {err}");
@@ -183,6 +183,6 @@ fn sources_are_left_alone() {
     let before = ["adapter_config.json", "adapter_model.safetensors"].map(when);
     let dir = tempfile::tempdir().unwrap();
     let call = ["convert".into(), source.clone(), dir.path().join("out")];
-    assert_eq!(crate::toy::run(call).0, 0);
+    assert_eq!(crate::models::run(call).0, 0);
     assert_eq!(["adapter_config.json", "adapter_model.safetensors"].map(when), before);
 }
