@@ -139,15 +139,7 @@ impl Chart {
         Self { numbered: true, ..self }
     }
 
-    /// Draws the chart as one SVG element, without title and legend.
-    ///
-    /// # Errors
-    /// Fails if the drawing library does; no value of the data is a reason.
-    pub fn svg(&self) -> Result<String, Error> {
-        crate::draw::draw(self)
-    }
-
-    /// Says in words what the chart shows.
+    /// Describes the chart in words.
     pub(crate) fn description(&self) -> String {
         let title = if self.title.is_empty() { String::new() } else { format!("{}: ", self.title) };
         let names: Vec<&str> =
