@@ -2,7 +2,6 @@
 
 use crate::axis::Axis;
 use crate::colour::Colour;
-use crate::error::Error;
 use crate::text::clean;
 
 /// Bars with a number each at most; of more, some have none.
