@@ -1,7 +1,7 @@
 //! `scripts/gpu_bytes.py`, which compares ncu's bytes with a plan's, on synthetic output of ncu.
 
-#[path = "../../tests/src/say.rs"]
-mod say;
+#[path = "../../tests/src/notice.rs"]
+mod notice;
 
 use std::process::Command;
 
@@ -32,7 +32,8 @@ fn verdict(plan: &Plan, share: f64, kernels: usize) -> Option<(i32, String)> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/gpu_bytes.py");
     let output =
         Command::new("python3").args([script.as_ref(), csv.as_os_str(), printed.as_os_str()]).output();
-    let output = output.inspect_err(|e| say::say(format_args!("skipped: python3 does not run: {e}"))).ok()?;
+    let output =
+        output.inspect_err(|e| notice::notice(format_args!("skipped: python3 does not run: {e}"))).ok()?;
     let printed =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Some((output.status.code()?, printed))

@@ -2,8 +2,8 @@
 #![cfg(feature = "cuda")]
 
 mod common;
-#[path = "../../tests/src/say.rs"]
-mod say;
+#[path = "../../tests/src/notice.rs"]
+mod notice;
 
 use common::primitives::{PRIMITIVES, input, same_as, step};
 use common::{Float, SCALE, random};
@@ -12,15 +12,15 @@ use half::bf16;
 use kron_core::{Accum, Backend, Backward, Error, Forward, KronOp, KronShape, LayerDims, Pass, Scale, Split};
 use kron_kernels::params::KronParams;
 use kron_kernels::{Cuda, DeviceVec, Gpu, Launcher, Rows, RowsMut, StreamHandle};
-use say::say;
+use notice::notice;
 
 #[test]
 fn a_missing_device_is_an_error_and_never_a_panic() {
     let error = Gpu::new(1 << 20).expect_err("no machine has that many devices");
     assert!(matches!(error, Error::Unsupported(_)), "{error}");
     match Gpu::count() {
-        Ok(count) => say(format_args!("{count} CUDA devices")),
-        Err(Error::Unsupported(message)) => say(format_args!("skipped: {message}")),
+        Ok(count) => notice(format_args!("{count} CUDA devices")),
+        Err(Error::Unsupported(message)) => notice(format_args!("skipped: {message}")),
         Err(other) => panic!("{other}"),
     }
 }
@@ -107,7 +107,7 @@ impl<E: Float> Layer<E> {
 fn calls_are_captured_in_a_graph() {
     let gpu = match Gpu::new(0) {
         Ok(gpu) => gpu,
-        Err(e) => return say(format_args!("skipped: {e}")),
+        Err(e) => return notice(format_args!("skipped: {e}")),
     };
     let kron = |layer, split, rank| KronShape::kron(layer, split, rank).expect("legal");
     let aligned = kron(LayerDims { d_out: 160, d_in: 272 }, Split { a_out: 4, a_in: 2 }, 8);
@@ -143,7 +143,7 @@ fn calls_are_captured_in_a_graph() {
 fn bits_of_this_gpu() {
     let gpu = match Gpu::new(0) {
         Ok(gpu) => gpu,
-        Err(e) => return say(format_args!("skipped: {e}")),
+        Err(e) => return notice(format_args!("skipped: {e}")),
     };
     let on_gpu = |index: usize| {
         let (name, words_in, words_out, kind) = PRIMITIVES[index];

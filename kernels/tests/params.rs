@@ -2,8 +2,8 @@
 //!
 //! To regenerate it: `KRON_WRITE_PARAMS=1 cargo test -p kron-kernels --test params`.
 
-#[path = "../../tests/src/say.rs"]
-mod say;
+#[path = "../../tests/src/notice.rs"]
+mod notice;
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ fn libclang_is_here() -> bool {
 #[test]
 fn params_rs_is_up_to_date() {
     if !libclang_is_here() {
-        say::say("skipped: libclang is absent, so src/params.rs was not compared (set LIBCLANG_PATH)");
+        notice::notice("skipped: libclang is absent, so src/params.rs was not compared (set LIBCLANG_PATH)");
         return;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));

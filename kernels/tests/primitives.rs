@@ -10,18 +10,18 @@
 //! ```
 
 mod common;
-#[path = "../../tests/src/say.rs"]
-mod say;
+#[path = "../../tests/src/notice.rs"]
+mod notice;
 
 use common::primitives::{run, same_as};
 use half::{bf16, f16};
-use say::say;
+use notice::notice;
 
 #[test]
 fn recorded_bits() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/primitives.bin");
     let Ok(golden) = std::fs::read(path) else {
-        return say("skipped: no GPU has recorded tests/golden/primitives.bin yet");
+        return notice("skipped: no GPU has recorded tests/golden/primitives.bin yet");
     };
     same_as(golden.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
 }

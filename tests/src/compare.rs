@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::inputs::{Old, Problem};
-    use crate::{oracle, plain};
+    use crate::{oracle, same_dtype};
     use half::bf16;
     use kron_core::{Element, KronOp, Scale};
 
@@ -188,7 +188,7 @@ mod tests {
             dx_added: wide(&old.dx),
             grad: old.grad.iter().map(|&v| v.into()).collect(),
         };
-        let (want, plain) = (answer.results(&old), plain::results(&problem, &old));
+        let (want, plain) = (answer.results(&old), same_dtype::results(&problem, &old));
         Fixture { shape, dtype: E::DTYPE, want, plain, old: old_results }
     }
 

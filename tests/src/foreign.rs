@@ -56,12 +56,12 @@ pub fn unpack(packed: &[u8]) -> (Kind, [&[u8]; 2]) {
     (KINDS[usize::from(*kind) % KINDS.len()].0, [first, second])
 }
 
-/// Writes packed files into `folder` and reads them as the program does; whether they were
-/// accepted. An adapter that was is also written in every format.
+/// Writes packed files into `folder`, reads them as the program does, and returns true if they
+/// were accepted. An accepted adapter is also written in every format.
 ///
 /// # Panics
-/// When something panics on them, which is what a fuzzer looks for; when `folder` cannot be
-/// written; and when what we write of it cannot be read.
+/// A reader panicked, which is what a fuzzer looks for; `folder` cannot be written; or a written
+/// file cannot be read again.
 pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
     let (kind, files) = unpack(packed);
     let names = KINDS.iter().find(|(other, _)| *other == kind).map_or(["", ""], |(_, names)| *names);
@@ -108,13 +108,13 @@ pub fn damaged(seeds: &[(String, Vec<u8>)], rng: &mut impl RngExt) -> Vec<u8> {
 }
 
 /// A file of a hundred bytes may say a rank whose LoRA takes gigabytes.
-const MOST_NUMBERS: usize = 1 << 16;
+const MAX_ELEMENTS: usize = 1 << 16;
 
 fn write_all(adapter: &Adapter) {
     let large = |layer: &kron_adapter::Layer| {
         let shape = layer.shape();
         let rank = shape.width().saturating_mul(shape.a_in().max(shape.a_out()));
-        rank.saturating_mul(shape.d_out().saturating_add(shape.d_in())) > MOST_NUMBERS
+        rank.saturating_mul(shape.d_out().saturating_add(shape.d_in())) > MAX_ELEMENTS
     };
     let bytes = adapter.to_bytes().expect("what was read has finite numbers");
     assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());

@@ -192,7 +192,7 @@ fn tensors() -> Vec<Hostile> {
     ]
 }
 
-/// What the format's own document says, and whether it is there.
+/// Faults of the JSON document in the metadata.
 fn document() -> Vec<Hostile> {
     let metadata = valid().between(r#""__metadata__":"#, &format!(",{A}"));
     let layer = valid().between(r#"\"layers\":["#, r#"]}"}"#);

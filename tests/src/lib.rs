@@ -16,10 +16,10 @@ pub mod hostile;
 pub mod inputs;
 pub mod modules;
 pub mod mutate;
+pub mod notice;
 pub mod oracle;
-pub mod plain;
 pub mod repository;
-pub mod say;
+pub mod same_dtype;
 pub mod suite;
 
 use kron_core::{Cpu, Isa};
@@ -28,7 +28,7 @@ use kron_core::{Cpu, Isa};
 pub fn backends() -> Vec<Cpu> {
     let (have, lack): (Vec<Isa>, Vec<Isa>) = Isa::ALL.into_iter().partition(|isa| isa.is_available());
     if !lack.is_empty() {
-        say::say(format_args!("skipped, this machine lacks: {lack:?}"));
+        notice::notice(format_args!("skipped, this machine lacks: {lack:?}"));
     }
     have.into_iter().filter_map(|isa| Cpu::with_isa(isa).ok()).collect()
 }

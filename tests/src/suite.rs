@@ -7,9 +7,9 @@ use crate::cases::{self, Case};
 use crate::compare::{Measure, Measures};
 use crate::engine::Engine;
 use crate::inputs::{Old, Problem, uniform};
+use crate::notice::notice;
 use crate::oracle::widen;
-use crate::say::say;
-use crate::{call, oracle, plain};
+use crate::{call, oracle, same_dtype};
 
 /// The shortest output needs this many numbers before its error means something.
 const ENOUGH: usize = 96;
@@ -36,7 +36,7 @@ fn failures_of<E: Element>(engines: &[impl Engine], case: &Case, rows: usize) ->
         let answer = oracle::solve(&problem);
         let old = Old::like(&answer, draw);
         let want = answer.results(&old);
-        yardstick.add(&shape, &plain::results(&problem, &old), &want);
+        yardstick.add(&shape, &same_dtype::results(&problem, &old), &want);
         for (measures, on) in ours.iter_mut().zip(engines) {
             measures.add(&shape, &call::results(on, &problem, &old), &want);
         }
@@ -101,7 +101,7 @@ pub fn three_runs_have_the_same_bits<E: Element>(on: &impl Engine, cases: &[Case
             hash = fnv(hash, call::bits(values));
         }
     }
-    say(format_args!("bits of {} cases, {}, {on:?}: {hash:016x}", cases.len(), E::DTYPE));
+    notice(format_args!("bits of {} cases, {}, {on:?}: {hash:016x}", cases.len(), E::DTYPE));
 }
 
 /// FNV-1a of nothing, 64 bits.

@@ -126,7 +126,7 @@ fn a_new_file_is_as_readable_as_any_other() {
     assert_eq!(mode(&ours), mode(&plain));
 }
 
-/// What a killed process left is removed by the next write into the folder, and nothing else is.
+/// The next write into a folder removes what a killed process left there, and nothing else.
 #[test]
 fn leftovers_are_those_that_nobody_holds() {
     let folder = tempfile::tempdir().unwrap();

@@ -102,13 +102,13 @@ mod gpu {
     use half::{bf16, f16};
     use kron_kernels::Cuda;
     use kron_kernels::Gpu;
-    use kron_tests::say::say;
+    use kron_tests::notice::notice;
     use kron_tests::{cases, suite};
 
     /// The GPU, with its own plans and with plans of few blocks, which walk far enough to fill every
     /// stage of a pipeline again; or a line on standard error that says why there is none.
     fn engines() -> Option<[Cuda<Gpu>; 2]> {
-        let gpu = || Gpu::new(0).inspect_err(|e| say(format_args!("skipped: {e}"))).ok();
+        let gpu = || Gpu::new(0).inspect_err(|e| notice(format_args!("skipped: {e}"))).ok();
         Some([Cuda::with(gpu()?), Cuda::with(gpu()?.aimed_at(1))])
     }
 

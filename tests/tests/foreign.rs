@@ -20,7 +20,7 @@ fn the_seeds_are_read() {
     assert!(there >= seeds.len());
 }
 
-/// What a fuzzer found once is met again in every run.
+/// Every run repeats the inputs that a fuzzer found.
 #[test]
 fn the_corpus_is_met() {
     for entry in std::fs::read_dir(SEEDS).unwrap() {

@@ -274,7 +274,7 @@ fn peft_factorization_is_peft_s() {
     assert_eq!(peft_factorization(100, Some(50)), (50, 2));
 }
 
-/// What PEFT itself built, from the index of the golden cases.
+/// Shapes that PEFT built, from the index of the golden cases.
 #[test]
 fn lokr_shapes_are_those_of_real_checkpoints() {
     #[derive(Deserialize)]

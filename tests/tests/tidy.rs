@@ -141,6 +141,23 @@ fn nothing_is_left_to_do() {
     }
 }
 
+/// A doc comment begins with a verb or a noun, not with a headless clause; see docs/STYLE.md.
+#[test]
+fn doc_comments_begin_with_a_verb_or_a_noun() {
+    let headless = Regex::new(r"(?m)^\s*//[/!] (That|What|Whether|Which)\b.*$").expect("a legal pattern");
+    for (path, text) in texts(&["rs"]) {
+        let lines: Vec<&str> = text.lines().collect();
+        let starts = |i: usize| i == 0 || !lines[i - 1].trim_start().starts_with("//");
+        let found = lines.iter().enumerate().find(|(i, line)| starts(*i) && headless.is_match(line));
+        assert!(
+            found.is_none(),
+            "{path}:{}: {}",
+            found.map_or(0, |(i, _)| i + 1),
+            found.map_or("", |(_, l)| l)
+        );
+    }
+}
+
 #[test]
 fn dependencies_point_one_way() {
     let members = members();

@@ -1,8 +1,8 @@
 //! A C program and a Python script use the shared library through `kron.h`.
 #![cfg(target_os = "linux")]
 
-#[path = "../../../tests/src/say.rs"]
-mod say;
+#[path = "../../../tests/src/notice.rs"]
+mod notice;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,7 +59,7 @@ fn the_c_example_prints_what_its_comments_compute() {
 #[test]
 fn a_python_script_agrees_with_its_own_loops() {
     if let Err(e) = Command::new("python3").arg("--version").output() {
-        return say::say(format_args!("skipped: python3 does not run: {e}"));
+        return notice::notice(format_args!("skipped: python3 does not run: {e}"));
     }
     for place in PLACES {
         agrees(

@@ -1,6 +1,6 @@
 //! Choices of a writer.
 
-/// What to do if the output exists.
+/// Treatment of an output that exists already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IfExists {
     /// Replace it in one step.
