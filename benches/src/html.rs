@@ -1,7 +1,6 @@
 //! `index.html`: one file, no script, nothing fetched.
 
-use std::error::Error;
-use std::fmt::Write;
+use kron_report::{Error, Page, Table, Term};
 
 use crate::engines;
 use crate::format::digits;
@@ -9,25 +8,11 @@ use crate::plots;
 use crate::record::Record;
 use crate::table::{COLUMNS, Line, SUMMARY, cells, conditions, means, summary_cells};
 
-const STYLE: &str = "
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 1360px; margin: 2rem auto; padding: 0 1rem }
-h1, h2, h3 { line-height: 1.2 } figure { margin: 1.5rem 0; overflow-x: auto } figcaption { color: #556 }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #dde } th { border-color: #889 }
-th:first-child, td:first-child { text-align: left } .wrong { color: #b00; font-weight: bold }
-.dot { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .5em }
-dt { font-weight: bold } dd { margin: 0 0 .4rem 1.3em } code { font-size: 13px }
-";
-
-/// The whole page; `baseline` is the comparison with an earlier run.
+/// Makes the whole page; `baseline` is the comparison with an earlier run.
 ///
 /// # Errors
-/// What the plotting library refuses.
-pub fn page(record: &Record, baseline: Option<&str>) -> Result<String, Box<dyn Error>> {
-    let mut h = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>kron-bench</title>\n\
-         <style>{STYLE}</style>\n<h1>Kron-LoRA against LoRA</h1>\n"
-    );
+/// Fails if the template or the plotting library does.
+pub fn page(record: &Record, baseline: Option<&str>) -> Result<String, Error> {
     let m = &record.meta;
     let facts = [
         ("machine", format!("{}, {} CPUs, {}", m.machine.cpu, m.machine.cpus, m.machine.os)),
@@ -37,80 +22,47 @@ pub fn page(record: &Record, baseline: Option<&str>) -> Result<String, Box<dyn E
         ("date", m.date.clone()),
         ("adapter", format!("rank {}, alpha {}", m.rank, digits(m.alpha.into()))),
     ];
-    h += "<table>\n";
-    for (name, value) in facts {
-        writeln!(h, "<tr><td>{name}<td style=\"text-align:left\">{}</tr>", escape(&value))?;
-    }
-    h += "</table>\n<h2>Engines</h2>\n<dl>\n";
-    for e in engines::table() {
-        let dot = format!("<span class=\"dot\" style=\"background:{}\"></span>", e.colour);
-        let (name, title) = (e.name.name(), escape(&e.title));
-        writeln!(h, "<dt>{dot}{title} <code>{name}</code><dd>{}; {}.", escape(&e.what), escape(&e.why))?;
-    }
-    h += "</dl>\n<p>A paler line is LoRA at equal parameters.</p>\n<h2>Summary</h2>\n";
-    let lines: Vec<_> = means(record).iter().map(summary_cells).collect();
-    table(&mut h, &SUMMARY, &lines)?;
+    let terms = engines::table().iter().map(|e| Term {
+        colour: Some(plots::colour(e.name)),
+        name: e.title.clone(),
+        code: e.name.name().into(),
+        text: format!("{}; {}.", e.what, e.why),
+    });
+    let mut page = Page::new("Kron-LoRA against LoRA").table(Table::facts(facts));
+    page = page.section("Engines").terms(terms);
+    page = page.text("A dashed line or a hollow dot is LoRA at equal parameters.");
+    page = page.section("Summary").table(table(SUMMARY, means(record).iter().map(summary_cells)));
     if let Some(text) = baseline {
-        writeln!(h, "<h2>Against the baseline</h2>\n<pre>{}</pre>", escape(text))?;
+        page = page.section("Against the baseline").code(text);
     }
-    h += "<h2>Pictures</h2>\n";
-    for p in plots::all(record)? {
-        writeln!(h, "<figure>{}<figcaption>{}</figcaption></figure>", p.svg, escape(&p.caption))?;
-    }
-    h += "<h2>All cells</h2>\n";
+    page = plots::all(record).into_iter().fold(page.section("Charts"), Page::figure);
+    page = page.section("All cells");
     for rows in record
         .rows
         .chunk_by(|a, b| (&a.model, &a.layer, &a.dtype, a.rows) == (&b.model, &b.layer, &b.dtype, b.rows))
     {
         let r = &rows[0];
-        writeln!(
-            h,
-            "<h3>{} {} {}×{} · {} · {} rows</h3>",
-            r.model, r.layer, r.d_out, r.d_in, r.dtype, r.rows
-        )?;
-        table(&mut h, &COLUMNS, &Line::pair(rows).into_iter().map(cells).collect::<Vec<_>>())?;
+        page = page
+            .subsection(format!(
+                "{} {} {}×{} · {} · {} rows",
+                r.model, r.layer, r.d_out, r.d_in, r.dtype, r.rows
+            ))
+            .table(table(COLUMNS, Line::pair(rows).into_iter().map(cells)));
     }
     if !m.gemm.is_empty() {
-        h += "<h2>Fastest products</h2>\n";
-        let lines: Vec<_> = (m.gemm.iter())
-            .map(|g| {
-                let layer = format!("{}×{}", g.d_out, g.d_in);
-                let name = g.engine.name().to_string();
-                [
-                    name,
-                    layer,
-                    g.dtype.clone(),
-                    g.rank.to_string(),
-                    g.rows.to_string(),
-                    g.forward.clone(),
-                    g.backward.clone(),
-                ]
-            })
-            .collect();
-        table(
-            &mut h,
-            &["engine", "layer", "dtype", "rank", "rows of the trial", "forward", "backward"],
-            &lines,
-        )?;
+        let head = ["engine", "layer", "dtype", "rank", "rows of the trial", "forward", "backward"];
+        let lines = m.gemm.iter().map(|g| {
+            let (name, layer) = (g.engine.name().into(), format!("{}×{}", g.d_out, g.d_in));
+            let (rank, rows) = (g.rank.to_string(), g.rows.to_string());
+            [name, layer, g.dtype.clone(), rank, rows, g.forward.clone(), g.backward.clone()]
+        });
+        page = page.section("Fastest products").table(table(head, lines));
     }
-    Ok(h + "</html>\n")
+    page.html()
 }
 
-fn table<const N: usize>(h: &mut String, header: &[&str; N], lines: &[[String; N]]) -> std::fmt::Result {
-    h.write_str("<table>\n<tr>")?;
-    header.iter().try_for_each(|c| write!(h, "<th>{}", escape(c)))?;
-    h.write_str("</tr>\n")?;
-    for line in lines {
-        let wrong = if line.iter().any(|c| c.contains("WRONG")) { " class=\"wrong\"" } else { "" };
-        write!(h, "<tr{wrong}>")?;
-        line.iter().try_for_each(|c| write!(h, "<td>{}", escape(c)))?;
-        h.write_str("</tr>\n")?;
-    }
-    h.write_str("</table>\n")
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+fn table<const N: usize>(head: [&str; N], lines: impl Iterator<Item = [String; N]>) -> Table {
+    Table::new(head, lines).alert(|cells| cells.iter().any(|c| c.contains("WRONG")))
 }
 
 #[cfg(test)]
@@ -128,14 +80,23 @@ mod tests {
             row(Kind::KronDense, 8, Pass::Both, None),
         ]);
         let page = page(&record, Some("a < b")).unwrap();
-        assert_eq!(page.matches("<svg").count(), 3);
-        assert!(page.contains("a &lt; b") && page.contains("1.50×") && page.contains("class=\"wrong\""));
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert!(page.contains("a &#60; b") && page.contains("1.50×") && page.contains("<tr class=\"alert\""));
         let links = ["src=", "href=", "url(", "<script", "@import"];
         assert!(links.iter().all(|l| !page.contains(l)));
     }
 
     #[test]
     fn text_cannot_break_out_of_its_cell() {
-        assert_eq!(escape("<b a=\"1\">&"), "&lt;b a=&quot;1&quot;&gt;&amp;");
+        let mut hostile = row(Kind::KronFused, 8, Pass::Both, Some(0.004));
+        (hostile.model, hostile.layer, hostile.dtype) =
+            ("<b a=\"1\">&".into(), "</svg>".into(), "<i>".into());
+        let page = page(&record(vec![hostile]), None).unwrap();
+        assert!(
+            page.contains("&#60;b a=&#34;1&#34;&#62;&#38;")
+                && !page.contains("<b a")
+                && !page.contains("<i>")
+        );
+        assert_eq!(page.matches("</svg>").count(), 4);
     }
 }

@@ -170,13 +170,13 @@ fn a_name_without_a_folder_lands_in_the_working_folder() {
 }
 
 #[test]
-fn numbers_that_are_not_finite_are_not_written() {
+fn values_that_are_not_finite_are_not_written() {
     let folder = tempfile::tempdir().unwrap();
     for (index, bad) in [(0, f32::NAN), (3, f32::INFINITY), (5, f32::NEG_INFINITY)] {
         let (_, mut adapter) = seeds().remove(0);
         adapter.thetas_mut().next().unwrap().as_mut_slice()[index] = bad;
         let error = adapter.write(folder.path().join("adapter"), IfExists::Replace).unwrap_err();
-        assert!(error.to_string().contains(&format!("number {index} of θ of q is {bad}")), "{error}");
+        assert!(error.to_string().contains(&format!("value {index} of θ of q is {bad}")), "{error}");
         assert!(adapter.to_bytes().is_err());
         assert!(listing(folder.path()).is_empty());
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kron_adapter::io::MAX_HEADER;
+use kron_adapter::kron_file::MAX_HEADER;
 use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 use kron_tests::adapters::{SEEDS, read_any, seeds};
@@ -240,7 +240,10 @@ fn what_is_no_regular_file_is_refused() {
     assert!(message.contains("is not a regular file"), "{message}");
     assert!(message.contains(&folder.path().display().to_string()), "{message}");
     let missing = folder.path().join("missing.safetensors");
-    assert!(Adapter::read(&missing).is_err_and(|e| e.to_string().contains("missing.safetensors: ")));
+    assert!(
+        Adapter::read(&missing)
+            .is_err_and(|e| e.to_string().contains("missing.safetensors cannot be read: "))
+    );
     #[cfg(unix)]
     for device in ["/dev/zero", "/dev/null"] {
         let message = Adapter::read(device).unwrap_err().to_string();

@@ -30,27 +30,30 @@ const UNSAFE: [(&str, &str); 7] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("kron-core", &[]),
     ("kron-kernels", &["kron-core"]),
     ("kron-adapter", &["kron-core"]),
-    ("kron-cli", &["kron-core", "kron-adapter"]),
+    ("kron-report", &[]),
+    ("kron-cli", &["kron-core", "kron-adapter", "kron-report"]),
     ("kron-capi", &["kron-core", "kron-kernels"]),
     ("kron-candle", &["kron-core", "kron-kernels", "kron-adapter", "kron-tests"]),
     ("kron-lora", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle"]),
-    ("kron-train", &["kron-core", "kron-adapter", "kron-candle"]),
-    ("kron-bench", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle", "kron-cli"]),
+    ("kron-train", &["kron-core", "kron-adapter", "kron-candle", "kron-report"]),
+    ("kron-bench", &["kron-core", "kron-kernels", "kron-adapter", "kron-report"]),
     ("kron-tests", &["kron-core", "kron-kernels", "kron-adapter", "kron-cli"]),
 ];
 
 /// Crates that only some members may see: (prefix, members).
-const PRIVATE: [(&str, &[&str]); 7] = [
+const PRIVATE: [(&str, &[&str]); 9] = [
     ("cudarc", &["kron-kernels", "kron-bench"]),
     ("candle", &["kron-candle", "kron-train", "kron-bench", "kron-tests"]),
     ("burn", &[]),
     ("tch", &[]),
     ("dfdx", &[]),
     ("clap", &["kron-cli", "kron-train", "kron-bench"]),
+    ("askama", &["kron-report"]),
+    ("plotters", &["kron-report"]),
     ("gemm", &["kron-bench", "kron-candle", "kron-train"]),
 ];
 

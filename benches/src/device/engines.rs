@@ -32,7 +32,7 @@ pub struct Engine<E> {
 
 /// A step that can be queued.
 enum Ready {
-    Product(Box<Product>, Planned),
+    Product(Box<Planned>),
     Ours(Call),
 }
 
@@ -98,8 +98,8 @@ impl<E: Number> Engine<E> {
         let steps = [std::mem::take(&mut self.forward), std::mem::take(&mut self.backward)];
         let [forward, back] = steps.map(|mut list| {
             let tuned = list.iter_mut().try_for_each(|step| match step {
-                Ready::Product(product, planned) => {
-                    let at = self.places(device, set, product)?;
+                Ready::Product(planned) => {
+                    let at = self.places(device, set, &planned.product)?;
                     // SAFETY: `places` checked the product against the buffers.
                     unsafe { planned.tune(device, at) }
                 }
@@ -150,8 +150,8 @@ impl<E: Number> Engine<E> {
 
     fn queue(&self, device: &Device, set: &Buffers<E>, step: &Ready) -> Result<()> {
         match step {
-            Ready::Product(product, planned) => {
-                let at = self.places(device, set, product)?;
+            Ready::Product(planned) => {
+                let at = self.places(device, set, &planned.product)?;
                 // SAFETY: `places` checked the product against the buffers.
                 unsafe { planned.run(at) }
             }
@@ -224,7 +224,7 @@ fn ready(library: &Rc<Library>, program: &Program, steps: &[Step], activations: 
         Step::Product(p) => {
             p.check(|buffer| program.len(buffer))?;
             let types = [p.a.buffer, p.b.buffer, p.c.buffer].map(of);
-            Ok(Ready::Product(Box::new(p), library.plan(&p, types)?))
+            Ok(Ready::Product(Box::new(library.plan(&p, types)?)))
         }
     };
     steps.iter().map(one).collect()

@@ -46,7 +46,7 @@ pub struct Library {
 /// A product with the library's algorithms for it.
 pub struct Planned {
     library: Rc<Library>,
-    product: Product,
+    pub product: Product,
     desc: Desc,
     layouts: [Layout; 3],
     alpha: f32,

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::text::shown;
 use crate::{Error, Result};
 use kron_core::{KronOp, KronShape, Scale, Theta};
 
-/// The longest module or target name, in bytes.
+/// Longest module or target name, in bytes.
 const MAX_NAME: usize = 512;
 
-/// How s comes from alpha and a rank.
+/// Rule that derives s from alpha and a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ScaleRule {
     /// alpha / r.
@@ -17,10 +18,18 @@ pub enum ScaleRule {
     AlphaOverSqrtR,
 }
 
-/// s as the user gave it: alpha, a rank and the rule between them.
+/// s as alpha, a rank and a rule.
 ///
-/// The rank is a number of its own, because PEFT divides by the configured one
-/// also where the inner factor is full.
+/// The rank is a field of its own, because PEFT divides by the configured rank even
+/// if the inner factor is full.
+///
+/// ```
+/// use kron_adapter::{ScaleRule, Scaling};
+///
+/// let scaling = Scaling::new(16.0, 4, ScaleRule::AlphaOverSqrtR)?;
+/// assert_eq!((scaling.to_string().as_str(), scaling.scale().get()), ("16/√4", 8.0));
+/// # Ok::<(), kron_adapter::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scaling {
     alpha: f32,
@@ -30,10 +39,10 @@ pub struct Scaling {
 }
 
 impl Scaling {
-    /// The rule applied to alpha and r.
+    /// Applies the rule to alpha and r.
     ///
     /// # Errors
-    /// A rank of 0, or an alpha that is not finite.
+    /// Fails on a rank of 0, and on an alpha that is not finite.
     pub fn new(alpha: f32, rank: usize, rule: ScaleRule) -> Result<Self> {
         let scale = match rule {
             ScaleRule::AlphaOverR => Scale::alpha_over_r(alpha, rank)?,
@@ -42,27 +51,27 @@ impl Scaling {
         Ok(Self { alpha, rank, rule, scale })
     }
 
-    /// s itself, for whoever has no alpha: alpha = s over a rank of 1.
+    /// Takes s itself: alpha = s over a rank of 1.
     ///
     /// # Errors
-    /// A value that is not finite.
+    /// Fails on a value that is not finite.
     pub fn plain(s: f32) -> Result<Self> {
         Self::new(s, 1, ScaleRule::AlphaOverR)
     }
 
-    /// alpha.
+    /// Value of alpha.
     pub const fn alpha(&self) -> f32 {
         self.alpha
     }
-    /// r, as the rule takes it.
+    /// Rank r in the rule.
     pub const fn rank(&self) -> usize {
         self.rank
     }
-    /// alpha / r or alpha / √r.
+    /// Rule between alpha and r.
     pub const fn rule(&self) -> ScaleRule {
         self.rule
     }
-    /// s.
+    /// Value of s.
     pub const fn scale(&self) -> Scale {
         self.scale
     }
@@ -85,12 +94,13 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The adapter of the module with this dotted path, `model.layers.0.self_attn.q_proj`.
+    /// Makes the adapter of the module with this dotted path, such as
+    /// `model.layers.0.self_attn.q_proj`.
     ///
     /// # Errors
-    /// A name that is not made of one or more parts of ASCII letters, digits,
-    /// `_` and `-`, joined by single dots, at most 512 bytes in all: it becomes
-    /// part of tensor names, and must not become anything else elsewhere.
+    /// Fails unless the name consists of parts of ASCII letters, digits, `_` and `-`,
+    /// joined by single dots, at most 512 bytes in all. The name becomes part of
+    /// tensor names, and must not mean anything else there.
     pub fn new(module: impl Into<String>, scaling: Scaling, theta: Theta) -> Result<Self> {
         let module = module.into();
         check_module(&module)?;
@@ -105,11 +115,11 @@ impl Layer {
         Self::new(module, self.scaling, self.theta.clone())
     }
 
-    /// The module's dotted path in the model.
+    /// Dotted path of the module in the model.
     pub fn module(&self) -> &str {
         &self.module
     }
-    /// alpha, rank and rule.
+    /// Alpha, rank and rule.
     pub const fn scaling(&self) -> Scaling {
         self.scaling
     }
@@ -121,11 +131,11 @@ impl Layer {
     pub const fn theta_mut(&mut self) -> &mut Theta {
         &mut self.theta
     }
-    /// The factors' sizes.
+    /// Sizes of the factors.
     pub const fn shape(&self) -> &KronShape {
         self.theta.shape()
     }
-    /// What a backend computes for this layer, without dropout.
+    /// Returns the operation of this layer for a backend, without dropout.
     pub const fn op(&self) -> KronOp {
         KronOp::new(*self.theta.shape(), self.scaling.scale)
     }
@@ -143,13 +153,13 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// The key of `__metadata__` that is the format's own.
+    /// Key of `__metadata__` that belongs to the format.
     pub const RESERVED_KEY: &str = "kron-lora";
 
-    /// An adapter of these layers, without target names or metadata.
+    /// Makes an adapter of these layers, without target names or metadata.
     ///
     /// # Errors
-    /// No layer, or two of one module.
+    /// Fails without a layer, and on two layers of one module.
     pub fn new(layers: Vec<Layer>) -> Result<Self> {
         if layers.is_empty() {
             return Err(Error::data("an adapter of 0 layers adapts nothing; it has at least one"));
@@ -164,19 +174,19 @@ impl Adapter {
         Ok(Self { layers, target_modules: Vec::new(), metadata: BTreeMap::new() })
     }
 
-    /// Other layers with the target names and metadata of this adapter.
+    /// Returns an adapter of other layers with the same target names and metadata.
     ///
     /// # Errors
-    /// As [`Adapter::new`].
+    /// Fails as [`Adapter::new`] does.
     pub fn with_layers(&self, layers: Vec<Layer>) -> Result<Self> {
         let (target_modules, metadata) = (self.target_modules.clone(), self.metadata.clone());
         Ok(Self { target_modules, metadata, ..Self::new(layers)? })
     }
 
-    /// The same adapter with the names or patterns by which its modules were chosen.
+    /// Returns the adapter with the names or patterns by which its modules were chosen.
     ///
     /// # Errors
-    /// An empty name, one of more than 512 bytes, or one with a control character.
+    /// Fails on a name that is empty, has more than 512 bytes, or holds a control character.
     pub fn with_target_modules(self, target_modules: Vec<String>) -> Result<Self> {
         for name in &target_modules {
             if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
@@ -189,10 +199,10 @@ impl Adapter {
         Ok(Self { target_modules, ..self })
     }
 
-    /// The same adapter with free text by key: base model, author, licence.
+    /// Returns the adapter with free text by key: base model, author, licence.
     ///
     /// # Errors
-    /// The key [`Adapter::RESERVED_KEY`], which is the format's own.
+    /// Fails on the key [`Adapter::RESERVED_KEY`], which belongs to the format.
     pub fn with_metadata(self, metadata: BTreeMap<String, String>) -> Result<Self> {
         if metadata.contains_key(Self::RESERVED_KEY) {
             return Err(Error::data(format!(
@@ -207,15 +217,15 @@ impl Adapter {
     pub fn layers(&self) -> &[Layer] {
         &self.layers
     }
-    /// The layers, for an optimizer; what names them stays as it is.
+    /// Factors of all layers, for an optimizer.
     pub fn thetas_mut(&mut self) -> impl Iterator<Item = &mut Theta> {
         self.layers.iter_mut().map(Layer::theta_mut)
     }
-    /// The layer of a module.
+    /// Returns the layer of a module.
     pub fn layer(&self, module: &str) -> Option<&Layer> {
         self.layers.iter().find(|layer| layer.module == module)
     }
-    /// The names or patterns by which the modules were chosen.
+    /// Names or patterns by which the modules were chosen.
     pub fn target_modules(&self) -> &[String] {
         &self.target_modules
     }
@@ -223,7 +233,7 @@ impl Adapter {
     pub const fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
-    /// Trained parameters of all layers.
+    /// Returns the number of trained parameters of all layers.
     pub fn params(&self) -> usize {
         self.layers.iter().map(|layer| layer.shape().params()).sum()
     }
@@ -241,13 +251,4 @@ fn check_module(module: &str) -> Result<()> {
          at most {MAX_NAME} bytes",
         shown(module)
     )))
-}
-
-/// A foreign string, quoted and cut, fit for one line of a message.
-pub(crate) fn shown(text: &str) -> String {
-    const SHOWN: usize = 80;
-    match text.char_indices().nth(SHOWN) {
-        Some((cut, _)) => format!("{:?}… ({} bytes)", &text[..cut], text.len()),
-        None => format!("{text:?}"),
-    }
 }

@@ -2,7 +2,14 @@
 
 use std::sync::Arc;
 
-/// One sentence that names the value and the rule it broke.
+/// One sentence that names the value and the broken rule.
+///
+/// ```
+/// use kron_adapter::{Kind, Scaling};
+///
+/// let error = Scaling::plain(f32::NAN).unwrap_err();
+/// assert_eq!((error.kind(), error.suggestion()), (Kind::Data, None));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: Kind,
@@ -14,72 +21,88 @@ pub struct Error {
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Whose fault it is.
+/// Origin of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The caller asked for what cannot be done: another call may succeed.
+    /// The caller asked for the impossible; another call may succeed.
     Usage,
-    /// A file's contents break a rule, or the system refused it.
+    /// A file breaks a rule, or the system refused.
     Data,
 }
 
-/// Another call that would succeed; a program says it by the names of its options.
+/// Another call that would succeed. A program phrases it by the names of its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suggestion {
-    /// [`OutputFormat::Lora`](crate::OutputFormat::Lora), as the layer is one.
+    /// Write as [`OutputFormat::Lora`](crate::OutputFormat::Lora): the layer is a LoRA.
     Lora,
-    /// [`OutputFormat::Lora`](crate::OutputFormat::Lora), which every layer has a form in.
+    /// Write as [`OutputFormat::Lora`](crate::OutputFormat::Lora), which fits every layer without loss.
     LosslessLora,
-    /// [`IfExists::Replace`](crate::IfExists::Replace), or another name.
+    /// Use [`IfExists::Replace`](crate::IfExists::Replace), or another name.
     Replace,
-    /// Another name: what is there is more than an adapter.
+    /// Use another name: the existing folder holds more than an adapter.
     OtherName,
 }
 
 impl Error {
-    /// An error of [`Kind::Usage`].
+    /// Makes an error of [`Kind::Usage`].
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: Kind::Usage, message: one_line(message.into()), suggestion: None, source: None }
     }
 
-    /// An error of [`Kind::Data`].
+    /// Makes an error of [`Kind::Data`].
     pub fn data(message: impl Into<String>) -> Self {
         Self { kind: Kind::Data, message: one_line(message.into()), suggestion: None, source: None }
     }
 
-    /// An error of the operating system about `path`, which [`source`](std::error::Error::source) returns.
+    /// Makes an error of the operating system about `path`; [`source`](std::error::Error::source)
+    /// returns the cause.
     pub fn io(path: impl std::fmt::Display, source: std::io::Error) -> Self {
         let message = format!("{path}: {source}");
         Self { source: Some(Arc::new(source)), ..Self::data(message) }
+    }
+
+    /// Wraps an error of the system that occurred while reading; the caller adds the file's name.
+    pub(crate) fn reading(source: std::io::Error) -> Self {
+        if source.kind() == std::io::ErrorKind::UnexpectedEof {
+            return Self::data("became shorter while it was read");
+        }
+        let message = source.to_string();
+        Self { source: Some(Arc::new(source)), ..Self::data(message) }
+    }
+
+    /// Puts a name before the sentence: `name: sentence`.
+    pub(crate) fn about(self, name: impl std::fmt::Display) -> Self {
+        let message = one_line(format!("{name}: {}", self.message));
+        Self { message, ..self }
     }
 
     pub(crate) fn with(self, suggestion: Suggestion) -> Self {
         Self { suggestion: Some(suggestion), ..self }
     }
 
-    /// The same sentence as an error of usage: for a caller to whom a file that
-    /// gives no answer must not look like an answer.
+    /// Returns the same sentence as an error of [`Kind::Usage`], for a caller whose
+    /// exit code for data already means an answer.
     pub fn into_usage(self) -> Self {
         Self { kind: Kind::Usage, ..self }
     }
 
-    /// Whose fault it is.
+    /// Origin of the error.
     pub const fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The sentence without the suggestion, in one line without control characters.
+    /// The sentence without the suggestion, on one line without control characters.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What would succeed, where that is known.
+    /// Another call that would succeed, if known.
     pub const fn suggestion(&self) -> Option<Suggestion> {
         self.suggestion
     }
 }
 
-/// A name from a file may bring line ends, or orders to the terminal.
+/// Replaces control characters: a name from a file may hold line ends or terminal commands.
 fn one_line(message: String) -> String {
     match message.contains(char::is_control) {
         true => message.replace(char::is_control, "\u{fffd}"),
@@ -115,7 +138,7 @@ impl std::error::Error for Error {
 }
 
 impl From<kron_core::Error> for Error {
-    /// An error of [`Kind::Data`], with the same sentence.
+    /// Makes an error of [`Kind::Data`], with the same sentence.
     fn from(error: kron_core::Error) -> Self {
         Self::data(error.to_string())
     }

@@ -1,4 +1,6 @@
-//! Adapters of PEFT and LyCORIS, and our own file, as the one type [`Adapter`].
+//! Adapters on disk and on paper: PEFT, LyCORIS and our own file read as the one
+//! type [`Adapter`], written in any of these formats, planned, measured, and
+//! matched with a base model.
 //!
 //! ```text
 //! ours.safetensors ───────────────┐              ┌─ ours.safetensors
@@ -6,204 +8,75 @@
 //! lycoris.safetensors: LoKr ──────┘   .adapter   └─ lycoris.safetensors: LoKr
 //! ```
 //!
-//! A reader refuses by name what ΔW = s·A ⊗ (B·C) cannot say, a writer what its
-//! format cannot. Factors are copied bit for bit; whatever is rounded stands in
-//! the notes. Nothing is printed, and a file or folder appears whole or not at all.
+//! A reader refuses by name what ΔW = s·A ⊗ (B·C) cannot express, a writer what
+//! its format cannot. Factors are copied bit for bit; every rounding is reported
+//! in the notes. Nothing is printed, and a file or folder appears whole or not at all.
+//!
+//! # A tour
+//!
+//! Make an adapter, write it in our format, and read it back:
 //!
 //! ```
-//! use crate::IfExists;
-//! use kron_adapter::{Format, OutputFormat};
+//! use kron_adapter::{Adapter, Format, IfExists, Layer, OutputFormat, ScaleRule, Scaling};
+//! use kron_core::{KronShape, LayerDims, Split, Theta};
 //!
-//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/model_llama/lokr");
-//! # let temporary = tempfile::tempdir()?;
-//! # let out = temporary.path().join("lora");
-//! let loaded = kron_adapter::read(folder)?; // a PEFT folder
-//! assert_eq!(loaded.format, Format::PeftLokr);
-//! kron_adapter::write(&loaded.adapter, OutputFormat::Lora(Default::default()), &out, IfExists::Refuse)?;
-//! assert_eq!(kron_adapter::read(&out)?.format, Format::PeftLora);
+//! let shape = KronShape::kron(LayerDims { d_out: 12, d_in: 8 }, Split { a_out: 3, a_in: 2 }, 1)?;
+//! let scaling = Scaling::new(16.0, 8, ScaleRule::AlphaOverR)?; // s = alpha / r = 2
+//! let layer = Layer::new("model.layers.0.q_proj", scaling, Theta::random(shape, 1))?;
+//! let adapter = Adapter::new(vec![layer])?;
+//!
+//! let folder = tempfile::tempdir()?;
+//! let file = folder.path().join("adapter.safetensors");
+//! kron_adapter::write(&adapter, OutputFormat::Kron, &file, IfExists::Refuse)?;
+//! let loaded = kron_adapter::read(&file)?;
+//! assert_eq!((loaded.format, &loaded.adapter), (Format::Kron, &adapter));
+//!
+//! // Any LoRA engine loads the same ΔW from a PEFT folder.
+//! let lora = folder.path().join("lora");
+//! kron_adapter::write(&adapter, OutputFormat::Lora(Default::default()), &lora, IfExists::Refuse)?;
+//! assert_eq!(kron_adapter::read(&lora)?.format, Format::PeftLora);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! Then, by task:
+//!
+//! | task | module |
+//! |---|---|
+//! | convert between formats | [`read`], [`write`], [`OutputFormat`] |
+//! | match an adapter with a model's tensors | [`resolve`] |
+//! | norms, spectra, cosine, the nearest Kron-LoRA of a LoRA | [`algebra`] |
+//! | choose shapes for a budget of parameters | [`plan`] |
+//! | read any safetensors file strictly | [`Tensors`], [`io::Layout`] |
+//! | write a file atomically | [`io::write_atomic`] |
+//!
+//! `examples/01_convert.rs` walks through a conversion.
 #![forbid(unsafe_code)]
 
 mod adapter;
 pub mod algebra;
 pub mod elements;
 mod error;
-pub mod files;
+mod format;
 pub mod io;
+pub mod kron_file;
 mod lokr;
 pub mod lycoris;
 mod matrix;
-mod ours;
 mod output;
+mod output_format;
 pub mod peft;
 pub mod plan;
+mod read;
 pub mod resolve;
 mod tensor_data;
 mod tensors;
-
-use std::path::Path;
-
-use serde::Serialize;
+mod text;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};
+pub use format::{Format, Loaded, Progress};
 pub use io::IfExists;
 pub use output::{Output, write_output};
+pub use output_format::{OutputFormat, write};
+pub use read::read;
 pub use tensors::Tensors;
-
-/// Told how much was done since it was told last; its error ends the work, and
-/// what was begun is removed. `&|_| Ok(())` only looks on.
-pub type Watch<'a> = &'a dyn Fn(u64) -> Result<()>;
-
-/// How an adapter lies on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// One safetensors file of this project.
-    Kron,
-    /// A PEFT folder with `peft_type` LORA, alpha / r or alpha / √r.
-    PeftLora,
-    /// A PEFT folder with `peft_type` LOKR.
-    PeftLokr,
-    /// One safetensors file of LyCORIS with LoKr modules.
-    LycorisLokr,
-}
-
-impl std::fmt::Display for Format {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Format::Kron => "kron",
-            Format::PeftLora => "PEFT LoRA",
-            Format::PeftLokr => "PEFT LoKr",
-            Format::LycorisLokr => "LyCORIS LoKr",
-        })
-    }
-}
-
-/// An adapter that was read.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// Where from.
-    pub path: String,
-    /// In which format.
-    pub format: Format,
-    /// The layers; what the format says beside them is in the metadata.
-    pub adapter: Adapter,
-    /// Whether the adapter says that the weights of its model lie as d_in × d_out.
-    pub fan_in_fan_out: bool,
-    /// What reading changed, one sentence each.
-    pub notes: Vec<String>,
-}
-
-impl Loaded {
-    /// That a file can say all of the adapter.
-    ///
-    /// # Errors
-    /// `fan_in_fan_out`, which nothing that is written keeps: a weight that lies as
-    /// d_in × d_out would then take ΔW as if it lay as d_out × d_in.
-    pub fn check_writable(&self) -> Result<()> {
-        match self.fan_in_fan_out {
-            false => Ok(()),
-            true => Err(Error::data(format!(
-                "{}: fan_in_fan_out is true, which no format that is written keeps; merge the adapter as it is",
-                self.path
-            ))),
-        }
-    }
-}
-
-/// A format to write, and what is chosen in it.
-#[derive(Clone, Copy, Debug)]
-pub enum OutputFormat {
-    /// One safetensors file of this project.
-    Kron,
-    /// A PEFT folder, every layer as a LoRA of rank a_in·r or a_out·r.
-    Lora(peft::LoraOptions),
-    /// A PEFT folder, LoKr.
-    PeftLokr,
-    /// One safetensors file of LyCORIS, LoKr.
-    Lycoris,
-}
-
-impl OutputFormat {
-    /// What [`write_output`] puts on the disk: equal adapters, equal bytes. `watch` is
-    /// told of every layer that a LoRA is made of.
-    ///
-    /// Factors are copied bit for bit. In a LoRA a product A_ij·B_pq is rounded
-    /// once to float32, and nothing else is.
-    ///
-    /// # Errors
-    /// A layer that has no such form: as LoKr a LoRA, and a shape that PEFT or
-    /// LyCORIS would derive differently when it loads the file; as LyCORIS also a
-    /// scale that it cannot say; as LoRA a product beyond float32 or 2²⁹ numbers.
-    /// NaN or infinity in a factor, and the watch's error.
-    pub fn encode(self, adapter: &Adapter, watch: Watch) -> Result<Output> {
-        adapter.check_finite()?;
-        Ok(match self {
-            OutputFormat::Kron => Output::File(adapter.to_bytes()?),
-            OutputFormat::Lora(form) => peft::write_lora(adapter, form, watch)?,
-            OutputFormat::PeftLokr => peft::write_lokr(adapter)?,
-            OutputFormat::Lycoris => Output::File(lycoris::write(adapter)?),
-        })
-    }
-}
-
-/// Writes an adapter in a format, whole or not at all.
-///
-/// # Errors
-/// As [`OutputFormat::encode`] and [`write_output`].
-pub fn write(adapter: &Adapter, to: OutputFormat, out: impl AsRef<Path>, existing: IfExists) -> Result<()> {
-    write_output(out.as_ref(), &to.encode(adapter, &|_| Ok(()))?, existing, &|_| Ok(()))
-}
-
-/// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
-///
-/// # Errors
-/// A file that is damaged, of no known format, or says what no layer here can.
-pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
-    let loaded = read_any(path.as_ref())?;
-    // Factors that are multiplied as they are read may overflow, though each is finite.
-    for layer in loaded.adapter.layers() {
-        let theta = layer.theta().as_slice();
-        // Without a branch for each number.
-        if !theta.iter().fold(true, |all, v| all & v.is_finite())
-            && let Some(v) = theta.iter().find(|v| !v.is_finite())
-        {
-            return Err(Error::data(format!(
-                "a product of the factors of {} is {v}, but it has to be finite in float32",
-                layer.module()
-            )));
-        }
-    }
-    Ok(loaded)
-}
-
-fn read_any(path: &Path) -> Result<Loaded> {
-    if let Some(folder) = peft::folder(path) {
-        return peft::read(folder);
-    }
-    let tensors = Tensors::read(path)?;
-    if tensors.metadata(Adapter::RESERVED_KEY).is_some() {
-        return ours::read(&tensors);
-    }
-    let names = tensors.names();
-    // They are LoKr's tensors too, but the scale is not among them.
-    if let Some(name) = names.iter().find(|name| name.starts_with(peft::PREFIX)) {
-        return Err(Error::data(format!(
-            "{}: {name} is a tensor of PEFT, whose scale stands in {}: the file needs that beside it, and the name {}",
-            tensors.path(),
-            peft::CONFIG,
-            peft::WEIGHTS
-        )));
-    }
-    if names.iter().any(|name| name.contains(".lokr_")) {
-        return lycoris::read(&tensors);
-    }
-    Err(Error::data(format!(
-        "{} is no adapter: it has neither the metadata {} nor a LoKr tensor, and a PEFT adapter is a folder with an {}",
-        tensors.path(),
-        Adapter::RESERVED_KEY,
-        peft::CONFIG
-    )))
-}

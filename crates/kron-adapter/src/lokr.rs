@@ -1,4 +1,4 @@
-//! LoKr's tensors, which PEFT and LyCORIS name alike:
+//! LoKr's tensors, which PEFT and LyCORIS name alike, and the checks that both need:
 //!
 //! ```text
 //! A = lokr_w1 or lokr_w1_a·lokr_w1_b        B·C = lokr_w2_a·lokr_w2_b, or M = lokr_w2
@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 
+use crate::elements::first_not_finite;
 use crate::matrix::Matrix;
-use crate::{Error, Result, Tensors};
+use crate::{Error, Layer, Result, Suggestion, Tensors};
 
-/// The tensors of a layer by what follows the module's name.
+/// The tensors of a layer, by the rest of the name after the module.
 pub type Parts<'a> = BTreeMap<&'a str, String>;
 
-/// What a layer's tensors say.
+/// The factors of one layer.
 pub struct Factors {
     pub theta: Theta,
     /// Columns of w1_a, where w1 is a product.
@@ -23,13 +24,13 @@ pub struct Factors {
     pub rank2: Option<usize>,
 }
 
-/// The factors' names, and nothing else's.
+/// Names of the factors.
 pub const NAMES: [&str; 6] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
 
-/// The largest outer factor that is multiplied out.
-const MOST_PRODUCT: usize = 1 << 26;
+/// Largest outer factor, in elements, that is multiplied out.
+const MAX_PRODUCT: usize = 1 << 26;
 
-/// Why a tensor that often stands beside the factors is refused.
+/// Returns why a tensor that often accompanies the factors is refused.
 pub fn reason(name: &str) -> &'static str {
     let tail = name.rsplit('.').next().unwrap_or(name);
     match tail {
@@ -43,7 +44,7 @@ pub fn reason(name: &str) -> &'static str {
             "it belongs to DoRA, which rescales the whole weight"
         }
         _ => {
-            "it is no factor of ΔW, and leaving it out would change the model (modules_to_save and other methods are not supported)"
+            "it is not a factor of ΔW, and leaving it out would change the model (modules_to_save and other methods are not supported)"
         }
     }
 }
@@ -53,30 +54,20 @@ impl Factors {
     pub fn read(tensors: &Tensors, module: &str, parts: &Parts) -> Result<Self> {
         let (w1, rank1) = Pair::read(tensors, module, parts, "lokr_w1")?.joined(module)?;
         let (theta, rank2) = match Pair::read(tensors, module, parts, "lokr_w2")? {
-            Pair::Full(m) => (theta(module, &w1, Inner::Full, &[], &m)?, None),
-            Pair::Product(b, c) => (theta_low(module, &w1, &b, &c)?, Some(b.cols)),
+            Pair::Full(m) => (theta(module, &w1, None, &m)?, None),
+            Pair::Product(b, c) => (theta(module, &w1, Some(&b), &c)?, Some(b.cols)),
         };
         Ok(Self { theta, rank1, rank2 })
     }
 }
 
-fn theta_low(module: &str, a: &Matrix, b: &Matrix, c: &Matrix) -> Result<Theta> {
-    let shape = shape(module, a, (b.rows, c.cols), Inner::LowRank(b.cols))?;
-    joined(module, shape, a, &b.data, c)
-}
-
-fn theta(module: &str, a: &Matrix, inner: Inner, b: &[f32], m: &Matrix) -> Result<Theta> {
-    joined(module, shape(module, a, (m.rows, m.cols), inner)?, a, b, m)
-}
-
-fn shape(module: &str, a: &Matrix, (b_out, c_in): (usize, usize), inner: Inner) -> Result<KronShape> {
-    let [d_out, d_in] = [a.rows.saturating_mul(b_out), a.cols.saturating_mul(c_in)];
-    KronShape::new(LayerDims { d_out, d_in }, Split { a_out: a.rows, a_in: a.cols }, Outer::Trained, inner)
-        .map_err(|e| Error::data(format!("layer {module} is refused: {e}")))
-}
-
-fn joined(module: &str, shape: KronShape, a: &Matrix, b: &[f32], c: &Matrix) -> Result<Theta> {
-    Theta::from_factors(shape, &a.data, b, &c.data)
+/// θ of w1, and of w2 as B·C or as M.
+fn theta(module: &str, a: &Matrix, b: Option<&Matrix>, c: &Matrix) -> Result<Theta> {
+    let (b_out, inner) = b.map_or((c.rows, Inner::Full), |b| (b.rows, Inner::LowRank(b.cols)));
+    let layer = LayerDims { d_out: a.rows.saturating_mul(b_out), d_in: a.cols.saturating_mul(c.cols) };
+    let split = Split { a_out: a.rows, a_in: a.cols };
+    KronShape::new(layer, split, Outer::Trained, inner)
+        .and_then(|shape| Theta::from_factors(shape, &a.data, b.map_or(&[], |b| &b.data), &c.data))
         .map_err(|e| Error::data(format!("layer {module} is refused: {e}")))
 }
 
@@ -111,23 +102,32 @@ impl Pair {
         }
     }
 
-    /// One matrix; a small file could ask for a product without bounds.
+    /// Returns one matrix, and the rank of a product. The size of a product is
+    /// limited, because a small file could ask for any.
     fn joined(self, module: &str) -> Result<(Matrix, Option<usize>)> {
         let (l, r) = match self {
             Pair::Full(w) => return Ok((w, None)),
             Pair::Product(l, r) => (l, r),
         };
-        if l.rows.checked_mul(r.cols).is_none_or(|len| len > MOST_PRODUCT) {
+        if l.rows.checked_mul(r.cols).is_none_or(|len| len > MAX_PRODUCT) {
             return Err(Error::data(format!(
-                "lokr_w1_a·lokr_w1_b of {module} is {} × {}, but the limit is {MOST_PRODUCT} numbers",
+                "lokr_w1_a·lokr_w1_b of {module} is {} × {}, but the limit is {MAX_PRODUCT} values",
                 l.rows, r.cols
             )));
         }
-        Ok((l.product(&r), Some(l.cols)))
+        let product = l.product(&r);
+        // It may overflow, though each factor is finite.
+        if let Some(at) = first_not_finite(&product.data) {
+            return Err(Error::data(format!(
+                "a product of the factors of {module} is {}, but it has to be finite in float32",
+                product.data[at]
+            )));
+        }
+        Ok((product, Some(l.cols)))
     }
 }
 
-/// Every layer's tensors by module; `split` gives a tensor's module and its name in it.
+/// Groups tensors by module; `split` returns a tensor's module and its name in it.
 pub fn group<'a>(
     tensors: &Tensors,
     names: &'a [String],
@@ -153,9 +153,49 @@ pub fn group<'a>(
     Ok(layers)
 }
 
-/// The note on outer factors that were products.
+/// Returns the note on outer factors that were products.
 pub fn rounded(count: usize) -> Option<String> {
     (count > 0).then(|| {
         format!("A of {count} layers is the product lokr_w1_a·lokr_w1_b, summed in float64 and rounded once to float32")
     })
+}
+
+/// Returns A, then B and C or M, by LoKr's names.
+pub fn factors(layer: &Layer) -> Vec<(&'static str, Matrix)> {
+    let (shape, theta) = (layer.shape(), layer.theta());
+    let matrix = |rows, cols, data: &[f32]| Matrix { rows, cols, data: data.to_vec() };
+    let a = ("lokr_w1", matrix(shape.a_out(), shape.a_in(), theta.a()));
+    match shape.inner() {
+        Inner::Full => vec![a, ("lokr_w2", matrix(shape.b_out(), shape.c_in(), theta.c()))],
+        Inner::LowRank(r) => vec![
+            a,
+            ("lokr_w2_a", matrix(shape.b_out(), r, theta.b())),
+            ("lokr_w2_b", matrix(r, shape.c_in(), theta.c())),
+        ],
+    }
+}
+
+/// Returns the error about a layer that `program` cannot load as a LoKr.
+pub fn refused(layer: &Layer, program: &str, why: &str) -> Error {
+    Error::data(format!("layer {} ({}) has no {program} LoKr form: {why}", layer.module(), layer.shape()))
+}
+
+/// Checks that a layer has an outer factor, and a rank that `program` does not make full.
+pub fn check(layer: &Layer, program: &str) -> Result<()> {
+    let shape = layer.shape();
+    if shape.outer() == Outer::One {
+        let why = "it is a LoRA, which has no outer factor";
+        return Err(refused(layer, program, why).with(Suggestion::Lora));
+    }
+    match shape.inner() {
+        Inner::LowRank(r) if 2 * r >= shape.b_out().max(shape.c_in()) => {
+            let why = format!(
+                "{program} makes w2 full where r ≥ max(b_out, c_in)/2, and r is {r} with {} × {}",
+                shape.b_out(),
+                shape.c_in()
+            );
+            Err(refused(layer, program, &why).with(Suggestion::LosslessLora))
+        }
+        _ => Ok(()),
+    }
 }

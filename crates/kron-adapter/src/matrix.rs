@@ -1,8 +1,9 @@
-//! One factor of a foreign file.
+//! Factors of foreign files as matrices.
 
+use crate::elements::first_not_finite;
 use crate::{Error, Result, Tensors};
 
-/// Row-major float32.
+/// A row-major float32 matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
     pub rows: usize,
@@ -11,7 +12,11 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A tensor with two dimensions and finite numbers that float32 holds exactly.
+    /// Reads a tensor of two dimensions.
+    ///
+    /// # Errors
+    /// Fails on other dimensions, and on a value that is not finite or that float32
+    /// does not hold exactly.
     pub fn read(tensors: &Tensors, name: &str) -> Result<Self> {
         let refused = |what: String| Error::data(format!("{}: {name} {what}", tensors.path()));
         let shape = &tensors.info(name)?.shape;
@@ -20,10 +25,10 @@ impl Matrix {
                 "has shape {shape:?}, but a factor of a linear layer has 2 dimensions; convolutions are not supported"
             )));
         };
-        let data = match tensors.singles(name)? {
+        let data = match tensors.values_f32(name)? {
             Some(data) => data,
             None => {
-                let wide = tensors.numbers(name)?;
+                let wide = tensors.values_f64(name)?;
                 let lost = wide.iter().position(|&v| v.is_finite() && f64::from(v as f32) != v);
                 if let Some(at) = lost.filter(|&at| (wide[at] as f32).is_finite()) {
                     let v = wide[at];
@@ -32,19 +37,16 @@ impl Matrix {
                 wide.into_iter().map(|v| v as f32).collect()
             }
         };
-        // Without a branch for each number.
-        if !data.iter().fold(true, |all, v| all & v.is_finite())
-            && let Some(at) = data.iter().position(|v| !v.is_finite())
-        {
+        if let Some(at) = first_not_finite(&data) {
             let v = data[at];
             return Err(refused(format!(
-                "has {v} at {at}, but every number of a factor is finite in float32"
+                "has {v} at {at}, but every value of a factor is finite in float32"
             )));
         }
         Ok(Self { rows, cols, data })
     }
 
-    /// self·other, summed in float64 and rounded once.
+    /// Returns self·other, summed in float64 and rounded once.
     pub fn product(&self, other: &Self) -> Self {
         let (rows, cols) = (self.rows, other.cols);
         let entry = |at: usize| {

@@ -1,104 +1,83 @@
-//! Files and folders that appear under their name whole or not at all.
+//! Writing an encoded adapter: a file or a folder appears whole or not at all.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use crate::IfExists;
-use crate::io::{remove_leftovers, write_atomic};
+use crate::io::{IfExists, temporary_folder, write_atomic};
+use crate::{Error, Progress, Result, Suggestion};
 
-use crate::peft::{CONFIG, WEIGHTS};
-use crate::{Error, Result, Suggestion, Watch};
-
-/// Bytes between two calls of the watch.
+/// Number of bytes between two calls of `progress`.
 const PIECE: usize = 1 << 20;
 
-/// What lies on the disk when it is written.
+/// An encoded adapter.
 #[derive(Clone, Debug)]
 pub enum Output {
     /// One file.
     File(Vec<u8>),
-    /// A PEFT folder.
-    Folder {
-        /// `adapter_config.json`.
-        config: Vec<u8>,
-        /// `adapter_model.safetensors`.
-        weights: Vec<u8>,
-    },
+    /// A folder of these files, by name.
+    Folder(Vec<(&'static str, Vec<u8>)>),
 }
 
-/// Puts `contents` under `out`; `watch` is told of the bytes.
+/// Writes an output under `out`; `progress` counts the bytes.
 ///
 /// # Errors
-/// A name that is taken, under [`IfExists::Refuse`]. Under [`IfExists::Replace`]
-/// a folder is replaced when it holds an adapter and nothing else, so that no
-/// other file is ever lost. The watch's error, and what the system refuses.
-/// After an error `out` is as it was.
-pub fn write_output(out: &Path, contents: &Output, existing: IfExists, watch: Watch) -> Result<()> {
+/// Fails if the name is taken, under [`IfExists::Refuse`]. Under
+/// [`IfExists::Replace`] a folder is replaced only if it holds an adapter and
+/// nothing else, so that no other file is ever lost. Fails too if `progress` fails
+/// and if the system refuses. After an error `out` is as it was.
+pub fn write_output(out: &Path, output: &Output, if_exists: IfExists, progress: Progress) -> Result<()> {
     let name = out.display();
     let there = out.symlink_metadata().ok();
-    if there.is_some() && existing == IfExists::Refuse {
+    if there.is_some() && if_exists == IfExists::Refuse {
         return Err(Error::usage(format!("{name} exists")).with(Suggestion::Replace));
     }
-    match contents {
+    match output {
         Output::File(bytes) => {
             if there.is_some_and(|meta| meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is a folder, but a file is to be written")));
             }
-            Ok(write_atomic(out, existing, |to| put(bytes, to, watch))?)
+            write_atomic(out, if_exists, |to| write_pieces(bytes, to, progress))
         }
-        Output::Folder { config, weights } => {
+        Output::Folder(files) => {
             if there.is_some_and(|meta| !meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is no folder, but a PEFT adapter is one")));
             }
-            folder(out, &[(CONFIG, config), (WEIGHTS, weights)], watch)
+            write_folder(out, files, progress)
         }
     }
 }
 
 impl Output {
-    /// Bytes of all files.
+    /// Number of bytes of all files.
     pub fn bytes(&self) -> u64 {
         match self {
             Output::File(bytes) => bytes.len() as u64,
-            Output::Folder { config, weights } => (config.len() + weights.len()) as u64,
+            Output::Folder(files) => files.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
         }
     }
 }
 
-fn put(bytes: &[u8], to: &mut dyn Write, watch: Watch) -> std::io::Result<()> {
+fn write_pieces(bytes: &[u8], to: &mut dyn Write, progress: Progress) -> std::io::Result<()> {
     bytes.chunks(PIECE).try_for_each(|piece| {
         to.write_all(piece)?;
-        watch(piece.len() as u64).map_err(std::io::Error::other)
+        progress(piece.len() as u64).map_err(std::io::Error::other)
     })
 }
 
 /// Writes the files into a hidden folder beside `out`, then renames it.
-fn folder(out: &Path, files: &[(&str, &[u8])], watch: Watch) -> Result<()> {
-    let refused = |e: std::io::Error| Error::data(format!("{}: {e}", out.display()));
-    check_replaceable(out)?;
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    remove_leftovers(parent);
-    // Dropping it, on any error, removes it.
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".kron-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    let temp = builder.tempdir_in(parent).map_err(refused)?;
-    // Locked it is no leftover; where a folder cannot be, nobody takes it for one.
-    let lock = fs::File::open(temp.path());
-    let _ = lock.as_ref().map(|lock| lock.lock());
+fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progress) -> Result<()> {
+    let refused = |e: std::io::Error| Error::io(out.display(), e);
+    check_replaceable(out, files)?;
+    // Dropping the folder, on any error, removes it.
+    let (temp, _lock) = temporary_folder(out).map_err(refused)?;
     let (new, old) = (temp.path().join("new"), temp.path().join("old"));
     fs::create_dir(&new).map_err(refused)?;
     for (name, bytes) in files {
         let mut file = fs::File::create_new(new.join(name)).map_err(refused)?;
-        put(bytes, &mut file, watch).and_then(|()| file.sync_all()).map_err(refused)?;
+        write_pieces(bytes, &mut file, progress).and_then(|()| file.sync_all()).map_err(refused)?;
     }
-    if exchanged(&new, out) {
+    if exchange(&new, out) {
         return Ok(());
     }
     match fs::rename(out, &old) {
@@ -106,33 +85,32 @@ fn folder(out: &Path, files: &[(&str, &[u8])], watch: Watch) -> Result<()> {
         _ => {}
     }
     fs::rename(&new, out).map_err(|e| {
-        // Back to what was there; where even that fails, the first error is the one to tell.
+        // Put the old one back; if even that fails, the first error is reported.
         let _ = fs::rename(&old, out);
         refused(e)
     })
 }
 
-/// Whether two folders changed places in one step, so that there is always one
-/// under the name; not every system can.
-fn exchanged(new: &Path, out: &Path) -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        renameat_with(CWD, new, CWD, out, RenameFlags::EXCHANGE).is_ok()
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = (new, out);
-        false
-    }
+/// Exchanges two folders in one step, so that the name always holds one; returns
+/// false if the system cannot.
+#[cfg(target_os = "linux")]
+fn exchange(new: &Path, out: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, new, CWD, out, RenameFlags::EXCHANGE).is_ok()
 }
 
-/// That replacing the folder loses nothing but an adapter.
-fn check_replaceable(out: &Path) -> Result<()> {
+/// Returns false: only Linux exchanges two folders in one step here.
+#[cfg(not(target_os = "linux"))]
+fn exchange(_new: &Path, _out: &Path) -> bool {
+    false
+}
+
+/// Fails if the folder holds anything but an adapter, which replacing it would lose.
+fn check_replaceable(out: &Path, files: &[(&'static str, Vec<u8>)]) -> Result<()> {
     let Ok(entries) = fs::read_dir(out) else { return Ok(()) };
     for entry in entries {
-        let entry = entry.map_err(|e| Error::data(format!("{}: {e}", out.display())))?.file_name();
-        if ![CONFIG, WEIGHTS, "README.md"].map(OsStr::new).contains(&entry.as_os_str()) {
+        let entry = entry.map_err(|e| Error::io(out.display(), e))?.file_name();
+        if !files.iter().map(|(name, _)| *name).chain(["README.md"]).any(|name| entry == name) {
             let refused = Error::usage(format!("{} holds {entry:?}", out.display()));
             return Err(refused.with(Suggestion::OtherName));
         }

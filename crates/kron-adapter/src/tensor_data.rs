@@ -1,4 +1,4 @@
-//! Tensors on their way into a foreign safetensors file.
+//! Tensors to be written into a foreign safetensors file.
 
 use std::collections::HashMap;
 
@@ -11,12 +11,12 @@ use crate::{Error, Result};
 /// A tensor to write.
 pub enum TensorData {
     F32(Matrix),
-    /// Without dimensions.
+    /// A tensor without dimensions.
     Scalar(f64),
 }
 
 impl TensorData {
-    /// A float32 scalar where that is exact, else float64.
+    /// Returns dtype, shape and bytes; a scalar is float32 if that is exact, else float64.
     fn parts(&self) -> (Dtype, Vec<usize>, Vec<u8>) {
         match self {
             TensorData::F32(Matrix { rows, cols, data }) => {
@@ -30,7 +30,7 @@ impl TensorData {
     }
 }
 
-/// The bytes of the file, marked as PyTorch's as its readers want it.
+/// Returns the bytes of the file, with the metadata `format: pt` that PyTorch's readers require.
 pub fn serialize(tensors: &[(String, TensorData)]) -> Result<Vec<u8>> {
     let unwritable = |e| Error::data(format!("the tensors cannot be written: {e}"));
     let parts: Vec<_> = tensors.iter().map(|(name, tensor)| (name, tensor.parts())).collect();

@@ -12,23 +12,25 @@
 //! for A is the truncated Σ A_ij·U_i·V_j / ‖A‖², the best A for B·C is
 //! A_ij = ⟨U_i·V_j, B·C⟩ / ‖B·C‖². Neither step can make the error larger.
 
+use kron_core::{KronShape, LayerDims, Split, Theta};
 use ndarray::{Array1, Array2, ArrayView2, Axis, Slice, concatenate};
 
-use super::{Lora, dot, product_dot, svd_of_product};
+use super::lora::Lora;
+use super::products::{dot, product_dot};
+use super::svd::svd_of_product;
 use crate::{Error, Result};
-use kron_core::{KronShape, LayerDims, Split, Theta};
 
-/// The largest a_out·a_in, which has a square matrix of that many rows.
+/// Largest a_out·a_in: the fit holds a square matrix of that many rows.
 pub const MAX_OUTER: usize = 4096;
-/// Steps of the power method and of the alternation.
+/// Number of steps of the power method and of the alternation.
 const STEPS: usize = 300;
 
-/// Fits A ⊗ (B·C) with an outer factor of a_out × a_in and rank r to up·down,
-/// leaving its scale aside; the factors are rounded to float32.
+/// Fits A ⊗ (B·C) with this split and rank to up·down, ignoring its scale; the
+/// factors are rounded to float32.
 ///
 /// # Errors
-/// What [`KronShape::new`] refuses, a_out·a_in above [`MAX_OUTER`], and a rank
-/// that no inner factor of b_out × c_in has.
+/// Fails if the split does not divide the layer, if a_out·a_in is above
+/// [`MAX_OUTER`], and if the rank is 0 or above min(b_out, c_in).
 pub fn fit(lora: &Lora, split: Split, rank: usize) -> Result<Theta> {
     let (d_out, d_in) = (lora.up.nrows(), lora.down.ncols());
     let shape = KronShape::kron(LayerDims { d_out, d_in }, split, rank)?;
@@ -36,9 +38,9 @@ pub fn fit(lora: &Lora, split: Split, rank: usize) -> Result<Theta> {
     if a_out * a_in > MAX_OUTER {
         return Err(Error::data(format!("a_out·a_in = {} is above the limit of {MAX_OUTER}", a_out * a_in)));
     }
-    let most = shape.b_out().min(shape.c_in());
-    if rank > most {
-        return Err(Error::data(format!("rank {rank} is above min(b_out, c_in) = {most}")));
+    let max = shape.b_out().min(shape.c_in());
+    if rank > max {
+        return Err(Error::data(format!("rank {rank} is above min(b_out, c_in) = {max}")));
     }
     let blocks = Blocks { lora, shape };
     let mut a = blocks.start();
@@ -53,8 +55,8 @@ pub fn fit(lora: &Lora, split: Split, rank: usize) -> Result<Theta> {
         }
         captured = now;
     }
-    let numbers = [&a, &inner.0, &inner.1].map(|f| f.iter().map(|v| *v as f32).collect::<Vec<_>>());
-    Ok(Theta::from_factors(shape, &numbers[0], &numbers[1], &numbers[2])?)
+    let values = [&a, &inner.0, &inner.1].map(|f| f.iter().map(|v| *v as f32).collect::<Vec<_>>());
+    Ok(Theta::from_factors(shape, &values[0], &values[1], &values[2])?)
 }
 
 /// U·V, cut into blocks.
@@ -64,19 +66,19 @@ struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    /// U_i, b_out × ρ.
+    /// Returns U_i, b_out × ρ.
     fn u(&self, i: usize) -> ArrayView2<'_, f64> {
         let n = self.shape.b_out();
         self.lora.up.slice_axis(Axis(0), Slice::from(i * n..(i + 1) * n))
     }
 
-    /// V_j, ρ × c_in.
+    /// Returns V_j, ρ × c_in.
     fn v(&self, j: usize) -> ArrayView2<'_, f64> {
         let n = self.shape.c_in();
         self.lora.down.slice_axis(Axis(1), Slice::from(j * n..(j + 1) * n))
     }
 
-    /// The top eigenvector of G, a_out × a_in, by the power method.
+    /// Returns the top eigenvector of G, a_out × a_in, by the power method.
     fn start(&self) -> Array2<f64> {
         let (rows, cols) = (self.shape.a_out(), self.shape.a_in());
         let us = Array2::from_shape_fn((rows, rows), |(i, k)| self.u(i).t().dot(&self.u(k)));
@@ -84,7 +86,7 @@ impl Blocks<'_> {
         let g = Array2::from_shape_fn((rows * cols, rows * cols), |(p, q)| {
             dot(us[(p / cols, q / cols)].view(), vs[(p % cols, q % cols)].view())
         });
-        // The block of the largest norm is not orthogonal to the answer but by accident.
+        // The block of the largest norm is orthogonal to the answer only by accident.
         let top = (0..rows * cols).max_by(|&p, &q| g[(p, p)].total_cmp(&g[(q, q)])).unwrap_or(0);
         let mut a: Array1<f64> = g.column(top).to_owned();
         for _ in 0..STEPS {
@@ -99,7 +101,7 @@ impl Blocks<'_> {
         Array2::from_shape_fn((rows, cols), |(i, j)| a[i * cols + j] / norm)
     }
 
-    /// The best B and C for A: the truncated Σ A_ij·U_i·V_j / ‖A‖².
+    /// Returns the best B and C for A: the truncated Σ A_ij·U_i·V_j / ‖A‖².
     fn inner(&self, a: &Array2<f64>, rank: usize) -> (Array2<f64>, Array2<f64>) {
         let square = dot(a.view(), a.view());
         let sum = |views: Vec<(f64, ArrayView2<f64>)>| {
@@ -129,7 +131,7 @@ impl Blocks<'_> {
         (b, c)
     }
 
-    /// The best A for B·C; of zeros where B·C is zero.
+    /// Returns the best A for B·C, of norm 1; all ones if B·C is zero.
     fn outer(&self, (b, c): &(Array2<f64>, Array2<f64>)) -> Array2<f64> {
         let square = product_dot(b, c, b, c);
         let bus: Vec<_> = (0..self.shape.a_out()).map(|i| b.t().dot(&self.u(i))).collect();
@@ -137,7 +139,7 @@ impl Blocks<'_> {
         let a = Array2::from_shape_fn((bus.len(), cvs.len()), |(i, j)| dot(bus[i].view(), cvs[j].view()));
         let norm = dot(a.view(), a.view()).sqrt();
         if square == 0.0 || norm == 0.0 {
-            // ΔW = 0: any A will do, and the inner factor is zero.
+            // ΔW = 0: any A fits, and the inner factor is zero.
             return Array2::ones(a.dim());
         }
         // A of norm 1: the inner step puts the size into B and C.
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_fits_are_refused_with_the_numbers() {
+    fn impossible_fits_are_refused_with_the_values() {
         let lora = layer(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3), 7).lora(Join::Up);
         for ((a_out, a_in, rank), says) in
             [((5, 3, 2), "5 does not divide d_out = 24"), ((2, 3, 9), "rank 9 is above")]

@@ -1,5 +1,5 @@
-//! Singular values by one-sided Jacobi rotations: slow for large matrices,
-//! short, and accurate to the last digits of small values.
+//! Singular values by one-sided Jacobi rotations: short, accurate to the last
+//! digits of small values, slow for large matrices.
 
 use ndarray::{Array1, Array2, Axis};
 
@@ -14,10 +14,17 @@ pub struct Svd {
     pub v: Array2<f64>,
 }
 
-/// More sweeps than any matrix of doubles has been seen to need.
+/// Upper bound on sweeps; no matrix of doubles has been seen to need as many.
 const SWEEPS: usize = 60;
 
-/// The thin decomposition of W, m × n.
+/// Returns the thin decomposition of W, m × n.
+///
+/// ```
+/// use ndarray::array;
+///
+/// let s = kron_adapter::algebra::svd(&array![[3.0, 0.0], [4.0, 5.0]]).s;
+/// assert!((s[0] - 45f64.sqrt()).abs() < 1e-14 && (s[1] - 5f64.sqrt()).abs() < 1e-14);
+/// ```
 pub fn svd(w: &Array2<f64>) -> Svd {
     if w.nrows() > w.ncols() {
         // Wᵀ = U·S·V gives W = Vᵀ·S·Uᵀ; here only V can hold rows of 0.
@@ -27,8 +34,8 @@ pub fn svd(w: &Array2<f64>) -> Svd {
     wide(w.clone())
 }
 
-/// The thin decomposition of B·C, m × k times k × n, without the product: of
-/// the size of the smallest of m, k and n.
+/// Returns the thin decomposition of B·C, m × k times k × n, without the product; its
+/// size is the smallest of m, k and n.
 pub fn svd_of_product(b: &Array2<f64>, c: &Array2<f64>) -> Svd {
     let Svd { u, s, v } = svd(b);
     let core = (&v * &Array1::from(s).insert_axis(Axis(1))).dot(c);
@@ -36,22 +43,22 @@ pub fn svd_of_product(b: &Array2<f64>, c: &Array2<f64>) -> Svd {
     Svd { u: u.dot(&inner), s, v }
 }
 
-/// The singular values of B·C, as [`svd_of_product`] gives them, without the vectors: rows of
-/// thousands of numbers are gone through once, and not again in every sweep of rotations.
+/// Returns the singular values of B·C that [`svd_of_product`] gives, without the vectors.
+/// Long rows are read once instead of once per sweep.
 pub fn values_of_product(b: &Array2<f64>, c: &Array2<f64>) -> Vec<f64> {
     let (b, c) = (triangle(b.t().to_owned()), triangle(c.clone()));
     svd(&b.t().dot(&c)).s
 }
 
-/// L of W = L·Q, m × m, where the rows of Q are orthonormal, by Householder's reflections; W
-/// itself where it is no wider than high.
+/// Returns L of W = L·Q, m × m, where the rows of Q are orthonormal, by Householder's
+/// reflections; W itself unless it is wider than high.
 fn triangle(mut w: Array2<f64>) -> Array2<f64> {
     let (m, n) = w.dim();
     if m >= n {
         return w;
     }
     for p in 0..m {
-        // The reflection that leaves row p nothing to the right of its own column.
+        // This reflection clears row p to the right of its own column.
         let mut v = w.row(p).split_at(Axis(0), p).1.to_owned();
         let norm = v.dot(&v).sqrt();
         if norm == 0.0 {
@@ -68,17 +75,17 @@ fn triangle(mut w: Array2<f64>) -> Array2<f64> {
     w.view().split_at(Axis(1), m).0.to_owned()
 }
 
-/// m ≤ n: rotates pairs of rows until all are orthogonal.
+/// Rotates pairs of rows until all are orthogonal; m ≤ n.
 fn wide(mut w: Array2<f64>) -> Svd {
     let m = w.nrows();
-    let mut turn = Array2::<f64>::eye(m); // turn·W₀ = w
+    let mut rotations = Array2::<f64>::eye(m); // rotations·W₀ = w
     for _ in 0..SWEEPS {
         let mut done = true;
         for p in 0..m {
             for q in p + 1..m {
                 if let Some((c, s)) = rotation(&w, p, q) {
                     rotate(&mut w, p, q, c, s);
-                    rotate(&mut turn, p, q, c, s);
+                    rotate(&mut rotations, p, q, c, s);
                     done = false;
                 }
             }
@@ -87,10 +94,10 @@ fn wide(mut w: Array2<f64>) -> Svd {
             break;
         }
     }
-    sorted(w, turn)
+    sorted(w, rotations)
 }
 
-/// Cosine and sine of the rotation that makes rows p and q orthogonal, `None` where they are.
+/// Returns cosine and sine of the rotation that makes rows p and q orthogonal; `None` if they are.
 fn rotation(w: &Array2<f64>, p: usize, q: usize) -> Option<(f64, f64)> {
     let (x, y) = (w.row(p), w.row(q));
     let (xx, yy, xy) = (x.dot(&x), y.dot(&y), x.dot(&y));
@@ -110,7 +117,7 @@ fn rotate(w: &mut Array2<f64>, p: usize, q: usize, c: f64, s: f64) {
     }
 }
 
-fn sorted(w: Array2<f64>, turn: Array2<f64>) -> Svd {
+fn sorted(w: Array2<f64>, rotations: Array2<f64>) -> Svd {
     let norms: Vec<f64> = w.rows().into_iter().map(|row| row.dot(&row).sqrt()).collect();
     let mut order: Vec<usize> = (0..norms.len()).collect();
     order.sort_by(|&i, &j| norms[j].total_cmp(&norms[i]));
@@ -119,7 +126,7 @@ fn sorted(w: Array2<f64>, turn: Array2<f64>) -> Svd {
     for (mut row, s) in v.rows_mut().into_iter().zip(&s) {
         row /= if *s > 0.0 { *s } else { 1.0 };
     }
-    Svd { u: turn.select(Axis(0), &order).t().to_owned(), s, v }
+    Svd { u: rotations.select(Axis(0), &order).t().to_owned(), s, v }
 }
 
 #[cfg(test)]
@@ -134,8 +141,8 @@ mod tests {
         (&svd.u * &Array1::from(svd.s.clone())).dot(&svd.v)
     }
 
-    fn largest(w: &Array2<f64>) -> f64 {
-        w.iter().fold(0.0, |most, v| v.abs().max(most))
+    fn max_abs(w: &Array2<f64>) -> f64 {
+        w.iter().fold(0.0, |max, v| v.abs().max(max))
     }
 
     #[test]
@@ -144,7 +151,7 @@ mod tests {
             let w = matrix(m, n);
             let got = svd(&w);
             assert_eq!((got.u.dim(), got.v.dim()), ((m, m.min(n)), (m.min(n), n)));
-            assert!(largest(&(rebuilt(&got) - &w)) < 1e-13, "{m} × {n}");
+            assert!(max_abs(&(rebuilt(&got) - &w)) < 1e-13, "{m} × {n}");
             assert!(got.s.is_sorted_by(|x, y| x >= y) && got.s[0] > 0.1);
             let square = got.v.dot(&got.v.t());
             for (i, s) in got.s.iter().enumerate().filter(|(_, s)| **s > 1e-12) {
@@ -166,7 +173,7 @@ mod tests {
         for (m, k, n) in [(9, 3, 7), (4, 8, 5), (12, 2, 3), (3, 3, 19), (1, 1, 5)] {
             let (b, c) = (matrix(m, k), matrix(k, n));
             let got = svd_of_product(&b, &c);
-            assert!(largest(&(rebuilt(&got) - b.dot(&c))) < 1e-12, "{m} {k} {n}");
+            assert!(max_abs(&(rebuilt(&got) - b.dot(&c))) < 1e-12, "{m} {k} {n}");
             let values = values_of_product(&b, &c);
             assert_eq!(values.len(), got.s.len(), "{m} {k} {n}");
             let apart = values.iter().zip(&got.s).map(|(x, y)| (x - y).abs());

@@ -1,88 +1,71 @@
-//! A file under its name is whole, or it is not there.
+//! Files that appear under their name whole or not at all.
 
 use std::fs::{self, File};
 use std::io::{Error as IoError, ErrorKind, Write};
 use std::path::Path;
 
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+use super::options::{Flush, IfExists};
 use super::stream::Stream;
 use crate::{Error, Result};
 
-/// The ends of a temporary file's name.
+/// First and last characters of a temporary name.
 const PREFIX: &str = ".kron-";
 const SUFFIX: &str = ".tmp";
 
-/// What to do with a file that is already there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IfExists {
-    /// Put the new one in its place, in one step.
-    Replace,
-    /// Leave it and fail.
-    Refuse,
-}
-
-/// Writes a file so that nobody ever sees half of it: into a temporary file
-/// `.kron-*.tmp` of the same folder, flushed to the disk, then renamed, then
-/// the folder flushed. New files get the permissions that the umask leaves.
+/// Writes a file so that no reader ever sees half of it.
 ///
-/// A failure removes the temporary file and leaves `path` as it was; only a
-/// process that is killed leaves a temporary file behind, which the next write
-/// into the folder removes. A symbolic link at `path` is replaced, not followed.
+/// The bytes go into a temporary file `.kron-*.tmp` in the same folder, which is
+/// flushed to the disk and renamed; then the folder is flushed. New files get the
+/// permissions that the umask leaves.
 ///
-/// On Linux the bytes of a large file go past the system's cache where the file
-/// system lets them: they have to be on the disk in the end, and are copied once less.
+/// A failure removes the temporary file and leaves `path` as it was. Only a
+/// killed process leaves a temporary file behind, which the next write into the
+/// folder removes. A symbolic link at `path` is replaced, not followed.
+///
+/// On Linux the bytes of a large file bypass the system's cache where the file
+/// system allows it, which saves one copy.
 ///
 /// # Errors
-/// What `write` returns, and what the system refuses; the message names `path`.
+/// Fails if `write` fails or the system refuses; the message names `path`.
 /// An error in flushing the folder, after the rename, leaves the new file.
 pub fn write_atomic(
     path: &Path,
-    existing: IfExists,
+    if_exists: IfExists,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
-    write_whole(path, existing, Flush::Now, write)
+    write_whole(path, if_exists, Flush::Now, write)
 }
 
-/// Who sees to it that a file is on the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Flush {
-    /// The writer: a file that has its name survives a power cut.
-    Now,
-    /// The system, when it likes, as after `cp`: a power cut within the next half minute may
-    /// leave a file under its name that is cut short, and an error of a network's disk may go unseen.
-    Later,
-}
-
-/// [`write_atomic`], with the flushes to the disk, of the file and of the folder, or without them.
+/// Writes as [`write_atomic`] does; `flush` decides whether file and folder are flushed.
 ///
 /// # Errors
-/// As [`write_atomic`].
+/// Fails as [`write_atomic`] does.
 pub fn write_whole(
     path: &Path,
-    existing: IfExists,
+    if_exists: IfExists,
     flush: Flush,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
     let io = |source| Error::io(path.display(), source);
-    try_write(path, existing, flush, write).map_err(io)
+    try_write(path, if_exists, flush, write).map_err(io)
 }
 
 fn try_write(
     path: &Path,
-    existing: IfExists,
+    if_exists: IfExists,
     flush: Flush,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     if path.file_name().is_none() {
         return Err(IoError::new(ErrorKind::InvalidInput, "names no file"));
     }
-    // Asked again by the rename; here so that a long write is not in vain.
-    if existing == IfExists::Refuse && path.symlink_metadata().is_ok() {
+    // The rename checks again; this check saves a long write.
+    if if_exists == IfExists::Refuse && path.symlink_metadata().is_ok() {
         return Err(ErrorKind::AlreadyExists.into());
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     remove_leftovers(folder);
     let temp = temporary(folder)?;
 
@@ -90,8 +73,8 @@ fn try_write(
     write(&mut out)?;
     out.finish()?;
 
-    // Dropping what a failed rename gives back removes the temporary file.
-    match existing {
+    // Dropping the error of a failed rename removes the temporary file.
+    match if_exists {
         IfExists::Replace => temp.persist(path),
         IfExists::Refuse => temp.persist_noclobber(path),
     }
@@ -99,28 +82,55 @@ fn try_write(
     if flush == Flush::Now { sync_folder(folder) } else { Ok(()) }
 }
 
-/// A temporary file that is locked for as long as it is open: a leftover is one that nobody holds.
-fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(SUFFIX);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+/// Returns the folder of a path, `.` for a bare name.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes a temporary file that stays locked while it is open, so that nobody takes it for a leftover.
+fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
     loop {
-        let temp = builder.tempfile_in(folder)?;
-        // On a file system without locks nothing counts as a leftover either.
+        let temp = builder(0o666).tempfile_in(folder)?;
+        // A file system without locks has no leftovers either: see `remove_leftovers`.
         let _ = temp.as_file().lock();
-        // Someone who removes leftovers may have come before the lock.
+        // Another process may have removed it as a leftover before the lock.
         if temp.path().exists() {
             return Ok(temp);
         }
     }
 }
 
-/// Removes the files and folders `.kron-*.tmp` that killed processes left in a
-/// folder: those that nobody holds locked. What cannot be removed stays.
+/// Makes a temporary folder beside `path`, after removing leftovers there. The
+/// lock keeps it while it is held; dropping the folder removes it.
+pub(crate) fn temporary_folder(path: &Path) -> std::io::Result<(TempDir, Option<File>)> {
+    let folder = folder_of(path);
+    remove_leftovers(folder);
+    let temp = builder(0o777).tempdir_in(folder)?;
+    // Systems that cannot open a folder cannot take it for a leftover either.
+    let lock = File::open(temp.path()).ok();
+    let _ = lock.as_ref().map(File::lock);
+    Ok((temp, lock))
+}
+
+/// Names of temporary files and folders, with these permissions before the umask.
+fn builder(mode: u32) -> Builder<'static, 'static> {
+    let mut builder = Builder::new();
+    builder.prefix(PREFIX).suffix(SUFFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder
+}
+
+/// Removes files and folders `.kron-*.tmp` that killed processes left in a
+/// folder, recognised by the missing lock. Entries that cannot be removed stay.
 ///
-/// A folder with a file or folder `old` in it stays too: a process was killed
-/// while it replaced that, and there may be no other copy.
+/// A folder that holds an entry `old` stays too: its process was killed while it
+/// replaced an output, and `old` may be the only copy.
 pub fn remove_leftovers(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -143,17 +153,17 @@ pub fn remove_leftovers(folder: &Path) {
     }
 }
 
-/// Makes the rename itself survive a power cut.
+/// Flushes a folder, so that a rename in it survives a power cut.
 #[cfg(unix)]
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
     match std::fs::File::open(folder)?.sync_all() {
-        // A file system that cannot flush a folder says so; the file is whole all the same.
+        // Some file systems cannot flush a folder; the file is whole all the same.
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
         done => done,
     }
 }
 
-/// Elsewhere a folder cannot be opened, and the rename is the system's affair.
+/// Does nothing: other systems cannot open a folder, and flush a rename by themselves.
 #[cfg(not(unix))]
 fn sync_folder(_: &Path) -> std::io::Result<()> {
     Ok(())

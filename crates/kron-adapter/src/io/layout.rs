@@ -1,98 +1,92 @@
-//! The frame of every safetensors file: length, JSON, and tensors that fill the rest. Read strictly.
+//! The one parser of safetensors headers: length, JSON, and tensors that fill the rest.
 //!
 //! The `safetensors` crate checks that the tensors cover the data without gap
 //! or overlap and that their sizes follow from dtype and shape. It does not
-//! notice a name that occurs twice (the last one wins), and it adds offsets up
-//! without an overflow check; both are caught here before it looks.
+//! notice a name that occurs twice (the last one wins), and it adds up offsets
+//! without an overflow check; both are checked here first.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::Read;
-use std::path::Path;
 
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::Refused;
-use crate::Result;
-use crate::adapter::shown;
+use crate::text::{shortened, shown};
+use crate::{Error, Result};
 
-/// Bytes of the header's length, in front of it.
+/// Bytes of the header's length, which stands before the header.
 const PREFIX: usize = 8;
 
-/// safetensors' name for the map of strings.
-pub(super) const METADATA: &str = "__metadata__";
+/// Key of the map of strings in a safetensors header.
+pub const METADATA: &str = "__metadata__";
 
 /// The header of a safetensors file whose tensors lie in the data without gap or overlap.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// The tensors, in the order of the file; offsets count from the end of the header.
+    /// Tensors in the order of the file; offsets count from the end of the header.
     pub tensors: Metadata,
-    /// Free text by key, where the file has any.
+    /// Free text by key; `None` if the file has none.
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
 impl Layout {
-    /// Reads the header of a file of `len` bytes that `from` is at the start of: its
-    /// bytes, length and JSON, and what they say.
+    /// Reads the header of a file of `len` bytes from its start. Returns the
+    /// header's bytes, length and JSON, and their meaning.
     ///
     /// # Errors
-    /// A header above `limit` bytes, one that is no JSON of this form, a name that
-    /// occurs twice, tensors that do not fill the file, and what the system refuses;
-    /// the message names `path`.
-    pub fn read(path: &Path, from: &mut impl Read, len: u64, limit: u64) -> Result<(Vec<u8>, Self)> {
-        Self::decode(from, len, limit).map_err(|refused| refused.named(path))
-    }
-
-    pub(super) fn decode(from: &mut impl Read, len: u64, limit: u64) -> Result<(Vec<u8>, Self), Refused> {
+    /// Fails if the header is longer than `limit` or is not JSON of this form, if a
+    /// name occurs twice, if the tensors do not fill the file, and if the system refuses.
+    pub fn read(from: &mut impl Read, len: u64, limit: u64) -> Result<(Vec<u8>, Self)> {
         let Some(after) = len.checked_sub(PREFIX as u64) else {
-            return Err(format!(
+            return Err(Error::data(format!(
                 "is cut short: it is {len} bytes long, but the length of the header alone takes {PREFIX}"
-            )
-            .into());
+            )));
         };
         let mut bytes = vec![0; PREFIX];
-        from.read_exact(&mut bytes)?;
+        from.read_exact(&mut bytes).map_err(Error::reading)?;
         let header_len = bytes.first_chunk().map_or(0, |prefix| u64::from_le_bytes(*prefix));
         if header_len > limit {
-            return Err(format!("has a header of {header_len} bytes, but the limit is {limit}").into());
+            return Err(Error::data(format!("has a header of {header_len} bytes, but the limit is {limit}")));
         }
         let Some(data_len) = after.checked_sub(header_len) else {
-            return Err(
-                format!("is cut short: its header takes {header_len} bytes, but {after} follow").into()
-            );
+            return Err(Error::data(format!(
+                "is cut short: its header takes {header_len} bytes, but {after} follow"
+            )));
         };
         bytes.resize(PREFIX + header_len as usize, 0);
-        from.read_exact(&mut bytes[PREFIX..])?;
+        from.read_exact(&mut bytes[PREFIX..]).map_err(Error::reading)?;
         let layout = Self::parse(&bytes[PREFIX..], data_len)?;
         Ok((bytes, layout))
     }
 
     /// Reads the JSON of a header that is followed by `data_len` bytes.
-    fn parse(json: &[u8], data_len: u64) -> Result<Self, String> {
-        let Raw { metadata, mut tensors } = serde_json::from_slice(json)
-            .map_err(|e| format!("has a header that is not safetensors JSON: {}", clean(&e.to_string())))?;
+    fn parse(json: &[u8], data_len: u64) -> Result<Self> {
+        let Raw { metadata, mut tensors } = serde_json::from_slice(json).map_err(|e| {
+            Error::data(format!("has a header that is not safetensors JSON: {}", shortened(&e.to_string())))
+        })?;
         for (name, info) in &tensors {
             let (start, end) = info.data_offsets;
             if start > end || end as u64 > data_len {
-                return Err(format!(
+                return Err(Error::data(format!(
                     "is damaged or cut short: tensor {} lies at {start}..{end} of {data_len} bytes",
                     shown(name)
-                ));
+                )));
             }
         }
         tensors.sort_by_key(|(_, info)| info.data_offsets);
-        let tensors = Metadata::new(None, tensors)
-            .map_err(|e| format!("has a header that breaks safetensors' rules: {}", clean(&e.to_string())))?;
+        let tensors = Metadata::new(None, tensors).map_err(|e| {
+            Error::data(format!("has a header that breaks safetensors' rules: {}", shortened(&e.to_string())))
+        })?;
         if tensors.data_len() as u64 != data_len {
             let end = tensors.data_len();
-            return Err(format!("is damaged: its tensors end at {end} of {data_len} bytes"));
+            return Err(Error::data(format!("is damaged: its tensors end at {end} of {data_len} bytes")));
         }
         Ok(Self { tensors, metadata })
     }
 }
 
-/// The header as it stands: tensors in its order, no name twice.
+/// The header as written: tensors in its order, no name twice.
 struct Raw {
     metadata: Option<BTreeMap<String, String>>,
     tensors: Vec<(String, TensorInfo)>,
@@ -149,12 +143,4 @@ impl<'de> Deserialize<'de> for Texts {
         }
         from.deserialize_map(Entries)
     }
-}
-
-/// A library's message about foreign text, fit for one line.
-pub(super) fn clean(message: &str) -> String {
-    const SHOWN: usize = 300;
-    let line: String =
-        message.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if line.len() < message.len() && message.chars().nth(SHOWN).is_some() { line + "…" } else { line }
 }

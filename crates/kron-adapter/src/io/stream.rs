@@ -1,4 +1,4 @@
-//! A file on its way to the disk: a thread writes what the caller has filled.
+//! A writer with a thread of its own: the caller fills pieces, the thread writes them.
 //!
 //! ```text
 //! caller ──▶ fills a piece ──▶ thread writes it        three pieces go round
@@ -11,37 +11,38 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use super::atomic::Flush;
+use super::direct;
+use super::options::Flush;
 
-/// Bytes that are handed over at a time; a file of fewer needs no thread.
+/// Bytes of a piece; a shorter file starts no thread.
 const PIECE: usize = 4 << 20;
 const PIECES: usize = 3;
 
-/// What a write past the cache has to be aligned to, in memory and in the file, on usual disks.
+/// Alignment of a write past the cache, in memory and in the file, on common disks.
 const BLOCK: usize = 4096;
 
-/// The most bytes of one call that goes through the cache: for a longer one Linux looks
-/// for large free stretches of memory, which takes several times as long as writing.
+/// Longest write through the cache, in bytes: for a longer one Linux searches for
+/// large free stretches of memory, which takes several times as long as writing.
 const CALL: usize = 256 << 10;
 
-/// Takes bytes in order, and hands them to the disk.
+/// Takes bytes in order and writes them to a file.
 pub(super) struct Stream<'a> {
     file: &'a File,
     path: &'a Path,
     flush: Flush,
     filling: Piece,
     writer: Option<Writer>,
-    /// Bytes that were handed over.
+    /// Number of bytes sent to the thread.
     at: u64,
 }
 
 impl<'a> Stream<'a> {
-    /// Into an empty file, open under this path.
+    /// Starts at the beginning of an empty file that is open under this path.
     pub fn new(file: &'a File, path: &'a Path, flush: Flush) -> Self {
         Self { file, path, flush, filling: Piece::new(), writer: None, at: 0 }
     }
 
-    /// Writes what is left, and waits until the disk holds all if that is wanted.
+    /// Writes the rest; under [`Flush::Now`] waits until the disk holds all.
     pub fn finish(self) -> Result<()> {
         if let Some(writer) = self.writer {
             writer.end()?;
@@ -51,18 +52,18 @@ impl<'a> Stream<'a> {
     }
 
     fn target(&self) -> Result<Target> {
-        // What goes to the disk later is for the cache to hold until then.
-        let direct = if self.flush == Flush::Now { direct(self.path) } else { None };
+        // Bytes that may reach the disk later belong into the cache.
+        let direct = if self.flush == Flush::Now { direct::open(self.path) } else { None };
         Ok(Target { file: self.file.try_clone()?, direct, at: 0 })
     }
 
-    fn hand_over(&mut self) -> Result<()> {
+    fn send_piece(&mut self) -> Result<()> {
         let writer = match self.writer.take() {
             Some(writer) => writer,
             None => Writer::start(self.target()?)?,
         };
         self.at += self.filling.len as u64;
-        let full = std::mem::replace(&mut self.filling, Piece::none());
+        let full = std::mem::replace(&mut self.filling, Piece::empty());
         if writer.full.send(full).is_ok()
             && let Ok(empty) = writer.empty.recv()
         {
@@ -79,7 +80,7 @@ impl Write for Stream<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
         let taken = self.filling.fill(bytes);
         if self.filling.is_full() {
-            self.hand_over()?;
+            self.send_piece()?;
         }
         Ok(taken)
     }
@@ -104,8 +105,8 @@ impl Piece {
         Self { memory, start, len: 0 }
     }
 
-    /// Stands for a piece that is elsewhere.
-    const fn none() -> Self {
+    /// Placeholder for a piece that the thread holds.
+    const fn empty() -> Self {
         Self { memory: Vec::new(), start: 0, len: 0 }
     }
 
@@ -117,7 +118,7 @@ impl Piece {
         self.len == PIECE
     }
 
-    /// How many of the bytes there was room for.
+    /// Copies as many bytes as fit, and returns their number.
     fn fill(&mut self, bytes: &[u8]) -> usize {
         let room = self.memory.len().min(PIECE).saturating_sub(self.len);
         let taken = room.min(bytes.len());
@@ -145,7 +146,7 @@ impl Writer {
             for mut piece in filled {
                 target.write(piece.bytes())?;
                 piece.len = 0;
-                // A caller that has hung up is told by `end`.
+                // `end` reports the error to a caller that has hung up.
                 let _ = give_back.send(piece);
             }
             Ok(())
@@ -154,14 +155,14 @@ impl Writer {
         Ok(Self { full, empty, thread })
     }
 
-    /// Waits until all that was handed over is written.
+    /// Waits until every piece is written.
     fn end(self) -> Result<()> {
         drop(self.full);
         self.thread.join().unwrap_or_else(|_| Err(IoError::other("writing was cut short")))
     }
 }
 
-/// The file, past the cache as long as the system does that.
+/// The file, written past the cache as long as the system allows it.
 struct Target {
     file: File,
     direct: Option<File>,
@@ -174,7 +175,7 @@ impl Target {
         let at = self.at;
         self.at += piece.len() as u64;
         match self.direct.as_mut().map(|direct| direct.write_all(piece)) {
-            // The file system, or the disk, wants another alignment or none of it.
+            // The file system or the disk requires another alignment, or refuses.
             Some(Err(e)) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
                 self.direct = None;
                 put(&self.file, at, piece)
@@ -190,23 +191,11 @@ fn put(mut file: &File, at: u64, bytes: &[u8]) -> Result<()> {
     bytes.chunks(CALL).try_for_each(|call| file.write_all(call))
 }
 
-#[cfg(target_os = "linux")]
-fn direct(path: &Path) -> Option<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flag = rustix::fs::OFlags::DIRECT.bits();
-    File::options().write(true).custom_flags(i32::try_from(flag).ok()?).open(path).ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn direct(_: &Path) -> Option<File> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn numbers(len: usize) -> Vec<u8> {
+    fn pattern(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * i / 251) as u8).collect()
     }
 
@@ -219,7 +208,7 @@ mod tests {
             let path = folder.path().join(i.to_string());
             let file = File::create_new(&path).expect("a file");
             let mut stream = Stream::new(&file, &path, flush);
-            let bytes = numbers(len);
+            let bytes = pattern(len);
             for part in bytes.chunks(1 << 20 | 7) {
                 stream.write_all(part).expect("room");
             }
@@ -234,7 +223,7 @@ mod tests {
         let path = folder.path().join("file");
         let file = File::create_new(&path).expect("a file");
         let mut target = Target { file, direct: None, at: 0 };
-        let bytes = numbers(2 * PIECE);
+        let bytes = pattern(2 * PIECE);
         bytes.chunks(PIECE).for_each(|piece| target.write(piece).expect("room"));
         assert!(std::fs::read(&path).expect("the file") == bytes);
     }
@@ -244,8 +233,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("file");
         let file = File::create_new(&path).expect("a file");
-        let mut target = Target { file, direct: direct(&path), at: 0 };
-        let bytes = numbers(PIECE + 1);
+        let mut target = Target { file, direct: direct::open(&path), at: 0 };
+        let bytes = pattern(PIECE + 1);
         target.write(&bytes[1..]).expect("room");
         target.write(&bytes[..100]).expect("room");
         let whole = [&bytes[1..], &bytes[..100]].concat();
@@ -260,7 +249,7 @@ mod tests {
         let unwritable = File::open(&path).expect("a file");
         // The path of another file, so that there is no way past the cache either.
         let mut stream = Stream::new(&unwritable, Path::new("/"), Flush::Now);
-        let bytes = numbers(PIECE);
+        let bytes = pattern(PIECE);
         let refused = (0..8).find_map(|_| stream.write_all(&bytes).err());
         let refused = refused.map_or_else(|| stream.finish(), Err);
         assert!(refused.is_err(), "a file that is open for reading takes no bytes");

@@ -1,22 +1,23 @@
-//! `adapter_config.json`, read without trust: a field that changes the layer is known or refused.
+//! `adapter_config.json`, read strictly: a field that may change the layer is understood or refused.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use crate::{ScaleRule, Scaling};
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::patterns::{Patterns, compile, lookup};
+use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling};
 
-/// The methods that are read.
+/// Methods that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Lora,
     Lokr,
 }
 
-/// What the fields say about ΔW.
+/// Fields that determine ΔW.
 #[derive(Debug)]
 pub struct Config {
     pub kind: Kind,
@@ -25,11 +26,11 @@ pub struct Config {
     ranks: Patterns<usize>,
     alphas: Patterns<f64>,
     rule: ScaleRule,
-    pub target_modules: Vec<String>,
-    /// Whether the weights of the model lie as d_in × d_out.
+    target_modules: Vec<String>,
+    /// True if the model's weights are stored as d_in × d_out.
     pub fan_in_fan_out: bool,
     /// Fields about the base model, kept as metadata.
-    pub about: BTreeMap<String, String>,
+    about: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -57,7 +58,7 @@ enum Targets {
 /// Fields about the base model.
 const ABOUT: [&str; 3] = ["base_model_name_or_path", "task_type", "revision"];
 
-/// Fields that say how the adapter was or will be trained, started or chosen, and nothing about ΔW.
+/// Fields about training, starting or choosing the adapter, without effect on ΔW.
 const HARMLESS: [&str; 21] = [
     "auto_mapping",
     "corda_config",
@@ -84,14 +85,18 @@ const HARMLESS: [&str; 21] = [
 
 impl Config {
     /// Parses and checks the file's text.
-    pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let fields: Fields =
-            serde_json::from_slice(text).map_err(|e| format!("it is not an adapter's configuration: {e}"))?;
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        let fields: Fields = serde_json::from_slice(text)
+            .map_err(|e| Error::data(format!("it is not an adapter's configuration: {e}")))?;
         let kind = match fields.peft_type.as_deref() {
             Some("LORA") => Kind::Lora,
             Some("LOKR") => Kind::Lokr,
-            Some(other) => return Err(format!("peft_type is {other:?}, but LORA and LOKR are what is read")),
-            None => return Err("it has no peft_type, which is LORA or LOKR".into()),
+            Some(other) => {
+                return Err(Error::data(format!(
+                    "peft_type is {other:?}, but LORA and LOKR are what is read"
+                )));
+            }
+            None => return Err(Error::data("it has no peft_type, which is LORA or LOKR")),
         };
         fields.rest.iter().try_for_each(|(name, value)| check(name, value))?;
         let (name, alpha, other) = match kind {
@@ -99,21 +104,26 @@ impl Config {
             Kind::Lokr => ("alpha", fields.alpha, fields.lora_alpha),
         };
         if other.is_some() {
-            return Err(format!("it has both alpha and lora_alpha, but this method's is {name}"));
+            return Err(Error::data(format!(
+                "it has both alpha and lora_alpha, but this method's is {name}"
+            )));
         }
         let about = ABOUT
             .iter()
             .filter_map(|name| Some((name.to_string(), fields.rest.get(*name)?.as_str()?.into())));
         Ok(Self {
             kind,
-            rank: fields.r.ok_or("it has no r, the rank that alpha is divided by")?,
-            alpha: alpha.ok_or(format!("it has no {name}, from which the scale comes"))?,
+            rank: fields.r.ok_or_else(|| Error::data("it has no r, the rank that alpha is divided by"))?,
+            alpha: alpha
+                .ok_or_else(|| Error::data(format!("it has no {name}, from which the scale comes")))?,
             ranks: compile(fields.rank_pattern.unwrap_or_default())?,
             alphas: compile(fields.alpha_pattern.unwrap_or_default())?,
             rule: match (kind, fields.use_rslora) {
                 (_, None | Some(false)) => ScaleRule::AlphaOverR,
                 (Kind::Lora, Some(true)) => ScaleRule::AlphaOverSqrtR,
-                (Kind::Lokr, Some(true)) => return Err("use_rslora is true, which LoKr does not have".into()),
+                (Kind::Lokr, Some(true)) => {
+                    return Err(Error::data("use_rslora is true, which LoKr does not have"));
+                }
             },
             target_modules: match fields.target_modules {
                 None => Vec::new(),
@@ -125,16 +135,24 @@ impl Config {
         })
     }
 
-    /// Alpha, rank and rule of a module; alpha is rounded to float32, as s is everywhere.
-    pub fn scaling(&self, module: &str) -> Result<Scaling, String> {
+    /// Makes the adapter of these layers, with the fields about the base model.
+    pub fn adapter(&self, folder: &Path, layers: Vec<Layer>) -> Result<Adapter> {
+        Adapter::new(layers)
+            .and_then(|a| a.with_target_modules(self.target_modules.clone()))
+            .and_then(|a| a.with_metadata(self.about.clone()))
+            .map_err(|e| e.about(folder.display()))
+    }
+
+    /// Returns alpha, rank and rule of a module; alpha is rounded to float32, as s is everywhere.
+    pub fn scaling(&self, module: &str) -> Result<Scaling> {
         let rank = lookup(&self.ranks, module).unwrap_or(self.rank);
         let alpha = lookup(&self.alphas, module).unwrap_or(self.alpha);
-        Scaling::new(alpha as f32, rank, self.rule).map_err(|e| format!("layer {module}: {e}"))
+        Scaling::new(alpha as f32, rank, self.rule).map_err(|e| e.about(format_args!("layer {module}")))
     }
 }
 
-/// That a field beside those that are understood leaves ΔW as it is.
-fn check(name: &str, value: &Value) -> Result<(), String> {
+/// Fails if a field that is not read here may change ΔW.
+fn check(name: &str, value: &Value) -> Result<()> {
     let empty = match value {
         Value::Null => true,
         Value::Bool(v) => !v,
@@ -153,16 +171,16 @@ fn check(name: &str, value: &Value) -> Result<(), String> {
     let why = match name {
         "modules_to_save" => "whole modules trained beside the adapter have no place in ΔW",
         "bias" | "lora_bias" => "trained biases have no place in ΔW",
-        "use_dora" => "DoRA rescales the whole weight, which ΔW cannot say",
+        "use_dora" => "DoRA rescales the whole weight, which ΔW cannot express",
         "init_lora_weights" => "this start changes the base weights, so ΔW alone is not the change",
-        _ => "it may change the layer in a way that ΔW = s·A ⊗ (B·C) does not say",
+        _ => "it may change the layer in a way that ΔW = s·A ⊗ (B·C) does not express",
     };
     let shown: String = value.to_string().chars().take(60).collect();
-    Err(format!("{name} is {shown}, which is refused: {why}"))
+    Err(Error::data(format!("{name} is {shown}, which is refused: {why}")))
 }
 
-/// A configuration to write: the fields that every method has, then the method's own.
-pub fn written(about: &BTreeMap<String, String>, modules: Vec<&str>, own: Value) -> Result<Vec<u8>, String> {
+/// Encodes a configuration: the fields that every method has, then the method's own.
+pub fn encoded(about: &BTreeMap<String, String>, modules: Vec<&str>, own: Value) -> Result<Vec<u8>> {
     let mut fields = Map::from_iter([
         ("auto_mapping".to_string(), Value::Null),
         ("exclude_modules".into(), Value::Null),
@@ -178,13 +196,18 @@ pub fn written(about: &BTreeMap<String, String>, modules: Vec<&str>, own: Value)
     if let Value::Object(own) = own {
         fields.extend(own);
     }
-    let mut text =
-        serde_json::to_vec_pretty(&fields).map_err(|e| format!("the configuration has no JSON form: {e}"))?;
+    let mut text = serde_json::to_vec_pretty(&fields)
+        .map_err(|e| Error::data(format!("the configuration has no JSON form: {e}")))?;
     text.push(b'\n');
     Ok(text)
 }
 
-/// A JSON number; an integer where it is one, as PEFT's annotations want.
+/// Returns a JSON number: an integer if the value is one, as PEFT's annotations require.
 pub fn number(v: f64) -> Value {
     if v.fract() == 0.0 && v.abs() < 2f64.powi(53) { json!(v as i64) } else { json!(v) }
+}
+
+/// Returns the float64 with the float32's shortest decimal: 0.1 and not 0.10000000149.
+pub fn shortest(v: f32) -> f64 {
+    v.to_string().parse().unwrap_or(f64::from(v))
 }

@@ -2,19 +2,17 @@
 
 use std::path::Path;
 
-use crate::algebra::scale64;
-use crate::plan::{divisors, peft_factorization};
-use crate::{Adapter, Layer, ScaleRule};
-use kron_core::{Inner, Outer};
+use kron_core::Inner;
 use serde_json::json;
 
-use super::config::{Config, number, written};
+use super::config::{Config, encoded, number, shortest};
+use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
-use super::{PREFIX, adapter};
+use crate::algebra::scale64;
 use crate::lokr::{self, Factors};
-use crate::lycoris::factors;
+use crate::plan::{divisors, peft_factorization};
 use crate::tensor_data::{TensorData, serialize};
-use crate::{Error, Format, Loaded, Output, Result, Suggestion, Tensors};
+use crate::{Adapter, Error, Format, Layer, Loaded, Output, Result, ScaleRule, Suggestion, Tensors};
 
 pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<Loaded> {
     let names = tensors.names();
@@ -22,23 +20,23 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
         let (module, part) = name.strip_prefix(PREFIX)?.rsplit_once('.')?;
         lokr::NAMES.contains(&part).then_some((module, part))
     })?;
-    let refused = |what: String| Error::data(format!("{}: {what}", folder.display()));
     let mut products = 0;
     let layers = layers.iter().map(|(module, parts)| {
         let factors = Factors::read(tensors, module, parts)?;
         products += usize::from(factors.rank1.is_some());
-        let scaling = config.scaling(module).map_err(refused)?;
+        let scaling = config.scaling(module).map_err(|e| e.about(folder.display()))?;
         if let Some(rank) =
             [factors.rank1, factors.rank2].into_iter().flatten().find(|r| *r != scaling.rank())
         {
-            return Err(refused(format!(
+            let why = format!(
                 "the factors of {module} have rank {rank}, but its configuration says {}",
                 scaling.rank()
-            )));
+            );
+            return Err(Error::data(why).about(folder.display()));
         }
-        Layer::new(*module, scaling, factors.theta).map_err(|e| refused(e.to_string()))
+        Layer::new(*module, scaling, factors.theta).map_err(|e| e.about(folder.display()))
     });
-    let adapter = adapter(folder, config, layers.collect::<Result<_>>()?)?;
+    let adapter = config.adapter(folder, layers.collect::<Result<_>>()?)?;
     let notes = lokr::rounded(products).into_iter().collect();
     Ok(Loaded {
         path: folder.display().to_string(),
@@ -49,16 +47,14 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     })
 }
 
-/// A folder that PEFT loads: factors as they are, w1 full.
+/// Encodes a folder that PEFT loads: factors as they are, w1 full.
 ///
 /// # Errors
-/// LoRA layers, a rank from which on PEFT makes w2 full, and splits that no
-/// one `decompose_factor` gives.
+/// Fails on LoRA layers, on a rank from which on PEFT makes w2 full, and on splits
+/// that no single `decompose_factor` gives.
 pub fn write(adapter: &Adapter) -> Result<Output> {
     let layers = adapter.layers();
-    for layer in layers {
-        check(layer)?;
-    }
+    layers.iter().try_for_each(|layer| lokr::check(layer, "PEFT"))?;
     let factor = decompose_factor(layers)?;
     let values: Vec<(&str, (usize, f64))> = layers.iter().map(|l| (l.module(), rank_and_alpha(l))).collect();
     let ranks: Vec<_> = values.iter().map(|(module, (rank, _))| (*module, *rank)).collect();
@@ -82,41 +78,18 @@ pub fn write(adapter: &Adapter) -> Result<Output> {
         "use_effective_conv2d": false,
     });
     let modules = layers.iter().map(Layer::module).collect();
-    let config = written(adapter.metadata(), modules, own).map_err(Error::data)?;
+    let config = encoded(adapter.metadata(), modules, own)?;
     let tensors: Vec<_> = layers
         .iter()
         .flat_map(|layer| {
             let name = |part| format!("{PREFIX}{}.{part}", layer.module());
-            factors(layer).into_iter().map(move |(part, matrix)| (name(part), TensorData::F32(matrix)))
+            lokr::factors(layer).into_iter().map(move |(part, matrix)| (name(part), TensorData::F32(matrix)))
         })
         .collect();
-    Ok(Output::Folder { config, weights: serialize(&tensors)? })
+    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors)?)]))
 }
 
-/// A layer that PEFT's LoKr cannot be, and why.
-fn refused(layer: &Layer, why: &str) -> Error {
-    Error::data(format!("layer {} ({}) has no PEFT LoKr form: {why}", layer.module(), layer.shape()))
-}
-
-fn check(layer: &Layer) -> Result<()> {
-    let shape = layer.shape();
-    if shape.outer() == Outer::One {
-        return Err(refused(layer, "it is a LoRA, which has no outer factor").with(Suggestion::Lora));
-    }
-    match shape.inner() {
-        Inner::LowRank(r) if 2 * r >= shape.b_out().max(shape.c_in()) => {
-            let why = format!(
-                "PEFT makes w2 full where r ≥ max(b_out, c_in)/2, and r is {r} with {} × {}",
-                shape.b_out(),
-                shape.c_in()
-            );
-            Err(refused(layer, &why).with(Suggestion::LosslessLora))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// r and alpha with s = alpha / r, and with the w2 that the layer has.
+/// Returns r and alpha with s = alpha / r, such that PEFT gives w2 the layer's form.
 fn rank_and_alpha(layer: &Layer) -> (usize, f64) {
     let (shape, scaling) = (layer.shape(), layer.scaling());
     let full = shape.b_out().max(shape.c_in()).div_ceil(2);
@@ -129,12 +102,7 @@ fn rank_and_alpha(layer: &Layer) -> (usize, f64) {
     (rank, if own { shortest(scaling.alpha()) } else { scale64(scaling) * rank as f64 })
 }
 
-/// The float64 with the float32's shortest decimal: 0.1 and not 0.10000000149.
-pub(super) fn shortest(v: f32) -> f64 {
-    v.to_string().parse().unwrap_or(f64::from(v))
-}
-
-/// The factor by which PEFT splits every layer as it is split; `None` is −1.
+/// Returns the factor by which PEFT splits every layer as it is split; `None` is −1.
 fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
     let fits = |layer: &Layer, factor: Option<usize>| {
         let shape = layer.shape();
@@ -142,7 +110,7 @@ fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
         sides.into_iter().all(|(dim, a)| peft_factorization(dim, factor).0 == a)
     };
     let Some(first) = layers.first() else { return Ok(None) };
-    // What a factor gives for a side changes only at a divisor and after it.
+    // The result of a factor changes only at a divisor and after it.
     let mut dims: Vec<usize> = layers.iter().flat_map(|l| [l.shape().d_out(), l.shape().d_in()]).collect();
     dims.sort_unstable();
     dims.dedup();
@@ -156,7 +124,7 @@ fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
         if left.is_empty() {
             let which = if candidates.is_empty() { "this one so" } else { "this and those before it so" };
             let why = format!("PEFT splits every layer by one decompose_factor, and none splits {which}");
-            return Err(refused(layer, &why).with(Suggestion::LosslessLora));
+            return Err(lokr::refused(layer, "PEFT", &why).with(Suggestion::LosslessLora));
         }
         candidates = left;
     }

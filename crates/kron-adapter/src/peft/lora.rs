@@ -2,19 +2,18 @@
 
 use std::path::Path;
 
-use crate::algebra::{Delta, Join, Lora, scale64};
-use crate::{Adapter, Layer, ScaleRule};
 use kron_core::{KronShape, LayerDims, Outer, Theta};
 use serde_json::json;
 
-use super::config::{Config, number, written};
-use super::lokr::shortest;
+use super::config::{Config, encoded, number, shortest};
+use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
-use super::{PREFIX, adapter};
+use crate::algebra::{Delta, Join, Lora, scale64};
+use crate::elements::first_not_finite;
 use crate::lokr::group;
 use crate::matrix::Matrix;
 use crate::tensor_data::{TensorData, serialize};
-use crate::{Error, Format, Loaded, Output, Result, Tensors, Watch};
+use crate::{Adapter, Error, Format, Layer, Loaded, Output, Progress, Result, ScaleRule, Tensors};
 
 const DOWN: &str = "lora_A.weight";
 const UP: &str = "lora_B.weight";
@@ -31,7 +30,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
             return Err(refused(format!("{module} needs both {DOWN} and {UP}")));
         };
         let (down, up) = (Matrix::read(tensors, down)?, Matrix::read(tensors, up)?);
-        let scaling = config.scaling(module).map_err(refused)?;
+        let scaling = config.scaling(module).map_err(|e| e.about(folder.display()))?;
         if (up.cols, down.rows) != (scaling.rank(), scaling.rank()) {
             return Err(refused(format!(
                 "the factors of {module} have ranks {} and {}, but its configuration says {}",
@@ -45,9 +44,9 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
         theta
             .map_err(Error::from)
             .and_then(|theta| Layer::new(*module, scaling, theta))
-            .map_err(|e| refused(format!("layer {module}: {e}")))
+            .map_err(|e| e.about(format_args!("layer {module}")).about(folder.display()))
     });
-    let adapter = adapter(folder, config, layers.collect::<Result<_>>()?)?;
+    let adapter = config.adapter(folder, layers.collect::<Result<_>>()?)?;
     Ok(Loaded {
         path: folder.display().to_string(),
         format: Format::PeftLora,
@@ -57,7 +56,17 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     })
 }
 
-/// Which of the LoRAs that a layer is.
+/// Options of writing layers as LoRAs. The default takes the LoRA of smaller rank,
+/// with a rank and a scale for each layer.
+///
+/// ```
+/// use kron_adapter::algebra::Join;
+/// use kron_adapter::peft::LoraOptions;
+///
+/// let options = LoraOptions { join: Some(Join::Up), uniform: true };
+/// assert_eq!(LoraOptions::default().join, None);
+/// # let _ = options;
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoraOptions {
     /// One form for all layers; `None` takes the one of smaller rank layer by layer.
@@ -67,17 +76,17 @@ pub struct LoraOptions {
 }
 
 impl LoraOptions {
-    /// Where A goes in this layer.
+    /// Returns the side of the product that takes A in this layer.
     pub fn join_of(self, delta: &Delta) -> Join {
-        self.join.unwrap_or_else(|| Join::smaller(delta))
+        self.join.unwrap_or_else(|| delta.smaller_join())
     }
 
-    /// The rank of every layer's LoRA.
+    /// Returns the rank of every layer's LoRA.
     pub fn ranks(self, layers: &[Layer]) -> Vec<usize> {
         let deltas = layers.iter().map(Delta::new);
         let ranks: Vec<_> = deltas.map(|delta| delta.rank(self.join_of(&delta))).collect();
-        let most = ranks.iter().copied().max().unwrap_or(0);
-        if self.uniform { vec![most; ranks.len()] } else { ranks }
+        let max = ranks.iter().copied().max().unwrap_or(0);
+        if self.uniform { vec![max; ranks.len()] } else { ranks }
     }
 }
 
@@ -88,7 +97,7 @@ struct Common {
 }
 
 impl Common {
-    /// The largest rank, and the commonest scale that is not 0.
+    /// Takes the largest rank, and the commonest scale that is not 0.
     fn of(layers: &[Layer], join: Option<Join>) -> Self {
         let ranks = LoraOptions { join, uniform: true }.ranks(layers);
         let scales: Vec<_> =
@@ -97,7 +106,7 @@ impl Common {
         Self { rank: ranks.first().copied().unwrap_or(0), scale }
     }
 
-    /// Zeros up to the rank, and what differs in the scale multiplied into `up`.
+    /// Pads a LoRA with zeros up to the rank, and multiplies the ratio of the scales into `up`.
     fn of_layer(&self, lora: Lora) -> Lora {
         let ratio = lora.scale / self.scale;
         let Lora { up, down, .. } = lora.padded(self.rank);
@@ -105,27 +114,28 @@ impl Common {
     }
 }
 
-/// A folder that any LoRA engine loads: every layer as the LoRA that it is, of
-/// the smaller rank unless a side is given.
+/// Encodes a folder that any LoRA engine loads: every layer as the equal LoRA, of
+/// the smaller rank unless the options choose a side.
 ///
 /// A product A_ij·B_pq is rounded once to float32; nothing else is. In the
 /// uniform form it is s·A_ij·B_pq / s' where the layer's s is not the common s'.
 ///
 /// # Errors
-/// A product that float32 does not hold, more than 2²⁹ numbers in a layer, and the watch's.
-pub fn write(adapter: &Adapter, form: LoraOptions, watch: Watch) -> Result<Output> {
+/// Fails if float32 does not hold a product, if a layer has more than 2²⁹ values, and
+/// if `progress` fails.
+pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Result<Output> {
     let layers = adapter.layers();
-    let common = form.uniform.then(|| Common::of(layers, form.join));
+    let common = options.uniform.then(|| Common::of(layers, options.join));
     // rsLoRA stays what it is; beside others, or joined to A, its s is written out.
-    let rs =
-        !form.uniform && layers.iter().all(|l| l.scaling().rule() == ScaleRule::AlphaOverSqrtR && is_lora(l));
+    let rs = !options.uniform
+        && layers.iter().all(|l| l.scaling().rule() == ScaleRule::AlphaOverSqrtR && is_lora(l));
     let mut tensors = Vec::new();
     let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for layer in layers {
         let (module, scaling) = (layer.module(), layer.scaling());
         let delta = Delta::new(layer);
-        check_size(layer, delta.rank(form.join_of(&delta)).max(common.as_ref().map_or(0, |c| c.rank)))?;
-        let mut lora = delta.lora(form.join_of(&delta));
+        check_size(layer, delta.rank(options.join_of(&delta)).max(common.as_ref().map_or(0, |c| c.rank)))?;
+        let mut lora = delta.lora(options.join_of(&delta));
         if let Some(common) = &common {
             lora = common.of_layer(lora);
         }
@@ -139,7 +149,7 @@ pub fn write(adapter: &Adapter, form: LoraOptions, watch: Watch) -> Result<Outpu
         alphas.push((module, if own { shortest(scaling.alpha()) } else { scale * rank as f64 }));
         for (name, factor) in [(DOWN, down), (UP, up)] {
             let data: Vec<f32> = factor.iter().map(|v| *v as f32).collect();
-            if data.iter().any(|v| !v.is_finite()) {
+            if first_not_finite(&data).is_some() {
                 return Err(Error::data(format!(
                     "layer {module} has no LoRA form: a product A·B is beyond float32"
                 )));
@@ -147,7 +157,7 @@ pub fn write(adapter: &Adapter, form: LoraOptions, watch: Watch) -> Result<Outpu
             let matrix = Matrix { rows: factor.nrows(), cols: factor.ncols(), data };
             tensors.push((format!("{PREFIX}{module}.{name}"), TensorData::F32(matrix)));
         }
-        watch(1)?;
+        progress(1)?;
     }
     let (Some((rank, ranks)), Some((alpha, alphas))) = (patterns(&ranks), patterns(&alphas)) else {
         return Err(Error::data("an adapter has at least one layer"));
@@ -167,21 +177,20 @@ pub fn write(adapter: &Adapter, form: LoraOptions, watch: Watch) -> Result<Outpu
         "lora_bias": false,
         "lora_dropout": 0.0,
     });
-    let config =
-        written(adapter.metadata(), layers.iter().map(Layer::module).collect(), own).map_err(Error::data)?;
-    Ok(Output::Folder { config, weights: serialize(&tensors)? })
+    let config = encoded(adapter.metadata(), layers.iter().map(Layer::module).collect(), own)?;
+    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors)?)]))
 }
 
-/// The largest LoRA of one layer that is built, in numbers.
-const MOST_NUMBERS: usize = 1 << 29;
+/// Largest LoRA of one layer that is built, in elements.
+const MAX_ELEMENTS: usize = 1 << 29;
 
 fn check_size(layer: &Layer, rank: usize) -> Result<()> {
     let shape = layer.shape();
-    if rank.checked_mul(shape.d_out() + shape.d_in()).is_some_and(|len| len <= MOST_NUMBERS) {
+    if rank.checked_mul(shape.d_out() + shape.d_in()).is_some_and(|len| len <= MAX_ELEMENTS) {
         return Ok(());
     }
     Err(Error::data(format!(
-        "layer {} ({shape}) is a LoRA of rank {rank}, which is more than the limit of {MOST_NUMBERS} numbers",
+        "layer {} ({shape}) is a LoRA of rank {rank}, which is more than the limit of {MAX_ELEMENTS} values",
         layer.module()
     )))
 }

@@ -3,31 +3,35 @@
 use indexmap::IndexMap;
 use regex::{Regex, RegexBuilder};
 
+use crate::{Error, Result};
+
 /// Patterns in their order, each with its value.
 pub type Patterns<T> = Vec<(Regex, T)>;
 
 /// Compiles the patterns of a configuration.
 ///
 /// # Errors
-/// A pattern that is not a regular expression, or of a kind with another meaning in Python.
-pub fn compile<T>(patterns: IndexMap<String, T>) -> Result<Patterns<T>, String> {
+/// Fails on a pattern that is not a regular expression here, such as one with look-around.
+pub fn compile<T>(patterns: IndexMap<String, T>) -> Result<Patterns<T>> {
     let compiled = patterns.into_iter().map(|(key, value)| {
         // As `peft.utils.other.get_pattern_key` has it: the end of the name, from a dot on.
         let pattern = RegexBuilder::new(&format!(r"^(?:(.*\.)?({key})$)")).size_limit(1 << 20).build();
         match pattern {
             Ok(pattern) => Ok((pattern, value)),
-            Err(_) => Err(format!("the pattern {key:?} is no regular expression without look-around")),
+            Err(_) => Err(Error::data(format!(
+                "the pattern {key:?} is not a regular expression without look-around"
+            ))),
         }
     });
     compiled.collect()
 }
 
-/// The value of the first pattern that matches the module's name.
+/// Returns the value of the first pattern that matches the module's name.
 pub fn lookup<T: Copy>(patterns: &Patterns<T>, module: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
-/// The commonest value, and a pattern for each module that has another.
+/// Returns the commonest value, and a pattern for each module that has another.
 pub fn patterns<T: Copy + PartialEq>(values: &[(&str, T)]) -> Option<(T, IndexMap<String, T>)> {
     let count = |v: &T| values.iter().filter(|(_, other)| other == v).count();
     // The first of several equally common ones: equal adapters, equal files.
@@ -67,6 +71,6 @@ mod tests {
     #[test]
     fn patterns_of_python_alone_are_refused() {
         let patterns = IndexMap::from([("(?=x)q".to_string(), 1)]);
-        assert!(compile(patterns).unwrap_err().contains("look-around"));
+        assert!(compile(patterns).unwrap_err().message().contains("look-around"));
     }
 }

@@ -1,13 +1,16 @@
-//! The shapes that come nearest to a number of parameters.
+//! Search for the shapes nearest to a budget of parameters.
 
 use std::cmp::Reverse;
 
-use crate::Result;
 use kron_core::{KronShape, Split};
 
-use super::{Method, Model, Plan, divisors, lokr_max_rank};
+use super::layers::Plan;
+use super::method::{Method, lokr_max_rank};
+use super::model::Model;
+use super::split::divisors;
+use crate::Result;
 
-/// How many parameters may be trained, those without an adapter included.
+/// Limit on trained parameters, including those without an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Budget {
     /// No more than this.
@@ -16,7 +19,7 @@ pub enum Budget {
     Nearest(u64),
 }
 
-/// Which methods a search may propose.
+/// Methods that a search may propose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// Kron-LoRA over every split of the hidden size.
@@ -30,7 +33,7 @@ pub enum Family {
     Lokr,
 }
 
-/// A method and what it comes to; [`Plan::new`] gives its layers.
+/// A method and its totals; [`Plan::new`] gives its layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The method, with its rank.
@@ -39,11 +42,11 @@ pub struct Choice {
     pub trained_params: u128,
     /// Sum over the layers of the upper bound of rank(ΔW).
     pub rank_sum: u128,
-    /// Whether every layer has exactly the split that the method names.
+    /// True if every layer has exactly the split that the method names.
     pub exact: bool,
 }
 
-/// The methods of a family that meet a budget, nearest first: one for every
+/// Returns the methods of a family that meet a budget, nearest first: one for every
 /// split (or factor), at the rank that brings it nearest.
 ///
 /// A rank is at least 1 and at most what the smallest inner factor can hold, so
@@ -52,7 +55,7 @@ pub struct Choice {
 /// layer reduces come first, then those of higher rank sum.
 ///
 /// # Errors
-/// What [`KronShape::new`] refuses, for dimensions whose product overflows.
+/// Fails as [`KronShape::new`] does, on dimensions whose product overflows.
 pub fn search(model: &Model, family: Family, budget: Budget) -> Result<Vec<Choice>> {
     let mut choices = Vec::new();
     for method in candidates(model, family) {
@@ -73,7 +76,7 @@ pub fn search(model: &Model, family: Family, budget: Budget) -> Result<Vec<Choic
     Ok(choices)
 }
 
-/// Every method of the family, at rank 1.
+/// Returns every method of the family, at rank 1.
 fn candidates(model: &Model, family: Family) -> Vec<Method> {
     let sides = divisors(model.hidden());
     let splits = sides.iter().flat_map(|&a_in| sides.iter().map(move |&a_out| Split { a_out, a_in }));
@@ -88,8 +91,8 @@ fn candidates(model: &Model, family: Family) -> Vec<Method> {
     }
 }
 
-/// The rank that brings a plan of rank 1 nearest to the budget. Parameters grow
-/// by the same number with every rank, so one division finds it.
+/// Returns the rank that brings a plan of rank 1 nearest to the budget. Every rank
+/// adds the same number of parameters, so one division finds it.
 fn best_rank(at_one: &Plan, budget: Budget) -> Option<usize> {
     let limit = |shape: &KronShape| match at_one.method {
         Method::Kron { .. } | Method::Lora { .. } => shape.b_out().min(shape.c_in()),
@@ -107,7 +110,7 @@ fn best_rank(at_one: &Plan, budget: Budget) -> Option<usize> {
 }
 
 impl Budget {
-    /// The number that was named.
+    /// Returns the budget's number of parameters.
     pub fn target(self) -> u128 {
         match self {
             Budget::AtMost(n) | Budget::Nearest(n) => n.into(),

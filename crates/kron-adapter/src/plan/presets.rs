@@ -2,7 +2,7 @@
 
 use kron_core::LayerDims;
 
-use super::{Linear, Model};
+use super::model::{Linear, Model};
 
 /// A decoder or encoder of equal blocks, and an optional head over the vocabulary.
 struct Blocks {
@@ -13,7 +13,7 @@ struct Blocks {
     linears: &'static [(&'static str, LayerDims)],
     /// Width of `lm_head`, adapted too.
     vocab: Option<usize>,
-    /// Trained without an adapter.
+    /// Number of parameters trained without an adapter.
     also_trained: u64,
 }
 
@@ -84,10 +84,10 @@ const TABLE: [Blocks; 4] = [
     },
 ];
 
-/// The names that [`preset`] knows.
+/// Names of the presets.
 pub const PRESETS: [&str; 4] = [TABLE[0].name, TABLE[1].name, TABLE[2].name, TABLE[3].name];
 
-/// A model by name, in any case; `None` when it is not one of [`PRESETS`].
+/// Returns a model by name, in any case; `None` if the name is not one of [`PRESETS`].
 pub fn preset(name: &str) -> Option<Model> {
     let row = TABLE.iter().find(|row| row.name.eq_ignore_ascii_case(name))?;
     let linear = |name: &str, dims, count| Linear { name: name.into(), dims, count };

@@ -1,9 +1,9 @@
-//! The outer factor's sides: which are legal, and which one a rule picks.
+//! Legal sizes of the outer factor, and the rules that choose one.
 
-use crate::Result;
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
 
-use super::Linear;
+use super::model::Linear;
+use crate::Result;
 
 /// One side of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,39 +14,39 @@ pub enum LayerSide {
     Out,
 }
 
-/// A layer's shape, with what had to give way for it.
+/// A layer's shape, with its deviations from the request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fitted {
     /// The shape.
     pub shape: KronShape,
-    /// Empty where the method was followed to the letter.
+    /// Deviations; empty if the method was followed exactly.
     pub notes: Vec<Note>,
 }
 
-/// Where a layer's shape is not the one that was asked for.
+/// A deviation of a layer's shape from the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Note {
-    /// The wished side of A does not divide the layer; the largest divisor below it does.
+    /// The requested side of A does not divide the layer, so the largest divisor below it was taken.
     Reduced {
-        /// Which side.
+        /// The side.
         side: LayerSide,
         /// d_in or d_out.
         dim: usize,
-        /// The wish.
+        /// The request.
         wanted: usize,
-        /// What was taken.
+        /// The size taken instead.
         taken: usize,
     },
-    /// LoKr in PEFT: above the limit it keeps the inner factor full and ignores the rank.
+    /// LoKr in PEFT: above the limit PEFT keeps the inner factor full and ignores the rank.
     RankBecameFull {
-        /// The wish.
+        /// The request.
         rank: usize,
         /// The largest rank that would have been kept.
         limit: usize,
     },
 }
 
-/// The paper's rule (arXiv 2508.01961): a_in = 2, and a_out the divisor of
+/// Returns the paper's split (arXiv 2508.01961): a_in = 2, and a_out the divisor of
 /// `hidden` nearest to round(hidden / 200), the smaller of two equally near.
 pub fn paper_split(hidden: usize) -> Split {
     let target = hidden / 200 + usize::from(hidden % 200 >= 100);
@@ -54,7 +54,7 @@ pub fn paper_split(hidden: usize) -> Split {
     Split { a_out, a_in: 2 }
 }
 
-/// Every split that divides a layer, by a_in, then a_out.
+/// Returns every split that divides a layer, ordered by a_in, then a_out.
 pub fn legal_splits(linear: &Linear) -> impl Iterator<Item = Split> {
     let outs = divisors(linear.dims().d_out);
     divisors(linear.dims().d_in)
@@ -62,11 +62,11 @@ pub fn legal_splits(linear: &Linear) -> impl Iterator<Item = Split> {
         .flat_map(move |a_in| outs.clone().into_iter().map(move |a_out| Split { a_out, a_in }))
 }
 
-/// Shape of a layer under the split `wanted`, each side reduced to the largest
+/// Returns the shape of a layer under the split `wanted`, each side reduced to the largest
 /// divisor of the layer that does not exceed it.
 ///
 /// # Errors
-/// A side of 0, and what [`KronShape::new`] refuses.
+/// Fails on a side of 0, and as [`KronShape::new`] does.
 pub fn fit_split(wanted: Split, dims: LayerDims, inner: Inner) -> Result<Fitted> {
     let sides = [(LayerSide::Out, dims.d_out, wanted.a_out), (LayerSide::In, dims.d_in, wanted.a_in)];
     let [a_out, a_in] = sides.map(|(_, dim, wanted)| largest_divisor_within(dim, wanted));
@@ -76,7 +76,11 @@ pub fn fit_split(wanted: Split, dims: LayerDims, inner: Inner) -> Result<Fitted>
     Ok(Fitted { shape, notes: notes.collect() })
 }
 
-/// The divisors of `n` in ascending order, none for 0; takes √n steps.
+/// Returns the divisors of `n` in ascending order, in √n steps; an empty list for 0.
+///
+/// ```
+/// assert_eq!(kron_adapter::plan::divisors(12), [1, 2, 3, 4, 6, 12]);
+/// ```
 pub fn divisors(n: usize) -> Vec<usize> {
     let mut low: Vec<usize> = (1..=n.isqrt()).filter(|d| n.is_multiple_of(*d)).collect();
     let high: Vec<usize> = low.iter().rev().map(|d| n / d).filter(|d| d * d > n).collect();
@@ -84,7 +88,7 @@ pub fn divisors(n: usize) -> Vec<usize> {
     low
 }
 
-/// The largest divisor of `n` that is at most `limit`; 0 when there is none.
+/// Returns the largest divisor of `n` that is at most `limit`; 0 if `limit` is 0.
 fn largest_divisor_within(n: usize, limit: usize) -> usize {
     // The common case of a search, without listing the divisors.
     if limit > 0 && n.is_multiple_of(limit) {
@@ -93,8 +97,8 @@ fn largest_divisor_within(n: usize, limit: usize) -> usize {
     divisors(n).into_iter().take_while(|&d| d <= limit).last().unwrap_or(0)
 }
 
-/// How PEFT splits a side of a LoKr layer (peft 0.21.2, `factorization`): the
-/// first number belongs to A.
+/// Splits a side of a LoKr layer as PEFT does (peft 0.21.2, `factorization`); the
+/// first factor belongs to A.
 ///
 /// A factor that divides `dim` is taken as it is, even above √dim; otherwise
 /// the pair is the most nearly square one whose smaller, first member does not
@@ -109,7 +113,7 @@ pub fn peft_factorization(dim: usize, factor: Option<usize>) -> (usize, usize) {
 }
 
 impl From<KronShape> for Fitted {
-    /// A shape that is exactly what was asked for.
+    /// Wraps a shape without deviations.
     fn from(shape: KronShape) -> Self {
         Self { shape, notes: Vec::new() }
     }

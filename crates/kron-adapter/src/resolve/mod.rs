@@ -1,4 +1,4 @@
-//! Which tensor of a base model each layer of an adapter belongs to.
+//! Resolution of an adapter's module names: the base model's tensor for each layer.
 //!
 //! ```text
 //! adapter's modules ─ LyCORIS's underscores undone ─ one leading component added or dropped ─┐

@@ -11,6 +11,10 @@ use serde::Serialize;
 use crate::progress;
 use crate::table::{short, table};
 
+/// Columns of the table of layers.
+pub(super) const HEADER: [&str; 8] =
+    ["module", "layer", "A", "rank", "scale", "parameters", "‖ΔW‖", "effective rank"];
+
 /// Printed result.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -20,7 +24,7 @@ pub struct Report {
     params: usize,
     target_modules: Vec<String>,
     metadata: BTreeMap<String, String>,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,9 +43,9 @@ pub(super) struct Row {
     rule: &'static str,
     scale: f64,
     params: usize,
-    max_rank: usize,
+    pub(super) max_rank: usize,
     norm: f64,
-    effective_rank: f64,
+    pub(super) effective_rank: f64,
     #[serde(skip)]
     pub(super) spectrum: Vec<f64>,
     #[serde(skip)]
@@ -69,25 +73,26 @@ impl Report {
         }
     }
 
-    /// Returns the report as text.
-    pub(super) fn table(&self) -> String {
-        let rows = self.layers.iter().map(|row| {
+    /// Format and totals in one line.
+    pub(super) fn summary(&self) -> String {
+        format!("{}, {} layers, {} parameters", self.format, self.layers.len(), self.params)
+    }
+
+    /// Cells of the table under [`HEADER`].
+    pub(super) fn rows(&self) -> impl Iterator<Item = Vec<String>> {
+        self.layers.iter().map(|row| {
             let size = format!("{}×{}", row.d_out, row.d_in);
             let split = if row.lora { "LoRA".into() } else { format!("{}×{}", row.a_out, row.a_in) };
             let rank = row.rank.map_or("full".into(), |r| r.to_string());
             let effective = format!("{} of {}", short(row.effective_rank), row.max_rank);
             let rest = [row.scaling.clone(), row.params.to_string(), short(row.norm), effective];
             [vec![row.module.clone(), size, split, rank], rest.to_vec()].concat()
-        });
-        let header = ["module", "layer", "A", "rank", "scale", "parameters", "‖ΔW‖", "effective rank"];
-        let mut text = format!(
-            "{}: {}, {} layers, {} parameters\n\n{}",
-            self.path,
-            self.format,
-            self.layers.len(),
-            self.params,
-            table(&header, 1, rows)
-        );
+        })
+    }
+
+    /// Returns the report as text.
+    pub(super) fn table(&self) -> String {
+        let mut text = format!("{}: {}\n\n{}", self.path, self.summary(), table(&HEADER, 1, self.rows()));
         for note in &self.notes {
             text += &format!("\n\nnote: {note}");
         }

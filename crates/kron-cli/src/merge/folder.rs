@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use kron_adapter::files::Input;
+use kron_adapter::io::Input;
 use kron_adapter::io::write_atomic;
 use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
 use kron_adapter::{Adapter, IfExists};

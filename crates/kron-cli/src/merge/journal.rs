@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kron_adapter::io::write_atomic;
-use kron_adapter::{Adapter, IfExists, files};
+use kron_adapter::{Adapter, IfExists, io};
 use kron_core::{Inner, Outer};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
@@ -63,7 +63,7 @@ impl Journal {
     /// The journal is damaged or belongs to another merge.
     pub fn resume(folder: &Path, base: &Base, adapter: &Adapter) -> Result<Self> {
         let path = folder.join(JOURNAL);
-        let state: State = serde_json::from_slice(&files::read(&path, MAX_BYTES)?)
+        let state: State = serde_json::from_slice(&io::read(&path, MAX_BYTES)?)
             .map_err(|e| Error::data(format!("{} is not a journal of a merge: {e}", path.display())))?;
         if state.job != job(base, adapter)? {
             return Err(Error::usage(format!(

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use kron_adapter::IfExists;
-use kron_adapter::files::Input;
+use kron_adapter::io::Input;
 use kron_adapter::io::{Flush, write_whole};
 use xxhash_rust::xxh3::Xxh3;
 

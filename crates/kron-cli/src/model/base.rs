@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use kron_adapter::files::{self, Input};
+use kron_adapter::io::{self, Input};
 use kron_adapter::resolve::BaseModel;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -68,7 +68,7 @@ impl Base {
         let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
         let index = folder.join(INDEX);
         let has_index = is_folder && index.exists();
-        let index = if has_index { Some(files::read(&index, MAX_INDEX_BYTES)?) } else { None };
+        let index = if has_index { Some(io::read(&index, MAX_INDEX_BYTES)?) } else { None };
         let map = index.as_deref().map(|bytes| weight_map(&folder.join(INDEX), bytes)).transpose()?;
         let paths: Vec<PathBuf> = match &map {
             Some(map) => {

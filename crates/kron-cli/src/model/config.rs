@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kron_adapter::files;
+use kron_adapter::io;
 use serde_json::{Map, Value};
 
 use super::family::Family;
@@ -30,7 +30,7 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self> {
         let path = if path.is_dir() { &path.join(CONFIG) } else { path };
         let name = path.display().to_string();
-        let value: Value = serde_json::from_slice(&files::read(path, MAX_BYTES)?)
+        let value: Value = serde_json::from_slice(&io::read(path, MAX_BYTES)?)
             .map_err(|e| Error::data(format!("{name} is not JSON: {e}")))?;
         let Value::Object(mut fields) = value else {
             return Err(Error::data(format!("{name} is not a JSON object")));

@@ -267,7 +267,7 @@ impl Reader<'_> {
                 torch_name(info.dtype),
                 torch_name(stored(want))
             ))),
-            _ => self.file.numbers(name),
+            _ => self.file.values_f64(name),
         }
     }
 }

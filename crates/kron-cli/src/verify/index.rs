@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use kron_adapter::files;
+use kron_adapter::io;
 use kron_core::{Dtype, KronShape, LayerDims, Outer, Split};
 use serde::Deserialize;
 
@@ -111,7 +111,7 @@ impl Index {
             return Err(Error::usage(format!("{} is not a folder of golden cases", dir.display())));
         }
         let path = dir.join("index.json");
-        let index: Index = serde_json::from_slice(&files::read(&path, MAX_BYTES)?)
+        let index: Index = serde_json::from_slice(&io::read(&path, MAX_BYTES)?)
             .map_err(|e| Error::data(format!("{} is not an index of golden cases: {e}", path.display())))?;
         if index.cases.is_empty() {
             return Err(Error::data(format!("{} lists 0 cases, but needs at least 1", path.display())));

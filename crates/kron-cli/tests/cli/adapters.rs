@@ -162,7 +162,7 @@ fn the_page_s_legend_says_which_line_is_which_layer() {
     let after = |text: &str, start: &str, end: char| -> Vec<String> {
         text.split(start).skip(1).map(|rest| rest.split(end).next().unwrap().to_string()).collect()
     };
-    let lines = after(&text, "opacity=\"0.7\" stroke=\"", '"');
+    let lines = after(&text, "opacity=\"0.9\" stroke=\"", '"');
     let entries: Vec<String> = text.lines().filter(|line| line.starts_with("<li>")).map(Into::into).collect();
     assert_eq!((lines.len(), entries.len()), (3, 3), "{text}");
     let (svg, _) = text.split_once("</svg>").unwrap();

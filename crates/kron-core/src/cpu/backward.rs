@@ -16,8 +16,8 @@ use crate::{Accum, Backward, Element, KronOp, Outer, Result};
 
 /// Layout of backward's workspace.
 pub(super) struct BackwardLayout {
-    /// Packed B and C, A packed, Aᵀ, Aᵀ packed, all gradients; for each partition, dT, packed
-    /// dT, T, U, dU and packed U by blocks, and masked columns of X or dX.
+    /// Packed B, C and A, Aᵀ, packed Aᵀ and all gradients; for each partition, dT, packed dT, T,
+    /// U, dU and packed U by blocks, and masked columns of X or dX.
     pub call: CallLayout<6, 7>,
     /// A partition's gradient: dA row-major, dB and dC as `outer` sums them.
     pub gradient: Layout<3>,
@@ -51,7 +51,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize, dx: bool) -> BackwardLa
         ],
         [
             ("dT", op.t_len(n)),
-            // In groups for `up` and before that in rows for `outer`, which are no longer.
+            // Rows for `outer`, then groups for `up`, which take at least as many elements.
             ("packed dT", packed.groups(n * s.a_in(), w)),
             ("T", t),
             ("U", u),

@@ -1,0 +1,66 @@
+//! The formats of adapters on disk, and what reading one gives.
+
+use serde::Serialize;
+
+use crate::{Adapter, Error, Result};
+
+/// Callback for progress: takes the amount done since the last call. An error
+/// ends the work and removes what was begun; `&|_| Ok(())` never does.
+pub type Progress<'a> = &'a dyn Fn(u64) -> Result<()>;
+
+/// Format of an adapter on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// One safetensors file of this project.
+    Kron,
+    /// A PEFT folder with `peft_type` LORA, alpha / r or alpha / √r.
+    PeftLora,
+    /// A PEFT folder with `peft_type` LOKR.
+    PeftLokr,
+    /// One safetensors file of LyCORIS with LoKr modules.
+    LycorisLokr,
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Format::Kron => "kron",
+            Format::PeftLora => "PEFT LoRA",
+            Format::PeftLokr => "PEFT LoKr",
+            Format::LycorisLokr => "LyCORIS LoKr",
+        })
+    }
+}
+
+/// An adapter that was read.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Path of the file or folder.
+    pub path: String,
+    /// Format it was in.
+    pub format: Format,
+    /// The layers; other fields of the format are in the metadata.
+    pub adapter: Adapter,
+    /// True if the adapter declares its model's weights to be stored as d_in × d_out.
+    pub fan_in_fan_out: bool,
+    /// Changes made by reading, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Loaded {
+    /// Checks that a file can hold the whole adapter.
+    ///
+    /// # Errors
+    /// Fails if `fan_in_fan_out` is set, which no written format keeps: a weight
+    /// stored as d_in × d_out would later take ΔW as if it were d_out × d_in.
+    pub fn check_writable(&self) -> Result<()> {
+        match self.fan_in_fan_out {
+            false => Ok(()),
+            true => Err(Error::data(format!(
+                "{}: fan_in_fan_out is true, which no format that is written keeps; merge the adapter as it is",
+                self.path
+            ))),
+        }
+    }
+}

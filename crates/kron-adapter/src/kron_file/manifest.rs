@@ -1,0 +1,137 @@
+//! The layers' fields beside their tensors: one JSON document under one key of
+//! safetensors' metadata.
+
+use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
+use serde::{Deserialize, Serialize};
+
+use crate::text::shortened;
+use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling};
+
+/// Version of the format: the one that is written, and the only one that is read.
+pub const VERSION: u64 = 1;
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    version: u64,
+    pub target_modules: Vec<String>,
+    pub layers: Vec<LayerRecord>,
+}
+
+/// One layer: the fields of its [`KronShape`] and [`Scaling`].
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LayerRecord {
+    pub module: String,
+    d_out: usize,
+    d_in: usize,
+    a_out: usize,
+    a_in: usize,
+    outer: OuterName,
+    inner: InnerName,
+    alpha: f32,
+    alpha_rank: usize,
+    rule: RuleName,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum OuterName {
+    Trained,
+    One,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum InnerName {
+    Rank(usize),
+    Full,
+}
+
+#[derive(Deserialize, Serialize)]
+enum RuleName {
+    #[serde(rename = "alpha/r")]
+    AlphaOverR,
+    #[serde(rename = "alpha/sqrt(r)")]
+    AlphaOverSqrtR,
+}
+
+/// Parses the document.
+pub(super) fn decode(json: &str) -> Result<Manifest> {
+    /// Parsed first, so that the error about a later version names the version.
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u64,
+    }
+    let key = Adapter::RESERVED_KEY;
+    let broken = |e: serde_json::Error| {
+        Error::data(shortened(&format!("has metadata {key} that breaks the format: {e}")))
+    };
+    let Versioned { version } = serde_json::from_str(json).map_err(broken)?;
+    if version != VERSION {
+        return Err(Error::data(format!(
+            "is of version {version} of the format, but this program reads version {VERSION}"
+        )));
+    }
+    serde_json::from_str(json).map_err(broken)
+}
+
+/// Writes the document of an adapter.
+pub(super) fn encode(adapter: &Adapter) -> Result<String> {
+    let manifest = Manifest {
+        version: VERSION,
+        target_modules: adapter.target_modules().to_vec(),
+        layers: adapter.layers().iter().map(LayerRecord::of).collect(),
+    };
+    serde_json::to_string(&manifest).map_err(|e| Error::data(format!("the metadata cannot be written: {e}")))
+}
+
+impl LayerRecord {
+    fn of(layer: &Layer) -> Self {
+        let (shape, scaling) = (layer.shape(), layer.scaling());
+        Self {
+            module: layer.module().into(),
+            d_out: shape.d_out(),
+            d_in: shape.d_in(),
+            a_out: shape.a_out(),
+            a_in: shape.a_in(),
+            outer: match shape.outer() {
+                Outer::Trained => OuterName::Trained,
+                Outer::One => OuterName::One,
+            },
+            inner: match shape.inner() {
+                Inner::LowRank(r) => InnerName::Rank(r),
+                Inner::Full => InnerName::Full,
+            },
+            alpha: scaling.alpha(),
+            alpha_rank: scaling.rank(),
+            rule: match scaling.rule() {
+                ScaleRule::AlphaOverR => RuleName::AlphaOverR,
+                ScaleRule::AlphaOverSqrtR => RuleName::AlphaOverSqrtR,
+            },
+        }
+    }
+
+    /// Returns the shape and the scaling, checked by their constructors.
+    pub fn values(&self) -> Result<(KronShape, Scaling)> {
+        let outer = match self.outer {
+            OuterName::Trained => Outer::Trained,
+            OuterName::One => Outer::One,
+        };
+        let inner = match self.inner {
+            InnerName::Rank(r) => Inner::LowRank(r),
+            InnerName::Full => Inner::Full,
+        };
+        let rule = match self.rule {
+            RuleName::AlphaOverR => ScaleRule::AlphaOverR,
+            RuleName::AlphaOverSqrtR => ScaleRule::AlphaOverSqrtR,
+        };
+        let shape = KronShape::new(
+            LayerDims { d_out: self.d_out, d_in: self.d_in },
+            Split { a_out: self.a_out, a_in: self.a_in },
+            outer,
+            inner,
+        )?;
+        Ok((shape, Scaling::new(self.alpha, self.alpha_rank, rule)?))
+    }
+}

@@ -1,0 +1,159 @@
+//! The project's own file: an [`Adapter`] in one safetensors file, described in `docs/FORMAT.md`.
+//!
+//! The bytes of a layer on disk are its θ, \[A | B | C\] in little-endian float32,
+//! so that reading is one copy. The three factors are tensors of their own, so
+//! that any program that reads safetensors sees their names and shapes.
+//!
+//! ```
+//! # use kron_adapter::{Adapter, IfExists, Layer, Scaling};
+//! # use kron_core::{KronShape, LayerDims, Split, Theta};
+//! # let shape = KronShape::kron(LayerDims { d_out: 6, d_in: 4 }, Split { a_out: 3, a_in: 2 }, 1)?;
+//! # let layer = Layer::new("model.q_proj", Scaling::plain(0.5)?, Theta::random(shape, 1))?;
+//! let adapter = Adapter::new(vec![layer])?;
+//! let bytes = adapter.to_bytes()?;
+//! assert_eq!(Adapter::from_bytes(&bytes)?, adapter);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod manifest;
+mod table;
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use kron_core::{KronShape, Theta};
+
+use crate::elements::first_not_finite;
+use crate::io::{IfExists, Input, Layout, write_atomic};
+use crate::{Adapter, Error, Layer, Result};
+
+pub use manifest::VERSION;
+pub use table::MAX_HEADER;
+
+impl Adapter {
+    /// Reads an adapter file of this project.
+    ///
+    /// # Errors
+    /// Fails if the system refuses, if the path names anything but a regular file,
+    /// and if the file breaks a rule of `docs/FORMAT.md`; a factor with NaN or
+    /// infinity breaks one.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let mut input = Input::open(path.as_ref())?;
+        let (_, layout) = input.layout_within(MAX_HEADER)?;
+        let name = input.path().to_string();
+        decode(layout, input.into_file()).map_err(|e| e.about(name))
+    }
+
+    /// Reads an adapter from the bytes of a file.
+    ///
+    /// # Errors
+    /// Fails as [`Adapter::read`] does; the path in the message is `bytes`.
+    pub fn from_bytes(mut bytes: &[u8]) -> Result<Self> {
+        let len = bytes.len() as u64;
+        let layout = Layout::read(&mut bytes, len, MAX_HEADER);
+        layout.and_then(|(_, layout)| decode(layout, bytes)).map_err(|e| e.about("bytes"))
+    }
+
+    /// Writes an adapter file by [`write_atomic`]. Equal adapters give equal bytes.
+    ///
+    /// # Errors
+    /// Fails if a factor holds NaN or infinity, if names make the header longer than
+    /// [`MAX_HEADER`], if the file exists under [`IfExists::Refuse`], and if the
+    /// system refuses. A file that was there before is then still there.
+    pub fn write(&self, path: impl AsRef<Path>, if_exists: IfExists) -> Result<()> {
+        let header = self.checked_header()?;
+        write_atomic(path.as_ref(), if_exists, |out| self.encode(&header, out))
+    }
+
+    /// Returns the bytes of the file.
+    ///
+    /// # Errors
+    /// Fails if a factor holds NaN or infinity, or the header is longer than [`MAX_HEADER`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let header = self.checked_header()?;
+        let mut bytes = Vec::with_capacity(header.len() + 4 * self.params());
+        self.encode(&header, &mut bytes).map_err(|source| Error::io("bytes", source))?;
+        Ok(bytes)
+    }
+
+    /// Checks that every value of every factor is finite.
+    ///
+    /// # Errors
+    /// Fails on the first value that is NaN or infinite, with its layer and index.
+    pub fn check_finite(&self) -> Result<()> {
+        self.layers().iter().try_for_each(|layer| check_finite(layer.module(), layer.theta()))
+    }
+
+    fn checked_header(&self) -> Result<Vec<u8>> {
+        self.check_finite()?;
+        table::encode(self)
+    }
+
+    fn encode(&self, header: &[u8], out: &mut dyn Write) -> std::io::Result<()> {
+        out.write_all(header)?;
+        self.layers().iter().try_for_each(|layer| write_values(layer.theta().as_slice(), out))
+    }
+}
+
+/// Fails if a header of this many bytes, length included, is above the limit of the format.
+pub(crate) fn check_header(header: &[u8]) -> Result<()> {
+    let len = header.len() as u64 - 8;
+    match len > MAX_HEADER {
+        true => Err(Error::data(format!("has a header of {len} bytes, but the limit is {MAX_HEADER}"))),
+        false => Ok(()),
+    }
+}
+
+/// Reads the layers of a file whose header was read; `from` stands behind the header.
+pub(crate) fn decode(layout: Layout, mut from: impl Read) -> Result<Adapter> {
+    let table = table::decode(layout)?;
+    let entries = table.entries()?;
+
+    // The file's order need not be the layers' order.
+    let mut order: Vec<usize> = (0..entries.len()).collect();
+    order.sort_by_key(|&i| entries[i].start);
+    let mut thetas: Vec<Option<Theta>> = vec![None; entries.len()];
+    for i in order {
+        let theta = read_theta(&mut from, entries[i].shape)?;
+        check_finite(&entries[i].module, &theta)?;
+        thetas[i] = Some(theta);
+    }
+
+    let layers = entries.into_iter().zip(thetas.into_iter().flatten());
+    let layers = layers.map(|(entry, theta)| Layer::new(entry.module, entry.scaling, theta));
+    Adapter::new(layers.collect::<Result<_>>()?)?
+        .with_target_modules(table.target_modules)?
+        .with_metadata(table.metadata)
+}
+
+/// Reads the next layer's θ. The header has shown that the file holds this many bytes.
+fn read_theta(from: &mut impl Read, shape: KronShape) -> Result<Theta> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(shape.params()).map_err(|_| {
+        Error::data(format!("holds a layer of {} values, which do not fit in memory", shape.params()))
+    })?;
+    data.resize(shape.params(), 0.0f32);
+    from.read_exact(bytemuck::cast_slice_mut(&mut data)).map_err(Error::reading)?;
+    for v in &mut data {
+        *v = f32::from_bits(u32::from_le(v.to_bits()));
+    }
+    Ok(Theta::from_vec(shape, data)?)
+}
+
+fn write_values(values: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
+    if cfg!(target_endian = "little") {
+        return out.write_all(bytemuck::cast_slice(values));
+    }
+    values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
+}
+
+/// A factor with NaN or infinity makes every output NaN, so it is neither written nor read.
+fn check_finite(module: &str, theta: &Theta) -> Result<()> {
+    match first_not_finite(theta.as_slice()) {
+        None => Ok(()),
+        Some(at) => Err(Error::data(format!(
+            "value {at} of θ of {module} is {}, but every value of a factor is finite",
+            theta.as_slice()[at]
+        ))),
+    }
+}

@@ -1,0 +1,56 @@
+//! Writing an adapter in a chosen format.
+
+use std::path::Path;
+
+use crate::output::{Output, write_output};
+use crate::{Adapter, IfExists, Progress, Result, lycoris, peft};
+
+/// A format to write, with its options.
+#[derive(Clone, Copy, Debug)]
+pub enum OutputFormat {
+    /// One safetensors file of this project.
+    Kron,
+    /// A PEFT folder, every layer as a LoRA of rank a_in·r or a_out·r.
+    Lora(peft::LoraOptions),
+    /// A PEFT folder, LoKr.
+    PeftLokr,
+    /// One safetensors file of LyCORIS, LoKr.
+    Lycoris,
+}
+
+impl OutputFormat {
+    /// Encodes an adapter for [`write_output`]. Equal adapters give equal bytes.
+    /// `progress` counts the layers that a LoRA is made of.
+    ///
+    /// Factors are copied bit for bit. In a LoRA each product A_ij·B_pq is rounded
+    /// once to float32, and nothing else is.
+    ///
+    /// # Errors
+    /// Fails if a layer has no such form. As LoKr: a LoRA, and a shape that PEFT or
+    /// LyCORIS would derive differently when it loads the file. As LyCORIS also: a
+    /// scale that it cannot express. As LoRA: a product beyond float32, or more than
+    /// 2²⁹ values. Fails too on NaN or infinity in a factor, and if `progress` fails.
+    pub fn encode(self, adapter: &Adapter, progress: Progress) -> Result<Output> {
+        adapter.check_finite()?;
+        Ok(match self {
+            OutputFormat::Kron => Output::File(adapter.to_bytes()?),
+            OutputFormat::Lora(options) => peft::write_lora(adapter, options, progress)?,
+            OutputFormat::PeftLokr => peft::write_lokr(adapter)?,
+            OutputFormat::Lycoris => Output::File(lycoris::write(adapter)?),
+        })
+    }
+}
+
+/// Writes an adapter in a format, whole or not at all.
+///
+/// # Errors
+/// Fails as [`OutputFormat::encode`] and [`write_output`] do.
+pub fn write(
+    adapter: &Adapter,
+    format: OutputFormat,
+    out: impl AsRef<Path>,
+    if_exists: IfExists,
+) -> Result<()> {
+    let progress: Progress = &|_| Ok(());
+    write_output(out.as_ref(), &format.encode(adapter, progress)?, if_exists, progress)
+}

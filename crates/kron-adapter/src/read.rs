@@ -1,0 +1,44 @@
+//! Reading an adapter of any known format.
+
+use std::path::Path;
+
+use crate::io::Input;
+use crate::{Adapter, Error, Format, Loaded, Result, Tensors, kron_file, lycoris, peft};
+
+/// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
+///
+/// # Errors
+/// Fails if the file is damaged or of no known format, or holds what
+/// ΔW = s·A ⊗ (B·C) cannot express.
+pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
+    let path = path.as_ref();
+    if let Some(folder) = peft::folder(path) {
+        return peft::read(folder);
+    }
+    let mut input = Input::open(path)?;
+    let (header, layout) = input.layout()?;
+    let path = input.path().to_string();
+    if layout.metadata.as_ref().is_some_and(|texts| texts.contains_key(Adapter::RESERVED_KEY)) {
+        kron_file::check_header(&header).map_err(|e| e.about(&path))?;
+        let adapter = kron_file::decode(layout, input.into_file()).map_err(|e| e.about(&path))?;
+        return Ok(Loaded { path, format: Format::Kron, adapter, fan_in_fan_out: false, notes: Vec::new() });
+    }
+    let tensors = Tensors::load(input, header, layout)?;
+    let names = tensors.names();
+    // LyCORIS has the same tensor names after the module, but its scale is beside them.
+    if let Some(name) = names.iter().find(|name| name.starts_with(peft::PREFIX)) {
+        return Err(Error::data(format!(
+            "{path}: {name} is a tensor of PEFT, whose scale stands in {}: the file needs that beside it, and the name {}",
+            peft::CONFIG,
+            peft::WEIGHTS
+        )));
+    }
+    if names.iter().any(|name| name.contains(".lokr_")) {
+        return lycoris::read(&tensors);
+    }
+    Err(Error::data(format!(
+        "{path} is no adapter: it has neither the metadata {} nor a LoKr tensor, and a PEFT adapter is a folder with an {}",
+        Adapter::RESERVED_KEY,
+        peft::CONFIG
+    )))
+}
