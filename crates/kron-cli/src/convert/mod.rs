@@ -45,39 +45,39 @@ use crate::{Error, Result, TextOrJson, progress};
 ))]
 pub struct Args {
     /// Adapter file or PEFT folder
-    pub(crate) input: PathBuf,
+    input: PathBuf,
     /// File to write, or folder for lora and peft-lokr
-    pub(crate) output: PathBuf,
+    output: PathBuf,
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
-    pub(crate) to: OutputFormat,
+    to: OutputFormat,
     /// Side of the product that takes A, with --to lora [default: the one of smaller rank]
     #[arg(long, value_enum)]
-    pub(crate) side: Option<Side>,
+    side: Option<Side>,
     /// Give all layers one rank and one scale, with --to lora
     #[arg(long)]
-    pub(crate) uniform: bool,
+    uniform: bool,
     /// Replace LoRA layers by the nearest Kron-LoRA layers, which is lossy
     #[arg(long, requires_all = ["a_out", "a_in", "rank"])]
-    pub(crate) fit: bool,
+    fit: bool,
     /// Rows of A, with --fit
     #[arg(long, value_name = "N", requires = "fit")]
-    pub(crate) a_out: Option<usize>,
+    a_out: Option<usize>,
     /// Columns of A, with --fit
     #[arg(long, value_name = "N", requires = "fit")]
-    pub(crate) a_in: Option<usize>,
+    a_in: Option<usize>,
     /// Rank of B·C, with --fit
     #[arg(long, value_name = "N", requires = "fit")]
-    pub(crate) rank: Option<usize>,
+    rank: Option<usize>,
     /// Largest relative error ‖ΔW' − ΔW‖ / ‖ΔW‖ accepted for a layer, with --fit
     #[arg(long, requires = "fit", default_value_t = 0.01)]
-    pub(crate) max_error: f64,
+    max_error: f64,
     /// Model (a safetensors file or a folder) whose module names replace LyCORIS's
     #[arg(long, value_name = "MODEL")]
-    pub(crate) base: Option<PathBuf>,
+    base: Option<PathBuf>,
     /// Replace the output when it exists
     #[arg(long)]
-    pub(crate) force: bool,
+    force: bool,
 }
 
 /// Side of the product up·down that takes A.

@@ -272,7 +272,7 @@ fn places_that_are_taken() {
     }
     // A device or a folder is not replaced by a file, forced or not.
     for (place, says) in
-        [("/dev/full", "no regular file"), ("/dev/null", "no regular file"), ("/", "which is read")]
+        [("/dev/full", "not a regular file"), ("/dev/null", "not a regular file"), ("/", "which is read")]
     {
         let merged = merge(&small.base, &small.adapter, Path::new(place), &["--force"]);
         assert_merge_fails(merged, 2, &[place, says]);
