@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
-# Packages every published crate as `packed=${CARGO_TARGET_DIR:-target}/package
-rm -f "$packed"/*.crate
+# Packages every published crate as crates.io would get it, then builds and runs the README's first
+# Rust example in a crate outside the workspace that depends on the packages.
+#   scripts/check-packages.sh FOLDER      # FOLDER takes the crate outside, and its target folder
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+(($# == 1)) || { echo "usage: $0 FOLDER" >&2; exit 2; }
+mkdir -p "$1"
+outside=$(cd "$1" && pwd)/outside
+packed=${CARGO_TARGET_DIR:-target}/package
+
+rm -rf "$packed" "$outside/packages" "$outside/src" "$outside/Cargo.lock"
 cargo publish --dry-run --workspace --allow-dirty --locked
 
-rm -rf "$outside/packages" "$outside/src" "$outside/Cargo.lock"
 mkdir -p "$outside/packages" "$outside/src"
 patches=
 for crate in "$packed"/*.crate; do
@@ -11,6 +19,7 @@ for crate in "$packed"/*.crate; do
   package=$(basename "$crate" .crate)
   patches+="${package%-*} = { path = \"packages/$package\" }"$'\n'
 done
+[[ -n $patches ]] || { echo "$0: nothing was packaged in $packed" >&2; exit 1; }
 
 version() { sed -n "s/^$1 = .*version = \"\([^\"]*\)\".*/\1/p" Cargo.toml; }
 cat > "$outside/Cargo.toml" <<MANIFEST
@@ -30,7 +39,7 @@ $patches
 [workspace]
 exclude = ["packages"]
 MANIFEST
-# The first Rust block of the README, which is a whole program.
+# A whole program: the README's first Rust block.
 sed -n '/^```rust$/,/^```$/p' README.md | sed -n '2,/^```$/p' | sed '$d' > "$outside/src/main.rs"
 grep -q '^fn main' "$outside/src/main.rs" || { echo "$0: the README's first Rust block has no main" >&2; exit 1; }
 CARGO_TARGET_DIR="$outside/target" cargo run --quiet --manifest-path "$outside/Cargo.toml"
