@@ -11,8 +11,7 @@ use kron_adapter::Adapter;
 use kron_adapter::OutputFormat;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::BaseModel;
-use kron_cli::merge::base::Base;
-use kron_cli::model::Config;
+use kron_cli::model::{Base, Config, linear_layers};
 use rand::RngExt;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -76,7 +75,7 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
         Kind::Config => Config::read(&first).and_then(|config| {
             config.transposed("h.0.attn.c_attn");
             config.tied()?;
-            config.layers().map(drop)
+            linear_layers(&config).map(drop)
         }),
         Kind::Model => {
             Base::open(folder).map(|base| assert!(base.modules().count() <= base.tensor_names().count()))

@@ -1,9 +1,9 @@
-//! [`Memory`] on a CUDA device: from candle's storage to kron-core's device
-//! slices and back. The one file of this crate with unsafe code.
+//! [`DeviceOps`] on a CUDA device: candle's storage as device slices of kron-kernels.
 //!
-//! All memory is candle's and every kernel goes to candle's stream, so that
-//! its allocator and its events order our work as they order its own: what an
-//! op frees is not reused before the kernels that were queued with it have run.
+//! This is the crate's only file with unsafe code.
+//!
+//! All memory comes from candle, and every kernel is launched on candle's stream. candle's allocator and events
+//! therefore order these kernels like its own: memory freed by an op is not reused before the op's kernels have run.
 #![allow(unsafe_code)]
 
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -17,9 +17,9 @@ use candle_core::{Error, Layout, Result, Storage, bail};
 use kron_core::{Accum, Backend, DropoutKey, KronOp, Pass};
 use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Gpu, Rows, RowsMut, StreamHandle};
 
-use crate::memory::{Backward, Forward, Memory, Number, Operand, range};
+use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, range};
 
-impl Memory for CudaStorage {
+impl DeviceOps for CudaStorage {
     fn of(storage: &Storage) -> Option<&Self> {
         match storage {
             Storage::Cuda(storage) => Some(storage),
@@ -37,8 +37,8 @@ impl Memory for CudaStorage {
         x.matmul(m, (1, rows, cols, inner), &x_layout, m_layout)
     }
 
-    /// candle adds into new memory, so that a bias costs what it costs its own linear layer.
-    fn add_bias<E: Number>(y: &mut Self, (bias, layout): Operand<Self>) -> Result<()> {
+    /// Adds into new memory, as candle's own linear layer does.
+    fn add_bias<E: Activation>(y: &mut Self, (bias, layout): Operand<Self>) -> Result<()> {
         let cols = layout.shape().dims1()?;
         let rows = y.as_cuda_slice::<E>()?.len() / cols.max(1);
         let bias_layout = layout.broadcast_as((rows, cols))?;
@@ -46,9 +46,9 @@ impl Memory for CudaStorage {
         Ok(())
     }
 
-    fn forward<E: Number>(
+    fn forward<E: Activation>(
         op: &KronOp,
-        Forward { theta, x }: Forward<Self>,
+        ForwardInputs { theta, x }: ForwardInputs<Self>,
         y: &mut Self,
         key: Option<DropoutKey>,
     ) -> Result<Self> {
@@ -77,9 +77,9 @@ impl Memory for CudaStorage {
         Ok(CudaStorage::wrap_cuda_slice(t, device))
     }
 
-    fn backward<E: Number>(
+    fn backward<E: Activation>(
         op: &KronOp,
-        Backward { theta, x, t, dy }: Backward<Self>,
+        BackwardInputs { theta, x, t, dy }: BackwardInputs<Self>,
         dx: Option<&mut Self>,
         key: Option<DropoutKey>,
     ) -> Result<Self> {
@@ -90,7 +90,8 @@ impl Memory for CudaStorage {
         let rows = dy.1.shape().elem_count() / d_out;
         let dx = dx.map(|dx| dx.as_cuda_slice_mut::<E>()).transpose()?;
         let mut grad = device.alloc_zeros::<f32>(op.shape.params())?;
-        let mut workspace = floats(&device, cuda.workspace_len(op, Pass::Backward { dx: true }, rows))?;
+        let pass = Pass::Backward { dx: dx.is_some() };
+        let mut workspace = floats(&device, cuda.workspace_len(op, pass, rows))?;
         {
             let ((theta, _theta), (t, _t)) = (read(theta, &stream)?, read(t, &stream)?);
             let ((x, _x), (dy, _dy)) = (read::<E>(x, &stream)?, read::<E>(dy, &stream)?);
@@ -112,7 +113,7 @@ impl Memory for CudaStorage {
         Ok(CudaStorage::wrap_cuda_slice(grad, device))
     }
 
-    fn merge<E: Number>(op: &KronOp, theta: Operand<Self>, w: &mut Self) -> Result<()> {
+    fn merge<E: Activation>(op: &KronOp, theta: Operand<Self>, w: &mut Self) -> Result<()> {
         let device = w.device.clone();
         let stream = device.cuda_stream();
         let cuda = backend(&stream)?;
@@ -127,11 +128,12 @@ impl Memory for CudaStorage {
     }
 }
 
-/// The kernels of each device that a call has come from: candle's ops have no
-/// place to keep them, and loading them takes longer than a step.
+/// Loaded kernels by device ordinal.
+///
+/// candle's ops have no state of their own, and loading the kernels takes longer than a training step.
 static LOADED: Mutex<BTreeMap<usize, Cuda<Gpu>>> = Mutex::new(BTreeMap::new());
 
-/// The kernels, on candle's stream.
+/// Returns the kernels on candle's stream, and loads them first if needed.
 fn backend(stream: &CudaStream) -> Result<Cuda<Gpu>> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let cuda = match loaded.entry(stream.context().ordinal()) {
@@ -147,15 +149,15 @@ fn backend(stream: &CudaStream) -> Result<Cuda<Gpu>> {
     Ok(cuda.on(stream))
 }
 
-/// Memory that a call writes before it reads it; at least one number, because
-/// the driver gives no memory of none.
+/// Allocates uninitialised memory; at least one element, because the driver cannot allocate zero bytes.
 fn floats(device: &CudaDevice, len: usize) -> Result<CudaSlice<f32>> {
     // SAFETY: any bits are a float32, and the kernels write T and the workspace before they read them.
     unsafe { device.alloc(len.max(1)) }
 }
 
-/// A contiguous operand to read, and the guard that tells candle of it when it
-/// is dropped, which is when the call has been queued.
+/// Borrows a contiguous operand for reading.
+///
+/// The guard reports the use to candle when it is dropped, after the call was queued.
 fn read<'a, E: CudaDType>(
     (storage, layout): Operand<'a, CudaStorage>,
     stream: &'a CudaStream,
@@ -163,24 +165,22 @@ fn read<'a, E: CudaDType>(
     let (slice, range) = (storage.as_cuda_slice::<E>()?, range(layout)?);
     let (start, len) = (range.start, range.len());
     let Some(view) = slice.try_slice(range) else {
-        bail!("an operand is {len} numbers from number {start} on, but its storage has {}", slice.len());
+        bail!("an operand is {len} elements from element {start} on, but its storage has {}", slice.len());
     };
     let (pointer, guard) = view.view_ptr(stream);
-    // SAFETY: the view is `len` numbers of E of this device, which `on` has
-    // compared with x's; candle frees and overwrites them in the order of the
-    // stream, or behind the guard's event.
+    // SAFETY: the view holds `len` elements of E on this device, which `on` has compared with that of x; candle frees
+    // and overwrites them in the order of the stream, or after the guard's event.
     let slice = unsafe { DeviceSlice::from_raw(pointer, len) };
     Ok((slice, guard))
 }
 
-/// The same for memory to write, all of it.
+/// Borrows a whole allocation for writing, with its guard.
 fn write<'a, E>(
     slice: &'a mut CudaSlice<E>,
     stream: &'a CudaStream,
 ) -> (DeviceSliceMut<'a, E>, SyncOnDrop<'a>) {
     let len = slice.len();
     let (pointer, guard) = slice.device_ptr_mut(stream);
-    // SAFETY: as in `read`, and the borrow is exclusive: a storage that an op
-    // has made belongs to no tensor yet.
+    // SAFETY: as in `read`, and the borrow is exclusive: a storage just made by an op belongs to no tensor yet.
     (unsafe { DeviceSliceMut::from_raw(pointer, len) }, guard)
 }

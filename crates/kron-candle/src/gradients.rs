@@ -1,9 +1,28 @@
-//! Gradients of a list of variables: summed over micro-batches, measured, clipped.
+//! [`Gradients`] of a list of variables: summed over micro-batches, and clipped.
 
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
-/// One gradient for every variable of a list, in the list's order.
+/// Gradients of a list of variables, in the list's order.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use kron_candle::Gradients;
+///
+/// # fn main() -> candle_core::Result<()> {
+/// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+/// let mut gradients = Gradients::new(&[w.clone()]);
+/// // Two micro-batches, each half of the batch; the loss ½·‖w‖² has the gradient w.
+/// for _ in 0..2 {
+///     let loss = (w.sqr()?.sum_all()? * 0.5)?;
+///     gradients.add(&loss.backward()?, 0.5)?;
+/// }
+/// assert_eq!(gradients.norm()?, 5.0);
+/// assert_eq!(gradients.clip(1.0)?, 5.0); // returns the norm before clipping
+/// assert!((gradients.norm()? - 1.0).abs() < 1e-6);
+/// assert_eq!(gradients.get(0).expect("a gradient").dims(), [2]);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Gradients {
     vars: Vec<Var>,
@@ -11,15 +30,15 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Nothing yet for these variables.
+    /// Makes an empty list of gradients for these variables.
     pub fn new(vars: &[Var]) -> Self {
         Self { vars: vars.to_vec(), sums: vec![None; vars.len()] }
     }
 
-    /// Adds what one backward pass gave, times `weight`: the share of its batch.
+    /// Adds the gradients of one backward pass, times `weight`: the micro-batch's fraction of the batch.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// candle fails.
     pub fn add(&mut self, store: &GradStore, weight: f64) -> Result<()> {
         for (var, sum) in self.vars.iter().zip(&mut self.sums) {
             let Some(grad) = store.get(var) else { continue };
@@ -32,10 +51,10 @@ impl Gradients {
         Ok(())
     }
 
-    /// The root of the sum of the squares of all numbers.
+    /// Returns the Euclidean norm over all elements of all gradients.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// candle fails.
     pub fn norm(&self) -> Result<f64> {
         let mut square = 0.0;
         for grad in self.sums.iter().flatten() {
@@ -45,11 +64,10 @@ impl Gradients {
         Ok(square.sqrt())
     }
 
-    /// Shortens the gradient to `max` where it is longer; returns the length
-    /// that it had.
+    /// Scales the gradients down to the norm `max` if theirs is larger; returns the norm before.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// candle fails.
     pub fn clip(&mut self, max: f64) -> Result<f64> {
         let norm = self.norm()?;
         if norm > max {
@@ -60,7 +78,7 @@ impl Gradients {
         Ok(norm)
     }
 
-    /// The gradient of the `index`-th variable; `None` where no pass reached it.
+    /// Returns the gradient of the `index`-th variable; `None` if no backward pass reached it.
     pub fn get(&self, index: usize) -> Option<&Tensor> {
         self.sums.get(index).and_then(Option::as_ref)
     }

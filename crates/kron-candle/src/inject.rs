@@ -1,21 +1,32 @@
-//! Adapters by name: a model that makes its linear layers through [`Inject`]
-//! gets adapters on those whose names match.
+//! [`Inject`]: adapters on the layers of a model whose names match a pattern.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Var, bail};
+use candle_core::{Result, bail};
 use candle_nn::{Linear, VarBuilder};
-use kron_adapter::{Adapter, Layer, Scaling};
-use kron_core::{Dropout, KronShape};
+use kron_adapter::{Adapter, Scaling};
+use kron_core::{Dropout, KronShape, LayerDims};
 use regex::Regex;
 
-use crate::{Delta, KronLinear};
+use crate::adapters::Adapters;
+use crate::linear::KronLinear;
+use crate::trainable_delta::TrainableDelta;
 
-/// Names of modules: `q_proj`, `attention.self.query`, `*.attention.*`.
+/// Pattern for the names of modules, such as `q_proj`, `attention.self.query` or `*.attention.*`.
 ///
-/// A pattern matches a dotted path, or what follows one of its dots, as a
-/// whole; `*` is any run of characters, dots included.
+/// A pattern matches a whole dotted path, or a whole part of it after a dot; `*` stands for any characters, including
+/// dots.
+///
+/// ```
+/// use kron_candle::Pattern;
+///
+/// # fn main() -> candle_core::Result<()> {
+/// assert!(Pattern::new("q_proj")?.matches("model.layers.0.self_attn.q_proj"));
+/// assert!(!Pattern::new("proj")?.matches("model.layers.0.self_attn.q_proj"));
+/// assert!(Pattern::new("layers.*.q_proj")?.matches("model.layers.0.self_attn.q_proj"));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
@@ -23,8 +34,10 @@ pub struct Pattern {
 }
 
 impl Pattern {
+    /// Parses a pattern.
+    ///
     /// # Errors
-    /// An empty pattern.
+    /// The pattern is empty.
     pub fn new(text: &str) -> Result<Self> {
         if text.is_empty() {
             bail!("a pattern for module names is empty, but it names at least one module");
@@ -35,37 +48,39 @@ impl Pattern {
         Ok(Self { text: text.into(), regex })
     }
 
-    /// Whether a module's dotted path is meant.
+    /// Returns `true` if a module's dotted path matches.
     pub fn matches(&self, module: &str) -> bool {
         self.regex.is_match(module)
     }
 }
 
-/// Shape and scale for a module's path, d_out and d_in.
-type Rule<'a> = Box<dyn Fn(&str, usize, usize) -> kron_adapter::Result<(KronShape, Scaling)> + 'a>;
+/// Function from a module's path and dimensions to its adapter's shape and scale.
+type Rule<'a> = Box<dyn Fn(&str, LayerDims) -> kron_adapter::Result<(KronShape, Scaling)> + 'a>;
 
-/// Where a module's adapter comes from.
+/// Source of a module's adapter.
 enum Source<'a> {
-    /// A new one, by shape and scale: ΔW = 0.
+    /// New adapters with ΔW = 0.
     New { rule: Rule<'a>, seed: u64 },
-    /// The layers of a file.
+    /// Layers of a trained adapter.
     Trained(Adapter),
-    /// None: the model stays as it is.
+    /// No adapters.
     Nothing,
 }
 
-/// Gives adapters to the linear layers that a model makes. A ready-made model of candle-transformers builds
-/// its layers inside itself and hands none out, so it takes no adapter: its code has to call [`Inject::linear`].
+/// Puts adapters on the linear layers of a model while the model is built.
+///
+/// The model's code has to make its layers by [`Inject::linear`] or [`Inject::wrap`]. Models of candle-transformers
+/// build their layers internally, so they need this change first.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Result};
 /// # use candle_nn::{VarBuilder, VarMap};
-/// # use kron_candle::{Inject, KronShape, LayerDims, ScaleRule, Scaling, Split};
+/// # use kron_candle::{Inject, KronShape, ScaleRule, Scaling, Split};
 /// # fn main() -> Result<()> {
 /// # let weights = VarMap::new();
 /// # let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
-/// let inject = Inject::new(&["q_proj", "v_proj"], 7, |_, d_out, d_in| {
-///     let shape = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 8)?;
+/// let inject = Inject::new(&["q_proj", "v_proj"], 7, |_, dims| {
+///     let shape = KronShape::kron(dims, Split { a_out: 4, a_in: 2 }, 8)?;
 ///     Ok((shape, Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?))
 /// })?;
 /// let q = inject.linear(64, 64, true, vb.pp("layer.0.q_proj"))?;
@@ -80,7 +95,7 @@ pub struct Inject<'a> {
     source: Source<'a>,
     dropout: Dropout,
     fused: bool,
-    made: RefCell<Vec<Delta>>,
+    made: RefCell<Vec<TrainableDelta>>,
 }
 
 impl std::fmt::Debug for Inject<'_> {
@@ -90,26 +105,37 @@ impl std::fmt::Debug for Inject<'_> {
 }
 
 impl<'a> Inject<'a> {
-    /// New adapters on the modules that match a pattern. `rule` gives shape and
-    /// scale for a module's path, d_out and d_in; equal seeds give equal factors.
+    /// Puts new adapters on the modules that match a pattern.
+    ///
+    /// `rule` returns shape and scale for a module's path and dimensions. Equal seeds give equal factors.
     ///
     /// # Errors
-    /// An empty pattern.
+    /// A pattern is empty.
     pub fn new<P: AsRef<str>>(
         patterns: &[P],
         seed: u64,
-        rule: impl Fn(&str, usize, usize) -> kron_adapter::Result<(KronShape, Scaling)> + 'a,
+        rule: impl Fn(&str, LayerDims) -> kron_adapter::Result<(KronShape, Scaling)> + 'a,
     ) -> Result<Self> {
         let patterns = patterns.iter().map(|p| Pattern::new(p.as_ref())).collect::<Result<_>>()?;
         Ok(Self::from(patterns, Source::New { rule: Box::new(rule), seed }))
     }
 
-    /// The adapters of a file or folder, as [`load`](crate::load) reads it, on the modules that it names.
+    /// Puts a trained adapter, for example from `load`, on the modules that it names.
     pub fn trained(adapter: Adapter) -> Self {
         Self::from(Vec::new(), Source::Trained(adapter))
     }
 
-    /// No adapter anywhere.
+    /// Leaves all layers without an adapter.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Result, Tensor};
+    /// # use candle_nn::Linear;
+    /// # fn main() -> Result<()> {
+    /// let inject = kron_candle::Inject::nothing();
+    /// let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
+    /// assert!(inject.wrap(base, "layer.0")?.delta().is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn nothing() -> Self {
         Self::from(Vec::new(), Source::Nothing)
     }
@@ -118,42 +144,41 @@ impl<'a> Inject<'a> {
         Self { patterns, source, dropout: Dropout::NONE, fused: true, made: RefCell::default() }
     }
 
-    /// The same with dropout on every adapter's input.
+    /// Sets the dropout on every adapter's input.
     pub fn with_dropout(self, dropout: Dropout) -> Self {
         Self { dropout, ..self }
     }
 
-    /// The same with adapters that are [`unfused`](Delta::unfused).
+    /// Makes the adapters [`unfused`](TrainableDelta::unfused).
     pub fn unfused(self) -> Self {
         Self { fused: false, ..self }
     }
 
-    /// The layer `weight` (and `bias`) of a builder, by the builder's prefix,
-    /// with an adapter where its name is meant.
+    /// Makes the linear layer at a builder's prefix, with an adapter if the prefix matches.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape, and what the rule refuses.
+    /// A tensor is missing or has another shape, or the rule fails.
     pub fn linear(&self, d_in: usize, d_out: usize, bias: bool, vb: VarBuilder) -> Result<KronLinear> {
         let linear = candle_nn::linear_b(d_in, d_out, bias, vb.clone())?;
         self.wrap(linear, &vb.prefix())
     }
 
-    /// An adapter on a layer that exists, where its name is meant.
+    /// Wraps an existing layer, with an adapter if the module's name matches.
     ///
     /// # Errors
-    /// What the rule refuses, and a weight that a trained adapter does not fit.
+    /// The rule fails, or a trained adapter does not fit the weight.
     pub fn wrap(&self, base: Linear, module: &str) -> Result<KronLinear> {
         let (d_out, d_in) = base.weight().dims2()?;
         let device = base.weight().device().clone();
         let index = self.made.borrow().len() as u64;
         let delta = match &self.source {
             Source::New { rule, seed } if self.patterns.iter().any(|p| p.matches(module)) => {
-                let (shape, scaling) = rule(module, d_out, d_in)
+                let (shape, scaling) = rule(module, LayerDims { d_out, d_in })
                     .map_err(|e| candle_core::Error::msg(format!("{module}: {e}")))?;
-                Delta::new(module, shape, scaling, seed.wrapping_add(index << 32), &device)?
+                TrainableDelta::new(module, shape, scaling, seed.wrapping_add(index << 32), &device)?
             }
             Source::Trained(adapter) => match adapter.layer(module) {
-                Some(layer) => Delta::from_layer(layer, &device)?,
+                Some(layer) => TrainableDelta::from_layer(layer, &device)?,
                 None => return Ok(base.into()),
             },
             _ => return Ok(base.into()),
@@ -164,10 +189,10 @@ impl<'a> Inject<'a> {
         KronLinear::new(base, delta)
     }
 
-    /// All adapters, in the order in which the model made its layers.
+    /// Returns all adapters, in the order in which the model made its layers.
     ///
     /// # Errors
-    /// A pattern, or a layer of the file, that met no module of the model.
+    /// A pattern, or a layer of the trained adapter, matches no module of the model.
     pub fn finish(self) -> Result<Adapters> {
         let deltas = self.made.into_inner();
         let idle = self.patterns.iter().find(|p| !deltas.iter().any(|d| p.matches(d.module())));
@@ -187,44 +212,6 @@ impl<'a> Inject<'a> {
             Source::Trained(adapter) => (adapter.target_modules().to_vec(), adapter.metadata().clone()),
             _ => (self.patterns.into_iter().map(|p| p.text).collect(), BTreeMap::new()),
         };
-        Ok(Adapters { deltas, targets, metadata })
-    }
-}
-
-/// The adapters of one model.
-#[derive(Clone, Debug)]
-pub struct Adapters {
-    deltas: Vec<Delta>,
-    targets: Vec<String>,
-    /// What a file says of its model.
-    metadata: BTreeMap<String, String>,
-}
-
-impl Adapters {
-    /// In the order of the model's layers.
-    pub fn deltas(&self) -> &[Delta] {
-        &self.deltas
-    }
-
-    /// Every θ.
-    pub fn vars(&self) -> Vec<Var> {
-        self.deltas.iter().map(|d| d.theta().clone()).collect()
-    }
-
-    /// Trained numbers.
-    pub fn params(&self) -> usize {
-        self.deltas.iter().map(|d| d.op().shape.params()).sum()
-    }
-
-    /// The factors as they are now.
-    ///
-    /// # Errors
-    /// No adapter at all.
-    pub fn to_adapter(&self) -> Result<Adapter> {
-        let layers = self.deltas.iter().map(Delta::to_layer).collect::<Result<Vec<Layer>>>()?;
-        Adapter::new(layers)
-            .and_then(|adapter| adapter.with_target_modules(self.targets.clone()))
-            .and_then(|adapter| adapter.with_metadata(self.metadata.clone()))
-            .map_err(candle_core::Error::wrap)
+        Ok(Adapters::new(deltas, targets, metadata))
     }
 }

@@ -1,53 +1,74 @@
-//! Kron-LoRA, LoRA and KronA for candle: a frozen linear layer with a trained
-//! adapter, y = x·Wᵀ + bias + s·x·(A ⊗ (B·C))ᵀ, forward and backward by
-//! kron-core.
+//! Kron-LoRA, LoRA and KronA for candle: a frozen linear layer with a trained adapter,
+//! y = x·Wᵀ + bias + s·x·(A ⊗ (B·C))ᵀ, forward and backward by kron-core.
 //!
 //! ```text
-//! Linear, Delta ─ KronLinear ─ forward ─ custom op on (x, θ) ─ kron-core
+//! Linear, TrainableDelta ─ KronLinear ─ forward ─ custom op on (x, θ) ─ kron-core
 //! VarBuilder ─── Inject ────── Adapters ─ θ: optimizer
 //! load ──────────┘               └─ save, save_as: our file, PEFT folder, LyCORIS file
 //! ```
 //!
-//! θ of a layer is one flat float32 [`Var`](candle_core::Var) `[A | B | C]`, so
-//! that its gradient, its optimizer state and its bytes on disk are one tensor
-//! each. The product with W and the adapter's share go into one output buffer,
-//! and so do their gradients with respect to x; of the activations only x and
-//! T = X·Cᵀ are kept for backward. Dropout is an argument of a call: no layer
-//! is in a mode.
+//! Ten lines of a training loop:
 //!
-//! An adapter that is [`unfused`](Delta::unfused) is computed by candle's own
-//! ops and autograd instead, to be compared with.
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{VarBuilder, VarMap};
+//! use kron_candle::{AdamW, Gradients, Group, Inject, KronShape, ScaleRule, Scaling, Split};
 //!
-//! Everything runs on candle's CPU device and, with the feature `cuda`, on its
-//! CUDA devices; a tensor on another device than x is refused.
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let weights = VarMap::new();
+//! # let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
+//! # let x = Tensor::randn(0f32, 1.0, (32, 96), &Device::Cpu)?;
+//! # let target = Tensor::randn(0f32, 1.0, (32, 64), &Device::Cpu)?;
+//! let inject = Inject::new(&["q_proj"], 7, |_, dims| {
+//!     let shape = KronShape::kron(dims, Split { a_out: 4, a_in: 2 }, 8)?;
+//!     Ok((shape, Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?))
+//! })?;
+//! let layer = inject.linear(96, 64, true, vb.pp("layer.0.q_proj"))?; // in the model's own code
+//! let adapters = inject.finish()?;
+//! let groups = adapters.vars().into_iter().map(Group::from).collect();
+//! let mut optimizer = AdamW::new(groups, Default::default())?;
+//! let loss = candle_nn::loss::mse(&layer.forward(&x, None)?, &target)?;
+//! let mut gradients = Gradients::new(&optimizer.vars());
+//! gradients.add(&loss.backward()?, 1.0)?;
+//! optimizer.step(&gradients, 1e-3)?;
+//! # Ok(()) }
+//! ```
+//!
+//! The examples `01_linear`, `02_inject` and `03_train` show each part in full.
+//!
+//! θ of a layer is one flat float32 [`Var`](candle_core::Var) `[A | B | C]`, so its gradient, its optimizer state and
+//! its bytes on disk are one tensor each. The base and the adapter write into one output buffer, and so do their
+//! gradients with respect to x. The backward pass needs only x and T = X·Cᵀ of the activations. Dropout is an argument
+//! of a call; layers have no training mode.
+//!
+//! An [`unfused`](TrainableDelta::unfused) adapter is computed by candle's own ops and autograd, for comparison.
+//!
+//! Everything runs on candle's CPU device and, with the feature `cuda`, on its CUDA devices. A tensor on another
+//! device than x is an error.
 #![deny(unsafe_code)]
 
+mod adapters;
+mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
-mod delta;
+mod device_ops;
 mod files;
 mod gradients;
-mod host;
 mod inject;
 mod linear;
-mod memory;
 mod op;
 mod optim;
+mod trainable_delta;
 mod unfused;
 
-pub use delta::Delta;
+pub use adapters::Adapters;
 pub use files::load;
 pub use gradients::Gradients;
-pub use inject::{Adapters, Inject, Pattern};
-pub use kron_adapter::OutputFormat;
+pub use inject::{Inject, Pattern};
 pub use kron_adapter::algebra::Join;
 pub use kron_adapter::peft::LoraOptions;
-pub use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
+pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, ScaleRule, Scaling};
 pub use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
-
-/// The README's code, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-pub struct Readme;
+pub use trainable_delta::TrainableDelta;

@@ -1,4 +1,4 @@
-//! [`KronLinear`]: a linear layer with or without an adapter.
+//! [`KronLinear`]: a linear layer with an optional adapter.
 
 use std::sync::Arc;
 
@@ -6,27 +6,52 @@ use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::Linear;
 use kron_core::{Dropout, DropoutKey};
 
-use crate::Delta;
 use crate::op::{self, Added, Call, Fused};
+use crate::trainable_delta::TrainableDelta;
 use crate::unfused;
 
-/// What the adapter is added to.
+/// Base of an adapted layer.
 #[derive(Clone)]
 enum Base {
-    /// W and bias, which the fused op multiplies itself.
+    /// W and bias, multiplied by the fused op itself.
     Matrix(Linear),
-    /// Anything that maps … × d_in to … × d_out.
+    /// Any module that maps … × d_in to … × d_out.
     Module(Arc<dyn Module + Send + Sync>),
 }
 
-/// y = base(x) + s·x·(A ⊗ (B·C))ᵀ.
+/// Linear layer with an optional adapter: y = base(x) + s·x·(A ⊗ (B·C))ᵀ.
 ///
-/// LoRA, KronA and Kron-LoRA are shapes of its [`Delta`]; without one it is
-/// the base. With a matrix for a base, that matrix gets no gradient.
+/// LoRA, KronA and Kron-LoRA are shapes of its [`TrainableDelta`]; without one the layer is its base. A base that is
+/// a matrix is frozen: it gets no gradient.
+///
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::Linear;
+/// use kron_candle::{KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split, TrainableDelta};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = Device::Cpu;
+/// let base = Linear::new(Tensor::randn(0f32, 0.1, (64, 96), &device)?, None);
+/// let shape = KronShape::kron(LayerDims { d_out: 64, d_in: 96 }, Split { a_out: 4, a_in: 2 }, 8)?;
+/// let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?;
+/// let layer = KronLinear::new(base.clone(), TrainableDelta::new("layer.0", shape, scaling, 1, &device)?)?;
+///
+/// // A new adapter has ΔW = 0, so the output is the base's.
+/// let x = Tensor::randn(0f32, 1.0, (5, 96), &device)?;
+/// let y = layer.forward(&x, None)?;
+/// let difference = (&y - base.forward(&x)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+/// assert!(difference < 1e-5);
+///
+/// // The gradient of θ = [A | B | C] is one flat tensor.
+/// let delta = layer.delta().expect("an adapter");
+/// let gradients = y.sqr()?.sum_all()?.backward()?;
+/// assert_eq!(gradients.get(delta.theta()).expect("a gradient").dims(), [shape.params()]);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct KronLinear {
     base: Base,
-    delta: Option<Delta>,
+    delta: Option<TrainableDelta>,
 }
 
 impl std::fmt::Debug for KronLinear {
@@ -40,18 +65,18 @@ impl std::fmt::Debug for KronLinear {
 }
 
 impl From<Linear> for KronLinear {
-    /// The layer as it is, with whatever its weights are.
+    /// Wraps a layer without an adapter.
     fn from(base: Linear) -> Self {
         Self { base: Base::Matrix(base), delta: None }
     }
 }
 
 impl KronLinear {
-    /// An adapter over a frozen matrix.
+    /// Puts an adapter on a frozen matrix.
     ///
     /// # Errors
-    /// A weight that is not d_out × d_in of the adapter's shape.
-    pub fn new(base: Linear, delta: Delta) -> Result<Self> {
+    /// The weight is not d_out × d_in of the adapter's shape.
+    pub fn new(base: Linear, delta: TrainableDelta) -> Result<Self> {
         let (weight, shape) = (base.weight().dims(), delta.op().shape);
         if weight != [shape.d_out(), shape.d_in()] {
             bail!("the weight of {} is {weight:?}, but its adapter is {shape}", delta.module());
@@ -59,22 +84,59 @@ impl KronLinear {
         Ok(Self { base: Base::Matrix(base), delta: Some(delta) })
     }
 
-    /// An adapter over any module, such as a quantised layer. Its output is
-    /// copied once, because candle's ops cannot write into their inputs.
-    pub fn over(base: Arc<dyn Module + Send + Sync>, delta: Delta) -> Self {
+    /// Puts an adapter on any module, such as a quantised layer.
+    ///
+    /// The module's output is copied once, because candle's ops cannot write into their inputs.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use candle_core::{Device, Tensor};
+    /// # use candle_nn::Linear;
+    /// # use kron_candle::{KronLinear, KronShape, LayerDims, ScaleRule, Scaling, TrainableDelta};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let base = Linear::new(Tensor::ones((64, 96), candle_core::DType::F32, &Device::Cpu)?, None);
+    /// # let shape = KronShape::lora(LayerDims { d_out: 64, d_in: 96 }, 4)?;
+    /// # let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR)?;
+    /// let delta = TrainableDelta::new("layer.0", shape, scaling, 1, &Device::Cpu)?;
+    /// let layer = KronLinear::over(Arc::new(base), delta);
+    /// let y = layer.forward(&Tensor::ones((5, 96), candle_core::DType::F32, &Device::Cpu)?, None)?;
+    /// assert_eq!(y.dims(), [5, 64]);
+    /// # Ok(()) }
+    /// ```
+    pub fn over(base: Arc<dyn Module + Send + Sync>, delta: TrainableDelta) -> Self {
         Self { base: Base::Module(base), delta: Some(delta) }
     }
 
-    /// The adapter.
-    pub const fn delta(&self) -> Option<&Delta> {
+    /// Returns the adapter.
+    pub const fn delta(&self) -> Option<&TrainableDelta> {
         self.delta.as_ref()
     }
 
-    /// y, … × d_out, for x, … × d_in. A key switches dropout on and names its
-    /// mask; the layer's own stream is added to it.
+    /// Computes y, … × d_out, for x, … × d_in.
+    ///
+    /// A key enables dropout and selects the mask, together with the layer's own stream.
     ///
     /// # Errors
-    /// An x of another width, dtype or device.
+    /// x has another width, dtype or device than the layer.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::Linear;
+    /// # use kron_candle::{Dropout, DropoutKey, KronLinear, KronShape, LayerDims, Layer, ScaleRule, Scaling};
+    /// # use kron_candle::{Theta, TrainableDelta};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
+    /// # let shape = KronShape::lora(LayerDims { d_out: 64, d_in: 96 }, 4)?;
+    /// # let trained = Layer::new("m", Scaling::new(8.0, 4, ScaleRule::AlphaOverR)?, Theta::random(shape, 1))?;
+    /// let delta = TrainableDelta::from_layer(&trained, &Device::Cpu)?.with_dropout(Dropout::new(0.5)?);
+    /// let layer = KronLinear::new(base, delta)?;
+    /// let x = Tensor::ones((5, 96), DType::F32, &Device::Cpu)?;
+    /// let y = |key| layer.forward(&x, key)?.to_vec2::<f32>();
+    /// let key = DropoutKey { seed: 1, offset: 0 };
+    /// assert_eq!(y(Some(key))?, y(Some(key))?); // one key, one mask
+    /// assert_ne!(y(Some(key))?, y(None)?); // no dropout without a key
+    /// # Ok(()) }
+    /// ```
     pub fn forward(&self, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
         let Some(delta) = &self.delta else {
             return match &self.base {
@@ -98,8 +160,8 @@ impl KronLinear {
         }
     }
 
-    /// base(x), and the adapter's share in memory of its own.
-    fn unfused(&self, delta: &Delta, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
+    /// Computes base(x) plus the adapter's output out of candle's own ops.
+    fn unfused(&self, delta: &TrainableDelta, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
         if dropout.is_some() && delta.op().dropout != Dropout::NONE {
             bail!(
                 "{} has dropout {} on its adapter's input, but an unfused adapter takes none",
@@ -116,15 +178,31 @@ impl KronLinear {
         base? + unfused::added(delta, x)?
     }
 
-    /// A plain layer of weight W + ΔW, in W's dtype, rounded once.
+    /// Returns a plain layer with weight W + ΔW, in the dtype of W, rounded once.
     ///
     /// # Errors
-    /// A base that is not a matrix, or one on a device where no adapter runs.
+    /// The base is not a matrix, or its device is not supported.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Module, Tensor};
+    /// # use candle_nn::Linear;
+    /// # use kron_candle::{KronLinear, KronShape, LayerDims, Layer, ScaleRule, Scaling, Theta, TrainableDelta};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
+    /// # let shape = KronShape::lora(LayerDims { d_out: 64, d_in: 96 }, 4)?;
+    /// # let trained = Layer::new("m", Scaling::new(8.0, 4, ScaleRule::AlphaOverR)?, Theta::random(shape, 1))?;
+    /// # let layer = KronLinear::new(base, TrainableDelta::from_layer(&trained, &Device::Cpu)?)?;
+    /// # let x = Tensor::ones((5, 96), DType::F32, &Device::Cpu)?;
+    /// let plain: Linear = layer.merge()?;
+    /// let difference = (plain.forward(&x)? - layer.forward(&x, None)?)?.abs()?.max_all()?;
+    /// assert!(difference.to_scalar::<f32>()? < 1e-3);
+    /// # Ok(()) }
+    /// ```
     pub fn merge(&self) -> Result<Linear> {
         let (Base::Matrix(linear), Some(delta)) = (&self.base, &self.delta) else {
             return match &self.base {
                 Base::Matrix(linear) => Ok(linear.clone()),
-                Base::Module(_) => bail!("a base that is no matrix has no weight to merge into"),
+                Base::Module(_) => bail!("a base that is not a matrix has no weight to merge into"),
             };
         };
         let merged = op::merge(delta.op(), delta.theta(), linear.weight())?;
@@ -133,7 +211,7 @@ impl KronLinear {
 }
 
 impl Module for KronLinear {
-    /// Without dropout.
+    /// Computes y without dropout.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         KronLinear::forward(self, x, None)
     }

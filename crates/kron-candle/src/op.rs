@@ -1,6 +1,5 @@
-//! The custom ops that candle's autograd sees: one whole adapted layer, or an
-//! adapter added to an output that someone else computed. Each is written once
-//! for every kind of [`Memory`].
+//! Custom ops for candle's autograd: a whole adapted layer, and an adapter added to the output of any base.
+//! Each is written once over [`DeviceOps`].
 
 use std::sync::OnceLock;
 
@@ -10,9 +9,11 @@ use candle_core::backend::BackendDevice;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use kron_core::{DropoutKey, KronOp};
 
-use crate::memory::{self, Backward, Forward, Memory, Operand, on, tensor, with_memory, with_number};
+use crate::device_ops::{
+    self, BackwardInputs, DeviceOps, ForwardInputs, Operand, on, tensor, with_activation, with_device_ops,
+};
 
-/// One call of an adapter, with what its backward needs besides x and θ.
+/// One call of an adapter, with the state that its backward pass needs besides x and θ.
 pub(crate) struct Call {
     op: KronOp,
     key: Option<DropoutKey>,
@@ -24,10 +25,10 @@ impl Call {
         Self { op, key, t: OnceLock::new() }
     }
 
-    /// Adds the adapter's output to `y` and keeps T.
-    fn forward<M: Memory>(&self, operands: Forward<M>, y: &mut M, rows: usize) -> Result<()> {
-        let t = with_number!("activations are", y.dtype(), E => {
-            M::forward::<E>(&self.op, operands, y, self.key)
+    /// Adds the adapter's output to `y`, and stores T.
+    fn forward<S: DeviceOps>(&self, inputs: ForwardInputs<S>, y: &mut S, rows: usize) -> Result<()> {
+        let t = with_activation!("activations are", y.dtype(), E => {
+            S::forward::<E>(&self.op, inputs, y, self.key)
         })?;
         match self.t.set(tensor(t, self.op.t_len(rows))) {
             Ok(()) => Ok(()),
@@ -35,22 +36,22 @@ impl Call {
         }
     }
 
-    /// dθ; dX is added to `dx`.
-    fn backward<M: Memory>(
+    /// Returns dθ; adds dX to `dx`.
+    fn backward<S: DeviceOps>(
         &self,
         x: &Tensor,
         theta: &Tensor,
-        dy: Operand<M>,
-        dx: Option<&mut M>,
+        dy: Operand<S>,
+        dx: Option<&mut S>,
     ) -> Result<Tensor> {
         let Some(t) = self.t.get() else { bail!("backward of an adapter's call that has not run forward") };
-        let place = dy.0.device().location();
-        let dtheta = on(place, x, |x| {
-            on(place, theta, |theta| {
-                on(place, t, |t| {
-                    let operands = Backward { theta, x, t, dy };
-                    with_number!("a gradient is", dy.0.dtype(), E => {
-                        M::backward::<E>(&self.op, operands, dx, self.key)
+        let location = dy.0.device().location();
+        let dtheta = on(location, x, |x| {
+            on(location, theta, |theta| {
+                on(location, t, |t| {
+                    let inputs = BackwardInputs { theta, x, t, dy };
+                    with_activation!("a gradient is", dy.0.dtype(), E => {
+                        S::backward::<E>(&self.op, inputs, dx, self.key)
                     })
                 })
             })
@@ -58,7 +59,7 @@ impl Call {
         Ok(tensor(dtheta, theta.shape()))
     }
 
-    /// n of x, whose last dimension is d_in, and the output's shape.
+    /// Returns the number of rows of x, … × d_in, and the shape of the output.
     fn sizes(&self, x: &Layout) -> Result<(usize, Shape)> {
         let (d_in, d_out) = (self.op.shape.d_in(), self.op.shape.d_out());
         match x.dims().split_last() {
@@ -71,42 +72,42 @@ impl Call {
     }
 }
 
-/// y = x·Wᵀ + bias + s·x·(A ⊗ (B·C))ᵀ as an op on (x, θ): one buffer for y, one for dx.
+/// Op on (x, θ): y = x·Wᵀ + bias + s·x·(A ⊗ (B·C))ᵀ, with one buffer for y and one for dx.
 pub(crate) struct Fused {
     pub call: Call,
-    /// W, d_out × d_in; frozen.
+    /// Frozen W, d_out × d_in.
     pub weight: Tensor,
-    /// d_out; frozen.
+    /// Frozen bias, d_out.
     pub bias: Option<Tensor>,
 }
 
 impl Fused {
-    fn forward<M: Memory>(&self, x: Operand<M>, theta: Operand<M>) -> Result<(M, Shape)> {
+    fn forward<S: DeviceOps>(&self, x: Operand<S>, theta: Operand<S>) -> Result<(S, Shape)> {
         let (rows, shape) = self.call.sizes(x.1)?;
-        let place = x.0.device().location();
-        let mut y = on(place, &self.weight.t()?, |w| M::product(x, w, rows))?;
+        let location = x.0.device().location();
+        let mut y = on(location, &self.weight.t()?, |w| S::product(x, w, rows))?;
         if let Some(bias) = &self.bias {
             on(
-                place,
+                location,
                 bias,
-                |bias| with_number!("activations are", y.dtype(), E => M::add_bias::<E>(&mut y, bias)),
+                |bias| with_activation!("activations are", y.dtype(), E => S::add_bias::<E>(&mut y, bias)),
             )?;
         }
-        self.call.forward(Forward { theta, x }, &mut y, rows)?;
+        self.call.forward(ForwardInputs { theta, x }, &mut y, rows)?;
         Ok((y, shape))
     }
 
-    /// dx, where it is wanted, and dθ.
-    fn backward<M: Memory>(
+    /// Returns dx, if x needs a gradient, and dθ.
+    fn backward<S: DeviceOps>(
         &self,
         x: &Tensor,
         theta: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let place = dy.device().location();
+        let location = dy.device().location();
         let rows = dy.elem_count() / self.call.op.shape.d_out();
-        on(place, dy, |dy| {
-            let base = || on(place, &self.weight, |w| M::product(dy, w, rows));
+        on(location, dy, |dy| {
+            let base = || on(location, &self.weight, |w| S::product(dy, w, rows));
             let mut dx = x.track_op().then(base).transpose()?;
             let dtheta = self.call.backward(x, theta, dy, dx.as_mut())?;
             Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
@@ -147,34 +148,34 @@ impl CustomOp2 for Fused {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        with_memory!(dy.device(), M => self.backward::<M>(x, theta, &dy.contiguous()?))
+        with_device_ops!(dy.device(), S => self.backward::<S>(x, theta, &dy.contiguous()?))
     }
 }
 
-/// y + s·x·(A ⊗ (B·C))ᵀ as an op on (y, x, θ), for a base that is no matrix.
+/// Op on (y, x, θ): y + s·x·(A ⊗ (B·C))ᵀ, for a base that is not a matrix.
 pub(crate) struct Added(pub Call);
 
 impl Added {
-    fn forward<M: Memory>(&self, y: Operand<M>, x: Operand<M>, theta: Operand<M>) -> Result<(M, Shape)> {
+    fn forward<S: DeviceOps>(&self, y: Operand<S>, x: Operand<S>, theta: Operand<S>) -> Result<(S, Shape)> {
         let (rows, shape) = self.0.sizes(x.1)?;
         if *y.1.shape() != shape {
             bail!("the base's output is {:?}, but the adapter's is {shape:?}", y.1.shape());
         }
-        // candle gives an op its inputs to read only, so the sum is a new tensor.
-        let mut sum = memory::copy(y)?;
-        self.0.forward(Forward { theta, x }, &mut sum, rows)?;
+        // An op must not write into its inputs, so the sum is a new tensor.
+        let mut sum = device_ops::copy(y)?;
+        self.0.forward(ForwardInputs { theta, x }, &mut sum, rows)?;
         Ok((sum, shape))
     }
 
-    /// dx, where it is wanted, and dθ.
-    fn backward<M: Memory>(
+    /// Returns dx, if x needs a gradient, and dθ.
+    fn backward<S: DeviceOps>(
         &self,
         x: &Tensor,
         theta: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        on(dy.device().location(), dy, |dy: Operand<M>| {
-            let zeros = || memory::zeros(dy.0, x.shape(), dy.0.dtype());
+        on(dy.device().location(), dy, |dy: Operand<S>| {
+            let zeros = || device_ops::zeros(dy.0, x.shape(), dy.0.dtype());
             let mut dx = x.track_op().then(zeros).transpose()?;
             let dtheta = self.0.backward(x, theta, dy, dx.as_mut())?;
             Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
@@ -221,22 +222,22 @@ impl CustomOp3 for Added {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        let (dx, dtheta) = with_memory!(dy.device(), M => self.backward::<M>(x, theta, &dy))?;
+        let (dx, dtheta) = with_device_ops!(dy.device(), S => self.backward::<S>(x, theta, &dy))?;
         Ok((y.track_op().then_some(dy), dx, dtheta))
     }
 }
 
-/// W + ΔW in memory of its own, d_out × d_in, rounded once.
+/// Returns W + ΔW as a new tensor, d_out × d_in, rounded once.
 pub(crate) fn merge(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    fn merge_on<M: Memory>(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let place = weight.device().location();
-        let mut merged: M = on(place, weight, memory::copy)?;
+    fn merge_on<S: DeviceOps>(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let location = weight.device().location();
+        let mut merged: S = on(location, weight, device_ops::copy)?;
         on(
-            place,
+            location,
             theta,
-            |theta| with_number!("the weight is", merged.dtype(), E => M::merge::<E>(op, theta, &mut merged)),
+            |theta| with_activation!("the weight is", merged.dtype(), E => S::merge::<E>(op, theta, &mut merged)),
         )?;
         Ok(tensor(merged, weight.shape()))
     }
-    with_memory!(weight.device(), M => merge_on::<M>(op, theta, weight))
+    with_device_ops!(weight.device(), S => merge_on::<S>(op, theta, weight))
 }

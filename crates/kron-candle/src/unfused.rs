@@ -1,19 +1,18 @@
-//! An adapter out of candle's own ops, whose gradients are those of candle's
-//! autograd: what the fused op is compared with, and what a model pays without it.
+//! Adapter out of candle's own ops and autograd, for comparison with the fused op.
 
 use candle_core::{Result, Tensor};
 use kron_core::{Inner, Outer};
 
-use crate::Delta;
+use crate::trainable_delta::TrainableDelta;
 
-/// s·x·(A ⊗ (B·C))ᵀ, … × d_out, for x, … × d_in and in its dtype, by the reshape identity:
+/// Computes s·x·(A ⊗ (B·C))ᵀ, … × d_out, in the dtype of x, … × d_in, by the reshape identity:
 ///
 /// ```text
 /// T = x·Cᵀ       n·a_in × r      (x as n·a_in × c_in)
-/// U = s·A·T      n·a_out × r     (of LoRA T itself)
-/// y = U·Bᵀ       n·a_out × b_out (of a full inner factor U itself)
+/// U = s·A·T      n·a_out × r     (LoRA: T itself)
+/// y = U·Bᵀ       n·a_out × b_out (full inner factor: U itself)
 /// ```
-pub(crate) fn added(delta: &Delta, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn added(delta: &TrainableDelta, x: &Tensor) -> Result<Tensor> {
     let (shape, s) = (delta.op().shape, f64::from(delta.op().scale.get()));
     let [a, b, c] = delta.factors().map(|range| delta.theta().narrow(0, range.start, range.len()));
     let factor =
@@ -24,7 +23,7 @@ pub(crate) fn added(delta: &Delta, x: &Tensor) -> Result<Tensor> {
     let u = match shape.outer() {
         Outer::One => t,
         Outer::Trained => {
-            // One product with a_in first takes two copies of T, and is faster than one a row.
+            // One product with a_in in front copies T twice, and is faster than a product per row.
             let t = t.reshape((rows, shape.a_in(), width))?.transpose(0, 1)?.contiguous()?;
             let u =
                 factor(a, shape.a_out(), shape.a_in())?.matmul(&t.reshape((shape.a_in(), rows * width))?)?;

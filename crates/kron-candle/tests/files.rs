@@ -1,4 +1,4 @@
-//! Adapters of PEFT in a candle model, and ours in a PEFT folder.
+//! PEFT adapters in a candle model, and our adapters as PEFT folders.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use kron_candle::{IfExists, Inject, KronLinear, LoraOptions, OutputFormat, load}
 use kron_core::reference;
 use ndarray::Array2;
 
-/// A base model of two layers, four PEFT adapters of it, and what PEFT computed with each.
+/// Folder with a base model of two layers, four PEFT adapters, and PEFT's outputs with each.
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/model_llama")
 }
@@ -19,7 +19,7 @@ fn base() -> Result<VarBuilder<'static>> {
     Ok(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))
 }
 
-/// The linear layers of the model, by their paths.
+/// Lists the linear layers of the model: path, d_in, d_out.
 fn linears() -> Vec<(String, usize, usize)> {
     let linears = [
         ("self_attn.q_proj", 48, 48),
@@ -44,15 +44,15 @@ fn model(inject: &Inject, vb: &VarBuilder) -> Result<Vec<(String, KronLinear)>> 
 
 fn wide(tensor: &Tensor) -> Result<Array2<f64>> {
     let rows = tensor.flatten_to(tensor.rank() - 2)?;
-    let numbers = rows.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?;
-    Ok(Array2::from_shape_vec(rows.dims2()?, numbers).expect("numbers of a matrix"))
+    let values = rows.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?;
+    Ok(Array2::from_shape_vec(rows.dims2()?, values).expect("values of a matrix"))
 }
 
 fn norm(m: &Array2<f64>) -> f64 {
     m.iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// The bound is that of the golden files: twice what the framework itself loses in float32.
+/// The bound is that of the golden files: twice the framework's own rounding error in float32.
 #[test]
 fn peft_folders_compute_what_peft_computed() -> Result<()> {
     let outputs = candle_core::safetensors::load(golden().join("outputs.safetensors"), &Device::Cpu)?;
@@ -86,7 +86,7 @@ fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
     let inject = Inject::trained(load(golden().join("lokr"))?);
     model(&inject, &vb)?;
     let adapters = inject.finish()?;
-    // What training would have made of the factors.
+    // Stands for training.
     for delta in adapters.deltas() {
         delta.theta().set(&(delta.theta().as_tensor() * 1.1)?)?;
     }
@@ -99,7 +99,7 @@ fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
     }
     assert_eq!((read.metadata(), read.metadata().is_empty()), (saved.metadata(), false));
 
-    // As a LoRA it is the same change, and another adapter.
+    // As a LoRA, ΔW is the same and the factors differ.
     let taken = adapters.save_as(&out, OutputFormat::Lora(LoraOptions::default()), IfExists::Refuse);
     assert!(taken.expect_err("the folder is there").to_string().contains("exists"));
     adapters.save_as(&out, OutputFormat::Lora(LoraOptions::default()), IfExists::Replace)?;
@@ -119,7 +119,7 @@ fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
 #[test]
 fn a_folder_for_another_model_is_refused_by_name() -> Result<()> {
     let inject = Inject::trained(load(golden().join("lokr"))?);
-    // The same layers, made under other paths.
+    // The model lacks some layers of the adapter.
     for (path, d_in, d_out) in linears().into_iter().filter(|(path, ..)| !path.contains("layers.1.mlp")) {
         inject.linear(d_in, d_out, false, base()?.pp(&path))?;
     }
@@ -129,11 +129,11 @@ fn a_folder_for_another_model_is_refused_by_name() -> Result<()> {
     let (from, to) = (golden().join("lora"), tempfile::tempdir()?);
     std::fs::copy(from.join("adapter_model.safetensors"), to.path().join("adapter_model.safetensors"))?;
     let config = std::fs::read_to_string(from.join("adapter_config.json"))?;
-    let turned = config.replace("\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true");
-    assert_ne!(config, turned);
-    std::fs::write(to.path().join("adapter_config.json"), turned)?;
-    let turned = load(to.path()).expect_err("nothing keeps it").to_string();
-    assert!(turned.contains("fan_in_fan_out is true"), "{turned}");
+    let transposed = config.replace("\"fan_in_fan_out\": false", "\"fan_in_fan_out\": true");
+    assert_ne!(config, transposed);
+    std::fs::write(to.path().join("adapter_config.json"), transposed)?;
+    let transposed = load(to.path()).expect_err("an adapter cannot represent it").to_string();
+    assert!(transposed.contains("fan_in_fan_out is true"), "{transposed}");
 
     let nowhere = load(golden().join("nowhere")).expect_err("no folder").to_string();
     assert!(nowhere.contains("nowhere"), "{nowhere}");

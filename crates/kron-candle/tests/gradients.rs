@@ -1,21 +1,19 @@
-//! Every case of cases.toml: y, dx and dθ of the fused op, and of the unfused one that it
-//! is compared with, against candle's own autograd of the formula
-//! y = x·Wᵀ + bias + s·x̃·(A ⊗ (B·C))ᵀ with a whole ΔW, in float64 on the CPU.
+//! Gradients of every case in cases.toml: y, dx and dθ of the fused and the unfused op, against candle's autograd of
+//! y = x·Wᵀ + bias + s·x̃·(A ⊗ (B·C))ᵀ with a materialised ΔW, in float64 on the CPU.
 //!
-//! The bound is three times what the same formula loses in float32, but no
-//! less than four roundings of the activations' type: a packed factor, an
-//! intermediate, the base and the sum.
+//! The bound is three times the error of the same formula in float32, and at least four roundings of the activations'
+//! type: a packed factor, an intermediate, the base and the sum.
 
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var, WithDType};
 use candle_nn::Linear;
-use kron_candle::{Delta, KronLinear, Layer, Scaling};
+use kron_candle::{KronLinear, Layer, Scaling, TrainableDelta};
 use kron_core::{Element, Outer};
 use kron_tests::cases::{self, Case};
 use kron_tests::inputs::Problem;
 
-/// y, dx, dθ.
+/// Results y, dx, dθ.
 type Answer = [Tensor; 3];
 
 #[test]
@@ -53,7 +51,7 @@ fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
             .forward(&Tensor::zeros((0, s.d_in()), DType::F32, &Device::Cpu)?, None)?;
         assert_eq!(y.dims(), [0, s.d_out()]);
         let grad = y.sum_all()?.backward()?;
-        // candle ends its graph at a product without numbers.
+        // candle ends its graph at an empty product.
         assert_eq!(grad.get(delta.theta()).is_some(), delta.is_fused());
         if let Some(grad) = grad.get(delta.theta()) {
             assert_eq!(grad.abs()?.sum_all()?.to_scalar::<f32>()?, 0.0);
@@ -64,21 +62,21 @@ fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
 
 fn check<E: Element + WithDType>(case: &Case, rows: usize, devices: &[Device]) -> Result<()> {
     let mut p = Problem::<E>::of_case(case, rows, 3);
-    let fused: Vec<Delta> = devices.iter().map(|device| delta(&p, device)).collect::<Result<_>>()?;
+    let fused: Vec<TrainableDelta> = devices.iter().map(|device| delta(&p, device)).collect::<Result<_>>()?;
     agree(case, &p, &fused, 4.0)?;
     if <E as WithDType>::DTYPE == DType::F32 {
-        // candle has no mask of ours.
+        // The unfused op supports no dropout.
         p.key = None;
-        let unfused: Vec<Delta> = fused.into_iter().map(Delta::unfused).collect();
+        let unfused: Vec<TrainableDelta> = fused.into_iter().map(TrainableDelta::unfused).collect();
         agree(case, &p, &unfused, 4.0)?;
     }
     Ok(())
 }
 
-/// candle rounds every intermediate to the activations' type: three factors, T, s·T, U, s·x̃·ΔWᵀ, the base and
-/// the sum, and backward as many and dY's own.
+/// The unfused op rounds every intermediate to the activations' type: three factors, T, s·T, U, s·x̃·ΔWᵀ, the base and
+/// the sum; the backward pass as many, and dY.
 #[test]
-fn the_unfused_op_takes_halves() -> Result<()> {
+fn the_unfused_op_supports_half_precision() -> Result<()> {
     fn on<E: Element + WithDType>(devices: &[Device]) -> Result<()> {
         let case = cases::named("distilbert");
         let p = Problem::<E>::of_case(&case, 16, 3);
@@ -87,16 +85,16 @@ fn the_unfused_op_takes_halves() -> Result<()> {
     }
     let devices = common::devices();
     on::<half::f16>(&devices)?;
-    // candle multiplies no bfloat16 on the CPU.
+    // candle does not multiply bfloat16 on the CPU.
     on::<half::bf16>(&devices.into_iter().filter(|device| !device.is_cpu()).collect::<Vec<_>>())
 }
 
-/// That engines of one problem are no further from float64 than three times the formula in float32, or
-/// than some roundings of the activations' type.
+/// Fails if an engine's error against float64 exceeds three times that of the formula in float32, and the given number
+/// of roundings of the activations' type.
 fn agree<E: Element + WithDType>(
     case: &Case,
     p: &Problem<E>,
-    engines: &[Delta],
+    engines: &[TrainableDelta],
     roundings: f64,
 ) -> Result<()> {
     let (weight, bias) = base::<E>(p)?;
@@ -121,27 +119,27 @@ fn agree<E: Element + WithDType>(
     Ok(())
 }
 
-/// W and bias of the base, rounded to E.
+/// Makes W and bias of the base, rounded to E.
 fn base<E: Element + WithDType>(p: &Problem<E>) -> Result<(Tensor, Tensor)> {
     let s = p.op.shape;
-    let numbers = |len: usize, seed: usize| -> Vec<f32> {
+    let values = |len: usize, seed: usize| -> Vec<f32> {
         (0..len)
             .map(|i| (((i * 7919 + seed) % 1009) as f32 / 504.5 - 1.0) / (s.d_in() as f32).sqrt())
             .collect()
     };
     let dtype = <E as WithDType>::DTYPE;
-    let weight = Tensor::from_vec(numbers(s.d_in() * s.d_out(), 1), (s.d_out(), s.d_in()), &Device::Cpu)?;
-    let bias = Tensor::from_vec(numbers(s.d_out(), 5), s.d_out(), &Device::Cpu)?;
+    let weight = Tensor::from_vec(values(s.d_in() * s.d_out(), 1), (s.d_out(), s.d_in()), &Device::Cpu)?;
+    let bias = Tensor::from_vec(values(s.d_out(), 5), s.d_out(), &Device::Cpu)?;
     Ok((weight.to_dtype(dtype)?, bias.to_dtype(dtype)?))
 }
 
-fn delta<E: Element>(p: &Problem<E>, device: &Device) -> Result<Delta> {
+fn delta<E: Element>(p: &Problem<E>, device: &Device) -> Result<TrainableDelta> {
     let scaling = Scaling::plain(p.op.scale.get()).map_err(candle_core::Error::wrap)?;
     let layer = Layer::new("layer", scaling, p.theta.clone()).map_err(candle_core::Error::wrap)?;
-    Ok(Delta::from_layer(&layer, device)?.with_dropout(p.op.dropout))
+    Ok(TrainableDelta::from_layer(&layer, device)?.with_dropout(p.op.dropout))
 }
 
-/// x, whose rows lie `pad` numbers further apart than they are wide.
+/// Makes x, with a row stride of `pad` elements more than its width.
 fn input<E: Element + WithDType>(p: &Problem<E>, device: &Device) -> Result<(Var, Tensor)> {
     let (rows, d_in) = (p.rows(), p.op.shape.d_in());
     let x = Tensor::from_iter(p.x.iter().copied(), device)?.reshape((rows, d_in))?;
@@ -150,10 +148,10 @@ fn input<E: Element + WithDType>(p: &Problem<E>, device: &Device) -> Result<(Var
     Ok((wide, x))
 }
 
-/// What the layer makes of the problem on its adapter's device, brought back from there.
+/// Runs the layer on its adapter's device, and copies the results to the CPU.
 fn layer<E: Element + WithDType>(
     p: &Problem<E>,
-    delta: &Delta,
+    delta: &TrainableDelta,
     weight: &Tensor,
     bias: &Tensor,
 ) -> Result<Answer> {
@@ -197,7 +195,7 @@ fn materialised<E: Element + WithDType>(
     Ok([y, of(&x), of(&theta)])
 }
 
-/// 1/(1 − p) where an element of x is kept, and 0 elsewhere.
+/// Makes the dropout mask: 1/(1 − p) for a kept element of x, 0 for a dropped one.
 fn mask<E: Element>(p: &Problem<E>, dtype: DType) -> Result<Tensor> {
     let (rows, d_in) = (p.rows(), p.op.shape.d_in());
     let keep = if p.key.is_some() { p.op.dropout.keep_scale() } else { 1.0 };
@@ -210,7 +208,7 @@ fn dy<E: Element + WithDType>(p: &Problem<E>, dtype: DType) -> Result<Tensor> {
     dy.reshape((p.rows(), p.op.shape.d_out()))?.to_dtype(dtype)
 }
 
-/// ‖got − want‖ / ‖want‖, for a `want` that is not zero.
+/// Returns ‖got − want‖ / ‖want‖; fails if `want` is zero.
 fn distance(got: &Tensor, want: &Tensor) -> Result<f64> {
     let norm = |t: &Tensor| t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
     let size = norm(want)?;

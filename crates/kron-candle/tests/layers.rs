@@ -1,4 +1,4 @@
-//! What a user relies on: names, files, merging, bases, dropout, refusals.
+//! Layers: names, files, merging, bases, dropout, errors.
 
 mod common;
 
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, VarMap};
 use kron_candle::{
-    Adapter, Delta, Dropout, DropoutKey, IfExists, Inject, KronLinear, KronShape, Layer, LayerDims, Pattern,
-    ScaleRule, Scaling, Split, Theta,
+    Adapter, Dropout, DropoutKey, IfExists, Inject, KronLinear, KronShape, Layer, LayerDims, Pattern,
+    ScaleRule, Scaling, Split, Theta, TrainableDelta,
 };
 
 fn scaling() -> Scaling {
@@ -24,8 +24,8 @@ fn shapes() -> [KronShape; 3] {
     shapes.map(|s| s.expect("legal"))
 }
 
-/// A base, an adapter that does something, and an input of three dimensions.
-fn layer(shape: KronShape, dtype: DType, device: &Device) -> Result<(Linear, Delta, Tensor)> {
+/// Makes a base, an adapter with ΔW ≠ 0, and an input of three dimensions.
+fn layer(shape: KronShape, dtype: DType, device: &Device) -> Result<(Linear, TrainableDelta, Tensor)> {
     let random = |seed, d_out, d_in| {
         let theta =
             Theta::random(KronShape::lora(LayerDims { d_out, d_in }, 1).expect("legal"), seed).into_vec();
@@ -38,7 +38,7 @@ fn layer(shape: KronShape, dtype: DType, device: &Device) -> Result<(Linear, Del
     let linear = Linear::new(weight.to_dtype(dtype)?, Some(random(3, 39, 1)?.to_dtype(dtype)?));
     let x = random(4, 2 * 5 * 54, 1)?.narrow(0, 0, 2 * 5 * 54)?.reshape((2, 5, 54))?.to_dtype(dtype)?;
     let layer = Layer::new("m", scaling(), Theta::random(shape, 9)).map_err(candle_core::Error::wrap)?;
-    Ok((linear, Delta::from_layer(&layer, device)?, x))
+    Ok((linear, TrainableDelta::from_layer(&layer, device)?, x))
 }
 
 fn apart(a: &Tensor, b: &Tensor) -> Result<f32> {
@@ -62,19 +62,19 @@ fn forward_is_merged_and_is_not_the_base() -> Result<()> {
     Ok(())
 }
 
-/// A merged weight may be any view: it is copied before ΔW is added, in its own type.
+/// Merging copies the weight, which may be any view, before ΔW is added in the weight's dtype.
 #[test]
 fn merging_leaves_the_base_as_it_is() -> Result<()> {
     for (shape, device) in shapes_on_devices() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let (linear, delta, _) = layer(shape, dtype, &device)?;
             let before = linear.weight().copy()?;
-            let turned = Linear::new(linear.weight().t()?.contiguous()?.t()?, None);
+            let transposed = Linear::new(linear.weight().t()?.contiguous()?.t()?, None);
             let merged = KronLinear::new(linear.clone(), delta.clone())?.merge()?;
             assert_eq!(merged.weight().dtype(), dtype);
             assert_eq!(apart(linear.weight(), &before)?, 0.0, "{shape}");
             assert!(apart(merged.weight(), &before)? > 1e-2, "{shape}");
-            let other = KronLinear::new(turned, delta)?.merge()?;
+            let other = KronLinear::new(transposed, delta)?.merge()?;
             assert_eq!(apart(merged.weight(), other.weight())?, 0.0, "{shape}");
         }
     }
@@ -119,7 +119,7 @@ fn dropout_needs_a_key_and_every_layer_has_its_own_mask() -> Result<()> {
     Ok(())
 }
 
-/// No tensor is brought from one device to another behind the caller's back.
+/// No tensor is copied to another device implicitly.
 #[test]
 fn tensors_of_two_devices_are_refused() -> Result<()> {
     for device in common::devices().into_iter().filter(Device::is_cuda) {
@@ -154,7 +154,7 @@ fn patterns_are_whole_names_or_globs() -> Result<()> {
     Ok(())
 }
 
-/// Two modules that are meant, and one that is not.
+/// Makes two modules that match q_proj, and one that does not.
 fn model(inject: &Inject, vb: &VarBuilder) -> Result<Vec<KronLinear>> {
     let make = |name: &str| inject.linear(54, 40, true, vb.pp(name));
     ["layer.0.q_proj", "layer.0.k_proj", "layer.1.q_proj"].into_iter().map(make).collect()
@@ -165,11 +165,11 @@ fn a_saved_adapter_comes_back_to_the_bit() -> Result<()> {
     let weights = VarMap::new();
     let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
     for shape in shapes() {
-        let inject = Inject::new(&["q_proj"], 5, |_, _, _| Ok((shape, scaling())))?;
+        let inject = Inject::new(&["q_proj"], 5, |_, _| Ok((shape, scaling())))?;
         let made = model(&inject, &vb)?;
         let adapters = inject.finish()?;
         assert_eq!(
-            adapters.deltas().iter().map(Delta::module).collect::<Vec<_>>(),
+            adapters.deltas().iter().map(TrainableDelta::module).collect::<Vec<_>>(),
             ["layer.0.q_proj", "layer.1.q_proj"]
         );
         for (delta, seed) in adapters.deltas().iter().zip(20..) {
@@ -194,9 +194,7 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
     let weights = VarMap::new();
     let vb = VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu);
     let message = |e: candle_core::Error| e.to_string();
-    let rule = |_: &str, d_out, d_in| {
-        Ok((KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 7, a_in: 2 }, 4)?, scaling()))
-    };
+    let rule = |_: &str, dims| Ok((KronShape::kron(dims, Split { a_out: 7, a_in: 2 }, 4)?, scaling()));
 
     let inject = Inject::new(&["q_proj"], 5, rule)?;
     let refused = message(model(&inject, &vb).expect_err("7 does not divide 40"));
@@ -205,7 +203,7 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
         "{refused}"
     );
 
-    let inject = Inject::new(&["q_proj", "w_proj"], 5, |_, _, _| Ok((shapes()[0], scaling())))?;
+    let inject = Inject::new(&["q_proj", "w_proj"], 5, |_, _| Ok((shapes()[0], scaling())))?;
     model(&inject, &vb)?;
     assert!(message(inject.finish().expect_err("no w_proj")).contains("w_proj"));
 

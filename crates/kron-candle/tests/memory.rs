@@ -1,8 +1,8 @@
-//! What one forward pass of an adapted layer allocates: one y, and little else.
+//! Allocations of a forward pass of an adapted layer: one y, and little else.
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::Linear;
-use kron_candle::{Delta, KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split};
+use kron_candle::{KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split, TrainableDelta};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -13,7 +13,7 @@ fn there_is_no_second_y() -> Result<()> {
     let shape = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 4).expect("legal");
     let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR).expect("legal");
     let base = Linear::new(Tensor::ones((d_out, d_in), DType::F32, &Device::Cpu)?, None);
-    let layer = KronLinear::new(base, Delta::new("m", shape, scaling, 1, &Device::Cpu)?)?;
+    let layer = KronLinear::new(base, TrainableDelta::new("m", shape, scaling, 1, &Device::Cpu)?)?;
     let x = Tensor::ones((rows, d_in), DType::F32, &Device::Cpu)?;
     layer.forward(&x, None)?;
 

@@ -5,8 +5,8 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, Optimizer, ParamsAdamW};
 use kron_candle::{
-    AdamW, Delta, Gradients, Group, KronLinear, KronShape, Layer, LayerDims, Part, ScaleRule, Scaling, Split,
-    Theta,
+    AdamW, Gradients, Group, KronLinear, KronShape, Layer, LayerDims, Part, ScaleRule, Scaling, Split, Theta,
+    TrainableDelta,
 };
 
 fn points(device: &Device) -> Result<(Tensor, Var)> {
@@ -69,7 +69,7 @@ fn clipping_shortens_what_is_too_long() -> Result<()> {
     Ok(())
 }
 
-/// A part's numbers have the bits that they have in a variable of their own, at its rate and decay.
+/// A part gives the same bits as a variable of its own with the same learning rate and decay.
 #[test]
 fn parts_are_trained_as_variables_of_their_own() -> Result<()> {
     common::devices().iter().try_for_each(parts_are_trained_on)
@@ -80,13 +80,13 @@ fn parts_are_trained_on(device: &Device) -> Result<()> {
     let target = Tensor::from_iter((0..12).map(|i| (i * 5 % 7) as f32), device)?;
     let loss = |all: &Tensor| (all.sin()? - &target)?.sqr()?.mean_all();
     let parts = [(0..2, 1.0, 0.0), (2..7, 5.0, 0.3), (7..7, 9.0, 0.0), (7..12, 0.5, 0.1)]
-        .map(|(range, rate, decay)| Part { range, rate, decay });
+        .map(|(range, lr_ratio, decay)| Part { range, lr_ratio, decay });
     // The second part begins and ends within a row.
     let whole = Var::from_slice(&x, (3, 4), device)?;
     let mut one = AdamW::new(vec![Group::new(whole.clone(), parts.to_vec())?], Default::default())?;
     let own = parts.iter().filter(|part| !part.range.is_empty()).map(|part| {
         let var = Var::from_slice(&x[part.range.clone()], part.range.len(), device)?;
-        Group::whole(var, part.rate, part.decay)
+        Group::whole(var, part.lr_ratio, part.decay)
     });
     let mut each = AdamW::new(own.collect::<Result<_>>()?, Default::default())?;
     let joined = |vars: &[Var]| Tensor::cat(&vars.iter().map(Var::as_tensor).collect::<Vec<_>>(), 0);
@@ -110,32 +110,32 @@ fn parts_are_trained_on(device: &Device) -> Result<()> {
 fn parts_that_do_not_make_up_a_variable_are_refused() -> Result<()> {
     let var = Var::zeros(10, DType::F32, &Device::Cpu)?;
     let refused = |ranges: &[(usize, usize)], why: &str| {
-        let parts = ranges.iter().map(|&(from, to)| Part { range: from..to, rate: 1.0, decay: 0.0 });
+        let parts = ranges.iter().map(|&(from, to)| Part { range: from..to, lr_ratio: 1.0, decay: 0.0 });
         let message = Group::new(var.clone(), parts.collect()).expect_err("refused").to_string();
         assert!(message.starts_with(why), "{message}");
     };
-    refused(&[(0, 4), (5, 10)], "a part is 5..10, but what comes before it ends at 4");
-    refused(&[(0, 4), (3, 10)], "a part is 3..10, but what comes before it ends at 4");
-    refused(&[(1, 10)], "a part is 1..10, but what comes before it ends at 0");
+    refused(&[(0, 4), (5, 10)], "a part is 5..10, but the part before it ends at 4");
+    refused(&[(0, 4), (3, 10)], "a part is 3..10, but the part before it ends at 4");
+    refused(&[(1, 10)], "a part is 1..10, but the part before it ends at 0");
     refused(&[(0, 4), (4, 3), (3, 10)], "a part is 4..3, but a part ends where it begins");
-    refused(&[(0, 4), (4, 9)], "the parts of a variable end at 9, but it has 10 numbers");
-    refused(&[(0, 4), (4, 11)], "the parts of a variable end at 11, but it has 10 numbers");
-    refused(&[], "the parts of a variable end at 0, but it has 10 numbers");
+    refused(&[(0, 4), (4, 9)], "the parts of a variable end at 9, but it has 10 elements");
+    refused(&[(0, 4), (4, 11)], "the parts of a variable end at 11, but it has 10 elements");
+    refused(&[], "the parts of a variable end at 0, but it has 10 elements");
     Ok(())
 }
 
 #[test]
-fn rates_and_decays_that_are_no_such_numbers_are_refused() -> Result<()> {
+fn learning_rates_and_decays_out_of_range_are_refused() -> Result<()> {
     let var = Var::zeros(10, DType::F32, &Device::Cpu)?;
-    for (rate, decay, why) in [
-        (f64::NAN, 0.0, "the rate of a part is NaN"),
-        (-0.5, 0.0, "the rate of a part is -0.5"),
-        (f64::INFINITY, 0.0, "the rate of a part is inf"),
+    for (lr_ratio, decay, why) in [
+        (f64::NAN, 0.0, "the learning-rate ratio of a part is NaN"),
+        (-0.5, 0.0, "the learning-rate ratio of a part is -0.5"),
+        (f64::INFINITY, 0.0, "the learning-rate ratio of a part is inf"),
         (1.0, -1e-3, "the decay of a part is -0.001"),
         (1.0, f64::NAN, "the decay of a part is NaN"),
     ] {
-        let parts = vec![Part { range: 0..10, rate, decay }];
-        for group in [Group::new(var.clone(), parts), Group::whole(var.clone(), rate, decay)] {
+        let parts = vec![Part { range: 0..10, lr_ratio, decay }];
+        for group in [Group::new(var.clone(), parts), Group::whole(var.clone(), lr_ratio, decay)] {
             let message = group.expect_err(why).to_string();
             assert!(message.starts_with(why), "{message}");
         }
@@ -143,13 +143,13 @@ fn rates_and_decays_that_are_no_such_numbers_are_refused() -> Result<()> {
     Group::whole(var, 0.0, 0.0).map(|_| ())
 }
 
-/// Adam's first step is the rate times the sign of the gradient, whatever its size.
+/// Adam's first step is the learning rate times the sign of the gradient.
 #[test]
-fn each_factor_has_its_rate() -> Result<()> {
-    common::devices().iter().try_for_each(each_factor_has_its_rate_on)
+fn each_factor_has_its_learning_rate() -> Result<()> {
+    common::devices().iter().try_for_each(each_factor_has_its_learning_rate_on)
 }
 
-fn each_factor_has_its_rate_on(device: &Device) -> Result<()> {
+fn each_factor_has_its_learning_rate_on(device: &Device) -> Result<()> {
     let shapes = [
         KronShape::kron(LayerDims { d_out: 12, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 2),
         KronShape::lora(LayerDims { d_out: 12, d_in: 10 }, 2),
@@ -157,7 +157,7 @@ fn each_factor_has_its_rate_on(device: &Device) -> Result<()> {
     ];
     for shape in shapes.map(|s| s.expect("legal")) {
         let scaling = Scaling::new(4.0, 2, ScaleRule::AlphaOverR).expect("legal");
-        let delta = Delta::new("m", shape, scaling, 3, device)?;
+        let delta = TrainableDelta::new("m", shape, scaling, 3, device)?;
         let before = delta.theta().to_vec1::<f32>()?;
         let theta = delta.theta().clone();
         let mut optimizer = AdamW::new(vec![delta.group(8.0, 0.0)?], Default::default())?;
@@ -168,13 +168,13 @@ fn each_factor_has_its_rate_on(device: &Device) -> Result<()> {
         for (i, (now, before)) in theta.to_vec1::<f32>()?.iter().zip(before).enumerate() {
             let fast = (shape.a_len()..shape.a_len() + zero_first).contains(&i);
             let want = if fast { 8e-3 } else { 1e-3 };
-            assert!((before - now - want).abs() < 1e-6, "number {i} of {shape} moved by {}", before - now);
+            assert!((before - now - want).abs() < 1e-6, "element {i} of {shape} moved by {}", before - now);
         }
     }
     Ok(())
 }
 
-/// What a planted adapter does is learned on every device, in every type of activations.
+/// A planted adapter is learned on every device, in every type of activations.
 #[test]
 fn a_planted_adapter_is_learned() -> Result<()> {
     let shape =
@@ -186,9 +186,9 @@ fn a_planted_adapter_is_learned() -> Result<()> {
             let x: Vec<f32> = (0..64 * 10).map(|i| ((i * 37 % 61) as f32 - 30.0) / 20.0).collect();
             let x = Tensor::from_vec(x, (64, 10), &device)?.to_dtype(dtype)?;
             let base = Linear::new(Tensor::zeros((12, 10), dtype, &device)?, None);
-            let want = KronLinear::new(base.clone(), Delta::from_layer(&planted, &device)?)?;
+            let want = KronLinear::new(base.clone(), TrainableDelta::from_layer(&planted, &device)?)?;
             let want = want.forward(&x, None)?.to_dtype(DType::F32)?.detach();
-            let delta = Delta::new("m", shape, scaling, 3, &device)?;
+            let delta = TrainableDelta::new("m", shape, scaling, 3, &device)?;
             let layer = KronLinear::new(base, delta.clone())?;
             let mut optimizer = AdamW::new(vec![Group::from(delta.theta().clone())], Default::default())?;
             let mut losses = Vec::new();

@@ -19,11 +19,11 @@ use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 use serde_json::{Map, json};
 
-/// Each of the four runs so often.
+/// Runs of each of the four commands.
 const ROUNDS: usize = 9;
-const MOST_RATIO: f64 = 2.0;
-/// Beside the largest tensor.
-const MOST_MEMORY: u64 = 200 << 20;
+const MAX_RATIO: f64 = 2.0;
+/// Bytes of memory beyond the largest tensor.
+const MAX_MEMORY: u64 = 200 << 20;
 
 /// Name and sizes of each weight: an embedding and two blocks of LLaMA-3-8B, 0.94 GB.
 fn weights() -> Vec<(String, [usize; 2])> {
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
             for path in [&copy, &merged] {
                 let _ = std::fs::remove_file(path);
             }
-            // What another run left to write is not this one's.
+            // Writes left over from another run must not slow this one.
             let _ = Command::new("sync").status();
             let (time, memory) = run();
             times.push(time);
@@ -80,19 +80,19 @@ fn main() -> ExitCode {
     let [cp, lazily, flushed, durably] = times.map(median);
     let largest = weights.iter().map(|(_, [rows, columns])| 2 * rows * columns).max().unwrap_or(0) as u64;
     println!("{} bytes, medians of {ROUNDS}", base.metadata().map_or(0, |meta| meta.len()));
-    let mut within = peak <= largest + MOST_MEMORY;
+    let mut within = peak <= largest + MAX_MEMORY;
     for (what, merge, copy) in
         [("kron merge / cp", lazily, cp), ("kron merge --sync / cp and sync", durably, flushed)]
     {
         let ratio = merge.as_secs_f64() / copy.as_secs_f64();
-        within &= ratio <= MOST_RATIO;
-        println!("{what}: {merge:.2?} / {copy:.2?} = {ratio:.2}, at most {MOST_RATIO}");
+        within &= ratio <= MAX_RATIO;
+        println!("{what}: {merge:.2?} / {copy:.2?} = {ratio:.2}, at most {MAX_RATIO}");
     }
-    println!("peak memory: {} MB, at most {} MB", peak >> 20, (largest + MOST_MEMORY) >> 20);
+    println!("peak memory: {} MB, at most {} MB", peak >> 20, (largest + MAX_MEMORY) >> 20);
     if within { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs a command to its end: how long, and its peak of resident memory.
+/// Runs a command and returns its time and its peak of resident memory.
 fn timed(command: &mut Command) -> (Duration, u64) {
     let begun = Instant::now();
     let mut child = command.stdout(Stdio::null()).spawn().expect("a program that starts");
@@ -134,13 +134,13 @@ fn write_base(path: &Path, weights: &[(String, [usize; 2])]) -> std::io::Result<
     let mut out = BufWriter::new(std::fs::File::create(path)?);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    // The same megabyte of numbers again and again: the sums do not depend on what is added up.
-    let numbers =
+    // One megabyte of values, repeated: the time of a sum does not depend on its terms.
+    let values =
         Theta::random(KronShape::lora(LayerDims { d_out: 1 << 19, d_in: 1 }, 1).expect("a legal shape"), 1);
-    let numbers = numbers.b().iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    let values = values.b().iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
     while at > 0 {
-        let len = at.min(numbers.len());
-        out.write_all(&numbers[..len])?;
+        let len = at.min(values.len());
+        out.write_all(&values[..len])?;
         at -= len;
     }
     out.into_inner().map_err(|e| e.into_error())?.sync_all()

@@ -1,4 +1,4 @@
-//! `kron man DIR` and `kron completions SHELL`: generated from the program's own arguments.
+//! `kron man DIR` and `kron completions SHELL`, generated from the program's own arguments.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,60 +9,60 @@ use kron_adapter::IfExists;
 use kron_adapter::io::write_atomic;
 
 use crate::error::exit_codes;
-use crate::watch::Watch;
-use crate::{Error, Output, Result};
+use crate::progress::WriteProgress;
+use crate::{Error, Result, TextOrJson};
 
-/// Write a man page for every command.
+/// Write a man page for every command
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
-    "Pages of those names in the folder are replaced.\n\n",
-    exit_codes!("written", "the folder is not there"),
+    "IfExists pages of the same names are replaced.\n\n",
+    exit_codes!("written", "the folder does not exist"),
     "Example: kron man ~/.local/share/man/man1",
 ))]
 pub struct Man {
-    /// Existing folder for kron.1, kron-inspect.1 and so on
+    /// IfExists folder for kron.1, kron-inspect.1 and so on
     dir: PathBuf,
 }
 
-/// Print a shell's completions for the program.
+/// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 printed; 1 the standard output cannot be written; 2 the call is at fault.\n\n\
+Exit codes: 0 printed; 1 the standard output cannot be written; 2 invalid arguments.\n\n\
 Example: kron completions bash > ~/.local/share/bash-completion/completions/kron")]
 pub struct Completions {
-    /// Shell
+    /// Shell that reads the script
     shell: Shell,
 }
 
 /// Writes the pages and returns 0.
 ///
 /// # Errors
-/// `--json`, as there is nothing to report; a folder that cannot be written, and a signal.
-pub fn man(args: &Man, mut program: clap::Command, output: Output) -> Result<ExitCode> {
-    no_json(output, "man writes pages")?;
+/// `--json`, as there is nothing to report; a folder that cannot be written; a signal.
+pub fn man(args: &Man, mut program: clap::Command, form: TextOrJson) -> Result<ExitCode> {
+    no_json(form, "man writes pages")?;
     program.build();
     let name = program.get_name().to_string();
     let commands = program.get_subcommands().filter(|c| c.get_name() != "help");
     let pages = commands.map(|c| (format!("{name}-{}", c.get_name()), c.clone()));
     let pages: Vec<_> = pages.chain([(name.clone(), program.clone())]).collect();
-    let watch = Watch::new(pages.len() as u64)?;
+    let progress = WriteProgress::new(pages.len() as u64)?;
     for (name, command) in pages {
         let page = clap_mangen::Man::new(command).title(name.to_uppercase());
         let path = args.dir.join(format!("{name}.1"));
         write_atomic(&path, IfExists::Replace, |mut to| page.render(&mut to))
             .map_err(|e| Error::data(e.to_string()))?;
-        watch.passed(1)?;
+        progress.advance(1)?;
     }
-    watch.finish();
+    progress.finish();
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the completions and returns 0.
+/// Prints the completion script and returns 0.
 ///
 /// # Errors
-/// `--json`, as a shell reads none; a standard output that cannot be written.
-pub fn completions(args: &Completions, mut program: clap::Command, output: Output) -> Result<ExitCode> {
-    no_json(output, "completions prints a shell's script")?;
+/// `--json`, as a shell reads no JSON; a standard output that cannot be written.
+pub fn completions(args: &Completions, mut program: clap::Command, form: TextOrJson) -> Result<ExitCode> {
+    no_json(form, "completions prints a shell's script")?;
     let name = program.get_name().to_string();
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut program, name, &mut text);
@@ -72,9 +72,9 @@ pub fn completions(args: &Completions, mut program: clap::Command, output: Outpu
     Ok(ExitCode::SUCCESS)
 }
 
-fn no_json(output: Output, what: &str) -> Result<()> {
-    match output {
-        Output::Table => Ok(()),
-        Output::Json => Err(Error::usage(format!("{what}, so it has no --json"))),
+fn no_json(form: TextOrJson, what: &str) -> Result<()> {
+    match form {
+        TextOrJson::Text => Ok(()),
+        TextOrJson::Json => Err(Error::usage(format!("{what}, so it has no --json"))),
     }
 }

@@ -1,50 +1,60 @@
-//! How the program ends on an error: the exit code, and the sentence by its own options.
+//! Exit codes, and how an error is printed.
 
 use std::process::ExitCode;
 
 use kron_adapter::{Error, Kind, Suggestion};
 
-use crate::Output;
+use crate::TextOrJson;
 
-/// The part of `--help` that documents the exit codes.
-pub const EXIT_CODES: &str = "\
+/// The end of `kron --help`: examples, how to install man pages and completions, the exit codes.
+pub const HELP: &str = "\
+Examples:
+  kron inspect adapter.safetensors
+  kron convert adapter.safetensors lora/ --to lora
+  kron merge llama-3-8b adapter.safetensors merged
+
+Man pages and completions for one user:
+  mkdir -p ~/.local/share/man/man1 ~/.local/share/bash-completion/completions
+  kron man ~/.local/share/man/man1
+  kron completions bash > ~/.local/share/bash-completion/completions/kron
+
 Exit codes:
-  0    done; for verify, every error is within its bound
-  1    the files are at fault, or the output cannot be written or a signal interrupted it;
+  0    success; for verify, every error is within its bound
+  1    an input file is invalid, the output cannot be written, or a signal stopped the run;
        for verify, an error exceeds its bound
-  2    the call is at fault; for verify, also a folder that cannot be verified
-  130  a second signal ended it at once";
+  2    invalid arguments; for verify, also a folder that cannot be verified
+  130  a second signal ended the run at once";
 
-/// The same in the help of a command that writes: what 0 means there, and whose fault 1 is.
+/// Exit codes in the help of a command that writes a file: what was done on 0, and what is wrong on 1.
 macro_rules! exit_codes {
-    ($done:literal, $fault:literal) => {
+    ($done:literal, $wrong:literal) => {
         concat!(
             "Exit codes: 0 ",
             $done,
             "; 1 ",
-            $fault,
-            ",\nor the output cannot be written or a signal interrupted it; 2 the call is at fault;\n",
-            "130 a second signal ended it at once.\n\n",
+            $wrong,
+            ",\nthe output cannot be written, or a signal stopped the run; 2 invalid arguments;\n",
+            "130 a second signal ended the run at once.\n\n",
         )
     };
 }
 pub(crate) use exit_codes;
 
-/// Says the error on the standard error, as a sentence or in one line of JSON, and gives the exit code.
-pub fn report(error: &Error, output: Output) -> ExitCode {
+/// Prints an error on the standard error, as a sentence or as one line of JSON, and returns its exit code.
+pub fn report(error: &Error, form: TextOrJson) -> ExitCode {
     let code = match error.kind() {
         Kind::Data => 1,
         Kind::Usage => 2,
     };
     let sentence = sentence(error);
-    match output {
-        Output::Table => eprintln!("error: {sentence}"),
-        Output::Json => eprintln!("{}", serde_json::json!({ "error": sentence, "exit_code": code })),
+    match form {
+        TextOrJson::Text => eprintln!("error: {sentence}"),
+        TextOrJson::Json => eprintln!("{}", serde_json::json!({ "error": sentence, "exit_code": code })),
     }
     ExitCode::from(code)
 }
 
-/// The sentence, with the option that would help.
+/// The error's message, followed by the option that would help.
 fn sentence(error: &Error) -> String {
     let option = match error.suggestion() {
         None => return error.to_string(),

@@ -1,21 +1,20 @@
-//! The `kron` program: arguments in, one command run, an exit code out.
+//! The `kron` program: parses the arguments, runs one command, returns its exit code.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
-use kron_cli::{
-    Error, Output, convert, diff, docs, export, inspect, merge, plan, quantise, report, unmerge, verify,
-};
+use kron_cli::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
 
-/// Kron-LoRA adapters: ΔW = s·A ⊗ (B·C).
+/// Plan, convert, compare and merge LoRA, LoKr, KronA and Kron-LoRA adapters: ΔW = s·A ⊗ (B·C)
 #[derive(Parser)]
-#[command(name = "kron", version, arg_required_else_help = true, after_help = kron_cli::EXIT_CODES)]
+#[command(name = "kron", version, arg_required_else_help = true, after_help = kron_cli::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Print JSON instead of a table, and an error as one line of it.
+    /// Print JSON instead of a table, and an error as one line of JSON
     #[arg(long, global = true, display_order = 100)]
     json: bool,
 }
@@ -25,47 +24,62 @@ enum Command {
     Completions(docs::Completions),
     Convert(convert::Args),
     Diff(diff::Args),
-    Export(export::Args),
     Inspect(inspect::Args),
     Man(docs::Man),
     Merge(merge::Args),
     Plan(plan::Args),
     Quantise(quantise::Args),
-    Unmerge(unmerge::Args),
     Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments()) {
         Ok(cli) => cli,
         Err(error) => return refused(&error),
     };
-    let output = if cli.json { Output::Json } else { Output::Table };
+    let form = if cli.json { TextOrJson::Json } else { TextOrJson::Text };
     let done = match &cli.command {
-        Command::Completions(args) => docs::completions(args, Cli::command(), output),
-        Command::Convert(args) => convert::run(args, output),
-        Command::Diff(args) => diff::run(args, output),
-        Command::Export(args) => export::run(args, output),
-        Command::Inspect(args) => inspect::run(args, output),
-        Command::Man(args) => docs::man(args, Cli::command(), output),
-        Command::Merge(args) => merge::run(args, output),
-        Command::Plan(args) => plan::run(args, output),
-        Command::Quantise(args) => quantise::run(args, output),
-        Command::Unmerge(args) => unmerge::run(args),
-        Command::Verify(args) => verify::run(args, output),
+        Command::Completions(args) => docs::completions(args, Cli::command(), form),
+        Command::Convert(args) => convert::run(args, form),
+        Command::Diff(args) => diff::run(args, form),
+        Command::Inspect(args) => inspect::run(args, form),
+        Command::Man(args) => docs::man(args, Cli::command(), form),
+        Command::Merge(args) => merge::run(args, form),
+        Command::Plan(args) => plan::run(args, form),
+        Command::Quantise(args) => quantise::run(args, form),
+        Command::Verify(args) => verify::run(args, form),
     };
-    done.unwrap_or_else(|error| report(&error, output))
+    done.unwrap_or_else(|error| report(&error, form))
 }
 
-/// A call that clap refuses, or answers by the help, in clap's words.
+/// The program's arguments, in which `export --lora` becomes `convert --to=lora`, and
+/// `export --help` the help of `convert`. A clap alias would let `export` without `--lora`
+/// write another format.
+fn arguments() -> Vec<OsString> {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let is_option = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+    let command = args.iter().skip(1).position(|arg| !is_option(arg)).map(|at| at + 1);
+    let Some(command) = command.filter(|&at| args[at] == "export") else { return args };
+    let is_lora_or_help = |arg: &OsString| ["--lora", "--help", "-h"].iter().any(|option| arg == option);
+    let mut options = args[command + 1..].iter_mut().take_while(|arg| *arg != "--");
+    if let Some(option) = options.find(|arg| is_lora_or_help(arg)) {
+        if option == "--lora" {
+            *option = "--to=lora".into();
+        }
+        args[command] = "convert".into();
+    }
+    args
+}
+
+/// Prints clap's refusal or its help, the refusal as JSON where `--json` is given.
 fn refused(error: &clap::Error) -> ExitCode {
     let help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-    // There are no arguments yet that could say so.
+    // Parsing failed, so that only the raw arguments tell.
     if help || !std::env::args_os().any(|arg| arg == "--json") {
         error.exit();
     }
-    // What follows the first empty line is advice to a reader.
+    // Clap adds advice after an empty line.
     let text = error.to_string();
     let words = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
-    report(&Error::usage(words.trim_start_matches("error: ")), Output::Json)
+    report(&Error::usage(words.trim_start_matches("error: ")), TextOrJson::Json)
 }

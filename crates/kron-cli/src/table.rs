@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-/// A table without frames; `text` columns are aligned left, the others right.
+/// Draws a table without frames. The first `text` columns are aligned left, the others right.
 pub fn table(header: &[&str], text: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
@@ -16,7 +16,7 @@ pub fn table(header: &[&str], text: usize, rows: impl IntoIterator<Item = Vec<St
     table.trim_fmt()
 }
 
-/// Four digits.
+/// Writes a number with four significant digits.
 pub fn short(v: f64) -> String {
     match v.abs() {
         0.0 => "0".into(),

@@ -2,7 +2,6 @@
 
 use crate::axis::Axis;
 use crate::colour::Colour;
-use crate::error::Error;
 use crate::text::clean;
 
 /// Bars with a number each at most; of more, some have none.
@@ -88,7 +87,7 @@ impl Chart {
         };
         let series: Vec<Series> = bars.into_iter().enumerate().map(series).collect();
         // A number under each bar, where there is room for it.
-        let x = Axis::linear("").whole().max_ticks(series.len().clamp(2, MAX_BARS) + 1);
+        let x = Axis::linear("").whole().max_ticks(series.len().min(MAX_BARS) + 2);
         Self { series, numbered: true, kind: "Bar chart", ..Self::new(x, y) }
     }
 
@@ -139,15 +138,7 @@ impl Chart {
         Self { numbered: true, ..self }
     }
 
-    /// Draws the chart as one SVG element, without title and legend.
-    ///
-    /// # Errors
-    /// Fails if the drawing library does; no value of the data is a reason.
-    pub fn svg(&self) -> Result<String, Error> {
-        crate::draw::draw(self)
-    }
-
-    /// Says in words what the chart shows.
+    /// Describes the chart in words.
     pub(crate) fn description(&self) -> String {
         let title = if self.title.is_empty() { String::new() } else { format!("{}: ", self.title) };
         let names: Vec<&str> =

@@ -38,15 +38,20 @@ struct Svg<'a> {
     drawn: &'a str,
 }
 
-/// Draws a chart as one SVG element.
-pub fn draw(chart: &Chart) -> Result<String, Error> {
-    let mut svg = String::new();
-    plot(chart, &mut svg).map_err(Error::new)?;
-    let (_, drawn) = svg.split_once('>').unwrap_or_default();
-    // Black stands for the text's colour, which the page sets. Text of the chart cannot hold a quote.
-    let drawn = drawn.replace("=\"#000000\"", "=\"currentColor\"");
-    let (width, height) = SIZE;
-    Svg { width, height, title: &chart.description(), drawn: &drawn }.render().map_err(Error::new)
+impl Chart {
+    /// Draws the chart as one SVG element, without title and legend.
+    ///
+    /// # Errors
+    /// Fails if the drawing library does; no value of the data is a reason.
+    pub fn svg(&self) -> Result<String, Error> {
+        let mut svg = String::new();
+        plot(self, &mut svg).map_err(Error::new)?;
+        let (_, drawn) = svg.split_once('>').unwrap_or_default();
+        // Black stands for the text's colour, which the page sets. Text of the chart cannot hold a quote.
+        let drawn = drawn.replace("=\"#000000\"", "=\"currentColor\"");
+        let (width, height) = SIZE;
+        Svg { width, height, title: &self.description(), drawn: &drawn }.render().map_err(Error::new)
+    }
 }
 
 type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Scale, Scale>>;

@@ -64,7 +64,7 @@ pub struct Figure {
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
     colour: Colour,
-    /// A number, or a square: hollow for a dashed series.
+    /// A number, or the series' shape: hollow where it is dashed.
     mark: String,
     name: String,
 }
@@ -149,8 +149,9 @@ impl Figure {
             for (i, (series, colour)) in chart.series.iter().zip(chart.colours()).enumerate() {
                 let mark = match (chart.numbered, series.dashed, series.mark) {
                     (true, ..) => (i + 1).to_string(),
-                    (_, true, _) => "□".into(),
+                    (_, true, Mark::Scatter) => "○".into(),
                     (_, _, Mark::Scatter) => "●".into(),
+                    (_, true, _) => "□".into(),
                     _ => "■".into(),
                 };
                 let entry = Entry { colour, mark, name: series.name.clone() };

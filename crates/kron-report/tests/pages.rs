@@ -109,6 +109,29 @@ fn a_gap_divides_a_line_and_a_lonely_point_has_a_dot() {
 }
 
 #[test]
+fn every_bar_has_its_number_and_every_mark_its_shape_in_the_legend() {
+    let bars =
+        (1..=20).map(|i| Bar { name: format!("engine {i}"), value: 0.1 * f64::from(i), ..Bar::default() });
+    let chart = Chart::bars(Axis::linear("× LoRA"), bars);
+    let html = Page::new("Bars").chart("Ratios.", chart).html().unwrap();
+    for i in 1..=20 {
+        assert!(
+            html.contains(&format!(">\n{i}\n</text>")) && html.contains(&format!("{i}</b> engine {i}</li>"))
+        );
+    }
+    let points = || [(1.0, 1.0), (2.0, 2.0)];
+    let chart = Chart::new(Axis::linear("x"), Axis::linear("y"))
+        .series(Series::line("a", points()))
+        .series(Series::line("b", points()).dashed())
+        .series(Series::scatter("c", points()))
+        .series(Series::scatter("d", points()).dashed());
+    let html = Page::new("Marks").chart("All.", chart).html().unwrap();
+    for mark in ["■</b> a", "□</b> b", "●</b> c", "○</b> d"] {
+        assert!(html.contains(mark), "{mark}");
+    }
+}
+
+#[test]
 fn a_histogram_counts_every_finite_value_once() {
     let values = [1.0, 1.0, 2.0, f64::NAN, 9.0, f64::INFINITY];
     let svg = Chart::histogram(Axis::linear("s"), "steps", values).svg().unwrap();

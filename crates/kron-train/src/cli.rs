@@ -1,21 +1,22 @@
-//! The command line: a config file, and options that overwrite it.
+//! Command line: a settings file, and options that override it.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use kron_train::compute::{Device, Precision};
 use kron_train::config::{Config, Method, Schedule, Task};
 
-/// Fine-tunes pretrained models with Kron-LoRA and its rivals.
+/// Fine-tunes pretrained models with Kron-LoRA, LoRA and related methods.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "kron-train", version)]
 pub struct Cli {
-    /// What to do.
+    /// Subcommand to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Subcommand to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Fine-tune a model; Ctrl-C saves and ends.
@@ -25,32 +26,32 @@ pub enum Command {
         /// Folder for checkpoint, adapter, logs and report.
         #[arg(long)]
         out: PathBuf,
-        /// Go on with the run in that folder.
+        /// Resume the run in that folder.
         #[arg(long)]
         resume: bool,
     },
-    /// Compare methods over learning rates and seeds; what is done already is not run again.
+    /// Compare methods over learning rates and seeds; finished runs are not repeated.
     Compare {
-        /// A TOML file: base settings, rates, seeds, entries, reference.
+        /// TOML file with base settings, learning rates, seeds, entries and reference.
         #[arg(long)]
         grid: PathBuf,
         /// Folder for trials.csv and report.html.
         #[arg(long)]
         out: PathBuf,
-        /// Runs to do now; the others are left. Only the first run of a process has a peak of memory
-        /// without what an earlier one left in the allocator.
+        /// Largest number of runs to do now. The peak memory of a process's first run alone is exact; later runs may
+        /// include memory that the allocator still holds.
         #[arg(long)]
         runs: Option<std::num::NonZeroU64>,
     },
-    /// Learn tasks one after the other with one adapter, and look back.
+    /// Train one adapter on a chain of tasks, and evaluate the earlier tasks after each.
     Sequential {
         #[command(flatten)]
         settings: Box<Settings>,
         /// Domains of the data set, in order.
         #[arg(long, value_delimiter = ',', required_unless_present = "grid")]
         domains: Vec<String>,
-        /// A TOML file instead: base settings, orders of domains or all their pairs, seeds, entries, reference;
-        /// what is done already is not run again.
+        /// TOML file for many chains: base settings, orders of domains or pairs of them, seeds, entries and reference;
+        /// finished chains are not repeated.
         #[arg(long, conflicts_with = "domains")]
         grid: Option<PathBuf>,
         /// Folder for matrix.csv or chains.csv, and report.html.
@@ -59,122 +60,137 @@ pub enum Command {
     },
     /// Recover a planted update with Kron-LoRA and LoRA; needs no file.
     Demo {
-        /// Of the planted update and the data.
+        /// Seed of the planted update and the data.
         #[arg(long, default_value_t = 0)]
         seed: u64,
+    },
+    /// Write a man page for the program and each of its commands.
+    ///
+    /// IfExists pages with the same names are replaced.
+    #[command(after_help = "Example: kron-train man ~/.local/share/man/man1")]
+    Man {
+        /// IfExists folder for kron-train.1, kron-train-compare.1 and so on
+        dir: PathBuf,
+    },
+    /// Print a shell's completions for the program.
+    #[command(after_help = "\
+Example: kron-train completions bash > ~/.local/share/bash-completion/completions/kron-train")]
+    Completions {
+        /// Shell
+        shell: Shell,
     },
 }
 
 /// Settings of a run.
 #[derive(Args, Debug)]
 pub struct Settings {
-    /// A TOML file; what it leaves out keeps its default.
+    /// TOML file; missing settings keep their defaults.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// A folder of Hugging Face, or a .bin of llama2.c.
+    /// Hugging Face folder, or a .bin file of llama2.c.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Another tokenizer than the model's own.
+    /// Tokenizer to use instead of the model's own.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// What is learned.
+    /// Task to learn.
     #[arg(long)]
     task: Option<Task>,
-    /// Where everything is computed: cpu or cuda:N.
+    /// Device: cpu or cuda:N.
     #[arg(long)]
     device: Option<Device>,
-    /// Numbers of the base's weights and of activations; all that is trained is float32.
+    /// Type of the base's weights and of activations; trained parameters are float32.
     #[arg(long)]
     precision: Option<Precision>,
-    /// Training examples.
+    /// File of training examples.
     #[arg(long)]
     train: Option<PathBuf>,
-    /// Validation examples.
+    /// File of validation examples.
     #[arg(long)]
     validation: Option<PathBuf>,
-    /// Test examples.
+    /// File of test examples.
     #[arg(long)]
     test: Option<PathBuf>,
     /// Longest text in tokens.
     #[arg(long)]
     max_len: Option<usize>,
-    /// Training examples that are used; 0 takes all.
+    /// Number of training examples; 0 takes all.
     #[arg(long)]
     limit_train: Option<usize>,
-    /// Validation and test examples that are used; 0 takes all.
+    /// Number of validation examples and of test examples; 0 takes all.
     #[arg(long)]
     limit_eval: Option<usize>,
-    /// How the model is trained.
+    /// Fine-tuning method.
     #[arg(long)]
     method: Option<Method>,
     /// Names or patterns of the adapted layers.
     #[arg(long, value_delimiter = ',')]
     targets: Option<Vec<String>>,
-    /// r.
+    /// Rank r.
     #[arg(long)]
     rank: Option<usize>,
-    /// alpha.
+    /// alpha of the scale s = alpha / r.
     #[arg(long)]
     alpha: Option<f32>,
-    /// Columns of A; 0 takes the method's rule.
-    #[arg(long)]
-    a_in: Option<usize>,
     /// Rows of A; 0 takes the method's rule.
     #[arg(long)]
     a_out: Option<usize>,
-    /// LoKr's factor; 0 is near-square.
+    /// Columns of A; 0 takes the method's rule.
+    #[arg(long)]
+    a_in: Option<usize>,
+    /// Factor of LoKr; 0 takes a near-square shape.
     #[arg(long)]
     factor: Option<usize>,
-    /// Dropout on the adapter's input.
+    /// Dropout probability on the adapter's input.
     #[arg(long)]
     dropout: Option<f32>,
-    /// Whether this repository's op computes the adapter, or candle's own products and autograd.
+    /// Compute adapters by the fused op; false takes candle's own products and autograd.
     #[arg(long)]
     fused: Option<bool>,
-    /// Adapter parameters to come nearest to.
+    /// Number of adapter parameters to approximate.
     #[arg(long)]
     match_params: Option<u64>,
     /// Passes over the training set.
     #[arg(long)]
     epochs: Option<u64>,
-    /// Examples of one step.
+    /// Examples per step.
     #[arg(long)]
     batch: Option<usize>,
-    /// Examples of one forward pass; 0 takes the batch.
+    /// Examples per forward pass; 0 takes the whole batch.
     #[arg(long)]
     micro_batch: Option<usize>,
     /// Highest learning rate.
-    #[arg(long)]
-    rate: Option<f64>,
-    /// The new head's own highest rate; 0 takes `rate`.
-    #[arg(long)]
-    head_rate: Option<f64>,
-    /// The rate of the factor that starts at zero, relative to it.
+    #[arg(long, alias = "rate")]
+    lr: Option<f64>,
+    /// Highest learning rate of the new head; 0 takes that of --lr.
+    #[arg(long, alias = "head-rate")]
+    head_lr: Option<f64>,
+    /// Learning rate of the factor that starts at zero, relative to --lr.
     #[arg(long)]
     lora_plus: Option<f64>,
-    /// The rate's course.
+    /// Course of the learning rate.
     #[arg(long)]
     schedule: Option<Schedule>,
-    /// Share of the steps over which the rate rises.
+    /// Fraction of the steps over which the learning rate rises.
     #[arg(long)]
     warmup: Option<f64>,
-    /// Longest gradient; 0 never shortens it.
+    /// Largest norm of the gradient; 0 never clips it.
     #[arg(long)]
     clip: Option<f64>,
-    /// Order, first values and dropout.
+    /// Seed for the order of examples, initial values and dropout.
     #[arg(long)]
     seed: Option<u64>,
-    /// Steps between checkpoints; 0 writes one at the end.
+    /// Steps between checkpoints; 0 writes only one at the end.
     #[arg(long)]
     save_every: Option<u64>,
 }
 
 impl Settings {
-    /// The file's settings with the options' in their place.
+    /// Returns the file's settings, overridden by the options.
     pub fn config(self) -> kron_train::Result<Config> {
-        fn put<T>(place: &mut T, value: Option<T>) {
-            if let Some(value) = value {
-                *place = value;
+        fn put<T>(setting: &mut T, option: Option<T>) {
+            if let Some(value) = option {
+                *setting = value;
             }
         }
         let mut config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
@@ -205,8 +221,8 @@ impl Settings {
         put(&mut train.epochs, self.epochs);
         put(&mut train.batch, self.batch);
         put(&mut train.micro_batch, self.micro_batch);
-        put(&mut train.rate, self.rate);
-        put(&mut train.head_rate, self.head_rate);
+        put(&mut train.lr, self.lr);
+        put(&mut train.head_lr, self.head_lr);
         put(&mut train.lora_plus, self.lora_plus);
         put(&mut train.schedule, self.schedule);
         put(&mut train.warmup, self.warmup);

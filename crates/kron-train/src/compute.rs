@@ -1,4 +1,4 @@
-//! Where a model computes, and in which numbers.
+//! Device and floating-point type of a run.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,17 +6,17 @@ use std::str::FromStr;
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Method;
 use crate::error::{Error, Result, invalid};
 
-/// A device and the numbers on it.
+/// Device and precision.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compute {
-    /// Where everything is.
+    /// Device of all tensors.
     pub device: Device,
-    /// Of the base's weights and of activations. Adapters, head, optimizer and
-    /// loss are float32, and so are the sums inside norms and softmax.
+    /// Type of the base's weights and of activations.
+    ///
+    /// Adapters, head, optimizer and loss are float32, and so are the sums inside norms and softmax.
     pub precision: Precision,
 }
 
@@ -24,14 +24,14 @@ pub struct Compute {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
-    /// This machine's processor.
+    /// The processor.
     #[default]
     Cpu,
-    /// The GPU of this number; the program has to be built with the feature `cuda`.
+    /// The GPU with this ordinal; needs the feature `cuda`.
     Cuda(usize),
 }
 
-/// A type of numbers.
+/// Floating-point type.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -40,24 +40,19 @@ pub enum Precision {
     F32,
     /// Bfloat16.
     Bf16,
-    /// Float16; the loss is scaled, so that small gradients do not vanish.
+    /// Float16, with a scaled loss so that small gradients do not vanish.
     F16,
 }
 
 impl Compute {
-    /// That a method can be trained so.
+    /// Fails if candle cannot compute in this precision on this device.
     ///
     /// # Errors
-    /// Bfloat16 on the CPU, and every weight in half precision.
-    pub fn check(self, method: Method) -> Result<()> {
+    /// Bfloat16 on the CPU.
+    pub fn check(self) -> Result<()> {
         if self == (Self { device: Device::Cpu, precision: Precision::Bf16 }) {
             return Err(invalid(
                 "compute.precision is bf16, but candle multiplies no bf16 matrices on the CPU",
-            ));
-        }
-        if method == Method::Full && self.precision != Precision::F32 {
-            return Err(invalid(
-                "method full trains the weights themselves, which takes compute.precision f32",
             ));
         }
         Ok(())
@@ -65,7 +60,7 @@ impl Compute {
 }
 
 impl Precision {
-    /// candle's name for it.
+    /// Returns candle's type.
     pub const fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -76,10 +71,10 @@ impl Precision {
 }
 
 impl Device {
-    /// candle's device.
+    /// Opens the device in candle.
     ///
     /// # Errors
-    /// A GPU that is not there, or any without the feature `cuda`.
+    /// The GPU does not exist, or the program was built without the feature `cuda`.
     pub fn open(self) -> Result<candle_core::Device> {
         match self {
             Self::Cpu => Ok(candle_core::Device::Cpu),
@@ -109,7 +104,7 @@ impl FromStr for Device {
         match (text, ordinal) {
             ("cpu", _) => Ok(Self::Cpu),
             (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
-            _ => Err(invalid(format!("{text:?} is no device: cpu and cuda:0, cuda:1, … are"))),
+            _ => Err(invalid(format!("{text:?} is not a device; devices are cpu, cuda:0, cuda:1, …"))),
         }
     }
 }

@@ -1,66 +1,66 @@
-//! Everything that decides a run, as it stands in a TOML file.
+//! Settings of a run, as a TOML file holds them.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::compute::Compute;
+use crate::compute::{Compute, Precision};
 use crate::error::{Result, file, invalid};
 
-/// One run. Printed and saved as a whole, defaults included.
+/// Settings of one run, printed and saved in full, including the defaults.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// A folder of Hugging Face, or a `.bin` of llama2.c.
+    /// Hugging Face folder, or a `.bin` file of llama2.c.
     pub model: PathBuf,
-    /// Another tokenizer than the model's own.
+    /// Tokenizer to use instead of the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
-    /// What is learned.
+    /// Task to learn.
     pub task: Task,
-    /// Where, and in which numbers.
+    /// Device and precision.
     pub compute: Compute,
-    /// The examples.
+    /// Training, validation and test examples.
     pub data: Data,
-    /// What is trained.
+    /// Trained parameters.
     pub adapter: AdapterConfig,
-    /// How.
+    /// Optimizer and schedule.
     pub train: Train,
 }
 
-/// What is learned.
+/// Task to learn.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
-    /// The class of a text, by a new linear head.
+    /// Classification of a text by a new linear head.
     #[default]
     Classify,
-    /// The next token, on plain text.
+    /// Prediction of the next token of plain text.
     Lm,
-    /// Which continuation of a question is right, by its mean log-probability.
+    /// Multiple choice: the continuation with the highest mean log-probability is the answer.
     Choice,
 }
 
-/// The examples.
+/// Training, validation and test examples.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// JSONL; plain text for language modelling.
+    /// JSONL file; plain text for language modelling.
     pub train: PathBuf,
-    /// Decides between learning rates.
+    /// Validation set, which decides between learning rates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<PathBuf>,
-    /// Looked at once, at the end.
+    /// Test set, evaluated once at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<PathBuf>,
-    /// Only examples of this domain.
+    /// Domain to select; examples of other domains are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// Longest text in tokens; the rest is cut away.
+    /// Longest text in tokens; longer ones are truncated.
     pub max_len: usize,
-    /// Training examples, drawn by the seed 0 whatever the run's seed; 0 takes all.
+    /// Number of training examples, drawn with seed 0 whatever the run's seed; 0 takes all.
     pub limit_train: usize,
-    /// The same for validation and test.
+    /// Number of validation examples and of test examples, drawn likewise; 0 takes all.
     pub limit_eval: usize,
 }
 
@@ -78,15 +78,15 @@ impl Default for Data {
     }
 }
 
-/// How a model is trained.
+/// Fine-tuning method.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// Nothing: the model as it is.
+    /// No training: the model is evaluated unchanged.
     None,
     /// A new head alone.
     Head,
-    /// Every weight.
+    /// All weights.
     Full,
     /// LoRA.
     Lora,
@@ -99,30 +99,29 @@ pub enum Method {
     Lokr,
 }
 
-/// What is trained.
+/// Trained parameters.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdapterConfig {
-    /// How.
+    /// Fine-tuning method.
     pub method: Method,
-    /// Names or patterns of the linear layers; `layer*` is every one inside a block.
+    /// Names or patterns of the adapted linear layers; `layer*` selects all layers inside the blocks.
     pub targets: Vec<String>,
-    /// r.
+    /// Rank r.
     pub rank: usize,
-    /// alpha, in s = alpha / r.
+    /// alpha of the scale s = alpha / r.
     pub alpha: f32,
-    /// Columns of A; 0 takes the paper's rule (Kron-LoRA) or near-square (KronA).
+    /// Columns of A; 0 takes the paper's rule (Kron-LoRA) or a near-square shape (KronA).
     pub a_in: usize,
     /// Rows of A; 0 as for `a_in`.
     pub a_out: usize,
-    /// LoKr's factor; 0 is near-square.
+    /// Factor of LoKr; 0 takes a near-square shape.
     pub factor: usize,
-    /// Dropout on the adapter's input.
+    /// Dropout probability on the adapter's input.
     pub dropout: f32,
-    /// Whether this repository's op computes the adapter; if not, candle's own products and autograd do, to be
-    /// compared with.
+    /// Computes adapters by the fused op; `false` takes candle's own products and autograd, for comparison.
     pub fused: bool,
-    /// A number of adapter parameters to come nearest to, by the rank (KronA: by the shape); 0 keeps the rank.
+    /// Number of adapter parameters to approximate by the rank (KronA: by the shape); 0 keeps the rank.
     pub match_params: u64,
 }
 
@@ -143,50 +142,52 @@ impl Default for AdapterConfig {
     }
 }
 
-/// The learning rate's course after the warm-up.
+/// Course of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// Down to zero in a straight line.
+    /// Linear decay to zero.
     #[default]
     Linear,
-    /// Down to zero along half a cosine.
+    /// Decay to zero along half a cosine.
     Cosine,
-    /// As it is.
+    /// No decay.
     Constant,
 }
 
-/// How it is trained.
+/// Optimizer and schedule.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Train {
     /// Passes over the training set.
     pub epochs: u64,
-    /// Examples of one step.
+    /// Examples per step.
     pub batch: usize,
-    /// Examples of one forward pass; 0 takes the whole batch.
+    /// Examples per forward pass; 0 takes the whole batch.
     pub micro_batch: usize,
     /// Highest learning rate.
-    pub rate: f64,
-    /// The new head's own highest rate beside an adapter; 0 takes `rate`.
-    pub head_rate: f64,
-    /// The rate of the factor that starts at zero, relative to it (LoRA+).
+    #[serde(alias = "rate")]
+    pub lr: f64,
+    /// Highest learning rate of the new head beside an adapter; 0 takes `lr`.
+    #[serde(alias = "head_rate")]
+    pub head_lr: f64,
+    /// Learning rate of the factor that starts at zero, relative to `lr` (LoRA+).
     pub lora_plus: f64,
-    /// Its course.
+    /// Course of the learning rate.
     pub schedule: Schedule,
-    /// Share of all steps over which the rate rises from zero.
+    /// Fraction of all steps over which the learning rate rises from zero.
     pub warmup: f64,
     /// Weight decay.
     pub decay: f64,
-    /// Longest gradient; 0 never shortens it.
+    /// Largest norm of the gradient; 0 never clips it.
     pub clip: f64,
-    /// AdamW's decays of the first and the second moment.
+    /// Decay of AdamW's first and second moment.
     pub betas: [f64; 2],
-    /// Added to the root of AdamW's second moment.
+    /// Term added to the root of AdamW's second moment.
     pub eps: f64,
-    /// Order of the examples, first values, dropout.
+    /// Seed for the order of examples, initial values and dropout.
     pub seed: u64,
-    /// Steps between checkpoints; 0 writes one at the end.
+    /// Steps between checkpoints; 0 writes only one at the end.
     pub save_every: u64,
 }
 
@@ -196,8 +197,8 @@ impl Default for Train {
             epochs: 3,
             batch: 16,
             micro_batch: 0,
-            rate: 1e-3,
-            head_rate: 0.0,
+            lr: 1e-3,
+            head_lr: 0.0,
             lora_plus: 1.0,
             schedule: Schedule::Linear,
             warmup: 0.06,
@@ -212,27 +213,27 @@ impl Default for Train {
 }
 
 impl Config {
-    /// Reads a file; what it does not name keeps its default.
+    /// Reads a TOML file; missing settings keep their defaults.
     ///
     /// # Errors
-    /// A file that is not there, is no TOML, or has a name that is not known.
+    /// The file cannot be read, is not TOML, or has an unknown key.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
         toml::from_str(&text).map_err(|e| file(path, e))
     }
 
-    /// The file that says the same, every value written out.
+    /// Renders the settings as TOML, including the defaults.
     ///
     /// # Errors
-    /// A path that is no Unicode.
+    /// A path is not Unicode.
     pub fn text(&self) -> Result<String> {
         toml::to_string(self).map_err(|e| invalid(format!("the settings cannot be written: {e}")))
     }
 
-    /// That every number is in its range.
+    /// Fails if a setting is out of range or contradicts another.
     ///
     /// # Errors
-    /// The first that is not, with its rule.
+    /// The first such setting, with its rule.
     pub fn check(&self) -> Result<()> {
         let (train, adapter) = (&self.train, &self.adapter);
         let paths = [("model", &self.model), ("data.train", &self.data.train)];
@@ -249,8 +250,8 @@ impl Config {
             return Err(invalid(format!("{name} is 0, but it is at least 1")));
         }
         let not_negative = [
-            ("train.rate", train.rate),
-            ("train.head_rate", train.head_rate),
+            ("train.lr", train.lr),
+            ("train.head_lr", train.head_lr),
             ("train.lora_plus", train.lora_plus),
             ("train.decay", train.decay),
             ("train.clip", train.clip),
@@ -264,19 +265,22 @@ impl Config {
                 "train.lora_plus is 0, but then the factor that starts at zero stays there, and ΔW with it",
             ));
         }
-        // The head's rate is kept as its ratio to the other.
-        if train.rate == 0.0 && train.head_rate > 0.0 {
+        // The optimizer stores the head's learning rate as a ratio to the other.
+        if train.lr == 0.0 && train.head_lr > 0.0 {
             return Err(invalid(format!(
-                "train.rate is 0 and train.head_rate {}, but a head's own rate needs another beside it: \
-                 method head trains the head alone, at train.rate",
-                train.head_rate
+                "train.lr is 0 and train.head_lr {}, but a head's own learning rate needs another beside it: \
+                 method head trains the head alone, at train.lr",
+                train.head_lr
             )));
         }
         if let Some(beta) = train.betas.into_iter().find(|beta| !(0.0..1.0).contains(beta)) {
             return Err(invalid(format!("train.betas has {beta}, but a decay is at least 0 and below 1")));
         }
         if !(0.0..=1.0).contains(&train.warmup) {
-            return Err(invalid(format!("train.warmup is {}, but it is a share from 0 to 1", train.warmup)));
+            return Err(invalid(format!(
+                "train.warmup is {}, but it is a fraction from 0 to 1",
+                train.warmup
+            )));
         }
         if !adapter.fused && adapter.dropout > 0.0 {
             return Err(invalid(format!(
@@ -287,6 +291,26 @@ impl Config {
         if adapter.method == Method::Head && self.task != Task::Classify {
             return Err(invalid("method head trains a new head, which only the task classify has"));
         }
-        self.compute.check(adapter.method)
+        if adapter.method == Method::Full && self.compute.precision != Precision::F32 {
+            return Err(invalid(
+                "method full trains the weights themselves, which takes compute.precision f32",
+            ));
+        }
+        self.compute.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_with_the_earlier_names_of_the_learning_rates_are_read() {
+        let earlier: Config = toml::from_str("[train]\nrate = 0.25\nhead_rate = 0.5\n").expect("TOML");
+        let now: Config = toml::from_str("[train]\nlr = 0.25\nhead_lr = 0.5\n").expect("TOML");
+        assert_eq!(earlier, now);
+        assert_eq!((now.train.lr, now.train.head_lr), (0.25, 0.5));
+        assert!(now.text().expect("TOML").contains("\nlr = 0.25\nhead_lr = 0.5\n"));
+        assert!(toml::from_str::<Config>("[train]\nrate = 0.25\nlr = 0.5\n").is_err(), "one of them");
     }
 }

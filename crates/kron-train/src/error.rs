@@ -1,64 +1,64 @@
-//! One error type; every message names the value and the rule it broke.
+//! Error type of the crate; every message names the value and the rule that it broke.
 
 use std::path::Path;
 
-/// What went wrong.
+/// Error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting, an argument or a combination of them.
+    /// Invalid setting or argument, or a combination of them.
     #[error("{0}")]
     Invalid(String),
-    /// A file whose contents break a rule.
+    /// Unreadable, unwritable or malformed file.
     #[error("{path}: {message}")]
     File {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What is wrong with it.
+        /// Rule that the file breaks.
         message: String,
     },
-    /// The loss is no number.
+    /// The loss is NaN or infinite.
     #[error(
         "the loss of step {step} is {loss}, but training needs a finite one: lower the learning rate, \
          or clip the gradient; the last checkpoint is as it was"
     )]
     Diverged {
-        /// Counted from 1.
+        /// Number of the step, from 1.
         step: u64,
-        /// NaN or infinity.
+        /// Mean loss of the batch so far.
         loss: f32,
     },
-    /// The gradient is no number, though the loss is one.
+    /// The gradient is NaN or infinite, though the loss is finite.
     #[error(
         "the gradient of step {step} has a length of {gradient}, but training needs a finite one: lower the \
          learning rate; the last checkpoint is as it was"
     )]
     Exploded {
-        /// Counted from 1.
+        /// Number of the step, from 1.
         step: u64,
-        /// NaN or infinity.
+        /// Norm of the gradient.
         gradient: f64,
     },
-    /// A tensor operation.
+    /// Error of a tensor operation.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// A shape, a scale or a call of the kernels.
+    /// Error of a shape, a scale or a kernel call.
     #[error(transparent)]
     Core(#[from] kron_core::Error),
-    /// An adapter, a plan or a file of ours.
+    /// Error of an adapter, a plan or an adapter file.
     #[error(transparent)]
     Adapter(#[from] kron_adapter::Error),
 }
 
-/// Shorthand for this crate's results.
+/// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A setting that cannot be.
+/// Makes the error of an invalid setting.
 pub fn invalid(message: impl Into<String>) -> Error {
     Error::Invalid(message.into())
 }
 
-/// A file that cannot be read, written or understood, and why.
+/// Makes the error of a file.
 pub fn file(path: &Path, message: impl std::fmt::Display) -> Error {
     Error::File { path: path.display().to_string(), message: message.to_string() }
 }

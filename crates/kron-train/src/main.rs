@@ -1,33 +1,38 @@
-//! The program `kron-train`: arguments in, the library's work, words out.
+//! The program `kron-train`: parses arguments, runs the library, prints results.
 #![forbid(unsafe_code)]
 
 mod cli;
+mod docs;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Settings};
-use kron_train::compare::{Grid, Trial, compare, lines, markdown};
-use kron_train::data::Dataset;
+use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
-use kron_train::run::{Place, Stop, run};
-use kron_train::sequential::sequential;
-use kron_train::text::Tokenizer;
-use kron_train::{Config, Progress, Result, chains, demo};
+use kron_train::run::{OutputFolder, Stop, run};
+use kron_train::studies::chains::{ChainGrid, ChainResult};
+use kron_train::studies::compare::{ComparisonGrid, Trial};
+use kron_train::studies::sequential::sequential;
+use kron_train::studies::{chains, compare, demo};
+use kron_train::{Config, Progress, Result};
 
-/// A step allocates and frees the same hundred tensors; handing their pages back each time costs a sixth of it.
+/// A step allocates and frees the same hundred tensors; the system's allocator returns their pages each time, which
+/// costs a sixth of the step.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Train { settings, out, resume } => train(*settings, Place { folder: out, resume }),
+        Command::Train { settings, out, resume } => train(*settings, OutputFolder { path: out, resume }),
         Command::Compare { grid, out, runs } => compare_methods(&grid, &out, runs.map(u64::from)),
-        Command::Sequential { grid: Some(grid), out, .. } => chains(&grid, &out),
-        Command::Sequential { settings, domains, out, .. } => chain(*settings, &domains, &out),
-        Command::Demo { seed } => planted(seed),
+        Command::Sequential { grid: Some(grid), out, .. } => run_chains(&grid, &out),
+        Command::Sequential { settings, domains, out, .. } => run_chain(*settings, &domains, &out),
+        Command::Demo { seed } => run_demo(seed),
+        Command::Man { dir } => docs::man(&dir, Cli::command()),
+        Command::Completions { shell } => docs::completions(shell, Cli::command()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -38,18 +43,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn train(settings: Settings, place: Place) -> Result<()> {
+fn train(settings: Settings, output: OutputFolder) -> Result<()> {
     let config = settings.config()?;
     print!("{}", config.text()?);
     let (weights, tokenizer) = load(&config)?;
     let data = Dataset::read(&config, &tokenizer)?;
-    let outcome = run(&config, &weights, &data, Some(&place), &Stop::on_signals()?, &Progress::Shown)?;
+    let outcome = run(&config, &weights, &data, Some(&output), &Stop::on_signals()?, &Progress::Shown)?;
     if outcome.stopped {
-        println!("stopped and saved: pass --resume to go on");
+        println!("stopped and saved: pass --resume to continue");
         return Ok(());
     }
     println!(
-        "{}, {} trained parameters besides a head",
+        "{}, {} trained parameters without the head",
         outcome.learner.description(),
         outcome.learner.body_params()
     );
@@ -58,41 +63,41 @@ fn train(settings: Settings, place: Place) -> Result<()> {
             println!("{name}: {score}");
         }
     }
-    println!("report: {}", place.folder.join("report.html").display());
+    println!("report: {}", output.path.join("report.html").display());
     Ok(())
 }
 
 fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<()> {
-    let grid = Grid::read(grid)?;
+    let grid = ComparisonGrid::read(grid)?;
     print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = Dataset::read(&grid.base, &tokenizer)?;
     let stop = Stop::on_signals()?;
     let mut done = 0;
-    let say = |trial: &Trial| {
+    let print_trial = |trial: &Trial| {
         done += 1;
         if runs == Some(done) {
-            stop.ask();
+            stop.request();
         }
         println!(
-            "{} rate {:e} seed {}: validation {:.4}, test {:.4}, {:.0} ms a step",
+            "{} learning rate {:e} seed {}: validation {:.4}, test {:.4}, {:.0} ms a step",
             trial.name,
-            trial.rate,
+            trial.lr,
             trial.seed,
             trial.validation,
             trial.test,
             1000.0 * trial.step_seconds
         );
     };
-    let trials = compare(&grid, &weights, &data, out, &stop, &Progress::Shown, say)?;
-    print!("{}", markdown(&lines(&grid, &trials)));
+    let trials = compare::compare(&grid, &weights, &data, out, &stop, &Progress::Shown, print_trial)?;
+    print!("{}", compare::markdown(&compare::summarise(&grid, &trials)));
     if let Some(done) = grid.unfinished(&trials) {
-        println!("{done}: the same command goes on with the others");
+        println!("{done}: repeat the command to continue with the others");
     }
     Ok(())
 }
 
-fn chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
+fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
     let config = settings.config()?;
     print!("{}", config.text()?);
     let (weights, tokenizer) = load(&config)?;
@@ -108,19 +113,20 @@ fn chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn chains(grid: &Path, out: &Path) -> Result<()> {
-    let grid = chains::Grid::read(grid)?;
+fn run_chains(grid: &Path, out: &Path) -> Result<()> {
+    let grid = ChainGrid::read(grid)?;
     print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = read_domains(&grid.base, &tokenizer, &grid.domains())?;
-    let say = |row: &chains::Row| {
+    let print_result = |r: &ChainResult| {
         println!(
             "{} {} seed {}: final mean {:.4}, backward transfer {:+.4}, forgetting {:.4}",
-            row.name, row.order, row.seed, row.final_mean, row.backward_transfer, row.forgetting
+            r.name, r.order, r.seed, r.final_mean, r.backward_transfer, r.forgetting
         );
     };
-    let rows = chains::run(&grid, &weights, &data, out, &Stop::on_signals()?, &Progress::Shown, say)?;
-    print!("{}", chains::markdown(&chains::lines(&grid, &rows)));
+    let stop = Stop::on_signals()?;
+    let results = chains::run(&grid, &weights, &data, out, &stop, &Progress::Shown, print_result)?;
+    print!("{}", chains::markdown(&chains::summarise(&grid, &results)));
     Ok(())
 }
 
@@ -137,13 +143,13 @@ fn read_domains(
     domains.iter().map(read).collect()
 }
 
-fn planted(seed: u64) -> Result<()> {
-    let say = |method: &str, step: u64, loss: f64| {
+fn run_demo(seed: u64) -> Result<()> {
+    let print_step = |method: &str, step: u64, loss: f64| {
         if step.is_multiple_of(50) {
             println!("{method} step {step}: loss {loss:.5}");
         }
     };
-    for result in demo::demo(seed, say)? {
+    for result in demo::demo(seed, print_step)? {
         println!(
             "{}: {} parameters, loss {:.5} → {:.5}, ‖ΔW − planted‖ / ‖planted‖ = {:.3}",
             result.method, result.params, result.loss.0, result.loss.1, result.distance
@@ -152,7 +158,7 @@ fn planted(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// The model and its tokenizer, which have to fit each other.
+/// Reads the model and its tokenizer, and checks that they belong together.
 fn load(config: &Config) -> Result<(Weights, Tokenizer)> {
     let files = Files::find(&config.model)?;
     let tokenizer: &PathBuf = config.tokenizer.as_ref().unwrap_or(&files.tokenizer);

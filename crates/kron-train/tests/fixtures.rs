@@ -1,4 +1,4 @@
-//! Both pretrained models say what their own programs say.
+//! The pretrained models reproduce the outputs of their reference implementations.
 
 mod common;
 
@@ -7,9 +7,8 @@ use std::path::Path;
 use candle_core::{Device, IndexOp, Tensor};
 use common::{data, minilm};
 use kron_candle::Inject;
-use kron_train::data::Tokens;
-use kron_train::model::{Bert, Config, Files, Weights, build, next_token_loss, pool};
-use kron_train::text::Tokenizer;
+use kron_train::data::{Tokenizer, Tokens};
+use kron_train::model::{Attention, Bert, Config, Files, Weights, build, next_token_loss, pool};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -50,7 +49,7 @@ fn the_small_decoder_tells_the_story() {
             .expect("logits")
             .expect("a decoder")
     };
-    let last: Vec<f32> = logits(&want.prompt_ids).squeeze(0).and_then(|t| t.to_vec1()).expect("numbers");
+    let last: Vec<f32> = logits(&want.prompt_ids).squeeze(0).and_then(|t| t.to_vec1()).expect("values");
     assert!(farthest(&last, &want.last_logits) < 1e-4, "{}", farthest(&last, &want.last_logits));
 
     let mut ids = want.prompt_ids.clone();
@@ -67,7 +66,7 @@ fn the_small_decoder_tells_the_story() {
     assert!((f64::from(loss.expect("a loss")) - want.nll_of_greedy_text).abs() < 1e-4);
 }
 
-/// Padding is never looked at: a text alone and in a batch give the same.
+/// Padding is masked: a text alone and in a batch give the same vector.
 #[test]
 fn padding_changes_nothing() {
     let files = Files::find(&data("stories260K.bin")).expect("a model");
@@ -75,7 +74,7 @@ fn padding_changes_nothing() {
     let (short, long): (Vec<u32>, Vec<u32>) = ((1..9).collect(), (3..40).collect());
     let vector = |tokens: &Tokens| {
         let hidden = body.hidden(tokens, None).expect("states");
-        pool(body.sight(), &hidden, tokens).and_then(|t| Ok(t.i(0)?.to_vec1::<f32>()?)).expect("a vector")
+        pool(body.attention(), &hidden, tokens).and_then(|t| Ok(t.i(0)?.to_vec1::<f32>()?)).expect("a vector")
     };
     let (alone, padded) = (vector(&Tokens::new(&[&short])), vector(&Tokens::new(&[&short, &long])));
     assert!(farthest(&alone, &padded) < 1e-5 && alone.iter().any(|v| v.abs() > 0.1));
@@ -96,9 +95,9 @@ struct Encoded {
     cut: Vec<u32>,
 }
 
-/// A tokenizer.json of BERT's kind and one of LLaMA's: whole texts, and such as are cut to six tokens.
+/// Covers a tokenizer.json of BERT's kind and one of LLaMA's, on whole texts and on texts truncated to six tokens.
 #[test]
-fn tokenizers_cut_a_text_and_keep_what_stands_around_it() {
+fn tokenizers_truncate_the_text_and_keep_the_special_tokens() {
     for name in ["bert", "llama"] {
         let want: Reference = read(&format!("models/{name}/reference.json"));
         let tokenizer = Tokenizer::read(&data("models").join(name).join("tokenizer.json")).expect(name);
@@ -113,9 +112,9 @@ fn tokenizers_cut_a_text_and_keep_what_stands_around_it() {
     }
 }
 
-/// The first checkpoints of BERT call a norm's weight and bias gamma and beta.
+/// The earliest checkpoints of BERT name a norm's weight and bias gamma and beta.
 #[test]
-fn norms_with_the_first_checkpoints_names_are_read() {
+fn norms_with_the_earliest_names_are_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let from = data("models/bert");
     std::fs::copy(from.join("config.json"), folder.path().join("config.json")).expect("a file");
@@ -138,8 +137,8 @@ fn norms_with_the_first_checkpoints_names_are_read() {
     assert_eq!(hidden(folder.path()), hidden(&from));
 }
 
-/// Folders as transformers writes them: both encoders with a classifier's names, decoders in
-/// shards, with stretched rotations, biases, wide heads, a tied last linear, three dtypes.
+/// Covers folders as transformers writes them: both encoders with a classifier's names, decoders in shards, scaled
+/// rotations, biases, wide heads, a tied output matrix, three dtypes.
 #[test]
 fn every_kind_of_folder_computes_what_transformers_does() {
     for name in ["distilbert", "bert", "llama", "llama3", "mistral"] {
@@ -155,7 +154,7 @@ fn every_kind_of_folder_computes_what_transformers_does() {
                 out.i(row).and_then(|t| t.narrow(0, 0, tokens.lens[row])?.flatten_all()?.to_vec1::<f32>());
             let off = farthest(&got.expect(name), want);
             assert!(off < 1e-4, "{name}: text {row} is off by {off}");
-            assert!(want.iter().any(|v| v.abs() > 0.5), "{name}: text {row} has no value to speak of");
+            assert!(want.iter().any(|v| v.abs() > 0.5), "{name}: text {row} has only small values");
         }
         let positions = if name == "mistral" { 20 } else { 40 };
         assert_eq!(weights.positions(), positions, "{name}");
@@ -180,9 +179,7 @@ struct Case {
 #[test]
 fn minilm_where_it_was_fetched() -> kron_train::Result<()> {
     let Some(folder) = minilm() else {
-        eprintln!(
-            "skipped: scripts/fetch-minilm.sh has put the model neither into models nor where .ci/run has it"
-        );
+        eprintln!("skipped: MiniLM is not here, scripts/fetch-minilm.sh fetches it");
         return Ok(());
     };
     let files = Files::find(&folder)?;
@@ -194,7 +191,7 @@ fn minilm_where_it_was_fetched() -> kron_train::Result<()> {
     let tokens = Tokens::new(&ids);
     let states = weights.with(|vb| Bert::new(config, &Inject::nothing(), vb))?.states(&tokens, None)?;
     let last = &states[states.len() - 1];
-    let pooled = pool(kron_train::model::Sight::Both, last, &tokens)?;
+    let pooled = pool(Attention::Bidirectional, last, &tokens)?;
     for (row, case) in all.cases.iter().enumerate() {
         assert_eq!(ids[row], case.input_ids, "{}", case.text);
         for (i, state) in states.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Every method on the small decoder: what it trains, how much, and that it learns.
+//! Every method on the small decoder: its trained parameters, their number, and its losses.
 
 mod common;
 
@@ -20,22 +20,22 @@ fn every_method_lowers_the_loss_and_none_trains_nothing() {
         let mut config = common::config(method);
         config.adapter.factor = 4;
         // One batch again and again, so that the losses of the steps are comparable.
-        (config.data.limit_train, config.train.batch, config.train.epochs, config.train.rate) =
+        (config.data.limit_train, config.train.batch, config.train.epochs, config.train.lr) =
             (16, 16, 10, 2e-3);
         let (weights, data) = common::load(&config);
         let outcome =
             run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
-        assert_eq!(outcome.rows.len(), 10, "{method:?}");
-        let (first, last) = (outcome.rows[0].loss, outcome.rows[9].loss);
+        assert_eq!(outcome.steps.len(), 10, "{method:?}");
+        let (first, last) = (outcome.steps[0].loss, outcome.steps[9].loss);
         assert!(last < 0.95 * first, "{method:?}: from {first} to {last}");
     }
     let config = common::config(Method::None);
     let (weights, data) = common::load(&config);
     let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
-    assert!(outcome.rows.is_empty() && outcome.learner.trained().is_empty());
+    assert!(outcome.steps.is_empty() && outcome.learner.trained().is_empty());
 }
 
-/// A look at a set keeps no graph over the blocks: no gradient comes to what is in them.
+/// An evaluation keeps no autograd graph over the blocks, so parameters inside them get no gradient.
 #[test]
 fn without_a_key_nothing_in_the_body_has_a_gradient() {
     for method in [Method::Kron, Method::Full] {
@@ -48,13 +48,13 @@ fn without_a_key_nothing_in_the_body_has_a_gradient() {
             let trained = learner.trained().iter();
             trained.filter(|(_, group)| grads.get(group.var()).is_some()).map(|(name, _)| &**name).collect()
         };
-        let (look, step) = (reached(None), reached(Some(DropoutKey { seed: 1, offset: 0 })));
-        assert!(look.iter().all(|name| !name.contains("layers")), "{look:?}");
-        assert!(step.len() > 30 && look.len() < 5, "{step:?}");
+        let (evaluation, step) = (reached(None), reached(Some(DropoutKey { seed: 1, offset: 0 })));
+        assert!(evaluation.iter().all(|name| !name.contains("layers")), "{evaluation:?}");
+        assert!(step.len() > 30 && evaluation.len() < 5, "{step:?}");
     }
 }
 
-/// Five blocks of q, o: 64 → 64; k, v: 64 → 32; gate, up: 64 → 172; down: 172 → 64.
+/// The model has five blocks of q, o: 64 → 64; k, v: 64 → 32; gate, up: 64 → 172; down: 172 → 64.
 #[test]
 fn parameters_are_counted_by_hand() {
     let lora = |rank: usize| rank * 5 * (2 * 128 + 2 * 96 + 3 * 236);
@@ -84,17 +84,17 @@ fn a_budget_is_met_as_nearly_as_the_rank_allows() {
     }
 }
 
-/// Without this repository's op the run is the same but for rounding: no further away than three times
-/// what another order of the same sums does at most, that of a step's micro-batches.
+/// The unfused path differs by rounding alone: by at most three times the largest difference that another order of
+/// the same sums makes, which micro-batches give.
 #[test]
-fn the_unfused_path_trains_to_the_same_numbers() {
+fn the_unfused_path_trains_to_the_same_values() {
     for method in [Method::Lora, Method::Kron, Method::Krona, Method::Lokr] {
         let mut config = common::config(method);
         (config.train.epochs, config.data.validation, config.adapter.factor) = (1, None, 4);
         let (weights, data) = common::load(&config);
-        let numbers = |learner: &Learner| -> Vec<f32> {
+        let values = |learner: &Learner| -> Vec<f32> {
             let all = learner.trained().iter().map(|(_, group)| group.var().flatten_all()?.to_vec1());
-            all.collect::<candle_core::Result<Vec<_>>>().expect("numbers").concat()
+            all.collect::<candle_core::Result<Vec<_>>>().expect("values").concat()
         };
         let go = |fused: bool, micro: usize| {
             let mut config = config.clone();
@@ -102,14 +102,14 @@ fn the_unfused_path_trains_to_the_same_numbers() {
             let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden);
             let learner = outcome.expect("it runs").learner;
             assert_eq!(learner.description().ends_with(", unfused"), !fused);
-            numbers(&learner)
+            values(&learner)
         };
         let distance =
             |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         let fused = go(true, 0);
         let order = (1..=7).map(|micro| distance(&fused, &go(true, micro))).fold(0.0, f64::max);
         let apart = distance(&fused, &go(false, 0));
-        let moved = distance(&fused, &numbers(&Learner::new(&config, &weights, &data).expect("it fits")));
+        let moved = distance(&fused, &values(&Learner::new(&config, &weights, &data).expect("it fits")));
         assert!(0.0 < apart && apart <= 3.0 * order, "{method:?}: {apart} apart, orders {order}");
         assert!(order < 1e-3 * moved, "{method:?}: orders are {order} apart, but it moved by {moved} alone");
     }

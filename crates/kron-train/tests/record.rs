@@ -1,16 +1,18 @@
-//! The tables of docs/RESULTS.md are those that the records give.
+//! The tables of docs/RESULTS.md follow from the records.
 
 use std::path::{Path, PathBuf};
 
 use kron_train::run::read_log;
-use kron_train::sequential::{Cell, Chain};
-use kron_train::{chains, compare};
+use kron_train::studies::chains::{ChainGrid, ChainResult};
+use kron_train::studies::compare::{ComparisonGrid, Trial};
+use kron_train::studies::sequential::{Cell, Chain};
+use kron_train::studies::{Entry, chains, compare, stats, table};
 
 fn record(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("record").join(name)
 }
 
-/// That the page has the table, and that the record has every run of the grid.
+/// Fails if docs/RESULTS.md lacks the table.
 fn check(name: &str, table: &str) {
     let page = record("../../../docs/RESULTS.md");
     let page = std::fs::read_to_string(page).expect("docs/RESULTS.md");
@@ -20,43 +22,43 @@ fn check(name: &str, table: &str) {
 #[test]
 fn the_comparisons_are_the_recorded_ones() {
     for name in ["clinc150", "banking77", "ablation"] {
-        let grid = compare::Grid::read(&record(name).join("grid.toml")).expect("a grid");
-        let trials: Vec<compare::Trial> = read_log(&record(name).join("trials.csv")).expect("trials");
-        let lines = compare::lines(&grid, &trials);
-        assert_eq!(lines.len(), grid.entries.len(), "{name}");
-        assert!(lines.iter().all(|line| line.test.len() == grid.seeds.len()), "{name}: {lines:?}");
-        check(name, &compare::markdown(&lines));
-        check(&format!("{name}'s rates"), &sweep(&grid, &trials));
+        let grid = ComparisonGrid::read(&record(name).join("grid.toml")).expect("a grid");
+        let trials: Vec<Trial> = read_log(&record(name).join("trials.csv")).expect("trials");
+        let summaries = compare::summarise(&grid, &trials);
+        assert_eq!(summaries.len(), grid.entries.len(), "{name}");
+        assert!(summaries.iter().all(|s| s.test.len() == grid.seeds.len()), "{name}: {summaries:?}");
+        check(name, &compare::markdown(&summaries));
+        check(&format!("{name}'s learning rates"), &sweep(&grid, &trials));
     }
 }
 
-/// What each of an entry's rates gave on the validation set with the seed that tried them all.
-fn sweep(grid: &compare::Grid, trials: &[compare::Trial]) -> String {
-    let row = |entry: &compare::Entry| {
-        let mut rates = if entry.rates.is_empty() { grid.rates.clone() } else { entry.rates.clone() };
-        rates.sort_by(f64::total_cmp);
-        let merit = |rate: f64| {
-            let of = |t: &&compare::Trial| t.name == entry.name && t.rate == rate && t.seed == grid.seeds[0];
-            trials.iter().find(of).expect("a run of every rate").validation
+/// Renders each entry's validation scores at its learning rates, with the seed that tried them all.
+fn sweep(grid: &ComparisonGrid, trials: &[Trial]) -> String {
+    let row = |entry: &Entry| {
+        let mut lrs = if entry.lrs.is_empty() { grid.lrs.clone() } else { entry.lrs.clone() };
+        lrs.sort_by(f64::total_cmp);
+        let score = |lr: f64| {
+            let of = |t: &&Trial| t.name == entry.name && t.lr == lr && t.seed == grid.seeds[0];
+            trials.iter().find(of).expect("a run of every learning rate").validation
         };
-        let cells = rates.iter().map(|&rate| format!("{rate}: {:.2}", 100.0 * merit(rate)));
+        let cells = lrs.iter().map(|&lr| format!("{lr}: {:.2}", 100.0 * score(lr)));
         vec![entry.name.clone(), cells.collect::<Vec<_>>().join(", ")]
     };
     let rows: Vec<Vec<String>> = grid.entries.iter().map(row).collect();
-    kron_train::report::markdown(&["entry", "validation accuracy at each rate, seed 1"], &rows)
+    table::markdown(&["entry", "validation accuracy at each learning rate, seed 1"], &rows)
 }
 
-/// Whole training steps, fused and unfused, with one thread and with two.
+/// Covers whole training steps, fused and unfused, with one thread and with two.
 #[test]
 fn the_whole_steps_are_the_recorded_ones() {
-    let grid = compare::Grid::read(&record("step").join("grid.toml")).expect("a grid");
-    let runs = ["one.csv", "two.csv"].map(|name| -> Vec<compare::Trial> {
-        let trials: Vec<compare::Trial> = read_log(&record("step").join(name)).expect("trials");
+    let grid = ComparisonGrid::read(&record("step").join("grid.toml")).expect("a grid");
+    let runs = ["one.csv", "two.csv"].map(|name| -> Vec<Trial> {
+        let trials: Vec<Trial> = read_log(&record("step").join(name)).expect("trials");
         assert_eq!(trials.len(), grid.entries.len() * grid.seeds.len(), "{name}");
         trials
     });
-    let row = |entry: &compare::Entry| {
-        let of = |runs: &[compare::Trial], value: fn(&compare::Trial) -> f64| {
+    let row = |entry: &Entry| {
+        let of = |runs: &[Trial], value: fn(&Trial) -> f64| {
             let all: Vec<f64> = runs.iter().filter(|t| t.name == entry.name).map(value).collect();
             assert_eq!(all.len(), grid.seeds.len(), "{}", entry.name);
             all.iter().sum::<f64>() / all.len() as f64
@@ -69,13 +71,13 @@ fn the_whole_steps_are_the_recorded_ones() {
     };
     let rows: Vec<Vec<String>> = grid.entries.iter().map(row).collect();
     let head = ["entry", "parameters", "ms a step, one thread", "two", "peak MiB, one thread", "two"];
-    check("step", &kron_train::report::markdown(&head, &rows));
+    check("step", &table::markdown(&head, &rows));
 }
 
-/// The example prints a line an engine, and is run with one thread and with two.
+/// The example prints one line per engine; the record has its outputs with one thread and with two.
 #[test]
 fn the_step_times_are_the_recorded_ones() {
-    let text = std::fs::read_to_string(record("step_time.txt")).expect("what the example printed");
+    let text = std::fs::read_to_string(record("step_time.txt")).expect("the example's output");
     let clock = |line: &str| -> Option<(String, f64)> {
         let (rest, clock) = line.rsplit_once(' ')?;
         let (name, _processor) = rest.trim_end().rsplit_once(' ')?;
@@ -91,23 +93,23 @@ fn the_step_times_are_the_recorded_ones() {
     let rows: Vec<Vec<String>> = one.iter().zip(two).map(row).collect();
     assert_eq!((one.len(), two.len()), (13, 13), "every engine of the example");
     let head = ["engine", "one thread", "two threads"];
-    check("step_time.txt", &kron_train::report::markdown(&head, &rows));
+    check("step_time.txt", &table::markdown(&head, &rows));
 }
 
 #[test]
 fn the_chains_are_the_recorded_ones() {
     for name in ["sequential", "trial"] {
-        let grid = chains::Grid::read(&record(name).join("grid.toml")).expect("a grid");
-        let rows: Vec<chains::Row> = read_log(&record(name).join("chains.csv")).expect("chains");
-        let lines = chains::lines(&grid, &rows);
+        let grid = ChainGrid::read(&record(name).join("grid.toml")).expect("a grid");
+        let results: Vec<ChainResult> = read_log(&record(name).join("chains.csv")).expect("chains");
+        let summaries = chains::summarise(&grid, &results);
         let runs = grid.seeds.len() * grid.orders().len();
-        assert!(lines.iter().all(|line| line.measures[0].len() == runs), "{lines:?}");
-        assert_eq!(lines.len(), grid.entries.len());
-        check(name, &chains::markdown(&lines));
+        assert!(summaries.iter().all(|s| s.measures[0].len() == runs), "{summaries:?}");
+        assert_eq!(summaries.len(), grid.entries.len());
+        check(name, &chains::markdown(&summaries));
     }
 }
 
-/// A chain's accuracy matrix, by its entry's place in the grid, its order and its seed.
+/// Reads a chain's accuracy matrix, by its entry's index in the grid, its order and its seed.
 fn chain(entry: usize, order: &[String], seed: u64) -> Chain {
     let file = record("sequential/matrices").join(format!("{entry}-{}-{seed}.csv", order.join("-")));
     let cells = read_log(&file).expect("a matrix");
@@ -116,15 +118,15 @@ fn chain(entry: usize, order: &[String], seed: u64) -> Chain {
 
 #[test]
 fn the_chains_matrices_are_those_of_their_rows_and_of_the_page() {
-    let grid = chains::Grid::read(&record("sequential").join("grid.toml")).expect("a grid");
-    let rows: Vec<chains::Row> = read_log(&record("sequential").join("chains.csv")).expect("chains");
+    let grid = ChainGrid::read(&record("sequential").join("grid.toml")).expect("a grid");
+    let results: Vec<ChainResult> = read_log(&record("sequential").join("chains.csv")).expect("chains");
     for (i, entry) in grid.entries.iter().enumerate() {
         let mut all = Vec::new();
         for (order, seed) in grid.orders().iter().flat_map(|o| grid.seeds.iter().map(move |s| (o, *s))) {
             let chain = chain(i, order, seed);
             let of =
-                |r: &&chains::Row| r.name == entry.name && r.order == order.join(" > ") && r.seed == seed;
-            let row = rows.iter().find(of).expect("its row");
+                |r: &&ChainResult| r.name == entry.name && r.order == order.join(" > ") && r.seed == seed;
+            let row = results.iter().find(of).expect("its row");
             assert_eq!(chain.final_mean(), row.final_mean, "{} {} {seed}", entry.name, row.order);
             assert_eq!(chain.backward_transfer(), row.backward_transfer);
             assert_eq!(chain.forgetting(), row.forgetting);
@@ -136,7 +138,7 @@ fn the_chains_matrices_are_those_of_their_rows_and_of_the_page() {
     }
 }
 
-/// Mean accuracy on the domain of each place after each place, and below the mean cosine, as a Markdown table.
+/// Renders the mean accuracy on the i-th domain after the j-th, and the mean cosine, as a Markdown table.
 fn means(chains: &[Chain]) -> String {
     let mean = |after: usize, on: usize, of: &dyn Fn(&Cell) -> Option<f64>| {
         let cells = chains.iter().flat_map(|chain| {
@@ -144,7 +146,7 @@ fn means(chains: &[Chain]) -> String {
         });
         let all: Vec<f64> = cells.collect();
         assert_eq!(all.len(), chains.len(), "after {after} on {on}");
-        kron_train::stats::mean(&all)
+        stats::mean(&all)
     };
     let row = |after: usize| {
         let cells = (0..5).map(|on| match on <= after {
@@ -154,10 +156,10 @@ fn means(chains: &[Chain]) -> String {
         let cosines = (0..after).map(|on| mean(after, on, &|c| c.cosine));
         let cosine = match after {
             0 => "–".into(),
-            _ => format!("{:+.3}", kron_train::stats::mean(&cosines.collect::<Vec<_>>())),
+            _ => format!("{:+.3}", stats::mean(&cosines.collect::<Vec<_>>())),
         };
         std::iter::once((after + 1).to_string()).chain(cells).chain([cosine]).collect()
     };
     let head = ["after", "on the 1st", "2nd", "3rd", "4th", "5th", "mean cosine"];
-    kron_train::report::markdown(&head, &(0..5).map(row).collect::<Vec<Vec<String>>>())
+    table::markdown(&head, &(0..5).map(row).collect::<Vec<Vec<String>>>())
 }

@@ -1,4 +1,4 @@
-//! What is wrong is named: the file, the line, the value, the rule.
+//! Errors name the file, the line, the value and the rule.
 
 mod common;
 
@@ -7,10 +7,9 @@ use std::process::Command;
 
 use kron_train::compute::{Device, Precision};
 use kron_train::config::{Method, Task};
-use kron_train::data::Dataset;
+use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
-use kron_train::run::{Place, Stop, run};
-use kron_train::text::Tokenizer;
+use kron_train::run::{OutputFolder, Stop, run};
 use kron_train::{Config, Error, Progress};
 
 fn dataset(train: &str, test: &str) -> String {
@@ -33,16 +32,8 @@ fn lines_are_named_by_their_number() {
     let cases = [
         ("", good, "train.jsonl: has no line"),
         ("{\"text\": \"a\", \"label\": \"x\"}\n\n", good, "train.jsonl: line 2 is empty"),
-        (
-            "{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"a\"",
-            good,
-            "train.jsonl: line 2 is not as it should be",
-        ),
-        (
-            "{\"text\": \"a\", \"lable\": \"x\"}\n",
-            good,
-            "line 1 is not as it should be: missing field `label`",
-        ),
+        ("{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"a\"", good, "train.jsonl: line 2 is malformed"),
+        ("{\"text\": \"a\", \"lable\": \"x\"}\n", good, "line 1 is malformed: missing field `label`"),
         ("{\"text\": \" \", \"label\": \"x\"}\n", good, "line 1 has an empty text"),
         (
             good,
@@ -97,20 +88,20 @@ fn devices_and_precisions_that_cannot_be_are_refused() {
     let cases = [
         ("[compute]\ndevice = 'cuda:3'\nprecision = 'bf16'", "kron", "taken"),
         ("[compute]\nprecision = 'f16'", "lora", "taken"),
-        ("[compute]\ndevice = 'gpu'", "kron", "\"gpu\" is no device: cpu and cuda:0"),
-        ("[compute]\ndevice = 'cuda:'", "kron", "\"cuda:\" is no device"),
+        ("[compute]\ndevice = 'gpu'", "kron", "\"gpu\" is not a device; devices are cpu, cuda:0"),
+        ("[compute]\ndevice = 'cuda:'", "kron", "\"cuda:\" is not a device"),
         ("[compute]\nprecision = 'bf16'", "kron", "candle multiplies no bf16 matrices on the CPU"),
         ("[compute]\nprecision = 'f16'", "full", "method full trains the weights themselves"),
     ];
     for (compute, method, want) in cases {
         assert!(message(compute, method).contains(want), "{compute}: {}", message(compute, method));
     }
-    // No driver, no such device, or a build without the feature: an error that names the setting.
+    // Without a driver, such a device or the feature, the error names the setting.
     let message = Device::Cuda(1 << 20).open().expect_err("no machine has so many").to_string();
     assert!(message.contains("compute.device is cuda:1048576"), "{message}");
 }
 
-/// A run goes on where it was made: other numbers would not be the same run.
+/// A run resumes in its own precision; in another it would not be the same run.
 #[test]
 fn a_checkpoint_of_another_precision_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -121,7 +112,7 @@ fn a_checkpoint_of_another_precision_is_refused() {
     assert!(message.contains("precision = \\\"f32") && message.contains("precision = \\\"f16"), "{message}");
 }
 
-/// A short run in a folder, and the same again with something changed.
+/// Runs a few steps in a folder, and returns the settings.
 fn first_run(folder: &Path) -> Config {
     let mut config = common::config(Method::Lora);
     config.train.epochs = 1;
@@ -131,8 +122,8 @@ fn first_run(folder: &Path) -> Config {
 
 fn attempt(config: &Config, folder: &Path, resume: bool) -> kron_train::Result<()> {
     let (weights, data) = common::load(config);
-    let place = Place { folder: folder.into(), resume };
-    run(config, &weights, &data, Some(&place), &Stop::default(), &Progress::Hidden).map(|_| ())
+    let output = OutputFolder { path: folder.into(), resume };
+    run(config, &weights, &data, Some(&output), &Stop::default(), &Progress::Hidden).map(|_| ())
 }
 
 #[test]
@@ -143,9 +134,9 @@ fn checkpoints_that_are_damaged_or_of_another_run_are_refused() {
         |config: &Config, resume| attempt(config, folder.path(), resume).expect_err("refused").to_string();
     assert!(message(&config, false).contains("holds a run"));
     let mut other = config.clone();
-    other.train.rate = 0.125;
+    other.train.lr = 0.125;
     let got = message(&other, true);
-    assert!(got.contains("rate = 0.005") && got.contains("rate = 0.125"), "{got}");
+    assert!(got.contains("lr = 0.005") && got.contains("lr = 0.125"), "{got}");
 
     let file = folder.path().join("checkpoint.safetensors");
     let whole = std::fs::read(&file).expect("a checkpoint");
@@ -165,10 +156,10 @@ fn checkpoints_that_are_damaged_or_of_another_run_are_refused() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_with_its_step() {
+fn a_loss_that_is_not_finite_stops_with_its_step() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = common::config(Method::Lora);
-    config.train = kron_train::config::Train { rate: 1e30, clip: 0.0, warmup: 0.0, ..config.train };
+    config.train = kron_train::config::Train { lr: 1e30, clip: 0.0, warmup: 0.0, ..config.train };
     match attempt(&config, folder.path(), false) {
         Err(error @ Error::Diverged { step, .. }) => {
             assert!(step > 1, "{step}");
@@ -183,8 +174,8 @@ fn settings_out_of_range_are_refused_by_name() {
     type Change = fn(&mut Config);
     let cases: [(Change, &str); 10] = [
         (|c| c.train.batch = 0, "train.batch is 0"),
-        (|c| c.train.rate = f64::NAN, "train.rate is NaN"),
-        (|c| (c.train.rate, c.train.head_rate) = (0.0, 0.01), "train.rate is 0 and train.head_rate 0.01"),
+        (|c| c.train.lr = f64::NAN, "train.lr is NaN"),
+        (|c| (c.train.lr, c.train.head_lr) = (0.0, 0.01), "train.lr is 0 and train.head_lr 0.01"),
         (|c| c.train.lora_plus = 0.0, "train.lora_plus is 0"),
         (|c| c.train.warmup = 1.5, "train.warmup is 1.5"),
         (|c| c.adapter.rank = 0, "adapter.rank is 0"),
@@ -208,7 +199,7 @@ fn settings_out_of_range_are_refused_by_name() {
     assert!(unknown.to_string().contains("learning_rate"));
 }
 
-/// A disk that takes no more is played by a limit on the size of a file.
+/// Simulates a full disk by a limit on the size of files.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_error_and_leaves_the_old_checkpoint() {
@@ -218,7 +209,7 @@ fn a_full_disk_is_an_error_and_leaves_the_old_checkpoint() {
     let file = folder.path().join("run.toml");
     std::fs::write(&file, config.text().expect("TOML")).expect("a file");
     let out = folder.path().join("out");
-    // Blocks of 1 KiB; writing past the limit is an error and no signal.
+    // bash counts blocks of 1 KiB; with the signal ignored, writing past the limit is an error.
     let script = "trap '' XFSZ; ulimit -f 16; exec \"$0\" train --config \"$1\" --out \"$2\"";
     let run = Command::new("bash")
         .args(["-c", script, env!("CARGO_BIN_EXE_kron-train")])

@@ -1,4 +1,4 @@
-//! A run that was stopped or killed, and went on, has the bits of one that was not.
+//! A run that is stopped or killed and then resumed gives the same bits as an uninterrupted one.
 
 mod common;
 
@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use kron_train::compute::Precision;
 use kron_train::config::Method;
-use kron_train::run::{Look, Place, Row, Stop, read_log, run};
+use kron_train::run::{Evaluation, OutputFolder, StepRecord, Stop, read_log, run};
 use kron_train::{Config, Progress};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kron-train");
 
-fn place(folder: &Path, resume: bool) -> Place {
-    Place { folder: folder.into(), resume }
+fn output(folder: &Path, resume: bool) -> OutputFolder {
+    OutputFolder { path: folder.into(), resume }
 }
 
-/// Everything that a run decides: adapter, head, the looks at the sets, and the loss of every step.
+/// Reads the results of a run: adapter, head, evaluations, and the loss of every step.
 fn results(folder: &Path) -> ([Vec<u8>; 3], Vec<(u64, f32)>) {
     let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let rows: Vec<Row> = read_log(&folder.join("log.csv")).expect("a log");
+    let rows: Vec<StepRecord> = read_log(&folder.join("log.csv")).expect("a log");
     let losses = rows.iter().map(|row| (row.step, row.loss)).collect();
     (["adapter.safetensors", "head.safetensors", "evaluations.csv"].map(bytes), losses)
 }
@@ -44,38 +44,38 @@ fn stopping_changes_no_bit(precision: Precision) {
     config.compute.precision = precision;
     let (weights, data) = common::load(&config);
     let [whole, pieces] = ["whole", "pieces"].map(|name| folder.path().join(name));
-    let go = |place: &Place, stop: &Stop| {
-        run(&config, &weights, &data, Some(place), stop, &Progress::Hidden).expect("it runs")
+    let go = |output: &OutputFolder, stop: &Stop| {
+        run(&config, &weights, &data, Some(output), stop, &Progress::Hidden).expect("it runs")
     };
-    assert!(!go(&place(&whole, false), &Stop::default()).stopped);
+    assert!(!go(&output(&whole, false), &Stop::default()).stopped);
     let mut runs = 0;
     loop {
         let stop = Stop::default();
-        stop.ask();
-        let outcome = go(&place(&pieces, runs > 0), &stop);
+        stop.request();
+        let outcome = go(&output(&pieces, runs > 0), &stop);
         runs += 1;
         if !outcome.stopped {
             break;
         }
-        assert_eq!(outcome.rows.len(), runs);
+        assert_eq!(outcome.steps.len(), runs);
     }
     assert_eq!(runs, 13, "twelve steps and the end");
-    let looks: Vec<Look> = read_log(&whole.join("evaluations.csv")).expect("looks");
-    assert_eq!(looks.iter().map(|look| look.step).collect::<Vec<_>>(), [6, 12], "after each epoch");
+    let evaluations: Vec<Evaluation> = read_log(&whole.join("evaluations.csv")).expect("evaluations");
+    assert_eq!(evaluations.iter().map(|e| e.step).collect::<Vec<_>>(), [6, 12], "after each epoch");
     assert_eq!(results(&whole), results(&pieces));
 }
 
-/// A run of the program, or of `sh` with the program as its first argument; it says nothing.
+/// Makes a silent run of the program, or of `sh` with the program as its first argument.
 fn program(mut command: Command, file: &Path, out: &Path, resume: bool) -> Command {
     command.args(["train", "--config"]).arg(file).arg("--out").arg(out);
     command.args(resume.then_some("--resume")).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-/// The program itself, interrupted from the keyboard in the middle.
+/// Interrupts the program in the middle of a run, as the keyboard does.
 #[cfg(unix)]
 #[test]
-fn an_interrupt_saves_and_the_run_goes_on() {
+fn an_interrupt_saves_and_the_run_resumes() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("run.toml");
     let mut config = config();
@@ -86,7 +86,7 @@ fn an_interrupt_saves_and_the_run_goes_on() {
         let mut command = program(Command::new(PROGRAM), &file, &out, resume);
         command.stdout(Stdio::piped()).spawn().expect("the program starts")
     };
-    let steps = || read_log::<Row>(&out.join("log.csv")).map_or(0, |rows| rows.len());
+    let steps = || read_log::<StepRecord>(&out.join("log.csv")).map_or(0, |rows| rows.len());
     for resume in [false, true] {
         let (child, before) = (start(resume), steps());
         while steps() <= before {
@@ -96,13 +96,13 @@ fn an_interrupt_saves_and_the_run_goes_on() {
         assert!(kill.expect("kill").success());
         let ended = child.wait_with_output().expect("it ends");
         assert!(ended.status.success());
-        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
-        assert!(said.contains("stopped and saved: pass --resume"), "{said}");
+        let printed = String::from_utf8_lossy(&ended.stdout).into_owned();
+        assert!(printed.contains("stopped and saved: pass --resume"), "{printed}");
         assert!(out.join("checkpoint.safetensors").exists() && steps() > before && steps() < 240);
     }
 }
 
-/// The program itself, killed at moments that fall into steps and into checkpoints.
+/// Kills the program at moments that fall into steps and into checkpoints.
 #[test]
 fn killing_the_program_loses_nothing_that_was_saved() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -116,12 +116,12 @@ fn killing_the_program_loses_nothing_that_was_saved() {
     let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
     assert!(start(&whole, false).wait().expect("it ends").success());
 
-    let steps = |folder: &Path| read_log::<Row>(&folder.join("log.csv")).map_or(0, |rows| rows.len());
+    let steps = |folder: &Path| read_log::<StepRecord>(&folder.join("log.csv")).map_or(0, |rows| rows.len());
     let mut kills = 0;
     for wait in (0..).map(|i: u64| Duration::from_millis(i * 7 % 40)) {
         let before = steps(&killed);
         let mut child = start(&killed, killed.exists());
-        // Until it has taken a step of its own, so that every attempt gets on.
+        // Wait for a step of its own, so that every attempt makes progress.
         while steps(&killed) <= before && child.try_wait().expect("a child").is_none() {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -137,8 +137,9 @@ fn killing_the_program_loses_nothing_that_was_saved() {
     assert_eq!(results(&whole), results(&killed));
 }
 
-/// The program itself, killed by the system in the middle of a checkpoint's bytes: no file of its may
-/// be longer than 32 KiB, which its logs are not, and what goes beyond is SIGXFSZ.
+/// Lets the system kill the program in the middle of writing a checkpoint.
+///
+/// Files are limited to 32 KiB, more than the logs need; writing beyond the limit raises SIGXFSZ.
 #[cfg(unix)]
 #[test]
 fn a_kill_within_the_write_of_a_checkpoint_leaves_the_one_before() {
@@ -150,17 +151,17 @@ fn a_kill_within_the_write_of_a_checkpoint_leaves_the_one_before() {
     std::fs::write(&file, config.text().expect("TOML")).expect("a file");
     let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
     let (weights, data) = common::load(&config);
-    let go = |place: &Place, stop: &Stop| {
-        run(&config, &weights, &data, Some(place), stop, &Progress::Hidden).expect("it runs")
+    let go = |output: &OutputFolder, stop: &Stop| {
+        run(&config, &weights, &data, Some(output), stop, &Progress::Hidden).expect("it runs")
     };
-    go(&place(&whole, false), &Stop::default());
+    go(&output(&whole, false), &Stop::default());
 
     let checkpoint = killed.join("checkpoint.safetensors");
     for saved in [0, 1, 2] {
         if saved > 0 {
             let stop = Stop::default();
-            stop.ask();
-            assert_eq!(go(&place(&killed, true), &stop).rows.len(), saved);
+            stop.request();
+            assert_eq!(go(&output(&killed, true), &stop).steps.len(), saved);
         }
         let before = std::fs::read(&checkpoint).ok();
         assert_eq!(before.is_some(), saved > 0);
@@ -174,7 +175,7 @@ fn a_kill_within_the_write_of_a_checkpoint_leaves_the_one_before() {
         assert!(length(&whole.join("checkpoint.safetensors")) > 64 << 10);
         assert_eq!(std::fs::read(&checkpoint).ok(), before);
     }
-    assert!(!go(&place(&killed, true), &Stop::default()).stopped);
+    assert!(!go(&output(&killed, true), &Stop::default()).stopped);
     assert_eq!(results(&whole), results(&killed));
     assert!(temporaries(&killed).is_empty());
 }
@@ -184,7 +185,7 @@ fn length(path: &Path) -> u64 {
     std::fs::metadata(path).expect("a file").len()
 }
 
-/// Files that are not whole yet.
+/// Lists the unfinished files of a folder.
 #[cfg(unix)]
 fn temporaries(folder: &Path) -> Vec<std::path::PathBuf> {
     let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a file").path());

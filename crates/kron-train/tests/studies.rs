@@ -1,18 +1,19 @@
-//! Comparisons, chains of tasks and the demo, each on something small.
+//! Comparisons, chains of tasks and the demo, each at a small size.
 
 mod common;
 
 use std::path::Path;
 use std::process::Command;
 
-use kron_train::compare::{Entry, Grid, Trial, compare, lines, markdown};
 use kron_train::config::{AdapterConfig, Method, Task};
-use kron_train::data::{Dataset, Examples};
+use kron_train::data::{Dataset, Examples, Tokenizer};
 use kron_train::model::Files;
 use kron_train::run::{Stop, read_log, run};
-use kron_train::sequential::sequential;
-use kron_train::text::Tokenizer;
-use kron_train::{Config, Progress, chains, demo};
+use kron_train::studies::chains::{self, ChainGrid, ChainResult};
+use kron_train::studies::compare::{ComparisonGrid, Trial, compare, markdown, summarise};
+use kron_train::studies::sequential::sequential;
+use kron_train::studies::{Entry, demo};
+use kron_train::{Config, Progress};
 
 #[test]
 fn a_planted_update_is_found_by_its_own_kind() {
@@ -29,18 +30,18 @@ fn a_planted_update_is_found_by_its_own_kind() {
 }
 
 #[test]
-fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
+fn a_comparison_runs_missing_trials_and_picks_learning_rates_on_the_validation_set() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut base = common::config(Method::Kron);
     base.train.epochs = 1;
     base.data.test = base.data.validation.clone();
     let entry = |name: &str, method| Entry {
         name: name.into(),
-        rates: Vec::new(),
+        lrs: Vec::new(),
         adapter: AdapterConfig { method, rank: 2, ..base.adapter.clone() },
     };
-    let grid = Grid {
-        rates: vec![1e-4, 1e-2],
+    let grid = ComparisonGrid {
+        lrs: vec![1e-4, 1e-2],
         seeds: vec![1, 2],
         screen: 0,
         entries: vec![entry("lora", Method::Lora), entry("kron", Method::Kron), entry("head", Method::Head)],
@@ -53,68 +54,68 @@ fn a_comparison_runs_what_is_missing_and_picks_rates_on_the_validation_set() {
         compare(&grid, &weights, &data, folder.path(), stop, &Progress::Hidden, |_| {
             done += 1;
             if done == 5 {
-                stop.ask();
+                stop.request();
             }
         })
         .expect("it runs")
     };
     assert_eq!(go(&Stop::default()).len(), 5, "stopped in the middle");
     let trials = go(&Stop::default());
-    assert_eq!((trials.len(), done), (12, 12), "three entries, two rates, two seeds, each once");
-    let mut lines = lines(&grid, &trials);
-    assert_eq!(lines.len(), 3);
-    for line in &lines {
-        let of = |rate: f64| trials.iter().filter(move |t| t.name == line.name && t.rate == rate);
-        let merit = |rate: f64| of(rate).map(|t| t.validation).sum::<f64>();
-        assert!(merit(line.rate) >= merit(1e-4).max(merit(1e-2)) - 1e-12, "{line:?}");
-        assert_eq!(line.test.len(), 2);
-        assert_eq!(line.p.is_none(), line.name == "lora");
+    assert_eq!((trials.len(), done), (12, 12), "three entries, two learning rates, two seeds, each once");
+    let mut results = summarise(&grid, &trials);
+    assert_eq!(results.len(), 3);
+    for result in &results {
+        let of = |lr: f64| trials.iter().filter(move |t| t.name == result.name && t.lr == lr);
+        let score = |lr: f64| of(lr).map(|t| t.validation).sum::<f64>();
+        assert!(score(result.lr) >= score(1e-4).max(score(1e-2)) - 1e-12, "{result:?}");
+        assert_eq!(result.test.len(), 2);
+        assert_eq!(result.p.is_none(), result.name == "lora");
     }
-    assert!(lines[0].params > lines[1].params && lines[2].params == 0);
-    assert_eq!(markdown(&lines).lines().count(), 5);
-    assert!(!markdown(&lines).contains("GPU"));
-    lines[1].device_mib = Some(4321);
-    assert_eq!(markdown(&lines).matches(", GPU 4321 |").count(), 1);
-    (lines[1].step_seconds, lines[1].step_cpu_seconds) = (Some(1.2344), Some(7.6541));
-    assert_eq!(markdown(&lines).matches(" | 1234 | 7654 | ").count(), 1);
+    assert!(results[0].params > results[1].params && results[2].params == 0);
+    assert_eq!(markdown(&results).lines().count(), 5);
+    assert!(!markdown(&results).contains("GPU"));
+    results[1].device_mib = Some(4321);
+    assert_eq!(markdown(&results).matches(", GPU 4321 |").count(), 1);
+    (results[1].step_seconds, results[1].step_cpu_seconds) = (Some(1.2344), Some(7.6541));
+    assert_eq!(markdown(&results).matches(" | 1234 | 7654 | ").count(), 1);
     assert!(folder.path().join("report.html").exists());
 }
 
 #[test]
-fn only_the_best_rate_of_the_first_seeds_runs_with_the_others() {
+fn only_the_best_learning_rate_of_the_first_seeds_runs_with_the_others() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut base = common::config(Method::Head);
     base.train.epochs = 1;
     base.data.test = base.data.validation.clone();
-    let entry = Entry { name: "head".into(), rates: Vec::new(), adapter: base.adapter.clone() };
-    let (rates, seeds) = (vec![1e-5, 1e-2, 3e-5], vec![1, 2, 3]);
-    let grid = Grid { rates, seeds, screen: 1, entries: vec![entry], reference: "head".into(), base };
+    let entry = Entry { name: "head".into(), lrs: Vec::new(), adapter: base.adapter.clone() };
+    let (lrs, seeds) = (vec![1e-5, 1e-2, 3e-5], vec![1, 2, 3]);
+    let grid = ComparisonGrid { lrs, seeds, screen: 1, entries: vec![entry], reference: "head".into(), base };
     let (weights, data) = common::load(&grid.base);
     let stop = Stop::default();
     let trials =
         compare(&grid, &weights, &data, folder.path(), &stop, &Progress::Hidden, |_| ()).expect("it runs");
-    let ran: Vec<(f64, u64)> = trials.iter().map(|t| (t.rate, t.seed)).collect();
-    let best = lines(&grid, &trials)[0].rate;
-    let merit = |rate: f64| trials.iter().find(|t| t.rate == rate && t.seed == 1).map(|t| t.validation);
-    assert!(grid.rates.iter().all(|rate| merit(*rate) <= merit(best)), "{trials:?}");
+    let ran: Vec<(f64, u64)> = trials.iter().map(|t| (t.lr, t.seed)).collect();
+    let best = summarise(&grid, &trials)[0].lr;
+    let score = |lr: f64| trials.iter().find(|t| t.lr == lr && t.seed == 1).map(|t| t.validation);
+    assert!(grid.lrs.iter().all(|lr| score(*lr) <= score(best)), "{trials:?}");
     assert_eq!(grid.unfinished(&trials), None);
     assert_eq!(grid.unfinished(&trials[..4]).as_deref(), Some("4 of 5 runs done"));
-    // Of equal rates the highest, wherever it stands.
+    // The higher one of equals wins, wherever it stands.
     let equal: Vec<Trial> = trials[..3].iter().map(|t| Trial { validation: 0.5, ..t.clone() }).collect();
-    assert_eq!(lines(&grid, &equal)[0].rate, 1e-2);
+    assert_eq!(summarise(&grid, &equal)[0].lr, 1e-2);
     assert_eq!(ran, [(1e-5, 1), (1e-2, 1), (3e-5, 1), (best, 2), (best, 3)]);
-    assert_eq!(lines(&grid, &trials)[0].test.len(), 3);
+    assert_eq!(summarise(&grid, &trials)[0].test.len(), 3);
 }
 
-/// The program, as often as it takes: each run may have a process of its own.
+/// Runs the program repeatedly, as a study with one process per run does.
 #[test]
 fn a_comparison_may_be_done_a_few_runs_at_a_time() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut base = common::config(Method::Head);
     (base.train.epochs, base.data.test) = (1, base.data.validation.clone());
-    let entry = Entry { name: "head".into(), rates: Vec::new(), adapter: base.adapter.clone() };
-    let (rates, seeds) = (vec![1e-3, 1e-2, 3e-2], vec![1]);
-    let grid = Grid { rates, seeds, screen: 0, entries: vec![entry], reference: "head".into(), base };
+    let entry = Entry { name: "head".into(), lrs: Vec::new(), adapter: base.adapter.clone() };
+    let (lrs, seeds) = (vec![1e-3, 1e-2, 3e-2], vec![1]);
+    let grid = ComparisonGrid { lrs, seeds, screen: 0, entries: vec![entry], reference: "head".into(), base };
     let file = folder.path().join("grid.toml");
     std::fs::write(&file, grid.text().expect("TOML")).expect("a file");
     let out = folder.path().join("out");
@@ -123,9 +124,9 @@ fn a_comparison_may_be_done_a_few_runs_at_a_time() {
         program.args(["compare", "--runs", runs, "--grid"]).arg(&file).arg("--out").arg(&out);
         let ended = program.output().expect("it starts");
         assert!(ended.status.success());
-        let (said, page) =
+        let (printed, page) =
             (String::from_utf8_lossy(&ended.stdout), std::fs::read_to_string(out.join("report.html")));
-        for text in [&*said, &page.expect("a report")] {
+        for text in [&*printed, &page.expect("a report")] {
             assert_eq!(text.contains("2 of 3 runs done"), done == 2, "{text}");
             assert_eq!(text.contains("runs done"), done == 2, "{text}");
         }
@@ -135,7 +136,7 @@ fn a_comparison_may_be_done_a_few_runs_at_a_time() {
 }
 
 #[test]
-fn a_grid_of_chains_runs_what_is_missing() {
+fn a_grid_of_chains_runs_missing_chains() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut base = common::config(Method::Kron);
     base.data.train = common::data("clinc.train.jsonl");
@@ -145,10 +146,10 @@ fn a_grid_of_chains_runs_what_is_missing() {
     (base.data.limit_train, base.data.limit_eval) = (48, 20);
     let entry = |name: &str, method| Entry {
         name: name.into(),
-        rates: vec![1e-3],
+        lrs: vec![1e-3],
         adapter: AdapterConfig { method, rank: 2, ..base.adapter.clone() },
     };
-    let grid = chains::Grid {
+    let grid = ChainGrid {
         seeds: vec![1, 2],
         orders: Vec::new(),
         pairs: vec!["travel".into(), "kitchen_and_dining".into()],
@@ -169,35 +170,36 @@ fn a_grid_of_chains_runs_what_is_missing() {
         chains::run(&grid, &weights, &data, folder.path(), stop, &Progress::Hidden, |_| {
             done += 1;
             if done == 3 {
-                stop.ask();
+                stop.request();
             }
         })
     };
     assert!(go(&Stop::default()).is_err(), "stopped in the middle");
-    let rows = go(&Stop::default()).expect("it runs");
-    assert_eq!((rows.len(), done), (8, 8), "two entries, both orders, two seeds, each once");
-    let lines = chains::lines(&grid, &rows);
-    let [lora, kron] = lines.as_slice() else { panic!("{lines:?}") };
+    let results = go(&Stop::default()).expect("it runs");
+    assert_eq!((results.len(), done), (8, 8), "two entries, both orders, two seeds, each once");
+    let summaries = chains::summarise(&grid, &results);
+    let [lora, kron] = summaries.as_slice() else { panic!("{summaries:?}") };
     assert!(lora.params > kron.params && lora.p.is_none() && kron.p.is_some_and(|p| p[0] <= 1.0));
-    let mean = |name: &str| rows.iter().filter(|r| r.name == name).map(|r| r.final_mean).sum::<f64>() / 4.0;
-    let table = chains::markdown(&lines);
+    let mean =
+        |name: &str| results.iter().filter(|r| r.name == name).map(|r| r.final_mean).sum::<f64>() / 4.0;
+    let table = chains::markdown(&summaries);
     assert!(table.contains(&format!("| 4 | {:.2} ± ", 100.0 * mean("kron"))), "{table}");
     assert!(folder.path().join("report.html").exists());
     let one = folder.path().join("0-travel-kitchen_and_dining-1");
     assert!(one.join("matrix.csv").exists());
-    let kept = Config::read(&one.join("config.toml")).expect("its settings");
-    assert_eq!((kept.adapter.method, kept.train.seed), (Method::Lora, 1));
+    let saved = Config::read(&one.join("config.toml")).expect("its settings");
+    assert_eq!((saved.adapter.method, saved.train.seed), (Method::Lora, 1));
 
-    // A chain of another rate is another row, and its folder is taken; so is that of an entry that was moved.
+    // A chain with another learning rate is another row, whose folder is taken; so is a moved entry's.
     let matrix = std::fs::read(one.join("matrix.csv")).expect("a matrix");
     let mut faster = grid.clone();
-    faster.entries[0].rates = vec![2e-3];
+    faster.entries[0].lrs = vec![2e-3];
     let mut moved = grid.clone();
     let mut krona = moved.entries[0].clone();
     (krona.name, krona.adapter.method) = ("krona".into(), Method::Krona);
     moved.entries.insert(0, krona);
     for (other, why) in
-        [(&faster, "\"rate = 0.001\", but this grid has \"rate = 0.002\""), (&moved, "\"method = ")]
+        [(&faster, "\"lr = 0.001\", but this grid has \"lr = 0.002\""), (&moved, "\"method = ")]
     {
         let (folder, stop) = (folder.path(), Stop::default());
         let refused = chains::run(other, &weights, &data, folder, &stop, &Progress::Hidden, |_| ());
@@ -208,13 +210,13 @@ fn a_grid_of_chains_runs_what_is_missing() {
         );
     }
     assert_eq!(std::fs::read(one.join("matrix.csv")).expect("a matrix"), matrix);
-    let doubled = rows.iter().map(|row| chains::Row { rate: 2e-3, final_mean: 9.0, ..row.clone() });
-    let both: Vec<chains::Row> = doubled.chain(rows.iter().cloned()).collect();
-    assert_eq!(chains::lines(&grid, &both), lines, "rows of another rate are no rows of this grid");
+    let doubled = results.iter().map(|r| ChainResult { lr: 2e-3, final_mean: 9.0, ..r.clone() });
+    let both: Vec<ChainResult> = doubled.chain(results.iter().cloned()).collect();
+    assert_eq!(chains::summarise(&grid, &both), summaries, "results of another learning rate are ignored");
 }
 
 #[test]
-fn a_chain_of_tasks_looks_back() {
+fn a_chain_of_tasks_evaluates_earlier_tasks() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = common::config(Method::Kron);
     config.data.train = common::data("clinc.train.jsonl");
@@ -251,11 +253,11 @@ fn a_language_model_gets_better_at_its_text() {
     (config.data.train, config.data.validation) = (text.clone(), Some(text));
     let (weights, data) = common::load(&config);
     let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
-    let (first, last) = (outcome.rows[0].loss, outcome.validation.expect("a score").loss);
+    let (first, last) = (outcome.steps[0].loss, outcome.validation.expect("a score").loss);
     assert!(last < 0.7 * f64::from(first), "from {first} to {last}");
 }
 
-/// The same text as lines of JSON; begin of sequence stands where a text begins, and nowhere else.
+/// Reads the same text as lines of JSON; the beginning of a sequence is encoded once per text.
 #[test]
 fn a_text_may_be_lines_of_json() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -285,10 +287,10 @@ fn a_text_may_be_lines_of_json() {
     );
     std::fs::write(&lines, "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n").expect("a file");
     let message = Dataset::read(&config, &tokenizer).expect_err("refused").to_string();
-    assert!(message.contains("line 2 is not as it should be"), "{message}");
+    assert!(message.contains("line 2 is malformed"), "{message}");
 }
 
-/// Of a question that is too long the beginning goes, never the choice.
+/// A question that is too long loses its beginning, never the choice.
 #[test]
 fn a_long_question_keeps_its_choices() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -332,7 +334,7 @@ fn multiple_choice_learns_which_answer_is_right() {
     let (weights, data) = common::load(&config);
     let outcome = run(&config, &weights, &data, None, &Stop::default(), &Progress::Hidden).expect("it runs");
     let score = outcome.validation.expect("a score");
-    assert!(score.accuracy == Some(1.0) && score.loss < f64::from(outcome.rows[0].loss), "{score}");
+    assert!(score.accuracy == Some(1.0) && score.loss < f64::from(outcome.steps[0].loss), "{score}");
 
     std::fs::write(&file, "{\"q\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": 2}\n").expect("a file");
     let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");

@@ -174,7 +174,8 @@ mod tests {
             ),
             KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 30, a_in: 21 }, 1),
         ];
-        let thetas = shapes.into_iter().zip(1..).map(|(shape, seed)| (Theta::random(shape.unwrap(), seed), seed));
+        let thetas =
+            shapes.into_iter().zip(1..).map(|(shape, seed)| (Theta::random(shape.unwrap(), seed), seed));
         thetas.map(|(theta, seed)| Delta::of(0.75 - seed as f64, &theta)).collect()
     }
 

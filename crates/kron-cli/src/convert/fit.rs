@@ -1,4 +1,4 @@
-//! LoRA to Kron-LoRA: the nearest one, which is another adapter.
+//! The nearest Kron-LoRA to a LoRA, a lossy replacement.
 
 use kron_adapter::algebra::{self, Delta, Join};
 use kron_adapter::{Adapter, Layer};
@@ -6,18 +6,24 @@ use kron_core::{Outer, Split};
 use rayon::prelude::*;
 
 use crate::table::short;
-use crate::{Error, Result, watch};
+use crate::{Error, Result, progress};
 
-/// What to fit, and how much may be lost.
+/// Shape to fit, and the largest error to accept.
 #[derive(Clone, Copy)]
-pub struct Wish {
+pub struct FitOptions {
+    /// Rows of A.
     pub a_out: usize,
+    /// Columns of A.
     pub a_in: usize,
+    /// Rank of B·C.
     pub rank: usize,
+    /// Largest ‖ΔW' − ΔW‖ / ‖ΔW‖ of a layer.
     pub max_error: f64,
 }
 
+/// The fitted adapter and its errors.
 pub struct Fitted {
+    /// The adapter.
     pub adapter: Adapter,
     /// ‖ΔW' − ΔW‖ / ‖ΔW‖ of each layer.
     pub errors: Vec<f64>,
@@ -26,18 +32,18 @@ pub struct Fitted {
 /// Fits every layer.
 ///
 /// # Errors
-/// A layer that is no LoRA, that the wish does not divide, or whose error is
-/// above the largest; then all errors are in the message.
-pub fn fit(adapter: &Adapter, wish: Wish) -> Result<Fitted> {
-    let Wish { a_out, a_in, rank, max_error } = wish;
+/// A layer is not a LoRA, is not divided by the split, or has too large an error. In the last case the
+/// message lists the errors of all layers.
+pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
+    let FitOptions { a_out, a_in, rank, max_error } = options;
     if max_error.is_nan() || max_error < 0.0 {
         return Err(Error::usage(format!("--max-error is {max_error}, but an error is at least 0")));
     }
-    let bar = watch::items(adapter.layers().len(), "layers");
+    let bar = progress::items(adapter.layers().len(), "layers");
     let fitted = adapter.layers().par_iter().map(|layer| {
         if layer.shape().outer() != Outer::One {
             return Err(Error::usage(format!(
-                "layer {} ({}) is no LoRA, and --fit replaces LoRA layers",
+                "layer {} ({}) is not a LoRA, and --fit replaces LoRA layers",
                 layer.module(),
                 layer.shape()
             )));

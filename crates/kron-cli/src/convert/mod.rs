@@ -1,4 +1,4 @@
-//! `kron convert IN OUT --to FORMAT`: the same adapter in another format, or a refusal.
+//! `kron convert IN OUT --to FORMAT`: writes an adapter in another format.
 
 mod fit;
 
@@ -12,28 +12,36 @@ use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Format, Loaded, lycoris};
 use serde::Serialize;
 
-use crate::apart::apart;
 use crate::error::exit_codes;
-use crate::merge::base::Base;
+use crate::model::Base;
+use crate::overwriting::check_not_overwriting;
 use crate::table::{short, table};
-use crate::{Error, Output, Result, watch};
+use crate::{Error, Result, TextOrJson, progress};
 
 /// Write an adapter in another format.
 ///
-/// Factors are copied bit for bit; a conversion to LoRA is lossless but for one
-/// rounding of A·B to float32. What the other format cannot say is refused.
+/// Factors are copied bit for bit. An adapter that the other format cannot express is refused.
+///
+/// As a LoRA (--to lora) every adapter runs in any engine: ΔW = s·(A ⊗ B)·(I ⊗ C) is a LoRA of rank
+/// a_in·r, or a_out·r from the other side. The smaller rank is written, as a PEFT folder. Each product
+/// A·B is rounded once to float32; nothing else is lost.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
-    "A LoRA becomes a Kron-LoRA only with --fit, which loses something: the relative error of every\n",
-    "layer is printed, and one above --max-error is refused. Without --to, the output is kron.\n\n",
-    "LyCORIS writes an underscore for each dot of a module's name; only the model knows which they\n",
-    "were. For PEFT's formats, which need the model's own names, give it by --base; a module that it\n",
-    "does not have is refused.\n\n",
-    exit_codes!("written", "the adapter is at fault or has no such form"),
-    "Example: kron convert tests/golden/model_llama/lokr adapter.safetensors --to kron\n",
-    "         kron convert adapter.safetensors lora/ --to lora --side in\n",
-    "         kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n",
-    "         kron convert lora/ fit.safetensors --fit --a-in 2 --a-out 2 --rank 16 --max-error 0.9",
+    "Layers of a LoRA that differ in rank or scale get a rank_pattern and an alpha_pattern. PEFT reads\n",
+    "them; some engines ignore them. For those, --uniform pads every layer with zeros to the largest\n",
+    "rank and multiplies scales that differ into B, so that r and lora_alpha suffice.\n\n",
+    "A LoRA becomes a Kron-LoRA only with --fit, which is lossy. The relative error of every layer is\n",
+    "printed; if one exceeds --max-error, nothing is written.\n\n",
+    "LyCORIS replaces each dot of a module's name by an underscore, and only the model tells them\n",
+    "apart. PEFT's formats need the model's own names: give the model with --base. A module that the\n",
+    "model does not have is refused.\n\n",
+    "`kron export --lora IN OUT` is an older name of `kron convert --to lora IN OUT`.\n\n",
+    exit_codes!("written", "the adapter is invalid or cannot be expressed in the format"),
+    "Examples:\n",
+    "  kron convert peft-lokr/ adapter.safetensors\n",
+    "  kron convert adapter.safetensors lora/ --to lora\n",
+    "  kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n",
+    "  kron convert lora/ fit.safetensors --fit --a-out 2 --a-in 2 --rank 16 --max-error 0.9",
 ))]
 pub struct Args {
     /// Adapter file or PEFT folder
@@ -42,29 +50,29 @@ pub struct Args {
     pub(crate) output: PathBuf,
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
-    pub(crate) to: To,
-    /// Which LoRA to write [default: the one of smaller rank]
+    pub(crate) to: OutputFormat,
+    /// Side of the product that takes A, with --to lora [default: the one of smaller rank]
     #[arg(long, value_enum)]
     pub(crate) side: Option<Side>,
-    /// One rank and one scale for all layers of the LoRA
+    /// Give all layers one rank and one scale, with --to lora
     #[arg(long)]
     pub(crate) uniform: bool,
-    /// Replace the LoRA layers by the nearest Kron-LoRA ones, which loses something
-    #[arg(long, requires_all = ["a_in", "a_out", "rank"])]
+    /// Replace LoRA layers by the nearest Kron-LoRA layers, which is lossy
+    #[arg(long, requires_all = ["a_out", "a_in", "rank"])]
     pub(crate) fit: bool,
-    /// Columns of A, with --fit
-    #[arg(long, requires = "fit")]
-    pub(crate) a_in: Option<usize>,
     /// Rows of A, with --fit
-    #[arg(long, requires = "fit")]
+    #[arg(long, value_name = "N", requires = "fit")]
     pub(crate) a_out: Option<usize>,
+    /// Columns of A, with --fit
+    #[arg(long, value_name = "N", requires = "fit")]
+    pub(crate) a_in: Option<usize>,
     /// Rank of B·C, with --fit
-    #[arg(long, requires = "fit")]
+    #[arg(long, value_name = "N", requires = "fit")]
     pub(crate) rank: Option<usize>,
-    /// Largest relative error ‖ΔW' − ΔW‖ / ‖ΔW‖ of a layer that is accepted, with --fit
+    /// Largest relative error ‖ΔW' − ΔW‖ / ‖ΔW‖ accepted for a layer, with --fit
     #[arg(long, requires = "fit", default_value_t = 0.01)]
     pub(crate) max_error: f64,
-    /// Model, a safetensors file or a folder, whose names replace LyCORIS's
+    /// Model (a safetensors file or a folder) whose module names replace LyCORIS's
     #[arg(long, value_name = "MODEL")]
     pub(crate) base: Option<PathBuf>,
     /// Replace the output when it exists
@@ -72,7 +80,7 @@ pub struct Args {
     pub(crate) force: bool,
 }
 
-/// On which side of the product A goes.
+/// Side of the product up·down that takes A.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Side {
     /// Rank a_in·r: up = A ⊗ B, down = I ⊗ C
@@ -81,27 +89,27 @@ pub enum Side {
     Out,
 }
 
-/// What can be written.
+/// Format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum To {
-    /// One file of ours
+pub enum OutputFormat {
+    /// One safetensors file of this project
     Kron,
-    /// PEFT folder, LoRA of rank a_in·r or a_out·r
+    /// PEFT folder with LoRA, of rank a_in·r or a_out·r
     Lora,
-    /// PEFT folder, LoKr
+    /// PEFT folder with LoKr
     PeftLokr,
-    /// LyCORIS file, LoKr
+    /// LyCORIS file with LoKr
     Lycoris,
 }
 
-/// What is printed.
+/// Printed result.
 #[derive(Debug, Serialize)]
 pub struct Report {
     input: String,
     from: Format,
     output: String,
-    to: To,
+    to: OutputFormat,
     layers: Vec<Row>,
     notes: Vec<String>,
 }
@@ -110,7 +118,7 @@ pub struct Report {
 struct Row {
     module: String,
     shape: String,
-    /// Rank of the LoRA that was written.
+    /// Rank of the written LoRA.
     lora_rank: Option<usize>,
     /// ‖ΔW' − ΔW‖ / ‖ΔW‖ of the fit.
     error: Option<f64>,
@@ -119,18 +127,21 @@ struct Row {
 /// Converts, reports, and returns 0.
 ///
 /// # Errors
-/// An adapter that is at fault or has no form in the other format, a fit above
-/// the largest error, and an output that exists or cannot be written.
-pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    if args.side.is_some() && args.to != To::Lora {
+/// The adapter is invalid or cannot be expressed in the format, a fit exceeds the largest error,
+/// or the output exists or cannot be written.
+pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
+    if args.side.is_some() && args.to != OutputFormat::Lora {
         return Err(Error::usage("--side chooses between two LoRAs, so it goes with --to lora"));
     }
-    if args.uniform && args.to != To::Lora {
+    if args.uniform && args.to != OutputFormat::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
-    let folder = [To::Lora, To::PeftLokr].contains(&args.to);
+    let folder = [OutputFormat::Lora, OutputFormat::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
-    sources.into_iter().flatten().try_for_each(|source| apart(source, &args.output, folder))?;
+    sources
+        .into_iter()
+        .flatten()
+        .try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
     let Loaded { path, format, mut adapter, mut notes, .. } = loaded;
@@ -142,13 +153,13 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     check_names(&adapter, args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
-        let fitted = fit::fit(&adapter, fit::Wish { a_out, a_in, rank, max_error: args.max_error })?;
+        let fitted = fit::fit(&adapter, fit::FitOptions { a_out, a_in, rank, max_error: args.max_error })?;
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let form = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
-    write(&adapter, args.to.of(form), &args.output, args.force)?;
-    let ranks = if args.to == To::Lora { form.ranks(adapter.layers()) } else { Vec::new() };
+    let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
+    write(&adapter, args.to.of(lora), &args.output, args.force)?;
+    let ranks = if args.to == OutputFormat::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
         row.error = Some(error);
@@ -161,28 +172,30 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
         layers,
         notes,
     };
-    output.print(&report, Report::table)?;
+    form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// That PEFT, where it is to read the adapter, finds the modules in a model.
-fn check_names(adapter: &Adapter, to: To) -> Result<()> {
+/// Fails if PEFT could not find a module of the adapter in a model.
+fn check_names(adapter: &Adapter, to: OutputFormat) -> Result<()> {
     let mut modules = adapter.layers().iter().map(|layer| layer.module());
     match modules.find(|module| lycoris::is_lycoris(module)) {
-        Some(module) if [To::Lora, To::PeftLokr].contains(&to) => Err(Error::usage(format!(
-            "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
-        ))),
+        Some(module) if [OutputFormat::Lora, OutputFormat::PeftLokr].contains(&to) => {
+            Err(Error::usage(format!(
+                "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
+            )))
+        }
         _ => Ok(()),
     }
 }
 
-impl To {
+impl OutputFormat {
     fn of(self, form: LoraOptions) -> kron_adapter::OutputFormat {
         match self {
-            To::Kron => kron_adapter::OutputFormat::Kron,
-            To::Lora => kron_adapter::OutputFormat::Lora(form),
-            To::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
-            To::Lycoris => kron_adapter::OutputFormat::Lycoris,
+            OutputFormat::Kron => kron_adapter::OutputFormat::Kron,
+            OutputFormat::Lora => kron_adapter::OutputFormat::Lora(form),
+            OutputFormat::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
+            OutputFormat::Lycoris => kron_adapter::OutputFormat::Lycoris,
         }
     }
 }
@@ -197,16 +210,16 @@ impl Side {
 }
 
 fn write(adapter: &Adapter, to: kron_adapter::OutputFormat, out: &Path, force: bool) -> Result<()> {
-    let bar = watch::items(adapter.layers().len(), "layers");
+    let bar = progress::items(adapter.layers().len(), "layers");
     let contents = to.encode(adapter, &|layers| {
         bar.inc(layers);
         Ok(())
     })?;
     bar.finish_and_clear();
-    watch::write_output(out, &contents, force)
+    progress::write_output(out, &contents, force)
 }
 
-/// A row for each layer; `ranks` is empty where no LoRA was written.
+/// Returns a row for each layer; `ranks` is empty where no LoRA was written.
 fn rows(adapter: &Adapter, ranks: &[usize]) -> Vec<Row> {
     let row = |(i, layer): (usize, &kron_adapter::Layer)| Row {
         module: layer.module().into(),
@@ -219,7 +232,7 @@ fn rows(adapter: &Adapter, ranks: &[usize]) -> Vec<Row> {
 
 impl Report {
     fn table(&self) -> String {
-        // Columns that say nothing are left out.
+        // Empty columns are left out.
         let ranks = self.layers.iter().any(|row| row.lora_rank.is_some());
         let errors = self.layers.iter().any(|row| row.error.is_some());
         let rows = self.layers.iter().map(|row| {

@@ -1,4 +1,4 @@
-//! `kron diff A B`: how far two adapters of one model are apart.
+//! `kron diff A B`: the distance between two adapters of one model.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,28 +11,28 @@ use kron_adapter::{Loaded, lycoris};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::merge::base::Base;
+use crate::model::Base;
 use crate::table::{short, table};
-use crate::{Error, Output, Result, watch};
+use crate::{Error, Result, TextOrJson, progress};
 
 /// Compare two adapters layer by layer.
 ///
-/// Cosine and distance of ΔW and ΔW' come from the factors, of whatever kinds
-/// the two adapters are. A module that only one of them adapts has ΔW = 0 in the other.
+/// Prints the cosine and the distance of ΔW and ΔW', computed from the factors. The adapters may be of
+/// different kinds. A module that only one of them adapts has ΔW = 0 in the other.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The distance is ‖ΔW − ΔW'‖, relative to ‖ΔW‖ of the first; below about 1e-8 it is noise of the\n\
-closed form. The cosine is that of the two as vectors; it has no value where one is zero.\n\
-LyCORIS writes an underscore for each dot of a module's name; --base gives the model's own.\n\n\
-Exit codes: 0 compared, however different; 1 an adapter is at fault, or layers of one module\n\
-have different sizes; 2 the call is at fault.\n\n\
-Example: kron diff tests/golden/model_llama/lokr adapter.safetensors")]
+The distance is ‖ΔW − ΔW'‖; `relative` divides it by ‖ΔW‖ of the first adapter. A relative distance\n\
+below about 1e-8 is rounding noise. The cosine takes both ΔW as vectors; it is empty where one is 0.\n\
+LyCORIS replaces each dot of a module's name by an underscore; --base restores the model's names.\n\n\
+Exit codes: 0 compared, however different; 1 an adapter is invalid, or layers of one module have\n\
+different sizes; 2 invalid arguments.\n\n\
+Example: kron diff lora/ adapter.safetensors")]
 pub struct Args {
     /// First adapter
     first: PathBuf,
     /// Second adapter
     second: PathBuf,
-    /// Model, a safetensors file or a folder, whose names replace LyCORIS's
+    /// Model (a safetensors file or a folder) whose module names replace LyCORIS's
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
 }
@@ -43,11 +43,11 @@ struct Report {
     second: String,
     layers: Vec<Row>,
     total: Row,
-    /// What makes the comparison less than it seems, one sentence each.
+    /// Limits of the comparison, one sentence each.
     notes: Vec<String>,
 }
 
-/// One module, or all of them.
+/// One module, or all modules together.
 #[derive(Debug, Serialize)]
 struct Row {
     module: String,
@@ -61,13 +61,16 @@ struct Row {
 /// Compares, reports, and returns 0.
 ///
 /// # Errors
-/// What [`kron_adapter::read`] refuses, and layers of one module with different sizes.
-pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let [first, second] = [read(&args.first, args)?, read(&args.second, args)?];
+/// An adapter cannot be read, or layers of one module have different sizes.
+pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
+    let base = args.base.as_deref().map(Base::open).transpose()?;
+    let mut notes = Vec::new();
+    let [first, second] = [&args.first, &args.second].map(|path| read(path, base.as_ref(), &mut notes));
+    let (first, second) = (first?, second?);
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
-    let notes = apart(&first, &second).into_iter().collect();
-    let bar = watch::items(modules.len(), "layers");
+    notes.extend(no_shared_module(&first, &second));
+    let bar = progress::items(modules.len(), "layers");
     let parts = modules.par_iter().map(|module| {
         let parts = Parts::new(first.adapter.layer(module), second.adapter.layer(module));
         bar.inc(1);
@@ -78,20 +81,23 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let total = parts.iter().fold(Parts::default(), |sum, (_, p)| sum.plus(p)).row("all".into());
     let layers = parts.iter().map(|(module, parts)| parts.row(module.to_string())).collect();
     let report = Report { first: first.path, second: second.path, layers, total, notes };
-    output.print(&report, Report::table)?;
+    form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(path: &Path, args: &Args) -> Result<Loaded> {
+/// Reads an adapter and gives its modules the model's names.
+fn read(path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
     let mut loaded = kron_adapter::read(path)?;
-    if let Some(base) = &args.base {
-        loaded.adapter = resolve_module_names(&loaded.adapter, &Base::open(base)?)?.adapter;
+    if let Some(base) = base {
+        let resolved = resolve_module_names(&loaded.adapter, base)?;
+        loaded.adapter = resolved.adapter;
+        notes.extend(resolved.notes.into_iter().map(|note| format!("{}: {note}", loaded.path)));
     }
     Ok(loaded)
 }
 
-/// A sentence when no module is in both: each is then compared with 0.
-fn apart(first: &Loaded, second: &Loaded) -> Option<String> {
+/// Returns a note when no module is in both adapters, so that each is compared with 0.
+fn no_shared_module(first: &Loaded, second: &Loaded) -> Option<String> {
     let shared = modules(&first.adapter).any(|module| second.adapter.layer(module).is_some());
     let lycoris = |loaded: &Loaded| modules(&loaded.adapter).any(lycoris::is_lycoris);
     let hint =
@@ -149,8 +155,7 @@ impl Report {
     fn table(&self) -> String {
         let rows = self.layers.iter().chain([&self.total]).map(|row| {
             let cosine = row.cosine.map_or("–".into(), |c| format!("{c:.6}"));
-            let numbers = [row.norm, row.other_norm].map(short);
-            let [ours, theirs] = numbers;
+            let [ours, theirs] = [row.norm, row.other_norm].map(short);
             vec![row.module.clone(), ours, theirs, cosine, short(row.distance), short(row.relative_distance)]
         });
         let header = ["module", "‖ΔW‖", "‖ΔW'‖", "cosine", "distance", "relative"];

@@ -2,7 +2,7 @@
 
 use kron_report::{Axis, Chart, Page, Series, Table};
 
-use super::{HEADER, Report};
+use super::report::{HEADER, Report};
 use crate::{Error, Result};
 
 /// Smaller values, relative to the largest, are noise of float32 factors.

@@ -1,22 +1,24 @@
-//! W += ΔW on a band of rows.
+//! Addition of ΔW to a band of rows of W.
 
 use kron_adapter::elements::first_not_finite;
 use kron_adapter::{Layer, with_dtype};
-use kron_core::{Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, Merge, Outer, Pass, Theta};
+use kron_core::{
+    Accum, Backend, Cpu, Dtype, Element, Inner, KronOp, KronShape, LayerDims, Merge, Outer, Pass, Split,
+    Theta,
+};
 use ndarray::ArrayViewMut2;
 use rayon::prelude::*;
 
-use super::matching::transposed;
 use crate::{Error, Result};
 
-// A safetensors file is little-endian, and its bytes become values as they are.
+// The bytes of a safetensors file, which are little-endian, are used as values without conversion.
 const _: () = assert!(cfg!(target_endian = "little"), "kron merge needs a little-endian machine");
 
-/// Bytes of a band: small enough to stay in cache from being read to being
-/// written, large enough that packing C once for each costs little.
+/// Bytes of a band. A band is small enough to stay in cache between reading and writing, and
+/// large enough that packing C once for each band costs little.
 pub const BAND: usize = 4 << 20;
 
-/// One layer's ΔW, as the tensor stores it.
+/// One layer's ΔW, in the orientation and dtype of its tensor.
 pub struct Fold {
     op: KronOp,
     theta: Theta,
@@ -24,16 +26,16 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// A layer's ΔW, or its transpose: (A ⊗ (B·C))ᵀ = Aᵀ ⊗ (Cᵀ·Bᵀ).
+    /// Takes a layer's ΔW, or its transpose (A ⊗ (B·C))ᵀ = Aᵀ ⊗ (Cᵀ·Bᵀ).
     ///
     /// # Errors
-    /// None that a whole layer can cause.
+    /// Never for a valid layer.
     pub fn new(layer: &Layer, dtype: Dtype, is_transposed: bool) -> kron_core::Result<Self> {
         let theta = if is_transposed { transpose(layer.theta())? } else { layer.theta().clone() };
         Ok(Self { op: KronOp::new(*theta.shape(), layer.scaling().scale()), theta, dtype })
     }
 
-    /// The first row and the bytes of each band, in order.
+    /// Returns the first row and the bytes of each band, in order.
     pub fn bands(&self) -> impl Iterator<Item = (usize, usize)> {
         let (rows, width) = (self.op.shape.d_out(), self.op.shape.d_in() * self.dtype.size());
         let band = (BAND / width).clamp(1, rows);
@@ -43,7 +45,7 @@ impl Fold {
     /// Adds ΔW's rows from `first_row` on to a band of W.
     ///
     /// # Errors
-    /// A sum that the dtype cannot hold.
+    /// A sum is not finite in the dtype.
     pub fn add(
         &self,
         tensor: &str,
@@ -72,7 +74,7 @@ impl Fold {
         let (theta, workspace) = (self.theta.as_slice(), &mut workspace[..]);
         let call = Merge { theta, w, first_row, accum: Accum::Add, workspace };
         cpu.merge(&self.op, call)?;
-        if values.par_chunks(1 << 16).all(|some| first_not_finite(some).is_none()) {
+        if values.par_chunks(1 << 16).all(|chunk| first_not_finite(chunk).is_none()) {
             return Ok(());
         }
         Err(Error::data(format!(
@@ -83,6 +85,7 @@ impl Fold {
     }
 }
 
+/// Returns the factors of the transposed ΔW.
 fn transpose(theta: &Theta) -> kron_core::Result<Theta> {
     let shape = theta.shape();
     let a = match shape.outer() {
@@ -102,4 +105,14 @@ fn transpose(theta: &Theta) -> kron_core::Result<Theta> {
 
 fn transposed_matrix(m: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|j| m.iter().skip(j).step_by(columns).copied()).collect()
+}
+
+/// Returns the shape of the transposed ΔW.
+fn transposed(shape: &KronShape) -> kron_core::Result<KronShape> {
+    KronShape::new(
+        LayerDims { d_out: shape.d_in(), d_in: shape.d_out() },
+        Split { a_out: shape.a_in(), a_in: shape.a_out() },
+        shape.outer(),
+        shape.inner(),
+    )
 }

@@ -1,31 +1,37 @@
-//! A folder into a folder: other files first, then the shards, then their index.
+//! Merge of a folder into a folder: other files first, then the shards, then their index.
 
 use std::io::ErrorKind;
 use std::path::Path;
 
+use kron_adapter::io::Input;
 use kron_adapter::io::write_atomic;
 use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
 use kron_adapter::{Adapter, IfExists};
 
-use super::base::{Base, INDEX};
+use super::args::Args;
+use super::folds::Folds;
 use super::journal::{JOURNAL, Journal};
-use super::matching::Folds;
-use super::{Args, Report, exists, shard};
-use crate::files::Input;
-use crate::watch::Watch;
+use super::report::Report;
+use super::shard;
+use crate::model::{Base, INDEX};
+use crate::progress::WriteProgress;
 use crate::{Error, Result};
 
-/// Endings of files that hold weights, which would be the unmerged ones.
+/// Endings of files with weights. They hold unmerged weights, so they are not copied.
 const WEIGHTS: [&str; 9] =
     [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".index.json"];
 
+/// Merges the model in the folder `from`.
+///
+/// # Errors
+/// OUT exists or belongs to another merge, a shard cannot be read or written, or a signal came.
 pub fn merge(
     args: &Args,
     from: &Path,
     base: &Base,
     adapter: &Adapter,
     folds: &Folds,
-    watch: &Watch,
+    progress: &WriteProgress,
 ) -> Result<Report> {
     let out = args.out.as_path();
     let mut journal = begin(args, base, adapter)?;
@@ -36,14 +42,14 @@ pub fn merge(
     for (i, shard) in base.shards.iter().enumerate() {
         if journal.has(out, &shard.name)? {
             report.kept += 1;
-            watch.passed(shard.len)?;
+            progress.advance(shard.len)?;
             continue;
         }
         let how = (IfExists::Replace, args.flush());
-        let hash = shard::write(shard, &folds.of(i), &out.join(&shard.name), how, watch)?;
+        let hash = shard::write(shard, &folds.of_shard(i), &out.join(&shard.name), how, progress)?;
         journal.add(&shard.name, shard.len, hash)?;
     }
-    // Without its index a sharded model is none, so that it cannot look whole before it is.
+    // Loaders need the index, so the model cannot look complete before all shards are.
     if let Some(index) = &base.index {
         write_atomic(&out.join(INDEX), IfExists::Replace, |to| to.write_all(index))?;
     }
@@ -51,7 +57,7 @@ pub fn merge(
     Ok(report)
 }
 
-/// The folder ready to be written to, and its journal.
+/// Prepares the folder for writing and begins or resumes its journal.
 fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
     let out = args.out.as_path();
     let refused = |e: std::io::Error| Error::data(format!("{}: {e}", out.display()));
@@ -84,21 +90,20 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
     }
     let stale = names.into_iter().filter(|name| is_stale(out, base, name)).collect();
     Journal::begin(out, base, adapter, stale).inspect_err(|_| {
-        // What cannot begin leaves nothing.
+        // A merge that cannot begin leaves no empty folder.
         if new {
             let _ = std::fs::remove_dir(out);
         }
     })
 }
 
-/// Whether a loader would take a file that is there for one of the merged model's, before that is
-/// whole or at any time.
+/// Returns true for a file in `out` that a loader could take for one of the merged model's.
 fn is_stale(out: &Path, base: &Base, name: &str) -> bool {
     let written = base.shards.iter().any(|shard| shard.name == name);
     (name == INDEX || name.ends_with(".safetensors") && !written) && !out.join(name).is_dir()
 }
 
-/// Removes what is stale, and says which of it is not written anew.
+/// Removes stale files and returns a note on those that are not written anew.
 fn remove_stale(out: &Path, base: &Base, journal: &Journal) -> Result<Option<String>> {
     for name in journal.stale() {
         match std::fs::remove_file(out.join(name)) {
@@ -115,7 +120,7 @@ fn remove_stale(out: &Path, base: &Base, journal: &Journal) -> Result<Option<Str
     Ok((!gone.is_empty()).then(note))
 }
 
-/// Temporary files of a merge that was killed.
+/// Removes temporary files of a merge that was killed.
 fn remove_leftovers(out: &Path, names: &[String]) -> Result<()> {
     for name in names.iter().filter(|name| name.starts_with(".kron-") && name.ends_with(".tmp")) {
         let refused = |e| Error::data(format!("{}/{name} cannot be removed: {e}", out.display()));
@@ -124,13 +129,14 @@ fn remove_leftovers(out: &Path, names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Copies all files but weights, an index, a journal and an adapter's configuration.
 fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Result<()> {
     for name in names(from)? {
         let source = from.join(&name);
         if name == JOURNAL || name == INDEX || base.shards.iter().any(|shard| shard.name == name) {
             continue;
         }
-        // Its weights stay behind, and it would name an adapter that is not there.
+        // An adapter's configuration would name weights that are not copied.
         if !source.is_file() || name == CONFIG || WEIGHTS.iter().any(|ending| name.ends_with(ending)) {
             report.left_out.push(name);
             continue;
@@ -144,7 +150,7 @@ fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Res
     Ok(())
 }
 
-/// The names in a folder, sorted.
+/// Returns the names in a folder, sorted.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let refused = |e| Error::data(format!("{} cannot be read: {e}", folder.display()));
     let mut names = Vec::new();
@@ -156,4 +162,9 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Returns the error of an output that exists.
+pub fn exists(out: &Path) -> Error {
+    Error::usage(format!("{} is there already; --force overwrites it", out.display()))
 }

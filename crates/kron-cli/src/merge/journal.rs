@@ -1,21 +1,22 @@
-//! Which shards of an unfinished merge are whole.
+//! Journal of an unfinished merge: the list of its finished shards.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kron_adapter::io::write_atomic;
-use kron_adapter::{Adapter, IfExists};
+use kron_adapter::{Adapter, IfExists, io};
 use kron_core::{Inner, Outer};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::base::Base;
 use super::shard;
-use crate::{Error, Result, files};
+use crate::model::Base;
+use crate::{Error, Result};
 
-/// The journal's name in the folder; the last thing that a merge removes.
+/// Name of the journal in the folder. A merge removes it last.
 pub const JOURNAL: &str = ".kron-merge.json";
-const LIMIT: u64 = 1 << 26;
+/// Largest journal that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 26;
 
 /// The journal of one merge.
 pub struct Journal {
@@ -26,18 +27,18 @@ pub struct Journal {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
-    /// A hash of what is merged.
+    /// Hash of the model and the adapter.
     job: String,
-    /// Shards under their final names.
-    shards: BTreeMap<String, Whole>,
-    /// Files of another model that are removed first.
+    /// Finished shards by their final names.
+    shards: BTreeMap<String, FinishedShard>,
+    /// Names of files of another model that are removed first.
     #[serde(default)]
     stale: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
-struct Whole {
+struct FinishedShard {
     size: u64,
     hash: String,
 }
@@ -46,7 +47,7 @@ impl Journal {
     /// Begins a journal in the folder.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// The journal cannot be written.
     pub fn begin(folder: &Path, base: &Base, adapter: &Adapter, stale: Vec<String>) -> Result<Self> {
         let journal = Self {
             path: folder.join(JOURNAL),
@@ -56,59 +57,61 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Takes up the journal of the folder.
+    /// Reads the journal of the folder.
     ///
     /// # Errors
-    /// A journal that is damaged or of another merge.
+    /// The journal is damaged or belongs to another merge.
     pub fn resume(folder: &Path, base: &Base, adapter: &Adapter) -> Result<Self> {
         let path = folder.join(JOURNAL);
-        let state: State = serde_json::from_slice(&files::read(&path, LIMIT)?)
-            .map_err(|e| Error::data(format!("{} is no journal of a merge: {e}", path.display())))?;
+        let state: State = serde_json::from_slice(&io::read(&path, MAX_BYTES)?)
+            .map_err(|e| Error::data(format!("{} is not a journal of a merge: {e}", path.display())))?;
         if state.job != job(base, adapter)? {
             return Err(Error::usage(format!(
                 "{} is of another merge: the model or the adapter is not the same; --force begins anew",
                 path.display()
             )));
         }
-        // What is removed by it is a file of the folder, whoever wrote it.
+        // A forged journal must not remove files outside the folder.
         if let Some(name) = state.stale.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref()))
         {
             return Err(Error::data(format!(
-                "{}: {name:?} to be removed is no name in the folder",
+                "{}: {name:?} to be removed is not a name in the folder",
                 path.display()
             )));
         }
         Ok(Self { path, state })
     }
 
-    /// What the merge was told to remove before it writes; on resuming, some of it may be gone.
+    /// Names of files to remove before writing; on resuming, some may be gone already.
     pub fn stale(&self) -> &[String] {
         &self.state.stale
     }
 
-    /// Whether the shard under this name is the one that was written.
+    /// Returns true if the shard under this name is finished and unchanged since.
     ///
     /// # Errors
-    /// A shard that is there and cannot be read.
+    /// The shard exists and cannot be read.
     pub fn has(&self, folder: &Path, name: &str) -> Result<bool> {
-        let (path, Some(whole)) = (folder.join(name), self.state.shards.get(name)) else { return Ok(false) };
+        let (path, Some(finished)) = (folder.join(name), self.state.shards.get(name)) else {
+            return Ok(false);
+        };
         let size = path.metadata().map(|meta| meta.len()).ok();
-        Ok(size == Some(whole.size) && hex(shard::hash(&path)?) == whole.hash)
+        Ok(size == Some(finished.size) && hex(shard::hash(&path)?) == finished.hash)
     }
 
-    /// Notes a shard that is under its final name.
+    /// Adds a shard that has its final name.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// The journal cannot be written.
     pub fn add(&mut self, name: &str, size: u64, hash: u128) -> Result<()> {
-        self.state.shards.insert(name.into(), Whole { size, hash: hex(hash) });
+        self.state.shards.insert(name.into(), FinishedShard { size, hash: hex(hash) });
         self.save()
     }
 
-    /// Removes the journal: the merge is whole.
+    /// Removes the journal of a complete merge.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// The journal cannot be removed.
     pub fn end(self) -> Result<()> {
         let refused = |e| Error::data(format!("{} cannot be removed: {e}", self.path.display()));
         std::fs::remove_file(&self.path).map_err(refused)
@@ -120,8 +123,8 @@ impl Journal {
     }
 }
 
-/// A hash against mistakes, not against malice: the shards' headers, lengths
-/// and times of change, and all of the adapter.
+/// Hashes the shards' headers, lengths and modification times, and the whole adapter.
+/// The hash detects mistakes; it is not meant to withstand an attacker.
 fn job(base: &Base, adapter: &Adapter) -> Result<String> {
     let mut hash = Xxh3::new();
     for shard in &base.shards {

@@ -1,19 +1,16 @@
-//! A shard as the system maps it into memory, one run of bytes after the other.
+//! Bytes of a shard, read in order: through a memory map on Unix, with `read` elsewhere.
 //!
-//! What is mapped is copied out before it is used: another process may write to the
-//! file, and a reference into the map would see that.
-#![expect(unsafe_code, reason = "a map is read by its address, and SIGBUS is caught")]
+//! Mapped bytes are copied before use, because another process may write to the file and a
+//! reference into the map would see that.
+#![cfg_attr(unix, expect(unsafe_code, reason = "a map is read by its address, and SIGBUS is caught"))]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::MmapOptions;
-
-use super::shard::unreadable;
 use crate::{Error, Result};
 
-/// A file's bytes in order, of which only those that are being copied are mapped: a map
-/// of a whole tensor would count as resident memory until its last byte is read.
+/// A file's bytes in order. Only the bytes that are being copied are mapped, as a map of a
+/// whole tensor would count as resident memory until its last byte is read.
 pub struct Map {
     file: File,
     path: PathBuf,
@@ -21,40 +18,56 @@ pub struct Map {
 }
 
 impl Map {
-    /// From the byte `at` on.
+    /// Begins at the byte `at`, to which `file` is positioned.
     pub fn new(file: File, path: &Path, at: u64) -> Self {
         Self { file, path: path.into(), at }
     }
 
-    /// Copies the next bytes, as many as there is room for in `to`.
+    /// Copies the next `to.len()` bytes.
     ///
     /// # Errors
-    /// A file that has become too short, and what the system refuses.
+    /// The file has become too short, or the system refuses to map or read it.
     pub fn next(&mut self, to: &mut [u8]) -> Result<()> {
-        let refused = |e: std::io::Error| unreadable(&self.path, &e);
         let end = self.at + to.len() as u64;
-        // Bytes past the end would be SIGBUS.
-        let len = self.file.metadata().map_err(refused)?.len();
+        // On Unix, reading a map beyond the file's end raises SIGBUS.
+        let len = self.file.metadata().map_err(|e| cannot_read(&self.path, &e))?.len();
         if len < end {
             let path = self.path.display();
             return Err(Error::data(format!("{path} was cut short to {len} bytes while it was merged")));
         }
-        let mut options = MmapOptions::new();
-        options.offset(self.at).len(to.len()).populate();
-        let map = options.map_raw_read_only(&self.file).map_err(refused)?;
-        // SAFETY: the map is readable for `to.len()` bytes, and nothing that Rust owns lies in
-        // it, `to` least of all. A change by another process gives other bytes, no reference
-        // sees it; one that cuts the file short or a disk that fails is `catch_bus_errors`'s.
-        unsafe { std::ptr::copy_nonoverlapping(map.as_ptr(), to.as_mut_ptr(), to.len()) };
+        self.copy(to).map_err(|e| cannot_read(&self.path, &e))?;
         self.at = end;
         Ok(())
     }
+
+    #[cfg(unix)]
+    fn copy(&mut self, to: &mut [u8]) -> std::io::Result<()> {
+        let mut options = memmap2::MmapOptions::new();
+        options.offset(self.at).len(to.len()).populate();
+        let map = options.map_raw_read_only(&self.file)?;
+        // SAFETY: the map is readable for `to.len()` bytes, and no memory that Rust owns lies in
+        // it, in particular not `to`. If another process changes the file, other bytes are copied;
+        // no reference points into the map. If it truncates the file, or the disk fails, the
+        // handler of `catch_bus_errors` ends the program.
+        unsafe { std::ptr::copy_nonoverlapping(map.as_ptr(), to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    #[cfg(not(unix))]
+    fn copy(&mut self, to: &mut [u8]) -> std::io::Result<()> {
+        std::io::Read::read_exact(&mut self.file, to)
+    }
 }
 
-/// Makes the signal that reading a map can raise a sentence and an exit code.
+/// Returns the error of a file that the system refuses to read.
+pub fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
+    Error::data(format!("{} cannot be read: {error}", path.display()))
+}
+
+/// Ends the program with a sentence and exit code 1 when reading a map raises SIGBUS.
 ///
 /// # Errors
-/// What the system refuses.
+/// The system does not let the program catch the signal.
 #[cfg(unix)]
 pub fn catch_bus_errors() -> Result<()> {
     let end = || {
@@ -67,7 +80,10 @@ pub fn catch_bus_errors() -> Result<()> {
     registered.map(drop).map_err(|e| Error::data(format!("signals cannot be caught: {e}")))
 }
 
-/// Elsewhere there is no such signal.
+/// Does nothing: without a map, a failed read is an ordinary error.
+///
+/// # Errors
+/// Never.
 #[cfg(not(unix))]
 pub fn catch_bus_errors() -> Result<()> {
     Ok(())
@@ -79,9 +95,11 @@ mod tests {
 
     #[test]
     fn bytes_come_in_order_and_up_to_the_end() {
+        use std::io::{Seek, SeekFrom, Write};
         let mut file = tempfile::tempfile().expect("a file");
         let bytes: Vec<u8> = (0..20_011).map(|i| (i * i / 13) as u8).collect();
-        std::io::Write::write_all(&mut file, &bytes).expect("room");
+        file.write_all(&bytes).expect("room");
+        file.seek(SeekFrom::Start(7)).expect("a position");
         let mut map = Map::new(file, Path::new("m"), 7);
         let mut seen = Vec::new();
         for len in [1, 4096, 0, 9000, 6907] {

@@ -1,8 +1,8 @@
-//! One shard: its bytes pass through, the adapted tensors are folded on the way.
+//! Merge of one shard: copies its bytes and adds ΔW to the adapted tensors on the way.
 //!
 //! ```text
-//! copy ──▶ fold ──▶ hash and write        a thread each, a few bands in flight
-//!   ▲─────── empty bands ─────┘
+//! read ──▶ add ΔW ──▶ hash and write        one thread each, a few bands in flight
+//!   ▲──────── empty bands ─────┘
 //! ```
 
 use std::collections::HashMap;
@@ -11,39 +11,39 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use kron_adapter::IfExists;
+use kron_adapter::io::Input;
 use kron_adapter::io::{Flush, write_whole};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::base::Shard;
 use super::fold::{BAND, Fold};
-use super::map::Map;
-use crate::files::Input;
-use crate::watch::Watch;
+use super::map::{Map, cannot_read};
+use crate::model::Shard;
+use crate::progress::WriteProgress;
 use crate::{Error, Result};
 
-/// Bands in flight: one in each thread's hands, and one between each two.
+/// Number of bands in flight: one per thread and some between them.
 const BANDS: usize = 6;
 
-/// What is folded into which tensor of a shard.
+/// ΔW for the adapted tensors of a shard, by their index in it.
 type Folds<'a> = HashMap<usize, &'a Fold>;
 
-/// Writes the merged shard to `out`, whole or not at all; the hash of its bytes.
+/// Writes the merged shard to `out`, completely or not at all, and returns the hash of its bytes.
 ///
 /// # Errors
-/// A shard that cannot be read or has changed, a sum that its dtype cannot
-/// hold, a signal, and what the system refuses.
+/// The shard cannot be read or has changed, a sum exceeds its dtype, a signal came, or the output cannot
+/// be written.
 pub fn write(
     shard: &Shard,
     folds: &Folds,
     out: &Path,
     (existing, flush): (IfExists, Flush),
-    watch: &Watch,
+    progress: &WriteProgress,
 ) -> Result<u128> {
     let mut hash = Xxh3::new();
-    // The writer below can only fail with an error of the system; ours is kept beside it.
+    // `write_whole` takes only an I/O error, so another error is kept here.
     let mut failed = None;
     let written = write_whole(out, existing, flush, |to| {
-        let mut to = Sink { to, hash: &mut hash, refused: None, watch };
+        let mut to = Sink { to, hash: &mut hash, refused: None, progress };
         pass(shard, folds, &mut to).map_err(|error| {
             let refused = to.refused.take();
             refused.unwrap_or_else(|| {
@@ -58,22 +58,23 @@ pub fn write(
     }
 }
 
-/// The hash of a file's bytes.
+/// Returns the hash of a file's bytes.
 ///
 /// # Errors
-/// What the system refuses.
+/// The file cannot be read.
 pub fn hash(path: &Path) -> Result<u128> {
     let (mut hash, mut buffer) = (Xxh3::new(), vec![0; BAND]);
     let input = Input::open(path)?;
     let mut file = input.into_file();
     loop {
-        match file.read(&mut buffer).map_err(|e| unreadable(path, &e))? {
+        match file.read(&mut buffer).map_err(|e| cannot_read(path, &e))? {
             0 => return Ok(hash.digest128()),
             n => hash.update(&buffer[..n]),
         }
     }
 }
 
+/// Sends the header and all bands of a shard through three threads.
 fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
     let mut input = Input::open(&shard.path)?;
     let mut header = Vec::new();
@@ -87,25 +88,25 @@ fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
     std::thread::scope(|scope| {
         let (give_back, empty) = sync_channel(BANDS);
         for _ in 0..BANDS {
-            // The channel holds them all.
+            // The channel has room for all bands.
             let _ = give_back.send(Vec::new());
         }
         let (read_to, read) = sync_channel(BANDS);
         let (folded_to, folded) = sync_channel(BANDS);
-        scope.spawn(move || copy_bands(shard, folds, from, &empty, &read_to));
+        scope.spawn(move || read_bands(shard, folds, from, &empty, &read_to));
         scope.spawn(move || fold_bands(shard, folds, &read, &folded_to));
-        // Leaving early hangs up on both threads, which ends them.
+        // Returning early closes the channels, which ends both threads.
         for band in folded {
             let band: Band = band?;
             to.put(band.bytes())?;
-            // The reader has all it needs when it no longer listens.
+            // After the last band the reader no longer receives.
             let _ = give_back.send(band.words);
         }
         Ok(())
     })
 }
 
-fn copy_bands(
+fn read_bands(
     shard: &Shard,
     folds: &Folds,
     mut from: Map,
@@ -115,9 +116,9 @@ fn copy_bands(
     for cut in cuts(shard, folds) {
         let Ok(words) = empty.recv() else { return };
         let mut band = Band::new(cut, words);
-        let copied = from.next(band.bytes_mut());
-        let failed = copied.is_err();
-        if to.send(copied.map(|()| band)).is_err() || failed {
+        let read = from.next(band.bytes_mut());
+        let failed = read.is_err();
+        if to.send(read.map(|()| band)).is_err() || failed {
             return;
         }
     }
@@ -145,12 +146,12 @@ fn fold_bands(shard: &Shard, folds: &Folds, from: &Receiver<Result<Band>>, to: &
 #[derive(Clone, Copy)]
 struct Cut {
     len: usize,
-    /// The tensor by its place and the first of these rows, where ΔW is added.
+    /// Index of the tensor and the first of these rows, where ΔW is added.
     rows: Option<(usize, usize)>,
 }
 
-/// A shard's bytes after the header, in order: bands of rows where ΔW is added,
-/// and runs over as many tensors as there are between them.
+/// Cuts a shard's bytes after the header into bands of rows where ΔW is added, and runs over the
+/// tensors between them.
 fn cuts(shard: &Shard, folds: &Folds) -> Vec<Cut> {
     let mut cuts = Vec::new();
     let mut between = 0;
@@ -174,15 +175,15 @@ fn cuts(shard: &Shard, folds: &Folds) -> Vec<Cut> {
     cuts
 }
 
-/// A cut's bytes.
+/// Bytes of a cut.
 struct Band {
     cut: Cut,
-    /// Aligned for every dtype.
+    /// Words, so that the bytes are aligned for every dtype.
     words: Vec<u32>,
 }
 
 impl Band {
-    /// In memory that was another band's.
+    /// Reuses the memory of another band.
     fn new(cut: Cut, mut words: Vec<u32>) -> Self {
         words.resize(cut.len.div_ceil(4), 0);
         Self { cut, words }
@@ -197,16 +198,12 @@ impl Band {
     }
 }
 
-pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    Error::data(format!("{} cannot be read: {error}", path.display()))
-}
-
-/// Where the bytes go, hashed and counted.
+/// Output that hashes and counts the bytes.
 struct Sink<'a> {
     to: &'a mut dyn Write,
     hash: &'a mut Xxh3,
     refused: Option<std::io::Error>,
-    watch: &'a Watch,
+    progress: &'a WriteProgress,
 }
 
 impl Sink<'_> {
@@ -216,6 +213,6 @@ impl Sink<'_> {
             self.refused = Some(e);
             return Err(Error::data("the output cannot be written"));
         }
-        self.watch.passed(bytes.len() as u64)
+        self.progress.advance(bytes.len() as u64)
     }
 }

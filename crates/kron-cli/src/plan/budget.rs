@@ -1,58 +1,58 @@
-//! The shapes nearest to a budget.
+//! Search for the shapes nearest to a budget of parameters.
 
 use kron_adapter::plan::{Budget, Choice, Family, Method, Model, search};
+use kron_core::Split;
 use serde::Serialize;
 
-use super::count::grouped;
-use super::report::number;
-use super::text::{Column, csv, table};
-use super::usage;
-use crate::Result;
+use super::columns::{Column, csv, table};
+use super::count::{grouped, saturated};
+use crate::{Error, Result};
 
-/// What comes nearest, Kron-LoRA first and then the best of each other family.
+/// Nearest methods: those of Kron-LoRA, then the best of each other family.
 #[derive(Debug, Serialize)]
 pub struct Choices {
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// The budget.
+    /// Budget of trained parameters.
     pub budget: u64,
-    /// Nearest first.
+    /// Kron-LoRA's candidates, nearest first.
     pub choices: Vec<Candidate>,
-    /// The nearest LoRA, KronA and LoKr.
+    /// Nearest LoRA, KronA and LoKr.
     pub others: Vec<Candidate>,
-    /// What a reader must know about the layers.
+    /// Remarks on the layers, one sentence each.
     pub notes: Vec<String>,
 }
 
 /// One method.
 #[derive(Debug, Serialize)]
 pub struct Candidate {
-    /// `kron (2, 16) r 8`.
+    /// `kron 16×2 r 8`.
     pub method: String,
     /// Columns of A, for Kron-LoRA.
     pub a_in: Option<usize>,
     /// Rows of A, for Kron-LoRA.
     pub a_out: Option<usize>,
-    /// r, where there is one.
+    /// Rank r; `None` for KronA.
     pub rank: Option<usize>,
     /// All trained parameters.
     pub trained_params: u64,
-    /// Over or under the budget.
+    /// Trained parameters minus the budget.
     pub difference: i64,
     /// Sum over the layers of the largest rank of ΔW.
     pub rank_sum: u64,
-    /// Whether the split divides every layer.
+    /// True if the split divides every layer.
     pub exact: bool,
 }
 
 impl Choices {
-    /// The `top` nearest of Kron-LoRA; those that some layer reduces only where there are no others.
+    /// Finds the `top` nearest candidates of Kron-LoRA. Splits that do not divide some layer are taken
+    /// only if no split divides all layers.
     ///
     /// # Errors
-    /// Dimensions whose product overflows.
+    /// A product of dimensions overflows.
     pub fn new(model: &Model, budget: u64, top: usize, notes: Vec<String>) -> Result<Self> {
         let find = |family| -> Result<Vec<Choice>> {
-            let mut found = search(model, family, Budget::Nearest(budget)).map_err(usage)?;
+            let mut found = search(model, family, Budget::Nearest(budget)).map_err(Error::into_usage)?;
             if found.iter().any(|choice| choice.exact) {
                 found.retain(|choice| choice.exact);
             }
@@ -67,7 +67,7 @@ impl Choices {
         Ok(Self { model: model.name().into(), budget, choices, others, notes })
     }
 
-    /// For a reader.
+    /// Returns the tables with their notes.
     pub fn table(&self) -> String {
         let mut lines = vec![
             format!("{}: nearest to {} trained parameters", self.model, grouped(self.budget.into())),
@@ -83,12 +83,12 @@ impl Choices {
         lines.join("\n")
     }
 
-    /// All candidates.
-    pub fn csv(&self) -> String {
-        let columns = [&COLUMNS[..], &[EXACT]].concat();
-        let (ours, others) = (csv(&columns, &self.choices), csv(&columns, &self.others));
-        let rows = others.lines().skip(1).map(|line| format!("\n{line}"));
-        rows.fold(ours, |all, line| all + &line)
+    /// Returns CSV with one line per candidate.
+    ///
+    /// # Errors
+    /// Never for candidates of this type.
+    pub fn csv(&self) -> Result<String> {
+        csv(self.choices.iter().chain(&self.others))
     }
 }
 
@@ -102,7 +102,7 @@ impl Candidate {
             Method::Kron { rank, .. } | Method::Lora { rank } | Method::Lokr { rank, .. } => Some(rank),
             Method::Krona { .. } => None,
         };
-        let trained_params = number(choice.trained_params);
+        let trained_params = saturated(choice.trained_params);
         let difference = i128::from(trained_params) - i128::from(budget);
         Self {
             method: choice.method.to_string(),
@@ -111,7 +111,7 @@ impl Candidate {
             rank,
             trained_params,
             difference: i64::try_from(difference).unwrap_or(if difference < 0 { i64::MIN } else { i64::MAX }),
-            rank_sum: number(choice.rank_sum),
+            rank_sum: saturated(choice.rank_sum),
             exact: choice.exact,
         }
     }
@@ -122,67 +122,23 @@ impl Candidate {
     }
 }
 
-fn or_empty(number: Option<usize>) -> String {
+fn or_empty(number: Option<impl ToString>) -> String {
     number.map_or(String::new(), |n| n.to_string())
 }
 
-const COLUMNS: [Column<Candidate>; 7] = [
+const COLUMNS: [Column<Candidate>; 6] = [
     Column {
         head: "method",
-        name: "method",
         number: false,
-        show: |row| format!("{}{}", row.method, if row.exact { "" } else { " *" }),
-        raw: |row| row.method.clone(),
+        cell: |row| format!("{}{}", row.method, if row.exact { "" } else { " *" }),
     },
     Column {
-        head: "a_in",
-        name: "a_in",
+        head: "A",
         number: true,
-        show: |row| or_empty(row.a_in),
-        raw: |row| or_empty(row.a_in),
+        cell: |row| or_empty(row.a_out.zip(row.a_in).map(|(a_out, a_in)| Split { a_out, a_in })),
     },
-    Column {
-        head: "a_out",
-        name: "a_out",
-        number: true,
-        show: |row| or_empty(row.a_out),
-        raw: |row| or_empty(row.a_out),
-    },
-    Column {
-        head: "r",
-        name: "rank",
-        number: true,
-        show: |row| or_empty(row.rank),
-        raw: |row| or_empty(row.rank),
-    },
-    Column {
-        head: "trained",
-        name: "trained_params",
-        number: true,
-        show: |row| grouped(row.trained_params.into()),
-        raw: |row| row.trained_params.to_string(),
-    },
-    Column {
-        head: "off by",
-        name: "difference",
-        number: true,
-        show: Candidate::signed,
-        raw: |row| row.difference.to_string(),
-    },
-    Column {
-        head: "Σ max rank",
-        name: "rank_sum",
-        number: true,
-        show: |row| grouped(row.rank_sum.into()),
-        raw: |row| row.rank_sum.to_string(),
-    },
+    Column { head: "r", number: true, cell: |row| or_empty(row.rank) },
+    Column { head: "trained", number: true, cell: |row| grouped(row.trained_params.into()) },
+    Column { head: "off by", number: true, cell: Candidate::signed },
+    Column { head: "Σ max rank", number: true, cell: |row| grouped(row.rank_sum.into()) },
 ];
-
-/// A star in the table.
-const EXACT: Column<Candidate> = Column {
-    head: "exact",
-    name: "exact",
-    number: false,
-    show: |row| row.exact.to_string(),
-    raw: |row| row.exact.to_string(),
-};

@@ -1,4 +1,4 @@
-//! A number of parameters as people write it: `5708448`, `840k`, `5.7M`, `1.2B`.
+//! Numbers of parameters: as people write them (`5708448`, `840k`, `5.7M`, `1.2B`), and as they are printed.
 
 use std::str::FromStr;
 
@@ -9,9 +9,9 @@ pub struct Count(pub u64);
 impl FromStr for Count {
     type Err = String;
 
-    /// Exact in decimal: `5.708448M` is 5 708 448, and a fraction of a parameter is refused.
+    /// Parses exactly in decimal: `5.708448M` is 5 708 448. A fraction of a parameter is refused.
     fn from_str(text: &str) -> Result<Self, String> {
-        let refused = || format!("{text:?} is no number of parameters such as 5708448, 840k or 5.7M");
+        let refused = || format!("{text:?} is not a number of parameters such as 5708448, 840k or 5.7M");
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let zeros = match text[digits.len()..].to_ascii_lowercase().as_str() {
             "" => 0,
@@ -28,13 +28,19 @@ impl FromStr for Count {
         }
         let number = format!("{whole}{fraction:0<zeros$}").parse().map_err(|_| refused())?;
         if number == 0 {
-            return Err(format!("a budget of {text} is none: it is at least 1 parameter"));
+            return Err(format!("a budget is {text}, but it is at least 1 parameter"));
         }
         Ok(Self(number))
     }
 }
 
-/// `5708448` as `5,708,448`.
+/// Converts a sum over a model to the type of the report. A sum beyond u64, larger than any machine,
+/// becomes `u64::MAX`.
+pub fn saturated(sum: u128) -> u64 {
+    u64::try_from(sum).unwrap_or(u64::MAX)
+}
+
+/// Writes `5708448` as `5,708,448`.
 pub fn grouped(number: u128) -> String {
     let digits = number.to_string();
     let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into_owned());

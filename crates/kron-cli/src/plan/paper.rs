@@ -1,48 +1,47 @@
-//! The counts of the paper's tables, from the same code that plans.
+//! Parameter counts of the paper's tables, from the code that plans.
 
 use kron_adapter::plan::{Method, Model, PRESETS, Plan, preset};
+use kron_core::Split;
 use serde::Serialize;
 
-use super::count::grouped;
-use super::report::number;
-use super::text::{Column, csv, table};
-use super::usage;
+use super::columns::{Column, csv, table};
+use super::count::{grouped, saturated};
 use crate::{Error, Result};
 
 /// The rank of the paper's Kron-LoRA.
 const RANK: usize = 8;
 
-/// The paper's models.
+/// Counts of all of the paper's models.
 #[derive(Debug, Serialize)]
 pub struct Golden {
-    /// One per model.
+    /// Counts of each model.
     pub models: Vec<Counts>,
 }
 
-/// Kron-LoRA and LoRA on one model.
+/// Counts of Kron-LoRA and LoRA on one model.
 #[derive(Debug, Serialize)]
 pub struct Counts {
-    /// Its name.
+    /// Name of the model.
     pub model: String,
     /// Columns of A, by the paper's rule.
     pub a_in: usize,
     /// Rows of A, by the paper's rule.
     pub a_out: usize,
-    /// Kron-LoRA's adapters but the head's.
+    /// Parameters of Kron-LoRA without the head's adapter.
     pub kron_body: u64,
-    /// Kron-LoRA's adapter of the head.
+    /// Parameters of Kron-LoRA's adapter of the head.
     pub kron_head: u64,
-    /// All that is trained with Kron-LoRA.
+    /// All trained parameters with Kron-LoRA.
     pub kron: u64,
     /// LoRA's rank in the paper's comparison.
     pub lora_rank: usize,
-    /// LoRA's adapters but the head's.
+    /// Parameters of LoRA without the head's adapter.
     pub lora_body: u64,
-    /// LoRA's adapter of the head.
+    /// Parameters of LoRA's adapter of the head.
     pub lora_head: u64,
-    /// All that is trained with LoRA.
+    /// All trained parameters with LoRA.
     pub lora: u64,
-    /// Trained without an adapter.
+    /// Parameters trained without an adapter.
     pub also_trained: u64,
 }
 
@@ -50,25 +49,28 @@ impl Golden {
     /// Counts every preset.
     ///
     /// # Errors
-    /// None that a preset can cause.
+    /// Never for a preset.
     pub fn new() -> Result<Self> {
         let models = PRESETS.iter().map(|name| {
-            let model = preset(name).ok_or_else(|| Error::usage(format!("{name} is no preset")))?;
+            let model = preset(name).ok_or_else(|| Error::usage(format!("{name} is not a preset")))?;
             Counts::new(&model)
         });
         Ok(Self { models: models.collect::<Result<_>>()? })
     }
 
-    /// For a reader.
+    /// Returns the table with its legend.
     pub fn table(&self) -> String {
-        let legend = "kron r 8, a_in 2, a_out the divisor of the hidden size nearest to hidden / 200 \
-                      (arXiv 2508.01961); also: new heads trained without an adapter";
+        let legend = "kron: r 8, A of a_out × 2, a_out the divisor of the hidden size nearest to \
+                      hidden / 200 (arXiv 2508.01961); also: new heads trained without an adapter";
         [table(&COLUMNS, &self.models), legend.into()].join("\n")
     }
 
-    /// One line per model.
-    pub fn csv(&self) -> String {
-        csv(&COLUMNS, &self.models)
+    /// Returns CSV with one line per model.
+    ///
+    /// # Errors
+    /// Never for a preset.
+    pub fn csv(&self) -> Result<String> {
+        csv(&self.models)
     }
 }
 
@@ -80,24 +82,24 @@ impl Counts {
         let Method::Kron { split, .. } = method else {
             return Err(Error::usage("the paper's method is Kron-LoRA"));
         };
-        let kron = Plan::new(model, method).map_err(usage)?;
-        let lora = Plan::new(model, Method::Lora { rank: lora_rank }).map_err(usage)?;
+        let kron = Plan::new(model, method).map_err(Error::into_usage)?;
+        let lora = Plan::new(model, Method::Lora { rank: lora_rank }).map_err(Error::into_usage)?;
         let head = |plan: &Plan| {
             let heads = plan.rows.iter().filter(|row| row.linear.name() == "lm_head");
             heads.map(|row| u64::from(row.linear.count()) * row.shape.params() as u64).sum::<u64>()
         };
-        let body = |plan: &Plan| number(plan.adapter_params()) - head(plan);
+        let body = |plan: &Plan| saturated(plan.adapter_params()) - head(plan);
         Ok(Self {
             model: model.name().into(),
             a_in: split.a_in,
             a_out: split.a_out,
             kron_body: body(&kron),
             kron_head: head(&kron),
-            kron: number(kron.trained_params()),
+            kron: saturated(kron.trained_params()),
             lora_rank,
             lora_body: body(&lora),
             lora_head: head(&lora),
-            lora: number(lora.trained_params()),
+            lora: saturated(lora.trained_params()),
             also_trained: model.also_trained(),
         })
     }
@@ -105,26 +107,13 @@ impl Counts {
 
 macro_rules! column {
     ($head:literal, $field:ident) => {
-        Column {
-            head: $head,
-            name: stringify!($field),
-            number: true,
-            show: |row| grouped(row.$field as u128),
-            raw: |row| row.$field.to_string(),
-        }
+        Column { head: $head, number: true, cell: |row| grouped(row.$field as u128) }
     };
 }
 
-const COLUMNS: [Column<Counts>; 11] = [
-    Column {
-        head: "model",
-        name: "model",
-        number: false,
-        show: |row| row.model.clone(),
-        raw: |row| row.model.clone(),
-    },
-    column!("a_in", a_in),
-    column!("a_out", a_out),
+const COLUMNS: [Column<Counts>; 10] = [
+    Column { head: "model", number: false, cell: |row| row.model.clone() },
+    Column { head: "A", number: true, cell: |row| Split { a_out: row.a_out, a_in: row.a_in }.to_string() },
     column!("kron body", kron_body),
     column!("head", kron_head),
     column!("kron", kron),

@@ -1,42 +1,41 @@
-//! One method on one model: layer by layer, and against the others.
+//! Plan of one method on one model: costs layer by layer, and compared with other methods.
 
 use kron_adapter::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_elements, search};
-use kron_core::KronShape;
+use kron_core::{KronShape, Split};
 use serde::Serialize;
 
-use super::count::grouped;
-use super::text::{Column, cells, lines, table};
-use super::usage;
-use crate::Result;
+use super::columns::{Column, csv, table};
+use super::count::{grouped, saturated};
+use crate::{Error, Result};
 
-/// Why the method is here that all is about.
+/// Reason of the planned method itself.
 const PLANNED: &str = "planned";
 /// Bytes of a float32 gradient.
 const GRADIENT: u128 = 4;
 
-/// The plan and its rivals.
+/// The plan and the methods it is compared with.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// Its hidden size.
+    /// Hidden size of the model.
     pub hidden: usize,
-    /// What was planned, in words.
+    /// Planned method, in words.
     pub method: String,
     /// One row per kind of layer.
     pub layers: Vec<Layer>,
     /// The planned method first.
     pub methods: Vec<Costs>,
-    /// What a reader must know about the layers.
+    /// Remarks on the layers, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// One kind of layer, with the numbers of one such layer.
+/// One kind of layer, with the costs of one such layer.
 #[derive(Debug, Serialize)]
 pub struct Layer {
     /// `q_proj`.
     pub name: String,
-    /// How many the model has.
+    /// Number of such layers in the model.
     pub count: u32,
     /// Output width.
     pub d_out: usize,
@@ -50,32 +49,32 @@ pub struct Layer {
     pub b_out: usize,
     /// Columns of C.
     pub c_in: usize,
-    /// r; null where the inner factor is full.
+    /// Rank r; null where the inner factor is full.
     pub rank: Option<usize>,
     /// Trained parameters.
     pub params: u64,
-    /// The largest rank of ΔW.
+    /// Largest rank that ΔW can have.
     pub max_rank: usize,
-    /// Multiply-adds, forward, per token.
+    /// Multiply-adds of forward, per token.
     pub multiply_adds: u64,
     /// Bytes kept for backward, per token.
     pub saved_bytes: u64,
-    /// Where the method had to give way.
+    /// Reductions of the method on this layer, one sentence each.
     pub notes: Vec<String>,
 }
 
 /// One method over the whole model.
 #[derive(Debug, Serialize)]
 pub struct Costs {
-    /// Why it is here.
+    /// Reason of the comparison.
     pub why: &'static str,
     /// `lora r 8`.
     pub method: String,
     /// All trained parameters.
     pub trained_params: u64,
-    /// The largest rank of ΔW on any layer.
+    /// Largest rank that ΔW can have on any layer.
     pub max_rank: usize,
-    /// Multiply-adds, forward, per token.
+    /// Multiply-adds of forward, per token.
     pub multiply_adds: u64,
     /// Bytes kept for backward, per token.
     pub saved_bytes: u64,
@@ -85,20 +84,20 @@ pub struct Costs {
     pub gradient_bytes: u64,
     /// Bytes of the adapter, float32.
     pub adapter_bytes: u64,
-    /// Whether every layer has exactly the split and rank that the method names.
+    /// True if every layer has exactly the split and rank that the method names.
     pub exact: bool,
 }
 
 impl Report {
-    /// Plans `method` and what it is compared with.
+    /// Plans `method` and the methods it is compared with.
     ///
     /// # Errors
-    /// A split or rank that a layer cannot have.
+    /// A layer cannot have the split or the rank.
     pub fn new(model: &Model, method: Method, notes: Vec<String>) -> Result<Self> {
-        let plan = Plan::new(model, method).map_err(usage)?;
+        let plan = Plan::new(model, method).map_err(Error::into_usage)?;
         let methods = rivals(model, &plan)?
             .into_iter()
-            .map(|(why, method)| Ok(Costs::new(why, &Plan::new(model, method).map_err(usage)?)));
+            .map(|(why, method)| Ok(Costs::new(why, &Plan::new(model, method).map_err(Error::into_usage)?)));
         Ok(Self {
             model: model.name().into(),
             hidden: model.hidden(),
@@ -109,7 +108,7 @@ impl Report {
         })
     }
 
-    /// For a reader.
+    /// Returns the tables with their notes.
     pub fn table(&self) -> String {
         let mut lines = vec![
             format!("{}, hidden size {}: {}", self.model, self.hidden, self.method),
@@ -132,41 +131,105 @@ impl Report {
         lines.join("\n").trim_end().to_string()
     }
 
-    /// The layers, each as one of them costs, then every method with `all` layers together.
-    pub fn csv(&self) -> String {
-        // What the two kinds of rows share stands between what only one of them has.
-        let (shared, own) = (&METHODS[2..6], &METHODS[6..]);
-        let names = LAYERS.iter().map(|column| column.name).chain(own.iter().map(|column| column.name));
-        let names: Vec<&str> = ["method", "why"].into_iter().chain(names).chain(["exact", "note"]).collect();
-        let none = |count| vec![String::new(); count];
-        let row = |method: &str, why: &str, cells: Vec<Vec<String>>, exact: bool, notes: &[String]| {
-            let (start, end) = (vec![method.into(), why.into()], vec![exact.to_string(), notes.join("; ")]);
-            [start, cells.concat(), end].concat()
-        };
-        let layers = self.layers.iter().map(|layer| {
-            let cells = vec![cells(&LAYERS, layer), none(own.len())];
-            row(&self.method, PLANNED, cells, layer.notes.is_empty(), &layer.notes)
-        });
+    /// Returns CSV: a line for each kind of layer with the costs of one such layer, then a line for each
+    /// method with the costs of all layers.
+    ///
+    /// # Errors
+    /// Never for rows of this type.
+    pub fn csv(&self) -> Result<String> {
+        let layers = self.layers.iter().map(|layer| CsvRow::of_layer(&self.method, layer));
         let methods = self.methods.iter().map(|costs| {
-            let all = [vec!["all".into()], none(LAYERS.len() - 1 - shared.len())].concat();
-            let cells = vec![all, cells(shared, costs), cells(own, costs)];
             let notes = if costs.why == PLANNED { &self.notes[..] } else { &[] };
-            row(&costs.method, costs.why, cells, costs.exact, notes)
+            CsvRow::of_method(costs, notes)
         });
-        lines(&names, layers.chain(methods))
+        csv(layers.chain(methods))
     }
 }
 
-/// The planned method, and what it is held against.
+/// One line of CSV: a kind of layer, or a method over the whole model, which leaves the fields of a shape
+/// empty. The fields' names are the header.
+#[derive(Default, Serialize)]
+struct CsvRow<'a> {
+    method: &'a str,
+    why: &'a str,
+    name: &'a str,
+    count: Option<u32>,
+    d_out: Option<usize>,
+    d_in: Option<usize>,
+    a_out: Option<usize>,
+    a_in: Option<usize>,
+    b_out: Option<usize>,
+    c_in: Option<usize>,
+    rank: Option<String>,
+    params: u64,
+    max_rank: usize,
+    multiply_adds: u64,
+    saved_bytes: u64,
+    optimizer_bytes: Option<u64>,
+    gradient_bytes: Option<u64>,
+    adapter_bytes: Option<u64>,
+    exact: bool,
+    note: String,
+}
+
+impl<'a> CsvRow<'a> {
+    fn of_layer(method: &'a str, layer: &'a Layer) -> Self {
+        Self {
+            method,
+            why: PLANNED,
+            name: &layer.name,
+            count: Some(layer.count),
+            d_out: Some(layer.d_out),
+            d_in: Some(layer.d_in),
+            a_out: Some(layer.a_out),
+            a_in: Some(layer.a_in),
+            b_out: Some(layer.b_out),
+            c_in: Some(layer.c_in),
+            rank: Some(rank(layer.rank)),
+            params: layer.params,
+            max_rank: layer.max_rank,
+            multiply_adds: layer.multiply_adds,
+            saved_bytes: layer.saved_bytes,
+            exact: layer.notes.is_empty(),
+            note: layer.notes.join("; "),
+            ..Self::default()
+        }
+    }
+
+    fn of_method(costs: &'a Costs, notes: &[String]) -> Self {
+        Self {
+            method: &costs.method,
+            why: costs.why,
+            name: "all",
+            params: costs.trained_params,
+            max_rank: costs.max_rank,
+            multiply_adds: costs.multiply_adds,
+            saved_bytes: costs.saved_bytes,
+            optimizer_bytes: Some(costs.optimizer_bytes),
+            gradient_bytes: Some(costs.gradient_bytes),
+            adapter_bytes: Some(costs.adapter_bytes),
+            exact: costs.exact,
+            note: notes.join("; "),
+            ..Self::default()
+        }
+    }
+}
+
+/// Writes a rank, or `full` for a full inner factor.
+fn rank(rank: Option<usize>) -> String {
+    rank.map_or("full".into(), |r| r.to_string())
+}
+
+/// Returns the planned method and those it is compared with, each with its reason.
 fn rivals(model: &Model, plan: &Plan) -> Result<Vec<(&'static str, Method)>> {
     let (rank, split) = match plan.method {
         Method::Kron { rank, split } => (rank, Some(split)),
         _ => (1, None),
     };
-    let budget = Budget::Nearest(number(plan.trained_params()));
+    let budget = Budget::Nearest(saturated(plan.trained_params()));
     let nearest = |family| search(model, family, budget).map(|found| found.first().map(|c| c.method));
-    let lora = nearest(Family::Lora).map_err(usage)?;
-    let lokr = nearest(Family::Lokr).map_err(usage)?;
+    let lora = nearest(Family::Lora).map_err(Error::into_usage)?;
+    let lokr = nearest(Family::Lokr).map_err(Error::into_usage)?;
     let all = [
         (PLANNED, Some(plan.method)),
         ("equal rank", Some(Method::Lora { rank })),
@@ -194,8 +257,8 @@ impl Layer {
             rank: shape.rank(),
             params: shape.params() as u64,
             max_rank: shape.max_rank(),
-            multiply_adds: number(multiply_adds(shape)),
-            saved_bytes: number(4 * saved_elements(shape)),
+            multiply_adds: saturated(multiply_adds(shape)),
+            saved_bytes: saturated(4 * saved_elements(shape)),
             notes: notes.iter().map(ToString::to_string).collect(),
         }
     }
@@ -206,48 +269,36 @@ impl Costs {
         Self {
             why,
             method: plan.method.to_string(),
-            trained_params: number(plan.trained_params()),
+            trained_params: saturated(plan.trained_params()),
             max_rank: plan.rows.iter().map(|row| KronShape::max_rank(&row.shape)).max().unwrap_or(0),
-            multiply_adds: number(plan.multiply_adds()),
-            saved_bytes: number(plan.saved_bytes()),
-            optimizer_bytes: number(plan.optimizer_bytes()),
-            gradient_bytes: number(GRADIENT * plan.trained_params()),
-            adapter_bytes: number(plan.adapter_bytes()),
+            multiply_adds: saturated(plan.multiply_adds()),
+            saved_bytes: saturated(plan.saved_bytes()),
+            optimizer_bytes: saturated(plan.optimizer_bytes()),
+            gradient_bytes: saturated(GRADIENT * plan.trained_params()),
+            adapter_bytes: saturated(plan.adapter_bytes()),
             exact: plan.is_exact(),
         }
     }
 }
 
-/// A sum over a model as JSON can hold it; one that overflows belongs to no machine.
-pub fn number(sum: u128) -> u64 {
-    u64::try_from(sum).unwrap_or(u64::MAX)
-}
-
 macro_rules! column {
     ($head:literal, $field:ident) => {
-        Column {
-            head: $head,
-            name: stringify!($field),
-            number: true,
-            show: |row| grouped(row.$field as u128),
-            raw: |row| row.$field.to_string(),
-        }
+        Column { head: $head, number: true, cell: |row| grouped(row.$field as u128) }
     };
-    ($head:literal, $name:literal, $text:expr) => {
-        Column { head: $head, name: $name, number: false, show: $text, raw: $text }
+    ($head:literal, $text:expr) => {
+        Column { head: $head, number: false, cell: $text }
     };
 }
 
-const LAYERS: [Column<Layer>; 13] = [
-    column!("layer", "name", |row| row.name.clone()),
+const LAYERS: [Column<Layer>; 12] = [
+    column!("layer", |row| row.name.clone()),
     column!("×", count),
     column!("d_out", d_out),
     column!("d_in", d_in),
-    column!("a_out", a_out),
-    column!("a_in", a_in),
+    Column { head: "A", number: true, cell: |row| Split { a_out: row.a_out, a_in: row.a_in }.to_string() },
     column!("b_out", b_out),
     column!("c_in", c_in),
-    column!("r", "rank", |row| row.rank.map_or("full".into(), |r| r.to_string())),
+    column!("r", |row| rank(row.rank)),
     column!("params", params),
     column!("max rank", max_rank),
     column!("multiply-adds", multiply_adds),
@@ -255,8 +306,8 @@ const LAYERS: [Column<Layer>; 13] = [
 ];
 
 const METHODS: [Column<Costs>; 9] = [
-    column!("method", "method", |row| format!("{}{}", row.method, if row.exact { "" } else { " *" })),
-    column!("", "why", |row| row.why.into()),
+    column!("method", |row| format!("{}{}", row.method, if row.exact { "" } else { " *" })),
+    column!("", |row| row.why.into()),
     column!("trained", trained_params),
     column!("max rank", max_rank),
     column!("multiply-adds", multiply_adds),

@@ -1,7 +1,7 @@
-//! `kron quantise PATH`: what rounding B and C to 8 or 4 bits does to ΔW.
+//! `kron quantise PATH`: the error of ΔW when B and C are rounded to 8 or 4 bits.
 //!
-//! A measurement: nothing here stores 4-bit numbers. With `--out` the rounded
-//! factors are written as float32, so that they can be evaluated.
+//! This is a measurement; no 4-bit values are stored. With `--out` the rounded factors
+//! are written as float32, so that they can be evaluated.
 
 mod blocks;
 
@@ -9,38 +9,40 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use kron_adapter::Layer;
+use kron_adapter::Output;
 use kron_adapter::algebra::Delta;
 use kron_core::Theta;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::apart::apart_from_files;
 use crate::error::exit_codes;
+use crate::overwriting::check_not_overwriting_files;
 use crate::table::{short, table};
-use crate::{Error, Output, Result, watch};
+use crate::{Error, Result, TextOrJson, progress};
 
 use blocks::{Bits, bytes, round};
 
 /// Measure the error of 8-bit or 4-bit factors.
 ///
-/// B and C, or the full inner factor, are rounded to the nearest of 255 or 15
-/// levels, symmetric about 0, with one float32 scale for each block of
-/// consecutive numbers. A stays float32: it is small, and every row of ΔW
-/// depends on it.
+/// B and C, or the full inner factor, are rounded to the nearest of 255 or 15 levels. The levels are
+/// symmetric about 0, with one float32 scale for each block of consecutive values. A stays float32: it
+/// is small, and every row of ΔW depends on it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
-    "The error is ‖ΔW' − ΔW‖ / ‖ΔW‖ of the rounded factors, from the closed form. --out writes them\n",
-    "as a float32 file of ours, to be evaluated; it is no smaller than the adapter.\n\n",
-    exit_codes!("measured", "the adapter is at fault"),
-    "Example: kron quantise tests/golden/model_llama/lokr --bits 4",
+    "The error is ‖ΔW' − ΔW‖ / ‖ΔW‖ of the rounded factors. --out writes them as a float32 file of\n",
+    "this project, so that they can be evaluated; the file is as large as the adapter.\n\n",
+    exit_codes!("measured", "the adapter is invalid"),
+    "Examples:\n",
+    "  kron quantise adapter.safetensors --bits 4\n",
+    "  kron quantise adapter.safetensors --bits 4 --out rounded.safetensors",
 ))]
 pub struct Args {
     /// Adapter file or PEFT folder
     path: PathBuf,
-    /// Bits of a number
+    /// Bits of a value
     #[arg(long, value_enum)]
     bits: Bits,
-    /// Consecutive numbers that share a scale
+    /// Consecutive values that share a scale
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     block: u32,
     /// Write the rounded factors, as float32
@@ -65,9 +67,9 @@ struct Report {
 struct Row {
     module: String,
     shape: String,
-    /// As float32.
+    /// Bytes as float32.
     bytes: usize,
-    /// Rounded, with the scales.
+    /// Bytes after rounding, with the scales.
     quantised_bytes: usize,
     error: f64,
     #[serde(skip)]
@@ -77,15 +79,15 @@ struct Row {
 /// Measures, reports, and returns 0.
 ///
 /// # Errors
-/// What [`kron_adapter::read`] refuses, and an output that exists or cannot be written.
-pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    args.out.iter().try_for_each(|out| apart_from_files(&args.path, out))?;
+/// The adapter cannot be read, or the output exists or cannot be written.
+pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
+    args.out.iter().try_for_each(|out| check_not_overwriting_files(&args.path, out))?;
     let (bits, block) = (args.bits, args.block as usize);
     let loaded = kron_adapter::read(&args.path)?;
     if args.out.is_some() {
         loaded.check_writable()?;
     }
-    let bar = watch::items(loaded.adapter.layers().len(), "layers");
+    let bar = progress::items(loaded.adapter.layers().len(), "layers");
     let done = loaded.adapter.layers().par_iter().map(|layer| {
         let done = quantise(layer, bits, block);
         bar.inc(1);
@@ -97,15 +99,12 @@ pub fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let (layers, rows): (Vec<_>, Vec<_>) = done.map_err(refused)?.into_iter().unzip();
     if let Some(out) = &args.out {
         let bytes = loaded.adapter.with_layers(layers).and_then(|a| a.to_bytes()).map_err(refused)?;
-        watch::write_output(out, &kron_adapter::Output::File(bytes), args.force)?;
+        progress::write_output(out, &Output::File(bytes), args.force)?;
     }
     let square = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row).powi(2)).sum::<f64>().sqrt();
     let (lost, all) = (square(|row| row.error * row.norm), square(|row| row.norm));
     let error = if lost == 0.0 { 0.0 } else { lost / all };
-    output.print(
-        &Report { path: loaded.path, bits: bits.count(), block, layers: rows, error },
-        Report::table,
-    )?;
+    form.print(&Report { path: loaded.path, bits: bits.count(), block, layers: rows, error }, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -129,8 +128,8 @@ fn quantise(layer: &Layer, bits: Bits, block: usize) -> kron_adapter::Result<(La
 impl Report {
     fn table(&self) -> String {
         let rows = self.layers.iter().map(|row| {
-            let numbers = [row.bytes.to_string(), row.quantised_bytes.to_string(), short(row.error)];
-            [vec![row.module.clone(), row.shape.clone()], numbers.to_vec()].concat()
+            let rest = [row.bytes.to_string(), row.quantised_bytes.to_string(), short(row.error)];
+            [vec![row.module.clone(), row.shape.clone()], rest.to_vec()].concat()
         });
         format!(
             "{}: {} bits, blocks of {}, A in float32\n\n{}\n\nall layers: error {}",

@@ -1,28 +1,28 @@
-//! The base layer, which a golden folder gives as a formula:
+//! The base layer, which a golden folder defines by formulas:
 //!
 //! ```text
 //! W[o, i] = ((131·o + 71·i) mod 257 − 128) / 4096      bias[o] = ((37·o) mod 257 − 128) / 256
 //! ```
 //!
-//! W depends on o and i only modulo 257, so a product with it is one with a
-//! 257 × 257 matrix, however large the layer: fold the operand, multiply, spread.
+//! W depends on o and i only modulo 257. A product with W therefore needs only a 257 × 257 matrix,
+//! however large the layer: fold the operand, multiply, spread.
 
 use ndarray::{Array2, ArrayView2};
 
-/// The formulas' period.
+/// Period of the formulas.
 const PERIOD: usize = 257;
 
-/// W[o, i], exact.
+/// Returns W\[o, i\], exactly.
 pub fn weight(o: usize, i: usize) -> f64 {
     (((131 * (o % PERIOD) + 71 * (i % PERIOD)) % PERIOD) as f64 - 128.0) / 4096.0
 }
 
-/// bias[o], exact.
+/// Returns bias\[o\], exactly.
 fn bias(o: usize) -> f64 {
     ((37 * (o % PERIOD) % PERIOD) as f64 - 128.0) / 256.0
 }
 
-/// X·Wᵀ (+ bias), n × d_out.
+/// Returns X·Wᵀ (+ bias), n × d_out.
 pub fn forward(x: ArrayView2<f64>, d_out: usize, with_bias: bool) -> Array2<f64> {
     let mut y = spread(&fold(x).dot(&tile().t()), d_out);
     if with_bias {
@@ -31,24 +31,24 @@ pub fn forward(x: ArrayView2<f64>, d_out: usize, with_bias: bool) -> Array2<f64>
     y
 }
 
-/// dY·W, n × d_in.
+/// Returns dY·W, n × d_in.
 pub fn backward(dy: ArrayView2<f64>, d_in: usize) -> Array2<f64> {
     spread(&fold(dy).dot(&tile()), d_in)
 }
 
-/// One period of W, 257 × 257.
+/// Returns one period of W, 257 × 257.
 fn tile() -> Array2<f64> {
     Array2::from_shape_fn((PERIOD, PERIOD), |(o, i)| weight(o, i))
 }
 
-/// Sums of the columns that are equal modulo 257, n × 257.
+/// Sums the columns whose indices are equal modulo 257, n × 257.
 fn fold(x: ArrayView2<f64>) -> Array2<f64> {
     let mut folded = Array2::zeros((x.nrows(), PERIOD));
     x.indexed_iter().for_each(|((n, i), v)| folded[(n, i % PERIOD)] += v);
     folded
 }
 
-/// The 257 columns repeated up to `width`.
+/// Repeats the 257 columns up to `width`.
 fn spread(y: &Array2<f64>, width: usize) -> Array2<f64> {
     Array2::from_shape_fn((y.nrows(), width), |(n, o)| y[(n, o % PERIOD)])
 }
@@ -57,7 +57,7 @@ fn spread(y: &Array2<f64>, width: usize) -> Array2<f64> {
 mod tests {
     use super::*;
 
-    /// The formulas as a golden folder states them, without the period.
+    /// Compares with the formulas of a golden folder, written without the period.
     #[test]
     fn products_are_those_of_the_stated_formulas() {
         let (d_out, d_in) = (600, 313);

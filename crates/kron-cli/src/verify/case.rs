@@ -9,29 +9,31 @@ use sha2::{Digest, Sha256};
 
 use super::index::{Entry, Factor};
 use super::quantity::{Outputs, Quantity};
-use crate::{Result, Tensors};
+use kron_adapter::Tensors;
 
-/// Numbers that T or U of one case may have: 2 GiB in float64. The factors
-/// multiply, so a small file could ask for any amount.
-const LIMIT: usize = 1 << 28;
+use crate::Result;
 
-/// Rows of the merged weight that a file samples, besides the last.
+/// Elements that T or U of one case may have: 2 GiB in float64. The limit exists because the sizes
+/// multiply, so that a small file could ask for any amount of memory.
+const MAX_ELEMENTS: usize = 1 << 28;
+
+/// Number of rows of the merged weight that a file samples, without the last row.
 const SAMPLED: usize = 4;
 
-/// One case, checked. Numbers are float64 and exactly those of the file.
+/// One checked case. All values are float64 and exactly those of the file.
 #[derive(Debug)]
 pub struct Case {
-    /// Its name in the index.
+    /// Name in the index.
     pub name: String,
     /// Shape and scale, the latter rounded to float32.
     pub op: KronOp,
     /// The scale as the index gives it.
     pub scale: f64,
-    /// Of x, dy and what the layer returns.
+    /// Dtype of x, dy and the layer's outputs.
     pub dtype: Dtype,
-    /// Of the stored factors.
+    /// Dtype of the stored factors.
     pub adapter_dtype: Dtype,
-    /// Whether y has a bias.
+    /// True if y has a bias.
     pub bias: bool,
     /// X, n × d_in.
     pub x: Array2<f64>,
@@ -39,13 +41,13 @@ pub struct Case {
     pub dy: Array2<f64>,
     /// A.
     pub w1: W1,
-    /// B, b_out × r; none when the inner factor is full.
+    /// B, b_out × r; `None` when the inner factor is full.
     pub b: Option<Array2<f64>>,
     /// C, r × c_in, or M, b_out × c_in.
     pub c: Array2<f64>,
-    /// `ref.*`.
+    /// Stored reference, `ref.*`.
     pub reference: Outputs,
-    /// What each framework wrote, by its prefix.
+    /// Results of each framework, by its prefix.
     pub frameworks: BTreeMap<String, Outputs>,
 }
 
@@ -62,8 +64,8 @@ impl Case {
     /// Reads a case's file and checks it against the index.
     ///
     /// # Errors
-    /// A missing, damaged or altered file; a missing tensor; a dtype or shape
-    /// that the index contradicts.
+    /// The file is missing, damaged or altered, a tensor is missing, or a dtype or shape differs from the
+    /// index.
     pub fn read(dir: &Path, entry: &Entry) -> Result<Self> {
         let shape = entry.shape()?;
         let scale = entry.scale()?;
@@ -128,17 +130,17 @@ impl Case {
         })
     }
 
-    /// The shape.
+    /// Returns the shape.
     pub fn shape(&self) -> &KronShape {
         &self.op.shape
     }
 
-    /// Tokens.
+    /// Returns the number of tokens.
     pub fn rows(&self) -> usize {
         self.x.nrows()
     }
 
-    /// The merged weight's sampled rows: the first four and the last.
+    /// Returns the sampled rows of the merged weight: the first four and the last.
     pub fn sampled_rows(&self) -> Vec<usize> {
         sampled_rows(self.op.shape.d_out())
     }
@@ -148,7 +150,7 @@ fn sampled_rows(d_out: usize) -> Vec<usize> {
     (0..SAMPLED.min(d_out)).chain([d_out - 1]).collect()
 }
 
-/// A quantity's dimensions; empty when this kind of case has no such quantity.
+/// Returns a quantity's dimensions; empty when this kind of case has no such quantity.
 fn dims(q: Quantity, s: &KronShape, lead: &[usize], w1: &W1) -> Vec<usize> {
     match (q, w1, s.rank()) {
         (Quantity::Y | Quantity::Delta, ..) => [lead, &[s.d_out()]].concat(),
@@ -164,12 +166,12 @@ fn dims(q: Quantity, s: &KronShape, lead: &[usize], w1: &W1) -> Vec<usize> {
     }
 }
 
-/// What a case must have a reference of; the others are compared where they are stored.
+/// Returns true if a case must store a reference of this quantity. The others are compared where stored.
 fn is_required(q: Quantity) -> bool {
     !matches!(q, Quantity::Delta | Quantity::DxDelta | Quantity::Merged)
 }
 
-/// Length and checksum, where the index has them.
+/// Checks length and checksum, where the index has them.
 fn check_identity(entry: &Entry, file: &Tensors) -> Result<()> {
     let bytes = file.bytes();
     if entry.bytes.is_some_and(|want| want != bytes.len() as u64) {
@@ -191,7 +193,7 @@ fn check_identity(entry: &Entry, file: &Tensors) -> Result<()> {
     Ok(())
 }
 
-/// That the file holds what the index lists. Only a framework's results may have been left out.
+/// Fails if a tensor that the index lists is missing or differs. A framework's results may be missing.
 fn check_listing(entry: &Entry, file: &Tensors) -> Result<()> {
     for (name, (dtype, shape)) in &entry.tensors {
         let optional = name.split_once('.').is_some_and(|(prefix, _)| prefix != "ref");
@@ -210,7 +212,7 @@ fn check_listing(entry: &Entry, file: &Tensors) -> Result<()> {
     Ok(())
 }
 
-/// The dimensions of x before its last; their product is the number of tokens.
+/// Returns the dimensions of x before its last; their product is the number of tokens.
 fn lead(entry: &Entry, file: &Tensors, op: &KronOp) -> Result<Vec<usize>> {
     let shape = &file.info("x")?.shape;
     let lead = match shape.split_last() {
@@ -232,12 +234,12 @@ fn lead(entry: &Entry, file: &Tensors, op: &KronOp) -> Result<Vec<usize>> {
     let widest = op.shape.a_in().max(op.shape.a_out());
     let largest = n.and_then(|n| n.checked_mul(widest)?.checked_mul(op.shape.width()));
     match (n, largest) {
-        (Some(n), Some(largest)) if largest <= LIMIT => match entry.n_tokens {
+        (Some(n), Some(largest)) if largest <= MAX_ELEMENTS => match entry.n_tokens {
             Some(want) if want != n => Err(entry.refuse(format!("x has {n} tokens, but n_tokens is {want}"))),
             _ => Ok(lead),
         },
         _ => Err(entry.refuse(format!(
-            "x is {shape:?}, and tokens × {widest} × {} is beyond verify's limit of {LIMIT} numbers",
+            "x is {shape:?}, and tokens × {widest} × {} is beyond verify's limit of {MAX_ELEMENTS} elements",
             op.shape.width()
         ))),
     }
@@ -270,7 +272,7 @@ impl Reader<'_> {
     }
 }
 
-/// `values` has rows·cols numbers: the file's header was checked for it.
+/// Makes a matrix of `values`, whose length rows·cols was checked with the file's header.
 fn matrix(rows: usize, cols: usize, values: Vec<f64>) -> Array2<f64> {
     Array2::from_shape_vec((rows, cols), values).unwrap_or_default()
 }
@@ -283,7 +285,7 @@ const fn stored(dtype: Dtype) -> safetensors::Dtype {
     }
 }
 
-/// The index names dtypes as PyTorch does.
+/// Returns PyTorch's name of a dtype, which the index uses.
 fn torch_name(dtype: safetensors::Dtype) -> String {
     use safetensors::Dtype::*;
     match dtype {

@@ -1,6 +1,6 @@
-//! The formulas of a case, once, in the float type of the caller's choice.
-//! In float64 they are the truth that the stored reference is held against;
-//! in float32 they are the plain computation, matrix products and temporaries.
+//! The formulas of a case, generic over the float type.
+//! In float64 they check the stored reference; in float32 they are the plain computation, made of
+//! matrix products and temporaries.
 //!
 //! ```text
 //! forward    T = X·Cᵀ        U = A·T        delta = s·U·Bᵀ
@@ -14,9 +14,9 @@ use super::base;
 use super::case::{Case, W1};
 use super::quantity::{Outputs, Quantity};
 
-/// A float type to compute in.
+/// Float type of the computation.
 pub trait Real: LinalgScalar + Into<f64> {
-    /// Rounded to nearest.
+    /// Rounds to nearest.
     fn of(v: f64) -> Self;
 }
 
@@ -32,8 +32,8 @@ impl Real for f64 {
     }
 }
 
-/// Every output of a case. `finish` rounds what the layer returns to its dtype,
-/// or keeps it: the base layer's output first, then its sum with the adapter's.
+/// Computes every output of a case. `finish` rounds an output to the layer's dtype, or returns it
+/// unchanged: first the base layer's output, then its sum with the adapter's.
 pub fn solve<F: Real>(case: &Case, finish: impl Fn(f64) -> f64) -> Outputs {
     let shape = case.shape();
     let s = F::of(case.scale);
@@ -81,7 +81,7 @@ pub fn solve<F: Real>(case: &Case, finish: impl Fn(f64) -> f64) -> Outputs {
     out
 }
 
-/// A, formed in F when it is stored as a product.
+/// Returns A, multiplied out in F when it is stored as a product.
 fn outer<F: Real>(w1: &W1) -> Array2<F> {
     match w1 {
         W1::Full(a) => a.mapv(F::of),
@@ -89,13 +89,13 @@ fn outer<F: Real>(w1: &W1) -> Array2<F> {
     }
 }
 
-/// The base layer's y and dx, in float64: no one's kernels are at stake in them.
+/// Returns the base layer's y and dx in float64, as they are not under test.
 pub fn bases(case: &Case) -> (Array2<f64>, Array2<f64>) {
     let shape = case.shape();
     (base::forward(case.x.view(), shape.d_out(), case.bias), base::backward(case.dy.view(), shape.d_in()))
 }
 
-/// The sampled rows of W + s·A ⊗ (B·C).
+/// Returns the sampled rows of W + s·A ⊗ (B·C).
 fn merged<F: Real>(case: &Case, a: &Array2<F>, b: Option<&Array2<F>>, c: &Array2<F>, s: F) -> Vec<f64> {
     let (b_out, c_in) = (case.shape().b_out(), case.shape().c_in());
     let row = |o: usize| {
@@ -109,13 +109,13 @@ fn merged<F: Real>(case: &Case, a: &Array2<F>, b: Option<&Array2<F>>, c: &Array2
     case.sampled_rows().into_iter().flat_map(row).collect()
 }
 
-/// A row of n × (blocks·width) is also blocks rows of `width`.
+/// Reshapes n × (blocks·width) to rows of `width`.
 fn blocks<F: Real>(x: &Array2<f64>, width: usize) -> Array2<F> {
     let values = x.iter().map(|&v| F::of(v)).collect();
     Array2::from_shape_vec((x.len() / width, width), values).unwrap_or_else(|_| Array2::zeros((0, width)))
 }
 
-/// m times each token's block of `t`.
+/// Multiplies each token's block of `t` by `m` from the left.
 fn per_token<F: Real>(m: ArrayView2<F>, t: &Array2<F>) -> Array2<F> {
     let (rows, cols) = m.dim();
     let mut u = Array2::zeros((t.nrows() / cols * rows, t.ncols()));

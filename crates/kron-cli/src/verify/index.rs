@@ -1,29 +1,30 @@
-//! `index.json`: the list of cases, and where each one's file is.
+//! `index.json`: the list of cases and of their files.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use kron_adapter::io;
 use kron_core::{Dtype, KronShape, LayerDims, Outer, Split};
 use serde::Deserialize;
 
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
-/// No index is longer; one of a thousand cases takes about 5 MB.
-const LIMIT: u64 = 64 << 20;
+/// Largest index that is read, in bytes; one of a thousand cases takes about 5 MB.
+const MAX_BYTES: u64 = 64 << 20;
 
-/// The list of cases. Fields that nothing here needs are passed over.
+/// The list of cases. Unknown fields are ignored.
 #[derive(Debug, Deserialize)]
 pub struct Index {
-    /// At least one.
+    /// Cases, at least one.
     pub cases: Vec<Entry>,
 }
 
-/// One case, as the index describes it.
+/// Description of one case.
 #[derive(Debug, Deserialize)]
 pub struct Entry {
-    /// Names the case.
+    /// Name of the case.
     pub name: String,
-    /// The tensors' file; `name`.safetensors when absent.
+    /// File of the tensors; `name`.safetensors when absent.
     pub file: Option<String>,
     /// d_in.
     pub in_features: usize,
@@ -37,47 +38,47 @@ pub struct Entry {
     pub m_out: Option<usize>,
     /// c_in.
     pub m_in: Option<usize>,
-    /// Whether y has a bias.
+    /// True if y has a bias.
     #[serde(default)]
     pub bias: bool,
     /// Dimensions of x before its last.
     pub x_lead: Option<Vec<usize>>,
-    /// Their product.
+    /// Product of those dimensions.
     pub n_tokens: Option<usize>,
-    /// The rank asked for: the scale's, also where w2 is full.
+    /// Requested rank. It determines the scale, also where w2 is full.
     pub r: usize,
-    /// alpha of s = alpha / r.
+    /// alpha in s = alpha / r.
     pub alpha: Option<f64>,
-    /// s.
+    /// Scale s.
     pub scale: Option<f64>,
-    /// How A is stored.
+    /// Storage of A.
     pub w1: Factor,
-    /// How the inner factor is stored.
+    /// Storage of the inner factor.
     pub w2: Factor,
-    /// Of x, dy and what the layer returns.
+    /// Dtype of x, dy and the layer's outputs.
     pub dtype: Float,
-    /// Of the factors.
+    /// Dtype of the factors.
     pub adapter_dtype: Float,
-    /// The file's length.
+    /// Length of the file.
     pub bytes: Option<u64>,
-    /// The file's SHA-256, in hexadecimal.
+    /// SHA-256 of the file, in hexadecimal.
     pub sha256: Option<String>,
-    /// Dtype and shape of the file's tensors.
+    /// Dtypes and shapes of the file's tensors.
     #[serde(default)]
     pub tensors: BTreeMap<String, (String, Vec<usize>)>,
 }
 
-/// How a factor is stored.
+/// Storage of a factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Factor {
-    /// As one matrix.
+    /// One matrix.
     Full,
-    /// As two whose product it is.
+    /// Two matrices whose product is the factor.
     Decomposed,
 }
 
-/// A number format, by its PyTorch name.
+/// A float type, by its PyTorch name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Float {
@@ -90,7 +91,7 @@ pub enum Float {
 }
 
 impl Float {
-    /// The crate's name for it.
+    /// Converts to the crates' own type.
     pub const fn dtype(self) -> Dtype {
         match self {
             Float::Float32 => Dtype::F32,
@@ -104,13 +105,13 @@ impl Index {
     /// Reads `dir/index.json`.
     ///
     /// # Errors
-    /// No such folder or file, JSON that is no index, and an index without cases.
+    /// The folder or file does not exist, the JSON is not an index, or the index has no cases.
     pub fn read(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
             return Err(Error::usage(format!("{} is not a folder of golden cases", dir.display())));
         }
         let path = dir.join("index.json");
-        let index: Index = serde_json::from_slice(&files::read(&path, LIMIT)?)
+        let index: Index = serde_json::from_slice(&io::read(&path, MAX_BYTES)?)
             .map_err(|e| Error::data(format!("{} is not an index of golden cases: {e}", path.display())))?;
         if index.cases.is_empty() {
             return Err(Error::data(format!("{} lists 0 cases, but needs at least 1", path.display())));
@@ -120,10 +121,10 @@ impl Index {
 }
 
 impl Entry {
-    /// The layer and its factors.
+    /// Returns the shape of the layer and its factors.
     ///
     /// # Errors
-    /// Dimensions that make no legal shape or contradict each other.
+    /// The dimensions are not a legal shape, or contradict each other.
     pub fn shape(&self) -> Result<KronShape> {
         let inner = match self.w2 {
             Factor::Decomposed => kron_core::Inner::LowRank(self.r),
@@ -149,10 +150,10 @@ impl Entry {
         Ok(shape)
     }
 
-    /// s = alpha / r, which the format states twice.
+    /// Returns s = alpha / r, which the format may state twice.
     ///
     /// # Errors
-    /// A rank of 0, neither `scale` nor `alpha`, or both when they contradict each other.
+    /// The rank is 0, both `scale` and `alpha` are missing, or they contradict each other.
     pub fn scale(&self) -> Result<f64> {
         if self.r == 0 {
             return Err(self.refuse("r is 0, but a rank is at least 1"));
@@ -168,11 +169,11 @@ impl Entry {
         }
     }
 
-    /// The tensors' file: under `dir` as given, or without the folders in front
-    /// that `dir` may itself be one of.
+    /// Returns the path of the tensors' file: `file` under `dir`, or without some of its leading folders,
+    /// as `dir` may be one of them.
     ///
     /// # Errors
-    /// A path that leaves the folder, and no such file.
+    /// The path leaves the folder, or the file does not exist.
     pub fn path(&self, dir: &Path) -> Result<PathBuf> {
         let file = self.file.clone().unwrap_or_else(|| format!("{}.safetensors", self.name));
         let parts: Vec<Component> = Path::new(&file).components().collect();
@@ -187,7 +188,7 @@ impl Entry {
             .ok_or_else(|| self.refuse(format!("file is {file:?}, but {} holds no such file", dir.display())))
     }
 
-    /// An error about this case.
+    /// Returns an error about this case.
     pub fn refuse(&self, what: impl std::fmt::Display) -> Error {
         Error::data(format!("case {}: {what}", self.name))
     }

@@ -1,4 +1,4 @@
-//! Errors, the bound on them, and the verdict.
+//! Errors of our results, their bounds, and the verdicts.
 
 use std::collections::BTreeMap;
 
@@ -10,59 +10,59 @@ use super::case::Case;
 use super::formulas;
 use super::quantity::{Outputs, Quantity};
 
-/// What an output's error may be, in errors of its peers.
+/// Bound of an output's error, as a multiple of its peers' largest error.
 const OUTPUT: f64 = 2.0;
-/// The same for a factor's gradient.
+/// Bound of the error of a factor's gradient, likewise.
 const GRADIENT: f64 = 3.0;
 
-/// Numbers below which an output's error is a matter of luck, as one number's always is.
-const FEW: usize = 64;
+/// Number of elements below which an output's error depends on chance.
+const SMALL: usize = 64;
 
-/// The distance of an output from the reference, relative to the reference.
+/// Relative distance of an output from the reference, in two norms.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Errors {
-    /// √Σ(got − want)² / √Σwant²: what a systematic error moves.
+    /// √Σ(got − want)² / √Σwant²; shows a systematic error.
     pub frobenius: f64,
-    /// max|got − want| / max|want|: what one wrong element in a large output moves.
+    /// max|got − want| / max|want|; shows one wrong element in a large output.
     pub largest: f64,
 }
 
-/// One output of one case.
+/// Comparison of one output of one case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// Which output.
+    /// The output.
     pub tensor: Quantity,
     /// Our errors.
     pub ours: Errors,
-    /// The frameworks' errors, by prefix.
+    /// Errors of the frameworks, by prefix.
     pub frameworks: BTreeMap<String, Errors>,
-    /// The errors of a plain float32 computation whose outputs are rounded to the dtype.
+    /// Errors of a plain float32 computation whose outputs are rounded to the dtype.
     pub plain: Errors,
-    /// The stored reference's own errors against the formulas in float64.
+    /// Errors of the stored reference itself, against the formulas in float64.
     pub reference: Errors,
-    /// What ours may be.
+    /// Bounds of our errors.
     pub bound: Errors,
-    /// The larger of the two ratios of our error to its bound.
+    /// Larger of the two ratios of our error to its bound.
     pub share: f64,
-    /// The outcome.
+    /// Outcome.
     pub verdict: Verdict,
 }
 
-/// The outcome of one row.
+/// Outcome of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Within the bound.
+    /// Our error is within the bound.
     Ok,
     /// Our error is beyond the bound.
     OutOfBounds,
-    /// The stored reference is not the float64 result rounded to float32, so
-    /// that agreement with it proves nothing.
+    /// The stored reference is not the float64 result rounded to float32, so that agreeing with it proves
+    /// nothing.
     WrongReference,
 }
 
 impl Verdict {
-    /// For the table.
+    /// Returns the word in the table.
     pub const fn word(self) -> &'static str {
         match self {
             Verdict::Ok => "ok",
@@ -93,13 +93,13 @@ pub fn judge(case: &Case, ours: &Outputs) -> Vec<Row> {
     case.reference.iter().map(row).collect()
 }
 
-/// The largest error of those whose error is rounding, and one rounding at least.
+/// Returns the largest error of the peers that compute the same up to rounding, and at least one rounding.
 fn peers(dtype: Dtype, len: usize, frameworks: &BTreeMap<String, Errors>, plain: Errors) -> Errors {
     let once = Errors::once(dtype);
     let plain = if plain.agree(dtype) { plain } else { once };
     match frameworks.values().filter(|e| e.agree(dtype)).copied().reduce(Errors::max) {
-        // A single peer could be lucky.
-        Some(peers) if len < FEW => peers.max(plain),
+        // A single peer may be accurate by chance.
+        Some(peers) if len < SMALL => peers.max(plain),
         Some(peers) => Errors { largest: larger(peers.largest, plain.largest), ..peers },
         None => plain,
     }
@@ -118,15 +118,15 @@ fn verdict(share: f64, reference: Errors) -> Verdict {
 }
 
 impl Errors {
-    /// Of what was not computed: beyond every bound.
+    /// Errors of a missing result, beyond every bound.
     const UNKNOWN: Self = Self { frobenius: f64::NAN, largest: f64::NAN };
 
-    /// The most that one rounding to the dtype makes.
+    /// Returns the largest error of one rounding to the dtype.
     fn once(dtype: Dtype) -> Self {
         Self { frobenius: dtype.unit_roundoff(), largest: dtype.unit_roundoff() }
     }
 
-    /// The errors of `got`.
+    /// Returns the errors of `got`.
     pub fn of(got: &[f64], want: &[f64]) -> Self {
         let (mut error, mut size) = ((0.0, 0.0f64), (0.0, 0.0f64));
         for (got, want) in got.iter().zip(want) {
@@ -137,9 +137,8 @@ impl Errors {
         Self { frobenius: ratio(error.0, size.0).sqrt(), largest: ratio(error.1, size.1) }
     }
 
-    /// Whether the digits that are lost are at most half of the dtype's. One
-    /// that lost more computed something else, such as another scale, and says
-    /// nothing about rounding.
+    /// Returns true if at most half of the dtype's digits are lost. A result that lost more was computed
+    /// differently, for example with another scale, and its error is not rounding.
     pub fn agree(&self, dtype: Dtype) -> bool {
         self.frobenius <= dtype.unit_roundoff().sqrt()
     }
@@ -160,12 +159,12 @@ impl Errors {
     }
 }
 
-/// The maximum, which a NaN wins.
+/// Returns the larger value, or NaN if `a` is NaN.
 fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || a > b { a } else { b }
 }
 
-/// Nothing of nothing is no error; something of nothing is an infinite one.
+/// Returns error / size, and 0 for 0 / 0.
 fn ratio(error: f64, size: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error / size }
 }

@@ -1,8 +1,7 @@
-//! Our forward, backward and merge on a case, as a trainer would call them.
+//! Runs our forward, backward and merge on a case, as a trainer would call them.
 //!
-//! The base layer's y and dx are in place, rounded to the dtype, and the
-//! adapter adds into them; its own share is computed once more with Replace,
-//! into NaNs that must not survive.
+//! First the adapter adds into the base layer's y and dx, which are rounded to the dtype. Then its own
+//! share is computed again with Replace, into buffers of NaN, none of which may remain.
 
 use kron_adapter::with_dtype;
 use kron_core::{Accum, Backend, Backward, Cpu, Element, Forward, KronOp, Merge, Pass, Theta};
@@ -16,7 +15,7 @@ use crate::{Error, Result};
 /// Runs a case in its dtype, on rayon's current pool.
 ///
 /// # Errors
-/// A call that the backend refuses.
+/// The backend refuses a call.
 pub fn run(cpu: &Cpu, case: &Case) -> Result<Outputs> {
     let out = with_dtype!(case.dtype, E => outputs::<E>(cpu, case));
     out.map_err(|e| Error::data(format!("case {}: {e}", case.name)))
@@ -40,7 +39,7 @@ fn outputs<E: Element>(cpu: &Cpu, case: &Case) -> kron_core::Result<Outputs> {
     Ok(out)
 }
 
-/// θ in float32; A is formed from its factors where it is stored as a product.
+/// Returns θ in float32. Where A is stored as a product, it is multiplied out first.
 fn theta(case: &Case) -> kron_core::Result<Theta> {
     let single = |m: &Array2<f64>| m.iter().map(|&v| v as f32).collect::<Vec<_>>();
     let a = match &case.w1 {
@@ -51,7 +50,7 @@ fn theta(case: &Case) -> kron_core::Result<Theta> {
     Theta::from_factors(case.op.shape, &a, &b, &single(&case.c))
 }
 
-/// [dA | dB | dC] taken apart, with the chain rule to the factors of A in float32.
+/// Splits \[dA | dB | dC\], and applies the chain rule to the factors of A in float32.
 fn gradients(case: &Case, grad: Theta) -> Outputs {
     let s = case.shape();
     let mut out = Outputs::new();
@@ -72,7 +71,7 @@ fn gradients(case: &Case, grad: Theta) -> Outputs {
     out
 }
 
-/// One layer's operands.
+/// Operands of one layer.
 struct Layer<'a, E> {
     cpu: &'a Cpu,
     op: KronOp,
@@ -82,7 +81,7 @@ struct Layer<'a, E> {
 }
 
 impl<E: Element> Layer<'_, E> {
-    /// Y and T.
+    /// Returns Y and T.
     fn forward(&self, mut y: Array2<E>, accum: Accum) -> kron_core::Result<(Array2<E>, Vec<f32>)> {
         let mut t = vec![f32::NAN; self.op.t_len(self.x.nrows())];
         let mut workspace = self.workspace(Pass::Forward, self.x.nrows());
@@ -99,7 +98,7 @@ impl<E: Element> Layer<'_, E> {
         Ok((y, t))
     }
 
-    /// dX and θ's gradient.
+    /// Returns dX and θ's gradient.
     fn backward(&self, t: &[f32], mut dx: Array2<E>, accum: Accum) -> kron_core::Result<(Array2<E>, Theta)> {
         let mut grad = Theta::zeros(self.op.shape);
         let mut workspace = self.workspace(Pass::Backward { dx: true }, self.x.nrows());
@@ -117,7 +116,7 @@ impl<E: Element> Layer<'_, E> {
         Ok((dx, grad))
     }
 
-    /// Rows of W + ΔW, each merged as a band of its own.
+    /// Returns rows of W + ΔW, each merged as a band of its own.
     fn merge(&self, rows: &[usize]) -> kron_core::Result<Array2<E>> {
         let mut workspace = self.workspace(Pass::Merge, 1);
         let mut w = Array2::from_shape_fn((rows.len(), self.op.shape.d_in()), |(row, i)| {

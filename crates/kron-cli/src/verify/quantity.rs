@@ -1,26 +1,26 @@
-//! What is compared, and under which names a file holds it.
+//! The compared outputs, and their names in a file.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// One compared output. The order is the table's.
+/// One compared output, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(into = "&'static str")]
 pub enum Quantity {
-    /// The layer's output, base and adapter.
+    /// Output of the layer, base and adapter.
     Y,
-    /// The layer's input gradient.
+    /// Input gradient of the layer.
     Dx,
-    /// The adapter's share of y.
+    /// Adapter's share of y.
     Delta,
-    /// The adapter's share of dx.
+    /// Adapter's share of dx.
     DxDelta,
     /// Gradient of A.
     A,
     /// Gradient of the left factor of A = w1_a·w1_b.
     W1a,
-    /// Gradient of the right one.
+    /// Gradient of the right factor of A.
     W1b,
     /// Gradient of B.
     B,
@@ -32,32 +32,32 @@ pub enum Quantity {
     Merged,
 }
 
-/// Results by name, each row-major in float64.
+/// Results by quantity, each row-major in float64.
 pub type Outputs = BTreeMap<Quantity, Vec<f64>>;
 
 impl Quantity {
-    /// All of them, in the table's order.
+    /// All quantities, in the order of the table.
     pub const ALL: [Quantity; 11] = {
         use Quantity::*;
         [Y, Dx, Delta, DxDelta, A, W1a, W1b, B, C, M, Merged]
     };
 
-    /// Its name in the table: the one alphabet's.
+    /// Returns the name in the table.
     pub const fn name(self) -> &'static str {
         self.names().0
     }
 
-    /// Its name in a file, after `ref.`.
+    /// Returns the name in a file, after `ref.`.
     pub const fn in_reference(self) -> &'static str {
         self.names().1
     }
 
-    /// Its name in a file, after a framework's prefix.
+    /// Returns the name in a file, after a framework's prefix.
     pub const fn in_framework(self) -> &'static str {
         self.names().2
     }
 
-    /// Whether it is a gradient of a factor, which passes through more roundings than an output.
+    /// Returns true for a gradient of a factor, which passes through more roundings than an output.
     pub const fn is_gradient(self) -> bool {
         use Quantity::*;
         matches!(self, A | W1a | W1b | B | C | M)

@@ -1,4 +1,4 @@
-//! The report: as data, and as a table for a reader.
+//! The report of `kron verify`: as data, and as a table.
 
 use std::collections::BTreeSet;
 
@@ -9,42 +9,42 @@ use serde::Serialize;
 use super::case::Case;
 use super::judge::{Errors, Row, Verdict};
 
-/// What was verified, on what, and how it came out.
+/// Result of a verification.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Instruction set.
     pub isa: &'static str,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// Whether every row of every case is.
+    /// True if every result of every case is within its bound.
     pub ok: bool,
-    /// In the index's order.
+    /// Cases in the order of the index.
     pub cases: Vec<CaseReport>,
 }
 
-/// One case.
+/// Result of one case.
 #[derive(Debug, Serialize)]
 pub struct CaseReport {
-    /// Its name in the index.
+    /// Name in the index.
     pub name: String,
-    /// The shape, in words.
+    /// Shape, in words.
     pub shape: String,
-    /// Of the activations.
+    /// Dtype of the activations.
     pub dtype: &'static str,
-    /// Of the stored factors.
+    /// Dtype of the stored factors.
     pub adapter_dtype: &'static str,
-    /// Tokens.
+    /// Number of tokens.
     pub rows: usize,
-    /// s.
+    /// Scale s.
     pub scale: f64,
-    /// Whether every row is.
+    /// True if every result is within its bound.
     pub ok: bool,
-    /// One per compared output.
+    /// Comparisons, one per output.
     pub tensors: Vec<Row>,
 }
 
 impl CaseReport {
-    /// A judged case.
+    /// Combines a case with its comparisons.
     pub fn new(case: &Case, tensors: Vec<Row>) -> Self {
         Self {
             name: case.name.clone(),
@@ -60,12 +60,12 @@ impl CaseReport {
 }
 
 impl Report {
-    /// The report of some cases.
+    /// Combines the reports of all cases.
     pub fn new(isa: Isa, threads: usize, cases: Vec<CaseReport>) -> Self {
         Self { isa: isa.name(), threads, ok: cases.iter().all(|case| case.ok), cases }
     }
 
-    /// For a reader: the table, the failures in words, and a line of summary.
+    /// Returns the table, the failures in words, and a line of summary.
     pub fn table(&self) -> String {
         let names = self.cases.iter().flat_map(|case| &case.tensors).flat_map(|row| row.frameworks.keys());
         let frameworks: BTreeSet<&String> = names.collect();
@@ -92,13 +92,13 @@ impl Report {
     }
 }
 
-/// How to read the table.
+/// Legend of the table.
 const LEGEND: &str = "\
-ours, frameworks, plain: ‖error‖ / ‖reference‖; plain is float32 products; ≠ computed something else and sets no bound.
-bound: 2× (gradients 3×) what the peers or one rounding do; used: the share of it, by the worse of two norms.";
+ours, frameworks, plain: ‖error‖ / ‖reference‖; plain: float32 matrix products; ≠: differs by more than rounding, so sets no bound.
+bound: 2× (gradients 3×) the largest error of the peers or of one rounding; used: our error / bound, in the worse of two norms.";
 
 impl CaseReport {
-    /// The case's row of the table: a line for each tensor in every cell.
+    /// Returns the case's row of the table, each cell with a line for each tensor.
     fn cells(&self, frameworks: &BTreeSet<&String>) -> Vec<Cell> {
         let dtype = self.dtype.parse().unwrap_or(Dtype::F32);
         let column = |text: &dyn Fn(&Row) -> String| {
@@ -155,7 +155,7 @@ impl CaseReport {
     }
 }
 
-/// Two digits are all that an error has to say.
+/// Writes an error with two digits.
 fn number(v: f64) -> String {
     if v == 0.0 { "0".into() } else { format!("{v:.1e}") }
 }

@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::folder::{File, Tensor, golden, kron};
+use crate::golden::{File, Tensor, golden, kron};
 
 /// The golden PEFT adapters.
 pub const PEFT: [&str; 4] = ["lokr", "lokr_mix", "lora", "lora_rs"];
@@ -21,7 +21,7 @@ pub fn dir() -> TempDir {
     TempDir::new().expect("a temporary folder")
 }
 
-/// Runs the program: the exit code, the standard output, the standard error.
+/// Runs the program and returns its exit code, standard output and standard error.
 pub fn run(args: &[&dyn AsRef<std::ffi::OsStr>]) -> (i32, String, String) {
     let mut command = kron();
     args.iter().for_each(|arg| {
@@ -32,14 +32,14 @@ pub fn run(args: &[&dyn AsRef<std::ffi::OsStr>]) -> (i32, String, String) {
     (run.status.code().unwrap_or(-1), text(run.stdout), text(run.stderr))
 }
 
-/// Runs it with `--json`, and it succeeds.
+/// Runs the program with `--json`, asserts success and returns the JSON.
 pub fn report(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Value {
     let (code, out, err) = run(&[args, &[&"--json" as &dyn AsRef<std::ffi::OsStr>]].concat());
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
 }
 
-/// One sentence that contains every part of `says`, the exit code, and nothing else.
+/// Asserts this exit code and one sentence that contains every part of `says`, and no other output.
 pub fn refused(args: &[&dyn AsRef<std::ffi::OsStr>], code: i32, says: &[&str]) {
     let (got, out, err) = run(args);
     assert_eq!((got, out.as_str()), (code, ""), "{err}");
@@ -72,7 +72,8 @@ pub fn same(got: &File, want: &File) {
     }
 }
 
-pub fn numbers(tensor: &Tensor) -> Vec<f64> {
+/// Returns the values of a float32 tensor.
+pub fn values(tensor: &Tensor) -> Vec<f64> {
     tensor.bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
 }
 
@@ -81,7 +82,7 @@ pub fn config(folder: &Path) -> Value {
     serde_json::from_slice(&text).expect("JSON")
 }
 
-/// An adapter of our own: layers of several splits, ranks and rules.
+/// Writes an adapter of these layers in our own format.
 pub fn ours(shapes: &[(&str, KronShape, Scaling)], path: &Path) -> Adapter {
     let layers = shapes.iter().zip(1..).map(|((module, shape, scaling), seed)| {
         Layer::new(*module, *scaling, Theta::random(*shape, seed)).unwrap()
@@ -113,7 +114,7 @@ fn inspect_shows_the_index_s_layers_and_scales() {
     }
 }
 
-/// ΔW of the file's own tensors, built: w1 ⊗ w2 element by element.
+/// Computes w1 ⊗ w2 from the file's tensors, element by element.
 #[test]
 fn inspect_s_norm_is_that_of_the_product_of_the_file_s_tensors() {
     let file = tensors(&peft("lokr").join("adapter_model.safetensors"));
@@ -123,10 +124,10 @@ fn inspect_s_norm_is_that_of_the_product_of_the_file_s_tensors() {
             |name: &str| &file[&format!("base_model.model.{}.{name}", layer["module"].as_str().unwrap())];
         let (w1, a, b) = (part("lokr_w1"), part("lokr_w2_a"), part("lokr_w2_b"));
         let (n, r, m) = (a.shape[0], a.shape[1], b.shape[1]);
-        let (a, b) = (numbers(a), numbers(b));
+        let (a, b) = (values(a), values(b));
         let w2 = (0..n * m).map(|at| (0..r).map(|k| a[at / m * r + k] * b[k * m + at % m]).sum::<f64>());
         let square = |v: f64| v * v;
-        let want = numbers(w1).into_iter().map(square).sum::<f64>() * w2.map(square).sum::<f64>();
+        let want = values(w1).into_iter().map(square).sum::<f64>() * w2.map(square).sum::<f64>();
         let want = layer["scale"].as_f64().unwrap() * want.sqrt();
         assert!((layer["norm"].as_f64().unwrap() / want - 1.0).abs() < 1e-9, "{layer}: {want}");
     }
@@ -144,7 +145,7 @@ fn inspect_writes_a_page_that_needs_no_other_file() {
     assert_eq!(std::fs::read_to_string(&page).unwrap(), text);
 }
 
-/// Each line has its layer's colour and number, in the order of the layers.
+/// Checks that each line has its layer's colour and number, in the order of the layers.
 #[test]
 fn the_page_s_legend_says_which_line_is_which_layer() {
     let dir = dir();
@@ -228,16 +229,20 @@ fn nothing_is_overwritten_unless_told_and_no_other_file_ever() {
     let dir = dir();
     let (file, folder) = (dir.path().join("a.safetensors"), dir.path().join("lora"));
     convert(&peft("lokr"), &file, "kron");
-    report(&[&"export", &"--lora", &peft("lokr"), &folder]);
+    convert(&peft("lokr"), &folder, "lora");
     refused(&[&"convert", &peft("lora"), &file], 2, &["a.safetensors exists", "--force"]);
-    refused(&[&"export", &"--lora", &peft("lora"), &folder], 2, &["lora exists", "--force"]);
+    refused(&[&"convert", &"--to", &"lora", &peft("lora"), &folder], 2, &["lora exists", "--force"]);
     let before = tensors(&folder.join("adapter_model.safetensors"));
-    report(&[&"export", &"--lora", &peft("lora"), &folder, &"--force"]);
+    report(&[&"convert", &"--to", &"lora", &peft("lora"), &folder, &"--force"]);
     assert_ne!(tensors(&folder.join("adapter_model.safetensors")).len(), before.len());
     std::fs::write(folder.join("notes.txt"), "mine").unwrap();
-    refused(&[&"export", &"--lora", &peft("lokr"), &folder, &"--force"], 2, &["notes.txt", "nothing else"]);
+    refused(
+        &[&"convert", &"--to", &"lora", &peft("lokr"), &folder, &"--force"],
+        2,
+        &["notes.txt", "nothing else"],
+    );
     refused(&[&"convert", &peft("lokr"), &folder, &"--force"], 2, &["is a folder"]);
-    refused(&[&"export", &"--lora", &peft("lokr"), &file, &"--force"], 2, &["is no folder"]);
+    refused(&[&"convert", &"--to", &"lora", &peft("lokr"), &file, &"--force"], 2, &["is no folder"]);
     assert_eq!(std::fs::read_to_string(folder.join("notes.txt")).unwrap(), "mine");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "something was left behind");
 }

@@ -1,4 +1,4 @@
-//! Adapters that are damaged, hostile, or say what ΔW cannot: one sentence and exit code 1.
+//! Adapters that are damaged, hostile, or not of the form s·A ⊗ (B·C): one sentence and exit code 1.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::folder::{File, Tensor, golden, kron, serialize};
+use crate::golden::{File, Tensor, golden, kron, serialize};
 
 /// A copy of a golden PEFT folder.
 struct Peft(TempDir);
@@ -52,7 +52,7 @@ impl Peft {
         self
     }
 
-    /// Refused by every command that reads, which leaves nothing behind.
+    /// Asserts that every command that reads refuses it and writes nothing.
     fn refused(self, says: &[&str]) {
         let place = TempDir::new().unwrap();
         let out = place.path().join("out");
@@ -77,7 +77,7 @@ fn refuse(args: &[&str], code: i32, says: &[&str]) {
     }
 }
 
-/// Written it would be gone, and with it merge's guard.
+/// No written format keeps the flag, and merge's check needs it.
 #[test]
 fn fan_in_fan_out_is_not_dropped() {
     let place = TempDir::new().unwrap();
@@ -90,7 +90,7 @@ fn fan_in_fan_out_is_not_dropped() {
         for to in ["kron", "lora", "peft-lokr", "lycoris"] {
             refuse(&["convert", path, out, "--to", to], 1, &says);
         }
-        refuse(&["convert", path, out, "--fit", "--a-in", "2", "--a-out", "2", "--rank", "2"], 1, &says);
+        refuse(&["convert", path, out, "--fit", "--a-out", "2", "--a-in", "2", "--rank", "2"], 1, &says);
         refuse(&["export", "--lora", path, out], 1, &says);
         refuse(&["quantise", path, "--bits", "8", "--out", out], 1, &says);
         assert!(kron().args(["quantise", path, "--bits", "8"]).output().unwrap().status.success());
@@ -155,9 +155,9 @@ fn factors_that_are_wrong() {
         let name = name.to_string();
         Peft::of("lokr").tensors(move |file| drop(file.insert(name, tensor)))
     };
-    let numbers = |first: f32| Tensor::f32(&[6, 6], std::iter::once(first).chain([1.0; 35]));
-    set(&w1, numbers(f32::NAN)).refused(&[&w1, "NaN", "finite"]);
-    set(&w1, numbers(f32::INFINITY)).refused(&[&w1, "inf"]);
+    let values = |first: f32| Tensor::f32(&[6, 6], std::iter::once(first).chain([1.0; 35]));
+    set(&w1, values(f32::NAN)).refused(&[&w1, "NaN", "finite"]);
+    set(&w1, values(f32::INFINITY)).refused(&[&w1, "inf"]);
     set(&w1, Tensor::f32(&[6, 6, 1, 1], [1.0; 36])).refused(&[&w1, "2 dimensions", "convolutions"]);
     set(&w1, Tensor::f32(&[0, 6], [])).refused(&["d_out is 0"]);
     set(&w2a, Tensor::f32(&[8, 3], [1.0; 24])).refused(&[&w2a, "3 columns", "2 rows"]);
@@ -167,12 +167,12 @@ fn factors_that_are_wrong() {
         .refused(&[&w1, "float32 does not hold"]);
     Peft::of("lokr").tensors(|file| drop(file.remove(&w2a))).refused(&["needs either lokr_w2 or both"]);
     Peft::of("lokr")
-        .tensors(|file| drop(file.insert(format!("{Q}.lokr_w2"), numbers(1.0))))
+        .tensors(|file| drop(file.insert(format!("{Q}.lokr_w2"), values(1.0))))
         .refused(&["needs either"]);
     Peft::of("lora")
         .tensors(|file| drop(file.remove(&format!("{Q}.lora_A.weight"))))
         .refused(&["needs both"]);
-    // 40 kB of file, 400 million numbers.
+    // 40 kB of file, 400 million elements.
     Peft::of("lokr")
         .tensors(|file| {
             file.remove(&w1);
@@ -235,10 +235,10 @@ fn calls_that_are_wrong() {
     }
     refuse(&["convert", lokr, "out", "--side", "in"], 2, &["--side", "--to lora"]);
     refuse(&["convert", lokr, "out", "--uniform"], 2, &["--uniform", "--to lora"]);
-    let fit = ["--fit", "--a-in", "2", "--a-out", "2", "--rank", "2"];
-    refuse(&[&["convert", lokr, "out"][..], &fit].concat(), 2, &["is no LoRA"]);
+    let fit = ["--fit", "--a-out", "2", "--a-in", "2", "--rank", "2"];
+    refuse(&[&["convert", lokr, "out"][..], &fit].concat(), 2, &["is not a LoRA"]);
     let lora = golden().join("model_llama/lora");
-    let indivisible = ["--fit", "--a-in", "5", "--a-out", "2", "--rank", "2"];
+    let indivisible = ["--fit", "--a-out", "2", "--a-in", "5", "--rank", "2"];
     refuse(
         &[&["convert", lora.to_str().unwrap(), "out"][..], &indivisible].concat(),
         2,
@@ -253,12 +253,12 @@ fn folders_that_do_not_exist_are_not_made() {
     let lokr = lokr.to_str().unwrap();
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("missing/out");
-    refuse(&["export", "--lora", lokr, out.to_str().unwrap()], 1, &["missing/out"]);
+    refuse(&["convert", "--to", "lora", lokr, out.to_str().unwrap()], 1, &["missing/out"]);
     refuse(&["convert", lokr, out.to_str().unwrap()], 1, &["missing/out"]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// A of 1 × 60000: one side is a LoRA of rank 2, the other of rank 120000.
+/// With A of 1 × 60000, one side is a LoRA of rank 2, the other of rank 120000.
 #[test]
 fn loras_beyond_memory_are_refused() {
     let long = 60_000;
@@ -267,19 +267,19 @@ fn loras_beyond_memory_are_refused() {
         file.insert(format!("{Q}.lokr_w1"), row);
     });
     let (path, out) = (folder.0.path().to_str().unwrap(), folder.0.path().join("out"));
-    let call = ["export", "--lora", path, out.to_str().unwrap(), "--side", "in"];
+    let call = ["convert", "--to", "lora", path, out.to_str().unwrap(), "--side", "in"];
     refuse(&call, 1, &["a LoRA of rank 120000", "limit"]);
-    assert!(kron().args(&call[..4]).output().unwrap().status.success());
+    assert!(kron().args(&call[..5]).output().unwrap().status.success());
 }
 
-/// A file system that cannot be written, whoever asks: root ignores a folder's permissions.
+/// Writes to /proc, which refuses even root; a folder's permissions would not.
 #[cfg(target_os = "linux")]
 #[test]
 fn read_only_folders_are_refused() {
     let lokr = golden().join("model_llama/lokr");
     let lokr = lokr.to_str().unwrap();
     refuse(&["convert", lokr, "/proc/kron-out"], 1, &["/proc/kron-out"]);
-    refuse(&["export", "--lora", lokr, "/proc/kron-out"], 1, &["/proc/kron-out"]);
+    refuse(&["convert", "--to", "lora", lokr, "/proc/kron-out"], 1, &["/proc/kron-out"]);
 }
 
 #[test]
@@ -288,19 +288,19 @@ fn every_command_s_help_has_an_example_and_the_exit_codes() {
     let all = String::from_utf8(commands.stdout).unwrap();
     let commands = all.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(commands.len(), 12, "{commands:?}");
-    assert!(all.contains("  130  a second signal ended it at once"), "{all}");
+    assert_eq!(commands.len(), 10, "{commands:?}");
+    assert!(all.contains("  130  a second signal ended the run at once"), "{all}");
     for command in commands.into_iter().filter(|command| *command != "help") {
         let run = kron().args([command, "--help"]).output().unwrap();
         let text = String::from_utf8(run.stdout).unwrap();
         assert_eq!(run.status.code(), Some(0));
         assert!(text.contains("Example") && text.contains("  kron ") | text.contains(": kron "), "{text}");
         assert!(text.contains("Exit codes: "), "{text}");
-        // What a signal and a full disk do is said by all that write, in the same words.
-        let writes = ["convert", "export", "inspect", "man", "merge", "quantise"].contains(&command);
+        // All commands that write describe a signal and a full disk in the same words.
+        let writes = ["convert", "inspect", "man", "merge", "quantise"].contains(&command);
         for says in [
-            "or the output cannot be written or a signal interrupted it; 2 the call is at fault;\n",
-            "130 a second signal ended it at once.\n",
+            "the output cannot be written, or a signal stopped the run; 2 invalid arguments;\n",
+            "130 a second signal ended the run at once.\n",
         ] {
             assert_eq!(text.contains(says), writes, "{command}: {text}");
         }
@@ -323,4 +323,27 @@ fn man_pages_and_completions_know_every_command() {
         );
     }
     refuse(&["man", "/no/such/folder"], 1, &["/no/such/folder"]);
+}
+
+/// Runs the lines of `kron --help` in a shell, unchanged.
+#[cfg(unix)]
+#[test]
+fn man_pages_and_completions_are_installed_by_the_lines_of_the_help() {
+    let help = kron().arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let (_, rest) = help.split_once("Man pages and completions for one user:\n").expect("the lines");
+    let lines: Vec<&str> = rest.lines().take_while(|line| !line.is_empty()).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    let home = TempDir::new().unwrap();
+    let folder = Path::new(assert_cmd::cargo::cargo_bin!("kron")).parent().unwrap();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-e", "-c", &lines.join("\n")]).env("HOME", home.path()).env("PATH", path);
+    let run = shell.output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let share = home.path().join(".local/share");
+    let page = std::fs::read_to_string(share.join("man/man1/kron-merge.1")).unwrap();
+    assert!(page.contains("kron\\-merge") || page.contains("kron-merge"), "{page}");
+    let script = std::fs::read_to_string(share.join("bash-completion/completions/kron")).unwrap();
+    assert!(script.contains("complete") && script.contains("merge"), "{script}");
 }

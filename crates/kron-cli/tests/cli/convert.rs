@@ -1,4 +1,4 @@
-//! `kron convert` and `kron export`: what goes and comes back, and what is refused.
+//! `kron convert`: round trips, refusals, and the older name `kron export --lora`.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 use serde_json::json;
 
 use crate::adapters::{
-    PEFT, config, convert, dir, numbers, ours, peft, refused, report, run, same, scaling, tensors,
+    PEFT, config, convert, dir, ours, peft, refused, report, run, same, scaling, tensors, values,
 };
-use crate::folder::{File, Tensor, golden, serialize};
+use crate::golden::{File, Tensor, golden, serialize};
 
 #[test]
 fn peft_lokr_to_ours_and_back_keeps_every_bit_and_every_scale() {
@@ -45,7 +45,7 @@ fn peft_lora_to_ours_and_back_keeps_every_bit() {
     }
 }
 
-/// The product of two decomposed factors is rounded, and that is said; from there on all is exact.
+/// The product of two decomposed factors is rounded, which a note tells; later conversions are exact.
 #[test]
 fn decomposed_w1_and_full_w2_become_ours() {
     let dir = dir();
@@ -63,22 +63,22 @@ fn decomposed_w1_and_full_w2_become_ours() {
     }
 }
 
-/// Y = X·Wᵀ + s·(X·downᵀ)·upᵀ against what PEFT computed with the original adapter.
+/// Compares Y = X·Wᵀ + s·(X·downᵀ)·upᵀ with PEFT's outputs for the original adapter.
 #[test]
-fn exported_loras_give_the_golden_outputs_from_both_sides() {
+fn loras_give_the_golden_outputs_from_both_sides() {
     let base = tensors(&golden().join("model_llama/base.safetensors"));
     let outputs = tensors(&golden().join("model_llama/outputs.safetensors"));
     for name in PEFT {
         for side in ["in", "out"] {
             let dir = dir();
             let lora = dir.path().join("lora");
-            report(&[&"export", &"--lora", &peft(name), &lora, &"--side", &side]);
+            report(&[&"convert", &peft(name), &lora, &"--to", &"lora", &"--side", &side]);
             let kron = dir.path().join("read.safetensors");
             convert(&lora, &kron, "kron");
             for layer in Adapter::read(&kron).unwrap().layers() {
                 let act = |end: &str| &outputs[&format!("{name}.act.{}.{end}", layer.module())];
                 let weight = &base[&format!("{}.weight", layer.module())];
-                let (x, y, w) = (numbers(act("x")), numbers(act("y")), numbers(weight));
+                let (x, y, w) = (values(act("x")), values(act("y")), values(weight));
                 let (d_out, d_in) = (layer.shape().d_out(), layer.shape().d_in());
                 assert_eq!(weight.shape, [d_out, d_in]);
                 let (up, down) = (layer.theta().b(), layer.theta().c());
@@ -103,7 +103,7 @@ fn exported_loras_give_the_golden_outputs_from_both_sides() {
 }
 
 #[test]
-fn export_takes_the_smaller_rank_and_is_the_same_delta() {
+fn a_lora_takes_the_smaller_rank_and_is_the_same_delta() {
     let dir = dir();
     let path = dir.path().join("ours.safetensors");
     let shapes = [
@@ -126,7 +126,7 @@ fn export_takes_the_smaller_rank_and_is_the_same_delta() {
     ];
     let adapter = ours(&shapes, &path);
     let lora = dir.path().join("lora");
-    let written = report(&[&"export", &"--lora", &path, &lora]);
+    let written = report(&[&"convert", &path, &lora, &"--to", &"lora"]);
     let ranks: Vec<_> =
         written["layers"].as_array().unwrap().iter().map(|l| l["lora_rank"].clone()).collect();
     assert_eq!(ranks, [json!(6), json!(10), json!(32), json!(4)]);
@@ -138,12 +138,12 @@ fn export_takes_the_smaller_rank_and_is_the_same_delta() {
     assert_eq!(compared["layers"].as_array().unwrap().len(), adapter.layers().len());
 }
 
-/// One r and one lora_alpha for layers of two scales and two ranks.
+/// Layers of two scales and two ranks get one r and one lora_alpha.
 #[test]
-fn uniform_exports_need_no_pattern() {
+fn uniform_loras_need_no_pattern() {
     let dir = dir();
     let lora = dir.path().join("lora");
-    report(&[&"export", &"--lora", &"--uniform", &peft("lokr"), &lora]);
+    report(&[&"convert", &"--to", &"lora", &"--uniform", &peft("lokr"), &lora]);
     let config = config(&lora);
     assert_eq!((&config["rank_pattern"], &config["alpha_pattern"]), (&json!({}), &json!({})));
     assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(18), &json!(27)));
@@ -154,6 +154,51 @@ fn uniform_exports_need_no_pattern() {
     for layer in compared["layers"].as_array().unwrap() {
         assert!(layer["relative_distance"].as_f64().unwrap() < 2e-7, "{layer}");
     }
+}
+
+/// `kron export --lora IN OUT` is `kron convert --to lora IN OUT`, wherever the words stand.
+#[test]
+fn export_is_an_older_name_of_convert_to_lora() {
+    type Words<'a> = Vec<&'a dyn AsRef<std::ffi::OsStr>>;
+    fn words<'a>(texts: &'a [&'a str]) -> Words<'a> {
+        texts.iter().map(|text| text as _).collect()
+    }
+    let (dir, input) = (dir(), peft("lokr"));
+    let cases = [&[][..], &["--side", "out"], &["--uniform"], &["--side", "in", "--uniform"]];
+    for (i, options) in cases.into_iter().enumerate() {
+        let [newer, older, last] =
+            ["newer", "older", "last"].map(|name| dir.path().join(format!("{name}-{i}")));
+        let call = |start: &[&'static str], paths: [&std::path::Path; 2], end: &[&'static str]| {
+            let paths: Words = paths.iter().map(|path| path as _).collect();
+            report(&[words(start), paths, words(options), words(end)].concat())
+        };
+        let mut converted = call(&["convert", "--to", "lora"], [&input, &newer], &[]);
+        let exported = call(&["export", "--lora"], [&input, &older], &[]);
+        call(&["export"], [&input, &last], &["--lora"]);
+        for name in ["adapter_model.safetensors", "adapter_config.json"] {
+            let want = std::fs::read(newer.join(name)).unwrap();
+            assert!([&older, &last].iter().all(|folder| std::fs::read(folder.join(name)).unwrap() == want));
+        }
+        converted["output"] = exported["output"].clone();
+        assert_eq!(exported, converted);
+    }
+    // `--json` may stand before the command, and --base takes a model's names as in convert.
+    let out = dir.path().join("named");
+    let base = golden().join("model_llama/base.safetensors");
+    let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
+        [&"--json", &"export", &"--lora", &"--base", &base, &input, &out];
+    assert_eq!(run(&call).0, 0);
+    assert!(out.join("adapter_config.json").exists());
+    // Another format has another name, and without --lora nothing is written.
+    for rest in [&[][..], &["--to", "kron"], &["--lora", "--to", "kron"], &["--", "--lora"]] {
+        let none = dir.path().join("none");
+        let call: Words = vec![&"export", &input, &none];
+        let (code, ..) = run(&[call, words(rest)].concat());
+        assert!(code == 2 && !none.exists());
+    }
+    let help = |command: &str| run(&[&command, &"--help"]);
+    assert_eq!(help("export"), help("convert"));
+    assert!(help("convert").1.contains("`kron export --lora IN OUT`"));
 }
 
 #[test]
@@ -183,7 +228,7 @@ fn lycoris_files_come_and_go_with_their_alpha() {
     convert(&path, &file, "lycoris");
     let stored = tensors(&file);
     let alpha = &stored["lycoris_model_layers_0_q_proj.alpha"];
-    assert_eq!((&alpha.shape[..], numbers(alpha)), (&[][..], vec![3.0]));
+    assert_eq!((&alpha.shape[..], values(alpha)), (&[][..], vec![3.0]));
     assert_eq!(stored["lycoris_model_layers_0_q_proj.lokr_w2_a"].shape, [8, 2]);
     convert(&file, &back, "kron");
     for (x, y) in adapter.layers().iter().zip(Adapter::read(&back).unwrap().layers()) {
@@ -194,7 +239,7 @@ fn lycoris_files_come_and_go_with_their_alpha() {
     }
 }
 
-/// s: alpha / r, 1 without alpha or with one of 0, and 1 where both factors are full.
+/// s is alpha / r; without alpha, with alpha 0, and where both factors are full, s is 1.
 #[test]
 fn lycoris_scales_are_lycoris_s() {
     let dir = dir();
@@ -274,7 +319,7 @@ fn what_a_format_cannot_say_is_refused_with_the_reason() {
     }
 }
 
-/// Splits by 5 in all layers, where no side is a square: the factor has to be found.
+/// All layers are split by 5, and no side is a square, so that the factor has to be searched for.
 #[test]
 fn a_decompose_factor_is_found_where_there_is_one() {
     let dir = dir();
@@ -320,9 +365,9 @@ fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
         )],
         &path,
     );
-    report(&[&"export", &"--lora", &path, &lora]);
+    convert(&path, &lora, "lora");
     let sizes: [&dyn AsRef<std::ffi::OsStr>; 7] =
-        [&"--fit", &"--a-in", &"3", &"--a-out", &"4", &"--rank", &"2"];
+        [&"--fit", &"--a-out", &"4", &"--a-in", &"3", &"--rank", &"2"];
     let report_fit =
         report(&[&[&"convert" as &dyn AsRef<std::ffi::OsStr>, &lora, &fitted][..], &sizes].concat());
     assert!(report_fit["layers"][0]["error"].as_f64().unwrap() < 1e-6, "{report_fit:#}");
@@ -348,7 +393,7 @@ fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
     assert!(errors.clone().count() == 6 && errors.into_iter().all(|e| (0.1..1.0).contains(&e)), "{lossy:#}");
 }
 
-/// One layer is a Kron-LoRA, one is not: the refusal gives the error of both.
+/// One layer is a Kron-LoRA, the other is not; the refusal lists the errors of both.
 #[test]
 fn fit_s_refusal_says_every_error_and_marks_what_is_above() {
     let dir = dir();

@@ -1,4 +1,4 @@
-//! `kron merge` stopped in the middle, taken up again, and its memory.
+//! `kron merge` interrupted and resumed, and its memory.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
@@ -11,16 +11,16 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::folder::File;
+use crate::golden::File;
+use crate::models::{adapter, assert_merge_fails, merge, names, sharded, tensor};
 use crate::stopped::Stopped;
-use crate::toy::{adapter, assert_merge_fails, merge, names, sharded, tensor};
 
 /// Rows and columns of the large bf16 weight: 200 MB.
 const LARGE: usize = 10_000;
 const JOURNAL: &str = ".kron-merge.json";
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
-/// A small first shard, and a second one with a large weight of zeros that takes no room on the disk.
+/// A small first shard, and a second one with a large weight of zeros in a sparse file.
 struct Model {
     dir: TempDir,
     base: PathBuf,
@@ -53,7 +53,7 @@ impl Model {
         self.dir.path().join("out")
     }
 
-    /// A merge that is stopped while it writes the second shard.
+    /// Starts a merge and stops it while it writes the second shard.
     fn start(&self) -> Stopped {
         let total = (2 * LARGE * LARGE) as u64;
         Stopped::in_the_middle(&self.out(), total, || {
@@ -70,7 +70,7 @@ impl Model {
         serde_json::from_str(&out).unwrap()
     }
 
-    /// That the folder is what an undisturbed merge makes.
+    /// Asserts that the folder equals that of an undisturbed merge.
     fn assert_whole(&self) {
         let other = self.dir.path().join("undisturbed");
         assert_eq!(merge(&self.base, &self.adapter, &other, &[]).0, 0);
@@ -135,7 +135,7 @@ fn interrupt_is_an_orderly_end() {
     assert_eq!(model.resume()["kept"], 1);
 }
 
-/// The help's 130: who asks twice does not wait for the orderly end.
+/// Exit code 130: a second signal does not wait for the orderly end.
 #[test]
 fn second_signal_ends_it_at_once() {
     let model = Model::new();
@@ -180,7 +180,7 @@ fn model_that_shrinks_is_an_error() {
     assert!(!model.out().join(SHARDS[1]).exists());
 }
 
-/// A map's page that the disk cannot give.
+/// Sends the signal of a page that the disk cannot read.
 #[test]
 fn bus_error_is_a_sentence() {
     let model = Model::new();
@@ -192,7 +192,7 @@ fn bus_error_is_a_sentence() {
     assert_eq!(model.resume()["kept"], 1);
 }
 
-/// A model of 200 MB in one tensor, in less memory than that tensor.
+/// Merges a tensor of 200 MB in less memory than that tensor.
 #[test]
 fn memory_is_a_band_of_rows() {
     let model = Model::new();

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::adapters::peft;
-use crate::toy::run;
+use crate::models::run;
 
 #[test]
 fn errors_are_one_line_of_json() {
@@ -15,9 +15,9 @@ fn errors_are_one_line_of_json() {
         (vec!["convert", lora, lora], 2, "which is read"),
         (vec!["diff", "/no/such/path", lora], 1, "/no/such/path"),
         (vec!["merge", "/no/such/path", lora, "out"], 1, "/no/such/path"),
-        (vec!["plan", "gpt-5"], 2, "\"gpt-5\" is no preset"),
+        (vec!["plan", "gpt-5"], 2, "\"gpt-5\" is not a preset"),
         (vec!["verify", "/no/such/path"], 2, "/no/such/path"),
-        (vec!["unmerge"], 2, "a merge cannot be undone"),
+        (vec!["unmerge"], 2, "unrecognized subcommand 'unmerge'"),
         (vec!["man", "/no/such/path"], 2, "man writes pages, so it has no --json"),
         (vec!["completions", "bash"], 2, "completions prints a shell's script, so it has no --json"),
         // What clap refuses.

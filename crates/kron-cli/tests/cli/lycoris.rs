@@ -1,4 +1,4 @@
-//! Files that LyCORIS itself wrote, and what it computed with them (`scripts/golden_lycoris.py`).
+//! Files written by LyCORIS, and LyCORIS's outputs for them (`scripts/golden_lycoris.py`).
 
 use std::path::PathBuf;
 
@@ -6,9 +6,9 @@ use kron_adapter::Adapter;
 use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 
-use crate::adapters::{convert, dir, numbers, ours, refused, report, run, scaling, tensors};
-use crate::folder::{File, golden, serialize};
-use crate::toy::tensor;
+use crate::adapters::{convert, dir, ours, refused, report, run, scaling, tensors, values};
+use crate::golden::{File, golden, serialize};
+use crate::models::tensor;
 
 const CASES: [&str; 4] = ["w2_product", "both_products", "both_full", "factor_4"];
 
@@ -16,11 +16,11 @@ fn file(name: &str) -> PathBuf {
     golden().join(format!("lycoris/{name}.safetensors"))
 }
 
-/// The model's output, relu between its two layers, in float64.
+/// Returns the model's output in float64; relu stands between its two layers.
 fn output(weights: &File, x: &[f64]) -> Vec<f64> {
     let layer = |x: &[f64], name: &str| -> Vec<f64> {
-        let (w, b) = (&weights[&format!("{name}.weight")], numbers(&weights[&format!("{name}.bias")]));
-        let (w, columns) = (numbers(w), w.shape[1]);
+        let (w, b) = (&weights[&format!("{name}.weight")], values(&weights[&format!("{name}.bias")]));
+        let (w, columns) = (values(w), w.shape[1]);
         let dot = |x: &[f64], row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
         let rows = |x| w.chunks(columns).zip(&b).map(move |(row, b)| dot(x, row) + b);
         x.chunks(columns).flat_map(rows).collect()
@@ -38,13 +38,13 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 #[test]
 fn a_merged_model_computes_what_lycoris_computed() {
     let (dir, golden) = (dir(), tensors(&file("outputs")));
-    let x = numbers(&golden["x"]);
+    let x = values(&golden["x"]);
     let without = output(&tensors(&file("base")), &x);
-    assert!(apart(&without, &numbers(&golden["y"])) < 1e-6);
+    assert!(apart(&without, &values(&golden["y"])) < 1e-6);
     for case in CASES {
         let out = dir.path().join(case);
         report(&[&"merge", &file("base"), &file(case), &out]);
-        let want = numbers(&golden[&format!("{case}.y")]);
+        let want = values(&golden[&format!("{case}.y")]);
         assert!(apart(&output(&tensors(&out), &x), &want) < 2e-6, "{case}");
         assert!(apart(&without, &want) > 1e-2, "{case}: the adapter does nothing");
     }
@@ -91,7 +91,7 @@ fn the_model_gives_the_modules_their_names() {
     }
 }
 
-/// The prefixes of Kohya's trainers stand before the module's own name.
+/// Kohya's trainers put prefixes before the module's own name.
 #[test]
 fn kohya_s_names_stay_until_a_model_gives_its_own() {
     let dir = dir();
@@ -131,7 +131,7 @@ fn kohya_s_names_stay_until_a_model_gives_its_own() {
     report(&[&"merge", &base, &file, &out]);
 }
 
-/// LyCORIS's names meet the model's own only by the model.
+/// Only the model relates LyCORIS's names to its own.
 #[test]
 fn diff_compares_modules_by_the_model_s_names() {
     let dir = dir();
@@ -155,7 +155,7 @@ fn diff_compares_modules_by_the_model_s_names() {
     refused(&call, 1, &["block", "no module"]);
 }
 
-/// A module that the model lacks would be written, and found by nobody.
+/// No loader would find a module that the model lacks.
 #[test]
 fn every_module_that_the_model_lacks_is_refused() {
     let dir = dir();

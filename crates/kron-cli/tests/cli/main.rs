@@ -2,20 +2,20 @@
 
 mod adapters;
 mod adapters_refused;
-mod apart;
 mod convert;
-mod folder;
+mod golden;
 mod interrupt;
 mod json;
 mod lycoris;
 mod merge;
 mod merge_force;
 mod merge_refuse;
+mod models;
+mod overwriting;
 mod plan;
 mod refuse;
-mod room;
 mod speed;
 mod stopped;
 mod text;
-mod toy;
+mod unwritable;
 mod verify;

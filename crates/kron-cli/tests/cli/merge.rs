@@ -1,4 +1,4 @@
-//! `kron merge` against PEFT's own merge, and against ΔW by its definition.
+//! `kron merge` compared with PEFT's merge, and with ΔW by its definition.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,8 +7,8 @@ use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::folder::{File, Tensor, golden, serialize};
-use crate::toy::{adapter, delta, load, merge, names, numbers, run, sharded, tensor};
+use crate::golden::{File, Tensor, golden, serialize};
+use crate::models::{adapter, delta, load, merge, names, sharded, tensor, values};
 
 #[test]
 fn agrees_with_merge_and_unload() {
@@ -31,7 +31,7 @@ fn agrees_with_merge_and_unload() {
                 continue;
             };
             compared += 1;
-            let (ours, theirs, original) = (numbers(merged), numbers(peft), numbers(&before[tensor]));
+            let (ours, theirs, original) = (values(merged), values(peft), values(&before[tensor]));
             let largest = theirs.iter().fold(0.0f64, |m, v| m.max(v.abs()));
             // Two roundings on either side, of ΔW and of the sum.
             let bound = 4.0 * 2f64.powi(-24) * largest;
@@ -43,7 +43,7 @@ fn agrees_with_merge_and_unload() {
     }
 }
 
-/// That `after` is W + ΔW, rounded once: `Dtype`'s rounding of the sum, beside float32's of its terms.
+/// Asserts that `after` is W + ΔW: the sum is rounded once to the dtype, its terms to float32.
 fn assert_folded(before: &Tensor, after: &Tensor, delta: impl IntoIterator<Item = (f64, f64)>) {
     let u = match after.dtype {
         Dtype::F32 => 2f64.powi(-24),
@@ -51,7 +51,7 @@ fn assert_folded(before: &Tensor, after: &Tensor, delta: impl IntoIterator<Item 
         _ => 2f64.powi(-8),
     };
     let mut moved = 0.0f64;
-    for ((w, got), (delta, terms)) in numbers(before).into_iter().zip(numbers(after)).zip(delta) {
+    for ((w, got), (delta, terms)) in values(before).into_iter().zip(values(after)).zip(delta) {
         let exact = w + delta;
         let bound = u * exact.abs() + 8.0 * 2f64.powi(-24) * (w.abs() + terms) + 2f64.powi(-25);
         assert!((got - exact).abs() <= bound, "{got} is not {exact} in {}", after.dtype);
@@ -122,7 +122,7 @@ fn every_dtype_over_shards() {
     }
 }
 
-/// A model saved without its head lacks the first component, one saved with it has it.
+/// A model saved without its head lacks the first component of the names.
 #[test]
 fn names_apart_by_one_leading_component_are_found() {
     let shape = KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap();
@@ -241,7 +241,7 @@ fn same_bits_for_any_number_of_threads() {
         .map(|threads| {
             let out = dir.path().join(threads);
             let args = [Path::new("merge"), &base, &adapter, &out];
-            crate::folder::kron().env("RAYON_NUM_THREADS", threads).args(args).assert().success();
+            crate::golden::kron().env("RAYON_NUM_THREADS", threads).args(args).assert().success();
             (threads, std::fs::read(&out).unwrap())
         })
         .into();
@@ -262,20 +262,10 @@ fn waiting_for_the_disk_changes_no_byte() {
 }
 
 #[test]
-fn unmerge_is_refused_with_the_reason() {
-    for args in [vec!["unmerge"], vec!["unmerge", "a", "b", "c"]] {
-        let (code, out, err) = run(args);
-        assert_eq!((code, out.as_str()), (2, ""));
-        assert!(err.contains("rounded") && err.contains("keep the original"), "{err}");
-    }
-}
-
-#[test]
-fn help_has_an_example() {
-    for (name, command) in [("help_merge", "merge"), ("help_unmerge", "unmerge")] {
-        let run = crate::folder::kron().args([command, "--help"]).env("COLUMNS", "100").assert().success();
-        let text = String::from_utf8_lossy(&run.get_output().stdout).into_owned();
-        assert!(text.contains("Example: kron merge"), "{text}");
-        insta::assert_snapshot!(name, text);
-    }
+fn help_has_an_example_and_says_that_the_original_is_kept() {
+    let run = crate::golden::kron().args(["merge", "--help"]).env("COLUMNS", "100").assert().success();
+    let text = String::from_utf8_lossy(&run.get_output().stdout).into_owned();
+    assert!(text.contains("Example") && text.contains("  kron merge"), "{text}");
+    assert!(text.contains("A merge cannot be undone"), "{text}");
+    insta::assert_snapshot!("help_merge", text);
 }

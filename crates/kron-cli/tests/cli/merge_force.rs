@@ -1,11 +1,11 @@
-//! `kron merge --force` into places that hold something: what is replaced, what is removed, what is left.
+//! `kron merge --force` into folders with other files: replaced, removed and kept ones.
 
 use kron_core::{KronShape, LayerDims, Split};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::folder::{File, serialize};
-use crate::toy::{adapter, assert_merge_fails, load, merge, names, sharded, tensor};
+use crate::golden::{File, serialize};
+use crate::models::{adapter, assert_merge_fails, load, merge, names, sharded, tensor};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -13,7 +13,7 @@ fn weight(name: &str) -> File {
     File::from([(format!("{name}.weight"), tensor(Dtype::F32, &[6, 10], 1))])
 }
 
-/// A loader prefers model.safetensors to an index, and an index to nothing.
+/// A loader prefers model.safetensors to an index, so that a stale one would be loaded.
 #[test]
 fn weights_of_another_model_do_not_stay_beside_the_merged_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -57,7 +57,7 @@ fn weights_of_another_model_do_not_stay_beside_the_merged_one() {
     );
 }
 
-/// What a killed merge had not removed yet, the one that goes on with it removes.
+/// A resumed merge removes the files that the killed one was to remove.
 #[test]
 fn resuming_removes_what_was_to_be_removed() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,18 +7,18 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::folder::{File, Tensor, golden, serialize};
-use crate::toy::{adapter, assert_merge_fails, merge, names, sharded, tensor};
+use crate::golden::{File, Tensor, golden, serialize};
+use crate::models::{adapter, assert_merge_fails, merge, names, sharded, tensor};
 
 /// A model of one file, `q.weight` of 6 × 10, and an adapter for it.
-struct Toy {
+struct SmallModel {
     dir: TempDir,
     base: PathBuf,
     adapter: PathBuf,
     out: PathBuf,
 }
 
-impl Toy {
+impl SmallModel {
     fn new() -> Self {
         Self::of(
             tensor(Dtype::F32, &[6, 10], 1),
@@ -54,12 +54,12 @@ impl Toy {
 
 #[test]
 fn models_that_are_damaged() {
-    Toy::new().edit(|bytes| bytes.truncate(5)).fails(1, &["base.safetensors", "5 bytes long"]);
-    Toy::new().edit(|bytes| bytes.truncate(bytes.len() - 7)).fails(1, &["damaged or cut short"]);
-    Toy::new().edit(|bytes| bytes.push(0)).fails(1, &["is damaged: its tensors end at"]);
+    SmallModel::new().edit(|bytes| bytes.truncate(5)).fails(1, &["base.safetensors", "5 bytes long"]);
+    SmallModel::new().edit(|bytes| bytes.truncate(bytes.len() - 7)).fails(1, &["damaged or cut short"]);
+    SmallModel::new().edit(|bytes| bytes.push(0)).fails(1, &["is damaged: its tensors end at"]);
     let bomb = |bytes: &mut Vec<u8>| bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-    Toy::new().edit(bomb).fails(1, &["header", "18446744073709551615"]);
-    Toy::new().edit(|bytes| bytes[8..12].copy_from_slice(b"[[[[")).fails(1, &["not safetensors JSON"]);
+    SmallModel::new().edit(bomb).fails(1, &["header", "18446744073709551615"]);
+    SmallModel::new().edit(|bytes| bytes[8..12].copy_from_slice(b"[[[[")).fails(1, &["not safetensors JSON"]);
     let hostile = |header: &str| {
         let header = header.to_string();
         move |bytes: &mut Vec<u8>| {
@@ -76,11 +76,15 @@ fn models_that_are_damaged() {
         r#"{"q.weight":{"dtype":"F32","shape":[6,11],"data_offsets":[0,240]}}"#,
         r#"{"q.weight":{"dtype":"F32","shape":[6,10],"data_offsets":[0,240]},"p":{"dtype":"F32","shape":[6,10],"data_offsets":[0,240]}}"#,
     ] {
-        Toy::new().edit(hostile(header)).fails(1, &["base.safetensors"]);
+        SmallModel::new().edit(hostile(header)).fails(1, &["base.safetensors"]);
     }
-    let mut toy = Toy::new();
-    toy.base = toy.dir.path().join("nowhere");
-    assert_merge_fails(merge(&toy.base, &toy.adapter, &toy.out, &[]), 1, &["nowhere", "cannot be read"]);
+    let mut small = SmallModel::new();
+    small.base = small.dir.path().join("nowhere");
+    assert_merge_fails(
+        merge(&small.base, &small.adapter, &small.out, &[]),
+        1,
+        &["nowhere", "cannot be read"],
+    );
 }
 
 #[test]
@@ -136,24 +140,27 @@ fn leading_components_are_not_guessed() {
 #[test]
 fn weights_that_no_layer_fits() {
     let shape = KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap();
-    Toy::of(tensor(Dtype::F32, &[6, 9], 1), "q", shape).fails(1, &["q.weight is [6, 9]", "needs [6, 10]"]);
-    Toy::of(tensor(Dtype::F32, &[10, 6], 1), "q", shape).fails(1, &["[10, 6]", "transposed", "config.json"]);
-    Toy::of(tensor(Dtype::F32, &[2, 6, 10], 1), "q", shape).fails(1, &["q.weight is stacked", "[2, 6, 10]"]);
-    Toy::of(tensor(Dtype::F32, &[2, 6, 10], 1), "q.weight", shape).fails(1, &["stacked weights"]);
+    SmallModel::of(tensor(Dtype::F32, &[6, 9], 1), "q", shape)
+        .fails(1, &["q.weight is [6, 9]", "needs [6, 10]"]);
+    SmallModel::of(tensor(Dtype::F32, &[10, 6], 1), "q", shape)
+        .fails(1, &["[10, 6]", "transposed", "config.json"]);
+    SmallModel::of(tensor(Dtype::F32, &[2, 6, 10], 1), "q", shape)
+        .fails(1, &["q.weight is stacked", "[2, 6, 10]"]);
+    SmallModel::of(tensor(Dtype::F32, &[2, 6, 10], 1), "q.weight", shape).fails(1, &["stacked weights"]);
     let eight = Tensor { dtype: Dtype::F8_E4M3, shape: vec![6, 10], bytes: vec![0; 60] };
-    Toy::of(eight, "q", shape).fails(1, &["F8_E4M3", "F32, F16 or BF16"]);
+    SmallModel::of(eight, "q", shape).fails(1, &["F8_E4M3", "F32, F16 or BF16"]);
     // 6 · 10⁴ is a float16, the sum is not.
     let large = half::f16::from_f32(65504.0).to_le_bytes();
     let full = Tensor { dtype: Dtype::F16, shape: vec![600, 10], bytes: large.repeat(6000) };
     let wide = KronShape::lora(LayerDims { d_out: 600, d_in: 10 }, 8).unwrap();
-    let toy = Toy::of(full, "q", wide);
+    let small = SmallModel::of(full, "q", wide);
     let scaling = kron_adapter::Scaling::plain(1e6).unwrap();
     let layer = kron_adapter::Layer::new("q", scaling, kron_core::Theta::random(wide, 3)).unwrap();
     kron_adapter::Adapter::new(vec![layer])
         .unwrap()
-        .write(&toy.adapter, kron_adapter::IfExists::Replace)
+        .write(&small.adapter, kron_adapter::IfExists::Replace)
         .unwrap();
-    toy.fails(1, &["q.weight", "not finite in f16"]);
+    small.fails(1, &["q.weight", "not finite in f16"]);
 }
 
 #[test]
@@ -213,20 +220,20 @@ fn adapters_that_are_damaged() {
     peft(&|json| json["rank_pattern"] = json!({ "(?=q)q_proj": 2 }), &|_| (), &["(?=q)q_proj"]);
     peft(&|json| json["r"] = 0.into(), &|_| (), &["rank"]);
 
-    let toy = Toy::new();
-    let mut bytes = std::fs::read(&toy.adapter).unwrap();
+    let small = SmallModel::new();
+    let mut bytes = std::fs::read(&small.adapter).unwrap();
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
-    std::fs::write(&toy.adapter, bytes).unwrap();
-    toy.fails(1, &["adapter.safetensors", "inf"]);
-    std::fs::remove_file(&toy.adapter).unwrap();
-    toy.fails(1, &["adapter.safetensors"]);
+    std::fs::write(&small.adapter, bytes).unwrap();
+    small.fails(1, &["adapter.safetensors", "inf"]);
+    std::fs::remove_file(&small.adapter).unwrap();
+    small.fails(1, &["adapter.safetensors"]);
 }
 
 #[test]
 fn indexes_of_shards() {
     for (index, says) in [
-        ("", "no index of shards"),
+        ("", "not an index of shards"),
         ("{}", "weight_map"),
         (r#"{"weight_map":{}}"#, "names no tensor"),
         (r#"{"weight_map":{"q.weight":"../base.safetensors"}}"#, "plain name"),
@@ -234,59 +241,67 @@ fn indexes_of_shards() {
         (r#"{"weight_map":{"q.weight":"model-00002-of-00001.safetensors"}}"#, "cannot be read"),
         (r#"{"weight_map":{"p.weight":"model-00001-of-00001.safetensors"}}"#, "does not have it"),
     ] {
-        let toy = Toy::new();
+        let small = SmallModel::new();
         let file = File::from([("q.weight".into(), tensor(Dtype::F32, &[6, 10], 1))]);
-        let base = sharded(toy.dir.path(), &[file], json!({}));
+        let base = sharded(small.dir.path(), &[file], json!({}));
         std::fs::write(base.join("model.safetensors.index.json"), index).unwrap();
-        assert_merge_fails(merge(&base, &toy.adapter, &toy.out, &[]), 1, &[says]);
-        assert!(!toy.out.exists(), "{index}");
+        assert_merge_fails(merge(&base, &small.adapter, &small.out, &[]), 1, &[says]);
+        assert!(!small.out.exists(), "{index}");
     }
     let empty = tempfile::tempdir().unwrap();
-    let toy = Toy::new();
-    let merged = merge(empty.path(), &toy.adapter, &toy.out, &[]);
+    let small = SmallModel::new();
+    let merged = merge(empty.path(), &small.adapter, &small.out, &[]);
     assert_merge_fails(merged, 1, &["neither model.safetensors nor model.safetensors.index.json"]);
 }
 
 #[test]
 fn places_that_are_taken() {
-    let toy = Toy::new();
-    std::fs::write(&toy.out, "mine").unwrap();
-    assert_merge_fails(merge(&toy.base, &toy.adapter, &toy.out, &[]), 2, &["is there already", "--force"]);
-    assert_eq!(std::fs::read(&toy.out).unwrap(), b"mine");
-    assert_eq!(merge(&toy.base, &toy.adapter, &toy.out, &["--force"]).0, 0);
-    for source in [&toy.base, &toy.adapter] {
+    let small = SmallModel::new();
+    std::fs::write(&small.out, "mine").unwrap();
+    assert_merge_fails(
+        merge(&small.base, &small.adapter, &small.out, &[]),
+        2,
+        &["is there already", "--force"],
+    );
+    assert_eq!(std::fs::read(&small.out).unwrap(), b"mine");
+    assert_eq!(merge(&small.base, &small.adapter, &small.out, &["--force"]).0, 0);
+    for source in [&small.base, &small.adapter] {
         let before = std::fs::read(source).unwrap();
-        assert_merge_fails(merge(&toy.base, &toy.adapter, source, &["--force"]), 2, &["which is read"]);
+        assert_merge_fails(merge(&small.base, &small.adapter, source, &["--force"]), 2, &["which is read"]);
         assert_eq!(&std::fs::read(source).unwrap(), &before);
     }
     // A device or a folder is not replaced by a file, forced or not.
     for (place, says) in
         [("/dev/full", "no regular file"), ("/dev/null", "no regular file"), ("/", "which is read")]
     {
-        let merged = merge(&toy.base, &toy.adapter, Path::new(place), &["--force"]);
+        let merged = merge(&small.base, &small.adapter, Path::new(place), &["--force"]);
         assert_merge_fails(merged, 2, &[place, says]);
     }
-    let both = merge(&toy.base, &toy.adapter, &toy.out, &["--force", "--resume"]);
+    let both = merge(&small.base, &small.adapter, &small.out, &["--force", "--resume"]);
     assert_eq!(both.0, 2);
 
     let file = File::from([("q.weight".into(), tensor(Dtype::F32, &[6, 10], 1))]);
-    let base = sharded(toy.dir.path(), &[file], json!({}));
-    assert_merge_fails(merge(&base, &toy.adapter, &toy.out, &[]), 2, &["is a file, but BASE is a folder"]);
-    let full = toy.dir.path().join("full");
+    let base = sharded(small.dir.path(), &[file], json!({}));
+    assert_merge_fails(
+        merge(&base, &small.adapter, &small.out, &[]),
+        2,
+        &["is a file, but BASE is a folder"],
+    );
+    let full = small.dir.path().join("full");
     std::fs::create_dir(&full).unwrap();
     std::fs::write(full.join("notes.txt"), "mine").unwrap();
     for flags in [&[][..], &["--resume"]] {
-        assert_merge_fails(merge(&base, &toy.adapter, &full, flags), 2, &["is there already"]);
+        assert_merge_fails(merge(&base, &small.adapter, &full, flags), 2, &["is there already"]);
     }
     assert_eq!(names(&full), ["notes.txt"]);
-    assert_merge_fails(merge(&base, &toy.adapter, &base, &["--force"]), 2, &["which is read"]);
+    assert_merge_fails(merge(&base, &small.adapter, &base, &["--force"]), 2, &["which is read"]);
 }
 
 /// A file system without room, and one that cannot be written to.
 #[cfg(target_os = "linux")]
 #[test]
 fn places_without_room() {
-    let toy = Toy::of(
+    let small = SmallModel::of(
         tensor(Dtype::F32, &[600, 200], 1),
         "q",
         KronShape::lora(LayerDims { d_out: 600, d_in: 200 }, 2).unwrap(),
@@ -295,14 +310,14 @@ fn places_without_room() {
     let limited = assert_cmd::Command::new("sh")
         .args(["-c", script])
         .arg(assert_cmd::cargo::cargo_bin!("kron"))
-        .args([&toy.base, &toy.adapter, &toy.out])
+        .args([&small.base, &small.adapter, &small.out])
         .output()
         .unwrap();
     let err = String::from_utf8_lossy(&limited.stderr);
     assert_eq!(limited.status.code(), Some(1), "{err}");
     assert!(err.contains("out.safetensors") && err.contains("File too large"), "{err}");
-    assert_eq!(names(toy.dir.path()), ["adapter.safetensors", "base.safetensors"]);
+    assert_eq!(names(small.dir.path()), ["adapter.safetensors", "base.safetensors"]);
     // No user can write here, not even root.
-    let merged = merge(&toy.base, &toy.adapter, Path::new("/proc/out.safetensors"), &[]);
+    let merged = merge(&small.base, &small.adapter, Path::new("/proc/out.safetensors"), &[]);
     assert_merge_fails(merged, 1, &["/proc/out.safetensors"]);
 }

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::folder::kron;
-use crate::toy::run;
+use crate::golden::kron;
+use crate::models::run;
 
 fn json_of(args: &[&str]) -> Value {
     let (code, out, err) = run(["plan", "--json"].iter().chain(args));
@@ -19,7 +19,7 @@ fn fails(args: &[&str], code: i32, says: &[&str]) {
     }
 }
 
-/// (name, d_out, d_in, count) of each layer of a model with this configuration.
+/// Returns (name, d_out, d_in, count) of each layer of a model with this configuration.
 fn linears(config: &Value) -> Vec<(String, u64, u64, u64)> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -53,8 +53,8 @@ fn tables() {
         ("plan_paper", vec!["--paper"]),
         ("plan_paper_csv", vec!["--paper", "--csv"]),
         ("plan_mistral", vec!["mistral-7b"]),
-        ("plan_csv", vec!["DistilBERT", "--split", "3,5", "--rank", "4", "--csv"]),
-        ("plan_reduced", vec!["llama-2-7b", "--split", "3,7", "--layers", "q_proj,down_proj"]),
+        ("plan_csv", vec!["DistilBERT", "--a-out", "5", "--a-in", "3", "--rank", "4", "--csv"]),
+        ("plan_reduced", vec!["llama-2-7b", "--a-out", "7", "--a-in", "3", "--layers", "q_proj,down_proj"]),
         ("plan_budget", vec!["mistral-7b", "--budget", "5.7M", "--top", "4"]),
         ("plan_budget_csv", vec!["distilbert", "--budget", "840k", "--top", "3", "--csv"]),
         ("help_plan", vec!["--help"]),
@@ -140,7 +140,7 @@ fn families() {
     assert_eq!(linears(&gpt2)[4], row("lm_head", 50257, 768, 1));
 }
 
-/// Gemma-2-2B says all, Gemma-3-4B what differs from transformers' defaults.
+/// The configuration of Gemma-2-2B is complete; that of Gemma-3-4B leaves out transformers' defaults.
 #[test]
 fn gemma_s_defaults_are_taken_and_said() {
     let dir = tempfile::tempdir().unwrap();
@@ -216,31 +216,36 @@ fn budgets_are_met_from_either_side() {
     assert_eq!(found["others"].as_array().unwrap().len(), 3);
 }
 
-/// Every layer's reductions, and the whole comparison, as a program reads them.
+/// `--split` takes the columns first.
+#[test]
+fn the_older_form_of_a_split_is_understood_and_hidden() {
+    let args = ["--layers", "q_proj,down_proj", "--rank", "4", "--csv"];
+    let plan = |split: &[&str]| run(["plan", "llama-2-7b"].iter().chain(split).chain(&args));
+    let (older, newer) = (plan(&["--split", "2,16"]), plan(&["--a-out", "16", "--a-in", "2"]));
+    assert_eq!((older.0, older.2.as_str()), (0, ""));
+    assert_eq!(older, newer);
+    assert!(older.1.contains("kron 16×2 r 4"), "{}", older.1);
+    assert!(!run(["plan", "--help"]).1.contains("--split"));
+}
+
+/// CSV has the same values as JSON, with every layer's reductions.
 #[test]
 fn csv_says_what_the_table_says() {
-    let args = ["llama-2-7b", "--split", "3,7", "--layers", "q_proj,down_proj"];
+    let args = ["llama-2-7b", "--a-out", "7", "--a-in", "3", "--layers", "q_proj,down_proj"];
     let (code, csv, _) = run(["plan", "--csv"].iter().chain(&args));
     assert_eq!(code, 0);
     let report = json_of(&args);
-    // A quoted cell holds no quote and no line end here.
-    let cells = |line: &str| -> Vec<String> {
-        let parts = line.split('"').enumerate();
-        let kept = parts.map(|(i, part)| if i % 2 == 1 { part.replace(',', "\u{0}") } else { part.into() });
-        kept.collect::<String>().split(',').map(|cell| cell.replace('\u{0}', ",")).collect()
+    // The reader refuses a line with more or fewer cells than the first.
+    let mut reader = csv::Reader::from_reader(csv.as_bytes());
+    let names = reader.headers().unwrap().clone();
+    let row = |record: csv::StringRecord| -> Value {
+        names.iter().map(String::from).zip(record.iter().map(Value::from)).collect()
     };
-    let mut lines = csv.lines().map(cells);
-    let names = lines.next().unwrap();
-    let rows: Vec<Value> = lines
-        .map(|row| {
-            assert_eq!(row.len(), names.len(), "{row:?}");
-            names.iter().cloned().zip(row.into_iter().map(Value::from)).collect()
-        })
-        .collect();
+    let rows: Vec<Value> = reader.records().map(|record| row(record.unwrap())).collect();
     let (layers, methods) = (report["layers"].as_array().unwrap(), report["methods"].as_array().unwrap());
     assert_eq!(rows.len(), layers.len() + methods.len());
     for (row, layer) in rows.iter().zip(layers) {
-        assert_eq!((&row["name"], &row["method"]), (&layer["name"], &json!("kron (3, 7) r 8")));
+        assert_eq!((&row["name"], &row["method"]), (&layer["name"], &json!("kron 7×3 r 8")));
         assert_eq!((&row["params"], &row["exact"]), (&json!(layer["params"].to_string()), &json!("false")));
         let note = row["note"].as_str().unwrap();
         assert_eq!(note.split("; ").collect::<Vec<_>>().len(), 2, "{note}");
@@ -266,7 +271,7 @@ fn csv_says_what_the_table_says() {
     }
 }
 
-/// A head of 50257 = 29·1733 rows, which a split of 768 reduces unless a_out is 1.
+/// The head has 50257 = 29·1733 rows, so that only a_out = 1 divides all layers.
 #[test]
 fn budgets_are_met_by_legal_splits_where_there_are_any() {
     let dir = tempfile::tempdir().unwrap();
@@ -301,6 +306,15 @@ fn calls_and_configurations_that_are_wrong() {
     fails(&["distilbert", "--csv", "--json"], 2, &["--csv", "--json"]);
     fails(&["distilbert", "--split", "2"], 2, &["a_in,a_out"]);
     fails(&["distilbert", "--split", "0,4"], 2, &["positive"]);
+    fails(&["distilbert", "--a-out", "4"], 2, &["--a-in"]);
+    fails(&["distilbert", "--a-in", "2"], 2, &["--a-out"]);
+    fails(&["distilbert", "--a-out", "0", "--a-in", "2"], 2, &["0 is not in 1.."]);
+    fails(
+        &["distilbert", "--a-out", "4", "--a-in", "2", "--split", "2,4"],
+        2,
+        &["--split", "cannot be used with"],
+    );
+    fails(&["--paper", "--a-out", "4", "--a-in", "2"], 2, &["--paper", "cannot be used with"]);
     fails(&["distilbert", "--layers", "q_lin,q_proj"], 2, &["q_proj", "out_lin"]);
     fails(&["distilbert", "--budget", "many"], 2, &["many", "5.7M"]);
     fails(&["distilbert", "--rank", "0"], 2, &["0"]);

@@ -1,8 +1,8 @@
-//! `kron verify` on what cannot be verified: one sentence, exit code 2, nothing on the standard output.
+//! `kron verify` on invalid folders: one sentence, exit code 2, nothing on the standard output.
 
 use std::path::Path;
 
-use crate::folder::{Folder, Tensor, assert_refused, golden, kron, serialize, verify};
+use crate::golden::{Folder, Tensor, assert_refused, golden, kron, serialize, verify};
 use kron_cli::verify::{Case, Index};
 use safetensors::Dtype;
 use serde_json::json;
@@ -224,7 +224,7 @@ fn wrong_dtypes_and_shapes() {
     assert_refused(folder.path(), &["lokr_w1_b", "[0, 10]"]);
 }
 
-/// Factors of a few megabytes whose T would take terabytes.
+/// Takes factors of a few megabytes whose T would take terabytes.
 #[test]
 fn factors_that_multiply_beyond_all_memory() {
     let n = 1 << 17;
@@ -250,7 +250,7 @@ fn factors_that_multiply_beyond_all_memory() {
     assert_refused(folder.path(), &["limit", "131072"]);
 }
 
-/// The second case is at fault: nothing of the first is printed.
+/// The second case is invalid, so that the first is not printed either.
 #[test]
 fn one_bad_case_silences_all() {
     let mut folder = Folder::of("o4");
@@ -279,8 +279,7 @@ fn calls() {
     assert_eq!(none.status.code(), Some(2));
 }
 
-/// Whatever bytes a file has, reading it returns: flips, cuts and copies of
-/// pieces, in the index and in the tensors' header.
+/// Reading returns for any bytes: flips, cuts and copies of pieces, in the index and in the header.
 #[test]
 fn no_bytes_make_the_reader_panic() {
     let folder = Folder::of("o4").unlisted();

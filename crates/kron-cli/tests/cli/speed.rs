@@ -1,4 +1,4 @@
-//! Commands that a reader waits for answer at once.
+//! Time of interactive commands.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use kron_core::{KronShape, LayerDims, Split};
 
 use crate::adapters::{ours, scaling};
-use crate::folder::golden;
-use crate::toy::run;
+use crate::golden::golden;
+use crate::models::run;
 
-/// The release build is held to the 100 ms that are promised. The dev profile hardly optimises this
-/// program and not at all what it draws on, and the tests beside this one keep the cores busy: it is
-/// held to ten times that, so that what fails is a command that became slow, not a machine.
+/// Limit of one command: 100 ms in the release build. The dev profile optimises this program little and its
+/// dependencies not at all, and other tests keep the cores busy. Its limit is ten times as long, so that a
+/// busy machine does not fail the test.
 const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1000 } else { 100 });
 
-/// The best of some runs: a busy machine makes any one of them slow.
+/// Takes the best of some runs, as a busy machine slows single runs.
 #[test]
 fn plan_and_inspect_answer_at_once() {
     let path = |name: &str| golden().join("model_llama").join(name);
@@ -41,7 +41,7 @@ fn plan_and_inspect_answer_at_once() {
     }
 }
 
-/// An adapter of rank 8 for the 224 linear layers in Mistral-7B's blocks, 22 MB.
+/// Writes an adapter of rank 8 for the 224 linear layers in Mistral-7B's blocks, 22 MB.
 fn mistral_7b(dir: &Path) -> PathBuf {
     let kinds = [
         ("self_attn.q_proj", 4096, 4096),

@@ -1,4 +1,4 @@
-//! Programs that are stopped in the middle of a write, and what `convert` leaves then.
+//! Programs stopped in the middle of a write, and the files that `convert` leaves then.
 #![cfg(target_os = "linux")]
 
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use kron_adapter::{Adapter, IfExists, Layer, Scaling};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 use tempfile::TempDir;
 
-use crate::toy::{names, run};
+use crate::models::{names, run};
 
-/// A program that holds still, part of its output written.
+/// A program stopped by a signal, with part of its output written.
 pub struct Stopped(Child);
 
 impl Stopped {
@@ -42,19 +42,19 @@ impl Stopped {
         panic!("nothing was caught in the middle of a write");
     }
 
-    /// Sends it a signal, which it gets when it goes on.
+    /// Sends a signal, which takes effect when the program continues.
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.0.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Lets it go on to its end.
+    /// Lets the program continue.
     pub fn go_on(self) -> Child {
         self.signal("CONT");
         self.0
     }
 
-    /// Sends it a signal and lets it go on, for as long as it does.
+    /// Sends a signal, lets the program continue, and waits for its end.
     pub fn end(self, signal: &str) -> Output {
         self.signal(signal);
         self.signal("CONT");
@@ -62,7 +62,7 @@ impl Stopped {
     }
 }
 
-/// Bytes in temporary files of ours, also in temporary folders.
+/// Returns the bytes in our temporary files and folders.
 fn written(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let ours = entries.filter(|entry| temporary(&entry.file_name().to_string_lossy()));
@@ -78,7 +78,7 @@ fn temporary(name: &str) -> bool {
     name.starts_with(".kron-") && name.ends_with(".tmp")
 }
 
-/// An adapter with one full inner factor of 144 MB, zeros that take no room on the disk.
+/// An adapter with one full inner factor of 144 MB of zeros.
 struct Large {
     dir: TempDir,
     adapter: PathBuf,
@@ -108,7 +108,7 @@ impl Large {
         ["convert", "--force", "--to", to].map(Into::into).into_iter().chain(paths).collect()
     }
 
-    /// A conversion caught in the middle, `old` under the name that it writes.
+    /// Stops a conversion in the middle; `old` writes the output that it replaces.
     fn convert(&self, to: &str, old: impl Fn(&Path)) -> Stopped {
         Stopped::in_the_middle(self.dir.path(), TOTAL, || {
             let _ = std::fs::remove_dir_all(self.out());
@@ -180,7 +180,7 @@ fn another_s_temporary_file_is_no_leftover() {
     let large = Large::new();
     let stopped = large.convert("kron", |_| ());
     let small = large.dir.path().join("small");
-    let lokr = crate::folder::golden().join("model_llama/lokr");
+    let lokr = crate::golden::golden().join("model_llama/lokr");
     assert_eq!(run(["convert".into(), lokr, small.clone()]).0, 0);
     assert_eq!(large.leftovers(), 1, "the one that is being written");
     assert!(stopped.go_on().wait().unwrap().success());

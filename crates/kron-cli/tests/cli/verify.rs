@@ -1,6 +1,6 @@
-//! `kron verify` on folders that can be verified: whole ones, and ones whose numbers are wrong.
+//! `kron verify` on valid folders, with right and with wrong values.
 
-use crate::folder::{Folder, Tensor, golden, kron, verify};
+use crate::golden::{Folder, Tensor, golden, kron, verify};
 use kron_core::Isa;
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ fn help_documents_the_bounds_and_the_exit_codes() {
     }
 }
 
-/// LyCORIS takes s = 1 where w2 is full: an error of 300 % that must not become the bound.
+/// LyCORIS takes s = 1 where w2 is full. That error of 300 % must not become the bound.
 #[test]
 fn framework_that_computes_something_else_sets_no_bound() {
     let (code, report) = report(Folder::of("o5").path(), &PORTABLE);
@@ -63,7 +63,7 @@ fn framework_that_computes_something_else_sets_no_bound() {
     }
 }
 
-/// The frameworks' errors are those that whoever wrote the folder measured, recomputed.
+/// Recomputes the frameworks' errors, which the folder's author measured too.
 #[test]
 fn frameworks_errors_are_the_indexs() {
     for (name, dtype) in [("o1", "f32"), ("o4", "f32"), ("o6", "bf16")] {
@@ -83,7 +83,7 @@ fn frameworks_errors_are_the_indexs() {
     }
 }
 
-/// The bound grows with the frameworks' errors, which a wrong reference moves as much as ours.
+/// A wrong reference moves the frameworks' errors, and with them the bound, as much as ours.
 #[test]
 fn wrong_reference_fails() {
     for (case, tensors) in [
@@ -106,7 +106,7 @@ fn wrong_reference_fails() {
     }
 }
 
-/// Every framework and the reference agree; only what we are given differs.
+/// Every framework agrees with the reference; only our operand differs.
 #[test]
 fn wrong_operand_fails() {
     for (case, tensor) in [("o1", "lokr_w1"), ("o3", "lokr_w2_a"), ("o4", "lokr_w1_b"), ("o5", "lokr_w2")] {
@@ -227,7 +227,7 @@ fn files_are_found_with_and_without_the_folders_in_front() {
     }
 }
 
-/// No rows is a legal batch: nothing to compute, no error, gradients of zero.
+/// A batch without rows is legal: no error, gradients of zero.
 #[test]
 fn no_rows_is_no_error() {
     let folder = Folder::of("o1").edit_tensors(|file| {
@@ -249,7 +249,7 @@ fn no_rows_is_no_error() {
     assert_eq!((code, &report["cases"][0]["rows"]), (0, &json!(0)), "{report:#}");
 }
 
-/// A reader that leaves early is not an error, and no reason to panic.
+/// A closed pipe is neither an error nor a panic.
 #[test]
 fn closed_output_is_not_an_error() {
     let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin!("kron"))

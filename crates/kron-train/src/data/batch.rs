@@ -1,4 +1,4 @@
-//! Sequences of one batch, padded on the right to the longest.
+//! Token sequences of one batch, padded on the right to the longest.
 
 use candle_core::{Device, Tensor};
 
@@ -7,11 +7,11 @@ use crate::error::Result;
 /// Token ids, n × len.
 #[derive(Clone, Debug)]
 pub struct Tokens {
-    /// Row by row; what is beyond a row's length is 0.
+    /// Ids row by row; padding is 0.
     pub ids: Vec<u32>,
-    /// Tokens of each row.
+    /// Number of tokens of each row.
     pub lens: Vec<usize>,
-    /// The longest row.
+    /// Length of the longest row.
     pub len: usize,
 }
 
@@ -27,20 +27,20 @@ impl Tokens {
         Self { ids, lens, len }
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.lens.len()
     }
 
-    /// Tokens that are no padding.
+    /// Returns the number of tokens, without padding.
     pub fn count(&self) -> usize {
         self.lens.iter().sum()
     }
 
-    /// n × len.
+    /// Returns the ids as a tensor, n × len.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// candle fails.
     pub fn tensor(&self, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_slice(&self.ids, (self.rows(), self.len), device)?)
     }
@@ -49,14 +49,14 @@ impl Tokens {
 /// Sequences with their classes.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// n sequences.
+    /// Token ids, n × len.
     pub tokens: Tokens,
-    /// n classes.
+    /// Classes, n.
     pub labels: Vec<u32>,
 }
 
 impl Batch {
-    /// Those examples of a set.
+    /// Selects examples of a set by their indices.
     pub fn of(examples: &[(Vec<u32>, u32)], which: &[usize]) -> Self {
         let rows: Vec<&[u32]> = which.iter().map(|&i| examples[i].0.as_slice()).collect();
         let labels = which.iter().map(|&i| examples[i].1).collect();

@@ -1,4 +1,4 @@
-//! One JSON object a line; a line that breaks the form is named by its number.
+//! JSONL files: one JSON object per line. Errors name the number of the line.
 
 use std::path::Path;
 
@@ -7,31 +7,31 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Result, file};
 
-/// A text and its class.
+/// Text with its class.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Labelled {
-    /// The text.
+    /// Text to classify.
     pub text: String,
-    /// The class's name.
+    /// Name of the class.
     #[serde(deserialize_with = "name")]
     pub label: String,
-    /// A group of classes, for tasks in a row.
+    /// Group of classes that makes up one task of a chain.
     #[serde(default)]
     pub domain: Option<String>,
 }
 
-/// A question with possible answers.
+/// Multiple-choice question.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Choice {
-    /// The question.
+    /// Text of the question.
     pub q: String,
-    /// What may be said.
+    /// Possible answers.
     pub choices: Vec<String>,
-    /// Which of them is right, from 0.
+    /// Index of the correct answer, from 0.
     pub answer: usize,
 }
 
-/// A label is a string or a number.
+/// Reads a label, which is a string or a number.
 fn name<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -45,10 +45,10 @@ fn name<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<String
     })
 }
 
-/// `{"text": …, "label": …}` a line, with an optional `"domain"`.
+/// Reads lines `{"text": …, "label": …}` with an optional `"domain"`.
 ///
 /// # Errors
-/// A file that is not there or has no line, and the first line that breaks the form.
+/// The file cannot be read, has no line, or has a malformed line.
 pub fn read_labelled(path: &Path) -> Result<Vec<Labelled>> {
     read(path, |row: &Labelled| match row.text.trim().is_empty() {
         true => Err("has an empty text, but a text has at least one character".into()),
@@ -56,7 +56,7 @@ pub fn read_labelled(path: &Path) -> Result<Vec<Labelled>> {
     })
 }
 
-/// `{"text": …}` a line; other fields are passed over.
+/// Reads lines `{"text": …}`; other fields are ignored.
 ///
 /// # Errors
 /// As [`read_labelled`].
@@ -72,10 +72,10 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
     Ok(rows.into_iter().map(|row| row.text).collect())
 }
 
-/// `{"q": …, "choices": […], "answer": 0-based}` a line.
+/// Reads lines `{"q": …, "choices": […], "answer": …}`, with answers counted from 0.
 ///
 /// # Errors
-/// As [`read_labelled`], and an answer that is none of the choices.
+/// As [`read_labelled`], or an answer exceeds the number of choices.
 pub fn read_choices(path: &Path) -> Result<Vec<Choice>> {
     read(path, |row: &Choice| match row.answer < row.choices.len() {
         true => Ok(()),
@@ -94,7 +94,7 @@ fn read<T: DeserializeOwned>(path: &Path, check: impl Fn(&T) -> Result<(), Strin
         if line.trim().is_empty() {
             return Err(at("is empty, but every line is one JSON object".into()));
         }
-        let row = serde_json::from_str(line).map_err(|e| at(format!("is not as it should be: {e}")))?;
+        let row = serde_json::from_str(line).map_err(|e| at(format!("is malformed: {e}")))?;
         check(&row).map_err(at)?;
         Ok(row)
     };

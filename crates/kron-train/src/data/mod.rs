@@ -1,11 +1,13 @@
-//! JSONL to examples to batches.
+//! Training data: JSONL files, token ids, batches.
 
 mod batch;
 mod jsonl;
 mod order;
 mod set;
+mod tokenizer;
 
 pub use batch::{Batch, Tokens};
 pub use jsonl::{Choice, Labelled, read_choices, read_labelled};
 pub use order::{permutation, shuffled_batches};
 pub use set::{Dataset, Examples, Question};
+pub use tokenizer::{Llama2c, Tokenizer};

@@ -1,9 +1,8 @@
-//! The order of the examples: a function of seed and epoch, so that a run can
-//! go on from any step without having kept anything.
+//! Order of the examples, as a function of seed and epoch: a run resumes at any step without saved state.
 
 use kron_core::philox;
 
-/// A permutation of 0 … n − 1 (Fisher–Yates on Philox).
+/// Returns a permutation of 0 … n − 1 (Fisher–Yates on Philox).
 pub fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let key = [seed as u32, (seed >> 32) as u32];
     let mut order: Vec<usize> = (0..n).collect();
@@ -16,7 +15,7 @@ pub fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     order
 }
 
-/// One epoch in batches of `size`, the last one shorter.
+/// Returns the batches of one epoch, each of `size` examples except a shorter last one.
 pub fn shuffled_batches(n: usize, size: usize, seed: u64, epoch: u64) -> Vec<Vec<usize>> {
     permutation(n, seed, epoch).chunks(size).map(<[usize]>::to_vec).collect()
 }

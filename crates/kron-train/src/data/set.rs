@@ -1,35 +1,35 @@
-//! A task's examples as token ids.
+//! Examples of a task as token ids.
 
 use std::path::Path;
 
-use super::jsonl::{Labelled, read_choices, read_labelled, read_texts};
-use super::permutation;
+use super::jsonl::{Choice, Labelled, read_choices, read_labelled, read_texts};
+use super::order::permutation;
+use super::tokenizer::Tokenizer;
 use crate::config::{Config, Data, Task};
 use crate::error::{Result, file, invalid};
-use crate::text::Tokenizer;
 
-/// One multiple-choice question: its continuations, each with the first token that counts.
+/// Multiple-choice question with its encoded continuations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    /// Ids of question and answer, and where the answer starts.
+    /// Ids of question and choice, and the index at which the choice starts.
     pub rows: Vec<(Vec<u32>, usize)>,
-    /// Which is right.
+    /// Index of the correct choice.
     pub answer: usize,
 }
 
 /// Examples of one task.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Examples {
-    /// Ids and class.
+    /// Texts with their classes.
     Labelled(Vec<(Vec<u32>, u32)>),
-    /// Ids.
+    /// Plain text.
     Plain(Vec<Vec<u32>>),
-    /// Multiple choice.
+    /// Multiple-choice questions.
     Questions(Vec<Question>),
 }
 
 impl Examples {
-    /// How many.
+    /// Returns the number of examples.
     pub const fn len(&self) -> usize {
         match self {
             Examples::Labelled(all) => all.len(),
@@ -38,30 +38,30 @@ impl Examples {
         }
     }
 
-    /// Whether there is none.
+    /// Returns `true` without examples.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Everything a run looks at.
+/// Training, validation and test examples of a run.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// Names of the classes, sorted; empty for other tasks.
     pub labels: Vec<String>,
     /// Training examples.
     pub train: Examples,
-    /// Decides between learning rates.
+    /// Validation examples.
     pub validation: Option<Examples>,
-    /// Looked at once.
+    /// Test examples.
     pub test: Option<Examples>,
 }
 
 impl Dataset {
-    /// Reads and encodes what the settings name.
+    /// Reads and encodes the files that the settings name.
     ///
     /// # Errors
-    /// A file that breaks its form, and a class that only validation or test has.
+    /// A file is malformed, or a class occurs in the validation or test set alone.
     pub fn read(config: &Config, tokenizer: &Tokenizer) -> Result<Self> {
         let data = &config.data;
         let rest = [&data.validation, &data.test];
@@ -101,7 +101,7 @@ fn each(
     Ok([a?, b?])
 }
 
-/// The rows of a file that are meant, with their line numbers.
+/// Reads the rows of the selected domain, with their line numbers.
 fn labelled(path: &Path, data: &Data, limit: usize) -> Result<Vec<(usize, Labelled)>> {
     let mut rows: Vec<(usize, Labelled)> = (1..).zip(read_labelled(path)?).collect();
     if let Some(domain) = &data.domain {
@@ -113,7 +113,7 @@ fn labelled(path: &Path, data: &Data, limit: usize) -> Result<Vec<(usize, Labell
     Ok(drawn(rows, limit))
 }
 
-/// At most `limit` of them, the same whatever the run's seed.
+/// Draws at most `limit` items, independently of the run's seed.
 fn drawn<T>(all: Vec<T>, limit: usize) -> Vec<T> {
     if limit == 0 || all.len() <= limit {
         return all;
@@ -135,7 +135,7 @@ fn encode_labelled(
             return Err(file(
                 path,
                 format!(
-                    "line {line} has label {:?}, which is none of the training set's {}",
+                    "line {line} has label {:?}, which is not one of the training set's {}",
                     row.label,
                     labels.len()
                 ),
@@ -146,7 +146,7 @@ fn encode_labelled(
     Ok(Examples::Labelled(rows.into_iter().map(encode).collect::<Result<_>>()?))
 }
 
-/// Stretches of `max_len` tokens of a text; of a `.jsonl` file, of its lines' texts one after the other.
+/// Cuts a text into pieces of `max_len` tokens; a `.jsonl` file is the sequence of its lines' texts.
 fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
     let texts = match path.extension().is_some_and(|e| e == "jsonl") {
         true => read_texts(path)?,
@@ -154,7 +154,7 @@ fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Re
     };
     let mut ids = Vec::new();
     for text in texts {
-        // A paragraph at a time: joining pieces takes time that grows with the square of a text.
+        // Paragraph by paragraph, because llama2.c's joining of pieces takes quadratic time.
         for (i, paragraph) in text.split_inclusive("\n\n").enumerate() {
             match i {
                 0 => ids.extend(tokenizer.encode(paragraph, usize::MAX)?),
@@ -162,17 +162,17 @@ fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Re
             }
         }
     }
-    let stretches: Vec<Vec<u32>> = ids.chunks_exact(max_len).map(<[u32]>::to_vec).collect();
-    match stretches.is_empty() {
+    let pieces: Vec<Vec<u32>> = ids.chunks_exact(max_len).map(<[u32]>::to_vec).collect();
+    match pieces.is_empty() {
         true => {
             Err(file(path, format!("has {} tokens, but one example takes max_len = {max_len}", ids.len())))
         }
-        false => Ok(Examples::Plain(drawn(stretches, limit))),
+        false => Ok(Examples::Plain(drawn(pieces, limit))),
     }
 }
 
 fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
-    let encode = |(line, row): (usize, super::Choice)| {
+    let encode = |(line, row): (usize, Choice)| {
         let at = |message: String| invalid(format!("{}: line {line} {message}", path.display()));
         let start = tokenizer.encode(&row.q, usize::MAX)?.len();
         let rows = row.choices.iter().map(|choice| {
@@ -180,16 +180,16 @@ fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -
             if ids.len() < 2 {
                 return Err(at("has a choice of no token".into()));
             }
-            // A piece may reach over the seam.
+            // A token may span the end of the question and the start of the choice.
             let start = start.min(ids.len() - 1).max(1);
-            let most = max_len - 1;
-            if ids.len() - start > most {
+            let max_choice = max_len - 1;
+            if ids.len() - start > max_choice {
                 let n = ids.len() - start;
                 return Err(at(format!(
-                    "has a choice of {n} tokens, but max_len = {max_len} has room for {most}"
+                    "has a choice of {n} tokens, but max_len = {max_len} has room for {max_choice}"
                 )));
             }
-            // The choice counts, so what is cut away is the question's beginning, all but the first token.
+            // Only the choice is scored, so the question is truncated, at its beginning after the first token.
             let excess = ids.len().saturating_sub(max_len);
             ids.drain(1..1 + excess);
             Ok((ids, start - excess))

@@ -1,17 +1,17 @@
-//! BERT and DistilBERT encoders (arXiv 1810.04805, 1910.01108), with the names
-//! of Hugging Face's checkpoints.
+//! BERT and DistilBERT encoders (arXiv 1810.04805, 1910.01108), with the tensor names of Hugging Face's checkpoints.
 
 use candle_core::{Module, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding};
 use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
-use super::fused::{Seen, gelu, layer_norm, softmax};
-use super::{Body, Sight, kept};
+use super::attention_mask::AttentionMask;
+use super::body::{Attention, Body, detach_in_evaluation};
+use super::fused::{gelu, layer_norm, softmax};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
-/// The part of `config.json` that decides the shapes; DistilBERT's names too.
+/// Fields of a BERT or DistilBERT `config.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct BertConfig {
     /// Number of token ids.
@@ -19,27 +19,27 @@ pub struct BertConfig {
     /// Width of a hidden state.
     #[serde(alias = "dim")]
     pub hidden_size: usize,
-    /// Number of blocks.
+    /// Number of transformer blocks.
     #[serde(alias = "n_layers")]
     pub num_hidden_layers: usize,
-    /// Heads of an attention.
+    /// Number of attention heads.
     #[serde(alias = "n_heads")]
     pub num_attention_heads: usize,
-    /// Width between the two linears of a block.
+    /// Width of a block's feed-forward layer.
     #[serde(alias = "hidden_dim")]
     pub intermediate_size: usize,
     /// Longest text in tokens.
     pub max_position_embeddings: usize,
-    /// Kinds of segment; 0 for DistilBERT.
+    /// Number of segment kinds; 0 for DistilBERT.
     #[serde(default)]
     pub type_vocab_size: usize,
-    /// Added to a variance.
+    /// Term added to a variance.
     #[serde(default = "eps")]
     pub layer_norm_eps: f64,
-    /// The function between the two linears of a block.
+    /// Activation function of the feed-forward layer.
     #[serde(default = "gelu_name", alias = "activation")]
     pub hidden_act: String,
-    /// How a position is told.
+    /// Kind of position embedding.
     #[serde(default = "absolute")]
     pub position_embedding_type: String,
 }
@@ -57,10 +57,10 @@ fn absolute() -> String {
 }
 
 impl BertConfig {
-    /// That the heads share the width, and that nothing is asked for that is not known here.
+    /// Fails if the heads do not divide the width, or a feature is not supported.
     ///
     /// # Errors
-    /// A head count that does not divide the width, another activation, relative positions.
+    /// A number of heads that does not divide the width, another activation, relative positions.
     pub fn check(&self) -> Result<()> {
         if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(invalid(format!(
@@ -80,7 +80,7 @@ impl BertConfig {
     }
 }
 
-/// Names within a checkpoint.
+/// Tensor names in a checkpoint.
 struct Names {
     layers: &'static str,
     q: &'static str,
@@ -117,12 +117,12 @@ const DISTILBERT: Names = Names {
     down_norm: "output_layer_norm",
 };
 
-/// The encoder.
+/// BERT or DistilBERT encoder.
 #[derive(Debug)]
 pub struct Bert {
     words: Embedding,
     positions: Embedding,
-    /// The embedding of segment 0, the only one in use.
+    /// Embedding of segment 0, the only segment in use.
     segment: Option<Tensor>,
     norm: Norm,
     blocks: Vec<Block>,
@@ -150,10 +150,10 @@ struct Block {
 }
 
 impl Bert {
-    /// Takes the weights at `vb`, and adapters from `inject`.
+    /// Builds the encoder from the weights at `vb` and the adapters of `inject`.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape, and what `inject` refuses.
+    /// A tensor is missing or has another shape, or `inject` fails.
     pub fn new(config: &BertConfig, inject: &Inject, vb: VarBuilder) -> Result<Self> {
         config.check()?;
         let (hidden, eps) = (config.hidden_size, config.layer_norm_eps);
@@ -175,10 +175,10 @@ impl Bert {
         })
     }
 
-    /// The embeddings, then the output of each block, n × len × hidden.
+    /// Returns the embeddings and the output of each block, all n × len × hidden.
     ///
     /// # Errors
-    /// A text of more tokens than there are positions, and what candle refuses.
+    /// A text has more tokens than the model has positions, or candle fails.
     pub fn states(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Vec<Tensor>> {
         if tokens.len > self.max_len {
             return Err(invalid(format!(
@@ -193,9 +193,10 @@ impl Bert {
             x = x.broadcast_add(segment)?;
         }
         let mut states = vec![self.norm.forward(&x)?];
-        let seen = Seen::new(&tokens.lens, false);
+        let mask = AttentionMask::new(&tokens.lens, Attention::Bidirectional);
         for block in &self.blocks {
-            states.push(kept(block.forward(&states[states.len() - 1], &seen, dropout)?, dropout));
+            let state = block.forward(&states[states.len() - 1], &mask, dropout)?;
+            states.push(detach_in_evaluation(state, dropout));
         }
         Ok(states)
     }
@@ -211,8 +212,8 @@ impl Body for Bert {
         Ok(None)
     }
 
-    fn sight(&self) -> Sight {
-        Sight::Both
+    fn attention(&self) -> Attention {
+        Attention::Bidirectional
     }
 }
 
@@ -243,7 +244,7 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, seen: &Seen, key: Option<DropoutKey>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, mask: &AttentionMask, key: Option<DropoutKey>) -> Result<Tensor> {
         let (n, len, hidden) = x.dims3()?;
         let width = hidden / self.heads;
         let split = |y: Tensor| y.reshape((n, len, self.heads, width))?.transpose(1, 2)?.contiguous();
@@ -253,8 +254,8 @@ impl Block {
             split(self.v.forward(x, key)?)?,
         );
         let scores = q.matmul(&k.transpose(2, 3)?)?;
-        let shares = softmax(&scores, 1.0 / (width as f32).sqrt(), seen)?;
-        let mixed = shares.matmul(&v)?.transpose(1, 2)?.reshape((n, len, hidden))?;
+        let weights = softmax(&scores, 1.0 / (width as f32).sqrt(), mask)?;
+        let mixed = weights.matmul(&v)?.transpose(1, 2)?.reshape((n, len, hidden))?;
         let x = self.out_norm.forward(&(self.out.forward(&mixed, key)? + x)?)?;
         let wide = gelu(&self.up.forward(&x, key)?)?;
         self.down_norm.forward(&(self.down.forward(&wide, key)? + &x)?)

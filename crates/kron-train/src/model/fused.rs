@@ -1,24 +1,24 @@
-//! Ops that candle has without a backward, or with one that takes a dozen
-//! passes: GELU, layer normalisation and masked softmax, each one op for float32
-//! on the CPU, where rows are spread over rayon's threads. On another device or
-//! in another type they are [`composed`](super::composed).
+//! Fused GELU, layer normalisation and masked softmax.
+//!
+//! candle has these without a backward pass, or with one that reads its operands a dozen times. Here each is one op
+//! for float32 on the CPU, with rows spread over rayon's threads. Other devices and types fall back to
+//! [`composed`](super::composed).
 
-use std::sync::OnceLock;
-
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::attention_mask::AttentionMask;
 use super::composed;
 
-/// Rows that one task takes.
+/// Smallest number of rows of one task.
 const ROWS: usize = 32;
 
-/// Whether the ops here take a tensor.
-fn is_ours(x: &Tensor) -> bool {
+/// Returns `true` if the fused ops support a tensor.
+fn is_fusable(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
-/// The numbers of a contiguous float32 operand.
+/// Returns the elements of a contiguous float32 operand.
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
@@ -30,21 +30,21 @@ fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
 }
 
-fn like(numbers: Vec<f32>, tensor: &Tensor) -> Result<Tensor> {
-    Tensor::from_vec(numbers, tensor.shape(), tensor.device())
+fn like(values: Vec<f32>, tensor: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, tensor.shape(), tensor.device())
 }
 
-/// x·Φ(x), with the error function.
+/// Computes x·Φ(x), with the error function.
 ///
 /// # Errors
-/// What candle refuses.
+/// candle fails.
 pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
-    if is_ours(x) { x.contiguous()?.apply_op1(Gelu) } else { composed::gelu(x) }
+    if is_fusable(x) { x.contiguous()?.apply_op1(Gelu) } else { composed::gelu(x) }
 }
 
 struct Gelu;
 
-/// Φ(x) by Abramowitz and Stegun 7.1.26, whose error is below 1.5e-7, and exp(−x²/2).
+/// Returns Φ(x), by Abramowitz and Stegun 7.1.26 with an error below 1.5e-7, and exp(−x²/2).
 #[inline(always)]
 fn normal(x: f32) -> (f32, f32) {
     let gauss = (-0.5 * x * x).exp();
@@ -77,12 +77,12 @@ impl CustomOp1 for Gelu {
     }
 }
 
-/// (x − mean)/√(variance + eps)·w + b over the last dimension.
+/// Computes (x − mean)/√(variance + eps)·w + b over the last dimension.
 ///
 /// # Errors
-/// What candle refuses.
+/// candle fails.
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    match is_ours(x) {
+    match is_fusable(x) {
         true => x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps }),
         false => composed::layer_norm(x, weight, bias, eps),
     }
@@ -93,7 +93,7 @@ struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Mean and 1/√(variance + eps).
+    /// Returns the mean and 1/√(variance + eps) of a row.
     fn moments(&self, row: &[f32]) -> (f32, f32) {
         let n = row.len() as f32;
         let mean = row.iter().sum::<f32>() / n;
@@ -156,7 +156,7 @@ impl CustomOp3 for LayerNorm {
             });
             like(dx, x)
         };
-        // Row after row, so that the sums have one order.
+        // One thread sums row by row, so that the order of the sums is fixed.
         let parameters = |_| {
             let (mut dw, mut db) = (vec![0.0; width], vec![0.0; width]);
             for (x, dy) in given.chunks(width).zip(dy.chunks(width)) {
@@ -174,57 +174,21 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// Which keys a query sees, in every block of one forward pass.
-#[derive(Debug)]
-pub(super) struct Seen {
-    /// Keys that are no padding, for each text.
-    lens: Vec<usize>,
-    /// Whether a query sees only what stands before it, and itself.
-    causal: bool,
-    /// The same as numbers to add to scores, where an op needs them: n × 1 × queries × keys.
-    mask: OnceLock<Tensor>,
-}
-
-impl Seen {
-    pub fn new(lens: &[usize], causal: bool) -> Self {
-        Self { lens: lens.to_vec(), causal, mask: OnceLock::new() }
-    }
-
-    /// How many keys a text's query sees, the first ones.
-    fn count(&self, text: usize, query: usize) -> usize {
-        if self.causal { self.lens[text].min(query + 1) } else { self.lens[text] }
-    }
-
-    /// 0 for what is seen and −∞ for the rest.
-    fn mask(&self, queries: usize, keys: usize, device: &Device) -> Result<&Tensor> {
-        if let Some(mask) = self.mask.get() {
-            return Ok(mask);
-        }
-        let mut mask = vec![f32::NEG_INFINITY; self.lens.len() * queries * keys];
-        for (row, mask) in mask.chunks_mut(keys).enumerate() {
-            mask[..self.count(row / queries, row % queries)].fill(0.0);
-        }
-        let mask = Tensor::from_vec(mask, (self.lens.len(), 1, queries, keys), device)?;
-        Ok(self.mask.get_or_init(|| mask))
-    }
-}
-
-/// Shares of the keys for scores of n × heads × queries × keys, each multiplied by `scale` first.
+/// Computes the masked softmax of scale·scores over the keys; scores are n × heads × queries × keys.
 ///
 /// # Errors
-/// What candle refuses.
-pub(super) fn softmax(scores: &Tensor, scale: f32, seen: &Seen) -> Result<Tensor> {
-    if is_ours(scores) {
-        let seen = Seen::new(&seen.lens, seen.causal);
-        return scores.contiguous()?.apply_op1(Softmax { scale, seen });
+/// candle fails.
+pub(super) fn softmax(scores: &Tensor, scale: f32, mask: &AttentionMask) -> Result<Tensor> {
+    if is_fusable(scores) {
+        return scores.contiguous()?.apply_op1(Softmax { scale, mask: mask.without_tensor() });
     }
     let (.., queries, keys) = scores.dims4()?;
-    composed::softmax(scores, scale, seen.mask(queries, keys, scores.device())?)
+    composed::softmax(scores, scale, mask.tensor(queries, keys, scores.device())?)
 }
 
 struct Softmax {
     scale: f32,
-    seen: Seen,
+    mask: AttentionMask,
 }
 
 impl CustomOp1 for Softmax {
@@ -234,27 +198,27 @@ impl CustomOp1 for Softmax {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (scores, (_, heads, queries, keys)) = (floats(storage, layout)?, layout.shape().dims4()?);
-        let mut shares = vec![0.0; scores.len()];
-        let rows = shares.par_chunks_mut(keys).zip(scores.par_chunks(keys)).enumerate();
-        rows.with_min_len(ROWS).for_each(|(row, (shares, scores))| {
-            let seen = self.seen.count(row / (heads * queries), row % queries);
-            let highest = scores[..seen].iter().copied().fold(f32::MIN, f32::max);
+        let mut weights = vec![0.0; scores.len()];
+        let rows = weights.par_chunks_mut(keys).zip(scores.par_chunks(keys)).enumerate();
+        rows.with_min_len(ROWS).for_each(|(row, (weights, scores))| {
+            let visible = self.mask.visible_keys(row / (heads * queries), row % queries);
+            let highest = scores[..visible].iter().copied().fold(f32::MIN, f32::max);
             let mut sum = 0.0;
-            for (share, score) in shares[..seen].iter_mut().zip(scores) {
-                *share = ((score - highest) * self.scale).exp();
-                sum += *share;
+            for (weight, score) in weights[..visible].iter_mut().zip(scores) {
+                *weight = ((score - highest) * self.scale).exp();
+                sum += *weight;
             }
-            shares[..seen].iter_mut().for_each(|share| *share /= sum);
+            weights[..visible].iter_mut().for_each(|weight| *weight /= sum);
         });
-        Ok((CpuStorage::F32(shares), layout.shape().clone()))
+        Ok((CpuStorage::F32(weights), layout.shape().clone()))
     }
 
-    fn bwd(&self, scores: &Tensor, shares: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, scores: &Tensor, weights: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let keys = scores.dim(3)?;
-        let (shares, mut dx) = (to_vec(shares)?, to_vec(dy)?);
-        dx.par_chunks_mut(keys).zip(shares.par_chunks(keys)).with_min_len(ROWS).for_each(|(dx, shares)| {
-            let mean: f32 = dx.iter().zip(shares).map(|(d, p)| d * p).sum();
-            dx.iter_mut().zip(shares).for_each(|(d, p)| *d = self.scale * p * (*d - mean));
+        let (weights, mut dx) = (to_vec(weights)?, to_vec(dy)?);
+        dx.par_chunks_mut(keys).zip(weights.par_chunks(keys)).with_min_len(ROWS).for_each(|(dx, weights)| {
+            let mean: f32 = dx.iter().zip(weights).map(|(d, p)| d * p).sum();
+            dx.iter_mut().zip(weights).for_each(|(d, p)| *d = self.scale * p * (*d - mean));
         });
         Ok(Some(like(dx, scores)?))
     }
@@ -263,17 +227,18 @@ impl CustomOp1 for Softmax {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{D, Var};
+    use crate::model::body::Attention;
+    use candle_core::{D, Device, Var};
 
     fn var(shape: &[usize], seed: u64) -> Var {
         let shape = Shape::from(shape);
-        let numbers =
+        let values =
             (0..shape.elem_count() as u64).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 250.0 - 2.0);
-        let tensor = Tensor::from_iter(numbers, &Device::Cpu).and_then(|t| t.reshape(shape));
-        Var::from_tensor(&tensor.expect("numbers")).expect("a variable")
+        let tensor = Tensor::from_iter(values, &Device::Cpu).and_then(|t| t.reshape(shape));
+        Var::from_tensor(&tensor.expect("values")).expect("a variable")
     }
 
-    /// Values and gradients of two ways to compute the same.
+    /// Compares values and gradients of two ways to compute the same function.
     fn agree(vars: &[&Var], ours: &dyn Fn() -> Result<Tensor>, theirs: &dyn Fn() -> Result<Tensor>) {
         let run = |f: &dyn Fn() -> Result<Tensor>| -> Result<Vec<Tensor>> {
             let y = f()?;
@@ -291,7 +256,7 @@ mod tests {
     #[test]
     fn gelu_is_candles() {
         let x = var(&[7, 33], 1);
-        // candle's derivative has constants of six digits, so it is taken through erf.
+        // candle's own derivative has constants of six digits; through erf it is exact.
         let theirs = || {
             let phi = ((x.as_tensor() / 2f64.sqrt())?.erf()? + 1.0)? * 0.5;
             x.as_tensor() * phi?
@@ -307,23 +272,23 @@ mod tests {
         agree(&[&x, &w, &b], &|| layer_norm(&x, &w, &b, 1e-5), &theirs);
     }
 
-    /// In half precision the same functions take the composed ops, whose inner numbers are
-    /// float32: what is lost is the rounding of the operands and of the result.
+    /// Half precision takes the composed ops, which compute in float32: the only loss is the rounding of the
+    /// operands and of the result.
     #[test]
     fn half_precision_loses_its_roundings_alone() -> Result<()> {
         let (x, w, b) = (var(&[2, 3, 4, 4], 6), var(&[4], 7), var(&[4], 8));
-        let seen = Seen::new(&[3, 4], true);
+        let mask = AttentionMask::new(&[3, 4], Attention::Causal);
         type Of<'a> = &'a dyn Fn(&Var) -> Result<Tensor>;
         type Way<'a> = &'a dyn Fn(Of) -> Result<Tensor>;
         let ways: [Way; 3] =
             [&|of| gelu(&of(&x)?), &|of| layer_norm(&of(&x)?, &of(&w)?, &of(&b)?, 1e-5), &|of| {
-                softmax(&of(&x)?, 0.7, &seen)
+                softmax(&of(&x)?, 0.7, &mask)
             }];
         for (i, way) in ways.into_iter().enumerate() {
             for (dtype, roundoff) in [(DType::F16, 4.9e-4), (DType::BF16, 3.9e-3)] {
                 let half = way(&|var| var.to_dtype(dtype))?;
                 assert_eq!(half.dtype(), dtype);
-                // The operands are of the half type's numbers in both.
+                // Both take operands rounded to the half type.
                 let full = way(&|var| var.to_dtype(dtype)?.to_dtype(DType::F32))?;
                 let apart = (half.to_dtype(DType::F32)? - &full)?.abs()?.max_all()?.to_scalar::<f32>()?;
                 let size = full.abs()?.max_all()?.to_scalar::<f32>()?;
@@ -337,23 +302,24 @@ mod tests {
     }
 
     #[test]
-    fn softmax_sees_what_it_may() {
+    fn softmax_gives_masked_keys_no_weight() {
         let x = var(&[2, 3, 4, 4], 5);
-        for causal in [false, true] {
+        for attention in [Attention::Bidirectional, Attention::Causal] {
             let lens = vec![3, 4];
-            let hidden = (0..96).map(|i| {
+            let added = (0..96).map(|i| {
                 let (text, query, key) = (i / 48, i / 4 % 4, i % 4);
-                if key < lens[text] && (!causal || key <= query) { 0f32 } else { -1e9 }
+                let visible = key < lens[text] && (attention == Attention::Bidirectional || key <= query);
+                if visible { 0f32 } else { -1e9 }
             });
-            let mask =
-                Tensor::from_iter(hidden, &Device::Cpu).and_then(|t| t.reshape((2, 3, 4, 4))).expect("mask");
-            let theirs = || candle_nn::ops::softmax(&((x.as_tensor() * 0.7)? + &mask)?, D::Minus1);
-            let seen = Seen::new(&lens, causal);
-            agree(&[&x], &|| softmax(&x, 0.7, &seen), &theirs);
-            let composed = || composed::softmax(&x, 0.7, seen.mask(4, 4, &Device::Cpu)?);
+            let added =
+                Tensor::from_iter(added, &Device::Cpu).and_then(|t| t.reshape((2, 3, 4, 4))).expect("mask");
+            let theirs = || candle_nn::ops::softmax(&((x.as_tensor() * 0.7)? + &added)?, D::Minus1);
+            let mask = AttentionMask::new(&lens, attention);
+            agree(&[&x], &|| softmax(&x, 0.7, &mask), &theirs);
+            let composed = || composed::softmax(&x, 0.7, mask.tensor(4, 4, &Device::Cpu)?);
             agree(&[&x], &composed, &theirs);
-            let hidden = composed().and_then(|shares| shares.narrow(0, 0, 1)?.narrow(3, 3, 1)?.max_all());
-            assert_eq!(hidden.and_then(|t| t.to_scalar::<f32>()).expect("a share"), 0.0);
+            let masked = composed().and_then(|weights| weights.narrow(0, 0, 1)?.narrow(3, 3, 1)?.max_all());
+            assert_eq!(masked.and_then(|t| t.to_scalar::<f32>()).expect("a weight"), 0.0);
         }
     }
 }

@@ -1,61 +1,62 @@
-//! LLaMA-family decoders (arXiv 2302.13971), with the names of Hugging Face's checkpoints.
+//! Decoders of the LLaMA family (arXiv 2302.13971), with the tensor names of Hugging Face's checkpoints.
 
 use candle_core::{Module, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding, ops};
 use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
-use super::fused::{Seen, softmax};
-use super::rope::{Rope, Rotations};
-use super::{Body, Sight, kept};
+use super::attention_mask::AttentionMask;
+use super::body::{Attention, Body, detach_in_evaluation};
+use super::fused::softmax;
+use super::rope::{Rope, RopeConfig};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
-/// The part of `config.json` that decides the shapes.
+/// Fields of a LLaMA or Mistral `config.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LlamaConfig {
     /// Number of token ids.
     pub vocab_size: usize,
     /// Width of a hidden state.
     pub hidden_size: usize,
-    /// Number of blocks.
+    /// Number of transformer blocks.
     pub num_hidden_layers: usize,
-    /// Heads of an attention.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Heads of keys and values; as many as of queries when absent.
+    /// Number of key and value heads; by default the number of query heads.
     #[serde(default)]
     pub num_key_value_heads: Option<usize>,
-    /// Width between the linears of a block.
+    /// Width of a block's feed-forward layer.
     pub intermediate_size: usize,
     /// Longest text in tokens.
     pub max_position_embeddings: usize,
-    /// Added to a mean square.
+    /// Term added to a mean square.
     pub rms_norm_eps: f64,
-    /// Base of the rotations, in files from before transformers 5; 10,000 when named nowhere.
+    /// Base of the rotary frequencies in files before transformers 5; by default 10,000.
     #[serde(default)]
     pub rope_theta: Option<f64>,
-    /// What stretches the rotations, in files from before transformers 5.
+    /// Scaling of the rotary frequencies in files before transformers 5.
     #[serde(default)]
-    pub rope_scaling: Option<Box<Rope>>,
-    /// The rotations, in files of transformers 5.
+    pub rope_scaling: Option<Box<RopeConfig>>,
+    /// Base and scaling of the rotary frequencies in files of transformers 5.
     #[serde(default)]
-    pub rope_parameters: Option<Box<Rope>>,
-    /// Width of a head; the heads share the hidden width when absent.
+    pub rope_parameters: Option<Box<RopeConfig>>,
+    /// Width of a head; by default the heads share the hidden width.
     #[serde(default)]
     pub head_dim: Option<usize>,
-    /// Whether q, k, v and o have biases.
+    /// `true` if q, k, v and o have biases.
     #[serde(default)]
     pub attention_bias: bool,
-    /// Whether gate, up and down have biases.
+    /// `true` if gate, up and down have biases.
     #[serde(default)]
     pub mlp_bias: bool,
-    /// How many tokens back a token sees; all when absent.
+    /// Number of tokens that a token attends to; by default all before it.
     #[serde(default)]
     pub sliding_window: Option<usize>,
-    /// The function of the gate.
+    /// Activation function of the gate.
     #[serde(default = "silu")]
     pub hidden_act: String,
-    /// Whether the embedding is also the last linear.
+    /// `true` if the embedding is also the output matrix.
     #[serde(default)]
     pub tie_word_embeddings: bool,
 }
@@ -65,12 +66,12 @@ fn silu() -> String {
 }
 
 impl LlamaConfig {
-    /// Heads of keys and values.
+    /// Returns the number of key and value heads.
     pub fn kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// Width of a head.
+    /// Returns the width of a head.
     pub const fn head(&self) -> usize {
         match self.head_dim {
             Some(width) => width,
@@ -78,24 +79,24 @@ impl LlamaConfig {
         }
     }
 
-    /// Longest text in tokens: one that every token sees whole.
+    /// Returns the longest text in tokens that fits the positions and the attention window.
     pub fn positions(&self) -> usize {
         self.max_position_embeddings.min(self.sliding_window.unwrap_or(usize::MAX))
     }
 
-    /// That the heads share the width, in pairs, and that nothing is asked for that is not known here.
+    /// Fails if the heads do not fit the width, or a feature is not supported.
     ///
     /// # Errors
-    /// Head counts that do not divide, another gate, and rotations of another kind.
+    /// Numbers of heads that do not divide, an odd head width, another activation, another kind of rotation.
     pub fn check(&self) -> Result<()> {
         let (heads, kv) = (self.num_attention_heads, self.kv_heads());
         if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) {
-            return Err(invalid(format!("{heads} heads of queries do not share {kv} of keys")));
+            return Err(invalid(format!("{heads} query heads are not a multiple of {kv} key heads")));
         }
         let shared = self.head_dim.is_some() || self.hidden_size.is_multiple_of(heads);
         if !shared || self.head() == 0 || !self.head().is_multiple_of(2) {
             return Err(invalid(format!(
-                "{heads} heads of width {} on a hidden width of {}: no pairs to turn",
+                "{heads} heads of width {} on a hidden width of {}: no pairs to rotate",
                 self.head(),
                 self.hidden_size
             )));
@@ -113,14 +114,14 @@ impl LlamaConfig {
     }
 }
 
-/// The decoder.
+/// LLaMA or Mistral decoder.
 #[derive(Debug)]
 pub struct Llama {
     words: Embedding,
     blocks: Vec<Block>,
     norm: Tensor,
     head: Option<KronLinear>,
-    rotations: Rotations,
+    rope: Rope,
     positions: usize,
     eps: f32,
 }
@@ -143,10 +144,10 @@ struct Block {
 }
 
 impl Llama {
-    /// Takes the weights at `vb`, and adapters from `inject`.
+    /// Builds the decoder from the weights at `vb` and the adapters of `inject`.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape, and what `inject` refuses.
+    /// A tensor is missing or has another shape, or `inject` fails.
     pub fn new(config: &LlamaConfig, inject: &Inject, vb: VarBuilder) -> Result<Self> {
         config.check()?;
         let (hidden, vocab, at) = (config.hidden_size, config.vocab_size, vb.pp("model"));
@@ -161,7 +162,7 @@ impl Llama {
             blocks: blocks.collect::<Result<_>>()?,
             norm: at.get(hidden, "norm.weight")?,
             head,
-            rotations: Rotations::new(&config.frequencies()?, config.positions(), &vb)?,
+            rope: Rope::new(&config.frequencies()?, config.positions(), &vb)?,
             positions: config.positions(),
             eps: config.rms_norm_eps as f32,
         })
@@ -177,9 +178,9 @@ impl Body for Llama {
             )));
         }
         let mut x = self.words.forward(&tokens.tensor(self.words.embeddings().device())?)?;
-        let seen = Seen::new(&tokens.lens, true);
+        let mask = AttentionMask::new(&tokens.lens, Attention::Causal);
         for block in &self.blocks {
-            x = kept(block.forward(&x, &seen, &self.rotations, dropout)?, dropout);
+            x = detach_in_evaluation(block.forward(&x, &mask, &self.rope, dropout)?, dropout);
         }
         Ok(ops::rms_norm_slow(&x, &self.norm, self.eps)?)
     }
@@ -192,8 +193,8 @@ impl Body for Llama {
         Ok(Some(logits))
     }
 
-    fn sight(&self) -> Sight {
-        Sight::Back
+    fn attention(&self) -> Attention {
+        Attention::Causal
     }
 }
 
@@ -225,26 +226,26 @@ impl Block {
     fn forward(
         &self,
         x: &Tensor,
-        seen: &Seen,
-        rotations: &Rotations,
+        mask: &AttentionMask,
+        rope: &Rope,
         key: Option<DropoutKey>,
     ) -> Result<Tensor> {
         let (n, len, _) = x.dims3()?;
         let width = self.width;
         let split = |y: Tensor, heads| y.reshape((n, len, heads, width))?.transpose(1, 2)?.contiguous();
-        // Each head of keys and values serves `heads / kv_heads` heads of queries in a row.
-        let share = |y: Tensor| {
+        // Each key and value head is repeated for `heads / kv_heads` consecutive query heads.
+        let repeat = |y: Tensor| {
             let times = self.heads / self.kv_heads;
             y.unsqueeze(2)?
                 .broadcast_as((n, self.kv_heads, times, len, width))?
                 .reshape((n, self.heads, len, width))
         };
         let normed = ops::rms_norm_slow(x, &self.input_norm, self.eps)?;
-        let q = rotations.turn(&split(self.q.forward(&normed, key)?, self.heads)?)?;
-        let k = share(rotations.turn(&split(self.k.forward(&normed, key)?, self.kv_heads)?)?)?;
-        let v = share(split(self.v.forward(&normed, key)?, self.kv_heads)?)?;
+        let q = rope.apply(&split(self.q.forward(&normed, key)?, self.heads)?)?;
+        let k = repeat(rope.apply(&split(self.k.forward(&normed, key)?, self.kv_heads)?)?)?;
+        let v = repeat(split(self.v.forward(&normed, key)?, self.kv_heads)?)?;
         let scores = q.matmul(&k.transpose(2, 3)?)?;
-        let mixed = softmax(&scores, 1.0 / (width as f32).sqrt(), seen)?.matmul(&v.contiguous()?)?;
+        let mixed = softmax(&scores, 1.0 / (width as f32).sqrt(), mask)?.matmul(&v.contiguous()?)?;
         let mixed = mixed.transpose(1, 2)?.reshape((n, len, self.heads * width))?;
         let x = (self.o.forward(&mixed, key)? + x)?;
         let normed = ops::rms_norm_slow(&x, &self.norm, self.eps)?;

@@ -1,4 +1,4 @@
-//! A path to a body: which files make a model, and which kind it is.
+//! Reading of a model's files, and building of a body from its weights.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -8,33 +8,36 @@ use candle_nn::VarBuilder;
 use kron_candle::Inject;
 use serde::Deserialize;
 
-use super::{Bert, BertConfig, Body, Llama, LlamaConfig, stories};
+use super::bert::{Bert, BertConfig};
+use super::body::Body;
+use super::llama::{Llama, LlamaConfig};
+use super::llama2c;
 use crate::compute::Compute;
 use crate::error::{Result, file};
 
-/// Shapes of a body of either kind.
+/// Configuration of a body of either kind.
 #[derive(Clone, Debug)]
 pub enum Config {
-    /// An encoder.
+    /// Encoder.
     Bert(BertConfig),
-    /// A decoder.
+    /// Decoder.
     Llama(LlamaConfig),
 }
 
-/// Where a model's parts lie.
+/// Paths of a model's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// The folder, or the file of llama2.c.
+    /// Hugging Face folder, or llama2.c file.
     pub model: PathBuf,
     /// `tokenizer.json`, or the first `tok*.bin` beside the model.
     pub tokenizer: PathBuf,
 }
 
 impl Files {
-    /// The parts of the model at a path: a folder of Hugging Face, or a `.bin` of llama2.c.
+    /// Finds the files of the model at a path: a Hugging Face folder, or a `.bin` file of llama2.c.
     ///
     /// # Errors
-    /// A path without a model or a tokenizer.
+    /// The path has no model or no tokenizer.
     pub fn find(model: &Path) -> Result<Self> {
         if model.is_dir() {
             let tokenizer = model.join("tokenizer.json");
@@ -46,8 +49,8 @@ impl Files {
             };
         }
         let folder = model.parent().filter(|_| model.is_file());
-        let folder =
-            folder.ok_or_else(|| file(model, "is no folder and no file, but a model is one of them"))?;
+        let folder = folder
+            .ok_or_else(|| file(model, "is neither a folder nor a file, but a model is one of them"))?;
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let entries = std::fs::read_dir(folder).map_err(|e| file(folder, e))?;
         let mut names: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
@@ -63,10 +66,10 @@ impl Files {
     }
 }
 
-/// A pretrained model's tensors, read once and shared by every body built from them.
+/// Tensors of a pretrained model, read once and shared by all bodies built from them.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    /// Shapes.
+    /// Configuration of the model.
     pub config: Config,
     tensors: HashMap<String, Tensor>,
     device: Device,
@@ -82,17 +85,18 @@ impl Weights {
         Self::read_for(files, Compute::default())
     }
 
-    /// Reads a model onto a device, in the precision that it computes in.
+    /// Reads a model onto a device, in the precision of its computations.
     ///
     /// # Errors
-    /// Files that are missing or broken, a kind of model that is not known here,
-    /// and a device that is not there.
+    /// A file is missing or malformed, the kind of model is not supported, or the device cannot be opened.
     pub fn read_for(files: &Files, compute: Compute) -> Result<Self> {
         let (device, dtype) = (compute.device.open()?, compute.precision.dtype());
-        let place = |tensor: &Tensor| tensor.to_dtype(dtype)?.to_device(&device);
+        let convert = |tensor: &Tensor| tensor.to_dtype(dtype)?.to_device(&device);
         if files.model.is_file() {
-            let (config, mut tensors) = stories::read(&files.model)?;
-            tensors.values_mut().try_for_each(|tensor| place(tensor).map(|placed| *tensor = placed))?;
+            let (config, mut tensors) = llama2c::read(&files.model)?;
+            tensors
+                .values_mut()
+                .try_for_each(|tensor| convert(tensor).map(|converted| *tensor = converted))?;
             return Ok(Self { config: Config::Llama(config), tensors, device, dtype });
         }
         let config = read_config(&files.model.join("config.json"))?;
@@ -100,23 +104,23 @@ impl Weights {
         for part in shards(&files.model)? {
             let read = candle_core::safetensors::load(&part, &Device::Cpu).map_err(|e| file(&part, e))?;
             for (name, tensor) in read.into_iter().filter(|(_, t)| t.dtype().is_float()) {
-                if let Some(name) = name_here(&name) {
-                    tensors.insert(name, place(&tensor)?);
+                if let Some(name) = name_in_body(&name) {
+                    tensors.insert(name, convert(&tensor)?);
                 }
             }
         }
         Ok(Self { config, tensors, device, dtype })
     }
 
-    /// Made-up tensors for a body of these shapes, float32 on the CPU.
+    /// Wraps float32 tensors on the CPU.
     pub fn new(config: Config, tensors: HashMap<String, Tensor>) -> Self {
         Self { config, tensors, device: Device::Cpu, dtype: DType::F32 }
     }
 
-    /// The same with a variable for every tensor, by name: full fine-tuning.
+    /// Copies all tensors into variables, for full fine-tuning; returns the weights and the variables by name.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// candle fails.
     pub fn trained(&self) -> Result<(Self, BTreeMap<String, Var>)> {
         let copy =
             |(name, tensor): (&String, &Tensor)| Ok((name.clone(), Var::from_tensor(&tensor.copy()?)?));
@@ -125,20 +129,20 @@ impl Weights {
         Ok((Self { tensors, ..self.clone() }, vars))
     }
 
-    /// A body made by hand from a builder over these tensors.
+    /// Calls `make` with a builder over these tensors.
     ///
     /// # Errors
-    /// What `make` refuses.
+    /// `make` fails.
     pub fn with<T>(&self, make: impl FnOnce(VarBuilder) -> Result<T>) -> Result<T> {
         make(VarBuilder::from_tensors(self.tensors.clone(), self.dtype, &self.device))
     }
 
-    /// Where the tensors are, and with them what is trained.
+    /// Returns the device of the tensors and of all trained parameters.
     pub const fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Number of token ids.
+    /// Returns the number of token ids.
     pub const fn vocabulary(&self) -> usize {
         match &self.config {
             Config::Bert(config) => config.vocab_size,
@@ -146,7 +150,7 @@ impl Weights {
         }
     }
 
-    /// Width of a hidden state.
+    /// Returns the width of a hidden state.
     pub const fn hidden(&self) -> usize {
         match &self.config {
             Config::Bert(config) => config.hidden_size,
@@ -154,7 +158,7 @@ impl Weights {
         }
     }
 
-    /// Longest text in tokens.
+    /// Returns the longest text in tokens.
     pub fn positions(&self) -> usize {
         match &self.config {
             Config::Bert(config) => config.max_position_embeddings,
@@ -163,10 +167,10 @@ impl Weights {
     }
 }
 
-/// A body over these weights, with adapters from `inject`.
+/// Builds a body over these weights, with adapters from `inject`.
 ///
 /// # Errors
-/// A tensor that is missing or of another shape, and what `inject` refuses.
+/// A tensor is missing or has another shape, or `inject` fails.
 pub fn build(weights: &Weights, inject: &Inject) -> Result<Box<dyn Body>> {
     weights.with(|vb| {
         Ok(match &weights.config {
@@ -193,20 +197,21 @@ fn read_config(path: &Path) -> Result<Config> {
     }
 }
 
-/// A tensor's name in a body; `None` for heads and what else no body reads.
-fn name_here(name: &str) -> Option<String> {
+/// Returns the name of a checkpoint's tensor in a body; `None` for a head's tensor.
+fn name_in_body(name: &str) -> Option<String> {
     const HEADS: [&str; 6] = ["pooler.", "cls.", "classifier.", "pre_classifier.", "vocab_", "qa_outputs."];
-    // Some checkpoints keep the encoder one level deeper.
+    // Some checkpoints have the encoder one level deeper.
     let name = ["bert.", "distilbert."].iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name);
     let is_head = HEADS.iter().any(|head| name.starts_with(head));
-    // The first checkpoints were TensorFlow's.
+    // The earliest checkpoints have TensorFlow's names.
     let name =
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
     (!is_head).then_some(name)
 }
 
-/// The files with a folder's weights: those that its index names, else `model.safetensors`,
-/// else every safetensors file. Some folders hold the same weights twice, in other formats too.
+/// Lists the weight files of a folder: those of its index, else `model.safetensors`, else all safetensors files.
+///
+/// Reading all files at once would read some folders' weights twice.
 fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]
     struct Index {

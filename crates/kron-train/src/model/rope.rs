@@ -1,4 +1,4 @@
-//! Rotary positions (arXiv 2104.09864): pair i of a head turns by position · frequency(i).
+//! Rotary position embedding (arXiv 2104.09864): pair i of a head is rotated by position · frequency(i).
 
 use std::f64::consts::TAU;
 
@@ -8,12 +8,13 @@ use serde::Deserialize;
 
 use crate::error::{Result, invalid};
 
-/// What a `config.json` says of the rotations: transformers 5 under `rope_parameters`, files
-/// from before it under `rope_scaling`, with the base beside that.
+/// Rotary settings of a `config.json`.
+///
+/// transformers 5 writes them as `rope_parameters`; earlier versions as `rope_scaling`, with the base beside it.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Rope {
+pub struct RopeConfig {
     rope_type: Option<String>,
-    /// The name of `rope_type` before transformers 4.43.
+    /// Name of `rope_type` before transformers 4.43.
     r#type: Option<String>,
     /// Base of the frequencies.
     rope_theta: Option<f64>,
@@ -23,34 +24,34 @@ pub struct Rope {
     original_max_position_embeddings: Option<f64>,
 }
 
-impl Rope {
-    /// The base, where it is named here.
+impl RopeConfig {
+    /// Returns the base of the frequencies, if set.
     pub(super) const fn theta(&self) -> Option<f64> {
         self.rope_theta
     }
 
-    /// Frequencies of a head's `half` pairs, in radians a position.
+    /// Returns the frequencies of a head's `half` pairs, in radians per position.
     ///
     /// # Errors
-    /// A rule that is not known here, or one that lacks a number.
+    /// The rule is not supported, or lacks a parameter.
     pub(super) fn frequencies(&self, theta: f64, half: usize) -> Result<Vec<f64>> {
         let plain = (0..half).map(|i| theta.powf(-(i as f64) / half as f64));
         match self.rope_type.as_deref().or(self.r#type.as_deref()).unwrap_or("default") {
             "default" => Ok(plain.collect()),
             "linear" => {
-                let factor = number("factor", self.factor)?;
+                let factor = positive("factor", self.factor)?;
                 Ok(plain.map(|f| f / factor).collect())
             }
             "llama3" => {
-                let factor = number("factor", self.factor)?;
-                let low = number("low_freq_factor", self.low_freq_factor)?;
-                let high = number("high_freq_factor", self.high_freq_factor)?;
+                let factor = positive("factor", self.factor)?;
+                let low = positive("low_freq_factor", self.low_freq_factor)?;
+                let high = positive("high_freq_factor", self.high_freq_factor)?;
                 let trained =
-                    number("original_max_position_embeddings", self.original_max_position_embeddings)?;
-                // Turns of a pair over the longest text of the first training: few are
-                // stretched, many are left, and those between are mixed.
-                let share = |f: f64| ((trained * f / TAU - low) / (high - low)).clamp(0.0, 1.0);
-                Ok(plain.map(|f| share(f) * f + (1.0 - share(f)) * f / factor).collect())
+                    positive("original_max_position_embeddings", self.original_max_position_embeddings)?;
+                // Pairs with few rotations over the original context are stretched, those with many are not, and
+                // those between are interpolated.
+                let fraction = |f: f64| ((trained * f / TAU - low) / (high - low)).clamp(0.0, 1.0);
+                Ok(plain.map(|f| fraction(f) * f + (1.0 - fraction(f)) * f / factor).collect())
             }
             other => Err(invalid(format!(
                 "rope_type is {other}, but default, linear and llama3 are the rotations that are known here"
@@ -59,7 +60,8 @@ impl Rope {
     }
 }
 
-fn number(name: &str, value: Option<f64>) -> Result<f64> {
+/// Returns a required parameter, which is finite and above 0.
+fn positive(name: &str, value: Option<f64>) -> Result<f64> {
     match value {
         Some(value) if value.is_finite() && value > 0.0 => Ok(value),
         Some(value) => Err(invalid(format!("{name} of the rotations is {value}, but it is above 0"))),
@@ -67,15 +69,15 @@ fn number(name: &str, value: Option<f64>) -> Result<f64> {
     }
 }
 
-/// Cosines and sines, positions × head/2.
+/// Rotary position embedding: tables of cosines and sines, positions × head/2.
 #[derive(Debug)]
-pub(super) struct Rotations {
+pub(super) struct Rope {
     cos: Tensor,
     sin: Tensor,
 }
 
-impl Rotations {
-    /// For every position up to `positions`.
+impl Rope {
+    /// Computes the tables for all positions below `positions`.
     pub fn new(frequencies: &[f64], positions: usize, vb: &VarBuilder) -> Result<Self> {
         let half = frequencies.len();
         let table = |f: fn(f64) -> f64| {
@@ -87,8 +89,8 @@ impl Rotations {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Turns the pairs (i, i + head/2) of n × heads × len × head.
-    pub fn turn(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+    /// Rotates the pairs (i, i + head/2) of x, n × heads × len × head.
+    pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (.., len, width) = x.dims4()?;
         let (cos, sin) = (self.cos.narrow(0, 0, len)?, self.sin.narrow(0, 0, len)?);
         let (a, b) = (x.narrow(3, 0, width / 2)?, x.narrow(3, width / 2, width / 2)?);
@@ -103,11 +105,11 @@ mod tests {
     use super::*;
 
     fn frequencies(rule: &str) -> Result<Vec<f64>> {
-        serde_json::from_str::<Rope>(rule).expect("a rule").frequencies(10_000.0, 4)
+        serde_json::from_str::<RopeConfig>(rule).expect("a rule").frequencies(10_000.0, 4)
     }
 
     #[test]
-    fn rules_of_old_and_new_files() {
+    fn rules_of_earlier_and_current_files() {
         let plain = [1.0, 0.1, 0.01, 0.001];
         let near = |got: Vec<f64>, want: [f64; 4]| {
             assert!(got.iter().zip(want).all(|(a, b)| (a / b - 1.0).abs() < 1e-12), "{got:?}, not {want:?}");
@@ -116,18 +118,18 @@ mod tests {
         near(frequencies(r#"{ "type": "linear", "factor": 4.0 }"#).expect("old"), plain.map(|f| f / 4.0));
         let both = r#"{ "type": "linear", "rope_type": "linear", "factor": 4.0 }"#;
         near(frequencies(both).expect("both names"), plain.map(|f| f / 4.0));
-        // 1000 positions are 159, 16, 1.6 and 0.16 turns: the third is 30 % between 1 and 3.
+        // 1000 positions are 159, 16, 1.6 and 0.16 rotations: the third is 30 % of the way from 1 to 3.
         let llama3 = r#"{ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 3.0, "original_max_position_embeddings": 1000 }"#;
-        let share = (1000.0 * 0.01 / TAU - 1.0) / 2.0;
+        let fraction = (1000.0 * 0.01 / TAU - 1.0) / 2.0;
         near(
             frequencies(llama3).expect("llama3"),
-            [1.0, 0.1, 0.01 * (share + (1.0 - share) / 8.0), 0.001 / 8.0],
+            [1.0, 0.1, 0.01 * (fraction + (1.0 - fraction) / 8.0), 0.001 / 8.0],
         );
     }
 
     #[test]
-    fn rules_that_cannot_be_followed() {
+    fn unsupported_and_incomplete_rules_are_refused() {
         let refused = |rule| frequencies(rule).expect_err("no rule").to_string();
         assert!(refused(r#"{ "rope_type": "yarn", "factor": 4.0 }"#).contains("rope_type is yarn"));
         assert!(refused(r#"{ "rope_type": "linear" }"#).contains("lack factor"));

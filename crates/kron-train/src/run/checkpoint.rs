@@ -1,5 +1,5 @@
-//! A run's state in one safetensors file that is whole or not there: the
-//! trained variables, both moments of each, the step, the loss's scale, and the settings.
+//! State of a run in one safetensors file, written atomically: the trained variables, both moments of each,
+//! the step, the scale of the loss, and the settings.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,10 +10,10 @@ use kron_candle::{AdamW, IfExists};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::scale::LossScale;
+use super::learner::NamedGroup;
+use super::loss_scale::LossScale;
 use crate::config::Config;
 use crate::error::{Result, file, invalid};
-use crate::learner::Named;
 
 /// Keys of the file's metadata.
 const STEP: &str = "step";
@@ -24,11 +24,11 @@ const SCALE: &str = "loss_scale";
 /// Writes variables, moments and the number of steps taken.
 ///
 /// # Errors
-/// What the system refuses; the file that was there is then still there.
+/// The file cannot be written; an earlier checkpoint is then unchanged.
 pub fn write(
     path: &Path,
     config: &Config,
-    trained: &[Named],
+    trained: &[NamedGroup],
     optimizer: &AdamW,
     scale: LossScale,
 ) -> Result<()> {
@@ -36,8 +36,8 @@ pub fn write(
     let mut parts = Vec::new();
     for ((name, group), [m, v]) in trained.iter().zip(moments) {
         for (kind, tensor) in [("value", group.var().as_tensor()), ("m", m), ("v", v)] {
-            let numbers: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-            let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+            let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             parts.push((format!("{name}/{kind}"), tensor.dims().to_vec(), bytes));
         }
     }
@@ -49,20 +49,20 @@ pub fn write(
     let mut metadata: HashMap<String, String> =
         HashMap::from([(STEP.into(), step.to_string()), (SETTINGS.into(), settings(config)?)]);
     metadata.extend(scale.text().map(|scale| (SCALE.into(), scale)));
-    let numbers = views.iter().map(|(name, view)| (name.as_str(), view.data()));
-    metadata.insert(SUM.into(), sum(&metadata, numbers));
+    let contents = views.iter().map(|(name, view)| (name.as_str(), view.data()));
+    metadata.insert(SUM.into(), checksum(&metadata, contents));
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| file(path, e))?;
     Ok(write_atomic(path, IfExists::Replace, |out| out.write_all(&bytes))?)
 }
 
-/// Sets variables, optimizer and scale to what a file holds; returns the number of steps taken.
+/// Restores variables, optimizer and scale from a file; returns the number of steps taken.
 ///
 /// # Errors
-/// A damaged file, and one of another run: the first setting that differs is named.
+/// The file is damaged, or belongs to another run: the message names the first setting that differs.
 pub fn read(
     path: &Path,
     config: &Config,
-    trained: &[Named],
+    trained: &[NamedGroup],
     optimizer: &mut AdamW,
     scale: &mut LossScale,
 ) -> Result<u64> {
@@ -71,18 +71,19 @@ pub fn read(
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    let of =
-        |key: &str| metadata.get(key).ok_or_else(|| file(path, format!("is no checkpoint: it has no {key}")));
+    let of = |key: &str| {
+        metadata.get(key).ok_or_else(|| file(path, format!("is not a checkpoint: it has no {key}")))
+    };
     let mut all: Vec<(String, TensorView)> = tensors.tensors();
     all.sort_by(|a, b| a.0.cmp(&b.0));
-    if *of(SUM)? != sum(&metadata, all.iter().map(|(name, view)| (name.as_str(), view.data()))) {
+    if *of(SUM)? != checksum(&metadata, all.iter().map(|(name, view)| (name.as_str(), view.data()))) {
         return Err(file(path, "is damaged: it does not have the checksum that was written with it"));
     }
     check_settings(path, of(SETTINGS)?, &settings(config)?)?;
-    let step = of(STEP)?.parse().map_err(|e| file(path, format!("has a step that is no number: {e}")))?;
+    let step = of(STEP)?.parse().map_err(|e| file(path, format!("has a step that is not a number: {e}")))?;
     if scale.text().is_some() {
         let text = of(SCALE)?;
-        let wrong = || file(path, format!("has {text:?} as its {SCALE}, which no scale is"));
+        let wrong = || file(path, format!("has {text:?} as its {SCALE}, which is not a scale"));
         *scale = LossScale::parse(text).ok_or_else(wrong)?;
     }
     let get = |name: &str, var: &Var| -> Result<Tensor> {
@@ -93,8 +94,8 @@ pub fn read(
                 format!("{name} is {:?}, but {:?} was expected", view.shape(), var.dims()),
             ));
         }
-        let numbers = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        Ok(Tensor::from_iter(numbers, var.device())?.reshape(var.shape())?)
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Ok(Tensor::from_iter(values, var.device())?.reshape(var.shape())?)
     };
     let mut moments = Vec::new();
     for (name, group) in trained {
@@ -106,39 +107,44 @@ pub fn read(
     Ok(step)
 }
 
-/// Everything but how often the run is saved, which changes nothing in it.
+/// Renders the settings without the checkpoint interval, which does not change a run's results.
 fn settings(config: &Config) -> Result<String> {
     let mut config = config.clone();
     config.train.save_every = 0;
     config.text()
 }
 
-/// What a program before this one did not know of has its default, in their settings too.
+/// Fails if a checkpoint's settings differ from those of the run.
+///
+/// Settings that an earlier version did not have take their defaults.
 fn check_settings(path: &Path, theirs: &str, ours: &str) -> Result<()> {
     let theirs: Config =
-        toml::from_str(theirs).map_err(|e| file(path, format!("has settings that are none here: {e}")))?;
+        toml::from_str(theirs).map_err(|e| file(path, format!("has unknown settings: {e}")))?;
     let theirs = theirs.text()?;
     let differs = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b);
     match differs {
         Some((theirs, ours)) => Err(invalid(format!(
-            "{} is of a run with {theirs:?}, but this one has {ours:?}: only the same run can go on",
+            "{} belongs to a run with {theirs:?}, but this one has {ours:?}: only the same run can resume",
             path.display()
         ))),
         None if theirs.lines().count() != ours.lines().count() => Err(invalid(format!(
-            "{} is of a run with other settings than this one: only the same run can go on",
+            "{} belongs to a run with other settings: only the same run can resume",
             path.display()
         ))),
         None => Ok(()),
     }
 }
 
-/// A checksum of the metadata but itself and of names and numbers, in the order of the names.
-fn sum<'a>(metadata: &HashMap<String, String>, parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let said = metadata.iter().filter(|(key, _)| *key != SUM);
-    let said = said.map(|(key, value)| (key.as_str(), xxh3_64(value.as_bytes())));
-    let mut parts: Vec<_> = parts.map(|(name, data)| (name, xxh3_64(data))).chain(said).collect();
+/// Returns the checksum over the metadata (except the checksum itself) and the tensors, sorted by name.
+fn checksum<'a>(
+    metadata: &HashMap<String, String>,
+    tensors: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> String {
+    let entries = metadata.iter().filter(|(key, _)| *key != SUM);
+    let entries = entries.map(|(key, value)| (key.as_str(), xxh3_64(value.as_bytes())));
+    let mut parts: Vec<_> = tensors.map(|(name, data)| (name, xxh3_64(data))).chain(entries).collect();
     parts.sort_unstable();
-    let text: String = parts.iter().map(|(name, sum)| format!("{name} {sum:016x}\n")).collect();
+    let text: String = parts.iter().map(|(name, hash)| format!("{name} {hash:016x}\n")).collect();
     format!("{:016x}", xxh3_64(text.as_bytes()))
 }
 
@@ -147,11 +153,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_an_earlier_program_have_the_defaults_of_what_it_did_not_know() {
+    fn settings_that_an_earlier_version_did_not_have_take_their_defaults() {
         let (path, mut ours) = (Path::new("c"), Config::default());
         let text = settings(&ours).expect("TOML");
         let earlier = text.replace("fused = true\n", "");
         assert_ne!(earlier, text);
+        // Earlier versions named the learning rates so.
+        let renamed = text.replace("\nlr = ", "\nrate = ").replace("\nhead_lr = ", "\nhead_rate = ");
+        assert_eq!(renamed.matches("rate = ").count(), 2);
+        check_settings(path, &renamed, &text).expect("the same run");
         check_settings(path, &earlier, &text).expect("the same run");
         ours.adapter.fused = false;
         let refused = |theirs: &str| {
@@ -159,6 +169,6 @@ mod tests {
             check_settings(path, theirs, &ours).expect_err("another run").to_string()
         };
         assert!(refused(&earlier).contains("\"fused = true\", but this one has \"fused = false\""));
-        assert!(refused(&text.replace("rank", "tier")).contains("settings that are none here"));
+        assert!(refused(&text.replace("rank", "tier")).contains("unknown settings"));
     }
 }

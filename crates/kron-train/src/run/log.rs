@@ -1,4 +1,4 @@
-//! `log.csv`: one row a step; and `evaluations.csv`: one row a look at a set.
+//! CSV files that grow by one row at a time.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -8,52 +8,8 @@ use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, file};
-use crate::learner::Score;
 
-/// What one step was like.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Row {
-    /// From 1.
-    pub step: u64,
-    /// Passes over the training set, this step included.
-    pub epoch: f64,
-    /// Learning rate.
-    pub rate: f64,
-    /// Mean loss of the batch.
-    pub loss: f32,
-    /// Length of the gradient before it was shortened.
-    pub gradient: f64,
-    /// Tokens of the batch.
-    pub tokens: usize,
-    /// Seconds of this step.
-    pub seconds: f64,
-    /// Processor seconds of this step, over all threads, in hundredths.
-    pub cpu_seconds: Option<f64>,
-    /// Most MiB in use on the GPU after one of this step's backward passes.
-    pub device_mib: Option<u64>,
-}
-
-/// One look at a set.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Look {
-    /// Steps taken.
-    pub step: u64,
-    /// `validation` or `test`.
-    pub split: String,
-    /// Mean loss.
-    pub loss: f64,
-    /// Share of right answers.
-    pub accuracy: Option<f64>,
-}
-
-impl Look {
-    /// A score with its place in the run.
-    pub fn new(step: u64, split: &str, score: Score) -> Self {
-        Self { step, split: split.into(), loss: score.loss, accuracy: score.accuracy }
-    }
-}
-
-/// A CSV file that grows by a row at a time.
+/// Open CSV file that takes further rows.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
@@ -61,62 +17,79 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts a file with the rows that are kept of an earlier one, which is there until the new one is whole.
+    /// Starts a file with the rows kept from an earlier one, which it replaces atomically.
     ///
     /// # Errors
-    /// What the system refuses.
-    pub fn start<T: Serialize>(path: &Path, kept: &[T]) -> Result<Self> {
+    /// The file cannot be written.
+    pub fn start<T: Serialize>(path: &Path, rows: &[T]) -> Result<Self> {
         write_atomic(path, IfExists::Replace, |out| {
             let mut writer = csv::Writer::from_writer(out);
-            kept.iter().try_for_each(|row| writer.serialize(row))?;
+            rows.iter().try_for_each(|row| writer.serialize(row))?;
             writer.flush()
         })?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| file(path, e))?;
-        let writer = csv::WriterBuilder::new().has_headers(kept.is_empty()).from_writer(file);
+        let writer = csv::WriterBuilder::new().has_headers(rows.is_empty()).from_writer(file);
         Ok(Self { path: path.into(), writer })
     }
 
-    /// Adds a row and hands it to the system.
+    /// Appends a row and flushes it.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// The file cannot be written.
     pub fn add<T: Serialize>(&mut self, row: &T) -> Result<()> {
         self.writer.serialize(row).map_err(|e| file(&self.path, e))?;
         self.writer.flush().map_err(|e| file(&self.path, e))
     }
 }
 
-/// The rows of a file; none where it is not there. A last line without its end was cut off by a kill, and is left out.
+/// Reads the rows of a file; a missing file has none.
+///
+/// A last line without a line end was cut off when the process was killed, and is left out.
 ///
 /// # Errors
-/// What the system refuses, and a row that is none of this kind: going on would lose it.
-pub fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Vec<T>> {
+/// The file cannot be read, or a complete row does not parse: resuming would lose it.
+pub fn read_log<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Vec<T>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
     let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-    let rows = csv::Reader::from_reader(whole.as_bytes()).into_deserialize().collect::<Result<_, _>>();
+    let complete = text.rfind('\n').map_or("", |end| &text[..=end]);
+    let rows = csv::Reader::from_reader(complete.as_bytes()).into_deserialize().collect::<Result<_, _>>();
     rows.map_err(|e| file(path, e))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::records::{Evaluation, StepRecord};
 
     #[test]
     fn only_a_last_row_may_be_cut_off() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("evaluations.csv");
-        let look = |step| Look { step, split: "test".into(), loss: 0.5, accuracy: None };
-        let mut log = Log::start(&path, &[look(1)]).expect("a file");
-        log.add(&look(2)).expect("room");
-        assert_eq!(read::<Look>(&path).expect("rows"), [look(1), look(2)]);
+        let evaluation = |step| Evaluation { step, split: "test".into(), loss: 0.5, accuracy: None };
+        let mut log = Log::start(&path, &[evaluation(1)]).expect("a file");
+        log.add(&evaluation(2)).expect("room");
+        assert_eq!(read_log::<Evaluation>(&path).expect("rows"), [evaluation(1), evaluation(2)]);
         let whole = std::fs::read_to_string(&path).expect("text");
         std::fs::write(&path, format!("{whole}3,te")).expect("room");
-        assert_eq!(read::<Look>(&path).expect("rows"), [look(1), look(2)]);
+        assert_eq!(read_log::<Evaluation>(&path).expect("rows"), [evaluation(1), evaluation(2)]);
         std::fs::write(&path, format!("{whole}3,te\n4,test,0.5,\n")).expect("room");
-        assert!(read::<Look>(&path).is_err(), "a damaged row before the last");
-        assert!(read::<Row>(&path).is_err(), "rows of another kind");
+        assert!(read_log::<Evaluation>(&path).is_err(), "a damaged row before the last");
+        assert!(read_log::<StepRecord>(&path).is_err(), "rows of another kind");
+    }
+
+    #[test]
+    fn logs_with_the_earlier_name_of_the_learning_rate_are_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log.csv");
+        let text =
+            "step,epoch,rate,loss,gradient,tokens,seconds,cpu_seconds,device_mib\n1,0.5,0.002,1,2,3,4,,\n";
+        std::fs::write(&path, text).expect("room");
+        let rows = read_log::<StepRecord>(&path).expect("rows");
+        assert_eq!((rows.len(), rows[0].lr), (1, 0.002));
+        Log::start(&path, &rows).expect("a file");
+        assert!(std::fs::read_to_string(&path).expect("text").starts_with("step,epoch,lr,loss,"));
+        assert_eq!(read_log::<StepRecord>(&path).expect("rows"), rows);
     }
 }

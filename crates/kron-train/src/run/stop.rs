@@ -1,4 +1,4 @@
-//! Being asked to stop: Ctrl-C once saves and ends, twice ends at once.
+//! Request to stop: the first Ctrl-C saves and ends the run, the second ends the process at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,15 +7,17 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::{Result, invalid};
 
-/// Whether someone asked.
+/// Shared flag that asks a run to stop.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Asked by SIGINT and SIGTERM; the second of them ends the process with 130.
+    /// Makes a flag that SIGINT and SIGTERM set; the second signal ends the process with status 130.
+    ///
+    /// On Windows, Ctrl-C arrives as SIGINT.
     ///
     /// # Errors
-    /// What the system refuses.
+    /// A signal handler cannot be registered.
     pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
         for signal in [SIGINT, SIGTERM] {
@@ -26,13 +28,13 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Asks.
-    pub fn ask(&self) {
+    /// Asks the run to stop after its current step.
+    pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether someone asked.
-    pub fn is_asked(&self) -> bool {
+    /// Returns `true` once a stop was requested.
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }

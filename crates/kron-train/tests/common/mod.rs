@@ -1,18 +1,17 @@
-//! Where the tests' data lies, and runs that take a second or two.
+//! Paths of the test data, and settings of runs that take a second or two.
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 
 use kron_train::config::{AdapterConfig, Config, Data, Method, Train};
-use kron_train::data::Dataset;
+use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
-use kron_train::text::Tokenizer;
 
 pub fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// The small decoder on a few of SNIPS' seven intents.
+/// Settings for the small decoder on a few of SNIPS' seven intents.
 pub fn config(method: Method) -> Config {
     Config {
         model: data("stories260K.bin"),
@@ -25,7 +24,7 @@ pub fn config(method: Method) -> Config {
             ..Data::default()
         },
         adapter: AdapterConfig { method, a_in: 2, a_out: 4, rank: 4, alpha: 8.0, ..AdapterConfig::default() },
-        train: Train { epochs: 2, batch: 8, rate: 5e-3, save_every: 1, ..Train::default() },
+        train: Train { epochs: 2, batch: 8, lr: 5e-3, save_every: 1, ..Train::default() },
         ..Config::default()
     }
 }
@@ -39,7 +38,7 @@ pub fn load(config: &Config) -> (Weights, Dataset) {
     (weights, data)
 }
 
-/// The folder of MiniLM, where `scripts/fetch-minilm.sh` puts it, or where `.ci/run` has it put.
+/// Finds MiniLM in the folder of `scripts/fetch-minilm.sh`, or in that of `.ci/run`.
 pub fn minilm() -> Option<PathBuf> {
     let name = "all-MiniLM-L6-v2";
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models").join(name);

@@ -1,0 +1,53 @@
+//! Arguments of `kron merge`.
+
+use std::path::PathBuf;
+
+use kron_adapter::io::Flush;
+
+use crate::error::exit_codes;
+
+/// Merge an adapter into a model: W + ΔW, rounded once to the model's dtype.
+///
+/// BASE is one safetensors file, or a folder with model.safetensors or with
+/// model.safetensors.index.json and its shards. Its weights are f32, f16 or bf16. ADAPTER is an adapter
+/// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
+/// file or a folder, as BASE is. The configuration and the tokenizer are copied too.
+///
+/// A merge cannot be undone, as it rounds every weight. Keep BASE, which is never changed: using it is
+/// unmerging.
+#[derive(Debug, clap::Args)]
+#[command(after_help = concat!(
+    "A file appears under its name only when it is complete, the index of the shards last. An\n",
+    "interrupted merge into a folder continues with --resume. It keeps the shards whose size and hash\n",
+    "match the journal .kron-merge.json. With --force, safetensors files and an index of another model\n",
+    "in the folder OUT are removed, as a loader might prefer them.\n\n",
+    exit_codes!("merged", "the model or the adapter is invalid, they do not match"),
+    "Examples:\n",
+    "  kron merge llama-3-8b adapter.safetensors merged\n",
+    "  kron merge llama-3-8b peft-lora/ merged --resume\n",
+    "  kron merge model.safetensors lycoris.safetensors merged.safetensors",
+))]
+pub struct Args {
+    /// Model: a safetensors file or a folder
+    pub(super) base: PathBuf,
+    /// Adapter: a file or a PEFT folder
+    pub(super) adapter: PathBuf,
+    /// Merged model: a file or a folder, as BASE is
+    pub(super) out: PathBuf,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Continue an interrupted merge into the folder OUT
+    #[arg(long, conflicts_with = "force")]
+    pub(super) resume: bool,
+    /// Flush each file to the disk; without it, as after cp, a power cut soon after may truncate files
+    #[arg(long)]
+    pub(super) sync: bool,
+}
+
+impl Args {
+    /// Returns when the shards are flushed to the disk.
+    pub(super) const fn flush(&self) -> Flush {
+        if self.sync { Flush::Now } else { Flush::Later }
+    }
+}

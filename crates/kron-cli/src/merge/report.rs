@@ -1,0 +1,42 @@
+//! Result of `kron merge`, and its text.
+
+use serde::Serialize;
+
+/// Result of a merge.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Path of the merged model.
+    pub out: String,
+    /// Number of layers of the adapter.
+    pub layers: usize,
+    /// Number of files with weights.
+    pub shards: usize,
+    /// Number of those that an interrupted merge had finished.
+    pub kept: usize,
+    /// Bytes of all files with weights.
+    pub bytes: u64,
+    /// Names of other files that were copied.
+    pub copied: Vec<String>,
+    /// Names of files and folders that were not copied: weights in other formats, sub-folders.
+    pub left_out: Vec<String>,
+    /// Changes made while reading the adapter and matching its modules, and files removed, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Returns the report as text.
+    pub(super) fn table(&self) -> String {
+        let kept = if self.kept > 0 { format!(" ({} of them kept)", self.kept) } else { String::new() };
+        let mut lines = vec![format!(
+            "{}: layers folded: {}, files with weights: {}{kept}, {} bytes",
+            self.out, self.layers, self.shards, self.bytes
+        )];
+        for (what, names) in [("copied", &self.copied), ("left out", &self.left_out)] {
+            if !names.is_empty() {
+                lines.push(format!("{what}: {}", names.join(", ")));
+            }
+        }
+        lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
+        lines.join("\n")
+    }
+}

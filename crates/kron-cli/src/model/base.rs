@@ -1,0 +1,214 @@
+//! A model's files, with the place of every tensor, read from the headers alone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use kron_adapter::io::{self, Input};
+use kron_adapter::resolve::BaseModel;
+use safetensors::Dtype;
+use serde::Deserialize;
+
+use super::config::{CONFIG, Config};
+use crate::{Error, Result};
+
+/// Name of the file that maps tensors to shards.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// Name of the file of a model without shards.
+pub const SINGLE: &str = "model.safetensors";
+/// Largest index that is read, in bytes; enough for some million tensors.
+const MAX_INDEX_BYTES: u64 = 1 << 28;
+
+/// A model's files with their checked headers.
+pub struct Base {
+    path: PathBuf,
+    is_folder: bool,
+    /// Shards, in the order of their names.
+    pub shards: Vec<Shard>,
+    /// Configuration in the same folder.
+    pub config: Option<Config>,
+    /// Bytes of [`INDEX`].
+    pub index: Option<Vec<u8>>,
+    /// Index of the shard, and of the tensor in it, by the tensor's name.
+    places: HashMap<String, (usize, usize)>,
+}
+
+/// One safetensors file of a model.
+pub struct Shard {
+    /// Path.
+    pub path: PathBuf,
+    /// Name in the folder.
+    pub name: String,
+    /// First bytes of the file: length and JSON of the header.
+    pub header: Vec<u8>,
+    /// Length of the file in bytes.
+    pub len: u64,
+    /// Tensors in the order of the file, without gaps.
+    pub tensors: Vec<TensorEntry>,
+}
+
+/// One tensor in a shard's header.
+pub struct TensorEntry {
+    /// Name.
+    pub name: String,
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl Base {
+    /// Reads the headers of all files.
+    ///
+    /// # Errors
+    /// The path holds no model, or its files are damaged or do not belong together.
+    pub fn open(path: &Path) -> Result<Self> {
+        let is_folder = path.is_dir();
+        let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
+        let index = folder.join(INDEX);
+        let has_index = is_folder && index.exists();
+        let index = if has_index { Some(io::read(&index, MAX_INDEX_BYTES)?) } else { None };
+        let map = index.as_deref().map(|bytes| weight_map(&folder.join(INDEX), bytes)).transpose()?;
+        let paths: Vec<PathBuf> = match &map {
+            Some(map) => {
+                let names: std::collections::BTreeSet<_> = map.values().collect();
+                names.into_iter().map(|name| folder.join(name)).collect()
+            }
+            None if is_folder && !path.join(SINGLE).exists() => {
+                return Err(Error::data(format!("{} has neither {SINGLE} nor {INDEX}", path.display())));
+            }
+            None if is_folder => vec![path.join(SINGLE)],
+            None => vec![path.to_path_buf()],
+        };
+        let shards = paths.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
+        let config = Some(folder.join(CONFIG)).filter(|config| config.exists());
+        let config = config.map(|config| Config::read(&config)).transpose()?;
+        let places = places(&shards)?;
+        let base = Self { path: path.into(), is_folder, shards, config, index, places };
+        map.map_or(Ok(()), |map| base.check_map(&map))?;
+        Ok(base)
+    }
+
+    /// Returns the folder, if the model is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.is_folder.then_some(&self.path)
+    }
+
+    /// Returns the path for messages.
+    pub fn path(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
+    /// Returns the bytes of all shards.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.len).sum()
+    }
+
+    /// Returns the index of a tensor's shard, and the tensor's index in it.
+    pub fn find(&self, tensor: &str) -> Option<(usize, usize)> {
+        self.places.get(tensor).copied()
+    }
+
+    /// Fails if a tensor is not in the shard that the index names.
+    fn check_map(&self, map: &BTreeMap<String, String>) -> Result<()> {
+        for (tensor, file) in map {
+            if self.find(tensor).is_none_or(|(shard, _)| self.shards[shard].name != *file) {
+                return Err(Error::data(format!(
+                    "{}: {INDEX} puts tensor {tensor:?} into {file}, which does not have it",
+                    self.path()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BaseModel for Base {
+    fn name(&self) -> String {
+        self.path().to_string()
+    }
+
+    fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.shards.iter().flat_map(|shard| &shard.tensors).map(|tensor| tensor.name.as_str())
+    }
+
+    fn tensor(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        let (shard, tensor) = self.find(name)?;
+        let TensorEntry { dtype, shape, .. } = &self.shards[shard].tensors[tensor];
+        Some((*dtype, shape))
+    }
+
+    fn is_transposed(&self, module: &str) -> Option<bool> {
+        self.config.as_ref().map(|config| config.transposed(module))
+    }
+
+    fn is_tied(&self) -> Result<bool> {
+        self.config.as_ref().map_or(Ok(false), Config::tied)
+    }
+}
+
+/// Returns the file of each tensor. A file is a plain name in the folder.
+fn weight_map(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let path = path.display();
+    let Index { weight_map } = serde_json::from_slice(bytes)
+        .map_err(|e| Error::data(format!("{path} is not an index of shards: {e}")))?;
+    if weight_map.is_empty() {
+        return Err(Error::data(format!("{path} names no tensor")));
+    }
+    let plain = |name: &str| {
+        name.ends_with(".safetensors")
+            && !name.starts_with('.')
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    if let Some(name) = weight_map.values().find(|name| !plain(name)) {
+        return Err(Error::data(format!(
+            "{path} names the shard {name:?}, but a shard is a plain name that ends in .safetensors"
+        )));
+    }
+    Ok(weight_map)
+}
+
+/// Returns the place of every tensor.
+///
+/// # Errors
+/// Two shards have a tensor of one name.
+fn places(shards: &[Shard]) -> Result<HashMap<String, (usize, usize)>> {
+    let mut places = HashMap::new();
+    for (i, shard) in shards.iter().enumerate() {
+        for (j, tensor) in shard.tensors.iter().enumerate() {
+            if let Some((other, _)) = places.insert(tensor.name.clone(), (i, j)) {
+                return Err(Error::data(format!(
+                    "tensor {:?} is in {} and in {}, but a tensor has one place",
+                    tensor.name, shards[other].name, shard.name
+                )));
+            }
+        }
+    }
+    Ok(places)
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let mut input = Input::open(&path)?;
+        let (header, layout) = input.layout()?;
+        let mut tensors = Vec::new();
+        for name in layout.tensors.offset_keys() {
+            let Some(info) = layout.tensors.info(&name) else { continue };
+            let (start, end) = info.data_offsets;
+            tensors.push(TensorEntry {
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                len: (end - start) as u64,
+                name,
+            });
+        }
+        let len = input.len();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Self { path, name, header, len, tensors })
+    }
+}

@@ -1,0 +1,122 @@
+//! A Hugging Face `config.json`, whose fields are checked when they are read.
+
+use std::path::Path;
+
+use kron_adapter::io;
+use serde_json::{Map, Value};
+
+use super::family::Family;
+use crate::{Error, Result};
+
+/// Name of the file in a model's folder.
+pub const CONFIG: &str = "config.json";
+/// Largest configuration that is read, in bytes; real ones are far smaller.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// A configuration, of a known or an unknown family.
+#[derive(Debug)]
+pub struct Config {
+    path: String,
+    /// `None` for an unknown family.
+    family: Option<Family>,
+    fields: Map<String, Value>,
+}
+
+impl Config {
+    /// Reads `config.json`, given by its path or by its folder.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not a JSON object.
+    pub fn read(path: &Path) -> Result<Self> {
+        let path = if path.is_dir() { &path.join(CONFIG) } else { path };
+        let name = path.display().to_string();
+        let value: Value = serde_json::from_slice(&io::read(path, MAX_BYTES)?)
+            .map_err(|e| Error::data(format!("{name} is not JSON: {e}")))?;
+        let Value::Object(mut fields) = value else {
+            return Err(Error::data(format!("{name} is not a JSON object")));
+        };
+        // A model with vision keeps its language model's fields in `text_config`.
+        if let Some(Value::Object(text)) = fields.get("text_config").cloned() {
+            fields.extend(text);
+        }
+        let family = fields.get("model_type").and_then(Value::as_str).and_then(Family::of);
+        Ok(Self { path: name, family, fields })
+    }
+
+    /// Returns the family.
+    ///
+    /// # Errors
+    /// The family is unknown.
+    pub(super) fn family(&self) -> Result<Family> {
+        self.family.ok_or_else(|| {
+            self.refused(match self.fields.get("model_type") {
+                Some(Value::String(name)) => {
+                    format!("model_type is {name:?}, but the known ones are {}", Family::known())
+                }
+                _ => "lacks the field model_type, a string".into(),
+            })
+        })
+    }
+
+    /// Returns true if the output head shares its weight with the input embedding.
+    ///
+    /// # Errors
+    /// `tie_word_embeddings` is not a boolean.
+    pub fn tied(&self) -> Result<bool> {
+        match self.fields.get("tie_word_embeddings") {
+            None | Some(Value::Null) => Ok(self.family.is_some_and(Family::tied_by_default)),
+            Some(Value::Bool(tied)) => Ok(*tied),
+            Some(other) => Err(Error::data(format!(
+                "{}: tie_word_embeddings is {other}, but it is a boolean",
+                self.path
+            ))),
+        }
+    }
+
+    /// Returns true if the module's weight is stored as d_in × d_out, as in GPT-2's `Conv1D`.
+    pub fn transposed(&self, module: &str) -> bool {
+        let last = module.rsplit('.').next().unwrap_or(module);
+        self.family == Some(Family::Gpt2) && ["c_attn", "c_proj", "c_fc", "q_attn"].contains(&last)
+    }
+
+    /// Returns a positive integer, or `None` if the field is missing or null.
+    ///
+    /// # Errors
+    /// The field holds another value.
+    pub(super) fn optional(&self, field: &str) -> Result<Option<usize>> {
+        match self.fields.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0) {
+                Some(n) => Ok(Some(n)),
+                None => Err(Error::data(format!(
+                    "{}: {field} is {value}, but it is a positive integer",
+                    self.path
+                ))),
+            },
+        }
+    }
+
+    /// Returns a positive integer.
+    ///
+    /// # Errors
+    /// The field is missing, null, or holds another value.
+    pub(super) fn required(&self, field: &str) -> Result<usize> {
+        self.optional(field)?
+            .ok_or_else(|| Error::data(format!("{} lacks the field {field}, a positive integer", self.path)))
+    }
+
+    /// Returns a string, or `None` if the field is missing or holds another value.
+    pub(super) fn text(&self, field: &str) -> Option<&str> {
+        self.fields.get(field).and_then(Value::as_str)
+    }
+
+    /// Returns the configuration's path, as messages give it.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Returns an error about this configuration.
+    pub(super) fn refused(&self, what: impl std::fmt::Display) -> Error {
+        Error::data(format!("{}: {what}", self.path))
+    }
+}

@@ -1,0 +1,58 @@
+//! [`Body`]: a pretrained model without its head, and the pooling of its hidden states.
+
+use candle_core::{DType, Tensor};
+use kron_candle::DropoutKey;
+
+use crate::data::Tokens;
+use crate::error::Result;
+
+/// Attention pattern of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// Every token attends to all tokens; pooling takes their mean.
+    Bidirectional,
+    /// A token attends to itself and the tokens before it; pooling takes the last one.
+    Causal,
+}
+
+/// Pretrained model without a head.
+pub trait Body {
+    /// Returns the hidden states of padded tokens, n × len × hidden.
+    ///
+    /// A key trains: it selects the dropout masks, and the autograd graph is kept. Without a key the graph is
+    /// dropped after every block, so an evaluation takes the memory of one block.
+    ///
+    /// # Errors
+    /// candle fails.
+    fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor>;
+
+    /// Returns the logits of the next token for hidden states, … × vocabulary; `None` for an encoder.
+    ///
+    /// # Errors
+    /// candle fails.
+    fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>>;
+
+    /// Returns the attention pattern.
+    fn attention(&self) -> Attention;
+}
+
+/// Pools each text into one float32 vector, n × hidden: the mean of its tokens, or the last one.
+///
+/// # Errors
+/// candle fails.
+pub fn pool(attention: Attention, hidden: &Tensor, tokens: &Tokens) -> Result<Tensor> {
+    let mut weights = vec![0f32; tokens.rows() * tokens.len];
+    for (row, &len) in weights.chunks_mut(tokens.len.max(1)).zip(&tokens.lens) {
+        match attention {
+            Attention::Bidirectional => row[..len].fill(1.0 / len as f32),
+            Attention::Causal => row[len - 1] = 1.0,
+        }
+    }
+    let weights = Tensor::from_vec(weights, (tokens.rows(), 1, tokens.len), hidden.device())?;
+    Ok(weights.matmul(&hidden.to_dtype(DType::F32)?)?.squeeze(1)?)
+}
+
+/// Detaches a block's output from the autograd graph, unless the pass trains.
+pub(super) fn detach_in_evaluation(x: Tensor, dropout: Option<DropoutKey>) -> Tensor {
+    if dropout.is_some() { x } else { x.detach() }
+}

@@ -1,0 +1,116 @@
+//! Adapters of a model from the settings of a method.
+
+use kron_adapter::plan::{Budget, Family, Linear, Method as Rule, Model, Plan, paper_split, search};
+use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
+use kron_core::{KronShape, LayerDims, Split};
+
+use crate::config::{AdapterConfig, Method};
+use crate::error::{Result, invalid};
+use crate::model::{Weights, build};
+
+/// Shape rule, scale and dropout of all adapters of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterRule {
+    rule: Rule,
+    scaling: Scaling,
+    dropout: Dropout,
+    fused: bool,
+}
+
+impl AdapterRule {
+    /// Resolves the settings on this model; `None` for methods without adapters.
+    ///
+    /// # Errors
+    /// A target matches no layer, or a shape is invalid.
+    pub fn new(config: &AdapterConfig, weights: &Weights) -> Result<Option<Self>> {
+        let model = linears(config, weights)?;
+        let split = match (config.a_in, config.a_out) {
+            (0, 0) => None,
+            (a_in, a_out) if a_in > 0 && a_out > 0 => Some(Split { a_in, a_out }),
+            (a_in, a_out) => {
+                return Err(invalid(format!(
+                    "a_in is {a_in} and a_out {a_out}, but both are set or neither"
+                )));
+            }
+        };
+        let rank = config.rank;
+        let factor = (config.factor > 0).then_some(config.factor);
+        let rule = match config.method {
+            Method::None | Method::Head | Method::Full => return Ok(None),
+            Method::Lora => Rule::Lora { rank },
+            Method::Kron => Rule::Kron { split: split.unwrap_or(paper_split(model.hidden())), rank },
+            Method::Krona => Rule::Krona { split },
+            Method::Lokr => Rule::Lokr { factor, rank },
+        };
+        let rule = if config.match_params > 0 { matched(&model, rule, config.match_params)? } else { rule };
+        let rank = match rule {
+            Rule::Kron { rank, .. } | Rule::Lora { rank } | Rule::Lokr { rank, .. } => rank,
+            Rule::Krona { .. } => rank,
+        };
+        let scaling = Scaling::new(config.alpha, rank, ScaleRule::AlphaOverR)?;
+        let (dropout, fused) = (Dropout::new(config.dropout)?, config.fused);
+        Ok(Some(Self { rule, scaling, dropout, fused }))
+    }
+
+    /// Makes new adapters with ΔW = 0.
+    ///
+    /// # Errors
+    /// A target is empty.
+    pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
+        let Self { rule, scaling, .. } = *self;
+        let shape = move |_: &str, dims: LayerDims| -> kron_adapter::Result<(KronShape, Scaling)> {
+            Ok((rule.fit(dims)?.shape, scaling))
+        };
+        Ok(self.configure(Inject::new(targets, seed, shape)?))
+    }
+
+    /// Continues with the factors of a trained adapter.
+    pub fn trained(&self, adapter: Adapter) -> Inject<'static> {
+        self.configure(Inject::trained(adapter))
+    }
+
+    fn configure<'a>(&self, inject: Inject<'a>) -> Inject<'a> {
+        let inject = inject.with_dropout(self.dropout);
+        if self.fused { inject } else { inject.unfused() }
+    }
+
+    /// Describes the rule as in `kron (2, 4) r 8, s = 32/8`, followed by `, unfused` if it is.
+    pub fn describe(&self) -> String {
+        let unfused = if self.fused { "" } else { ", unfused" };
+        format!("{}, s = {}{unfused}", self.rule, self.scaling)
+    }
+}
+
+/// Lists the linear layers that match the targets.
+fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
+    let scaling = Scaling::plain(1.0)?;
+    let probe = Inject::new(&config.targets, 0, |_, dims| Ok((KronShape::lora(dims, 1)?, scaling)))?;
+    build(weights, &probe)?;
+    let adapters = probe.finish()?;
+    let linears = adapters.deltas().iter().map(|delta| {
+        let shape = delta.op().shape;
+        Linear::new(delta.module(), LayerDims { d_out: shape.d_out(), d_in: shape.d_in() }, 1)
+    });
+    Ok(Model::new("the model", weights.hidden(), linears.collect::<kron_adapter::Result<_>>()?, 0)?)
+}
+
+/// Returns the rule at the rank (for KronA at the shape) nearest to a number of parameters.
+fn matched(model: &Model, rule: Rule, params: u64) -> Result<Rule> {
+    if let Rule::Krona { .. } = rule {
+        let choices = search(model, Family::Krona, Budget::Nearest(params))?;
+        return choices.first().map(|c| c.method).ok_or_else(|| invalid("KronA has no shape on this model"));
+    }
+    let off = |rank| -> Result<u128> {
+        Ok(Plan::new(model, rule.with_rank(rank))?.adapter_params().abs_diff(params.into()))
+    };
+    let (mut best, mut nearest) = (1, off(1)?);
+    for rank in 2..=model.hidden() {
+        let distance = off(rank)?;
+        if distance < nearest {
+            (best, nearest) = (rank, distance);
+        } else if distance > nearest && !matches!(rule, Rule::Lokr { .. }) {
+            break;
+        }
+    }
+    Ok(rule.with_rank(best))
+}

@@ -1,0 +1,255 @@
+//! [`Learner`]: a model with its trained parameters, its loss and its score.
+
+use candle_core::{DType, Tensor, Var};
+use candle_nn::{Linear, Module};
+use kron_candle::{Adapter, Adapters, DropoutKey, Group, Inject};
+use kron_core::philox;
+
+use super::adapter_rule::AdapterRule;
+use super::records::Score;
+use crate::config::{Config, Method, Task};
+use crate::data::{Batch, Dataset, Examples, Question, Tokens};
+use crate::error::{Result, invalid};
+use crate::model::{Body, Weights, build, next_token_loss, pool};
+
+/// Variable with its name in a checkpoint.
+pub type NamedGroup = (String, Group);
+
+/// Model in training.
+pub struct Learner {
+    body: Box<dyn Body>,
+    head: Option<Linear>,
+    adapters: Option<Adapters>,
+    trained: Vec<NamedGroup>,
+    description: String,
+}
+
+impl Learner {
+    /// Builds the pretrained model with new trained parameters; equal seeds give equal initial values.
+    ///
+    /// # Errors
+    /// The settings do not fit the model or each other.
+    pub fn new(config: &Config, weights: &Weights, data: &Dataset) -> Result<Self> {
+        Self::continuing(config, weights, data, None)
+    }
+
+    /// Builds the model with the factors of a trained adapter, and a new head.
+    ///
+    /// # Errors
+    /// As [`Learner::new`], or the adapter has other layers.
+    pub fn continuing(
+        config: &Config,
+        weights: &Weights,
+        data: &Dataset,
+        before: Option<Adapter>,
+    ) -> Result<Self> {
+        let (adapter, seed) = (&config.adapter, config.train.seed);
+        let mut trained = Vec::new();
+        let (body, adapters, description) = match AdapterRule::new(adapter, weights)? {
+            Some(rule) => {
+                let inject = match before {
+                    Some(before) => rule.trained(before),
+                    None => rule.inject(&adapter.targets, seed)?,
+                };
+                let body = build(weights, &inject)?;
+                (body, Some(inject.finish()?), rule.describe())
+            }
+            None if adapter.method == Method::Full => {
+                let (weights, vars) = weights.trained()?;
+                let group = |var| Group::whole(var, 1.0, config.train.decay);
+                for (name, var) in vars {
+                    trained.push((name, group(var)?));
+                }
+                (build(&weights, &Inject::nothing())?, None, "every weight".into())
+            }
+            None => (build(weights, &Inject::nothing())?, None, "no adapter".into()),
+        };
+        for delta in adapters.iter().flat_map(Adapters::deltas) {
+            let group = delta.group(config.train.lora_plus, config.train.decay)?;
+            trained.push((format!("{}.theta", delta.module()), group));
+        }
+        let head = match config.task {
+            Task::Classify => Some(new_head(config, weights, data.labels.len(), &mut trained)?),
+            _ => None,
+        };
+        Ok(Self { body, head, adapters, trained, description })
+    }
+
+    /// Returns the trained variables in a fixed order.
+    pub fn trained(&self) -> &[NamedGroup] {
+        &self.trained
+    }
+    /// Returns the adapters.
+    pub const fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
+    }
+    /// Returns the classification head.
+    pub const fn head(&self) -> Option<&Linear> {
+        self.head.as_ref()
+    }
+    /// Describes the method with its shapes.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+    /// Returns the number of trained parameters, without those of a head.
+    pub fn body_params(&self) -> usize {
+        let of_body = self.trained.iter().filter(|(name, _)| !name.starts_with("head."));
+        of_body.map(|(_, group)| group.var().elem_count()).sum()
+    }
+
+    /// Returns the mean loss of some examples, and their number of tokens.
+    ///
+    /// Without a key the loss is for evaluation only: it gives no gradient to parameters inside the blocks.
+    ///
+    /// # Errors
+    /// The examples belong to another task, or candle fails.
+    pub fn loss(
+        &self,
+        examples: &Examples,
+        which: &[usize],
+        dropout: Option<DropoutKey>,
+    ) -> Result<(Tensor, usize)> {
+        match examples {
+            Examples::Labelled(all) => {
+                let batch = Batch::of(all, which);
+                let logits = self.classes(self.head.as_ref(), &batch.tokens, dropout)?;
+                let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
+                Ok((candle_nn::loss::cross_entropy(&logits, &labels)?, batch.tokens.count()))
+            }
+            Examples::Plain(all) => {
+                let rows: Vec<&[u32]> = which.iter().map(|&i| all[i].as_slice()).collect();
+                let tokens = Tokens::new(&rows);
+                let hidden = self.body.hidden(&tokens, dropout)?;
+                let loss = next_token_loss(&*self.body, &hidden, &tokens, &vec![1; rows.len()])?;
+                Ok((loss.mean_all()?, tokens.count()))
+            }
+            Examples::Questions(all) => {
+                let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
+                let (scores, tokens) = self.choices(&questions, dropout)?;
+                let loss = |(scores, question): (Tensor, &Question)| {
+                    let logs = candle_nn::ops::log_softmax(&scores, 0)?;
+                    Ok(logs.narrow(0, question.answer, 1)?.neg()?)
+                };
+                let losses = scores.into_iter().zip(questions).map(loss).collect::<Result<Vec<_>>>()?;
+                Ok((Tensor::cat(&losses, 0)?.mean_all()?, tokens))
+            }
+        }
+    }
+
+    /// Evaluates a set in batches of `batch`.
+    ///
+    /// # Errors
+    /// As [`Learner::loss`].
+    pub fn score(&self, examples: &Examples, batch: usize) -> Result<Score> {
+        self.score_by(self.head.as_ref(), examples, batch)
+    }
+
+    /// Evaluates a set with another head.
+    ///
+    /// # Errors
+    /// As [`Learner::loss`].
+    pub fn score_with(&self, head: &Linear, examples: &Examples, batch: usize) -> Result<Score> {
+        self.score_by(Some(head), examples, batch)
+    }
+
+    fn score_by(&self, head: Option<&Linear>, examples: &Examples, batch: usize) -> Result<Score> {
+        let order = by_length(examples);
+        let (mut loss, mut right) = (0.0, 0);
+        for which in order.chunks(batch) {
+            let weight = which.len() as f64;
+            match examples {
+                Examples::Labelled(all) => {
+                    let batch = Batch::of(all, which);
+                    let logits = self.classes(head, &batch.tokens, None)?.detach();
+                    let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
+                    loss += weight * scalar(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
+                    let guesses: Vec<u32> = logits.argmax(1)?.to_vec1()?;
+                    right += guesses.iter().zip(&batch.labels).filter(|(a, b)| a == b).count();
+                }
+                Examples::Plain(_) => loss += weight * scalar(&self.loss(examples, which, None)?.0)?,
+                Examples::Questions(all) => {
+                    loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
+                    let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
+                    let (scores, _) = self.choices(&questions, None)?;
+                    for (scores, question) in scores.iter().zip(questions) {
+                        right +=
+                            usize::from(scores.argmax(0)?.to_scalar::<u32>()? as usize == question.answer);
+                    }
+                }
+            }
+        }
+        let n = examples.len() as f64;
+        let accuracy = (!matches!(examples, Examples::Plain(_))).then_some(right as f64 / n);
+        Ok(Score { loss: loss / n, accuracy })
+    }
+
+    /// Returns the logits of the classes, n × classes.
+    fn classes(&self, head: Option<&Linear>, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
+        let Some(head) = head else {
+            return Err(invalid("the model has no head, but the task classify needs one"));
+        };
+        let pooled = pool(self.body.attention(), &self.body.hidden(tokens, dropout)?, tokens)?;
+        Ok(head.forward(&pooled)?)
+    }
+
+    /// Returns the mean log-probability of each choice of each question, and the number of tokens.
+    fn choices(&self, questions: &[&Question], dropout: Option<DropoutKey>) -> Result<(Vec<Tensor>, usize)> {
+        let all = questions.iter().flat_map(|q| &q.rows);
+        let (rows, from): (Vec<&[u32]>, Vec<usize>) = all.map(|(ids, from)| (ids.as_slice(), *from)).unzip();
+        let tokens = Tokens::new(&rows);
+        let hidden = self.body.hidden(&tokens, dropout)?;
+        let scores = next_token_loss(&*self.body, &hidden, &tokens, &from)?.neg()?;
+        let mut start = 0;
+        let each = questions.iter().map(|question| {
+            let scores = scores.narrow(0, start, question.rows.len())?;
+            start += question.rows.len();
+            Ok(scores)
+        });
+        Ok((each.collect::<Result<_>>()?, tokens.count()))
+    }
+}
+
+/// Makes a head with weights uniform in ±1/√hidden and zero bias, trained unless the method is `none`.
+fn new_head(
+    config: &Config,
+    weights: &Weights,
+    classes: usize,
+    trained: &mut Vec<NamedGroup>,
+) -> Result<Linear> {
+    let (hidden, device) = (weights.hidden(), weights.device());
+    let key = [config.train.seed as u32, (config.train.seed >> 32) as u32];
+    let edge = 1.0 / (hidden as f32).sqrt();
+    let value = |i: usize| {
+        let bits = philox([i as u32, 0, 0x6865_6164, 0], key)[0];
+        edge * ((bits >> 8) as f32 / (1u32 << 23) as f32 - 1.0)
+    };
+    let values: Vec<f32> = (0..classes * hidden).map(value).collect();
+    let weight = Var::from_vec(values, (classes, hidden), device)?;
+    let bias = Var::zeros(classes, DType::F32, device)?;
+    let head = Linear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()));
+    if config.adapter.method != Method::None {
+        // A group's learning rate is relative to the step's.
+        let own = config.train.head_lr > 0.0 && config.adapter.method != Method::Head;
+        let ratio = if own { config.train.head_lr / config.train.lr } else { 1.0 };
+        for (name, var) in [("head.weight", weight), ("head.bias", bias)] {
+            trained.push((name.into(), Group::whole(var, ratio, 0.0)?));
+        }
+    }
+    Ok(head)
+}
+
+/// Sorts indices from the shortest example to the longest, so that batches have little padding.
+fn by_length(examples: &Examples) -> Vec<usize> {
+    let len = |i: &usize| match examples {
+        Examples::Labelled(all) => all[*i].0.len(),
+        Examples::Plain(all) => all[*i].len(),
+        Examples::Questions(all) => all[*i].rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0),
+    };
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    order.sort_by_key(len);
+    order
+}
+
+fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(f64::from(tensor.to_scalar::<f32>()?))
+}

@@ -1,0 +1,343 @@
+//! [`run`]: the training loop, its evaluations and its output folder.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use kron_adapter::io::write_atomic;
+use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Gradients, IfExists};
+
+use super::checkpoint;
+use super::learner::Learner;
+use super::log::{Log, read_log};
+use super::loss_scale::LossScale;
+use super::page::run_page;
+use super::progress::Progress;
+use super::records::{Evaluation, Score, StepRecord};
+use super::resources::{cpu_seconds, device_mib};
+use super::schedule::learning_rate;
+use super::stop::Stop;
+use crate::config::{Config, Method};
+use crate::data::{Dataset, shuffled_batches};
+use crate::error::{Error, Result, file, invalid};
+use crate::model::Weights;
+
+/// Folder of a run's files.
+#[derive(Clone, Debug)]
+pub struct OutputFolder {
+    /// Path of the folder.
+    pub path: PathBuf,
+    /// Resumes from the folder's checkpoint.
+    pub resume: bool,
+}
+
+/// Result of a run.
+pub struct Outcome {
+    /// Trained model.
+    pub learner: Learner,
+    /// All steps, including those before a resumption.
+    pub steps: Vec<StepRecord>,
+    /// All evaluations on the validation and test sets.
+    pub evaluations: Vec<Evaluation>,
+    /// Final score on the validation set.
+    pub validation: Option<Score>,
+    /// Final score on the test set.
+    pub test: Option<Score>,
+    /// `true` if the run was stopped before its end.
+    pub stopped: bool,
+}
+
+impl Outcome {
+    /// Returns the median seconds of a step.
+    pub fn step_seconds(&self) -> f64 {
+        let mut seconds: Vec<f64> = self.steps.iter().map(|step| step.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// Returns the mean processor seconds of a step.
+    pub fn step_cpu_seconds(&self) -> Option<f64> {
+        let all: Option<Vec<f64>> = self.steps.iter().map(|step| step.cpu_seconds).collect();
+        all.filter(|all| !all.is_empty()).map(|all| all.iter().sum::<f64>() / all.len() as f64)
+    }
+
+    /// Returns the highest GPU memory in use, in MiB.
+    pub fn device_mib(&self) -> Option<u64> {
+        self.steps.iter().filter_map(|step| step.device_mib).max()
+    }
+}
+
+/// Trains a model; with an output folder also writes logs, checkpoints, adapter, head and report.
+///
+/// # Errors
+/// Invalid settings, data or files, and a loss or gradient that is not finite.
+pub fn run(
+    config: &Config,
+    weights: &Weights,
+    data: &Dataset,
+    output: Option<&OutputFolder>,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<Outcome> {
+    config.check()?;
+    let mut trainer = Trainer::new(config, data, Learner::new(config, weights, data)?)?;
+    let start = trainer.open(output)?;
+    let stopped = trainer.train(start, stop, progress)?;
+    let (mut validation, mut test) = (None, None);
+    if !stopped {
+        validation = trainer.evaluate("validation")?;
+        test = trainer.evaluate("test")?;
+    }
+    if let Some(output) = output {
+        trainer.save()?;
+        if !stopped {
+            trainer.write_results(&output.path)?;
+        }
+    }
+    let Trainer { learner, steps, evaluations, .. } = trainer;
+    Ok(Outcome { learner, steps, evaluations, validation, test, stopped })
+}
+
+/// Trains in memory, starting from an adapter that was trained before.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_from(
+    config: &Config,
+    weights: &Weights,
+    data: &Dataset,
+    before: Option<Adapter>,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<Learner> {
+    config.check()?;
+    let mut trainer = Trainer::new(config, data, Learner::continuing(config, weights, data, before)?)?;
+    trainer.train(0, stop, progress)?;
+    Ok(trainer.learner)
+}
+
+/// Files written during a run.
+struct Files {
+    checkpoint: PathBuf,
+    steps: Log,
+    evaluations: Log,
+}
+
+struct Trainer<'a> {
+    config: &'a Config,
+    data: &'a Dataset,
+    learner: Learner,
+    optimizer: AdamW,
+    scale: LossScale,
+    files: Option<Files>,
+    steps: Vec<StepRecord>,
+    evaluations: Vec<Evaluation>,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(config: &'a Config, data: &'a Dataset, learner: Learner) -> Result<Self> {
+        let groups = learner.trained().iter().map(|(_, group)| group.clone()).collect();
+        let [beta1, beta2] = config.train.betas;
+        let optimizer = AdamW::new(groups, AdamWConfig { beta1, beta2, eps: config.train.eps })?;
+        let scale = LossScale::new(config.compute.precision);
+        let (steps, evaluations) = (Vec::new(), Vec::new());
+        Ok(Self { config, data, learner, optimizer, scale, files: None, steps, evaluations })
+    }
+
+    /// Creates the output folder, or resumes from it; returns the number of steps taken.
+    fn open(&mut self, output: Option<&OutputFolder>) -> Result<u64> {
+        let Some(OutputFolder { path: folder, resume }) = output else { return Ok(0) };
+        std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+        let [checkpoint, steps, evaluations] =
+            ["checkpoint.safetensors", "log.csv", "evaluations.csv"].map(|name| folder.join(name));
+        let mut step = 0;
+        match (checkpoint.exists(), resume) {
+            (true, false) => {
+                return Err(invalid(format!(
+                    "{} holds a run: pass --resume to continue it, or another folder",
+                    folder.display()
+                )));
+            }
+            (true, true) => {
+                let Self { config, learner, optimizer, scale, .. } = self;
+                step = checkpoint::read(&checkpoint, config, learner.trained(), optimizer, scale)?;
+                self.steps = read_log(&steps)?;
+                self.steps.retain(|row| row.step <= step);
+                self.evaluations = read_log(&evaluations)?;
+                // The checkpoint may have been written before this step's evaluation, which is repeated.
+                self.evaluations.retain(|row| row.step < step);
+            }
+            (false, _) => {}
+        }
+        let text = self.config.text()?;
+        write_atomic(&folder.join("config.toml"), IfExists::Replace, |out| out.write_all(text.as_bytes()))?;
+        let steps = Log::start(&steps, &self.steps)?;
+        let evaluations = Log::start(&evaluations, &self.evaluations)?;
+        self.files = Some(Files { checkpoint, steps, evaluations });
+        Ok(step)
+    }
+
+    /// Takes all steps from `start` on; returns `true` if stopped before the end.
+    fn train(&mut self, start: u64, stop: &Stop, progress: &Progress) -> Result<bool> {
+        let train = &self.config.train;
+        let per_epoch = self.data.train.len().div_ceil(train.batch) as u64;
+        let total = match self.config.adapter.method {
+            Method::None => 0,
+            _ => per_epoch * train.epochs,
+        };
+        let mut batches = Vec::new();
+        let bar = progress.bar(total, start);
+        if start > 0 && start < total && start.is_multiple_of(per_epoch) {
+            self.evaluate("validation")?;
+        }
+        for step in start..total {
+            let within = (step % per_epoch) as usize;
+            if within == 0 || step == start {
+                batches = shuffled_batches(self.data.train.len(), train.batch, train.seed, step / per_epoch);
+            }
+            let record = self.step(step, total, per_epoch, &batches[within])?;
+            bar.step(&record);
+            self.steps.push(record);
+            if let Some(files) = &mut self.files {
+                files.steps.add(&record)?;
+            }
+            let stopping = stop.is_requested();
+            if stopping || (train.save_every > 0 && (step + 1) % train.save_every == 0) {
+                self.save()?;
+            }
+            if stopping {
+                return Ok(true);
+            }
+            if within + 1 == batches.len() && step + 1 < total {
+                self.evaluate("validation")?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn step(&mut self, step: u64, total: u64, per_epoch: u64, batch: &[usize]) -> Result<StepRecord> {
+        let (train, begin, cpu) = (&self.config.train, Instant::now(), cpu_seconds());
+        let (mut gradients, loss, tokens, device_mib) = self.gradients(step, batch)?;
+        let mut gradient = gradients.norm()?;
+        // Float16 overflowed: compute the same gradients again with a smaller scale.
+        while !gradient.is_finite() && self.scale.shrink() {
+            (gradients, ..) = self.gradients(step, batch)?;
+            gradient = gradients.norm()?;
+        }
+        if !gradient.is_finite() {
+            return Err(Error::Exploded { step: step + 1, gradient });
+        }
+        if train.clip > 0.0 {
+            gradients.clip(train.clip)?;
+        }
+        self.scale.passed();
+        let lr = learning_rate(train, step, total);
+        self.optimizer.step(&gradients, lr)?;
+        let epoch = (step + 1) as f64 / per_epoch as f64;
+        let seconds = begin.elapsed().as_secs_f64();
+        let cpu_seconds = cpu_seconds().zip(cpu).map(|(now, then)| now - then);
+        Ok(StepRecord { step: step + 1, epoch, lr, loss, gradient, tokens, seconds, cpu_seconds, device_mib })
+    }
+
+    /// Returns the gradients of a batch's mean loss, the loss, the number of tokens, and the highest GPU memory in
+    /// use after a backward pass, in MiB.
+    fn gradients(&self, step: u64, batch: &[usize]) -> Result<(Gradients, f32, usize, Option<u64>)> {
+        let (train, factor) = (&self.config.train, self.scale.factor());
+        let micro = if train.micro_batch == 0 { batch.len() } else { train.micro_batch };
+        let mut gradients = Gradients::new(&self.optimizer.vars());
+        let (mut loss, mut tokens, mut highest_mib) = (0.0, 0, None);
+        let trained = self.learner.trained().first();
+        for (part, which) in batch.chunks(micro).enumerate() {
+            // Every micro-batch of every step has its own mask.
+            let offset = step * train.batch as u64 + part as u64;
+            let key = DropoutKey { seed: train.seed, offset };
+            let (part_loss, part_tokens) = self.learner.loss(&self.data.train, which, Some(key))?;
+            let fraction = which.len() as f64 / batch.len() as f64;
+            loss += fraction as f32 * part_loss.to_scalar::<f32>()?;
+            tokens += part_tokens;
+            if !loss.is_finite() {
+                return Err(Error::Diverged { step: step + 1, loss });
+            }
+            let scaled = if factor == 1.0 { part_loss } else { (part_loss * factor)? };
+            gradients.add(&scaled.backward()?, fraction / factor)?;
+            // Measured before the next synchronisation, which releases the memory that this pass freed.
+            highest_mib = highest_mib.max(trained.and_then(|(_, group)| device_mib(group.var().device())));
+        }
+        Ok((gradients, loss, tokens, highest_mib))
+    }
+
+    /// Evaluates the validation or test set, if there is one.
+    fn evaluate(&mut self, split: &str) -> Result<Option<Score>> {
+        let examples = if split == "test" { &self.data.test } else { &self.data.validation };
+        let Some(examples) = examples else { return Ok(None) };
+        let score = self.learner.score(examples, 2 * self.config.train.batch)?;
+        let evaluation = Evaluation::new(self.optimizer.state().0, split, score);
+        if let Some(files) = &mut self.files {
+            files.evaluations.add(&evaluation)?;
+        }
+        self.evaluations.push(evaluation);
+        Ok(Some(score))
+    }
+
+    fn save(&self) -> Result<()> {
+        let Some(files) = &self.files else { return Ok(()) };
+        let Self { config, learner, optimizer, scale, .. } = self;
+        checkpoint::write(&files.checkpoint, config, learner.trained(), optimizer, *scale)
+    }
+
+    /// Writes the adapter, the head and the report.
+    fn write_results(&self, folder: &Path) -> Result<()> {
+        if let Some(adapters) = self.learner.adapters() {
+            adapters.save(folder.join("adapter.safetensors"), IfExists::Replace)?;
+        }
+        if let Some(head) = self.learner.head() {
+            let path = folder.join("head.safetensors");
+            let mut tensors = vec![("head.weight", head.weight().clone())];
+            tensors.extend(head.bias().map(|bias| ("head.bias", bias.clone())));
+            let labels = [("labels".to_owned(), self.data.labels.join("\n"))].into();
+            let bytes = safetensors::serialize(tensors, Some(labels)).map_err(|e| file(&path, e))?;
+            write_atomic(&path, IfExists::Replace, |out| out.write_all(&bytes))?;
+        }
+        let html = run_page(self.config, self.learner.description(), &self.steps, &self.evaluations)?;
+        let path = folder.join("report.html");
+        Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(html.as_bytes()))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::Precision;
+    use crate::data::Tokenizer;
+
+    /// Starts the same step from a scale that float16 cannot represent.
+    #[test]
+    fn an_overflow_is_tried_again_with_less() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let mut config = Config { model: data.join("stories260K.bin"), ..Config::default() };
+        config.compute.precision = Precision::F16;
+        config.data.train = data.join("snips.train.jsonl");
+        config.data.limit_train = 8;
+        (config.adapter.a_in, config.adapter.a_out, config.adapter.rank) = (2, 4, 4);
+        let files = crate::model::Files::find(&config.model).expect("a model");
+        let weights = Weights::read_for(&files, config.compute).expect("weights");
+        let tokenizer = Tokenizer::read(&files.tokenizer).expect("a tokenizer");
+        let data = Dataset::read(&config, &tokenizer).expect("data");
+        let batch: Vec<usize> = (0..8).collect();
+        let step = |scale: LossScale| {
+            let learner = Learner::new(&config, &weights, &data).expect("a learner");
+            let mut trainer = Trainer::new(&config, &data, learner).expect("a trainer");
+            trainer.scale = scale;
+            (trainer.step(0, 10, 10, &batch).expect("a step"), trainer.scale.factor())
+        };
+        let (usual, factor) = step(LossScale::new(Precision::F16));
+        let (shrunk, smaller) = step(LossScale::parse("1e30 5").expect("a scale"));
+        assert_eq!(shrunk.loss, usual.loss);
+        assert!(
+            (shrunk.gradient / usual.gradient - 1.0).abs() < 0.01,
+            "{} and {}",
+            shrunk.gradient,
+            usual.gradient
+        );
+        assert!((1.0..1e30).contains(&smaller) && smaller != factor, "{smaller}");
+    }
+}

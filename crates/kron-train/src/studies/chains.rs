@@ -1,0 +1,322 @@
+//! `kron-train sequential --grid`: entries × orders of tasks × seeds.
+//!
+//! Every chain adds one row to a CSV file when it ends, and is not repeated if its row exists. Entries are tested
+//! against the reference on the chains that both have run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use kron_adapter::io::write_atomic;
+use kron_candle::IfExists;
+use serde::{Deserialize, Serialize};
+
+use super::grid_file::{Entry, check_and_save};
+use super::sequential::sequential;
+use super::stats::{deviation, interval, mean, paired_by};
+use super::table::{markdown as markdown_table, p_value};
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::error::{Result, file, invalid};
+use crate::model::Weights;
+use crate::report::study;
+use crate::run::{Log, Progress, Stop, read_log};
+
+/// Grid of chains, as its TOML file holds it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainGrid {
+    /// Settings shared by all chains, except adapter, seed and the learning rate of an entry with its own.
+    pub base: Config,
+    /// Seeds.
+    pub seeds: Vec<u64>,
+    /// Chains of domains.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub orders: Vec<Vec<String>>,
+    /// Domains whose ordered pairs are further chains.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<String>,
+    /// Name of the entry that the others are tested against.
+    pub reference: String,
+    /// Methods to compare, each with at most one learning rate.
+    pub entries: Vec<Entry>,
+}
+
+/// Index of an entry, the entry, an order of domains, and a seed.
+type Choice<'g> = (usize, &'g Entry, Vec<String>, u64);
+
+/// Result of one chain: a row of `chains.csv`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ChainResult {
+    /// Name of the entry.
+    pub name: String,
+    /// Method with its shapes.
+    pub method: String,
+    /// Number of trained parameters, without the heads'.
+    pub params: usize,
+    /// Learning rate.
+    #[serde(alias = "rate")]
+    pub lr: f64,
+    /// Domains in order, separated by ` > `.
+    pub order: String,
+    /// Seed.
+    pub seed: u64,
+    /// Mean accuracy on all tasks after the last.
+    pub final_mean: f64,
+    /// Mean change of the earlier tasks' accuracy since they were learned.
+    pub backward_transfer: f64,
+    /// Mean drop of the earlier tasks' accuracy from their best.
+    pub forgetting: f64,
+}
+
+impl ChainGrid {
+    /// Renders the grid as TOML, including the defaults.
+    ///
+    /// # Errors
+    /// A path is not Unicode.
+    pub fn text(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| invalid(format!("the grid cannot be written: {e}")))
+    }
+
+    /// Reads a grid.
+    ///
+    /// # Errors
+    /// The file is not a grid, has no chain or seed, an entry has two learning rates, or the reference is not an
+    /// entry.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
+        let grid: Self = toml::from_str(&text).map_err(|e| file(path, e))?;
+        if grid.seeds.is_empty() || grid.orders().is_empty() {
+            return Err(file(path, "has no seed or no order of domains, but a chain needs one of each"));
+        }
+        if let Some(entry) = grid.entries.iter().find(|e| e.lrs.len() > 1) {
+            let (name, n) = (&entry.name, entry.lrs.len());
+            return Err(file(path, format!("gives {name:?} {n} learning rates, but a chain runs with one")));
+        }
+        match grid.entries.iter().any(|e| e.name == grid.reference) {
+            true => Ok(grid),
+            false => Err(file(
+                path,
+                format!("has reference {:?}, which is not one of its entries", grid.reference),
+            )),
+        }
+    }
+
+    /// Returns all chains of domains: those listed, then the pairs.
+    pub fn orders(&self) -> Vec<Vec<String>> {
+        let pairs = self.pairs.iter().flat_map(|first| {
+            let others = self.pairs.iter().filter(move |second| *second != first);
+            others.map(move |second| vec![first.clone(), second.clone()])
+        });
+        self.orders.iter().cloned().chain(pairs).collect()
+    }
+
+    /// Returns all domains, sorted.
+    pub fn domains(&self) -> Vec<String> {
+        let mut all = self.orders().concat();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn lr(&self, entry: &Entry) -> f64 {
+        entry.lrs.first().copied().unwrap_or(self.base.train.lr)
+    }
+
+    /// Returns all chains, seed by seed, so that a study cut short is balanced.
+    fn chains(&self) -> impl Iterator<Item = Choice<'_>> {
+        let orders = self.orders();
+        self.seeds.iter().flat_map(move |seed| {
+            let each = orders.clone().into_iter().flat_map(move |order| {
+                self.entries.iter().enumerate().map(move |(i, entry)| (i, entry, order.clone(), *seed))
+            });
+            each.collect::<Vec<_>>()
+        })
+    }
+
+    fn is_done(&self, (_, entry, order, seed): &Choice, results: &[ChainResult]) -> bool {
+        let (lr, order) = (self.lr(entry), order.join(" > "));
+        results.iter().any(|r| r.name == entry.name && r.lr == lr && r.order == order && r.seed == *seed)
+    }
+
+    fn config(&self, (_, entry, _, seed): &Choice) -> Config {
+        let mut config = self.base.clone();
+        config.adapter = entry.adapter.clone();
+        (config.train.lr, config.train.seed) = (self.lr(entry), *seed);
+        config
+    }
+}
+
+/// Fails if a folder holds a chain with other settings, which a new one would overwrite.
+fn check_not_overwriting(folder: &Path, config: &Config) -> Result<()> {
+    let path = folder.join("config.toml");
+    if !path.exists() {
+        return Ok(());
+    }
+    let (theirs, ours) = (Config::read(&path)?.text()?, config.text()?);
+    match theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours) {
+        None => Ok(()),
+        Some((theirs, ours)) => Err(invalid(format!(
+            "{} holds a chain with {theirs:?}, but this grid has {ours:?} there: append new entries after \
+             the others, and use another folder for another learning rate",
+            folder.display()
+        ))),
+    }
+}
+
+/// Runs the chains missing in `folder/chains.csv`, each in its own folder, then writes `folder/report.html`.
+///
+/// # Errors
+/// An error of a chain, or a folder with other settings.
+pub fn run(
+    grid: &ChainGrid,
+    weights: &Weights,
+    data: &BTreeMap<String, Dataset>,
+    folder: &Path,
+    stop: &Stop,
+    progress: &Progress,
+    mut done: impl FnMut(&ChainResult),
+) -> Result<Vec<ChainResult>> {
+    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+    let path = folder.join("chains.csv");
+    let mut results: Vec<ChainResult> = read_log(&path)?;
+    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries)?;
+    let mut log = Log::start(&path, &results)?;
+    let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &results)).collect();
+    let subfolder = |(i, _, order, seed): &Choice| folder.join(format!("{i}-{}-{seed}", order.join("-")));
+    for chain in &missing {
+        check_not_overwriting(&subfolder(chain), &grid.config(chain))?;
+    }
+    for choice in missing {
+        let (config, subfolder) = (grid.config(&choice), subfolder(&choice));
+        let (_, entry, order, seed) = choice;
+        let tasks = order.iter().map(|name| match data.get(name) {
+            Some(data) => Ok((name.as_str(), data)),
+            None => Err(invalid(format!("the domain {name:?} was not read"))),
+        });
+        let tasks = tasks.collect::<Result<Vec<_>>>()?;
+        let chain = sequential(&config, weights, &tasks, &subfolder, stop, progress)?;
+        let result = ChainResult {
+            name: entry.name.clone(),
+            method: chain.method.clone(),
+            params: chain.params,
+            lr: config.train.lr,
+            order: order.join(" > "),
+            seed,
+            final_mean: chain.final_mean(),
+            backward_transfer: chain.backward_transfer(),
+            forgetting: chain.forgetting(),
+        };
+        log.add(&result)?;
+        done(&result);
+        results.push(result);
+    }
+    let html = html(grid, &results)?;
+    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
+    Ok(results)
+}
+
+/// One measure of each chain, by its order and seed.
+type Values = Vec<((String, u64), f64)>;
+
+/// Result of an entry over all its chains: one row of the table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChainSummary {
+    /// Name of the entry.
+    pub name: String,
+    /// Method with its shapes.
+    pub method: String,
+    /// Number of trained parameters, without the heads'.
+    pub params: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Final mean, backward transfer and forgetting of each chain.
+    pub measures: [Values; 3],
+    /// p-values of the final mean and of the forgetting against the reference; `None` for the reference itself.
+    pub p: Option<[f64; 2]>,
+}
+
+/// Summarises each entry's chains, and tests them against the reference.
+///
+/// Results outside the grid are ignored.
+pub fn summarise(grid: &ChainGrid, results: &[ChainResult]) -> Vec<ChainSummary> {
+    let orders: Vec<String> = grid.orders().iter().map(|order| order.join(" > ")).collect();
+    let summary = |entry: &Entry| {
+        let lr = grid.lr(entry);
+        let in_grid = |r: &&ChainResult| {
+            let of_entry = r.name == entry.name && r.lr == lr;
+            of_entry && orders.contains(&r.order) && grid.seeds.contains(&r.seed)
+        };
+        let results: Vec<&ChainResult> = results.iter().filter(in_grid).collect();
+        let values = |measure: fn(&ChainResult) -> f64| -> Values {
+            results.iter().map(|r| ((r.order.clone(), r.seed), measure(r))).collect()
+        };
+        results.first().map(|first| ChainSummary {
+            name: first.name.clone(),
+            method: first.method.clone(),
+            params: first.params,
+            lr,
+            measures: [values(|r| r.final_mean), values(|r| r.backward_transfer), values(|r| r.forgetting)],
+            p: None,
+        })
+    };
+    let mut all: Vec<ChainSummary> = grid.entries.iter().filter_map(summary).collect();
+    let reference = all.iter().find(|s| s.name == grid.reference).map(|s| s.measures.clone());
+    for summary in all.iter_mut().filter(|s| s.name != grid.reference) {
+        summary.p = reference.as_ref().map(|r| [0, 2].map(|i| paired_by(&summary.measures[i], &r[i])));
+    }
+    all
+}
+
+fn cells(summaries: &[ChainSummary]) -> ([&'static str; 11], Vec<Vec<String>>) {
+    let head = [
+        "entry",
+        "method",
+        "parameters",
+        "learning rate",
+        "chains",
+        "final mean",
+        "95 % interval",
+        "p",
+        "backward transfer",
+        "forgetting",
+        "p",
+    ];
+    let row = |summary: &ChainSummary| {
+        let [last, transfer, forgetting] = summary
+            .measures
+            .each_ref()
+            .map(|values| -> Vec<f64> { values.iter().map(|(_, value)| 100.0 * value).collect() });
+        let (low, high) = interval(&last);
+        let p = |i: usize| p_value(summary.p.map(|p| p[i]));
+        let spread = |values: &[f64]| format!("{:.2} ± {:.2}", mean(values), deviation(values));
+        vec![
+            summary.name.clone(),
+            summary.method.clone(),
+            summary.params.to_string(),
+            format!("{:e}", summary.lr),
+            last.len().to_string(),
+            spread(&last),
+            format!("{low:.2} … {high:.2}"),
+            p(0),
+            spread(&transfer),
+            spread(&forgetting),
+            p(1),
+        ]
+    };
+    (head, summaries.iter().map(row).collect())
+}
+
+/// Renders the result as a Markdown table.
+pub fn markdown(summaries: &[ChainSummary]) -> String {
+    let (head, rows) = cells(summaries);
+    markdown_table(&head, &rows)
+}
+
+fn html(grid: &ChainGrid, results: &[ChainResult]) -> Result<String> {
+    let (head, cells) = cells(&summarise(grid, results));
+    let note = format!(
+        "In points, mean ± standard deviation over the chains; p is the p-value of a paired t-test against {}.",
+        grid.reference
+    );
+    study("Chains of tasks compared", &note, (&head, &cells), &grid.text()?)
+}

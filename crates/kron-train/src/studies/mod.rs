@@ -1,0 +1,11 @@
+//! Studies made of many runs: comparisons of methods, chains of tasks, and the demo.
+
+pub mod chains;
+pub mod compare;
+pub mod demo;
+mod grid_file;
+pub mod sequential;
+pub mod stats;
+pub mod table;
+
+pub use grid_file::Entry;

@@ -1,0 +1,248 @@
+//! `kron-train sequential`: one adapter learns a chain of tasks, and its accuracy on earlier tasks is measured.
+//!
+//! Every task has its own head, frozen when the task ends; the adapter is trained further.
+//! R\[i\]\[j\] is the accuracy on task j after task i.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use candle_nn::Linear;
+use kron_adapter::algebra::Delta;
+use kron_adapter::io::write_atomic;
+use kron_adapter::{Adapter, Layer};
+use kron_candle::IfExists;
+use kron_report::{Page, Table};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Method};
+use crate::data::Dataset;
+use crate::error::{Result, file, invalid};
+use crate::model::Weights;
+use crate::report;
+use crate::run::{Learner, Log, Progress, Stop, run_from};
+
+/// One cell of the accuracy matrix: a row of `matrix.csv`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Cell {
+    /// Index of the task just learned, from 0.
+    pub after: usize,
+    /// Name of the task just learned.
+    pub learned: String,
+    /// Name of the evaluated task.
+    pub on: String,
+    /// Accuracy on the evaluated task's test set.
+    pub accuracy: f64,
+    /// Cosine between ΔW after the evaluated task and the change of ΔW since; `None` on the diagonal.
+    pub cosine: Option<f64>,
+}
+
+/// Result of a chain of tasks.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// Method with its shapes.
+    pub method: String,
+    /// Number of trained parameters, without the heads'.
+    pub params: usize,
+    /// Names of the tasks, in order.
+    pub tasks: Vec<String>,
+    /// Cells of R, row by row; row i has i + 1 cells.
+    pub cells: Vec<Cell>,
+}
+
+impl Chain {
+    fn at(&self, after: usize, on: usize) -> f64 {
+        let cell = self.cells.iter().find(|c| c.after == after && c.on == self.tasks[on]);
+        cell.map_or(f64::NAN, |c| c.accuracy)
+    }
+
+    fn cosine(&self, after: usize, on: usize) -> Option<f64> {
+        self.cells.iter().find(|c| c.after == after && c.on == self.tasks[on])?.cosine
+    }
+
+    /// Returns the mean accuracy on all tasks after the last.
+    pub fn final_mean(&self) -> f64 {
+        let last = self.tasks.len() - 1;
+        (0..=last).map(|j| self.at(last, j)).sum::<f64>() / self.tasks.len() as f64
+    }
+
+    /// Returns the mean of R\[last\]\[j\] − R\[j\]\[j\] over the tasks before the last (Lopez-Paz and Ranzato 2017).
+    pub fn backward_transfer(&self) -> f64 {
+        let last = self.tasks.len() - 1;
+        (0..last).map(|j| self.at(last, j) - self.at(j, j)).sum::<f64>() / last as f64
+    }
+
+    /// Returns the mean of max_i R\[i\]\[j\] − R\[last\]\[j\] over the tasks before the last (Chaudhry et al. 2018).
+    pub fn forgetting(&self) -> f64 {
+        let last = self.tasks.len() - 1;
+        let best = |j| (j..=last).map(|i| self.at(i, j)).fold(f64::MIN, f64::max);
+        (0..last).map(|j| best(j) - self.at(last, j)).sum::<f64>() / last as f64
+    }
+}
+
+/// Trains on each task in turn, and evaluates all tasks learned so far after each.
+///
+/// # Errors
+/// Fewer than two tasks, a method without an adapter, a task without a test set, or an error of a run.
+pub fn sequential(
+    config: &Config,
+    weights: &Weights,
+    tasks: &[(&str, &Dataset)],
+    folder: &Path,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<Chain> {
+    if tasks.len() < 2 {
+        return Err(invalid(format!(
+            "{} task leaves nothing to forget: a chain has at least two",
+            tasks.len()
+        )));
+    }
+    if !matches!(config.adapter.method, Method::Lora | Method::Kron | Method::Krona | Method::Lokr) {
+        return Err(invalid(format!(
+            "a chain of tasks hands an adapter on, but method {:?} has none",
+            config.adapter.method
+        )));
+    }
+    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+    let settings = config.text()?;
+    write_atomic(&folder.join("config.toml"), IfExists::Replace, |out| out.write_all(settings.as_bytes()))?;
+    let mut log = Log::start::<Cell>(&folder.join("matrix.csv"), &[])?;
+    let names = tasks.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let mut chain = Chain { method: String::new(), params: 0, tasks: names, cells: Vec::new() };
+    let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Linear>, Vec<Adapter>) =
+        Default::default();
+    for (after, (learned, data)) in tasks.iter().enumerate() {
+        let learner = run_from(config, weights, data, adapter.take(), stop, progress)?;
+        if stop.is_requested() {
+            return Err(invalid(
+                "stopped before the chain's end: a chain has no checkpoints, so it starts again from its first task",
+            ));
+        }
+        (chain.method, chain.params) = (learner.description().to_owned(), learner.body_params());
+        heads.push(frozen(&learner)?);
+        let now = learner.adapters().map(|a| a.to_adapter()).transpose()?;
+        snapshots.extend(now.clone());
+        for (on, (name, data)) in tasks[..=after].iter().enumerate() {
+            let test = data.test.as_ref().ok_or_else(|| invalid(format!("task {name} has no test set")))?;
+            let score = learner.score_with(&heads[on], test, 2 * config.train.batch)?;
+            let cosine = match (on < after, snapshots.get(on), &now) {
+                (true, Some(then), Some(now)) => Some(cosine(then, now)?),
+                _ => None,
+            };
+            let accuracy = score.accuracy.unwrap_or(f64::NAN);
+            let cell = Cell { after, learned: (*learned).into(), on: (*name).into(), accuracy, cosine };
+            log.add(&cell)?;
+            chain.cells.push(cell);
+        }
+        adapter = now;
+    }
+    let html = html(&chain)?;
+    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
+    Ok(chain)
+}
+
+/// Copies the head, so that later training does not change it.
+fn frozen(learner: &Learner) -> Result<Linear> {
+    let head = learner.head().ok_or_else(|| invalid("a chain of tasks is of the task classify"))?;
+    let copy = |tensor: &Tensor| tensor.copy().map(|t| t.detach());
+    Ok(Linear::new(copy(head.weight())?, head.bias().map(copy).transpose()?))
+}
+
+/// Returns the cosine between the earlier ΔW and its change since, over all layers, from the factors alone.
+///
+/// With D the earlier ΔW and N the current one: ⟨D, N − D⟩ / (‖D‖·‖N − D‖), ‖N − D‖² = ‖N‖² − 2⟨N, D⟩ + ‖D‖².
+fn cosine(then: &Adapter, now: &Adapter) -> Result<f64> {
+    let (mut both, mut old, mut new) = (0.0, 0.0, 0.0);
+    for (then, now) in then.layers().iter().zip(now.layers()) {
+        let [then, now] = [then, now].map(|layer: &Layer| Delta::new(layer));
+        both += then.inner(&now)?;
+        old += then.norm() * then.norm();
+        new += now.norm() * now.norm();
+    }
+    let change = (new - 2.0 * both + old).max(0.0);
+    Ok((both - old) / (old * change).sqrt())
+}
+
+fn html(chain: &Chain) -> Result<String> {
+    let table = |from: usize, cell: &dyn Fn(usize, usize) -> String| {
+        let head = ["after"].into_iter().chain(chain.tasks.iter().map(String::as_str));
+        let row = |i: usize| {
+            let cells = (0..chain.tasks.len()).map(move |j| cell(i, j));
+            [chain.tasks[i].clone()].into_iter().chain(cells)
+        };
+        Table::new(head, (from..chain.tasks.len()).map(row))
+    };
+    let accuracy = |i, j| if j <= i { format!("{:.1} %", 100.0 * chain.at(i, j)) } else { String::new() };
+    let cosine = |i, j| chain.cosine(i, j).map_or(String::new(), |cosine| format!("{cosine:+.3}"));
+    let summary = format!(
+        "Final mean {:.1} %, backward transfer {:+.1} points, forgetting {:.1} points.",
+        100.0 * chain.final_mean(),
+        100.0 * chain.backward_transfer(),
+        100.0 * chain.forgetting()
+    );
+    let cosines = "Cosine between ΔW after the task above and the change of ΔW since";
+    let page = Page::new("Chain of tasks").summary(summary).table(table(0, &accuracy).caption("Accuracy"));
+    report::html(&page.table(table(1, &cosine).caption(cosines)))
+}
+
+#[cfg(test)]
+mod tests {
+    use kron_core::{LayerDims, Split};
+
+    use kron_adapter::{ScaleRule, Scaling};
+    use kron_core::{KronOp, KronShape, Theta, reference};
+
+    use super::*;
+
+    #[test]
+    fn the_measures_are_their_definitions() {
+        let tasks: Vec<String> = ["a", "b", "c"].map(String::from).to_vec();
+        let values = [vec![0.9], vec![0.8, 0.7], vec![0.6, 0.75, 1.0]];
+        let cells = values.iter().enumerate().flat_map(|(after, row)| {
+            let tasks = &tasks;
+            row.iter().zip(tasks).map(move |(accuracy, on)| Cell {
+                after,
+                learned: tasks[after].clone(),
+                on: on.clone(),
+                accuracy: *accuracy,
+                cosine: None,
+            })
+        });
+        let (method, params) = (String::new(), 0);
+        let chain = Chain { method, params, cells: cells.collect(), tasks: tasks.clone() };
+        assert!((chain.final_mean() - 2.35 / 3.0).abs() < 1e-12);
+        assert!((chain.backward_transfer() - (-0.3 + 0.05) / 2.0).abs() < 1e-12);
+        assert!((chain.forgetting() - 0.3 / 2.0).abs() < 1e-12);
+    }
+
+    /// Compares the closed form with materialised matrices.
+    #[test]
+    fn the_cosine_is_that_of_dense_updates() {
+        let shapes = [
+            KronShape::kron(LayerDims { d_out: 12, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 2),
+            KronShape::lora(LayerDims { d_out: 7, d_in: 9 }, 3),
+        ]
+        .map(|s| s.expect("a shape"));
+        let scaling = Scaling::new(6.0, 4, ScaleRule::AlphaOverR).expect("a scale");
+        let adapter = |seed: u64| {
+            let layer = |(i, shape): (usize, &KronShape)| {
+                Layer::new(format!("m{i}"), scaling, Theta::random(*shape, seed + i as u64)).expect("a layer")
+            };
+            Adapter::new(shapes.iter().enumerate().map(layer).collect()).expect("an adapter")
+        };
+        let (then, now) = (adapter(1), adapter(9));
+        let dense = |adapter: &Adapter| -> Vec<f64> {
+            let layers = adapter.layers().iter();
+            let whole = |l: &Layer| {
+                reference::delta_weight(&KronOp::new(*l.theta().shape(), l.scaling().scale()), l.theta())
+            };
+            layers.flat_map(|l| whole(l).into_iter()).collect()
+        };
+        let (then_w, now_w) = (dense(&then), dense(&now));
+        let change: Vec<f64> = now_w.iter().zip(&then_w).map(|(now, then)| now - then).collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let want = dot(&then_w, &change) / (dot(&then_w, &then_w) * dot(&change, &change)).sqrt();
+        let got = cosine(&then, &now).expect("a cosine");
+        assert!((got - want).abs() < 1e-6 && want.abs() > 0.1, "{got}, not {want}");
+    }
+}
