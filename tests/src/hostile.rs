@@ -288,7 +288,7 @@ fn renamed(name: &'static str, module: &str) -> Hostile {
 fn numbers() -> Vec<Hostile> {
     let put = |at: usize, v: f32| move |d: &mut Vec<u8>| d[4 * at..][..4].copy_from_slice(&v.to_le_bytes());
     vec![
-        data("NaN", put(1, f32::NAN), "number 1 of θ of q is NaN"),
-        data("infinity", put(12, f32::NEG_INFINITY), "number 12 of θ of q is -inf"),
+        data("NaN", put(1, f32::NAN), "value 1 of θ of q is NaN"),
+        data("infinity", put(12, f32::NEG_INFINITY), "value 12 of θ of q is -inf"),
     ]
 }
