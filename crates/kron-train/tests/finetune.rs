@@ -105,7 +105,7 @@ fn folders_of_transformers_are_trained_and_reported() {
         assert_eq!(outcome.evaluations.len(), 4, "{name}");
         for evaluation in &outcome.evaluations {
             assert!(
-                page.contains(&format!("<td>{:.4}</td>", evaluation.loss)),
+                page.contains(&format!("<td class=\"n\">{:.4}</td>", evaluation.loss)),
                 "{name}: step {}",
                 evaluation.step
             );

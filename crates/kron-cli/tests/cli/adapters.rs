@@ -169,7 +169,8 @@ fn the_page_s_legend_says_which_line_is_which_layer() {
     for (i, (module, entry)) in modules.iter().zip(&entries).enumerate() {
         assert_eq!(*entry, format!("<li><b style=\"color:{}\">{}</b> {module}</li>", lines[i], i + 1));
         // The number in the plot is of that colour too.
-        let number = svg.split("<text").filter(|text| text.contains(&format!("fill=\"{}\"", lines[i])));
+        let texts = svg.split("<text").filter_map(|rest| rest.split("/text>").next());
+        let number = texts.filter(|text| text.contains(&format!("fill=\"{}\"", lines[i])));
         assert!(
             number.clone().count() == 1 && number.clone().all(|t| t.contains(&format!(">\n{}\n<", i + 1))),
             "{svg}"
