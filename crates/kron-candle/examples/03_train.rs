@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use kron_candle::{AdamW, DropoutKey, IfExists, Gradients, Inject, load};
+use kron_candle::{AdamW, DropoutKey, Gradients, IfExists, Inject, load};
 use kron_candle::{Dropout, KronShape, ScaleRule, Scaling, Split};
 
 /// Number of training steps.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use candle_nn::VarBuilder;
 use kron_adapter::algebra::Delta;
-use kron_candle::{IfExists, LoraOptions, Inject, KronLinear, OutputFormat, load};
+use kron_candle::{IfExists, Inject, KronLinear, LoraOptions, OutputFormat, load};
 use kron_core::reference;
 use ndarray::Array2;
 

@@ -99,8 +99,7 @@ fn folders_of_transformers_are_trained_and_reported() {
             "</b> validation loss</li>",
             "</b> learning rate</li>",
             "method = &#34;kron&#34;",
-        ]
-        {
+        ] {
             assert!(page.contains(text), "{name}: {text}");
         }
         assert_eq!(outcome.evaluations.len(), 4, "{name}");

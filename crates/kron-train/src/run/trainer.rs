@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, IfExists, Gradients};
+use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Gradients, IfExists};
 
 use super::checkpoint;
 use super::learner::Learner;

@@ -8,10 +8,10 @@ use std::path::Path;
 use candle_core::Tensor;
 use candle_nn::Linear;
 use kron_adapter::algebra::Delta;
-use kron_report::{Page, Table};
 use kron_adapter::io::write_atomic;
 use kron_adapter::{Adapter, Layer};
 use kron_candle::IfExists;
+use kron_report::{Page, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Method};
