@@ -47,7 +47,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
 /// Crates that only some members may see: (prefix, members).
 const PRIVATE: [(&str, &[&str]); 9] = [
     ("cudarc", &["kron-kernels", "kron-bench"]),
-    ("candle", &["kron-candle", "kron-train", "kron-bench", "kron-tests"]),
+    ("candle", &["kron-candle", "kron-train"]),
     ("burn", &[]),
     ("tch", &[]),
     ("dfdx", &[]),

@@ -3,6 +3,7 @@
 mod adapters;
 mod adapters_refused;
 mod convert;
+mod fit;
 mod golden;
 mod interrupt;
 mod json;
