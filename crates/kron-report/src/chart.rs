@@ -87,7 +87,7 @@ impl Chart {
         };
         let series: Vec<Series> = bars.into_iter().enumerate().map(series).collect();
         // A number under each bar, where there is room for it.
-        let x = Axis::linear("").whole().max_ticks(series.len().min(MAX_BARS) + 2);
+        let x = Axis::linear("").whole().max_ticks(series.len().min(MAX_BARS) + 3);
         Self { series, numbered: true, kind: "Bar chart", ..Self::new(x, y) }
     }
 
