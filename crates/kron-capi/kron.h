@@ -19,10 +19,10 @@
 // The device number of the kernels' emulation on host memory, in builds with it: for tests.
 #define KRON_EMULATED -1
 
-// The call did what it says.
+// Success.
 #define KRON_OK 0
 
-// An argument that does not fit; nothing was written.
+// An argument does not fit; nothing was written.
 #define KRON_INVALID 1
 
 // No driver, no such device, or a build without it.
@@ -34,7 +34,7 @@
 // A defect of this library; the outputs are not to be used.
 #define KRON_PANICKED 4
 
-// Where a call computes; a null pointer is the host.
+// The device of a call; a null pointer is the host.
 typedef struct KronDevice {
   // The CUDA device's number.
   int32_t device;
@@ -60,7 +60,7 @@ typedef struct KronOp {
   float dropout;
 } KronOp;
 
-// Lengths in float32 numbers.
+// Lengths in float32 elements.
 typedef struct KronSizes {
   // theta and its gradient: [A | B | C].
   size_t theta;
@@ -74,7 +74,7 @@ typedef struct KronSizes {
   size_t merge;
 } KronSizes;
 
-// Names one dropout mask: the same key gives the same mask in forward and backward.
+// Key of a dropout mask: the same key gives the same mask in forward and backward.
 typedef struct KronKey {
   // The run's seed.
   uint64_t seed;
@@ -104,7 +104,7 @@ typedef struct KronForward {
   float *t;
   // Scratch.
   float *workspace;
-  // Numbers of scratch.
+  // Elements of scratch.
   size_t workspace_len;
   // Dropout's key; null in evaluation.
   const struct KronKey *key;
@@ -138,7 +138,7 @@ typedef struct KronBackward {
   float *grad;
   // Scratch.
   float *workspace;
-  // Numbers of scratch.
+  // Elements of scratch.
   size_t workspace_len;
   // The key of the forward call.
   const struct KronKey *key;
@@ -162,7 +162,7 @@ typedef struct KronMerge {
   const float *theta;
   // Scratch.
   float *workspace;
-  // Numbers of scratch.
+  // Elements of scratch.
   size_t workspace_len;
 } KronMerge;
 
@@ -170,17 +170,17 @@ typedef struct KronMerge {
 extern "C" {
 #endif // __cplusplus
 
-// What went wrong in this thread's last call, in one sentence; empty after a
+// Returns the error of this thread's last call in one sentence, empty after a
 // call that succeeded. The text lives until the thread's next call.
 const char *kron_last_error(void);
 
-// Devices that the CUDA driver offers, into *count.
+// Writes the number of CUDA devices to *count.
 //
 // # Safety
 // `count` is null or points to an int.
 int kron_device_count(int *count);
 
-// Lengths of what a call over `rows` rows needs, into *sizes.
+// Writes the lengths of the buffers of a call over `rows` rows to *sizes.
 //
 // # Safety
 // Each pointer is null or points to its struct.
@@ -189,15 +189,16 @@ int kron_sizes(const struct KronDevice *device,
                size_t rows,
                struct KronSizes *sizes);
 
-// T = X·Cᵀ, Y (+)= s·(A·T)·Bᵀ.
+// Computes T = X·Cᵀ, Y (+)= s·(A·T)·Bᵀ.
 //
 // # Safety
-// Each pointer is null or points to its struct, whose pointers hold what it says.
+// Each pointer is null or points to its struct, whose own pointers hold the elements that the struct
+// describes.
 int kron_forward(const struct KronDevice *device,
                  const struct KronOp *op,
                  const struct KronForward *call);
 
-// θ's gradient, added to, and dX (+)= what goes back through the adapter.
+// Adds to θ's gradient, and computes dX (+)= dT·C where dx is not null.
 //
 // # Safety
 // As kron_forward.
