@@ -330,7 +330,7 @@ def main():
         return
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{where}, torch {torch.__version__}, rank {RANK}, (a_in, a_out) = ({A_IN}, {A_OUT}), µs beyond the layer alone\n")
+    print(f"{where}, torch {torch.__version__}, rank {RANK}, A {A_OUT}×{A_IN}, µs beyond the layer alone\n")
     print("| rows | arm | forward | forward + backward | relative error |\n|--:|---|--:|--:|--:|")
     record = {"device": where, "torch": torch.__version__, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
               "results": []}

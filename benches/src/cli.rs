@@ -44,7 +44,7 @@ pub struct Cli {
     /// Activations: f32, f16, bf16.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
     dtype: Vec<String>,
-    /// Where to measure: cpu, or cuda:0 for the first CUDA device.
+    /// Device to measure on: cpu, or cuda:0 for the first CUDA device.
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Threads [default: all].

@@ -141,7 +141,7 @@ fn small_m_is_two_launches_in_each_direction() {
     proptest::test_runner::TestRunner::new(cases).run(&problem, test).expect("every legal problem");
 }
 
-/// The paper's layer, 4096 × 4096 at (a_in, a_out) = (2, 16), rank 8.
+/// The paper's layer, 4096 × 4096 with A 16×2, rank 8.
 fn paper(pass: Pass, rows: usize) -> Problem {
     let shape = kron([16, 2, 256, 2048, 8]).expect("legal");
     Problem { shape, dtype: Dtype::Bf16, pass, rows, accumulate: true, aligned: true }

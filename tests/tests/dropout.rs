@@ -164,7 +164,7 @@ fn another_key_is_another_mask() {
     }
 }
 
-/// p = 0 with a key, and any p without one, are no dropout: the same bits.
+/// p = 0 with a key, and any p without a key, give the bits of a call without dropout.
 #[test]
 fn no_probability_or_no_key_is_no_dropout() {
     no_dropout::<f32>();

@@ -156,6 +156,8 @@ impl<'a> Inject<'a> {
 
     /// Makes the linear layer at a builder's prefix, with an adapter if the prefix matches.
     ///
+    /// The sizes have the order of `candle_nn::linear`: input first, then output.
+    ///
     /// # Errors
     /// A tensor is missing or has another shape, or the rule fails.
     pub fn linear(&self, d_in: usize, d_out: usize, bias: bool, vb: VarBuilder) -> Result<KronLinear> {

@@ -45,7 +45,7 @@ fn place(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
     };
     if shape.len() > 2 {
         return Err(refused(format!(
-            "is stacked, {shape:?}: an adapter is for one matrix, and which of them it means is not said"
+            "is stacked, {shape:?}: an adapter is for one matrix, so its target is ambiguous"
         )));
     }
     let (d_out, d_in) = (layer.shape().d_out(), layer.shape().d_in());

@@ -156,7 +156,7 @@ fn check_not_overwriting(folder: &Path, config: &Config) -> Result<()> {
     match theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours) {
         None => Ok(()),
         Some((theirs, ours)) => Err(invalid(format!(
-            "{} holds a chain with {theirs:?}, but this grid has {ours:?} there: append new entries after \
+            "{} holds a chain with {theirs:?}, but this grid has {ours:?} instead: append new entries after \
              the others, and use another folder for another learning rate",
             folder.display()
         ))),
