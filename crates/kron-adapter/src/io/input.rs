@@ -8,7 +8,7 @@ use super::layout::Layout;
 use crate::{Error, Result};
 
 /// Longest safetensors header that is read, in bytes: the `safetensors` library's own limit.
-const MAX_HEADER: u64 = 100_000_000;
+pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 /// A regular file, open, with its length.
 #[derive(Debug)]
