@@ -73,8 +73,8 @@ class Ours:
         self.op = Op(width, width, *outer, RANK, SCALE, 0.0)
         sizes = Sizes()
         self.call("kron_sizes", c_size_t(rows), byref(sizes))
-        room = lambda count: torch.empty(max(1, count), dtype=torch.float32, device=device)
-        self.t, self.workspace = room(sizes.t), room(max(sizes.forward, sizes.backward))
+        buffer = lambda count: torch.empty(max(1, count), dtype=torch.float32, device=device)
+        self.t, self.workspace = buffer(sizes.t), buffer(max(sizes.forward, sizes.backward))
 
     def call(self, name, *arguments):
         place = None

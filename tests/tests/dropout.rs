@@ -174,7 +174,7 @@ fn no_probability_or_no_key_is_no_dropout() {
 
 fn no_dropout<E: Element>() {
     for name in ["paper", "lora", "krona"] {
-        let plain = Problem::<E>::of_case(&cases::named(name), 17, 1);
+        let plain = Problem::<E>::of_case(&cases::case_by_name(name), 17, 1);
         let mut zero = plain.clone();
         zero.op = plain.op.with_dropout(Dropout::new(0.0).expect("legal"));
         zero.key = Some(KEY);
