@@ -9,7 +9,7 @@ use kron_core::{Dtype, KronOp, KronShape, Scale, Split};
 use crate::engines::Kind;
 use crate::machine;
 use crate::models::{self, Layer, Model};
-use crate::problem::Pass;
+use crate::problem::TimedPasses;
 use crate::record::Record;
 use crate::schedule::{Entry, Group, Schedule};
 
@@ -92,7 +92,7 @@ impl Cli {
             [] => Kind::ALL.to_vec(),
             some => distinct(some, |e| one_of("engine", e, &Kind::ALL, Kind::name))?,
         };
-        let passes = distinct(&self.passes, |p| one_of("pass", p, &Pass::ALL, Pass::name))?;
+        let passes = distinct(&self.passes, |p| one_of("pass", p, &TimedPasses::ALL, TimedPasses::name))?;
         let default_rows: &[&str] =
             if self.smoke { &["1", "16", "128"] } else { &["1", "16", "256", "2048"] };
         let rows = match self.rows.as_slice() {
