@@ -73,8 +73,8 @@ class Ours:
         self.op = Op(width, width, *outer, RANK, SCALE, 0.0)
         sizes = Sizes()
         self.call("kron_sizes", c_size_t(rows), byref(sizes))
-        room = lambda count: torch.empty(max(1, count), dtype=torch.float32, device=device)
-        self.t, self.workspace = room(sizes.t), room(max(sizes.forward, sizes.backward))
+        buffer = lambda count: torch.empty(max(1, count), dtype=torch.float32, device=device)
+        self.t, self.workspace = buffer(sizes.t), buffer(max(sizes.forward, sizes.backward))
 
     def call(self, name, *arguments):
         place = None
@@ -330,7 +330,7 @@ def main():
         return
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{where}, torch {torch.__version__}, rank {RANK}, (a_in, a_out) = ({A_IN}, {A_OUT}), µs beyond the layer alone\n")
+    print(f"{where}, torch {torch.__version__}, rank {RANK}, A {A_OUT}×{A_IN}, µs beyond the layer alone\n")
     print("| rows | arm | forward | forward + backward | relative error |\n|--:|---|--:|--:|--:|")
     record = {"device": where, "torch": torch.__version__, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
               "results": []}

@@ -10,7 +10,7 @@ use half::bf16;
 use kron_bench::data::{Set, uniform};
 use kron_bench::engine::EngineConfig;
 use kron_bench::engines::{self, Kind};
-use kron_bench::problem::Pass;
+use kron_bench::problem::TimedPasses;
 use kron_core::{Cpu, Element, KronOp, KronShape, LayerDims, Scale, Split, Theta};
 
 /// k_proj and v_proj of Mistral-7B: flat enough for the dense engines to finish.
@@ -28,7 +28,7 @@ fn dtype<E: Element>(c: &mut Criterion) {
     let lora = KronOp::new(KronShape::lora(LAYER, RANK).expect("a shape"), scale);
     let weight = Arc::new(uniform::<E>(LAYER.d_out, LAYER.d_in, 0.03, 1));
     for rows in ROWS {
-        for pass in Pass::ALL {
+        for pass in TimedPasses::ALL {
             let mut group = c.benchmark_group(format!("{}/{}/{rows}", E::DTYPE, pass.name()));
             group
                 .sample_size(10)
@@ -48,7 +48,7 @@ fn dtype<E: Element>(c: &mut Criterion) {
                 group.bench_function(BenchmarkId::from_parameter(kind.name()), |b| {
                     b.iter(|| {
                         engine.forward(&mut set).expect("buffers fit");
-                        if pass == Pass::Both {
+                        if pass == TimedPasses::Both {
                             engine.backward(&mut set).expect("buffers fit");
                         }
                     });

@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use half::bf16;
 use kron_bench::device::{Bench, Single};
 use kron_bench::engines::Kind;
-use kron_bench::problem::{Pass, Problem};
+use kron_bench::problem::{LayerTask, TimedPasses};
 use kron_core::{Element, KronOp, KronShape, LayerDims, Scale, Split};
 
 /// q_proj and o_proj of Mistral-7B.
@@ -37,11 +37,11 @@ fn engines(c: &mut Criterion) {
                     continue;
                 }
             };
-            for pass in Pass::ALL {
+            for pass in TimedPasses::ALL {
                 let mut group = c.benchmark_group(format!("{}/{}/{rows}", bf16::DTYPE, pass.name()));
                 group.sample_size(10).warm_up_time(Duration::from_millis(20));
                 group.measurement_time(Duration::from_millis(100));
-                let bytes = Problem::Adapter(op).cost(pass, rows, bf16::DTYPE).bytes as u64;
+                let bytes = LayerTask::Adapter(op).cost(pass, rows, bf16::DTYPE).bytes as u64;
                 if kind != Kind::Linear && kind != Kind::MergePerStep {
                     group.throughput(Throughput::Bytes(bytes));
                 }

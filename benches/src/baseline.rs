@@ -25,8 +25,8 @@ pub fn changes<'a>(old: &'a Record, new: &'a Record) -> Vec<Change<'a>> {
     pairs
         .filter_map(|(old, new)| {
             let speedup = old.median_s? / new.median_s?;
-            let apart = old.q10_s? > new.q90_s? || new.q10_s? > old.q90_s?;
-            let significant = apart && speedup.ln().abs() > noise.ln_1p();
+            let disjoint = old.q10_s? > new.q90_s? || new.q10_s? > old.q90_s?;
+            let significant = disjoint && speedup.ln().abs() > noise.ln_1p();
             Some(Change { old, new, speedup, significant })
         })
         .collect()
@@ -79,15 +79,15 @@ pub fn report(old: &Record, new: &Record) -> String {
 mod tests {
     use super::*;
     use crate::engines::Kind;
-    use crate::problem::Pass;
+    use crate::problem::TimedPasses;
     use crate::record::tests::{record, row};
 
     #[test]
     fn only_changes_beyond_the_spread_are_reported() {
         let at = |kron, lora| {
             record(vec![
-                row(Kind::KronFused, 8, Pass::Both, Some(kron)),
-                row(Kind::LoraGemm, 8, Pass::Both, Some(lora)),
+                row(Kind::KronFused, 8, TimedPasses::Both, Some(kron)),
+                row(Kind::LoraGemm, 8, TimedPasses::Both, Some(lora)),
             ])
         };
         let (old, new) = (at(0.004, 0.006), at(0.002, 0.0063));

@@ -13,7 +13,7 @@ use crate::data::{Set, flat};
 use crate::engine::Engine;
 use crate::memory::peak_during;
 use crate::oracle::{self, Expected, Reference};
-use crate::problem::Problem;
+use crate::problem::LayerTask;
 
 /// One pass compared with the oracle.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,7 +48,7 @@ impl Verdict {
 /// Fails if the engine does.
 pub fn check<E: Element>(
     engine: &mut dyn Engine<E>,
-    problem: &Problem,
+    problem: &LayerTask,
     theta: Option<&Theta>,
     set: &Set<E>,
     reference: &Reference,
@@ -56,7 +56,7 @@ pub fn check<E: Element>(
 ) -> Result<(Verdict, Verdict)> {
     let mut work = set.clone();
     let merged = match (problem, theta, engine.weight()) {
-        (Problem::Merge(op), Some(theta), Some(w)) => Some(oracle::merged(op, theta, w)),
+        (LayerTask::Merge(op), Some(theta), Some(w)) => Some(oracle::merged(op, theta, w)),
         _ => None,
     };
     let bounds = Bounds::new(problem, set.rows(), E::DTYPE);
@@ -106,7 +106,7 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn new(problem: &Problem, rows: usize, dtype: Dtype) -> Self {
+    fn new(problem: &LayerTask, rows: usize, dtype: Dtype) -> Self {
         let LayerDims { d_out, d_in } = problem.layer();
         let tokens = rows * problem.shape().map_or(1, |s| s.a_out().max(s.a_in()));
         let error = |terms: usize| dtype.unit_roundoff() + (terms as f64).sqrt() * Dtype::F32.unit_roundoff();
@@ -143,7 +143,7 @@ mod tests {
         let shape =
             KronShape::kron(LayerDims { d_out: 192, d_in: 160 }, Split { a_out: 4, a_in: 2 }, 8).unwrap();
         let op = KronOp::new(shape, Scale::alpha_over_r(32.0, 8).unwrap());
-        let (theta, problem) = (Theta::random(shape, 1), Problem::Adapter(op));
+        let (theta, problem) = (Theta::random(shape, 1), LayerTask::Adapter(op));
         let set = Set::<bf16>::random(33, problem.layer(), op.t_len(33), 2);
         let reference = Reference::new(&problem, Some(&theta), None, &set);
         let mut nothing = Nothing(vec![0.0; shape.params()]);

@@ -9,7 +9,7 @@ use kron_core::{Dtype, KronOp, KronShape, Scale, Split};
 use crate::engines::Kind;
 use crate::machine;
 use crate::models::{self, Layer, Model};
-use crate::problem::Pass;
+use crate::problem::TimedPasses;
 use crate::record::Record;
 use crate::schedule::{Entry, Group, Schedule};
 
@@ -44,7 +44,7 @@ pub struct Cli {
     /// Activations: f32, f16, bf16.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
     dtype: Vec<String>,
-    /// Where to measure: cpu, or cuda:0 for the first CUDA device.
+    /// Device to measure on: cpu, or cuda:0 for the first CUDA device.
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Threads [default: all].
@@ -92,7 +92,7 @@ impl Cli {
             [] => Kind::ALL.to_vec(),
             some => distinct(some, |e| one_of("engine", e, &Kind::ALL, Kind::name))?,
         };
-        let passes = distinct(&self.passes, |p| one_of("pass", p, &Pass::ALL, Pass::name))?;
+        let passes = distinct(&self.passes, |p| one_of("pass", p, &TimedPasses::ALL, TimedPasses::name))?;
         let default_rows: &[&str] =
             if self.smoke { &["1", "16", "128"] } else { &["1", "16", "256", "2048"] };
         let rows = match self.rows.as_slice() {

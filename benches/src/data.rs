@@ -113,7 +113,7 @@ pub struct Set<E: Element> {
     pub dy: Matrix<E>,
     /// dX, n × d_in; every engine adds to it.
     pub dx: Matrix<E>,
-    /// T, kept from forward for backward, with the length of the longest engine's.
+    /// T, kept from forward for backward; as long as the longest T of any engine.
     pub t: Vec<f32>,
 }
 
@@ -156,10 +156,9 @@ pub fn sets_for(bytes: usize, rows: usize, layer: LayerDims, element: usize) -> 
     bytes.div_ceil(rows * (layer.d_out + layer.d_in) * element).clamp(2, MAX_SETS)
 }
 
-/// Returns the number of sets of a sweep that starts with cold caches: as many as make X and Y together
-/// `bytes`, so that no set warms the caches for the next, or one where that would take more than `most`.
-pub fn cold_sets(bytes: usize, most: usize, rows: usize, layer: LayerDims, element: usize) -> usize {
-    Some(sets_for(bytes, rows, layer, element)).filter(|&sets| sets <= most).unwrap_or(1)
+/// Returns the sets needed for X and Y to total `bytes`; 1 if that exceeds `max_sets`.
+pub fn cold_sets(bytes: usize, max_sets: usize, rows: usize, layer: LayerDims, element: usize) -> usize {
+    Some(sets_for(bytes, rows, layer, element)).filter(|&sets| sets <= max_sets).unwrap_or(1)
 }
 
 /// Returns a weight as one slice: weights are built contiguous and stay so.

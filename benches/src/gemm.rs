@@ -9,7 +9,7 @@ use serde::Serialize;
 /// A crate that multiplies float32 matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Library {
+pub enum GemmCrate {
     /// The crate `gemm`.
     Gemm,
     /// The crate `matrixmultiply`, through ndarray; one thread.
@@ -18,21 +18,21 @@ pub enum Library {
     Faer,
 }
 
-impl Library {
+impl GemmCrate {
     /// All crates.
-    pub const ALL: [Library; 3] = [Library::Gemm, Library::MatrixMultiply, Library::Faer];
+    pub const ALL: [GemmCrate; 3] = [GemmCrate::Gemm, GemmCrate::MatrixMultiply, GemmCrate::Faer];
 
     /// Returns true if the crate can use more than one thread by itself.
     pub const fn threads(self) -> bool {
-        !matches!(self, Library::MatrixMultiply)
+        !matches!(self, GemmCrate::MatrixMultiply)
     }
 
     /// Returns the crate's name.
     pub const fn name(self) -> &'static str {
         match self {
-            Library::Gemm => "gemm",
-            Library::MatrixMultiply => "matrixmultiply",
-            Library::Faer => "faer",
+            GemmCrate::Gemm => "gemm",
+            GemmCrate::MatrixMultiply => "matrixmultiply",
+            GemmCrate::Faer => "faer",
         }
     }
 }
@@ -110,17 +110,17 @@ const fn span(rows: usize, cols: usize, stride: usize) -> usize {
 }
 
 /// Computes C (+)= alpha·A·B on up to `threads` threads of rayon's current pool.
-pub fn product(library: Library, threads: usize, alpha: f32, a: Mat, b: Mat, accum: Accum, c: MatMut) {
+pub fn product(library: GemmCrate, threads: usize, alpha: f32, a: Mat, b: Mat, accum: Accum, c: MatMut) {
     let ((m, k), (k2, n)) = (a.dim(), b.dim());
     assert_eq!((m, n, k), (c.rows, c.cols, k2), "sizes of a product");
     match library {
-        Library::Gemm => by_gemm(threads, alpha, a, b, accum, c),
-        Library::MatrixMultiply => {
+        GemmCrate::Gemm => by_gemm(threads, alpha, a, b, accum, c),
+        GemmCrate::MatrixMultiply => {
             let shape = (m, n).strides((c.stride, 1));
             let mut out = ArrayViewMut2::from_shape(shape, c.data).expect("a slice of the span");
             general_mat_mul(alpha, &a.ndarray(), &b.ndarray(), beta(accum), &mut out);
         }
-        Library::Faer => {
+        GemmCrate::Faer => {
             let par = if threads > 1 { Par::rayon(threads) } else { Par::Seq };
             // The transpose of a column-major view: faer 0.24.4's `from_row_major_slice_with_stride_mut`
             // hands its two strides over in the wrong order, and the product then writes out of bounds.
@@ -197,7 +197,7 @@ mod tests {
                 let a = if a_t { Mat::strided(&a, k, m, a_s).t() } else { Mat::strided(&a, m, k, a_s) };
                 let b = if b_t { Mat::strided(&b, n, k, b_s).t() } else { Mat::strided(&b, k, n, b_s) };
                 let exact = a.ndarray().mapv(f64::from).dot(&b.ndarray().mapv(f64::from));
-                for library in Library::ALL {
+                for library in GemmCrate::ALL {
                     for (accum, threads) in [(Accum::Replace, 1), (Accum::Add, 2)] {
                         let stride = n + 3;
                         let mut c = vec![0.5f32; m * stride];

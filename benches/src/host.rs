@@ -126,15 +126,15 @@ impl Host {
     /// Returns the products of an engine, autotuned once per layer and number of rows.
     fn choice<E: Element>(&mut self, task: &Task<E>, config: &EngineConfig<E>) -> Result<Choice> {
         let Entry { kind, problem } = task.entry;
-        let most = if kind.is_dense() { DENSE_TRIAL_ROWS } else { TRIAL_ROWS };
-        let rows = most.min(config.rows);
+        let max_rows = if kind.is_dense() { DENSE_TRIAL_ROWS } else { TRIAL_ROWS };
+        let rows = max_rows.min(config.rows);
         let LayerDims { d_out, d_in } = problem.layer();
         let mut name = GemmChoice {
             engine: *kind,
             d_out,
             d_in,
             dtype: E::DTYPE.to_string(),
-            rank: task.entry.factors().0,
+            rank: task.entry.factors().rank,
             rows,
             forward: String::new(),
             backward: String::new(),

@@ -69,15 +69,15 @@ fn table<const N: usize>(head: [&str; N], lines: impl Iterator<Item = [String; N
 mod tests {
     use super::*;
     use crate::engines::Kind;
-    use crate::problem::Pass;
+    use crate::problem::TimedPasses;
     use crate::record::tests::{record, row};
 
     #[test]
     fn the_page_is_whole_and_fetches_nothing() {
         let record = record(vec![
-            row(Kind::LoraGemm, 8, Pass::Both, Some(0.006)),
-            row(Kind::KronFused, 8, Pass::Both, Some(0.004)),
-            row(Kind::KronDense, 8, Pass::Both, None),
+            row(Kind::LoraGemm, 8, TimedPasses::Both, Some(0.006)),
+            row(Kind::KronFused, 8, TimedPasses::Both, Some(0.004)),
+            row(Kind::KronDense, 8, TimedPasses::Both, None),
         ]);
         let page = page(&record, Some("a < b")).unwrap();
         assert_eq!(page.matches("<svg").count(), 4);
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn text_cannot_break_out_of_its_cell() {
-        let mut hostile = row(Kind::KronFused, 8, Pass::Both, Some(0.004));
+        let mut hostile = row(Kind::KronFused, 8, TimedPasses::Both, Some(0.004));
         (hostile.model, hostile.layer, hostile.dtype) =
             ("<b a=\"1\">&".into(), "</svg>".into(), "<i>".into());
         let page = page(&record(vec![hostile]), None).unwrap();

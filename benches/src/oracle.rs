@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::data::Set;
-use crate::problem::Problem;
+use crate::problem::LayerTask;
 
 /// Number of rows of Y and dX, and for a frozen layer also of columns, that are checked.
 /// θ's gradient is checked whole.
@@ -43,7 +43,7 @@ impl Reference {
     /// # Panics
     /// Panics on an adapter without θ and on a base layer without a weight.
     pub fn new<E: Element>(
-        problem: &Problem,
+        problem: &LayerTask,
         theta: Option<&Theta>,
         weight: Option<&Array2<E>>,
         set: &Set<E>,

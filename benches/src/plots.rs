@@ -4,13 +4,17 @@ use kron_report::{Axis, Bar, Chart, Colour, Figure, Series};
 
 use crate::engines::Kind;
 use crate::format::{count, digits, seconds, times};
-use crate::problem::Pass;
+use crate::problem::TimedPasses;
 use crate::record::{Record, Row};
 use crate::table::means;
 
 /// Every figure of a record: mean ratios, time against rows, parameters against time, roofline.
 pub fn all(record: &Record) -> Vec<Figure> {
-    let pass = if record.rows.iter().any(|r| r.pass == Pass::Both) { Pass::Both } else { Pass::Forward };
+    let pass = if record.rows.iter().any(|r| r.pass == TimedPasses::Both) {
+        TimedPasses::Both
+    } else {
+        TimedPasses::Forward
+    };
     let timed: Vec<&Row> = record.rows.iter().filter(|r| r.pass == pass && r.median_s.is_some()).collect();
     let mut figures = vec![ratios(record, pass)];
     for (model, dtype) in distinct(&timed, |r| (r.model.clone(), r.dtype.clone())) {
@@ -39,9 +43,9 @@ pub fn all(record: &Record) -> Vec<Figure> {
     figures
 }
 
-fn ratios(record: &Record, pass: Pass) -> Figure {
+fn ratios(record: &Record, pass: TimedPasses) -> Figure {
     let bars = means(record).into_iter().filter_map(|m| {
-        let value = (if pass == Pass::Both { m.both } else { m.forward })[0]?;
+        let value = (if pass == TimedPasses::Both { m.both } else { m.forward })[0]?;
         let (name, colour) = (name(m.engine, m.equal_rank), Some(colour(m.engine)));
         Some(Bar { name, value, range: None, colour })
     });
@@ -60,10 +64,10 @@ fn time_against_rows(record: &Record, layer: &str, rows: &[&Row]) -> Chart {
 }
 
 fn parameters_against_time(record: &Record, layer: &str, rows: &[&Row]) -> Chart {
-    let most = rows.iter().map(|r| r.rows).max().unwrap_or(0);
-    let rows = only(rows, |r| r.rows == most && r.params > 0);
+    let max_rows = rows.iter().map(|r| r.rows).max().unwrap_or(0);
+    let rows = only(rows, |r| r.rows == max_rows && r.params > 0);
     let chart = Chart::new(Axis::log("parameters").format(thousands), time());
-    engines(record, chart.title(format!("{layer}, {} rows", count(most))), &rows, |name, rows| {
+    engines(record, chart.title(format!("{layer}, {} rows", count(max_rows))), &rows, |name, rows| {
         Series::scatter(name, rows.iter().filter_map(|r| Some((r.params as f64, r.median_s?))))
     })
 }

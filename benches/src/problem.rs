@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// The passes that are timed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Pass {
+pub enum TimedPasses {
     /// Forward alone.
     #[serde(rename = "forward")]
     Forward,
@@ -14,22 +14,22 @@ pub enum Pass {
     Both,
 }
 
-impl Pass {
+impl TimedPasses {
     /// Both passes.
-    pub const ALL: [Pass; 2] = [Pass::Forward, Pass::Both];
+    pub const ALL: [TimedPasses; 2] = [TimedPasses::Forward, TimedPasses::Both];
 
     /// Returns the name on the command line and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
-            Pass::Forward => "forward",
-            Pass::Both => "forward+backward",
+            TimedPasses::Forward => "forward",
+            TimedPasses::Both => "forward+backward",
         }
     }
 }
 
 /// The computation of one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Problem {
+pub enum LayerTask {
     /// Y = X·Wᵀ and dX += dY·W.
     Linear(LayerDims),
     /// Y += adapter(X), its dX and θ's gradient.
@@ -47,12 +47,12 @@ pub struct Cost {
     pub flops: f64,
 }
 
-impl Problem {
+impl LayerTask {
     /// Returns the adapter; `None` for the base layer.
     pub const fn op(&self) -> Option<KronOp> {
         match *self {
-            Problem::Linear(_) => None,
-            Problem::Adapter(op) | Problem::Merge(op) => Some(op),
+            LayerTask::Linear(_) => None,
+            LayerTask::Adapter(op) | LayerTask::Merge(op) => Some(op),
         }
     }
 
@@ -69,8 +69,8 @@ impl Problem {
     /// Returns the sizes of the layer.
     pub fn layer(&self) -> LayerDims {
         match *self {
-            Problem::Linear(layer) => layer,
-            Problem::Adapter(op) | Problem::Merge(op) => {
+            LayerTask::Linear(layer) => layer,
+            LayerTask::Adapter(op) | LayerTask::Merge(op) => {
                 LayerDims { d_out: op.shape.d_out(), d_in: op.shape.d_in() }
             }
         }
@@ -81,18 +81,18 @@ impl Problem {
     /// An adapter reads X, reads and writes Y, reads θ and writes T; backward
     /// reads X, dY, T and θ, reads and writes dX and the gradient. The cost depends
     /// on the problem alone: all engines of one problem have the same.
-    pub fn cost(&self, pass: Pass, rows: usize, dtype: Dtype) -> Cost {
+    pub fn cost(&self, pass: TimedPasses, rows: usize, dtype: Dtype) -> Cost {
         let LayerDims { d_out, d_in } = self.layer();
         let (n, element) = (rows as f64, dtype.size() as f64);
         let (x, y) = (n * d_in as f64 * element, n * d_out as f64 * element);
         let weight = d_out as f64 * d_in as f64;
         let theta = 4.0 * self.params() as f64;
         let (forward, backward) = match self {
-            Problem::Linear(_) => (
+            LayerTask::Linear(_) => (
                 Cost { bytes: x + y + weight * element, flops: 2.0 * n * weight },
                 Cost { bytes: y + 2.0 * x + weight * element, flops: 2.0 * n * weight },
             ),
-            Problem::Adapter(op) => {
+            LayerTask::Adapter(op) => {
                 let t = 4.0 * op.t_len(rows) as f64;
                 let f = flops(&op.shape, n);
                 (
@@ -104,7 +104,7 @@ impl Problem {
                     },
                 )
             }
-            Problem::Merge(op) => {
+            LayerTask::Merge(op) => {
                 let f = flops(&op.shape, n);
                 (
                     Cost { bytes: 2.0 * weight * element + theta, flops: 2.0 * weight },
@@ -114,8 +114,8 @@ impl Problem {
             }
         };
         match pass {
-            Pass::Forward => forward,
-            Pass::Both => {
+            TimedPasses::Forward => forward,
+            TimedPasses::Both => {
                 Cost { bytes: forward.bytes + backward.bytes, flops: forward.flops + backward.flops }
             }
         }
@@ -148,18 +148,18 @@ mod tests {
 
     #[test]
     fn costs_are_the_formulas_of_the_method() {
-        let op = |shape| Problem::Adapter(KronOp::new(shape, Scale::new(4.0).unwrap()));
+        let op = |shape| LayerTask::Adapter(KronOp::new(shape, Scale::new(4.0).unwrap()));
         let kron =
             op(KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)
                 .unwrap());
         let lora = op(KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 8).unwrap());
         // Multiply-adds per token, q_proj of Mistral-7B, r = 8: 65,792 against 65,536.
-        assert_eq!(kron.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_792.0);
-        assert_eq!(lora.cost(Pass::Forward, 1, Dtype::F32).flops, 2.0 * 65_536.0);
+        assert_eq!(kron.cost(TimedPasses::Forward, 1, Dtype::F32).flops, 2.0 * 65_792.0);
+        assert_eq!(lora.cost(TimedPasses::Forward, 1, Dtype::F32).flops, 2.0 * 65_536.0);
         // Three rows of 4096 elements, θ of 18,464 elements, T of 2 × 8.
         let bytes = 2.0 * 3.0 * 4096.0 + 4.0 * (18_464.0 + 16.0);
-        assert_eq!(kron.cost(Pass::Forward, 1, Dtype::Bf16).bytes, bytes);
-        let both = kron.cost(Pass::Both, 1, Dtype::Bf16).bytes;
+        assert_eq!(kron.cost(TimedPasses::Forward, 1, Dtype::Bf16).bytes, bytes);
+        let both = kron.cost(TimedPasses::Both, 1, Dtype::Bf16).bytes;
         assert_eq!(both, bytes + 2.0 * 4.0 * 4096.0 + 4.0 * (3.0 * 18_464.0 + 16.0));
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engines::Kind;
 use crate::machine::Machine;
-use crate::problem::Pass;
+use crate::problem::TimedPasses;
 
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -129,7 +129,7 @@ pub struct Row {
     /// Trained parameters.
     pub params: usize,
     /// The timed passes.
-    pub pass: Pass,
+    pub pass: TimedPasses,
     /// Median seconds; absent if the engine was not timed.
     pub median_s: Option<f64>,
     /// The 10 % quantile.
@@ -159,7 +159,7 @@ pub struct Row {
 }
 
 /// The identity of a measurement: equal keys are the same measurement in two runs.
-pub type Key<'a> = (Kind, &'a str, &'a str, usize, &'a str, usize, usize, usize, Pass);
+pub type Key<'a> = (Kind, &'a str, &'a str, usize, &'a str, usize, usize, usize, TimedPasses);
 
 impl Row {
     /// Returns the row's identity.
@@ -221,7 +221,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// Makes a row of the default layer.
-    pub(crate) fn row(engine: Kind, rank: usize, pass: Pass, median: Option<f64>) -> Row {
+    pub(crate) fn row(engine: Kind, rank: usize, pass: TimedPasses, median: Option<f64>) -> Row {
         Row {
             engine,
             model: "mistral-7b".into(),
@@ -277,11 +277,11 @@ pub(crate) mod tests {
     #[test]
     fn ratios_are_against_two_products_of_equal_rank_in_the_same_cell() {
         let record = record(vec![
-            row(Kind::LoraGemm, 2, Pass::Both, Some(1.0)),
-            row(Kind::LoraGemm, 8, Pass::Both, Some(3.0)),
-            row(Kind::LoraGemm, 8, Pass::Forward, Some(9.0)),
-            row(Kind::KronFused, 8, Pass::Both, Some(1.5)),
-            row(Kind::KronDense, 8, Pass::Both, None),
+            row(Kind::LoraGemm, 2, TimedPasses::Both, Some(1.0)),
+            row(Kind::LoraGemm, 8, TimedPasses::Both, Some(3.0)),
+            row(Kind::LoraGemm, 8, TimedPasses::Forward, Some(9.0)),
+            row(Kind::KronFused, 8, TimedPasses::Both, Some(1.5)),
+            row(Kind::KronDense, 8, TimedPasses::Both, None),
         ]);
         let speedups: Vec<_> = record.rows.iter().map(|r| r.speedup).collect();
         assert_eq!(speedups, [Some(3.0), Some(1.0), Some(1.0), Some(2.0), None]);
@@ -289,7 +289,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_record_survives_its_file() {
-        let record = record(vec![row(Kind::KronFused, 8, Pass::Both, Some(0.1 + 0.2))]);
+        let record = record(vec![row(Kind::KronFused, 8, TimedPasses::Both, Some(0.1 + 0.2))]);
         let folder = tempfile::tempdir().unwrap();
         record.write(folder.path()).unwrap();
         let back = Record::read(&folder.path().join("bench.json")).unwrap();
@@ -299,7 +299,7 @@ pub(crate) mod tests {
         assert_eq!(csv.lines().count(), 2);
         assert!(csv.starts_with("engine,model,layer,d_out,d_in,rows,dtype,rank,a_out,a_in,params,pass,"));
         // A later record takes its place, and nothing else is left.
-        super::tests::record(vec![row(Kind::KronFused, 8, Pass::Both, Some(0.5))])
+        super::tests::record(vec![row(Kind::KronFused, 8, TimedPasses::Both, Some(0.5))])
             .write(folder.path())
             .unwrap();
         let back = Record::read(&folder.path().join("bench.json")).unwrap();

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use half::{bf16, f16};
-use kron_core::{Dtype, Element, LayerDims, Result, Theta};
+use kron_adapter::with_dtype;
+use kron_core::{Element, LayerDims, Result, Theta};
 use ndarray::Array2;
 
 use crate::check::{Verdict, check};
@@ -12,9 +13,9 @@ use crate::engines::Kind;
 use crate::machine::Machine;
 use crate::oracle::Reference;
 use crate::platform::{Measure, Pace, Task, TimeLeft};
-use crate::problem::{Pass, Problem};
+use crate::problem::{LayerTask, TimedPasses};
 use crate::record::{Meta, Noise, Record, Row};
-use crate::schedule::{Entry, Group, Schedule};
+use crate::schedule::{Entry, Factors, Group, Schedule};
 use crate::stats::{median, quantile};
 use crate::timing::{SLOW, takes_part};
 
@@ -67,11 +68,7 @@ where
     let record = Record { meta, rows: Vec::new() };
     let mut run = Run { platform, schedule, started, record, noise: Vec::new() };
     for (i, group) in schedule.groups.iter().enumerate() {
-        match group.dtype {
-            Dtype::F32 => run.group::<f32>(i, progress)?,
-            Dtype::F16 => run.group::<f16>(i, progress)?,
-            Dtype::Bf16 => run.group::<bf16>(i, progress)?,
-        }
+        with_dtype!(group.dtype, E => run.group::<E>(i, progress)?);
         run.record.meta.seconds = started.elapsed().as_secs_f64();
         progress.layer(&run.record);
     }
@@ -130,12 +127,12 @@ impl<T> Candidate<T> {
 
 /// The references of a cell so far, each for a number of rows: engines of one problem share one.
 #[derive(Default)]
-struct References(Vec<(Problem, usize, Reference)>);
+struct References(Vec<(LayerTask, usize, Reference)>);
 
 impl References {
     fn get<E: Element>(&mut self, task: &Task<E>, set: &crate::data::Set<E>) -> &Reference {
         // Merging changes W, which the check compares itself; its gradient is the adapter's.
-        let problem = task.entry.problem.op().map_or(task.entry.problem, Problem::Adapter);
+        let problem = task.entry.problem.op().map_or(task.entry.problem, LayerTask::Adapter);
         let found = self.0.iter().position(|(p, rows, _)| *p == problem && *rows == set.rows());
         let at = found.unwrap_or_else(|| {
             let weight = task.weight.map(Arc::as_ref);
@@ -290,7 +287,7 @@ impl<P> Run<'_, P> {
                 let (repeats, elements) =
                     if e.kind.is_dense() { (2.0, d_out as f64 * d_in as f64) } else { (8.0, 0.0) };
                 WEIGHT_OVERHEAD * elements
-                    + repeats * roof.seconds(e.problem.cost(Pass::Both, rows, g.dtype), g.dtype.name())
+                    + repeats * roof.seconds(e.problem.cost(TimedPasses::Both, rows, g.dtype), g.dtype.name())
             };
             CELL_OVERHEAD + g.entries.iter().map(one).sum::<f64>()
         };
@@ -302,13 +299,20 @@ impl<P> Run<'_, P> {
     }
 
     /// Returns one pass of an engine as a row of the report.
-    fn row<T>(&self, group: &Group, rows: usize, entry: &Entry, pass: Pass, candidate: &Candidate<T>) -> Row {
+    fn row<T>(
+        &self,
+        group: &Group,
+        rows: usize,
+        entry: &Entry,
+        pass: TimedPasses,
+        candidate: &Candidate<T>,
+    ) -> Row {
         let (roof, dtype) = (&self.record.meta.roof, group.dtype.name());
         let timed = match pass {
-            Pass::Forward => &candidate.passes[0],
-            Pass::Both => &candidate.passes[1],
+            TimedPasses::Forward => &candidate.passes[0],
+            TimedPasses::Both => &candidate.passes[1],
         };
-        let (rank, a_out, a_in) = entry.factors();
+        let Factors { rank, a_out, a_in } = entry.factors();
         let cost = entry.problem.cost(pass, rows, group.dtype);
         let quantile = |q| Some(quantile(&timed.samples, q)).filter(|s| s.is_finite());
         let median = quantile(0.5);

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kron_core::{Dtype, Element, Theta};
+use kron_core::{Dtype, Element, KronShape, Theta};
 use ndarray::Array2;
 
 use crate::data::{self, Set};
 use crate::engines::Kind;
 use crate::models::{Layer, Model};
-use crate::problem::{Pass, Problem};
+use crate::problem::{LayerTask, TimedPasses};
 use crate::record::Record;
 
 /// A whole run.
@@ -18,7 +18,7 @@ pub struct Schedule {
     /// Layers and dtypes, in the order of the report.
     pub groups: Vec<Group>,
     /// Passes of the report.
-    pub passes: Vec<Pass>,
+    pub passes: Vec<TimedPasses>,
     /// Rank of Kron-LoRA, and of LoRA at equal rank.
     pub rank: usize,
     /// alpha of alpha / r.
@@ -40,7 +40,7 @@ pub struct Schedule {
 impl Schedule {
     /// Returns true if backward is timed too.
     pub fn backward(&self) -> bool {
-        self.passes.contains(&Pass::Both)
+        self.passes.contains(&TimedPasses::Both)
     }
 
     /// Returns every dtype once.
@@ -73,18 +73,30 @@ pub struct Entry {
     /// The engine.
     pub kind: Kind,
     /// Its problem.
-    pub problem: Problem,
+    pub problem: LayerTask,
+}
+
+/// Sizes of an adapter's factors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Factors {
+    /// Rank of the inner factor; its width if it is full.
+    pub rank: usize,
+    /// Rows of A.
+    pub a_out: usize,
+    /// Columns of A.
+    pub a_in: usize,
 }
 
 impl Entry {
-    /// Returns (rank, a_out, a_in): zeros for the base layer.
-    pub fn factors(&self) -> (usize, usize, usize) {
-        self.problem.shape().map_or((0, 0, 0), |s| (s.width(), s.a_out(), s.a_in()))
+    /// Returns the sizes of the adapter's factors: zeros for the base layer.
+    pub fn factors(&self) -> Factors {
+        let sizes = |s: KronShape| Factors { rank: s.width(), a_out: s.a_out(), a_in: s.a_in() };
+        self.problem.shape().map(sizes).unwrap_or_default()
     }
 
     /// Returns the engine's name with its rank.
     pub fn label(&self) -> String {
-        match self.factors().0 {
+        match self.factors().rank {
             0 => self.kind.name().into(),
             rank => format!("{} r{rank}", self.kind.name()),
         }
@@ -118,8 +130,9 @@ impl Group {
     /// engines' buffers.
     pub fn bytes(&self, rows: usize) -> u128 {
         let (n, d_out, d_in) = (rows as u128, self.layer.d_out as u128, self.layer.d_in as u128);
-        let rank = self.entries.iter().map(|e| e.factors().0).max().unwrap_or(0) as u128;
-        let factor = self.entries.iter().map(|e| e.factors().1.max(e.factors().2)).max().unwrap_or(0) as u128;
+        let rank = self.entries.iter().map(|e| e.factors().rank).max().unwrap_or(0) as u128;
+        let factor = self.entries.iter().map(|e| e.factors().a_out.max(e.factors().a_in)).max();
+        let factor = factor.unwrap_or(0) as u128;
         let set = n * (2 * (d_out + d_in) * self.dtype.size() as u128 + 4 * factor * rank);
         let buffers = 4 * n * (4 * (d_out + d_in) + 6 * factor * rank);
         let parameters = 4 * 64 * (rank * (d_out + d_in) + factor * factor);

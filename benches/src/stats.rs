@@ -24,8 +24,8 @@ pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
 /// Returns ‖got − want‖ / ‖want‖.
 pub fn relative(got: &[f32], want: &[f32]) -> f64 {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let apart = |(&g, &w): (&f32, &f32)| f64::from(g) - f64::from(w);
-    norm(&mut got.iter().zip(want).map(apart)) / norm(&mut want.iter().map(|&w| w.into()))
+    let difference = |(&g, &w): (&f32, &f32)| f64::from(g) - f64::from(w);
+    norm(&mut got.iter().zip(want).map(difference)) / norm(&mut want.iter().map(|&w| w.into()))
 }
 
 #[cfg(test)]

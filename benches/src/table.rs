@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::engines::Kind;
 use crate::format::{bytes, count, error, percent, seconds, times};
-use crate::problem::Pass;
+use crate::problem::TimedPasses;
 use crate::record::{Record, Row};
 use crate::stats::geometric_mean;
 
@@ -29,8 +29,8 @@ impl<'a> Line<'a> {
                 key(other) == key(row)
             };
             let slot = match row.pass {
-                Pass::Forward => Line { forward: Some(row), both: None },
-                Pass::Both => Line { forward: None, both: Some(row) },
+                TimedPasses::Forward => Line { forward: Some(row), both: None },
+                TimedPasses::Both => Line { forward: None, both: Some(row) },
             };
             match lines.iter_mut().rev().find(same) {
                 Some(line) => {
@@ -134,12 +134,17 @@ pub fn means(record: &Record) -> Vec<Means> {
             if !record.rows.iter().any(|r| own(&r)) {
                 continue;
             }
-            let mean = |pass: Pass, wanted: fn(usize) -> bool| {
+            let mean = |pass: TimedPasses, wanted: fn(usize) -> bool| {
                 let rows = record.rows.iter().filter(own).filter(|r| r.pass == pass && wanted(r.rows));
                 geometric_mean(rows.filter_map(|r| r.speedup))
             };
             let three = |pass| [mean(pass, |_| true), mean(pass, |n| n >= 256), mean(pass, |n| n == 1)];
-            list.push(Means { engine, equal_rank, forward: three(Pass::Forward), both: three(Pass::Both) });
+            list.push(Means {
+                engine,
+                equal_rank,
+                forward: three(TimedPasses::Forward),
+                both: three(TimedPasses::Both),
+            });
         }
     }
     list
@@ -247,11 +252,11 @@ mod tests {
     #[test]
     fn a_table_shows_both_passes_in_one_line_and_names_a_wrong_engine() {
         let record = record(vec![
-            row(Kind::LoraGemm, 8, Pass::Forward, Some(0.002)),
-            row(Kind::LoraGemm, 8, Pass::Both, Some(0.006)),
-            row(Kind::KronFused, 8, Pass::Forward, Some(0.001)),
-            row(Kind::KronFused, 8, Pass::Both, Some(0.004)),
-            row(Kind::KronDense, 8, Pass::Both, None),
+            row(Kind::LoraGemm, 8, TimedPasses::Forward, Some(0.002)),
+            row(Kind::LoraGemm, 8, TimedPasses::Both, Some(0.006)),
+            row(Kind::KronFused, 8, TimedPasses::Forward, Some(0.001)),
+            row(Kind::KronFused, 8, TimedPasses::Both, Some(0.004)),
+            row(Kind::KronDense, 8, TimedPasses::Both, None),
         ]);
         let text = cell(&record.rows);
         let fused = text.lines().find(|l| l.contains("kron-fused")).unwrap();

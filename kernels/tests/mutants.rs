@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::{CASES, Case, Data, check};
+use common::{CASES, Case, Data, Sizes, case_by_name, check};
 use half::bf16;
 use kron_core::Result;
 use kron_kernels::params::KronParams;
@@ -149,14 +149,16 @@ impl Launcher for Swapped<'_> {
 
 #[test]
 fn the_oracle_notices_swapped_indices_of_every_factor() {
-    let named = |why: &str| CASES.into_iter().find(|case| case.why == why).expect("in the suite");
-    let tensor_cores =
-        (named("five tokens on tensor cores"), ["down_bf16_r8", "up_bf16_r8", "dy_bf16_r8", "dx_bf16_r8"]);
-    let simt = (named("odd everything"), ["down_bf16_t16", "up_bf16_t64", "dy_bf16_t32", "dx_bf16_t32"]);
+    let tensor_cores = (
+        case_by_name("five tokens on tensor cores"),
+        ["down_bf16_r8", "up_bf16_r8", "dy_bf16_r8", "dx_bf16_r8"],
+    );
+    let simt =
+        (case_by_name("odd everything"), ["down_bf16_t16", "up_bf16_t64", "dy_bf16_t32", "dx_bf16_t32"]);
     std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
     let mut unnoticed = Vec::new();
     for (case, [down, up, dy, dx]) in [tensor_cores, simt] {
-        let ([a_out, a_in, b_out, c_in, rank], merge) = (case.sizes, "merge_bf16_t64");
+        let (Sizes { a_out, a_in, b_out, c_in, rank }, merge) = (case.sizes, "merge_bf16_t64");
         let factors: [(_, _, Field, _); 3] = [
             ("A", (a_out, a_in), |p| &mut p.a, [up, dy, merge]),
             ("B", (b_out, rank), |p| &mut p.b, [up, dy, merge]),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split};
+use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
 use kron_kernels::plan::BLOCKS;
 use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS};
 use kron_kernels::{ARCHS, Emulated, Plan, Problem, workspace_len};
@@ -14,19 +14,16 @@ fn shapes() -> impl Strategy<Value = KronShape> {
     (0..3, 1..=64usize, 1..=64usize, size(20_000), size(20_000), rank).prop_map(
         |(kind, a_out, a_in, b_out, c_in, rank)| match kind {
             0 => KronShape::lora(LayerDims { d_out: b_out, d_in: c_in }, rank).expect("small"),
-            1 => kron([a_out, a_in, b_out, c_in, rank]).expect("small"),
+            1 => {
+                let (d_out, d_in) = (a_out * b_out, a_in * c_in);
+                KronShape::kron(LayerDims { d_out, d_in }, Split { a_out, a_in }, rank).expect("small")
+            }
             _ => {
                 let (d_out, d_in) = (a_out * (b_out % 4000 + 1), a_in * c_in);
                 KronShape::krona(LayerDims { d_out, d_in }, Split { a_out, a_in }).expect("small")
             }
         },
     )
-}
-
-/// Kron-LoRA by its factors' sizes: a_out, a_in, b_out, c_in, rank.
-fn kron([a_out, a_in, b_out, c_in, rank]: [usize; 5]) -> Result<KronShape> {
-    let layer = LayerDims { d_out: a_out * b_out, d_in: a_in * c_in };
-    KronShape::kron(layer, Split { a_out, a_in }, rank)
 }
 
 fn problem() -> impl Strategy<Value = Problem> {
@@ -141,9 +138,10 @@ fn small_m_is_two_launches_in_each_direction() {
     proptest::test_runner::TestRunner::new(cases).run(&problem, test).expect("every legal problem");
 }
 
-/// The paper's layer, 4096 × 4096 at (a_in, a_out) = (2, 16), rank 8.
+/// The paper's layer, 4096 × 4096 with A 16×2, rank 8.
 fn paper(pass: Pass, rows: usize) -> Problem {
-    let shape = kron([16, 2, 256, 2048, 8]).expect("legal");
+    let layer = LayerDims { d_out: 4096, d_in: 4096 };
+    let shape = KronShape::kron(layer, Split { a_out: 16, a_in: 2 }, 8).expect("legal");
     Problem { shape, dtype: Dtype::Bf16, pass, rows, accumulate: true, aligned: true }
 }
 
@@ -188,7 +186,7 @@ fn the_gpu_is_filled_from_one_token_on() {
     // has larger and therefore fewer parts, and a layer of 1024 rows has 32 warps' columns.
     for (d_out, d_in) in [(4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096)] {
         for rank in TENSOR_CORE_RANKS {
-            let kron = kron([16, 2, d_out / 16, d_in / 2, rank]);
+            let kron = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 16, a_in: 2 }, rank);
             for shape in [kron, KronShape::lora(LayerDims { d_out, d_in }, rank)].map(|f| f.expect("legal")) {
                 let passes = [Pass::Forward, Pass::Backward { dx: true }].into_iter();
                 let plans = passes.map(|pass| {
@@ -238,7 +236,8 @@ fn every_kernel_is_in_some_plan() {
     let passes =
         [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
     for rank in TENSOR_CORE_RANKS.into_iter().chain(simt) {
-        let shape = kron([4, 2, 64, 128, rank]).expect("legal");
+        let layer = LayerDims { d_out: 256, d_in: 256 };
+        let shape = KronShape::kron(layer, Split { a_out: 4, a_in: 2 }, rank).expect("legal");
         for dtype in Dtype::ALL {
             for (pass, rows) in passes.into_iter().flatten() {
                 let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };

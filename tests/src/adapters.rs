@@ -12,7 +12,7 @@ pub const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/adapter
 /// true when they are one. The fuzz target and its stand-in call this.
 ///
 /// # Panics
-/// When reading or writing breaks a promise of the format.
+/// Panics if reading or writing breaks a promise of the format.
 pub fn read_any(bytes: &[u8]) -> bool {
     match Adapter::from_bytes(bytes) {
         Ok(adapter) => {

@@ -128,16 +128,16 @@ const FEW: [&str; 15] = [
 /// The few rows that run under a sanitizer.
 ///
 /// # Panics
-/// As [`named`].
+/// Panics as [`case_by_name`] does.
 pub fn few() -> Vec<Case> {
-    FEW.map(named).to_vec()
+    FEW.map(case_by_name).to_vec()
 }
 
 /// The row of that name.
 ///
 /// # Panics
 /// No such row.
-pub fn named(name: &str) -> Case {
+pub fn case_by_name(name: &str) -> Case {
     all().into_iter().find(|c| c.name == name).unwrap_or_else(|| panic!("cases.toml has no {name}"))
 }
 

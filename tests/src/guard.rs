@@ -91,7 +91,7 @@ fn is<T: bytemuck::Pod>(zone: &[T], byte: u8) -> bool {
     bytemuck::cast_slice::<T, u8>(zone).iter().all(|&b| b == byte)
 }
 
-/// Where a matrix's elements lie in its buffer.
+/// Positions of a matrix's elements in its buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// Number of rows.
@@ -131,7 +131,7 @@ impl Layout {
 pub struct Matrix<E> {
     /// The elements, between guard zones.
     pub buffer: Guarded<E>,
-    /// Where they lie.
+    /// Their positions.
     pub layout: Layout,
 }
 

@@ -26,7 +26,7 @@ impl Parts {
     /// Takes a valid file apart.
     ///
     /// # Panics
-    /// On bytes that are no safetensors file.
+    /// Panics on bytes that are not a safetensors file.
     pub fn of(bytes: &[u8]) -> Self {
         let (len, rest) = bytes.split_first_chunk::<8>().expect("a length");
         let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
@@ -41,7 +41,7 @@ impl Parts {
     /// The same with a piece of the header replaced.
     ///
     /// # Panics
-    /// When the piece does not occur exactly once: the case would test nothing.
+    /// Panics unless the piece occurs exactly once: the case would test nothing.
     pub fn edit(&self, piece: &str, by: &str) -> Self {
         assert_eq!(self.header.matches(piece).count(), 1, "{piece} in {}", self.header);
         Self { header: self.header.replace(piece, by), ..self.clone() }
@@ -70,7 +70,7 @@ fn valid() -> Parts {
 /// All of them.
 ///
 /// # Panics
-/// When a case no longer fits the valid file that it is made from.
+/// Panics if a case no longer fits the valid file that it is made from.
 pub fn hostile() -> Vec<Hostile> {
     [frame(), twice(), places(), tensors(), document(), shapes(), scales(), names(), numbers()].concat()
 }
@@ -138,7 +138,7 @@ fn twice() -> Vec<Hostile> {
     ]
 }
 
-/// Where the tensors lie.
+/// Wrong positions of the tensors.
 fn places() -> Vec<Hostile> {
     // Eight tensors of 2⁶¹ − 1 bytes end at 2⁶⁴ − 8: any sum with that end overflows.
     let size = (1u64 << 61) - 1;
@@ -202,7 +202,7 @@ fn document() -> Vec<Hostile> {
     vec![
         edit("no metadata", "\"__metadata__\"", "\"metadata\"", "not safetensors JSON"),
         edit("metadata that is null", &metadata, "null", "expected a map of strings"),
-        edit("metadata that is no text", OWN, &format!(r#""n":1,{OWN}"#), "expected a string"),
+        edit("metadata that is not text", OWN, &format!(r#""n":1,{OWN}"#), "expected a string"),
         edit("no key of ours", OWN, r#""lora":"#, "has no key kron-lora"),
         edit("document that is not JSON", OWN, &format!(r#"{OWN}"no","x":"#), "breaks the format"),
         edit("deep document", OWN, &deep, "breaks the format"),

@@ -46,8 +46,8 @@ mod emulated {
     /// On tensor cores, at one rank of each kind of tile; the kernels' own suite has all of them.
     #[test]
     fn cases_agree_where_each_block_walks_far() {
-        suite::agrees_with_the_oracle::<bf16>(&[far()], &[cases::named("whole-rank-8")]);
-        suite::agrees_with_the_oracle::<f16>(&[far()], &[cases::named("whole-rank-64")]);
+        suite::agrees_with_the_oracle::<bf16>(&[far()], &[cases::case_by_name("whole-rank-8")]);
+        suite::agrees_with_the_oracle::<f16>(&[far()], &[cases::case_by_name("whole-rank-64")]);
     }
 
     #[test]

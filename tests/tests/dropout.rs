@@ -164,7 +164,7 @@ fn another_key_is_another_mask() {
     }
 }
 
-/// p = 0 with a key, and any p without one, are no dropout: the same bits.
+/// p = 0 with a key, and any p without a key, give the bits of a call without dropout.
 #[test]
 fn no_probability_or_no_key_is_no_dropout() {
     no_dropout::<f32>();
@@ -174,7 +174,7 @@ fn no_probability_or_no_key_is_no_dropout() {
 
 fn no_dropout<E: Element>() {
     for name in ["paper", "lora", "krona"] {
-        let plain = Problem::<E>::of_case(&cases::named(name), 17, 1);
+        let plain = Problem::<E>::of_case(&cases::case_by_name(name), 17, 1);
         let mut zero = plain.clone();
         zero.op = plain.op.with_dropout(Dropout::new(0.0).expect("legal"));
         zero.key = Some(KEY);

@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use half::{bf16, f16};
+use kron_adapter::with_dtype;
 use kron_cli::verify::{Case, Index, Outputs, Quantity, W1};
-use kron_core::{Cpu, Dtype, Element, Theta};
+use kron_core::{Cpu, Element, Theta};
 use kron_tests::call::{self, Dx};
 use kron_tests::compare::Measure;
 use kron_tests::inputs::Problem;
@@ -22,11 +22,7 @@ fn every_case_is_as_exact_as_peft() {
     let mut failures = Vec::new();
     for cpu in backends() {
         for case in &cases {
-            let ours = match case.dtype {
-                Dtype::F32 => outputs::<f32>(&cpu, case),
-                Dtype::F16 => outputs::<f16>(&cpu, case),
-                Dtype::Bf16 => outputs::<bf16>(&cpu, case),
-            };
+            let ours = with_dtype!(case.dtype, E => outputs::<E>(&cpu, case));
             let failed = compare(case, &ours).into_iter();
             failures.extend(failed.map(|f| format!("{} on {:?}: {f}", case.name, cpu.isa())));
         }

@@ -19,16 +19,17 @@ use proptest::prelude::*;
 fn shapes() -> impl Strategy<Value = KronShape> {
     let factor = || 1..=8usize;
     let inner = || 1..=40usize;
-    (factor(), factor(), inner(), inner(), 1..=20usize, 0..4u8).prop_map(|(ao, ai, bo, ci, r, kind)| {
-        let shape = match kind {
-            0 => KronShape::lora(LayerDims { d_out: bo, d_in: ci }, r),
-            1 => KronShape::krona(LayerDims { d_out: ao * bo, d_in: ai * ci }, Split { a_out: ao, a_in: ai }),
-            _ => {
-                KronShape::kron(LayerDims { d_out: ao * bo, d_in: ai * ci }, Split { a_out: ao, a_in: ai }, r)
-            }
-        };
-        shape.expect("drawn to be legal")
-    })
+    (factor(), factor(), inner(), inner(), 1..=20usize, 0..4u8).prop_map(
+        |(a_out, a_in, b_out, c_in, r, kind)| {
+            let layer = LayerDims { d_out: a_out * b_out, d_in: a_in * c_in };
+            let shape = match kind {
+                0 => KronShape::lora(LayerDims { d_out: b_out, d_in: c_in }, r),
+                1 => KronShape::krona(layer, Split { a_out, a_in }),
+                _ => KronShape::kron(layer, Split { a_out, a_in }, r),
+            };
+            shape.expect("drawn to be legal")
+        },
+    )
 }
 
 /// Scales in which integers stay exact; never 1, which hides a scale that is forgotten.

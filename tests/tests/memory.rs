@@ -72,7 +72,7 @@ fn counted(rounds: usize, passes: &mut dyn FnMut()) -> (u64, u64) {
 
 /// The three passes of one problem, with all that they need made beforehand.
 fn passes<E: Element>(cpu: Cpu, name: &str) -> Box<dyn FnMut() + Send> {
-    let case = cases::named(name);
+    let case = cases::case_by_name(name);
     let rows = *case.rows.iter().max().expect("a case has rows");
     let p = Problem::<E>::of_case(&case, rows, 1);
     let Old { mut y, mut dx, mut grad } = Old::for_problem(&p, 2);

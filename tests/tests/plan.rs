@@ -15,8 +15,8 @@ fn plan(name: &str, method: Method) -> Plan {
     Plan::new(&model(name), method).unwrap()
 }
 
-fn kron(a_in: usize, a_out: usize, rank: usize) -> Method {
-    Method::Kron { split: Split { a_in, a_out }, rank }
+fn kron(split: Split, rank: usize) -> Method {
+    Method::Kron { split, rank }
 }
 
 /// Adapter parameters of the rows whose name passes the filter.
@@ -29,7 +29,7 @@ fn params_of(plan: &Plan, keep: impl Fn(&str) -> bool) -> u64 {
 fn the_papers_counts_come_out_to_the_unit() {
     struct Golden {
         model: &'static str,
-        split: (usize, usize),
+        split: Split,
         body: u64,
         head: u64,
         kron: u128,
@@ -39,7 +39,7 @@ fn the_papers_counts_come_out_to_the_unit() {
     let table = [
         Golden {
             model: "Mistral-7B",
-            split: (2, 16),
+            split: Split { a_out: 16, a_in: 2 },
             body: 5_676_032,
             head: 32_416,
             kron: 5_708_448,
@@ -48,7 +48,7 @@ fn the_papers_counts_come_out_to_the_unit() {
         },
         Golden {
             model: "LLaMA-2-7B",
-            split: (2, 16),
+            split: Split { a_out: 16, a_in: 2 },
             body: 5_241_856,
             head: 32_416,
             kron: 5_274_272,
@@ -57,7 +57,7 @@ fn the_papers_counts_come_out_to_the_unit() {
         },
         Golden {
             model: "LLaMA-3-8B",
-            split: (2, 16),
+            split: Split { a_out: 16, a_in: 2 },
             body: 5_676_032,
             head: 80_544,
             kron: 5_756_576,
@@ -66,7 +66,7 @@ fn the_papers_counts_come_out_to_the_unit() {
         },
         Golden {
             model: "DistilBERT",
-            split: (2, 4),
+            split: Split { a_out: 4, a_in: 2 },
             body: 249_120,
             head: 0,
             kron: 840_481,
@@ -77,8 +77,7 @@ fn the_papers_counts_come_out_to_the_unit() {
     assert_eq!(table.len(), PRESETS.len());
     for row in table {
         let model = model(row.model);
-        let split = Split { a_in: row.split.0, a_out: row.split.1 };
-        assert_eq!(Method::paper(&model, 8), Method::Kron { split, rank: 8 }, "{}", row.model);
+        assert_eq!(Method::paper(&model, 8), kron(row.split, 8), "{}", row.model);
 
         let kron = plan(row.model, Method::paper(&model, 8));
         assert!(kron.is_exact(), "{}", row.model);
@@ -100,14 +99,14 @@ fn the_papers_counts_come_out_to_the_unit() {
 fn the_same_budget_table_of_mistral() {
     // Millions of parameters to the third decimal, and the largest rank of q_proj's ΔW.
     let table = [
-        (kron(2, 16, 8), 5.708, 16),
+        (kron(Split { a_out: 16, a_in: 2 }, 8), 5.708, 16),
         (Method::Lora { rank: 2 }, 5.315, 2),
         (Method::Lokr { factor: Some(4), rank: 8 }, 5.319, 32),
         (Method::Lokr { factor: Some(8), rank: 16 }, 5.329, 128),
         (Method::Krona { split: None }, 2.284, 4096),
-        (kron(4, 32, 16), 5.730, 64),
-        (kron(8, 16, 24), 5.889, 192),
-        (kron(8, 64, 32), 5.816, 256),
+        (kron(Split { a_out: 32, a_in: 4 }, 16), 5.730, 64),
+        (kron(Split { a_out: 16, a_in: 8 }, 24), 5.889, 192),
+        (kron(Split { a_out: 64, a_in: 8 }, 32), 5.816, 256),
     ];
     for (method, millions, max_rank) in table {
         let plan = plan("Mistral-7B", method);
@@ -133,7 +132,7 @@ fn the_cost_of_q_proj() {
 
 #[test]
 fn totals_follow_from_the_rows() {
-    let plan = plan("DistilBERT", kron(2, 4, 8));
+    let plan = plan("DistilBERT", kron(Split { a_out: 4, a_in: 2 }, 8));
     assert_eq!(plan.adapter_bytes(), 4 * 249_120);
     assert_eq!(plan.optimizer_bytes(), 8 * 840_481);
     // T of 36 layers: a_in·r = 16 float32 numbers each.
@@ -160,8 +159,8 @@ fn a_split_that_does_not_divide_is_reduced_and_says_so() {
     struct Trap {
         d_out: usize,
         d_in: usize,
-        wanted: (usize, usize),
-        taken: (usize, usize),
+        wanted: Split,
+        taken: Split,
         notes: Vec<Note>,
     }
     let reduced = |side, dim, wanted, taken| Note::Reduced { side, dim, wanted, taken };
@@ -170,47 +169,54 @@ fn a_split_that_does_not_divide_is_reduced_and_says_so() {
         Trap {
             d_out: 50257,
             d_in: 768,
-            wanted: (2, 4),
-            taken: (2, 1),
+            wanted: Split { a_out: 4, a_in: 2 },
+            taken: Split { a_out: 1, a_in: 2 },
             notes: vec![reduced(LayerSide::Out, 50257, 4, 1)],
         },
         Trap {
             d_out: 50257,
             d_in: 768,
-            wanted: (2, 32),
-            taken: (2, 29),
+            wanted: Split { a_out: 32, a_in: 2 },
+            taken: Split { a_out: 29, a_in: 2 },
             notes: vec![reduced(LayerSide::Out, 50257, 32, 29)],
         },
         // BERT's, 2·3·5087.
         Trap {
             d_out: 30522,
             d_in: 768,
-            wanted: (2, 4),
-            taken: (2, 3),
+            wanted: Split { a_out: 4, a_in: 2 },
+            taken: Split { a_out: 3, a_in: 2 },
             notes: vec![reduced(LayerSide::Out, 30522, 4, 3)],
         },
         // LLaMA-2's ffn, 2⁸·43: a power of two does divide it, three times that does not.
-        Trap { d_out: 11008, d_in: 4096, wanted: (2, 16), taken: (2, 16), notes: vec![] },
+        Trap {
+            d_out: 11008,
+            d_in: 4096,
+            wanted: Split { a_out: 16, a_in: 2 },
+            taken: Split { a_out: 16, a_in: 2 },
+            notes: vec![],
+        },
         Trap {
             d_out: 4096,
             d_in: 11008,
-            wanted: (48, 16),
-            taken: (43, 16),
+            wanted: Split { a_out: 16, a_in: 48 },
+            taken: Split { a_out: 16, a_in: 43 },
             notes: vec![reduced(LayerSide::In, 11008, 48, 43)],
         },
         Trap {
             d_out: 7,
             d_in: 9,
-            wanted: (2, 16),
-            taken: (1, 7),
+            wanted: Split { a_out: 16, a_in: 2 },
+            taken: Split { a_out: 7, a_in: 1 },
             notes: vec![reduced(LayerSide::Out, 7, 16, 7), reduced(LayerSide::In, 9, 2, 1)],
         },
     ];
     for trap in table {
-        let split = Split { a_in: trap.wanted.0, a_out: trap.wanted.1 };
         let fitted =
-            fit_split(split, LayerDims { d_out: trap.d_out, d_in: trap.d_in }, Inner::LowRank(8)).unwrap();
-        assert_eq!((fitted.shape.a_in(), fitted.shape.a_out()), trap.taken, "{}×{}", trap.d_out, trap.d_in);
+            fit_split(trap.wanted, LayerDims { d_out: trap.d_out, d_in: trap.d_in }, Inner::LowRank(8))
+                .unwrap();
+        let taken = Split { a_out: fitted.shape.a_out(), a_in: fitted.shape.a_in() };
+        assert_eq!(taken, trap.taken, "{}×{}", trap.d_out, trap.d_in);
         assert_eq!((fitted.shape.d_out(), fitted.shape.d_in()), (trap.d_out, trap.d_in));
         assert_eq!(fitted.notes, trap.notes);
     }
@@ -340,7 +346,7 @@ fn the_budget_search_finds_what_trying_everything_finds() {
     for a_in in divisors(24) {
         for a_out in divisors(24) {
             for rank in 1..=24 {
-                let plan = Plan::new(&model, kron(a_in, a_out, rank)).unwrap();
+                let plan = Plan::new(&model, kron(Split { a_out, a_in }, rank)).unwrap();
                 let fits = plan.rows.iter().all(|r| rank <= r.shape.b_out().min(r.shape.c_in()));
                 if fits {
                     all.push(plan.trained_params());
@@ -391,7 +397,7 @@ fn every_family_comes_near_the_papers_budget() {
     assert_eq!(lora[0].method, Method::Lora { rank: 2 });
     // The paper's own shape is among the candidates, at its own rank.
     let kron_choices = search(&mistral, Family::Kron, Budget::Nearest(5_708_448)).unwrap();
-    let paper = kron_choices.iter().find(|c| c.method == kron(2, 16, 8)).unwrap();
+    let paper = kron_choices.iter().find(|c| c.method == kron(Split { a_out: 16, a_in: 2 }, 8)).unwrap();
     assert_eq!(paper.trained_params, 5_708_448);
 }
 
@@ -407,14 +413,17 @@ fn bad_numbers_are_refused_with_the_rule() {
         (Linear::new("q", LayerDims { d_out: 8, d_in: 8 }, 0).unwrap_err(), "count of q is 0"),
         (Model::new("m", 8, vec![], 0).unwrap_err(), "m has no linear layer"),
         (Model::new("m", 0, square(), 0).unwrap_err(), "hidden size of m is 0"),
-        (kron(0, 2, 1).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "a_in is 0"),
-        (kron(2, 2, 0).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "rank is 0"),
+        (kron(Split { a_out: 2, a_in: 0 }, 1).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "a_in is 0"),
+        (kron(Split { a_out: 2, a_in: 2 }, 0).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "rank is 0"),
         (Method::Lora { rank: 0 }.fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "rank is 0"),
         (
             Method::Lokr { factor: Some(0), rank: 1 }.fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(),
             "factor is 0",
         ),
-        (kron(1, 1, usize::MAX).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(), "overflows"),
+        (
+            kron(Split { a_out: 1, a_in: 1 }, usize::MAX).fit(LayerDims { d_out: 8, d_in: 8 }).unwrap_err(),
+            "overflows",
+        ),
     ];
     for (error, says) in errors {
         assert!(error.to_string().contains(says), "{error}");

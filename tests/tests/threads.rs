@@ -41,7 +41,7 @@ fn run<E: Element>() {
 }
 
 fn compare<E: Element>(name: &str, backends: &[Cpu]) {
-    let case = cases::named(name);
+    let case = cases::case_by_name(name);
     let problem = Problem::<E>::of_case(&case, case.rows[0], 1);
     let old = Old::for_problem(&problem, 2);
     for cpu in backends {

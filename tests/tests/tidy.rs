@@ -15,7 +15,7 @@ const BUDGET: usize = 400;
 /// Files that may be longer, how long, and why.
 const LONGER: [(&str, usize, &str); 1] = [("tests/tests/plan.rs", 450, "one golden table after another")];
 
-/// Where unsafe code may stand, and why.
+/// Files and folders that may have unsafe code, and why.
 const UNSAFE: [(&str, &str); 7] = [
     ("crates/kron-core/src/simd/", "the hand-written kernels"),
     ("kernels/", "the driver and the launches"),
@@ -185,7 +185,7 @@ fn permissions_are_used() {
     let members = members();
     let find = |name: &str| members.iter().find(|m| m.name == name);
     for (name, allowed) in ARROWS {
-        let member = find(name).unwrap_or_else(|| panic!("{name} has arrows, but is no member"));
+        let member = find(name).unwrap_or_else(|| panic!("{name} has arrows, but is not a member"));
         for to in allowed {
             assert!(member.dependencies.iter().any(|d| d == to), "{name} may depend on {to}, but does not");
         }

@@ -9,10 +9,10 @@ use kron_kernels::{DeviceSlice, DeviceSliceMut, Rows, RowsMut};
 use ndarray::Array2;
 
 use super::buffer::Buffer;
-use super::gpu::{Buffers, Device, Memory, Number};
-use super::lt::{Library, Planned, Type, type_of};
+use super::gpu::{Buffers, Device, DeviceBuffer, Number};
+use super::lt::{CublasLt, Planned, Type, type_of};
 use super::product::Product;
-use super::program::{Call, Program, Step};
+use super::program::{Call, Program, Scratch, Step};
 use crate::data::flat;
 use crate::schedule::Entry;
 
@@ -27,7 +27,7 @@ pub struct Engine<E> {
     /// The buffers that do not belong to a set.
     own: Buffers<E>,
     /// The workspace of kron-core's calls.
-    workspace: Memory<E>,
+    workspace: DeviceBuffer<E>,
 }
 
 /// A step that can be queued.
@@ -43,7 +43,7 @@ impl<E: Number> Engine<E> {
     /// Fails if the device or cuBLASLt does.
     pub fn new(
         device: &Device,
-        library: &Rc<Library>,
+        library: &Rc<CublasLt>,
         entry: &Entry,
         theta: Option<&Theta>,
         weight: Option<&Arc<Array2<E>>>,
@@ -64,7 +64,7 @@ impl<E: Number> Engine<E> {
             forward: ready(library, &program, &program.forward, type_of(E::DTYPE))?,
             backward: ready(library, &program, &program.backward, type_of(E::DTYPE))?,
             own: own(device, &program, theta, weight)?,
-            workspace: Memory::Float(device.zeros(if needed { workspace } else { 0 })?),
+            workspace: DeviceBuffer::Float(device.zeros(if needed { workspace } else { 0 })?),
             program,
         })
     }
@@ -136,7 +136,7 @@ impl<E: Number> Engine<E> {
     pub fn merged(&self, device: &Device) -> Result<Option<Array2<E>>> {
         let merges = |step: &Ready| matches!(step, Ready::Ours(Call::Merge(Buffer::W, _)));
         let (Some(op), true) = (self.op, self.forward.iter().any(merges)) else { return Ok(None) };
-        let Memory::Own(w) = self.own.get(Buffer::W)? else { return Ok(None) };
+        let DeviceBuffer::Own(w) = self.own.get(Buffer::W)? else { return Ok(None) };
         let data = device.download(w)?;
         let shape = (op.shape.d_out(), op.shape.d_in());
         Array2::from_shape_vec(shape, data).map(Some).map_err(|e| Error::Shape(e.to_string()))
@@ -144,7 +144,7 @@ impl<E: Number> Engine<E> {
 
     /// Returns the bytes of T and of buffers kept between calls.
     pub fn scratch_bytes(&self) -> usize {
-        let bytes = |(float, len): (bool, usize)| len * if float { size_of::<f32>() } else { size_of::<E>() };
+        let bytes = |kept: Scratch| kept.len * if kept.float32 { size_of::<f32>() } else { size_of::<E>() };
         self.program.scratch().map(bytes).sum::<usize>() + size_of::<f32>() * self.workspace.len()
     }
 
@@ -161,12 +161,12 @@ impl<E: Number> Engine<E> {
 
     /// Checks that the product stays inside its buffers, and returns the starts of A, B and C.
     fn places(&self, device: &Device, set: &Buffers<E>, product: &Product) -> Result<[u64; 3]> {
-        product.check(|buffer| self.at(set, buffer).map_or(0, Memory::len))?;
+        product.check(|buffer| self.at(set, buffer).map_or(0, DeviceBuffer::len))?;
         let start = |buffer| self.at(set, buffer).map(|memory| memory.start(device));
         Ok([start(product.a.buffer)?, start(product.b.buffer)?, start(product.c.buffer)?])
     }
 
-    fn at<'a>(&'a self, set: &'a Buffers<E>, buffer: Buffer) -> Result<&'a Memory<E>> {
+    fn at<'a>(&'a self, set: &'a Buffers<E>, buffer: Buffer) -> Result<&'a DeviceBuffer<E>> {
         if buffer.of_set() { set.get(buffer) } else { self.own.get(buffer) }
     }
 
@@ -217,7 +217,7 @@ impl<E: Number> Engine<E> {
 const GRADIENTS: [Buffer; 4] = [Buffer::Grad, Buffer::DA, Buffer::DB, Buffer::DC];
 
 /// Asks cuBLASLt for the algorithms of every product among the steps.
-fn ready(library: &Rc<Library>, program: &Program, steps: &[Step], activations: Type) -> Result<Vec<Ready>> {
+fn ready(library: &Rc<CublasLt>, program: &Program, steps: &[Step], activations: Type) -> Result<Vec<Ready>> {
     let of = |b: Buffer| if b.is_float() { Type::CUDA_R_32F } else { activations };
     let one = |step: &Step| match *step {
         Step::Ours(call) => Ok(Ready::Ours(call)),
@@ -238,18 +238,18 @@ fn own<E: Number>(
     weight: Option<&Arc<Array2<E>>>,
 ) -> Result<Buffers<E>> {
     let rounded = |values: &[f32]| {
-        Ok(Memory::Own(device.upload(&values.iter().map(|&v| E::from_f32(v)).collect::<Vec<E>>())?))
+        Ok(DeviceBuffer::Own(device.upload(&values.iter().map(|&v| E::from_f32(v)).collect::<Vec<E>>())?))
     };
     let one = |(&buffer, &len): (&Buffer, &usize)| {
         let memory = match (buffer, theta, weight) {
             (Buffer::A, Some(theta), _) => rounded(theta.a()),
             (Buffer::B, Some(theta), _) => rounded(theta.b()),
             (Buffer::C, Some(theta), _) => rounded(theta.c()),
-            (Buffer::Theta, Some(theta), _) => Ok(Memory::Float(device.upload(theta.as_slice())?)),
-            (Buffer::W, _, Some(weight)) => Ok(Memory::Own(device.upload(flat(weight))?)),
+            (Buffer::Theta, Some(theta), _) => Ok(DeviceBuffer::Float(device.upload(theta.as_slice())?)),
+            (Buffer::W, _, Some(weight)) => Ok(DeviceBuffer::Own(device.upload(flat(weight))?)),
             (Buffer::Ones, ..) => rounded(&vec![1.0; len]),
-            (b, ..) if b.is_float() => Ok(Memory::Float(device.zeros(len)?)),
-            _ => Ok(Memory::Own(device.zeros(len)?)),
+            (b, ..) if b.is_float() => Ok(DeviceBuffer::Float(device.zeros(len)?)),
+            _ => Ok(DeviceBuffer::Own(device.zeros(len)?)),
         };
         memory.map(|memory| (buffer, memory))
     };

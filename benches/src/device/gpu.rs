@@ -127,68 +127,68 @@ impl Number for f16 {}
 impl Number for bf16 {}
 
 /// A buffer on the device.
-pub enum Memory<E> {
+pub enum DeviceBuffer<E> {
     /// Of the activations' type.
     Own(CudaSlice<E>),
     Float(CudaSlice<f32>),
 }
 
-impl<E: Number> Memory<E> {
+impl<E: Number> DeviceBuffer<E> {
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
-            Memory::Own(data) => data.len(),
-            Memory::Float(data) => data.len(),
+            DeviceBuffer::Own(data) => data.len(),
+            DeviceBuffer::Float(data) => data.len(),
         }
     }
 
     /// Returns the address of the first element.
     pub fn start(&self, device: &Device) -> u64 {
         match self {
-            Memory::Own(data) => data.device_ptr(&device.stream).0,
-            Memory::Float(data) => data.device_ptr(&device.stream).0,
+            DeviceBuffer::Own(data) => data.device_ptr(&device.stream).0,
+            DeviceBuffer::Float(data) => data.device_ptr(&device.stream).0,
         }
     }
 
     /// Returns the elements as float32.
     pub fn download(&self, device: &Device) -> Result<Vec<f32>> {
         match self {
-            Memory::Own(data) => Ok(device.download(data)?.into_iter().map(E::to_f32).collect()),
-            Memory::Float(data) => device.download(data),
+            DeviceBuffer::Own(data) => Ok(device.download(data)?.into_iter().map(E::to_f32).collect()),
+            DeviceBuffer::Float(data) => device.download(data),
         }
     }
 
     /// Sets every element to 0.
     pub fn clear(&mut self, device: &Device) -> Result<()> {
         match self {
-            Memory::Own(data) => device.stream.memset_zeros(data),
-            Memory::Float(data) => device.stream.memset_zeros(data),
+            DeviceBuffer::Own(data) => device.stream.memset_zeros(data),
+            DeviceBuffer::Float(data) => device.stream.memset_zeros(data),
         }
         .map_err(failed("a fill"))
     }
 }
 
 /// Buffers by name: those of a set, or those of an engine.
-pub struct Buffers<E>(pub BTreeMap<Buffer, Memory<E>>);
+pub struct Buffers<E>(pub BTreeMap<Buffer, DeviceBuffer<E>>);
 
 impl<E: Number> Buffers<E> {
     /// Uploads a set, with buffers of the given lengths for what engines keep from forward to backward.
     pub fn of_set(device: &Device, set: &Set<E>, lens: &BTreeMap<Buffer, usize>) -> Result<Self> {
         let one = |(&buffer, &len): (&Buffer, &usize)| {
             let memory = match buffer {
-                Buffer::X => Memory::Own(device.upload(set.x.flat())?),
-                Buffer::Y => Memory::Own(device.upload(set.y.flat())?),
-                Buffer::Dy => Memory::Own(device.upload(set.dy.flat())?),
-                Buffer::Dx => Memory::Own(device.upload(set.dx.flat())?),
-                kept if kept.is_float() => Memory::Float(device.zeros(len)?),
-                _ => Memory::Own(device.zeros(len)?),
+                Buffer::X => DeviceBuffer::Own(device.upload(set.x.flat())?),
+                Buffer::Y => DeviceBuffer::Own(device.upload(set.y.flat())?),
+                Buffer::Dy => DeviceBuffer::Own(device.upload(set.dy.flat())?),
+                Buffer::Dx => DeviceBuffer::Own(device.upload(set.dx.flat())?),
+                kept if kept.is_float() => DeviceBuffer::Float(device.zeros(len)?),
+                _ => DeviceBuffer::Own(device.zeros(len)?),
             };
             Ok((buffer, memory))
         };
         Ok(Self(lens.iter().filter(|(b, _)| b.of_set()).map(one).collect::<Result<_>>()?))
     }
 
-    pub fn get(&self, buffer: Buffer) -> Result<&Memory<E>> {
+    pub fn get(&self, buffer: Buffer) -> Result<&DeviceBuffer<E>> {
         self.0.get(&buffer).ok_or_else(|| Error::Shape(format!("there is no buffer {buffer:?}")))
     }
 }

@@ -37,7 +37,7 @@ pub const fn type_of(dtype: kron_core::Dtype) -> Type {
 }
 
 /// The library on one stream.
-pub struct Library {
+pub struct CublasLt {
     handle: sys::cublasLtHandle_t,
     stream: Arc<CudaStream>,
     workspace: CudaSlice<u8>,
@@ -45,7 +45,7 @@ pub struct Library {
 
 /// A product with the library's algorithms for it.
 pub struct Planned {
-    library: Rc<Library>,
+    library: Rc<CublasLt>,
     pub product: Product,
     desc: Desc,
     layouts: [Layout; 3],
@@ -55,7 +55,7 @@ pub struct Planned {
     algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
 }
 
-impl Library {
+impl CublasLt {
     /// Opens the library for a stream of a device whose context is current.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         Ok(Self {
@@ -118,7 +118,7 @@ impl Library {
     }
 }
 
-impl Drop for Library {
+impl Drop for CublasLt {
     fn drop(&mut self) {
         // SAFETY: nothing uses the handle any more. An error cannot be returned from here.
         let _ = unsafe { result::destroy_handle(self.handle) };

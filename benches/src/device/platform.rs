@@ -10,8 +10,8 @@ use ndarray::Array2;
 
 use super::buffer::Buffer;
 use super::engines::Engine;
-use super::gpu::{Buffers, Device, Memory, Number, failed};
-use super::lt::Library;
+use super::gpu::{Buffers, Device, DeviceBuffer, Number, failed};
+use super::lt::CublasLt;
 use super::program::Program;
 use super::roof;
 use crate::data::{Set, cold_sets};
@@ -55,7 +55,7 @@ pub fn run(schedule: &Schedule, ordinal: usize, progress: &mut dyn Progress) -> 
 pub struct Bench {
     ordinal: usize,
     pub(super) device: Device,
-    pub(super) library: Rc<Library>,
+    pub(super) library: Rc<CublasLt>,
 }
 
 impl Bench {
@@ -65,7 +65,7 @@ impl Bench {
     /// Fails without a driver, such a device, or cuBLASLt.
     pub fn open(ordinal: usize) -> Result<Self> {
         let device = Device::open(ordinal)?;
-        Ok(Self { ordinal, library: Rc::new(Library::new(&device.stream)?), device })
+        Ok(Self { ordinal, library: Rc::new(CublasLt::new(&device.stream)?), device })
     }
 }
 
@@ -226,7 +226,7 @@ struct OnHost<'a, E: Number> {
 impl<E: Number> OnHost<'_, E> {
     /// Downloads one of a set's buffers into the host's set.
     fn fetch(&self, set: &Buffers<E>, buffer: Buffer, to: &mut [E]) -> Result<()> {
-        if let Memory::Own(data) = set.get(buffer)? {
+        if let DeviceBuffer::Own(data) = set.get(buffer)? {
             to.copy_from_slice(&self.device.download(data)?);
         }
         Ok(())

@@ -72,7 +72,7 @@ impl Product {
         Self { add: true, ..self }
     }
 
-    /// Makes `batch` products, whose operands start their step apart.
+    /// Makes `batch` products; in product i each operand starts at offset + i·step.
     pub const fn batch(self, batch: usize) -> Self {
         Self { batch, ..self }
     }
@@ -112,10 +112,10 @@ impl Product {
         let rows =
             (0..3).all(|i| small(gemm.operands[i].width) && gemm.operands[i].width >= gemm.stored(i).0);
         // In a batch no two products may write the same element.
-        let apart = self.batch == 1 || self.c.step >= self.n;
+        let disjoint = self.batch == 1 || self.c.step >= self.n;
         let inside = self.reach().into_iter().all(|(buffer, reach)| reach <= len(buffer));
-        let fresh = self.a.buffer != self.c.buffer && self.b.buffer != self.c.buffer;
-        if sizes && rows && apart && inside && fresh {
+        let output_is_separate = self.a.buffer != self.c.buffer && self.b.buffer != self.c.buffer;
+        if sizes && rows && disjoint && inside && output_is_separate {
             return Ok(());
         }
         Err(Error::Shape(format!("{self:?} does not fit its operands")))

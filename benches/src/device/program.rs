@@ -8,7 +8,7 @@ use kron_core::{Accum, Error, KronOp, LayerDims, Result};
 use super::buffer::Buffer;
 use super::product::{Operand, Product};
 use crate::engines::Kind;
-use crate::problem::Problem;
+use crate::problem::LayerTask;
 
 /// A call of kron-core's backend.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,7 +17,7 @@ pub enum Call {
     Forward,
     /// dX += …, gradient += ….
     Backward,
-    /// gradient += …, without dX.
+    /// Backward without dX: gradient += ….
     Gradient,
     /// ΔW, written or added to a buffer.
     Merge(Buffer, Accum),
@@ -26,8 +26,19 @@ pub enum Call {
 /// One step of a program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
+    /// A product by cuBLASLt.
     Product(Product),
+    /// A call of kron-core's backend, which the other engines replace by products.
     Ours(Call),
+}
+
+/// Size of a buffer that an engine keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// True for float32, false for the dtype of the activations.
+    pub float32: bool,
+    /// Number of elements.
+    pub len: usize,
 }
 
 /// An engine on one problem.
@@ -44,13 +55,13 @@ impl Program {
     ///
     /// # Errors
     /// Fails for a problem of another engine.
-    pub fn new(kind: Kind, problem: &Problem, rows: usize) -> Result<Self> {
+    pub fn new(kind: Kind, problem: &LayerTask, rows: usize) -> Result<Self> {
         let (forward, backward) = match (kind, *problem) {
-            (Kind::Linear, Problem::Linear(LayerDims { d_out, d_in })) => linear(d_out, d_in, rows),
-            (Kind::LoraGemm | Kind::KronUnfused, Problem::Adapter(op)) => factored(&op, rows),
-            (Kind::KronDense, Problem::Adapter(op)) => dense(&op, rows),
-            (Kind::MergePerStep, Problem::Merge(op)) => merged(&op, rows),
-            (Kind::LoraFused | Kind::KronFused, Problem::Adapter(_)) => {
+            (Kind::Linear, LayerTask::Linear(LayerDims { d_out, d_in })) => linear(d_out, d_in, rows),
+            (Kind::LoraGemm | Kind::KronUnfused, LayerTask::Adapter(op)) => factored(&op, rows),
+            (Kind::KronDense, LayerTask::Adapter(op)) => dense(&op, rows),
+            (Kind::MergePerStep, LayerTask::Merge(op)) => merged(&op, rows),
+            (Kind::LoraFused | Kind::KronFused, LayerTask::Adapter(_)) => {
                 (vec![Step::Ours(Call::Forward)], vec![Step::Ours(Call::Backward)])
             }
             _ => return Err(Error::Unsupported(format!("{} does not compute {problem:?}", kind.name()))),
@@ -64,15 +75,16 @@ impl Program {
         self.lens.get(&buffer).copied().unwrap_or(0)
     }
 
-    /// Lists T and the buffers kept between calls: true for float32, and the number of elements.
-    pub fn scratch(&self) -> impl Iterator<Item = (bool, usize)> {
-        self.lens.iter().filter(|(b, _)| !b.is_given()).map(|(b, len)| (b.is_float(), *len))
+    /// Lists T and the buffers kept between calls.
+    pub fn scratch(&self) -> impl Iterator<Item = Scratch> {
+        let kept = self.lens.iter().filter(|(b, _)| !b.is_given());
+        kept.map(|(b, len)| Scratch { float32: b.is_float(), len: *len })
     }
 }
 
 /// Returns the length of every buffer that the steps use. If the shape does not fix it, it is the
 /// largest extent that a step accesses.
-fn lens<'a>(problem: &Problem, n: usize, steps: impl Iterator<Item = &'a Step>) -> BTreeMap<Buffer, usize> {
+fn lens<'a>(problem: &LayerTask, n: usize, steps: impl Iterator<Item = &'a Step>) -> BTreeMap<Buffer, usize> {
     use Buffer::{Delta, Dx, Dy, Grad, T, Theta, W, X, Y};
     let LayerDims { d_out, d_in } = problem.layer();
     let theta = problem.shape().map_or([0; 3], |s| [s.a_len(), s.b_len(), s.c_len()]);
@@ -130,7 +142,8 @@ fn factored(op: &KronOp, n: usize) -> (Vec<Step>, Vec<Step>) {
     let dy = Operand { buffer: Buffer::Dy, ..y };
     let dx = Operand { buffer: Buffer::Dx, ..x };
     let [a, b, c] = [(Buffer::A, a_in), (Buffer::B, r), (Buffer::C, c_in)].map(|(f, w)| Operand::new(f, w));
-    // One matrix of n × r for each row or column of A; `flat` is all of them, row after row.
+    // T, U and their gradients have one n × r matrix for each column or row of A. `mid` is a batch of
+    // these matrices, `flat` all of them as one matrix with a row each.
     let mid = |buffer| Operand::new(buffer, r).step(n * r);
     let flat = |buffer| Operand::new(buffer, n * r);
     let (t, du) = (Buffer::TMid, Buffer::DuMid);

@@ -2,30 +2,33 @@
 
 use std::rc::Rc;
 
-use half::{bf16, f16};
+use kron_adapter::with_dtype;
 use kron_core::{Dtype, Result};
 
 use super::buffer::Buffer;
-use super::gpu::{Device, Memory, Number, failed};
-use super::lt::{Library, type_of};
+use super::gpu::{Device, DeviceBuffer, Number, failed};
+use super::lt::{CublasLt, type_of};
 use super::product::{Operand, Product};
 use crate::data::{flat, uniform};
 use crate::record::{Rate, Roof};
 
 /// Rows and columns of the product that measures the roof.
-const ROOF: usize = 8192;
-/// Bytes of the copy that measures it.
+const ROOF_SIZE: usize = 8192;
+/// Bytes copied to measure bandwidth.
 const COPY: usize = 1 << 30;
 
 /// Measures the best of five copies, and of five products of random matrices in each dtype.
-pub fn measure(device: &mut Device, library: &Rc<Library>, dtypes: &[Dtype]) -> Result<Roof> {
-    fn flops<E: Number>(device: &mut Device, library: &Rc<Library>) -> Result<f64> {
-        let random = |seed| device.upload(flat(&uniform::<E>(ROOF, ROOF, 1.0, seed)));
-        let data =
-            [Memory::Own(random(1)?), Memory::Own(random(2)?), Memory::Own(device.zeros::<E>(ROOF * ROOF)?)];
-        let [x, w, y] = [Buffer::X, Buffer::W, Buffer::Y].map(|b| Operand::new(b, ROOF));
-        let product = Product::new((ROOF, ROOF, ROOF), x, w, y);
-        product.check(|_| ROOF * ROOF)?;
+pub fn measure(device: &mut Device, library: &Rc<CublasLt>, dtypes: &[Dtype]) -> Result<Roof> {
+    fn flops<E: Number>(device: &mut Device, library: &Rc<CublasLt>) -> Result<f64> {
+        let random = |seed| device.upload(flat(&uniform::<E>(ROOF_SIZE, ROOF_SIZE, 1.0, seed)));
+        let data = [
+            DeviceBuffer::Own(random(1)?),
+            DeviceBuffer::Own(random(2)?),
+            DeviceBuffer::Own(device.zeros::<E>(ROOF_SIZE * ROOF_SIZE)?),
+        ];
+        let [x, w, y] = [Buffer::X, Buffer::W, Buffer::Y].map(|b| Operand::new(b, ROOF_SIZE));
+        let product = Product::new((ROOF_SIZE, ROOF_SIZE, ROOF_SIZE), x, w, y);
+        product.check(|_| ROOF_SIZE * ROOF_SIZE)?;
         let mut planned = library.plan(&product, [type_of(E::DTYPE); 3])?;
         let at = data.each_ref().map(|m| m.start(device));
         // SAFETY: `check` checked the product against the buffers, which outlive the work.
@@ -34,18 +37,14 @@ pub fn measure(device: &mut Device, library: &Rc<Library>, dtypes: &[Dtype]) -> 
             // SAFETY: as above.
             device.time(|| unsafe { planned.run(at) })
         };
-        Ok(2.0 * (ROOF as f64).powi(3) / best(once)?)
+        Ok(2.0 * (ROOF_SIZE as f64).powi(3) / best(once)?)
     }
     let (from, mut to) = (device.zeros::<u8>(COPY)?, device.zeros::<u8>(COPY)?);
     let copy = best(|| {
         device.time(|| device.stream.memcpy_dtod(&from, &mut to).map_err(failed("a copy on the device")))
     })?;
     let rate = |&dtype: &Dtype| {
-        let flops_per_s = match dtype {
-            Dtype::F32 => flops::<f32>(device, library),
-            Dtype::F16 => flops::<f16>(device, library),
-            Dtype::Bf16 => flops::<bf16>(device, library),
-        }?;
+        let flops_per_s = with_dtype!(dtype, E => flops::<E>(device, library))?;
         Ok(Rate { dtype: dtype.to_string(), flops_per_s })
     };
     Ok(Roof {

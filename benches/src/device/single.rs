@@ -10,7 +10,7 @@ use super::gpu::{Buffers, Number};
 use super::platform::Bench;
 use crate::data::{self, Set};
 use crate::engines::Kind;
-use crate::problem::Pass;
+use crate::problem::TimedPasses;
 use crate::schedule::Entry;
 
 /// An engine and the graphs of its two passes.
@@ -47,10 +47,10 @@ impl<E: Number> Single<E> {
     ///
     /// # Errors
     /// Fails if the device does.
-    pub fn time(&self, bench: &mut Bench, pass: Pass, times: u64) -> Result<Duration> {
+    pub fn time(&self, bench: &mut Bench, pass: TimedPasses, times: u64) -> Result<Duration> {
         let graph = match pass {
-            Pass::Forward => &self.forward,
-            Pass::Both => &self.both,
+            TimedPasses::Forward => &self.forward,
+            TimedPasses::Both => &self.both,
         };
         let seconds = (0..times).map(|_| bench.device.sample(graph)).sum::<Result<f64>>()?;
         Ok(Duration::from_secs_f64(seconds))

@@ -12,13 +12,13 @@ use ndarray::Array2;
 
 use super::buffer::Buffer;
 use super::product::{Operand, Product};
-use super::program::{Call, Program, Step};
+use super::program::{Call, Program, Scratch, Step};
 use crate::check::check;
 use crate::data::{Set, flat, uniform};
 use crate::engine::Engine;
 use crate::engines::Kind;
 use crate::oracle::Reference;
-use crate::problem::Problem;
+use crate::problem::LayerTask;
 
 const GRADIENTS: [Buffer; 4] = [Buffer::Grad, Buffer::DA, Buffer::DB, Buffer::DC];
 
@@ -36,7 +36,7 @@ fn rounded<E: Element>(buffer: Buffer, value: f32) -> f32 {
 }
 
 impl<E: Element> Interpreter<E> {
-    fn new(program: Program, problem: &Problem, theta: Option<&Theta>, weight: &Array2<E>) -> Self {
+    fn new(program: Program, problem: &LayerTask, theta: Option<&Theta>, weight: &Array2<E>) -> Self {
         let wide = |m: &[E]| m.iter().map(|v| v.to_f32()).collect();
         let one = |(&buffer, &len): (&Buffer, &usize)| {
             let values: Vec<f32> = match (buffer, theta) {
@@ -52,7 +52,7 @@ impl<E: Element> Interpreter<E> {
             (buffer, values.into_iter().map(|v| rounded::<E>(buffer, v)).collect())
         };
         let memory = program.lens.iter().map(one).collect();
-        let merges = matches!(problem, Problem::Merge(_)).then(|| weight.clone());
+        let merges = matches!(problem, LayerTask::Merge(_)).then(|| weight.clone());
         Self { op: problem.op(), program, memory, grad: vec![0.0; problem.params()], weight: merges }
     }
 
@@ -139,7 +139,7 @@ impl<E: Element> Interpreter<E> {
 
 impl<E: Element> Engine<E> for Interpreter<E> {
     fn scratch_bytes(&self, _: bool) -> usize {
-        let bytes = |(float, len)| if float { 4 * len } else { size_of::<E>() * len };
+        let bytes = |kept: Scratch| kept.len * if kept.float32 { 4 } else { size_of::<E>() };
         self.program.scratch().map(bytes).sum()
     }
 
@@ -183,7 +183,7 @@ impl<E: Element> Engine<E> for Interpreter<E> {
 /// One engine's problem, its data and its reference.
 struct Case<E: Element> {
     kind: Kind,
-    problem: Problem,
+    problem: LayerTask,
     theta: Option<Theta>,
     weight: Array2<E>,
     set: Set<E>,
@@ -191,8 +191,8 @@ struct Case<E: Element> {
 }
 
 impl<E: Element> Case<E> {
-    fn new(kind: Kind, shape: [usize; 5], rows: usize) -> Self {
-        let [a_out, a_in, b_out, c_in, r] = shape;
+    fn new(kind: Kind, sizes: Sizes, rows: usize) -> Self {
+        let Sizes { a_out, a_in, b_out, c_in, r } = sizes;
         let dims = LayerDims { d_out: a_out * b_out, d_in: a_in * c_in };
         let op = |shape| KronOp::new(shape, Scale::new(1.5).unwrap());
         let kron = op(KronShape::kron(dims, Split { a_out, a_in }, r).unwrap());
@@ -235,17 +235,32 @@ impl<E: Element> Case<E> {
     }
 }
 
-/// \[a_out, a_in, b_out, c_in, r\]: pairwise different, partly prime; a factor of 1 on either side.
-const SHAPES: [[usize; 5]; 5] =
-    [[16, 2, 11, 37, 8], [2, 3, 41, 29, 5], [3, 1, 37, 61, 4], [1, 5, 67, 17, 3], [7, 4, 19, 23, 16]];
+/// Sizes of Kron-LoRA's factors.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    a_out: usize,
+    a_in: usize,
+    b_out: usize,
+    c_in: usize,
+    r: usize,
+}
+
+/// Pairwise different sizes, partly prime; a factor of 1 on either side.
+const SIZES: [Sizes; 5] = [
+    Sizes { a_out: 16, a_in: 2, b_out: 11, c_in: 37, r: 8 },
+    Sizes { a_out: 2, a_in: 3, b_out: 41, c_in: 29, r: 5 },
+    Sizes { a_out: 3, a_in: 1, b_out: 37, c_in: 61, r: 4 },
+    Sizes { a_out: 1, a_in: 5, b_out: 67, c_in: 17, r: 3 },
+    Sizes { a_out: 7, a_in: 4, b_out: 19, c_in: 23, r: 16 },
+];
 
 fn every_program_is_right<E: Element>() {
-    for shape in SHAPES {
+    for sizes in SIZES {
         for rows in [1, 9, 34] {
             for kind in Kind::ALL {
-                let case = Case::<E>::new(kind, shape, rows);
+                let case = Case::<E>::new(kind, sizes, rows);
                 let verdict = case.verify(case.program());
-                assert_eq!(verdict, Ok(()), "{} {shape:?} {} n {rows}", kind.name(), E::DTYPE);
+                assert_eq!(verdict, Ok(()), "{} {sizes:?} {} n {rows}", kind.name(), E::DTYPE);
             }
         }
     }
@@ -315,7 +330,7 @@ fn faults(p: &Product) -> Vec<(String, Product)> {
 #[test]
 fn every_fault_in_a_program_is_noticed() {
     for kind in Kind::ALL {
-        let case = Case::<f32>::new(kind, [3, 2, 7, 5, 4], 6);
+        let case = Case::<f32>::new(kind, Sizes { a_out: 3, a_in: 2, b_out: 7, c_in: 5, r: 4 }, 6);
         let right = case.program();
         assert_eq!(case.verify(right.clone()), Ok(()), "{}", kind.name());
         let count = right.forward.len() + right.backward.len();

@@ -6,20 +6,20 @@
 //! ```
 //! G_ij is block (i, j) of G, b_out × c_in. ΔW is kept from forward to backward, as autograd keeps it.
 
-use kron_core::{Accum, Element, KronOp, Result, Theta};
+use kron_core::{Accum, Element, KronOp, LayerDims, Result, Theta};
 use rayon::prelude::*;
 
 use super::weight::{Products, Weight};
 use crate::data::Set;
 use crate::engine::{Engine, EngineConfig};
-use crate::gemm::{Library, Mat, MatMut, product};
+use crate::gemm::{GemmCrate, Mat, MatMut, product};
 
 pub struct Dense {
     op: KronOp,
     theta: Theta,
     grad: Vec<f32>,
     rows: usize,
-    library: Library,
+    library: GemmCrate,
     threads: usize,
     products: Products,
     /// B·C, b_out × c_in, and its gradient.
@@ -31,10 +31,15 @@ pub struct Dense {
 }
 
 impl Dense {
-    pub fn new<E: Element>((op, theta): (KronOp, Theta), library: Library, config: &EngineConfig<E>) -> Self {
+    pub fn new<E: Element>(
+        (op, theta): (KronOp, Theta),
+        library: GemmCrate,
+        config: &EngineConfig<E>,
+    ) -> Self {
         let s = &op.shape;
+        let layer = LayerDims { d_out: s.d_out(), d_in: s.d_in() };
         Self {
-            products: Products::new::<E>(library, config.threads, config.rows, s.d_out(), s.d_in()),
+            products: Products::new::<E>(library, config.threads, config.rows, layer),
             inner: vec![0.0; s.b_out() * s.c_in()],
             delta: vec![0.0; s.d_out() * s.d_in()],
             g: vec![0.0; s.d_out() * s.d_in()],

@@ -5,7 +5,7 @@ use kron_core::{Accum, Backend, Backward, Cpu, Element, Forward, KronOp, Pass, R
 use crate::data::Set;
 use crate::engine::{Engine, EngineConfig};
 
-pub struct Fused {
+pub struct FusedEngine {
     cpu: Cpu,
     op: KronOp,
     theta: Theta,
@@ -14,7 +14,7 @@ pub struct Fused {
     workspace: Vec<f32>,
 }
 
-impl Fused {
+impl FusedEngine {
     pub fn new<E: Element>((op, theta): (KronOp, Theta), config: &EngineConfig<E>) -> Self {
         let len = |pass| config.cpu.workspace_len(&op, pass, config.rows);
         let workspace = vec![0.0; len(Pass::Forward).max(len(Pass::Backward { dx: true }))];
@@ -22,7 +22,7 @@ impl Fused {
     }
 }
 
-impl<E: Element> Engine<E> for Fused {
+impl<E: Element> Engine<E> for FusedEngine {
     fn scratch_bytes(&self, backward: bool) -> usize {
         let forward = self.cpu.workspace_len(&self.op, Pass::Forward, self.rows);
         4 * (self.op.t_len(self.rows) + if backward { self.workspace.len() } else { forward })

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use kron_core::KronOp;
 use serde::{Deserialize, Serialize};
 
-use crate::problem::Problem;
+use crate::problem::LayerTask;
 
 /// An engine's name, as in `engines.toml`, on the command line and in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -92,12 +92,12 @@ impl Kind {
     }
 
     /// Returns the engine's problem on the layer of two adapters: Kron-LoRA's, and LoRA's.
-    pub fn problem(self, kron: KronOp, lora: KronOp) -> Problem {
+    pub fn problem(self, kron: KronOp, lora: KronOp) -> LayerTask {
         match self {
-            Kind::Linear => Problem::Linear(Problem::Adapter(kron).layer()),
-            Kind::LoraGemm | Kind::LoraFused => Problem::Adapter(lora),
-            Kind::KronUnfused | Kind::KronDense | Kind::KronFused => Problem::Adapter(kron),
-            Kind::MergePerStep => Problem::Merge(kron),
+            Kind::Linear => LayerTask::Linear(LayerTask::Adapter(kron).layer()),
+            Kind::LoraGemm | Kind::LoraFused => LayerTask::Adapter(lora),
+            Kind::KronUnfused | Kind::KronDense | Kind::KronFused => LayerTask::Adapter(kron),
+            Kind::MergePerStep => LayerTask::Merge(kron),
         }
     }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use kron_core::{Accum, Element, Result};
+use kron_core::{Accum, Element, LayerDims, Result};
 use ndarray::Array2;
 
 use super::weight::{Products, Weight};
 use crate::data::{Set, flat};
 use crate::engine::{Engine, EngineConfig};
-use crate::gemm::Library;
+use crate::gemm::GemmCrate;
 
 pub struct Linear<E> {
     weight: Arc<Array2<E>>,
@@ -16,9 +16,9 @@ pub struct Linear<E> {
 }
 
 impl<E: Element> Linear<E> {
-    pub fn new(weight: Arc<Array2<E>>, library: Library, config: &EngineConfig<E>) -> Self {
+    pub fn new(weight: Arc<Array2<E>>, library: GemmCrate, config: &EngineConfig<E>) -> Self {
         let (d_out, d_in) = weight.dim();
-        let products = Products::new::<E>(library, config.threads, config.rows, d_out, d_in);
+        let products = Products::new::<E>(library, config.threads, config.rows, LayerDims { d_out, d_in });
         Self { weight, products }
     }
 }

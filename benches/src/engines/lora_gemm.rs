@@ -11,13 +11,13 @@ use rayon::prelude::*;
 use crate::convert::{add_into, widen};
 use crate::data::Set;
 use crate::engine::{Engine, EngineConfig};
-use crate::gemm::{Library, Mat, MatMut, product};
+use crate::gemm::{GemmCrate, Mat, MatMut, product};
 
 /// A GEMM crate, and how its work is shared out over the threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strategy {
     /// The crate that multiplies.
-    pub library: Library,
+    pub library: GemmCrate,
     /// True to share out blocks of rows here, each product on one thread;
     /// else products are whole and run on the crate's own threads.
     pub blocks: bool,
@@ -33,9 +33,9 @@ impl Strategy {
     /// Returns every strategy worth trying: a 16-bit dtype is always converted block by block.
     pub fn all(dtype: Dtype) -> Vec<Strategy> {
         let make = |blocks| move |library| Strategy { library, blocks };
-        let blocks = Library::ALL.into_iter().map(make(true));
+        let blocks = GemmCrate::ALL.into_iter().map(make(true));
         match dtype {
-            Dtype::F32 => blocks.chain(Library::ALL.into_iter().map(make(false))).collect(),
+            Dtype::F32 => blocks.chain(GemmCrate::ALL.into_iter().map(make(false))).collect(),
             Dtype::F16 | Dtype::Bf16 => blocks.collect(),
         }
     }
@@ -55,7 +55,7 @@ impl std::fmt::Display for Strategy {
 /// The block sizes of one pass.
 #[derive(Clone, Copy)]
 struct Blocking {
-    library: Library,
+    library: GemmCrate,
     /// Threads of each product.
     threads: usize,
     /// Rows of a partition; each partition runs on one thread when `threads` is 1.

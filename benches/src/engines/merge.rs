@@ -8,19 +8,19 @@
 
 use std::sync::Arc;
 
-use kron_core::{Accum, Backend, Backward, Cpu, Element, KronOp, Merge as Call, Pass, Result, Theta};
+use kron_core::{Accum, Backend, Backward, Cpu, Element, KronOp, Merge, Pass, Result, Theta};
 use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::convert::widen;
 use crate::data::Set;
 use crate::engine::{Engine, EngineConfig};
-use crate::gemm::{Library, Mat, MatMut, product};
+use crate::gemm::{GemmCrate, Mat, MatMut, product};
 
 /// Rows of X that one thread converts and multiplies at a time.
 const BLOCK_ROWS: usize = 32;
 
-pub struct Merge<E> {
+pub struct MergeEngine<E> {
     cpu: Cpu,
     op: KronOp,
     theta: Theta,
@@ -30,7 +30,7 @@ pub struct Merge<E> {
     workspace: Vec<f32>,
 }
 
-impl<E: Element> Merge<E> {
+impl<E: Element> MergeEngine<E> {
     pub fn new((op, theta): (KronOp, Theta), weight: Arc<Array2<E>>, config: &EngineConfig<E>) -> Self {
         let merge = config.cpu.workspace_len(&op, Pass::Merge, op.shape.d_out());
         let backward = config.cpu.workspace_len(&op, Pass::Backward { dx: false }, config.rows);
@@ -46,7 +46,7 @@ impl<E: Element> Merge<E> {
     }
 }
 
-impl<E: Element> Engine<E> for Merge<E> {
+impl<E: Element> Engine<E> for MergeEngine<E> {
     fn scratch_bytes(&self, backward: bool) -> usize {
         let merge = self.cpu.workspace_len(&self.op, Pass::Merge, self.op.shape.d_out());
         let both = self.op.t_len(self.rows) + self.workspace.len();
@@ -54,7 +54,7 @@ impl<E: Element> Engine<E> for Merge<E> {
     }
 
     fn forward(&mut self, _: &mut Set<E>) -> Result<()> {
-        let call = Call {
+        let call = Merge {
             theta: self.theta.as_slice(),
             w: self.weight.view_mut(),
             first_row: 0,
@@ -74,7 +74,7 @@ impl<E: Element> Engine<E> for Merge<E> {
                 scratch.resize(x.len(), 0.0);
                 let n = x.len() / s.c_in();
                 let x = Mat::new(widen(x, scratch), n, s.c_in());
-                product(Library::Gemm, 1, 1.0, x, c.t(), Accum::Replace, MatMut::new(t, n, s.width()));
+                product(GemmCrate::Gemm, 1, 1.0, x, c.t(), Accum::Replace, MatMut::new(t, n, s.width()));
             });
         let call = Backward {
             theta: self.theta.as_slice(),

@@ -14,8 +14,8 @@ use kron_core::{Element, KronOp, Result, Theta};
 use crate::autotune;
 use crate::data::Set;
 use crate::engine::{Engine, EngineConfig};
-use crate::gemm::Library;
-use crate::problem::Problem;
+use crate::gemm::GemmCrate;
+use crate::problem::LayerTask;
 
 pub use kind::{Info, Kind, table};
 pub use lora_gemm::Strategy;
@@ -26,7 +26,7 @@ pub enum Choice {
     /// The engine has no choice.
     None,
     /// One crate for both passes.
-    Library(Library),
+    Crate(GemmCrate),
     /// The strategy of forward, and of backward.
     Strategies(Strategy, Strategy),
 }
@@ -36,7 +36,7 @@ impl Choice {
     pub fn names(self) -> Option<[String; 2]> {
         match self {
             Choice::None => None,
-            Choice::Library(l) => Some([l.name().into(), l.name().into()]),
+            Choice::Crate(l) => Some([l.name().into(), l.name().into()]),
             Choice::Strategies(f, b) => Some([f.to_string(), b.to_string()]),
         }
     }
@@ -48,7 +48,7 @@ impl Choice {
 /// Fails if kron-core refuses a call.
 pub fn choose<E: Element>(
     kind: Kind,
-    problem: &Problem,
+    problem: &LayerTask,
     theta: Option<&Theta>,
     config: &EngineConfig<E>,
     trial: &mut Set<E>,
@@ -58,7 +58,7 @@ pub fn choose<E: Element>(
     match kind {
         Kind::LoraFused | Kind::KronFused | Kind::MergePerStep => Ok(Choice::None),
         Kind::Linear | Kind::KronDense | Kind::KronUnfused => {
-            autotune::fastest(&Library::ALL.map(Choice::Library), make, trial)
+            autotune::fastest(&GemmCrate::ALL.map(Choice::Crate), make, trial)
         }
         Kind::LoraGemm => {
             let make = |s| make(Choice::Strategies(s, s));
@@ -75,7 +75,7 @@ pub fn choose<E: Element>(
 pub fn build<E: Element>(
     kind: Kind,
     choice: Choice,
-    problem: &Problem,
+    problem: &LayerTask,
     theta: Option<&Theta>,
     config: &EngineConfig<E>,
 ) -> Box<dyn Engine<E>> {
@@ -84,11 +84,13 @@ pub fn build<E: Element>(
         (problem.op().expect("an adapter"), theta.expect("an adapter's θ").clone())
     };
     match (kind, choice) {
-        (Kind::LoraFused | Kind::KronFused, Choice::None) => Box::new(fused::Fused::new(adapter(), config)),
-        (Kind::MergePerStep, Choice::None) => Box::new(merge::Merge::new(adapter(), weight(), config)),
-        (Kind::Linear, Choice::Library(l)) => Box::new(linear::Linear::new(weight(), l, config)),
-        (Kind::KronDense, Choice::Library(l)) => Box::new(dense::Dense::new(adapter(), l, config)),
-        (Kind::KronUnfused, Choice::Library(l)) => Box::new(unfused::Unfused::new(adapter(), l, config)),
+        (Kind::LoraFused | Kind::KronFused, Choice::None) => {
+            Box::new(fused::FusedEngine::new(adapter(), config))
+        }
+        (Kind::MergePerStep, Choice::None) => Box::new(merge::MergeEngine::new(adapter(), weight(), config)),
+        (Kind::Linear, Choice::Crate(l)) => Box::new(linear::Linear::new(weight(), l, config)),
+        (Kind::KronDense, Choice::Crate(l)) => Box::new(dense::Dense::new(adapter(), l, config)),
+        (Kind::KronUnfused, Choice::Crate(l)) => Box::new(unfused::Unfused::new(adapter(), l, config)),
         (Kind::LoraGemm, Choice::Strategies(f, b)) => {
             Box::new(lora_gemm::LoraGemm::new(adapter(), f, b, config))
         }

@@ -16,7 +16,7 @@ fn choices<E: Element>(kind: Kind) -> Vec<Choice> {
     match kind {
         Kind::LoraFused | Kind::KronFused | Kind::MergePerStep => vec![Choice::None],
         Kind::LoraGemm => Strategy::all(E::DTYPE).into_iter().map(|s| Choice::Strategies(s, s)).collect(),
-        _ => Library::ALL.map(Choice::Library).to_vec(),
+        _ => GemmCrate::ALL.map(Choice::Crate).to_vec(),
     }
 }
 

@@ -14,14 +14,14 @@ use super::weight::in_float32;
 use crate::convert::add_into;
 use crate::data::Set;
 use crate::engine::{Engine, EngineConfig};
-use crate::gemm::{Library, Mat, MatMut, product};
+use crate::gemm::{GemmCrate, Mat, MatMut, product};
 
 pub struct Unfused {
     op: KronOp,
     theta: Theta,
     grad: Vec<f32>,
     rows: usize,
-    library: Library,
+    library: GemmCrate,
     threads: usize,
     /// X or dY in float32.
     wide: Vec<f32>,
@@ -34,7 +34,11 @@ pub struct Unfused {
 }
 
 impl Unfused {
-    pub fn new<E: Element>((op, theta): (KronOp, Theta), library: Library, config: &EngineConfig<E>) -> Self {
+    pub fn new<E: Element>(
+        (op, theta): (KronOp, Theta),
+        library: GemmCrate,
+        config: &EngineConfig<E>,
+    ) -> Self {
         let (s, n) = (&op.shape, config.rows);
         let widest = n * s.d_in().max(s.d_out());
         let zeros = |len: usize| vec![0.0; len];

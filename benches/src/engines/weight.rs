@@ -1,11 +1,11 @@
 //! Products with a whole d_out × d_in matrix: the base layer's, and those of a materialised ΔW.
 
-use kron_core::{Accum, Dtype, Element};
+use kron_core::{Accum, Dtype, Element, LayerDims};
 use rayon::prelude::*;
 
 use crate::convert::{add_into, narrow_into, widen, widen_into};
 use crate::data::Set;
-use crate::gemm::{Library, Mat, MatMut, product};
+use crate::gemm::{GemmCrate, Mat, MatMut, product};
 
 /// Rows of a 16-bit weight that are converted at a time: 8 MB with d_in = 4096.
 const WEIGHT_ROWS: usize = 512;
@@ -21,7 +21,7 @@ pub enum Weight<'a, E> {
 
 /// Y (+)= X·Wᵀ, dX += dY·W and dYᵀ·X, with the float32 copies that a 16-bit dtype needs.
 pub struct Products {
-    library: Library,
+    library: GemmCrate,
     threads: usize,
     d_out: usize,
     d_in: usize,
@@ -34,7 +34,8 @@ pub struct Products {
 }
 
 impl Products {
-    pub fn new<E: Element>(library: Library, threads: usize, rows: usize, d_out: usize, d_in: usize) -> Self {
+    pub fn new<E: Element>(library: GemmCrate, threads: usize, rows: usize, layer: LayerDims) -> Self {
+        let LayerDims { d_out, d_in } = layer;
         let half = E::DTYPE != Dtype::F32;
         let zeros = |len: usize| vec![0.0; if half { len } else { 0 }];
         let (x, y) = (zeros(rows * d_in), zeros(rows * d_out));

@@ -217,7 +217,8 @@ impl Adapter {
     pub fn layers(&self) -> &[Layer] {
         &self.layers
     }
-    /// Factors of all layers, for an optimizer.
+    /// Returns the factors of all layers, for changes in place. NaN and infinity are
+    /// refused when the adapter is written, not here.
     pub fn thetas_mut(&mut self) -> impl Iterator<Item = &mut Theta> {
         self.layers.iter_mut().map(Layer::theta_mut)
     }

@@ -52,6 +52,15 @@ pub const fn element_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
     }
 }
 
+/// Returns the dtype that a file has for elements of a [`Dtype`]: the inverse of [`element_dtype`].
+pub const fn file_dtype(dtype: Dtype) -> safetensors::Dtype {
+    match dtype {
+        Dtype::F32 => safetensors::Dtype::F32,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::Bf16 => safetensors::Dtype::BF16,
+    }
+}
+
 /// Decodes the values of a little-endian buffer; bytes after the last whole value are ignored.
 pub fn decode<T: bytemuck::Pod>(bytes: &[u8]) -> impl ExactSizeIterator<Item = T> {
     bytes.chunks_exact(size_of::<T>()).map(|chunk| {
@@ -82,6 +91,7 @@ mod tests {
     fn every_dtype_reaches_its_own_element() {
         for dtype in Dtype::ALL {
             assert_eq!(with_dtype!(dtype, E => <E as Element>::DTYPE), dtype);
+            assert_eq!(element_dtype(file_dtype(dtype)), Some(dtype));
         }
     }
 

@@ -41,7 +41,7 @@ pub fn write_output(out: &Path, output: &Output, if_exists: IfExists, progress: 
         }
         Output::Folder(files) => {
             if there.is_some_and(|meta| !meta.is_dir()) {
-                return Err(Error::usage(format!("{name} is no folder, but a PEFT adapter is one")));
+                return Err(Error::usage(format!("{name} is not a folder, but a PEFT adapter is one")));
             }
             write_folder(out, files, progress)
         }

@@ -26,10 +26,15 @@ impl OutputFormat {
     /// once to float32, and nothing else is.
     ///
     /// # Errors
-    /// Fails if a layer has no such form. As LoKr: a LoRA, and a shape that PEFT or
-    /// LyCORIS would derive differently when it loads the file. As LyCORIS also: a
-    /// scale that it cannot express. As LoRA: a product beyond float32, or more than
-    /// 2²⁹ values. Fails too on NaN or infinity in a factor, and if `progress` fails.
+    /// Fails on NaN or infinity in a factor, if `progress` fails, and if a layer does not
+    /// fit the format:
+    ///
+    /// * [`PeftLokr`](Self::PeftLokr): a LoRA, or a shape that PEFT would derive
+    ///   differently when it loads the folder.
+    /// * [`Lycoris`](Self::Lycoris): a LoRA, a shape that LyCORIS would derive
+    ///   differently, or a scale that it cannot express.
+    /// * [`Lora`](Self::Lora): a product beyond float32, or a layer whose LoRA exceeds the
+    ///   limit of 2²⁹ elements (2 GiB).
     pub fn encode(self, adapter: &Adapter, progress: Progress) -> Result<Output> {
         adapter.check_finite()?;
         Ok(match self {

@@ -37,7 +37,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
         return lycoris::read(&tensors);
     }
     Err(Error::data(format!(
-        "{path} is no adapter: it has neither the metadata {} nor a LoKr tensor, and a PEFT adapter is a folder with an {}",
+        "{path} is not an adapter: it has neither the metadata {} nor a LoKr tensor, and a PEFT adapter is a folder with an {}",
         Adapter::RESERVED_KEY,
         peft::CONFIG
     )))

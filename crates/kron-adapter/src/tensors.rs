@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use crate::elements::{decode, element_dtype};
-use crate::io::{Input, Layout};
+use crate::io::{Input, Layout, MAX_HEADER};
 use crate::{Error, Result, with_dtype};
 
 /// A safetensors file in memory, its header checked.
@@ -29,6 +29,15 @@ impl Tensors {
         let mut input = Input::open(path)?;
         let (header, layout) = input.layout()?;
         Self::load(input, header, layout)
+    }
+
+    /// Checks the bytes of a file that was read already. `name` names it in later messages.
+    ///
+    /// # Errors
+    /// Fails if the bytes are truncated or break the format; the message does not have `name`.
+    pub fn from_bytes(name: impl Into<String>, bytes: Vec<u8>) -> Result<Self> {
+        let (header, layout) = Layout::read(&mut bytes.as_slice(), bytes.len() as u64, MAX_HEADER)?;
+        Ok(Self { path: name.into(), data: header.len(), bytes, layout })
     }
 
     /// Reads the data of a file whose header was read.
@@ -56,6 +65,12 @@ impl Tensors {
         self.layout.metadata.as_ref()?.get(key).map(String::as_str)
     }
 
+    /// Keys and texts of the metadata, sorted by key.
+    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        let entries = self.layout.metadata.iter().flatten();
+        entries.map(|(key, text)| (key.as_str(), text.as_str()))
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
         let mut names = self.layout.tensors.offset_keys();
@@ -77,6 +92,14 @@ impl Tensors {
             .tensors
             .info(name)
             .ok_or_else(|| Error::data(format!("{} has no tensor {name}", self.path)))
+    }
+
+    /// Returns a tensor's bytes as the file has them.
+    ///
+    /// # Errors
+    /// Fails if there is no such tensor.
+    pub fn data(&self, name: &str) -> Result<&[u8]> {
+        Ok(self.stored(name)?.1)
     }
 
     /// Returns a tensor's values, exact in float64.

@@ -66,6 +66,21 @@ impl Gradients {
 
     /// Scales the gradients down to the norm `max` if theirs is larger; returns the norm before.
     ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use kron_candle::Gradients;
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let w = Var::new(&[3f32, 4.0], &Device::Cpu)?;
+    /// let mut gradients = Gradients::new(&[w.clone()]);
+    /// gradients.add(&(w.sqr()?.sum_all()? * 0.5)?.backward()?, 1.0)?; // the gradient is w
+    /// assert_eq!(gradients.clip(10.0)?, 5.0); // below the limit: unchanged
+    /// assert_eq!(gradients.norm()?, 5.0);
+    /// gradients.clip(2.5)?;
+    /// assert!((gradients.norm()? - 2.5).abs() < 1e-6);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// candle fails.
     pub fn clip(&mut self, max: f64) -> Result<f64> {

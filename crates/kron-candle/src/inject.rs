@@ -121,6 +121,22 @@ impl<'a> Inject<'a> {
     }
 
     /// Puts a trained adapter, for example from `load`, on the modules that it names.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Linear;
+    /// use kron_candle::{Adapter, Inject, KronShape, Layer, LayerDims, ScaleRule, Scaling, Split, Theta};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let shape = KronShape::kron(LayerDims { d_out: 64, d_in: 96 }, Split { a_out: 4, a_in: 2 }, 8)?;
+    /// let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?;
+    /// let layer = Layer::new("layer.0.q_proj", scaling, Theta::random(shape, 1))?;
+    /// let inject = Inject::trained(Adapter::new(vec![layer])?);
+    /// let base = || Ok::<_, candle_core::Error>(Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None));
+    /// assert!(inject.wrap(base()?, "layer.0.q_proj")?.delta().is_some());
+    /// assert!(inject.wrap(base()?, "layer.0.k_proj")?.delta().is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn trained(adapter: Adapter) -> Self {
         Self::from(Vec::new(), Source::Trained(adapter))
     }
@@ -150,11 +166,33 @@ impl<'a> Inject<'a> {
     }
 
     /// Makes the adapters [`unfused`](TrainableDelta::unfused).
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Linear;
+    /// use kron_candle::{Adapter, Inject, KronShape, Layer, LayerDims, ScaleRule, Scaling, Split, Theta};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let shape = KronShape::kron(LayerDims { d_out: 64, d_in: 96 }, Split { a_out: 4, a_in: 2 }, 8)?;
+    /// let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?;
+    /// let layer = Layer::new("layer.0.q_proj", scaling, Theta::random(shape, 1))?;
+    /// let adapter = Adapter::new(vec![layer])?;
+    /// let y = |inject: Inject| {
+    ///     let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
+    ///     let x = Tensor::ones((2, 96), DType::F32, &Device::Cpu)?;
+    ///     inject.wrap(base, "layer.0.q_proj")?.forward(&x, None)
+    /// };
+    /// let (fused, unfused) = (y(Inject::trained(adapter.clone()))?, y(Inject::trained(adapter).unfused())?);
+    /// assert!((fused - unfused)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4); // equal up to rounding
+    /// # Ok(()) }
+    /// ```
     pub fn unfused(self) -> Self {
         Self { fused: false, ..self }
     }
 
     /// Makes the linear layer at a builder's prefix, with an adapter if the prefix matches.
+    ///
+    /// The sizes have the order of `candle_nn::linear`: input first, then output.
     ///
     /// # Errors
     /// A tensor is missing or has another shape, or the rule fails.

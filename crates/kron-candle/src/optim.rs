@@ -198,11 +198,38 @@ impl AdamW {
     }
 
     /// Returns the number of steps taken, and the first and second moment of each variable in order.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use kron_candle::{AdamW, AdamWConfig, Group};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let w = Var::new(&[3f32, -4.0], &Device::Cpu)?;
+    /// let optimizer = AdamW::new(vec![Group::from(w)], AdamWConfig::default())?;
+    /// let (steps, moments) = optimizer.state();
+    /// assert_eq!((steps, moments.len()), (0, 1));
+    /// assert_eq!(moments[0][1].to_vec1::<f32>()?, [0.0, 0.0]);
+    /// # Ok(()) }
+    /// ```
     pub fn state(&self) -> (u64, &[[Tensor; 2]]) {
         (self.steps, &self.moments)
     }
 
     /// Restores a saved state.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor, Var};
+    /// use kron_candle::{AdamW, AdamWConfig, Group};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let w = Var::new(&[3f32, -4.0], &Device::Cpu)?;
+    /// let mut optimizer = AdamW::new(vec![Group::from(w)], AdamWConfig::default())?;
+    /// let moment = Tensor::new(&[0.5f32, 0.25], &Device::Cpu)?;
+    /// optimizer.restore(7, vec![[moment.clone(), moment]])?;
+    /// assert_eq!(optimizer.state().0, 7);
+    /// assert!(optimizer.restore(7, Vec::new()).is_err()); // moments of one variable are missing
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The moments do not fit the variables.

@@ -53,6 +53,19 @@ impl TrainableDelta {
 
     /// Continues with the factors of a trained layer.
     ///
+    /// ```
+    /// use candle_core::Device;
+    /// use kron_candle::{KronShape, Layer, LayerDims, ScaleRule, Scaling, Split, Theta, TrainableDelta};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let shape = KronShape::kron(LayerDims { d_out: 64, d_in: 96 }, Split { a_out: 4, a_in: 2 }, 8)?;
+    /// let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?;
+    /// let layer = Layer::new("layer.0.q_proj", scaling, Theta::random(shape, 1))?;
+    /// let delta = TrainableDelta::from_layer(&layer, &Device::Cpu)?;
+    /// assert_eq!(delta.to_layer()?, layer);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// candle fails.
     pub fn from_layer(layer: &Layer, device: &Device) -> Result<Self> {
@@ -69,6 +82,27 @@ impl TrainableDelta {
     /// Sets the number of the layer's random stream.
     ///
     /// Layers with different streams have different dropout masks under one key.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Linear;
+    /// use kron_candle::{Dropout, DropoutKey, KronLinear, KronShape, Layer, LayerDims, ScaleRule, Scaling, Split, Theta, TrainableDelta};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let shape = KronShape::kron(LayerDims { d_out: 64, d_in: 96 }, Split { a_out: 4, a_in: 2 }, 8)?;
+    /// let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?;
+    /// let layer = Layer::new("layer.0.q_proj", scaling, Theta::random(shape, 1))?;
+    /// let delta = TrainableDelta::from_layer(&layer, &Device::Cpu)?.with_dropout(Dropout::new(0.5)?);
+    /// let y = |stream| {
+    ///     let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
+    ///     let x = Tensor::ones((2, 96), DType::F32, &Device::Cpu)?;
+    ///     let layer = KronLinear::new(base, delta.clone().with_stream(stream))?;
+    ///     layer.forward(&x, Some(DropoutKey { seed: 1, offset: 0 }))?.to_vec2::<f32>()
+    /// };
+    /// assert_eq!(y(0)?, y(0)?);
+    /// assert_ne!(y(0)?, y(1)?);
+    /// # Ok(()) }
+    /// ```
     pub fn with_stream(self, stream: u64) -> Self {
         Self { stream, ..self }
     }

@@ -42,7 +42,7 @@ fn all<E: Element + WithDType>() {
 
 #[test]
 fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
-    let p = Problem::<f32>::of_case(&cases::named("paper"), 0, 1);
+    let p = Problem::<f32>::of_case(&cases::case_by_name("paper"), 0, 1);
     let s = p.op.shape;
     let weight = Tensor::zeros((s.d_out(), s.d_in()), DType::F32, &Device::Cpu)?;
     let fused = delta(&p, &Device::Cpu)?;
@@ -78,7 +78,7 @@ fn check<E: Element + WithDType>(case: &Case, rows: usize, devices: &[Device]) -
 #[test]
 fn the_unfused_op_supports_half_precision() -> Result<()> {
     fn on<E: Element + WithDType>(devices: &[Device]) -> Result<()> {
-        let case = cases::named("distilbert");
+        let case = cases::case_by_name("distilbert");
         let p = Problem::<E>::of_case(&case, 16, 3);
         let engines = devices.iter().map(|device| Ok(delta(&p, device)?.unfused()));
         agree(&case, &p, &engines.collect::<Result<Vec<_>>>()?, 10.0)

@@ -41,7 +41,7 @@ fn layer(shape: KronShape, dtype: DType, device: &Device) -> Result<(Linear, Tra
     Ok((linear, TrainableDelta::from_layer(&layer, device)?, x))
 }
 
-fn apart(a: &Tensor, b: &Tensor) -> Result<f32> {
+fn max_difference(a: &Tensor, b: &Tensor) -> Result<f32> {
     assert_eq!(a.dims(), b.dims());
     (a.to_dtype(DType::F32)? - b.to_dtype(DType::F32)?)?.abs()?.max_all()?.to_scalar()
 }
@@ -56,8 +56,8 @@ fn forward_is_merged_and_is_not_the_base() -> Result<()> {
         let (linear, delta, x) = layer(shape, DType::F32, &device)?;
         let layer = KronLinear::new(linear.clone(), delta)?;
         let y = layer.forward(&x, None)?;
-        assert!(apart(&y, &layer.merge()?.forward(&x)?)? < 1e-4, "{shape}");
-        assert!(apart(&y, &linear.forward(&x)?)? > 1e-2, "{shape}");
+        assert!(max_difference(&y, &layer.merge()?.forward(&x)?)? < 1e-4, "{shape}");
+        assert!(max_difference(&y, &linear.forward(&x)?)? > 1e-2, "{shape}");
     }
     Ok(())
 }
@@ -72,10 +72,10 @@ fn merging_leaves_the_base_as_it_is() -> Result<()> {
             let transposed = Linear::new(linear.weight().t()?.contiguous()?.t()?, None);
             let merged = KronLinear::new(linear.clone(), delta.clone())?.merge()?;
             assert_eq!(merged.weight().dtype(), dtype);
-            assert_eq!(apart(linear.weight(), &before)?, 0.0, "{shape}");
-            assert!(apart(merged.weight(), &before)? > 1e-2, "{shape}");
+            assert_eq!(max_difference(linear.weight(), &before)?, 0.0, "{shape}");
+            assert!(max_difference(merged.weight(), &before)? > 1e-2, "{shape}");
             let other = KronLinear::new(transposed, delta)?.merge()?;
-            assert_eq!(apart(merged.weight(), other.weight())?, 0.0, "{shape}");
+            assert_eq!(max_difference(merged.weight(), other.weight())?, 0.0, "{shape}");
         }
     }
     Ok(())
@@ -88,12 +88,12 @@ fn a_base_of_any_kind_gives_the_same_output_and_gradients() -> Result<()> {
         let x = candle_core::Var::from_tensor(&x)?;
         let fused = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
         let added = KronLinear::over(Arc::new(linear), delta.clone()).forward(&x, None)?;
-        assert!(apart(&fused, &added)? < 1e-5);
+        assert!(max_difference(&fused, &added)? < 1e-5);
         let (fused, added) = (fused.sqr()?.sum_all()?.backward()?, added.sqr()?.sum_all()?.backward()?);
         for var in [&x, delta.theta()] {
             let (fused, added) = (fused.get(var).expect("a gradient"), added.get(var).expect("a gradient"));
             let size = fused.abs()?.max_all()?.to_scalar::<f32>()?;
-            assert!(size > 1e-3 && apart(fused, added)? < 1e-5 * size, "{shape}");
+            assert!(size > 1e-3 && max_difference(fused, added)? < 1e-5 * size, "{shape}");
         }
     }
     Ok(())
@@ -108,7 +108,7 @@ fn dropout_needs_a_key_and_every_layer_has_its_own_mask() -> Result<()> {
         let second = KronLinear::new(linear, delta.with_stream(1))?;
         let key = |offset| Some(DropoutKey { seed: 3, offset });
         let same = |a: &KronLinear, key_a, b: &KronLinear, key_b| -> Result<bool> {
-            Ok(apart(&a.forward(&x, key_a)?, &b.forward(&x, key_b)?)? == 0.0)
+            Ok(max_difference(&a.forward(&x, key_a)?, &b.forward(&x, key_b)?)? == 0.0)
         };
         assert!(same(&first, None, &second, None)?);
         assert!(same(&first, key(4), &first, key(4))?);
@@ -183,7 +183,7 @@ fn a_saved_adapter_comes_back_to_the_bit() -> Result<()> {
         assert_eq!(inject.finish()?.to_adapter()?, adapters.to_adapter()?);
         let x = Tensor::ones((3, 54), DType::F32, &Device::Cpu)?;
         for (made, loaded) in made.iter().zip(&loaded) {
-            assert_eq!(apart(&made.forward(&x, None)?, &loaded.forward(&x, None)?)?, 0.0);
+            assert_eq!(max_difference(&made.forward(&x, None)?, &loaded.forward(&x, None)?)?, 0.0);
         }
     }
     Ok(())
@@ -233,11 +233,11 @@ fn an_unfused_adapter_adds_the_same_to_any_base_and_takes_no_dropout() -> Result
             KronLinear::new(linear.clone(), delta.clone())?,
             KronLinear::over(Arc::new(linear.clone()), delta.clone()),
         ] {
-            assert!(apart(&layer.forward(&x, key)?, &want)? < 1e-4, "{shape}");
+            assert!(max_difference(&layer.forward(&x, key)?, &want)? < 1e-4, "{shape}");
         }
         let delta = delta.with_dropout(Dropout::new(0.25).expect("legal"));
         let layer = KronLinear::new(linear, delta)?;
-        assert!(apart(&layer.forward(&x, None)?, &want)? < 1e-4, "{shape}");
+        assert!(max_difference(&layer.forward(&x, None)?, &want)? < 1e-4, "{shape}");
         let message = layer.forward(&x, key).expect_err("refused").to_string();
         assert!(message.starts_with("m has dropout 0.25 on its adapter's input, but"), "{message}");
     }

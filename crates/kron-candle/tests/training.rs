@@ -37,8 +37,8 @@ fn adamw_is_candles_on(device: &Device) -> Result<()> {
         gradients.add(&loss(&x, &ours)?.backward()?, 1.0)?;
         optimizer.step(&gradients, 0.05)?;
     }
-    let apart = (ours.as_tensor() - theirs.as_tensor())?.abs()?.max_all()?.to_scalar::<f32>()?;
-    assert!(apart < 1e-5, "{apart} apart after 20 steps");
+    let difference = (ours.as_tensor() - theirs.as_tensor())?.abs()?.max_all()?.to_scalar::<f32>()?;
+    assert!(difference < 1e-5, "{difference} after 20 steps");
     assert!(ours.to_vec1::<f32>()?[0] != 0.5);
     Ok(())
 }
@@ -51,8 +51,8 @@ fn micro_batches_add_up_to_the_batch() -> Result<()> {
     for start in [0, 3, 6, 9] {
         gradients.add(&loss(&x.narrow(0, start, 3)?, &w)?.backward()?, 0.25)?;
     }
-    let apart = (gradients.get(0).expect("a gradient") - whole.get(&w).expect("a gradient"))?;
-    assert!(apart.abs()?.max_all()?.to_scalar::<f32>()? < 1e-6);
+    let difference = (gradients.get(0).expect("a gradient") - whole.get(&w).expect("a gradient"))?;
+    assert!(difference.abs()?.max_all()?.to_scalar::<f32>()? < 1e-6);
     Ok(())
 }
 

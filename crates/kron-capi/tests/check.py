@@ -103,17 +103,17 @@ class Torch:
         return [bits & 0xFFFF for bits in memory.view(self.torch.int16).tolist()]
 
 
-def room_of(where):
+def memory_of(where):
     """The memory that a place computes in: an emulated device, below 0, has the host's."""
     if where == "host" or int(where) < 0:
         return Host()
     try:
-        room = Torch(where)
+        memory = Torch(where)
     except ImportError as error:
         sys.exit(print(f"skipped: {error}"))
-    if not room.torch.cuda.is_available():
+    if not memory.torch.cuda.is_available():
         sys.exit(print("skipped: torch sees no CUDA device"))
-    return room
+    return memory
 
 
 def close(what, got, want, tolerance):
@@ -123,8 +123,8 @@ def close(what, got, want, tolerance):
 
 
 def main(library, where):
-    room = room_of(where)
-    floats, pack, p = room.floats, room.pack, room.pointer
+    memory = memory_of(where)
+    floats, pack, p = memory.floats, memory.pack, memory.pointer
     kron = ctypes.CDLL(library)
     kron.kron_last_error.restype = c_char_p
     device = None if where == "host" else byref(Device(int(where), None))
@@ -140,7 +140,7 @@ def main(library, where):
     a, b, c = numbers(ao * ai), numbers(bo * r), numbers(r * ci)
     theta = floats(a + b + c)
     x, dy, w = (pack(numbers(count)) for count in (n * d_in, n * d_out, d_out * d_in))
-    widened = lambda memory: [wide(v) for v in room.read(memory)]
+    widened = lambda buffer: [wide(v) for v in memory.read(buffer)]
     wx, wdy, ww = map(widened, (x, dy, w))
     delta = [[scale * a[o // bo * ai + k // ci] * sum(b[o % bo * r + q] * c[q * ci + k % ci] for q in range(r))
               for k in range(d_in)] for o in range(d_out)]
@@ -168,7 +168,7 @@ def main(library, where):
     loss = sum(wdy[i * d_out + o] * delta[o][k] * wx[i * d_in + k]
                for i in range(n) for o in range(d_out) for k in range(d_in))
     factors = (0, len(a)), (len(a), len(a) + len(b)), (len(a) + len(b), count)
-    terms = [g * v for g, v in zip(room.read(grad), room.read(theta))]
+    terms = [g * v for g, v in zip(memory.read(grad), memory.read(theta))]
     size = sum(map(abs, terms))
     for first, last in factors:
         close("grad", [sum(terms[first:last]) / size + 1], [loss / size + 1], 2**-6)
@@ -178,12 +178,12 @@ def main(library, where):
     close("w", widened(w), [v + delta[i // d_in][i % d_in] for i, v in enumerate(ww)], 2**-8)
 
     # Dropout: a key changes Y, the same key gives the same bits.
-    plain, key = room.read(y), Key(3, 1 << 40)
+    plain, key = memory.read(y), Key(3, 1 << 40)
     forward.key = ctypes.pointer(key)
     call("kron_forward", byref(op), byref(forward))
-    once = room.read(y)
+    once = memory.read(y)
     call("kron_forward", byref(op), byref(forward))
-    assert once == room.read(y) != plain
+    assert once == memory.read(y) != plain
     assert kron.kron_forward(device, byref(op), None) == 1 and b"null pointer" in kron.kron_last_error()
     print("agrees")
 

@@ -19,6 +19,8 @@ pub enum Pass {
 }
 
 /// Arguments of [`Backend::forward`]: T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ.
+///
+/// [`Backend::forward`] has an example.
 #[derive(Debug)]
 pub struct Forward<'a, B: Backend, E: Element> {
     /// θ, \[A | B | C\].
@@ -37,7 +39,7 @@ pub struct Forward<'a, B: Backend, E: Element> {
     pub dropout: Option<DropoutKey>,
 }
 
-/// Arguments of [`Backend::backward`].
+/// Arguments of [`Backend::backward`], which has an example.
 #[derive(Debug)]
 pub struct Backward<'a, B: Backend, E: Element> {
     /// θ of the forward call.
@@ -59,6 +61,8 @@ pub struct Backward<'a, B: Backend, E: Element> {
 }
 
 /// Arguments of [`Backend::merge`]: W += s·A ⊗ (B·C).
+///
+/// [`Backend::merge`] has an example.
 #[derive(Debug)]
 pub struct Merge<'a, B: Backend, E: Element> {
     /// θ, \[A | B | C\].

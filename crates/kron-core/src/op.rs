@@ -31,6 +31,17 @@ impl KronOp {
     }
 
     /// Returns the same adapter with dropout.
+    ///
+    /// ```
+    /// use kron_core::{Dropout, KronOp, KronShape, LayerDims, Scale};
+    ///
+    /// let shape = KronShape::lora(LayerDims { d_out: 48, d_in: 70 }, 4)?;
+    /// let op = KronOp::new(shape, Scale::new(0.5)?);
+    /// assert_eq!(op.dropout, Dropout::NONE);
+    /// let training = op.with_dropout(Dropout::new(0.25)?); // applied in calls with a key
+    /// assert_eq!(training.dropout, Dropout::new(0.25)?);
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
     pub const fn with_dropout(self, dropout: Dropout) -> Self {
         Self { dropout, ..self }
     }

@@ -110,6 +110,17 @@ impl Theta {
 
     /// Joins the factors, each row-major. `a` is empty for LoRA, `b` for a full inner factor.
     ///
+    /// ```
+    /// use kron_core::{KronShape, LayerDims, Split, Theta};
+    ///
+    /// // A is 2 × 1, B 1 × 1 and C 1 × 3.
+    /// let shape = KronShape::kron(LayerDims { d_out: 2, d_in: 3 }, Split { a_out: 2, a_in: 1 }, 1)?;
+    /// let theta = Theta::from_factors(shape, &[1.0, 2.0], &[3.0], &[4.0, 5.0, 6.0])?;
+    /// assert_eq!(theta.as_slice(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    /// assert!(Theta::from_factors(shape, &[1.0], &[3.0], &[4.0, 5.0, 6.0]).is_err());
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Fails if the length of a factor does not match `shape`.
     pub fn from_factors(shape: KronShape, a: &[f32], b: &[f32], c: &[f32]) -> Result<Self> {

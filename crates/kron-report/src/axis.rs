@@ -67,8 +67,8 @@ impl Axis {
         Self { format, ..self }
     }
 
-    /// Returns a value's drawing coordinate, or `None` where it has no place on the axis.
-    pub(crate) fn place(&self, v: f64) -> Option<f64> {
+    /// Returns a value's drawing coordinate, or `None` for a value that the axis cannot show.
+    pub(crate) fn coordinate(&self, v: f64) -> Option<f64> {
         match self.log {
             true => (SMALLEST..=LARGEST).contains(&v).then(|| v.log10()),
             false => (v.abs() <= LARGEST).then_some(if v.abs() < SMALLEST { 0.0 } else { v }),
@@ -98,7 +98,7 @@ impl Axis {
         let high = high + pad;
         let ticks = if self.log { self.decades(low, high) } else { self.steps(low, high) };
         let label = |v: f64| clean((self.format)(v)).chars().take(MAX_LABEL).collect();
-        let ticks = ticks.into_iter().filter_map(|v| Some((self.place(v)?, label(v))));
+        let ticks = ticks.into_iter().filter_map(|v| Some((self.coordinate(v)?, label(v))));
         let mut ticks: Vec<(f64, String)> = ticks.filter(|(at, _)| (low..=high).contains(at)).collect();
         if self.log {
             let mut last = f64::NEG_INFINITY;
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn labels(axis: &Axis, values: &[f64]) -> Vec<String> {
-        let scale = axis.scale(values.iter().filter_map(|v| axis.place(*v)));
+        let scale = axis.scale(values.iter().filter_map(|v| axis.coordinate(*v)));
         assert!(scale.low < scale.high && scale.ticks.len() <= MAX_TICKS + 1, "{scale:?}");
         assert!(scale.ticks.iter().all(|(at, _)| (scale.low..=scale.high).contains(at)), "{scale:?}");
         scale.ticks.into_iter().map(|(_, label)| label).collect()

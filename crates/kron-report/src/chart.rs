@@ -103,7 +103,7 @@ impl Chart {
     /// ```
     pub fn histogram(x: Axis, of: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         let linear = Axis::linear("");
-        let values: Vec<f64> = values.into_iter().filter_map(|v| linear.place(v)).collect();
+        let values: Vec<f64> = values.into_iter().filter_map(|v| linear.coordinate(v)).collect();
         let (low, high) =
             values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
         let bins = ((values.len() as f64).sqrt().ceil() as usize).clamp(1, MAX_BINS);

@@ -76,10 +76,16 @@ struct Place {
 impl<'a> Placed<'a> {
     fn new(chart: &Chart, series: &'a Series) -> Self {
         let place = |p: &Point| {
-            let (x, y) = (chart.x.place(p.x)?, chart.y.place(p.y)?);
-            let range = p.range.and_then(|(low, high)| Some((chart.y.place(low)?, chart.y.place(high)?)));
+            let (x, y) = (chart.x.coordinate(p.x)?, chart.y.coordinate(p.y)?);
+            let range =
+                p.range.and_then(|(low, high)| Some((chart.y.coordinate(low)?, chart.y.coordinate(high)?)));
             let half = if let Mark::Bars(width) = series.mark { 0.48 * width } else { 0.0 };
-            Some(Place { x, y, range, edges: (chart.x.place(p.x - half)?, chart.x.place(p.x + half)?) })
+            Some(Place {
+                x,
+                y,
+                range,
+                edges: (chart.x.coordinate(p.x - half)?, chart.x.coordinate(p.x + half)?),
+            })
         };
         Self { series, points: series.points.iter().map(place).collect() }
     }

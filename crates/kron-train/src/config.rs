@@ -111,10 +111,10 @@ pub struct AdapterConfig {
     pub rank: usize,
     /// alpha of the scale s = alpha / r.
     pub alpha: f32,
-    /// Columns of A; 0 takes the paper's rule (Kron-LoRA) or a near-square shape (KronA).
-    pub a_in: usize,
-    /// Rows of A; 0 as for `a_in`.
+    /// Rows of A; 0 takes the paper's rule (Kron-LoRA) or a near-square shape (KronA).
     pub a_out: usize,
+    /// Columns of A; 0 as for `a_out`.
+    pub a_in: usize,
     /// Factor of LoKr; 0 takes a near-square shape.
     pub factor: usize,
     /// Dropout probability on the adapter's input.
@@ -132,8 +132,8 @@ impl Default for AdapterConfig {
             targets: vec!["layer*".into()],
             rank: 8,
             alpha: 32.0,
-            a_in: 0,
             a_out: 0,
+            a_in: 0,
             factor: 0,
             dropout: 0.0,
             fused: true,

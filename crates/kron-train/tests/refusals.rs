@@ -183,7 +183,7 @@ fn settings_out_of_range_are_refused_by_name() {
             |c| (c.adapter.fused, c.adapter.dropout) = (false, 0.25),
             "adapter.dropout is 0.25, but adapter.fused = false takes none",
         ),
-        (|c| c.adapter.a_in = 0, "a_in is 0 and a_out 4"),
+        (|c| c.adapter.a_in = 0, "a_out is 4 and a_in 0"),
         (|c| c.adapter.targets = vec!["nothing".into()], "matches \"nothing\""),
         (|c| (c.task, c.adapter.method) = (Task::Lm, Method::Head), "method head"),
     ];

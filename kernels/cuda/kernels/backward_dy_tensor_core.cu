@@ -3,7 +3,7 @@
 //   V[n, i, q]    = Σ_b dY[n, (i, b)]·B[b, q]
 //   dB[b, q]     += Σ_{n, i} dY[n, (i, b)]·U[n, i, q]       U[n, i, q] = Σ_j A_ij·T[n, j, q]
 //   dA[i, j]     += Σ_{n, q} V[n, i, q]·T[n, j, q]
-//   dT[n, j, q]   = s·κ·Σ_i A_ij·V[n, i, q]
+//   dT[n, j, q]   = s·κ·Σ_i A_ij·V[n, i, q]                 κ = 1/(1 − p)
 //
 // The plain loops are those of backward_simt.cu.  The parts of dB and dA are unscaled; `reduce` applies s.
 //
@@ -17,6 +17,7 @@
 
 template <class E, int R> struct Dy {
   static constexpr int THREADS = 256, WARPS = 8, ROWS = R <= 32 ? 64 : 32, COLS = 128, STAGES = 3;
+  // RP: R padded to 8.
   static constexpr int RP = R < 8 ? 8 : R, TILES = RP / 8;
   // V: a warp has 16 rows and V_TILES fragments along q; at low rank some warps are idle.
   static constexpr int ROW_TILES = ROWS / 16, Q_PARTS = WARPS / ROW_TILES;

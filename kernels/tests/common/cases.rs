@@ -1,11 +1,20 @@
 //! The suite's cases: every kernel and every kind of problem.
 
+/// Sizes of the factors: a_out = 0 is LoRA, rank = 0 a full inner factor.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub a_out: usize,
+    pub a_in: usize,
+    pub b_out: usize,
+    pub c_in: usize,
+    pub rank: usize,
+}
+
 /// One problem of the suite; `why` is its purpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub why: &'static str,
-    /// a_out, a_in, b_out, c_in, rank; a_out = 0 is LoRA, rank = 0 a full inner factor.
-    pub sizes: [usize; 5],
+    pub sizes: Sizes,
     pub rows: usize,
     /// Elements added to every row's stride: odd ones break the alignment.
     pub pad: usize,
@@ -16,16 +25,17 @@ pub struct Case {
 
 const fn case(
     why: &'static str,
-    sizes: [usize; 5],
+    [a_out, a_in, b_out, c_in, rank]: [usize; 5],
     rows: usize,
     pad: usize,
     dropout: u32,
     accumulate: bool,
 ) -> Case {
+    let sizes = Sizes { a_out, a_in, b_out, c_in, rank };
     Case { why, sizes, rows, pad, dropout, accumulate }
 }
 
-/// The suite. Sizes differ pairwise, so that a swapped index shows.
+/// The suite; its columns are the arguments of [`case`]. Sizes differ pairwise, so that a swapped index shows.
 pub const CASES: [Case; 36] = [
     case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
     case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
@@ -64,3 +74,11 @@ pub const CASES: [Case; 36] = [
     case("one token on the SIMT tile, many slices", [3, 2, 90, 333, 9], 1, 1, 500, true),
     case("LoRA, odd, above small m", [0, 1, 37, 53, 5], 130, 3, 0, false),
 ];
+
+/// Returns the case of a purpose.
+///
+/// # Panics
+/// Panics if the suite has no such case.
+pub fn case_by_name(why: &str) -> Case {
+    CASES.into_iter().find(|case| case.why == why).unwrap_or_else(|| panic!("no case {why:?}"))
+}

@@ -5,7 +5,7 @@
 mod cases;
 pub mod primitives;
 
-pub use cases::{CASES, Case};
+pub use cases::{CASES, Case, Sizes, case_by_name};
 use half::{bf16, f16};
 use kron_core::{
     Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, KronOp, KronShape, LayerDims, Merge,
@@ -20,7 +20,7 @@ pub const OFFSET: u64 = 0x1_0000_0007;
 
 impl Case {
     pub fn shape(&self) -> KronShape {
-        let [a_out, a_in, b_out, c_in, rank] = self.sizes;
+        let Sizes { a_out, a_in, b_out, c_in, rank } = self.sizes;
         match (a_out, rank) {
             (0, r) => KronShape::lora(LayerDims { d_out: b_out, d_in: c_in }, r),
             (_, 0) => {
@@ -355,11 +355,11 @@ impl<E: Float> Data<E> {
 
 /// Fails if the error of `got` exceeds `factor` times that of the plain computation,
 /// or float32's own rounding where that is coarser.
-pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, truth: &Array2<f64>, factor: f64) {
-    assert_eq!(got.dim(), truth.dim(), "{what}");
-    let worst = |m: &Array2<f64>| m.iter().zip(truth).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    let size = truth.iter().fold(0.0f64, |s, v| s.max(v.abs()));
-    assert!(truth.is_empty() || size > 1e-3, "{what}: the oracle's answer is about 0");
+pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, reference: &Array2<f64>, factor: f64) {
+    assert_eq!(got.dim(), reference.dim(), "{what}");
+    let worst = |m: &Array2<f64>| m.iter().zip(reference).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let size = reference.iter().fold(0.0f64, |s, v| s.max(v.abs()));
+    assert!(reference.is_empty() || size > 1e-3, "{what}: the oracle's answer is about 0");
     let nan = got.iter().filter(|v| v.is_nan()).count();
     assert_eq!(nan, 0, "{what}: {nan} of {} values are NaN", got.len());
     let (error, bound) = (worst(got), factor * worst(plain).max(4.0 * size / (1u64 << 24) as f64));
@@ -369,22 +369,22 @@ pub fn close(what: &str, got: &Array2<f64>, plain: &Array2<f64>, truth: &Array2<
 /// Runs a case and compares all outputs with the oracle.
 pub fn check<E: Float>(case: Case, on: &impl kk::Launcher) {
     let data = Data::<E>::new(case);
-    let (truth, plain) = (data.oracle(), data.plain());
+    let (reference, plain) = (data.oracle(), data.plain());
     let done = data.run(on).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::DTYPE.name()));
     done.bits(); // asserts that nothing was written between rows
     let got = done.answer();
     let name = |what: &str| format!("{what} of {} {case:?}", E::DTYPE.name());
-    close(&name("t"), &got.t, &plain.t, &truth.t, 2.0);
-    close(&name("y"), &got.y, &plain.y, &truth.y, 2.0);
-    close(&name("dx"), &got.dx, &plain.dx, &truth.dx, 3.0);
-    close(&name("w"), &got.w, &plain.w, &truth.w, 2.0);
+    close(&name("t"), &got.t, &plain.t, &reference.t, 2.0);
+    close(&name("y"), &got.y, &plain.y, &reference.y, 2.0);
+    close(&name("dx"), &got.dx, &plain.dx, &reference.dx, 3.0);
+    close(&name("w"), &got.w, &plain.w, &reference.w, 2.0);
     // A, B and C have different magnitudes: each is held to its own error.
     let shape = case.shape();
     let mut begin = 0;
     for (what, len) in [("dA", shape.a_len()), ("dB", shape.b_len()), ("dC", shape.c_len())] {
         let part = |m: &Array2<f64>| m.slice(ndarray::s![.., begin..begin + len]).to_owned();
         if len > 0 {
-            close(&name(what), &part(&got.grad), &part(&plain.grad), &part(&truth.grad), 3.0);
+            close(&name(what), &part(&got.grad), &part(&plain.grad), &part(&reference.grad), 3.0);
         }
         begin += len;
     }

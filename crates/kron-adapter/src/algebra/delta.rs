@@ -192,8 +192,8 @@ mod tests {
             for y in deltas() {
                 let want = dot(full.view(), materialised(&y).view());
                 near(x.inner(&y).unwrap(), want, x.norm() * y.norm());
-                let apart = &full - &materialised(&y);
-                let want = dot(apart.view(), apart.view()).sqrt() / x.norm();
+                let difference = &full - &materialised(&y);
+                let want = dot(difference.view(), difference.view()).sqrt() / x.norm();
                 let got = x.relative_distance(&y).unwrap();
                 assert!((got - want).abs() < 1e-7 * (1.0 + want), "{got} and {want}");
             }
@@ -234,10 +234,10 @@ mod tests {
                 let lora = delta.lora(join);
                 let more = lora.clone().padded(lora.up.ncols() + 3);
                 assert_eq!(more.up.ncols(), lora.up.ncols() + 3);
-                let apart = more.up.dot(&more.down) - lora.up.dot(&lora.down);
-                assert!(apart.iter().all(|v| v.abs() < 1e-13));
-                let apart = lora.up.dot(&lora.down) * lora.scale - &full;
-                assert!(apart.iter().all(|v| v.abs() < 1e-12), "{join:?}");
+                let difference = more.up.dot(&more.down) - lora.up.dot(&lora.down);
+                assert!(difference.iter().all(|v| v.abs() < 1e-13));
+                let difference = lora.up.dot(&lora.down) * lora.scale - &full;
+                assert!(difference.iter().all(|v| v.abs() < 1e-12), "{join:?}");
                 lora.up.ncols()
             });
             assert_eq!([Join::Up, Join::Down].map(|join| delta.rank(join)), ranks);

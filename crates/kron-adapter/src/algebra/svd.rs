@@ -176,8 +176,8 @@ mod tests {
             assert!(max_abs(&(rebuilt(&got) - b.dot(&c))) < 1e-12, "{m} {k} {n}");
             let values = values_of_product(&b, &c);
             assert_eq!(values.len(), got.s.len(), "{m} {k} {n}");
-            let apart = values.iter().zip(&got.s).map(|(x, y)| (x - y).abs());
-            assert!(apart.fold(0.0, f64::max) < 1e-12 * got.s[0], "{values:?} {:?}", got.s);
+            let difference = values.iter().zip(&got.s).map(|(x, y)| (x - y).abs());
+            assert!(difference.fold(0.0, f64::max) < 1e-12 * got.s[0], "{values:?} {:?}", got.s);
         }
     }
 }

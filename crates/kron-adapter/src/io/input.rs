@@ -8,7 +8,7 @@ use super::layout::Layout;
 use crate::{Error, Result};
 
 /// Longest safetensors header that is read, in bytes: the `safetensors` library's own limit.
-const MAX_HEADER: u64 = 100_000_000;
+pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
 /// A regular file, open, with its length.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Input {
     pub fn append(&mut self, len: u64, bytes: &mut Vec<u8>) -> Result<()> {
         if !usize::try_from(len).is_ok_and(|len| bytes.try_reserve_exact(len).is_ok()) {
             let path = &self.path;
-            return Err(Error::data(format!("{len} bytes of {path} are to be read, but memory has no room")));
+            return Err(Error::data(format!("cannot allocate {len} bytes for {path}")));
         }
         let read = Read::take(&mut self.file, len).read_to_end(bytes);
         read.map(drop).map_err(|e| Error::io(format!("{} cannot be read", self.path), e))

@@ -28,6 +28,7 @@ mod stream;
 
 pub(crate) use atomic::temporary_folder;
 pub use atomic::{remove_leftovers, write_atomic, write_whole};
+pub(crate) use input::MAX_HEADER;
 pub use input::{Input, read};
 pub use layout::{Layout, METADATA};
 pub use options::{Flush, IfExists};

@@ -9,7 +9,7 @@ pub enum IfExists {
     Refuse,
 }
 
-/// When the bytes of a file reach the disk.
+/// Time at which the bytes of a file reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Flush {
     /// Before the writer returns: a file that has its name survives a power cut.

@@ -120,8 +120,8 @@ impl Piece {
 
     /// Copies as many bytes as fit, and returns their number.
     fn fill(&mut self, bytes: &[u8]) -> usize {
-        let room = self.memory.len().min(PIECE).saturating_sub(self.len);
-        let taken = room.min(bytes.len());
+        let free = self.memory.len().min(PIECE).saturating_sub(self.len);
+        let taken = free.min(bytes.len());
         self.memory[self.start + self.len..][..taken].copy_from_slice(&bytes[..taken]);
         self.len += taken;
         taken
@@ -210,9 +210,9 @@ mod tests {
             let mut stream = Stream::new(&file, &path, flush);
             let bytes = pattern(len);
             for part in bytes.chunks(1 << 20 | 7) {
-                stream.write_all(part).expect("room");
+                stream.write_all(part).expect("enough space");
             }
-            stream.finish().expect("room");
+            stream.finish().expect("enough space");
             assert!(std::fs::read(&path).expect("the file") == bytes, "{len} bytes");
         }
     }
@@ -224,7 +224,7 @@ mod tests {
         let file = File::create_new(&path).expect("a file");
         let mut target = Target { file, direct: None, at: 0 };
         let bytes = pattern(2 * PIECE);
-        bytes.chunks(PIECE).for_each(|piece| target.write(piece).expect("room"));
+        bytes.chunks(PIECE).for_each(|piece| target.write(piece).expect("enough space"));
         assert!(std::fs::read(&path).expect("the file") == bytes);
     }
 
@@ -235,8 +235,8 @@ mod tests {
         let file = File::create_new(&path).expect("a file");
         let mut target = Target { file, direct: direct::open(&path), at: 0 };
         let bytes = pattern(PIECE + 1);
-        target.write(&bytes[1..]).expect("room");
-        target.write(&bytes[..100]).expect("room");
+        target.write(&bytes[1..]).expect("enough space");
+        target.write(&bytes[..100]).expect("enough space");
         let whole = [&bytes[1..], &bytes[..100]].concat();
         assert!(std::fs::read(&path).expect("the file") == whole);
     }

@@ -41,7 +41,7 @@ pub(super) fn decode(layout: Layout) -> Result<Table> {
     };
     let Some(own) = metadata.remove(Adapter::RESERVED_KEY) else {
         let key = Adapter::RESERVED_KEY;
-        return Err(Error::data(format!("has no key {key} in {METADATA}, so it is no adapter")));
+        return Err(Error::data(format!("has no key {key} in {METADATA}, so it is not an adapter")));
     };
     let Manifest { target_modules, layers, .. } = manifest::decode(&own)?;
     Ok(Table { tensors, layers, target_modules, metadata })

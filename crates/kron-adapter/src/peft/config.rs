@@ -55,11 +55,11 @@ enum Targets {
     Many(Vec<String>),
 }
 
-/// Fields about the base model.
-const ABOUT: [&str; 3] = ["base_model_name_or_path", "task_type", "revision"];
+/// Fields about the base model, kept as the adapter's metadata.
+const METADATA_FIELDS: [&str; 3] = ["base_model_name_or_path", "task_type", "revision"];
 
 /// Fields about training, starting or choosing the adapter, without effect on ΔW.
-const HARMLESS: [&str; 21] = [
+const IGNORED_FIELDS: [&str; 21] = [
     "auto_mapping",
     "corda_config",
     "decompose_both",
@@ -99,16 +99,14 @@ impl Config {
             None => return Err(Error::data("it has no peft_type, which is LORA or LOKR")),
         };
         fields.rest.iter().try_for_each(|(name, value)| check(name, value))?;
-        let (name, alpha, other) = match kind {
-            Kind::Lora => ("lora_alpha", fields.lora_alpha, fields.alpha),
-            Kind::Lokr => ("alpha", fields.alpha, fields.lora_alpha),
+        let (method, name, alpha, other, of_other) = match kind {
+            Kind::Lora => ("LoRA", "lora_alpha", fields.lora_alpha, "alpha", fields.alpha),
+            Kind::Lokr => ("LoKr", "alpha", fields.alpha, "lora_alpha", fields.lora_alpha),
         };
-        if other.is_some() {
-            return Err(Error::data(format!(
-                "it has both alpha and lora_alpha, but this method's is {name}"
-            )));
+        if of_other.is_some() {
+            return Err(Error::data(format!("it has {other}, but {method} uses {name}")));
         }
-        let about = ABOUT
+        let about = METADATA_FIELDS
             .iter()
             .filter_map(|name| Some((name.to_string(), fields.rest.get(*name)?.as_str()?.into())));
         Ok(Self {
@@ -161,7 +159,7 @@ fn check(name: &str, value: &Value) -> Result<()> {
         Value::Array(v) => v.is_empty(),
         Value::Object(v) => v.is_empty(),
     };
-    if empty || HARMLESS.contains(&name) || ABOUT.contains(&name) {
+    if empty || IGNORED_FIELDS.contains(&name) || METADATA_FIELDS.contains(&name) {
         return Ok(());
     }
     let start = ["gaussian", "orthogonal", "eva"];
@@ -190,7 +188,7 @@ pub fn encoded(about: &BTreeMap<String, String>, modules: Vec<&str>, own: Value)
         ("modules_to_save".into(), Value::Null),
         ("target_modules".into(), json!(modules)),
     ]);
-    for name in ABOUT {
+    for name in METADATA_FIELDS {
         fields.insert(name.into(), about.get(name).map_or(Value::Null, |v| json!(v)));
     }
     if let Value::Object(own) = own {

@@ -29,7 +29,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
             [factors.rank1, factors.rank2].into_iter().flatten().find(|r| *r != scaling.rank())
         {
             let why = format!(
-                "the factors of {module} have rank {rank}, but its configuration says {}",
+                "the factors of {module} have rank {rank}, but {CONFIG} has r = {}",
                 scaling.rank()
             );
             return Err(Error::data(why).about(folder.display()));

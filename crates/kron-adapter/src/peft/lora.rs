@@ -33,7 +33,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
         let scaling = config.scaling(module).map_err(|e| e.about(folder.display()))?;
         if (up.cols, down.rows) != (scaling.rank(), scaling.rank()) {
             return Err(refused(format!(
-                "the factors of {module} have ranks {} and {}, but its configuration says {}",
+                "the factors of {module} have ranks {} and {}, but {CONFIG} has r = {}",
                 up.cols,
                 down.rows,
                 scaling.rank()
@@ -121,7 +121,7 @@ impl Common {
 /// uniform form it is s·A_ij·B_pq / s' where the layer's s is not the common s'.
 ///
 /// # Errors
-/// Fails if float32 does not hold a product, if a layer has more than 2²⁹ values, and
+/// Fails if float32 does not hold a product, if a layer has more than 2²⁹ elements, and
 /// if `progress` fails.
 pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Result<Output> {
     let layers = adapter.layers();
@@ -190,7 +190,7 @@ fn check_size(layer: &Layer, rank: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::data(format!(
-        "layer {} ({shape}) is a LoRA of rank {rank}, which is more than the limit of {MAX_ELEMENTS} values",
+        "layer {} ({shape}) is a LoRA of rank {rank}, which is more than the limit of {MAX_ELEMENTS} elements",
         layer.module()
     )))
 }

@@ -101,10 +101,10 @@ fn best_rank(at_one: &Plan, budget: Budget) -> Option<usize> {
     };
     let max = at_one.rows.iter().map(|row| limit(&row.shape)).min().filter(|&max| max > 0)?;
     let per_rank = at_one.sum(|shape| (shape.b_out() + shape.c_in()) as u128);
-    let room = budget.target().saturating_sub(at_one.trained_params());
+    let remaining = budget.target().saturating_sub(at_one.trained_params());
     let more = match budget {
-        Budget::AtMost(_) => room / per_rank,
-        Budget::Nearest(_) => (room + per_rank / 2) / per_rank,
+        Budget::AtMost(_) => remaining / per_rank,
+        Budget::Nearest(_) => (remaining + per_rank / 2) / per_rank,
     };
     Some(usize::try_from(more).unwrap_or(max).saturating_add(1).min(max))
 }

@@ -90,7 +90,7 @@ pub(super) fn lokr_max_rank(shape: &KronShape) -> usize {
 }
 
 impl std::fmt::Display for Method {
-    /// `kron (2, 16) r 8` · `lora r 8` · `krona near-square` · `lokr factor 4 r 8`
+    /// `kron 16×2 r 8` · `lora r 8` · `krona near-square` · `lokr factor 4 r 8`
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Method::Kron { split, rank } => write!(f, "kron {split} r {rank}"),

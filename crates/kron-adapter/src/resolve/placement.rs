@@ -27,10 +27,10 @@ pub struct Placement {
 /// Fails if a layer has no weight in the model, and if that weight is tied,
 /// stacked, of another shape, or of a dtype that cannot be added to.
 pub fn place_layers(adapter: &Adapter, base: &impl BaseModel) -> Result<Vec<Placement>> {
-    adapter.layers().iter().map(|layer| place(layer, base)).collect()
+    adapter.layers().iter().map(|layer| find_placement(layer, base)).collect()
 }
 
-fn place(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
+fn find_placement(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
     let module = layer.module();
     let Some((dtype, shape)) = base.weight(module) else {
         return Err(unmatched::error(base, &base.modules().collect::<Vec<_>>(), &[module]));
@@ -45,7 +45,7 @@ fn place(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
     };
     if shape.len() > 2 {
         return Err(refused(format!(
-            "is stacked, {shape:?}: an adapter is for one matrix, and which of them it means is not said"
+            "is stacked, {shape:?}: an adapter is for one matrix, so its target is ambiguous"
         )));
     }
     let (d_out, d_in) = (layer.shape().d_out(), layer.shape().d_in());
@@ -69,14 +69,14 @@ fn place(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
 #[cfg(test)]
 mod tests {
     use kron_core::{KronShape, LayerDims, Theta};
-    use safetensors::Dtype as Stored;
+    use safetensors::Dtype as FileDtype;
 
     use super::*;
     use crate::Scaling;
 
     /// One tensor, with the facts of a configuration.
     struct Model {
-        tensor: (Stored, Vec<usize>),
+        tensor: (FileDtype, Vec<usize>),
         transposed: Option<bool>,
         tied: bool,
     }
@@ -88,7 +88,7 @@ mod tests {
         fn tensor_names(&self) -> impl Iterator<Item = &str> {
             ["q.weight"].into_iter()
         }
-        fn tensor(&self, name: &str) -> Option<(Stored, &[usize])> {
+        fn tensor(&self, name: &str) -> Option<(FileDtype, &[usize])> {
             ["q.weight", "wte.weight"].contains(&name).then_some((self.tensor.0, &self.tensor.1[..]))
         }
         fn is_transposed(&self, _: &str) -> Option<bool> {
@@ -105,14 +105,14 @@ mod tests {
         Ok(place_layers(&Adapter::new(vec![layer])?, model)?.remove(0))
     }
 
-    fn model(dtype: Stored, shape: &[usize], transposed: Option<bool>) -> Model {
+    fn model(dtype: FileDtype, shape: &[usize], transposed: Option<bool>) -> Model {
         Model { tensor: (dtype, shape.to_vec()), transposed, tied: false }
     }
 
     #[test]
     fn a_weight_is_found_with_its_dtype_and_its_side() {
         for (dtype, want) in
-            [(Stored::F32, Dtype::F32), (Stored::F16, Dtype::F16), (Stored::BF16, Dtype::Bf16)]
+            [(FileDtype::F32, Dtype::F32), (FileDtype::F16, Dtype::F16), (FileDtype::BF16, Dtype::Bf16)]
         {
             for (shape, transposed) in [([6, 10], None), ([6, 10], Some(false)), ([10, 6], Some(true))] {
                 let got = placed(&model(dtype, &shape, transposed), "q").unwrap();
@@ -124,13 +124,13 @@ mod tests {
 
     #[test]
     fn weights_that_take_no_delta_are_refused() {
-        let f32 = |shape: &[usize], transposed| model(Stored::F32, shape, transposed);
+        let f32 = |shape: &[usize], transposed| model(FileDtype::F32, shape, transposed);
         for (model, says) in [
             (f32(&[6, 9], None), &["q.weight is [6, 9]", "needs [6, 10]"][..]),
             (f32(&[10, 6], None), &["[10, 6]", "transposed", "config.json"]),
             (f32(&[6, 10], Some(true)), &["q.weight is [6, 10]", "needs [10, 6]"]),
             (f32(&[2, 6, 10], None), &["q.weight is stacked", "[2, 6, 10]"]),
-            (model(Stored::F8_E4M3, &[6, 10], None), &["F8_E4M3", "F32, F16 or BF16"]),
+            (model(FileDtype::F8_E4M3, &[6, 10], None), &["F8_E4M3", "F32, F16 or BF16"]),
         ] {
             let error = placed(&model, "q").expect_err("no place").to_string();
             assert!(error.starts_with("model: ") && says.iter().all(|s| error.contains(s)), "{error}");
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn only_weights_that_can_be_tied_are_refused_in_a_tied_model() {
-        let tied = Model { tied: true, ..model(Stored::F32, &[6, 10], Some(false)) };
+        let tied = Model { tied: true, ..model(FileDtype::F32, &[6, 10], Some(false)) };
         assert!(placed(&tied, "q").is_ok());
         let error = placed(&tied, "wte").expect_err("tied").to_string();
         assert!(error.contains("wte.weight is tied") && error.contains("tie_word_embeddings"), "{error}");

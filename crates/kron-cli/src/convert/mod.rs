@@ -50,7 +50,7 @@ pub struct Args {
     output: PathBuf,
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
-    to: OutputFormat,
+    to: FormatArg,
     /// Side of the product that takes A, with --to lora [default: the one of smaller rank]
     #[arg(long, value_enum)]
     side: Option<Side>,
@@ -92,7 +92,7 @@ pub enum Side {
 /// Format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum OutputFormat {
+pub enum FormatArg {
     /// One safetensors file of this project
     Kron,
     /// PEFT folder with LoRA, of rank a_in·r or a_out·r
@@ -109,7 +109,7 @@ pub struct Report {
     input: String,
     from: Format,
     output: String,
-    to: OutputFormat,
+    to: FormatArg,
     layers: Vec<Row>,
     notes: Vec<String>,
 }
@@ -130,13 +130,13 @@ struct Row {
 /// The adapter is invalid or cannot be expressed in the format, a fit exceeds the largest error,
 /// or the output exists or cannot be written.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
-    if args.side.is_some() && args.to != OutputFormat::Lora {
+    if args.side.is_some() && args.to != FormatArg::Lora {
         return Err(Error::usage("--side chooses between two LoRAs, so it goes with --to lora"));
     }
-    if args.uniform && args.to != OutputFormat::Lora {
+    if args.uniform && args.to != FormatArg::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
-    let folder = [OutputFormat::Lora, OutputFormat::PeftLokr].contains(&args.to);
+    let folder = [FormatArg::Lora, FormatArg::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
     sources
         .into_iter()
@@ -159,7 +159,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     }
     let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
     write(&adapter, args.to.of(lora), &args.output, args.force)?;
-    let ranks = if args.to == OutputFormat::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
+    let ranks = if args.to == FormatArg::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
         row.error = Some(error);
@@ -177,25 +177,23 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
 }
 
 /// Fails if PEFT could not find a module of the adapter in a model.
-fn check_names(adapter: &Adapter, to: OutputFormat) -> Result<()> {
+fn check_names(adapter: &Adapter, to: FormatArg) -> Result<()> {
     let mut modules = adapter.layers().iter().map(|layer| layer.module());
     match modules.find(|module| lycoris::is_lycoris(module)) {
-        Some(module) if [OutputFormat::Lora, OutputFormat::PeftLokr].contains(&to) => {
-            Err(Error::usage(format!(
-                "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
-            )))
-        }
+        Some(module) if [FormatArg::Lora, FormatArg::PeftLokr].contains(&to) => Err(Error::usage(format!(
+            "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
+        ))),
         _ => Ok(()),
     }
 }
 
-impl OutputFormat {
+impl FormatArg {
     fn of(self, form: LoraOptions) -> kron_adapter::OutputFormat {
         match self {
-            OutputFormat::Kron => kron_adapter::OutputFormat::Kron,
-            OutputFormat::Lora => kron_adapter::OutputFormat::Lora(form),
-            OutputFormat::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
-            OutputFormat::Lycoris => kron_adapter::OutputFormat::Lycoris,
+            FormatArg::Kron => kron_adapter::OutputFormat::Kron,
+            FormatArg::Lora => kron_adapter::OutputFormat::Lora(form),
+            FormatArg::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
+            FormatArg::Lycoris => kron_adapter::OutputFormat::Lycoris,
         }
     }
 }

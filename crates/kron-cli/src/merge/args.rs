@@ -13,8 +13,8 @@ use crate::error::exit_codes;
 /// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
 /// file or a folder, as BASE is. The configuration and the tokenizer are copied too.
 ///
-/// A merge cannot be undone, as it rounds every weight. Keep BASE, which is never changed: using it is
-/// unmerging.
+/// A merge cannot be undone, as it rounds every weight. Keep BASE, which is never changed: to undo
+/// a merge, use BASE.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
     "A file appears under its name only when it is complete, the index of the shards last. An\n",

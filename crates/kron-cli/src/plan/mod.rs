@@ -33,7 +33,7 @@ pub use report::Report;
 /// The model is a preset or any config.json of the LLaMA, Mistral, Qwen2, Qwen3, Gemma, BERT,
 /// RoBERTa, DistilBERT or GPT-2 families; no weights are read. ΔW = s·A ⊗ (B·C) splits each layer by the
 /// outer factor A, which is a_out × a_in. Without --a-out and --a-in the paper's rule picks it. A side
-/// that does not divide a layer is reduced to the largest divisor below it, and a note tells so.
+/// that does not divide a layer is reduced to the largest divisor below it, and a note reports it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
     "Costs are per token: multiply-adds of the adapter's forward pass, and the bytes of T that\n",

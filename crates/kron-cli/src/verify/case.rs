@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::index::{Entry, Factor};
 use super::quantity::{Outputs, Quantity};
 use kron_adapter::Tensors;
+use kron_adapter::elements::file_dtype;
 
 use crate::Result;
 
@@ -262,10 +263,10 @@ impl Reader<'_> {
             return Err(self.entry.refuse(format!("{name} is {:?}, but has to be {dims:?}", info.shape)));
         }
         match dtype {
-            Some(want) if stored(want) != info.dtype => Err(self.entry.refuse(format!(
+            Some(want) if file_dtype(want) != info.dtype => Err(self.entry.refuse(format!(
                 "{name} is {}, but has to be {}",
                 torch_name(info.dtype),
-                torch_name(stored(want))
+                torch_name(file_dtype(want))
             ))),
             _ => self.file.values_f64(name),
         }
@@ -275,14 +276,6 @@ impl Reader<'_> {
 /// Makes a matrix of `values`, whose length rows·cols was checked with the file's header.
 fn matrix(rows: usize, cols: usize, values: Vec<f64>) -> Array2<f64> {
     Array2::from_shape_vec((rows, cols), values).unwrap_or_default()
-}
-
-const fn stored(dtype: Dtype) -> safetensors::Dtype {
-    match dtype {
-        Dtype::F32 => safetensors::Dtype::F32,
-        Dtype::F16 => safetensors::Dtype::F16,
-        Dtype::Bf16 => safetensors::Dtype::BF16,
-    }
 }
 
 /// Returns PyTorch's name of a dtype, which the index uses.

@@ -74,7 +74,7 @@ impl Verdict {
 
 /// Compares our outputs of a case with its reference.
 pub fn judge(case: &Case, ours: &Outputs) -> Vec<Row> {
-    let truth = formulas::solve::<f64>(case, |v| v);
+    let exact = formulas::solve::<f64>(case, |v| v);
     let plain = formulas::solve::<f32>(case, |v| round(case.dtype, v));
     let row = |(&q, want): (&Quantity, &Vec<f64>)| {
         let errors = |from: &Outputs| from.get(&q).map(|got| Errors::of(got, want));
@@ -83,7 +83,7 @@ pub fn judge(case: &Case, ours: &Outputs) -> Vec<Row> {
         let frameworks = frameworks.collect();
         let ours = errors(ours).unwrap_or(Errors::UNKNOWN);
         let plain = errors(&plain).unwrap_or(Errors::UNKNOWN);
-        let reference = truth.get(&q).map_or(Errors::UNKNOWN, |truth| Errors::of(want, truth));
+        let reference = exact.get(&q).map_or(Errors::UNKNOWN, |exact| Errors::of(want, exact));
         let factor = if q.is_gradient() { GRADIENT } else { OUTPUT };
         let bound = peers(case.dtype, want.len(), &frameworks, plain).times(factor);
         let share = ours.share(bound);

@@ -243,7 +243,7 @@ fn nothing_is_overwritten_unless_told_and_no_other_file_ever() {
         &["notes.txt", "nothing else"],
     );
     refused(&[&"convert", &peft("lokr"), &folder, &"--force"], 2, &["is a folder"]);
-    refused(&[&"convert", &"--to", &"lora", &peft("lokr"), &file, &"--force"], 2, &["is no folder"]);
+    refused(&[&"convert", &"--to", &"lora", &peft("lokr"), &file, &"--force"], 2, &["is not a folder"]);
     assert_eq!(std::fs::read_to_string(folder.join("notes.txt")).unwrap(), "mine");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "something was left behind");
 }

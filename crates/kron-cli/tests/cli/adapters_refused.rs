@@ -109,10 +109,10 @@ fn fields_of_the_configuration() {
         ("lokr", "r", json!(null), "no r"),
         ("lokr", "r", json!(-1), "not an adapter's configuration"),
         ("lokr", "r", json!(0), "rank 0"),
-        ("lokr", "r", json!(5), "rank 2, but its configuration says 5"),
+        ("lokr", "r", json!(5), "rank 2, but adapter_config.json has r = 5"),
         ("lokr", "alpha", json!(null), "no alpha"),
         ("lokr", "alpha", json!(1e300), "alpha is inf"),
-        ("lokr", "lora_alpha", json!(3), "both alpha and lora_alpha"),
+        ("lokr", "lora_alpha", json!(3), "has lora_alpha, but LoKr uses alpha"),
         ("lokr", "modules_to_save", json!(["classifier"]), "modules_to_save is"),
         ("lokr", "rank_pattern", json!({"(?=x)": 3}), "not a regular expression"),
         ("lokr", "rank_pattern", json!({"(": 3}), "not a regular expression"),
@@ -211,7 +211,7 @@ fn files_that_are_damaged() {
 #[test]
 fn files_that_are_no_adapter() {
     let base = golden().join("model_llama/base.safetensors");
-    refuse(&["inspect", base.to_str().unwrap()], 1, &["is no adapter"]);
+    refuse(&["inspect", base.to_str().unwrap()], 1, &["is not an adapter"]);
     refuse(&["inspect", "/no/such/path"], 1, &["/no/such/path"]);
     let dir = TempDir::new().unwrap();
     refuse(&["inspect", dir.path().to_str().unwrap()], 1, &["adapter_config.json"]);

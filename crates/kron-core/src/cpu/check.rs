@@ -84,7 +84,7 @@ fn t_len(op: &KronOp, got: usize, rows: usize) -> Result<()> {
 }
 
 fn workspace(pass: Pass, got: usize, want: usize, rows: usize) -> Result<()> {
-    at_least("workspace", got, want, || format!("workspace_len says so for {pass:?} over {rows} rows"))
+    at_least("workspace", got, want, || format!("see workspace_len for {pass:?} over {rows} rows"))
 }
 
 fn at_least(what: &'static str, got: usize, want: usize, why: impl Fn() -> String) -> Result<()> {

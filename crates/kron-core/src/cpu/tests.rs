@@ -32,7 +32,7 @@ impl Case {
     /// Returns case `i`, with up to `max_rows` rows.
     fn random(i: u32, max_rows: usize) -> Self {
         let bits: Vec<u32> = (0..4).flat_map(|block| philox([i, block, 0, 0], [7, 0])).collect();
-        let upto = |k: usize, most: usize| 1 + bits[k] as usize % most;
+        let upto = |k: usize, max: usize| 1 + bits[k] as usize % max;
         let (a_out, a_in) = if bits[0].is_multiple_of(3) { (1, 1) } else { (upto(1, 9), upto(2, 9)) };
         let outer = if bits[0].is_multiple_of(3) { Outer::One } else { Outer::Trained };
         let inner = if bits[0] % 3 == 1 { Inner::Full } else { Inner::LowRank(upto(3, 20)) };

@@ -137,10 +137,10 @@ impl<'a, E> RowGridMut<'a, E> {
         let layout = RowLayout::of_slice(data.len(), n, a, strides, width);
         let (low, high) = (strides.0.min(strides.1), strides.0.max(strides.1));
         let inner = if strides.0 <= strides.1 { n } else { a };
-        let apart = (n == 1 || a == 1 || (inner - 1) * low + width <= high)
+        let disjoint = (n == 1 || a == 1 || (inner - 1) * low + width <= high)
             && (n <= 1 || strides.0 >= width)
             && (a <= 1 || strides.1 >= width);
-        assert!(apart || layout.rows() <= 1, "rows of {layout:?} overlap");
+        assert!(disjoint || layout.rows() <= 1, "rows of {layout:?} overlap");
         Self { ptr: data.as_mut_ptr(), layout, life: PhantomData }
     }
 

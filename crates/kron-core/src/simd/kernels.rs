@@ -4,7 +4,7 @@ use super::factor::{Factor, PackFor};
 use super::grid::{RowGrid, RowGridMut};
 use super::isa::Isa;
 use super::operands::{Groups, Lanes, Rows};
-use super::pack::{self, Form};
+use super::pack::{self, LaneContents};
 use super::portable::Portable;
 use super::vector::Plain;
 use super::{down, outer, spin, up};
@@ -117,11 +117,11 @@ mod dot {
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) fn groups(u: &[f32], dims: (usize, usize, usize), s: f32, group: usize, out: &mut [f32]) {
-        pack::groups(u, dims, s, group, Form::Pairs, out);
+        pack::groups(u, dims, s, group, LaneContents::Pairs, out);
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) fn rows(u: &[f32], dims: (usize, usize, usize), s: f32, out: &mut [f32]) {
-        pack::rows(u, dims, s, Form::Pairs, out);
+        pack::rows(u, dims, s, LaneContents::Pairs, out);
     }
 }
 
@@ -261,7 +261,7 @@ impl Kernels {
             unsafe { dot::groups(u, dims, s, self.group(), out) };
             return Groups { data: out, ranks: ranks.div_ceil(2) };
         }
-        pack::groups(u, dims, s, self.group(), Form::Singles, out);
+        pack::groups(u, dims, s, self.group(), LaneContents::Singles, out);
         Groups { data: out, ranks }
     }
 
@@ -281,7 +281,7 @@ impl Kernels {
             unsafe { dot::rows(u, dims, s, out) };
             return Rows { data: out, ranks };
         }
-        pack::rows(u, dims, s, Form::Singles, out);
+        pack::rows(u, dims, s, LaneContents::Singles, out);
         Rows { data: out, ranks }
     }
 

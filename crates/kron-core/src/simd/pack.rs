@@ -3,7 +3,7 @@
 /// Contents of a lane of `up` or `outer`.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only x86-64 multiplies pairs
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum LaneContents {
     /// One float32 value.
     Singles,
     /// Two values rounded to bf16.
@@ -18,21 +18,23 @@ pub(super) fn groups(
     (n, a, ranks): (usize, usize, usize),
     s: f32,
     group: usize,
-    form: Form,
+    contents: LaneContents,
     out: &mut [f32],
 ) {
-    let lanes = match form {
-        Form::Singles => ranks,
-        Form::Pairs => ranks.div_ceil(2),
+    let lanes = match contents {
+        LaneContents::Singles => ranks,
+        LaneContents::Pairs => ranks.div_ceil(2),
     };
     let mut row = 0;
     for i in 0..n {
         for j in 0..a {
             let u = &u[(j * n + i) * ranks..][..ranks];
             let out = &mut out[row / group * group * lanes + row % group..];
-            match form {
-                Form::Singles => out.iter_mut().step_by(group).zip(u).for_each(|(out, u)| *out = s * u),
-                Form::Pairs => {
+            match contents {
+                LaneContents::Singles => {
+                    out.iter_mut().step_by(group).zip(u).for_each(|(out, u)| *out = s * u)
+                }
+                LaneContents::Pairs => {
                     for (out, u) in out.iter_mut().step_by(group).zip(u.chunks(2)) {
                         *out = pair(s * u[0], s * u.get(1).copied().unwrap_or(0.0));
                     }
@@ -45,15 +47,21 @@ pub(super) fn groups(
 
 /// Packs s·u for `outer`: \[row or pair of rows, rank\], rows in flat order. `u` is \[a, n, ranks\].
 #[inline(always)]
-pub(super) fn rows(u: &[f32], (n, a, ranks): (usize, usize, usize), s: f32, form: Form, out: &mut [f32]) {
+pub(super) fn rows(
+    u: &[f32],
+    (n, a, ranks): (usize, usize, usize),
+    s: f32,
+    contents: LaneContents,
+    out: &mut [f32],
+) {
     let row = |r: usize| &u[((r % a) * n + r / a) * ranks..][..ranks];
-    match form {
-        Form::Singles => {
+    match contents {
+        LaneContents::Singles => {
             for (r, out) in out.chunks_exact_mut(ranks).enumerate() {
                 out.iter_mut().zip(row(r)).for_each(|(out, u)| *out = s * u);
             }
         }
-        Form::Pairs => {
+        LaneContents::Pairs => {
             for (q, out) in out.chunks_exact_mut(ranks).enumerate() {
                 let low = row(2 * q);
                 if 2 * q + 1 < n * a {

@@ -1,4 +1,13 @@
 //! Peak arithmetic and copy rates of this machine, the upper bounds of the benchmarks.
+//!
+//! ```
+//! use kron_core::{Cpu, Dtype, probe};
+//!
+//! let flops_per_s = probe::mul_add_rate(Cpu::new().isa(), Dtype::F32, 1)?;
+//! let bytes_per_s = probe::copy_rate(1 << 20, 1);
+//! assert!(flops_per_s > 0.0 && bytes_per_s > 0.0);
+//! # Ok::<(), kron_core::Error>(())
+//! ```
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -247,9 +247,10 @@ mod tests {
             Ok([y.clone()].into_iter().chain(grads).collect())
         };
         for (i, (a, b)) in run(ours).expect("ours").iter().zip(run(theirs).expect("theirs")).enumerate() {
-            let most = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
-            let (apart, size) = (most((a - &b).expect("sizes")).expect("max"), most(b).expect("max"));
-            assert!(size > 0.01 && apart < 2e-5 * size.max(1.0), "result {i}: {apart} apart of {size}");
+            let largest = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+            let (difference, size) =
+                (largest((a - &b).expect("sizes")).expect("max"), largest(b).expect("max"));
+            assert!(size > 0.01 && difference < 2e-5 * size.max(1.0), "result {i}: {difference} of {size}");
         }
     }
 
@@ -290,11 +291,12 @@ mod tests {
                 assert_eq!(half.dtype(), dtype);
                 // Both take operands rounded to the half type.
                 let full = way(&|var| var.to_dtype(dtype)?.to_dtype(DType::F32))?;
-                let apart = (half.to_dtype(DType::F32)? - &full)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                let difference =
+                    (half.to_dtype(DType::F32)? - &full)?.abs()?.max_all()?.to_scalar::<f32>()?;
                 let size = full.abs()?.max_all()?.to_scalar::<f32>()?;
                 assert!(
-                    apart > 0.0 && apart <= 4.0 * roundoff * size,
-                    "op {i}, {dtype:?}: {apart} of {size}"
+                    difference > 0.0 && difference <= 4.0 * roundoff * size,
+                    "op {i}, {dtype:?}: {difference} of {size}"
                 );
             }
         }

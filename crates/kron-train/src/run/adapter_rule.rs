@@ -24,12 +24,12 @@ impl AdapterRule {
     /// A target matches no layer, or a shape is invalid.
     pub fn new(config: &AdapterConfig, weights: &Weights) -> Result<Option<Self>> {
         let model = linears(config, weights)?;
-        let split = match (config.a_in, config.a_out) {
+        let split = match (config.a_out, config.a_in) {
             (0, 0) => None,
-            (a_in, a_out) if a_in > 0 && a_out > 0 => Some(Split { a_in, a_out }),
-            (a_in, a_out) => {
+            (a_out, a_in) if a_out > 0 && a_in > 0 => Some(Split { a_out, a_in }),
+            (a_out, a_in) => {
                 return Err(invalid(format!(
-                    "a_in is {a_in} and a_out {a_out}, but both are set or neither"
+                    "a_out is {a_out} and a_in {a_in}, but both are set or neither"
                 )));
             }
         };

@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Tensor, Var};
+use kron_adapter::Tensors;
+use kron_adapter::elements::decode;
 use kron_adapter::io::write_atomic;
 use kron_candle::{AdamW, IfExists};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::learner::NamedGroup;
@@ -50,7 +52,9 @@ pub fn write(
         HashMap::from([(STEP.into(), step.to_string()), (SETTINGS.into(), settings(config)?)]);
     metadata.extend(scale.text().map(|scale| (SCALE.into(), scale)));
     let contents = views.iter().map(|(name, view)| (name.as_str(), view.data()));
-    metadata.insert(SUM.into(), checksum(&metadata, contents));
+    let entries = metadata.iter().map(|(key, text)| (key.as_str(), text.as_str()));
+    let sum = checksum(entries, contents);
+    metadata.insert(SUM.into(), sum);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| file(path, e))?;
     Ok(write_atomic(path, IfExists::Replace, |out| out.write_all(&bytes))?)
 }
@@ -67,16 +71,15 @@ pub fn read(
     scale: &mut LossScale,
 ) -> Result<u64> {
     let bytes = std::fs::read(path).map_err(|e| file(path, e))?;
-    let broken = |e: safetensors::SafeTensorError| file(path, format!("is damaged: {e}"));
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
-    let metadata = header.metadata().clone().unwrap_or_default();
+    let tensors = Tensors::from_bytes(path.display().to_string(), bytes)
+        .map_err(|e| file(path, format!("is damaged: {e}")))?;
     let of = |key: &str| {
-        metadata.get(key).ok_or_else(|| file(path, format!("is not a checkpoint: it has no {key}")))
+        tensors.metadata(key).ok_or_else(|| file(path, format!("is not a checkpoint: it has no {key}")))
     };
-    let mut all: Vec<(String, TensorView)> = tensors.tensors();
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    if *of(SUM)? != checksum(&metadata, all.iter().map(|(name, view)| (name.as_str(), view.data()))) {
+    let names = tensors.names();
+    let contents = names.iter().map(|name| -> Result<_> { Ok((name.as_str(), tensors.data(name)?)) });
+    let contents = contents.collect::<Result<Vec<_>>>()?;
+    if of(SUM)? != checksum(tensors.metadata_entries(), contents) {
         return Err(file(path, "is damaged: it does not have the checksum that was written with it"));
     }
     check_settings(path, of(SETTINGS)?, &settings(config)?)?;
@@ -87,14 +90,13 @@ pub fn read(
         *scale = LossScale::parse(text).ok_or_else(wrong)?;
     }
     let get = |name: &str, var: &Var| -> Result<Tensor> {
-        let view = tensors.tensor(name).map_err(broken)?;
-        if view.shape() != var.dims() {
-            return Err(file(
-                path,
-                format!("{name} is {:?}, but {:?} was expected", view.shape(), var.dims()),
-            ));
+        let info = tensors.info(name)?;
+        if info.dtype != Dtype::F32 || info.shape != var.dims() {
+            let (dtype, shape) = (info.dtype, &info.shape);
+            let message = format!("{name} is {dtype} {shape:?}, but F32 {:?} was expected", var.dims());
+            return Err(file(path, message));
         }
-        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let values = decode::<f32>(tensors.data(name)?);
         Ok(Tensor::from_iter(values, var.device())?.reshape(var.shape())?)
     };
     let mut moments = Vec::new();
@@ -137,12 +139,13 @@ fn check_settings(path: &Path, theirs: &str, ours: &str) -> Result<()> {
 
 /// Returns the checksum over the metadata (except the checksum itself) and the tensors, sorted by name.
 fn checksum<'a>(
-    metadata: &HashMap<String, String>,
-    tensors: impl Iterator<Item = (&'a str, &'a [u8])>,
+    metadata: impl Iterator<Item = (&'a str, &'a str)>,
+    tensors: impl IntoIterator<Item = (&'a str, &'a [u8])>,
 ) -> String {
-    let entries = metadata.iter().filter(|(key, _)| *key != SUM);
-    let entries = entries.map(|(key, value)| (key.as_str(), xxh3_64(value.as_bytes())));
-    let mut parts: Vec<_> = tensors.map(|(name, data)| (name, xxh3_64(data))).chain(entries).collect();
+    let entries = metadata.filter(|(key, _)| *key != SUM);
+    let entries = entries.map(|(key, value)| (key, xxh3_64(value.as_bytes())));
+    let mut parts: Vec<_> =
+        tensors.into_iter().map(|(name, data)| (name, xxh3_64(data))).chain(entries).collect();
     parts.sort_unstable();
     let text: String = parts.iter().map(|(name, hash)| format!("{name} {hash:016x}\n")).collect();
     format!("{:016x}", xxh3_64(text.as_bytes()))

@@ -41,8 +41,15 @@ pub struct ChainGrid {
     pub entries: Vec<Entry>,
 }
 
-/// Index of an entry, the entry, an order of domains, and a seed.
-type Choice<'g> = (usize, &'g Entry, Vec<String>, u64);
+/// One chain of a grid.
+struct PlannedChain<'g> {
+    /// Index of the entry in the grid.
+    index: usize,
+    entry: &'g Entry,
+    /// Domains in order.
+    order: Vec<String>,
+    seed: u64,
+}
 
 /// Result of one chain: a row of `chains.csv`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -123,25 +130,27 @@ impl ChainGrid {
     }
 
     /// Returns all chains, seed by seed, so that a study cut short is balanced.
-    fn chains(&self) -> impl Iterator<Item = Choice<'_>> {
+    fn chains(&self) -> impl Iterator<Item = PlannedChain<'_>> {
         let orders = self.orders();
         self.seeds.iter().flat_map(move |seed| {
             let each = orders.clone().into_iter().flat_map(move |order| {
-                self.entries.iter().enumerate().map(move |(i, entry)| (i, entry, order.clone(), *seed))
+                let chain =
+                    move |(index, entry)| PlannedChain { index, entry, order: order.clone(), seed: *seed };
+                self.entries.iter().enumerate().map(chain)
             });
             each.collect::<Vec<_>>()
         })
     }
 
-    fn is_done(&self, (_, entry, order, seed): &Choice, results: &[ChainResult]) -> bool {
-        let (lr, order) = (self.lr(entry), order.join(" > "));
-        results.iter().any(|r| r.name == entry.name && r.lr == lr && r.order == order && r.seed == *seed)
+    fn is_done(&self, chain: &PlannedChain, results: &[ChainResult]) -> bool {
+        let (name, lr, order) = (&chain.entry.name, self.lr(chain.entry), chain.order.join(" > "));
+        results.iter().any(|r| r.name == *name && r.lr == lr && r.order == order && r.seed == chain.seed)
     }
 
-    fn config(&self, (_, entry, _, seed): &Choice) -> Config {
+    fn config(&self, chain: &PlannedChain) -> Config {
         let mut config = self.base.clone();
-        config.adapter = entry.adapter.clone();
-        (config.train.lr, config.train.seed) = (self.lr(entry), *seed);
+        config.adapter = chain.entry.adapter.clone();
+        (config.train.lr, config.train.seed) = (self.lr(chain.entry), chain.seed);
         config
     }
 }
@@ -156,7 +165,7 @@ fn check_not_overwriting(folder: &Path, config: &Config) -> Result<()> {
     match theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours) {
         None => Ok(()),
         Some((theirs, ours)) => Err(invalid(format!(
-            "{} holds a chain with {theirs:?}, but this grid has {ours:?} there: append new entries after \
+            "{} holds a chain with {theirs:?}, but this grid has {ours:?} instead: append new entries after \
              the others, and use another folder for another learning rate",
             folder.display()
         ))),
@@ -182,13 +191,15 @@ pub fn run(
     check_and_save(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &results)?;
     let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &results)).collect();
-    let subfolder = |(i, _, order, seed): &Choice| folder.join(format!("{i}-{}-{seed}", order.join("-")));
+    let subfolder = |chain: &PlannedChain| {
+        folder.join(format!("{}-{}-{}", chain.index, chain.order.join("-"), chain.seed))
+    };
     for chain in &missing {
         check_not_overwriting(&subfolder(chain), &grid.config(chain))?;
     }
-    for choice in missing {
-        let (config, subfolder) = (grid.config(&choice), subfolder(&choice));
-        let (_, entry, order, seed) = choice;
+    for planned in missing {
+        let (config, subfolder) = (grid.config(&planned), subfolder(&planned));
+        let PlannedChain { entry, order, seed, .. } = planned;
         let tasks = order.iter().map(|name| match data.get(name) {
             Some(data) => Ok((name.as_str(), data)),
             None => Err(invalid(format!("the domain {name:?} was not read"))),

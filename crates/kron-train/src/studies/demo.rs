@@ -16,8 +16,10 @@ use crate::data::Tokens;
 use crate::error::Result;
 use crate::model::{BertConfig, Body, Config, Weights, build};
 
-/// Shape of the planted update: a_out, a_in, rank.
-const PLANTED: (usize, usize, usize) = (4, 4, 2);
+/// Outer factor of the planted update.
+const PLANTED_SPLIT: Split = Split { a_out: 4, a_in: 4 };
+/// Rank of the planted update.
+const PLANTED_RANK: usize = 2;
 /// Highest learning rate, which decays linearly to zero.
 const LEARNING_RATE: f64 = 3e-2;
 /// Number of training steps.
@@ -54,9 +56,8 @@ pub fn demo(seed: u64, mut report: impl FnMut(&str, u64, f64)) -> Result<Vec<Rec
         position_embedding_type: "absolute".into(),
     };
     let weights = random_weights(&config, seed)?;
-    let (a_out, a_in, rank) = PLANTED;
-    let kron = move |_: &str, dims: LayerDims| {
-        let shape = KronShape::kron(dims, Split { a_out, a_in }, rank)?;
+    let kron = |_: &str, dims: LayerDims| {
+        let shape = KronShape::kron(dims, PLANTED_SPLIT, PLANTED_RANK)?;
         Ok((shape, Scaling::new(1.0, 1, ScaleRule::AlphaOverR)?))
     };
     let (planted, teacher) = plant(&weights, kron, seed)?;
