@@ -116,7 +116,7 @@ fn write_all(adapter: &Adapter) {
         let rank = shape.width().saturating_mul(shape.a_in().max(shape.a_out()));
         rank.saturating_mul(shape.d_out().saturating_add(shape.d_in())) > MAX_ELEMENTS
     };
-    let bytes = adapter.to_bytes().expect("what was read has finite numbers");
+    let bytes = adapter.to_bytes().expect("values that were read are finite");
     assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());
     if !adapter.layers().iter().any(large) {
         let uniform = LoraOptions { join: None, uniform: true };
