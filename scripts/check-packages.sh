@@ -11,6 +11,8 @@ packed=${CARGO_TARGET_DIR:-target}/package
 
 rm -rf "$packed" "$outside/packages" "$outside/src" "$outside/Cargo.lock"
 cargo publish --dry-run --workspace --allow-dirty --locked
+# The same packages once more, where they are documented to lie.
+cargo package --quiet --workspace --exclude kron-bench --exclude kron-tests --allow-dirty --locked --no-verify
 
 mkdir -p "$outside/packages" "$outside/src"
 patches=

@@ -28,10 +28,8 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
         if let Some(rank) =
             [factors.rank1, factors.rank2].into_iter().flatten().find(|r| *r != scaling.rank())
         {
-            let why = format!(
-                "the factors of {module} have rank {rank}, but {CONFIG} has r = {}",
-                scaling.rank()
-            );
+            let why =
+                format!("the factors of {module} have rank {rank}, but {CONFIG} has r = {}", scaling.rank());
             return Err(Error::data(why).about(folder.display()));
         }
         Layer::new(*module, scaling, factors.theta).map_err(|e| e.about(folder.display()))
