@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kron_adapter::{Adapter, ScaleRule, Scaling};
-use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
+use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
 use serde_json::json;
 
 use crate::adapters::{

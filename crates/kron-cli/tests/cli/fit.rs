@@ -4,7 +4,6 @@ use kron_adapter::{Adapter, IfExists, Layer};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 
 use crate::adapters::{convert, dir, ours, peft, refused, report, run, scaling};
-use crate::golden::golden;
 
 #[test]
 fn fit_recovers_a_kron_lora_and_refuses_a_lora() {
