@@ -56,7 +56,7 @@
 //!
 //! [`Backend::backward`] adds θ's gradient and computes dX; [`Backend::merge`] folds ΔW into a weight.
 //!
-//! **3. A file.** An [`adapter::Adapter`](crate::adapter::Adapter) is a list of layers; the module reads and
+//! **3. A file.** An [`adapter::Adapter`] is a list of layers; the module reads and
 //! writes it as this project's file, a PEFT folder or a LyCORIS file.
 #![cfg_attr(feature = "adapter", doc = "```")]
 #![cfg_attr(not(feature = "adapter"), doc = "```ignore")]
