@@ -42,7 +42,7 @@
 //!
 //! | task | module |
 //! |---|---|
-//! | convert between formats | [`read`], [`write`], [`OutputFormat`] |
+//! | convert between formats | [`read`], [`write`](fn@write), [`OutputFormat`] |
 //! | match an adapter with a model's tensors | [`resolve`] |
 //! | norms, spectra, cosine, the nearest Kron-LoRA of a LoRA | [`algebra`] |
 //! | choose shapes for a budget of parameters | [`plan`] |
