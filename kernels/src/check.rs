@@ -3,6 +3,7 @@
 use kron_core::{Element, Error, KronShape, Result};
 
 use crate::device::DeviceSlice;
+use crate::problem::check_sizes;
 
 /// True if θ and every matrix's rows start on 16-byte boundaries.
 pub(crate) fn aligned<E: Element>(theta: u64, matrices: &[(u64, usize)]) -> bool {
@@ -12,8 +13,9 @@ pub(crate) fn aligned<E: Element>(theta: u64, matrices: &[(u64, usize)]) -> bool
     theta.is_multiple_of(16) && matrices.iter().all(fits)
 }
 
-/// Fails unless θ has the shape's length; returns its address.
+/// Fails if a size exceeds the kernels' integers or θ has another length; returns its address.
 pub(crate) fn theta(shape: &KronShape, theta: DeviceSlice<'_, f32>) -> Result<u64> {
+    check_sizes(shape)?;
     theta_len("theta", theta.len(), shape)?;
     Ok(theta.pointer())
 }
