@@ -72,3 +72,8 @@ pub use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Th
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
 pub use trainable_delta::TrainableDelta;
+
+/// The README's code, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
