@@ -134,6 +134,10 @@ fn small_m_is_two_launches_in_each_direction() {
         }
         Ok(())
     };
+    for rank in [4, 16] {
+        let smallest = KronShape::lora(LayerDims { d_out: 8, d_in: 8 }, rank).expect("small");
+        test((smallest, true, 1, false, 0)).expect("a plan that aims at no block");
+    }
     let cases = ProptestConfig::with_cases(2000);
     proptest::test_runner::TestRunner::new(cases).run(&problem, test).expect("every legal problem");
 }

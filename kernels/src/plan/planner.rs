@@ -29,8 +29,8 @@ impl Plan {
         Self::aimed_at(BLOCKS, problem)
     }
 
-    /// Plans for another number of blocks. With few blocks each of them takes many steps
-    /// even in a small problem, which tests need.
+    /// Plans for another number of blocks, at least one. With few blocks each of them takes many
+    /// steps even in a small problem, which tests need.
     ///
     /// # Errors
     /// As [`Plan::new`].
@@ -78,7 +78,7 @@ impl<'a> Planner<'a> {
             floor_bytes: 0,
             bytes: 0,
         };
-        Self { problem, blocks, plan }
+        Self { problem, blocks: blocks.max(1), plan }
     }
 
     /// Builds the plan.
@@ -299,7 +299,7 @@ impl<'a> Planner<'a> {
 
     /// Number of blocks that gives every multiprocessor of the largest GPU one.
     fn one_wave(&self) -> usize {
-        self.blocks.div_ceil(2).max(1)
+        self.blocks.div_ceil(2)
     }
 
     fn reduce(&mut self) -> Result<()> {
