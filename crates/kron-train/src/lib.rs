@@ -13,6 +13,7 @@ pub mod compute;
 pub mod config;
 pub mod data;
 mod error;
+mod files;
 pub mod model;
 mod report;
 pub mod run;
