@@ -4,11 +4,13 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use crate::io::{IfExists, temporary_folder, write_atomic};
+use crate::io::{IfExists, OutputLock, temporary_folder, write_atomic};
 use crate::{Error, Progress, Result, Suggestion};
 
 /// Number of bytes between two calls of `progress`.
 const PIECE: usize = 1 << 20;
+/// File that others keep beside an adapter: its card.
+const CARD: &str = "README.md";
 
 /// An encoded adapter.
 #[derive(Clone, Debug)]
@@ -23,9 +25,9 @@ pub enum Output {
 ///
 /// # Errors
 /// Fails if the name is taken, under [`IfExists::Refuse`]. Under
-/// [`IfExists::Replace`] a folder is replaced only if it holds an adapter and
-/// nothing else, so that no other file is ever lost. Fails too if `progress` fails
-/// and if the system refuses. After an error `out` is as it was.
+/// [`IfExists::Replace`] a folder is replaced only if it holds an adapter and nothing else but a
+/// README.md, which stays. Fails too if another process writes `out`, if `progress` fails and if
+/// the system refuses. After an error `out` is as it was.
 pub fn write_output(out: &Path, output: &Output, if_exists: IfExists, progress: Progress) -> Result<()> {
     let name = out.display();
     let there = out.symlink_metadata().ok();
@@ -68,14 +70,19 @@ fn write_pieces(bytes: &[u8], to: &mut dyn Write, progress: Progress) -> std::io
 /// Writes the files into a hidden folder beside `out`, then renames it.
 fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progress) -> Result<()> {
     let refused = |e: std::io::Error| Error::io(out.display(), e);
+    let _lock = OutputLock::beside(out)?;
     check_replaceable(out, files)?;
     // Dropping the folder, on any error, removes it.
-    let (temp, _lock) = temporary_folder(out).map_err(refused)?;
+    let (temp, _held) = temporary_folder(out).map_err(refused)?;
     let (new, old) = (temp.path().join("new"), temp.path().join("old"));
     fs::create_dir(&new).map_err(refused)?;
     for (name, bytes) in files {
         let mut file = fs::File::create_new(new.join(name)).map_err(refused)?;
         write_pieces(bytes, &mut file, progress).and_then(|()| file.sync_all()).map_err(refused)?;
+    }
+    match fs::copy(out.join(CARD), new.join(CARD)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
+        _ => {}
     }
     if exchange(&new, out) {
         return Ok(());
@@ -105,13 +112,16 @@ fn exchange(_new: &Path, _out: &Path) -> bool {
     false
 }
 
-/// Fails if the folder holds anything but an adapter, which replacing it would lose.
+/// Fails if the folder holds anything but an adapter and its card, which replacing it would lose.
 fn check_replaceable(out: &Path, files: &[(&'static str, Vec<u8>)]) -> Result<()> {
     let Ok(entries) = fs::read_dir(out) else { return Ok(()) };
     for entry in entries {
-        let entry = entry.map_err(|e| Error::io(out.display(), e))?.file_name();
-        if !files.iter().map(|(name, _)| *name).chain(["README.md"]).any(|name| entry == name) {
-            let refused = Error::usage(format!("{} holds {entry:?}", out.display()));
+        let entry = entry.map_err(|e| Error::io(out.display(), e))?;
+        let name = entry.file_name();
+        // A link or a pipe could not be copied as it is.
+        let card = name == CARD && entry.file_type().is_ok_and(|kind| kind.is_file());
+        if !card && !files.iter().any(|(file, _)| name == *file) {
+            let refused = Error::usage(format!("{} holds {name:?}", out.display()));
             return Err(refused.with(Suggestion::OtherName));
         }
     }

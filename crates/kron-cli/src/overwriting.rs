@@ -1,17 +1,20 @@
-//! Checks that an output does not overwrite an input.
+//! Checks that an output does not overwrite an adapter or a model that is read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use kron_adapter::io;
 use kron_adapter::peft::{self, CONFIG, WEIGHTS};
 
-use crate::{Error, Result};
+use crate::Result;
 
-/// Fails if `out`, a folder or a file, equals `source`, contains it, or is a file inside it.
+/// Fails if `out`, a folder or a file, is `source` or holds it, or is a file in the folder `source`.
 ///
 /// # Errors
 /// A usage error with both names.
 pub fn check_not_overwriting(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
-    check(peft::folder(source).unwrap_or(source), out, out_is_folder)
+    let source = peft::folder(source).unwrap_or(source);
+    io::check_not_overwriting(source, out)?;
+    if out_is_folder && !out.is_file() { Ok(()) } else { io::check_not_inside(source, out) }
 }
 
 /// Fails if the file `out` is one that is read from the adapter `source`.
@@ -21,30 +24,9 @@ pub fn check_not_overwriting(source: &Path, out: &Path, out_is_folder: bool) -> 
 /// A usage error with both names.
 pub fn check_not_overwriting_files(source: &Path, out: &Path) -> Result<()> {
     match peft::folder(source) {
-        None => check(source, out, false),
-        Some(folder) => [CONFIG, WEIGHTS].iter().try_for_each(|name| check(&folder.join(name), out, false)),
+        None => io::check_not_overwriting(source, out),
+        Some(folder) => {
+            [CONFIG, WEIGHTS].iter().try_for_each(|name| io::check_not_overwriting(&folder.join(name), out))
+        }
     }
-}
-
-fn check(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
-    let (Some(read), Some(written)) = (canonical(source), canonical(out)) else { return Ok(()) };
-    let as_file = read.is_dir() && (!out_is_folder || written.is_file());
-    if read.starts_with(&written) || as_file && written.parent() == Some(read.as_path()) {
-        return Err(Error::usage(format!(
-            "{} is not written: that would change {}, which is read; give another place",
-            out.display(),
-            source.display()
-        )));
-    }
-    Ok(())
-}
-
-/// The path without links. A file that does not exist yet gets its folder's canonical path and its own name.
-fn canonical(path: &Path) -> Option<PathBuf> {
-    if let Ok(path) = path.canonicalize() {
-        return Some(path);
-    }
-    let parent = path.parent()?;
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    Some(canonical(parent)?.join(path.file_name()?))
 }

@@ -6,13 +6,11 @@ use std::path::Path;
 
 use tempfile::{Builder, NamedTempFile, TempDir};
 
+use super::lock::OutputLock;
+use super::names::{PREFIX, SUFFIX, folder_of, is_temporary};
 use super::options::{Flush, IfExists};
 use super::stream::Stream;
 use crate::{Error, Result};
-
-/// First and last characters of a temporary name.
-const PREFIX: &str = ".kron-";
-const SUFFIX: &str = ".tmp";
 
 /// Writes a file so that no reader ever sees half of it.
 ///
@@ -22,13 +20,14 @@ const SUFFIX: &str = ".tmp";
 ///
 /// A failure removes the temporary file and leaves `path` as it was. Only a
 /// killed process leaves a temporary file behind, which the next write into the
-/// folder removes. A symbolic link at `path` is replaced, not followed.
+/// folder removes. The name is locked while it is written ([`OutputLock`]). A symbolic link at `path` is replaced, not followed.
 ///
 /// On Linux the bytes of a large file bypass the system's cache where the file
 /// system allows it, which saves one copy.
 ///
 /// # Errors
-/// Fails if `write` fails or the system refuses; the message names `path`.
+/// Fails if another process writes `path`, if `write` fails and if the system refuses; the message
+/// names `path`.
 /// An error in flushing the folder, after the rename, leaves the new file.
 pub fn write_atomic(
     path: &Path,
@@ -49,6 +48,10 @@ pub fn write_whole(
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
     let io = |source| Error::io(path.display(), source);
+    if path.file_name().is_none() {
+        return Err(io(IoError::new(ErrorKind::InvalidInput, "names no file")));
+    }
+    let _lock = OutputLock::beside(path)?;
     try_write(path, if_exists, flush, write).map_err(io)
 }
 
@@ -58,9 +61,6 @@ fn try_write(
     flush: Flush,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    if path.file_name().is_none() {
-        return Err(IoError::new(ErrorKind::InvalidInput, "names no file"));
-    }
     // The rename checks again; this check saves a long write.
     if if_exists == IfExists::Refuse && path.symlink_metadata().is_ok() {
         return Err(ErrorKind::AlreadyExists.into());
@@ -80,14 +80,6 @@ fn try_write(
     }
     .map_err(|e| e.error)?;
     if flush == Flush::Now { sync_folder(folder) } else { Ok(()) }
-}
-
-/// Returns the folder of a path, `.` for a bare name.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 /// Makes a temporary file that stays locked while it is open, so that nobody takes it for a leftover.
@@ -126,18 +118,16 @@ fn builder(mode: u32) -> Builder<'static, 'static> {
     builder
 }
 
-/// Removes files and folders `.kron-*.tmp` that killed processes left in a
-/// folder, recognised by the missing lock. Entries that cannot be removed stay.
+/// Removes temporary files and folders, and locks, that killed processes left in a folder; nobody
+/// holds them. Entries that cannot be removed stay.
 ///
 /// A folder that holds an entry `old` stays too: its process was killed while it
 /// replaced an output, and `old` may be the only copy.
 pub fn remove_leftovers(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
         let Ok(kind) = entry.file_type() else { continue };
         // Opening a pipe would wait for a writer.
-        if !ours || !(kind.is_file() || kind.is_dir()) {
+        if !is_temporary(&entry.file_name()) || !(kind.is_file() || kind.is_dir()) {
             continue;
         }
         let path = entry.path();

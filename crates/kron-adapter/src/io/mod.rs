@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Input ── Layout: the one parser of safetensors headers ── tensors
-//! write_atomic ── temporary file ── flushed ── renamed
+//! write_atomic ── OutputLock ── temporary file ── flushed ── renamed
 //! ```
 //!
 //! Every length is checked against the size of the file before anything is allocated for it.
@@ -21,14 +21,20 @@
 
 mod atomic;
 mod direct;
+mod identity;
 mod input;
 mod layout;
+mod lock;
+mod names;
 mod options;
 mod stream;
 
 pub(crate) use atomic::temporary_folder;
 pub use atomic::{remove_leftovers, write_atomic, write_whole};
+pub use identity::{check_not_inside, check_not_overwriting};
 pub(crate) use input::MAX_HEADER;
 pub use input::{Input, read};
 pub use layout::{Layout, METADATA};
+pub use lock::OutputLock;
+pub use names::is_temporary;
 pub use options::{Flush, IfExists};

@@ -19,7 +19,8 @@ use crate::error::exit_codes;
 #[command(after_help = concat!(
     "A file appears under its name only when it is complete, the index of the shards last. An\n",
     "interrupted merge into a folder continues with --resume. It keeps the shards whose size and hash\n",
-    "match the journal .kron-merge.json. With --force, safetensors files and an index of another model\n",
+    "match the journal .kron-merge.json. OUT has one writer at a time. With --force, files of the\n",
+    "merged model replace those of the same name; then safetensors files and an index of another model\n",
     "in the folder OUT are removed, as a loader might prefer them.\n\n",
     exit_codes!("merged", "the model or the adapter is invalid, they do not match"),
     "Examples:\n",

@@ -3,8 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use kron_adapter::io::Input;
-use kron_adapter::io::write_atomic;
+use kron_adapter::io::{Input, OutputLock, is_temporary, remove_leftovers, write_atomic};
 use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
 use kron_adapter::{Adapter, IfExists};
 
@@ -34,16 +33,19 @@ pub fn merge(
     progress: &WriteProgress,
 ) -> Result<Report> {
     let out = args.out.as_path();
-    let mut journal = begin(args, base, adapter)?;
-    let notes = remove_stale(out, base, &journal)?.into_iter().collect();
+    let (_lock, mut journal) = begin(args, base, adapter)?;
     let mut report =
-        Report { out: out.display().to_string(), shards: base.shards.len(), notes, ..Report::default() };
+        Report { out: out.display().to_string(), shards: base.shards.len(), ..Report::default() };
     copy_others(from, out, base, &mut report)?;
     for (i, shard) in base.shards.iter().enumerate() {
         if journal.has(out, &shard.name)? {
             report.kept += 1;
             progress.advance(shard.len)?;
             continue;
+        }
+        if out.join(&shard.name).exists() {
+            // With the old index, new and old shards would load as one model.
+            remove(out, INDEX)?;
         }
         let how = (IfExists::Replace, args.flush());
         let hash = shard::write(shard, &folds.of_shard(i), &out.join(&shard.name), how, progress)?;
@@ -53,12 +55,15 @@ pub fn merge(
     if let Some(index) = &base.index {
         write_atomic(&out.join(INDEX), IfExists::Replace, |to| to.write_all(index))?;
     }
+    // Until the model is whole, a failure may not cost the other one.
+    report.notes.extend(remove_stale(out, base, &journal)?);
     journal.end()?;
     Ok(report)
 }
 
-/// Prepares the folder for writing and begins or resumes its journal.
-fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
+/// Makes and locks the folder, and begins or resumes its journal. A merge that cannot begin leaves no
+/// empty folder.
+fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<(OutputLock, Journal)> {
     let out = args.out.as_path();
     let refused = |e: std::io::Error| Error::data(format!("{}: {e}", out.display()));
     if out.symlink_metadata().is_ok() && !out.is_dir() {
@@ -66,10 +71,20 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
     }
     let new = !out.exists();
     std::fs::create_dir_all(out).map_err(refused)?;
-    let names = names(out)?;
+    let begun = OutputLock::folder(out).and_then(|lock| Ok((lock, journal(args, base, adapter)?)));
+    if begun.is_err() && new {
+        let _ = std::fs::remove_dir(out);
+    }
+    begun
+}
+
+/// Begins or resumes the journal of a locked folder.
+fn journal(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
+    let out = args.out.as_path();
+    remove_leftovers(out);
+    let names: Vec<String> = names(out)?.into_iter().filter(|name| !is_temporary(name.as_ref())).collect();
     let unfinished = names.iter().any(|name| name == JOURNAL);
     if args.resume && unfinished {
-        remove_leftovers(out, &names)?;
         return Journal::resume(out, base, adapter);
     }
     if unfinished && !args.force {
@@ -81,7 +96,6 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
     if !names.is_empty() && !args.force {
         return Err(exists(out));
     }
-    remove_leftovers(out, &names)?;
     if let Some(name) = names.iter().find(|name| [CONFIG, ADAPTER].contains(&name.as_str())) {
         return Err(Error::usage(format!(
             "{} holds {name}, an adapter, which would be loaded with the merged model; a merge goes to another place",
@@ -89,12 +103,7 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
         )));
     }
     let stale = names.into_iter().filter(|name| is_stale(out, base, name)).collect();
-    Journal::begin(out, base, adapter, stale).inspect_err(|_| {
-        // A merge that cannot begin leaves no empty folder.
-        if new {
-            let _ = std::fs::remove_dir(out);
-        }
-    })
+    Journal::begin(out, base, adapter, stale)
 }
 
 /// Returns true for a file in `out` that a loader could take for one of the merged model's.
@@ -103,30 +112,24 @@ fn is_stale(out: &Path, base: &Base, name: &str) -> bool {
     (name == INDEX || name.ends_with(".safetensors") && !written) && !out.join(name).is_dir()
 }
 
-/// Removes stale files and returns a note on those that are not written anew.
+/// Removes stale files that are not written anew, and returns a note on them.
 fn remove_stale(out: &Path, base: &Base, journal: &Journal) -> Result<Option<String>> {
-    for name in journal.stale() {
-        match std::fs::remove_file(out.join(name)) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                return Err(Error::data(format!("{}/{name} cannot be removed: {e}", out.display())));
-            }
-            _ => {}
-        }
-    }
     let gone = journal.stale().iter().filter(|name| *name != INDEX || base.index.is_none());
     let gone: Vec<&str> = gone.map(String::as_str).collect();
+    gone.iter().try_for_each(|name| remove(out, name))?;
     let note =
         || format!("weights of another model were removed from {}: {}", out.display(), gone.join(", "));
     Ok((!gone.is_empty()).then(note))
 }
 
-/// Removes temporary files of a merge that was killed.
-fn remove_leftovers(out: &Path, names: &[String]) -> Result<()> {
-    for name in names.iter().filter(|name| name.starts_with(".kron-") && name.ends_with(".tmp")) {
-        let refused = |e| Error::data(format!("{}/{name} cannot be removed: {e}", out.display()));
-        std::fs::remove_file(out.join(name)).map_err(refused)?;
+/// Removes a file that may be gone already.
+fn remove(out: &Path, name: &str) -> Result<()> {
+    match std::fs::remove_file(out.join(name)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(Error::data(format!("{}/{name} cannot be removed: {e}", out.display())))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Copies all files but weights, an index, a journal and an adapter's configuration.

@@ -31,7 +31,7 @@ struct State {
     job: String,
     /// Finished shards by their final names.
     shards: BTreeMap<String, FinishedShard>,
-    /// Names of files of another model that are removed first.
+    /// Names of files of another model that are removed last.
     #[serde(default)]
     stale: Vec<String>,
 }
@@ -82,7 +82,7 @@ impl Journal {
         Ok(Self { path, state })
     }
 
-    /// Names of files to remove before writing; on resuming, some may be gone already.
+    /// Names of files to remove when the model is whole; after a kill, some may be gone already.
     pub fn stale(&self) -> &[String] {
         &self.state.stale
     }

@@ -159,6 +159,26 @@ fn second_signal_ends_it_at_once() {
     model.assert_whole();
 }
 
+/// A stopped merge keeps its folder, whatever others ask for, and ends whole.
+#[test]
+fn paused_merge_stays_the_only_writer() {
+    let model = Model::new();
+    let paused = model.start();
+    let left = names(&model.out());
+    let other = tempfile::tempdir().unwrap();
+    let (stranger, _) =
+        adapter(other.path(), &[("a", KronShape::lora(LayerDims { d_out: 6, d_in: 10 }, 1).unwrap())]);
+    for flags in [&["--force"][..], &["--resume"], &[]] {
+        for adapter in [&model.adapter, &stranger] {
+            let merged = merge(&model.base, adapter, &model.out(), flags);
+            assert_merge_fails(merged, 2, &["is being written by kron (process "]);
+            assert_eq!(names(&model.out()), left);
+        }
+    }
+    assert!(paused.go_on().wait_with_output().unwrap().status.success());
+    model.assert_whole();
+}
+
 #[test]
 fn model_that_shrinks_is_an_error() {
     let model = Model::new();

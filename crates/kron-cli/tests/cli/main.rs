@@ -12,6 +12,7 @@ mod merge;
 mod merge_force;
 mod merge_refuse;
 mod models;
+mod one_writer;
 mod overwriting;
 mod plan;
 mod refuse;

@@ -71,12 +71,14 @@ fn resuming_removes_what_was_to_be_removed() {
     for name in ["model.safetensors", "other.safetensors"] {
         std::fs::write(out.join(name), "of another model").unwrap();
     }
-    // A folder under the name of a shard stops it after the removal.
+    // A folder under the name of a shard stops it, and what is not the merge's own is still there.
     let shard = out.join("model-00002-of-00002.safetensors");
     std::fs::create_dir(&shard).unwrap();
     assert_merge_fails(merge(&base, &adapter, &out, &["--force"]), 1, &["model-00002-of-00002.safetensors"]);
     std::fs::remove_dir(&shard).unwrap();
-    std::fs::write(out.join("other.safetensors"), "of another model").unwrap();
+    for name in ["model.safetensors", "other.safetensors"] {
+        assert_eq!(std::fs::read(out.join(name)).unwrap(), b"of another model");
+    }
     std::fs::write(out.join("new.safetensors"), "written since").unwrap();
     // Nor does a journal of another hand reach beyond the folder.
     let journal = std::fs::read_to_string(out.join(".kron-merge.json")).unwrap();

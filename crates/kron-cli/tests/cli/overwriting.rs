@@ -142,6 +142,57 @@ fn links_are_followed() {
     }
 }
 
+/// A second name of an input is that input: a hard link, and a folder that is mounted twice.
+#[cfg(target_os = "linux")]
+#[test]
+fn one_file_under_two_names_is_one() {
+    let place = Place::new();
+    let Place { dir, lokr, file, base, shards } = &place;
+    let hard = |name: &str, to: &Path| {
+        let path = dir.path().join(name);
+        std::fs::hard_link(to, &path).unwrap();
+        path
+    };
+    let (same_file, same_base) = (hard("same_file", file), hard("same_base", base));
+    let weights = hard("same_weights", &lokr.join("adapter_model.safetensors"));
+    let before = place.files();
+    for call in [
+        paths(&[&"convert", file, &same_file]),
+        paths(&[&"quantise", file, &"--bits", &"8", &"--out", &same_file]),
+        paths(&[&"quantise", lokr, &"--bits", &"8", &"--out", &weights]),
+        paths(&[&"inspect", file, &"--html", &same_file]),
+        paths(&[&"merge", base, file, &same_base]),
+        paths(&[&"merge", base, file, &same_file]),
+        paths(&[&"convert", file, &same_base, &"--base", base]),
+    ] {
+        let words: Vec<&dyn AsRef<OsStr>> = call.iter().map(|word| word as _).collect();
+        let (code, _, err) = run(&[&words[..], &[&"--force" as &dyn AsRef<OsStr>]].concat());
+        assert!(code == 2 && err.contains("which is read"), "{call:?}: {err}");
+        assert!(place.files() == before, "{call:?}");
+    }
+    // One volume of a container under two names.
+    let mounted = dir.path().join("mounted");
+    std::fs::create_dir(&mounted).unwrap();
+    for (call, source, out) in [
+        (&["merge"][..], shards, "mounted"),
+        (&["merge"], shards, "mounted/.."),
+        (&["convert", "--to", "lora"], lokr, "mounted"),
+    ] {
+        let script = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-rm", "sh", "-c", script, "sh"]).args([source, &mounted]);
+        command.arg(assert_cmd::cargo::cargo_bin!("kron")).args(call).arg(source);
+        command.args((call[0] == "merge").then_some(file)).arg(dir.path().join(out)).arg("--force");
+        let Ok(run) = command.output() else { return eprintln!("skipped: no program unshare") };
+        let err = String::from_utf8_lossy(&run.stderr);
+        if err.contains("unshare") || err.contains("mount") && !err.contains("error:") {
+            return eprintln!("skipped: {err}");
+        }
+        assert!(run.status.code() == Some(2) && err.contains("which is read"), "{call:?} {out}: {err}");
+        assert!(place.files() == before, "{call:?} {out}");
+    }
+}
+
 /// Outputs beside the inputs, or below them, overwrite no input.
 #[test]
 fn places_beside_the_inputs_are_fine() {
