@@ -1,6 +1,6 @@
 //! Command line: a settings file, and options that override it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -186,6 +186,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Returns the settings file.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// Returns the file's settings, overridden by the options.
     pub fn config(self) -> kron_train::Result<Config> {
         fn put<T>(setting: &mut T, option: Option<T>) {

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Settings};
+use kron_adapter::io::check_not_overwriting;
 use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
 use kron_train::run::{OutputFolder, Stop, run};
@@ -54,6 +55,7 @@ fn run_command(command: Command) -> Result<ExitCode> {
 }
 
 fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
+    settings.file().map_or(Ok(()), |file| check_not_overwriting(file, &output.path))?;
     let config = settings.config()?;
     print!("{}", config.text()?);
     let (weights, tokenizer) = load(&config)?;
@@ -94,6 +96,7 @@ fn print_next(config: &Config, folder: &Path) {
 }
 
 fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
+    check_not_overwriting(grid, out)?;
     let grid = ComparisonGrid::read(grid)?;
     print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
@@ -125,6 +128,7 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCod
 }
 
 fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
+    settings.file().map_or(Ok(()), |file| check_not_overwriting(file, out))?;
     let config = settings.config()?;
     print!("{}", config.text()?);
     let (weights, tokenizer) = load(&config)?;
@@ -141,6 +145,7 @@ fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
 }
 
 fn run_chains(grid: &Path, out: &Path) -> Result<()> {
+    check_not_overwriting(grid, out)?;
     let grid = ChainGrid::read(grid)?;
     print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use kron_adapter::io::OutputLock;
+
+use crate::config::Config;
 use crate::error::{Result, file, invalid};
 use crate::files;
 
@@ -18,28 +21,32 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Creates the folder if it does not exist, and fails if a run there would replace anything.
+    /// Creates the folder if it does not exist, and locks it; fails if a run there would replace anything.
     ///
     /// # Errors
-    /// A new run's folder is not empty, or a run to resume has no checkpoint.
-    pub(super) fn open(&self) -> Result<()> {
+    /// A new run's folder is not empty, a run to resume has no checkpoint, another process writes there, or an input
+    /// lies in the folder.
+    pub(super) fn open(&self, config: &Config) -> Result<OutputLock> {
         let folder = &self.path;
-        let has_checkpoint = folder.join(CHECKPOINT).symlink_metadata().is_ok();
-        if self.resume {
-            return match has_checkpoint {
-                true => Ok(()),
-                false => Err(file(folder, format!("has no {CHECKPOINT}, but --resume continues from one"))),
-            };
+        let unsaved = || file(folder, format!("has no {CHECKPOINT}, but --resume continues from one"));
+        if self.resume && !folder.is_dir() {
+            return Err(unsaved());
         }
-        std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
-        if has_checkpoint {
-            return Err(invalid(format!(
-                "{} holds a run: pass --resume to continue it, or another folder",
-                folder.display()
-            )));
+        let lock = files::claim(folder, config)?;
+        let has_checkpoint = folder.join(CHECKPOINT).symlink_metadata().is_ok();
+        match (self.resume, has_checkpoint) {
+            (true, true) => return Ok(lock),
+            (true, false) => return Err(unsaved()),
+            (false, true) => {
+                return Err(invalid(format!(
+                    "{} holds a run: pass --resume to continue it, or another folder",
+                    folder.display()
+                )));
+            }
+            (false, false) => {}
         }
         match files::contents(folder)?.as_slice() {
-            [] => Ok(()),
+            [] => Ok(lock),
             names => Err(files::taken(folder, names, "a new run takes an empty folder")),
         }
     }

@@ -71,7 +71,8 @@ pub fn run(
     progress: &Progress,
 ) -> Result<Outcome> {
     config.check()?;
-    output.map_or(Ok(()), OutputFolder::open)?;
+    // One process at a time writes into a folder.
+    let _lock = output.map(|output| output.open(config)).transpose()?;
     let mut trainer = Trainer::new(config, data, Learner::new(config, weights, data)?)?;
     let start = trainer.start(output)?;
     let stopped = trainer.train(start, stop, progress)?;

@@ -192,7 +192,7 @@ pub fn run(
 ) -> Result<Vec<ChainResult>> {
     let path = folder.join(ROWS);
     let is_own = |name: &str| name == ROWS || is_chain(name);
-    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
+    let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
     let mut results: Vec<ChainResult> = read_log(&path)?;
     let mut log = Log::start(&path, &results)?;
     let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &results)).collect();

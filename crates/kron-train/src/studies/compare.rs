@@ -206,7 +206,7 @@ pub fn compare(
     mut done: impl FnMut(&Trial),
 ) -> Result<Vec<Trial>> {
     let path = folder.join(ROWS);
-    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, |name| name == ROWS)?;
+    let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, |name| name == ROWS)?;
     let mut trials: Vec<Trial> = read_log(&path)?;
     let mut log = Log::start(&path, &trials)?;
     while !stop.is_requested()

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use kron_adapter::io::write_atomic;
+use kron_adapter::io::{OutputLock, write_atomic};
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AdapterConfig, Config};
-use crate::error::{Result, file, invalid};
+use crate::error::{Result, invalid};
 use crate::files;
 
 /// Name of the file of a study's grid.
@@ -70,21 +70,21 @@ pub(super) fn check_runs(numbers: [usize; 3]) -> Result<()> {
     }
 }
 
-/// Creates the folder and writes the grid to `folder/grid.toml`, after checking that the folder holds nothing but
+/// Creates and locks the folder and writes the grid to `folder/grid.toml`, after checking that the folder holds nothing but
 /// files of the study, and that an earlier grid there is compatible.
 ///
 /// `is_own` returns `true` for a name that the study uses besides those of the grid and the report.
 ///
 /// # Errors
-/// The folder holds something else, or the earlier grid has another base, or another adapter under an entry's name.
+/// Another process writes there, the folder holds something else or an input, or the earlier grid has another base, or another adapter under an entry's name.
 pub(super) fn check_and_save(
     folder: &Path,
     grid: &str,
     base: &Config,
     entries: &[Entry],
     is_own: impl Fn(&str) -> bool,
-) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+) -> Result<OutputLock> {
+    let lock = files::claim(folder, base)?;
     let (path, names) = (folder.join(GRID), files::contents(folder)?);
     let has_grid = names.iter().any(|name| name == GRID);
     let foreign = names.iter().any(|name| name != GRID && name != REPORT && !is_own(name));
@@ -103,7 +103,8 @@ pub(super) fn check_and_save(
             return Err(other(folder, &format!("another adapter for {:?}", entry.name)));
         }
     }
-    Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?)
+    write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?;
+    Ok(lock)
 }
 
 fn other(folder: &Path, what: &str) -> crate::Error {
@@ -132,6 +133,7 @@ mod tests {
         let save = |grid: Grid| {
             let text = toml::to_string(&grid).expect("TOML");
             check_and_save(folder.path(), &text, &grid.base, &grid.entries, |name| name == "rows.csv")
+                .map(drop)
         };
         let base = Config::default();
         save(Grid { seeds: vec![1], base: base.clone(), entries: vec![entry("a", 4)] })

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Method};
 use crate::data::Dataset;
-use crate::error::{Error, Result, file, invalid};
+use crate::error::{Error, Result, invalid};
 use crate::files;
 use crate::model::Weights;
 use crate::report;
@@ -110,7 +110,7 @@ pub fn sequential(
             config.adapter.method
         )));
     }
-    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+    let _lock = files::claim(folder, config)?;
     check_folder(folder, config, &tasks.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
     let settings = config.text()?;
     write_atomic(&folder.join(CONFIG), IfExists::Replace, |out| out.write_all(settings.as_bytes()))?;
