@@ -66,7 +66,7 @@ impl From<candle_core::Error> for Error {
                 other => other.to_string(),
             }
         }
-        Self::Candle(sentence(&error).split('\n').map(str::trim).collect::<Vec<_>>().join("; "))
+        Self::Candle(one_line(sentence(&error).split('\n').map(str::trim).collect::<Vec<_>>().join("; ")))
     }
 }
 
@@ -83,10 +83,29 @@ pub fn file(path: &Path, message: impl std::fmt::Display) -> Error {
     Error::File { path: one_line(path.display().to_string()), message: one_line(message.to_string()) }
 }
 
-/// Replaces control characters: foreign text may hold line ends or terminal commands.
+/// Makes one line of a message: foreign text in it may hold line ends or terminal commands, and be of any length.
 fn one_line(message: String) -> String {
-    match message.contains(char::is_control) {
-        true => message.replace(char::is_control, "\u{fffd}"),
-        false => message,
+    const SHOWN: usize = 600;
+    let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    if message.len() <= SHOWN {
+        return message.chars().map(visible).collect();
+    }
+    // The rule stands at the end.
+    let (begin, end) =
+        (message.floor_char_boundary(SHOWN / 2), message.ceil_char_boundary(message.len() - SHOWN / 2));
+    format!("{}…{}", &message[..begin], &message[end..]).chars().map(visible).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_a_line_of_some_length() {
+        assert_eq!(invalid("a\nb\u{1b}[31m").to_string(), "a\u{fffd}b\u{fffd}[31m");
+        let long = invalid(format!("label {} is wrong", "ß".repeat(1 << 20))).to_string();
+        assert!(long.len() < 700 && long.starts_with("label ßß") && long.ends_with("ßß is wrong"), "{long}");
+        let error = candle_core::Error::msg("a\nb").bt().context("c").with_path("d");
+        assert_eq!(Error::from(error).to_string(), "d: c: a; b");
     }
 }

@@ -15,6 +15,7 @@ pub mod data;
 mod error;
 mod files;
 pub mod model;
+mod output;
 mod report;
 pub mod run;
 pub mod studies;

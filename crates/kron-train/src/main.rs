@@ -55,7 +55,10 @@ fn run_command(command: Command) -> Result<ExitCode> {
 }
 
 fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
-    settings.file().map_or(Ok(()), |file| check_not_overwriting(file, &output.path))?;
+    // A resumed run leaves its settings file as it is.
+    if let Some(file) = settings.file().filter(|_| !output.resume) {
+        check_not_overwriting(file, &output.path)?;
+    }
     let config = settings.config()?;
     print!("{}", config.text()?);
     let (weights, tokenizer) = load(&config)?;

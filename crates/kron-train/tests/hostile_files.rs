@@ -181,6 +181,30 @@ fn sizes_beyond_a_models_tensors_are_named() {
 }
 
 #[test]
+fn every_changed_field_of_a_header_or_index_is_read_or_refused() {
+    let (mut trials, mut loaded) = (0, 0);
+    let folder = copied("bert");
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).expect("weights");
+    let len = u64::from_le_bytes(*bytes.first_chunk().expect("a length")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + len]).expect("JSON");
+    trials += each_change(&header, |field, changed| {
+        let json = changed.to_string();
+        let whole = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &bytes[8 + len..]].concat();
+        std::fs::write(&path, whole).expect("room");
+        judge(load(folder.path()), field, &mut loaded);
+    });
+    let folder = copied("llama");
+    let path = folder.path().join("model.safetensors.index.json");
+    trials += each_change(&Value::Object(json_of(&path)), |field, changed| {
+        std::fs::write(&path, changed.to_string()).expect("room");
+        judge(load(folder.path()), field, &mut loaded);
+    });
+    eprintln!("{trials} changed headers and indices, of which {loaded} load");
+    assert!(trials > 5000 && (20..trials / 2).contains(&loaded), "{loaded} of {trials}");
+}
+
+#[test]
 fn every_changed_number_of_a_llama2c_header_is_read_or_refused() {
     let bytes = std::fs::read(data("stories260K.bin")).expect("a model");
     let folder = tempfile::tempdir().expect("a folder");

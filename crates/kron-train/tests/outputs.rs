@@ -1,4 +1,4 @@
-//! What the program says and where it writes: output folders, lines, exit codes.
+//! Output folders, printed lines and exit codes of the program.
 
 mod common;
 
@@ -79,6 +79,21 @@ fn a_new_run_replaces_nobodys_file() {
     let missing = folder.path().join("missing");
     let message = refused(program("train", &config, &missing).arg("--resume"));
     assert!(message.contains("has no checkpoint.safetensors") && !missing.exists(), "{message}");
+}
+
+#[test]
+fn a_run_resumes_from_its_own_settings_which_stay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, out) = (save(folder.path(), &short()), folder.path().join("out"));
+    assert!(program("train", &file, &out).output().expect("it starts").status.success());
+    let own = out.join("config.toml");
+    let text = format!("# mine\n{}", std::fs::read_to_string(&own).expect("settings"));
+    std::fs::write(&own, &text).expect("room");
+    let ended = program("train", &own, &out).arg("--resume").output().expect("it starts");
+    assert!(ended.status.success(), "{}", self::text(&ended.stderr));
+    assert_eq!(std::fs::read_to_string(&own).expect("settings"), text);
+    let message = refused(&mut program("train", &own, &out));
+    assert!(message.contains("that would change"), "{message}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use kron_adapter::io::OutputLock;
 
 use crate::config::Config;
 use crate::error::{Result, file, invalid};
-use crate::files;
+use crate::output;
 
 /// Name of a run's checkpoint.
 pub(super) const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -32,7 +32,7 @@ impl OutputFolder {
         if self.resume && !folder.is_dir() {
             return Err(unsaved());
         }
-        let lock = files::claim(folder, config)?;
+        let lock = output::claim(folder, config)?;
         let has_checkpoint = folder.join(CHECKPOINT).symlink_metadata().is_ok();
         match (self.resume, has_checkpoint) {
             (true, true) => return Ok(lock),
@@ -45,9 +45,9 @@ impl OutputFolder {
             }
             (false, false) => {}
         }
-        match files::contents(folder)?.as_slice() {
+        match output::contents(folder)?.as_slice() {
             [] => Ok(lock),
-            names => Err(files::taken(folder, names, "a new run takes an empty folder")),
+            names => Err(output::taken(folder, names, "a new run takes an empty folder")),
         }
     }
 }

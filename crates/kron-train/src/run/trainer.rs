@@ -157,8 +157,11 @@ impl<'a> Trainer<'a> {
             // The checkpoint may have been written before this step's evaluation, which is repeated.
             self.evaluations.retain(|row| row.step < step);
         }
-        let text = self.config.text()?;
-        write_atomic(&folder.join("config.toml"), IfExists::Replace, |out| out.write_all(text.as_bytes()))?;
+        let (settings, text) = (folder.join("config.toml"), self.config.text()?);
+        // The settings of a resumed run are those that it started with, and may have the user's comments.
+        if settings.symlink_metadata().is_err() {
+            write_atomic(&settings, IfExists::Refuse, |out| out.write_all(text.as_bytes()))?;
+        }
         let steps = Log::start(&steps, &self.steps)?;
         let evaluations = Log::start(&evaluations, &self.evaluations)?;
         self.files = Some(Files { checkpoint, steps, evaluations });

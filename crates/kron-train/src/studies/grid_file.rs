@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{AdapterConfig, Config};
 use crate::error::{Result, invalid};
 use crate::files;
+use crate::output;
 
 /// Name of the file of a study's grid.
 const GRID: &str = "grid.toml";
@@ -84,12 +85,12 @@ pub(super) fn check_and_save(
     entries: &[Entry],
     is_own: impl Fn(&str) -> bool,
 ) -> Result<OutputLock> {
-    let lock = files::claim(folder, base)?;
-    let (path, names) = (folder.join(GRID), files::contents(folder)?);
+    let lock = output::claim(folder, base)?;
+    let (path, names) = (folder.join(GRID), output::contents(folder)?);
     let has_grid = names.iter().any(|name| name == GRID);
     let foreign = names.iter().any(|name| name != GRID && name != REPORT && !is_own(name));
     if foreign || (!names.is_empty() && !has_grid) {
-        return Err(files::taken(folder, &names, "a study takes an empty folder, or its own"));
+        return Err(output::taken(folder, &names, "a study takes an empty folder, or its own"));
     }
     if has_grid {
         let earlier = GridFile::read(&path)?;

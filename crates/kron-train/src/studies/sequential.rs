@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Method};
 use crate::data::Dataset;
 use crate::error::{Error, Result, invalid};
-use crate::files;
 use crate::model::Weights;
+use crate::output;
 use crate::report;
 use crate::run::{Learner, Log, Progress, Stop, read_log, run_from};
 
@@ -110,7 +110,7 @@ pub fn sequential(
             config.adapter.method
         )));
     }
-    let _lock = files::claim(folder, config)?;
+    let _lock = output::claim(folder, config)?;
     check_folder(folder, config, &tasks.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
     let settings = config.text()?;
     write_atomic(&folder.join(CONFIG), IfExists::Replace, |out| out.write_all(settings.as_bytes()))?;
@@ -158,10 +158,10 @@ pub(super) fn check_folder(folder: &Path, config: &Config, tasks: &[&str]) -> Re
     if folder.symlink_metadata().is_err() {
         return Ok(());
     }
-    let names = files::contents(folder)?;
+    let names = output::contents(folder)?;
     let foreign = names.iter().any(|name| !FILES.contains(&name.as_str()));
     if foreign || (!names.is_empty() && !names.iter().any(|name| name == CONFIG)) {
-        return Err(files::taken(folder, &names, "a chain takes an empty folder, or its own"));
+        return Err(output::taken(folder, &names, "a chain takes an empty folder, or its own"));
     }
     if names.is_empty() {
         return Ok(());
