@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use kron_tests::mutate::mutate;
-use kron_tests::{adapters, foreign};
+use kron_tests::{adapters, foreign, gguf};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -26,22 +26,24 @@ fn main() -> ExitCode {
     let ours: Vec<Vec<u8>> =
         adapters::seeds().into_iter().map(|(_, adapter)| adapter.to_bytes().expect("finite")).collect();
 
+    let model = gguf::file(&gguf::llama_metadata(), &gguf::llama_tensors());
+
     let (begun, mut read, mut refused) = (Instant::now(), 0u64, 0u64);
     while begun.elapsed() < seconds {
-        let is_ours = rng.random_range(0..4) == 0;
-        let bytes = match is_ours {
-            true => mutate(&ours[rng.random_range(0..ours.len())], &ours[0], &mut rng),
-            false => foreign::damaged(&packed, &mut rng),
+        let (kind, bytes) = match rng.random_range(0..5) {
+            0 => ("adapter", mutate(&ours[rng.random_range(0..ours.len())], &ours[0], &mut rng)),
+            1 => ("gguf", mutate(&model, &model, &mut rng)),
+            _ => ("cli", foreign::damaged(&packed, &mut rng)),
         };
-        let done = catch_unwind(AssertUnwindSafe(|| match is_ours {
-            true => adapters::read_any(&bytes),
-            false => foreign::read_any(folder.path(), &bytes),
+        let done = catch_unwind(AssertUnwindSafe(|| match kind {
+            "adapter" => adapters::read_any(&bytes),
+            "gguf" => gguf::read_any(folder.path(), &bytes),
+            _ => foreign::read_any(folder.path(), &bytes),
         }));
         match done {
             Ok(true) => read += 1,
             Ok(false) => refused += 1,
             Err(_) => {
-                let kind = if is_ours { "adapter" } else { "cli" };
                 let path = std::env::temp_dir().join(format!("kron-fuzz-{kind}-{seed}"));
                 std::fs::write(&path, &bytes).expect("a place for what was found");
                 eprintln!("{} breaks a parser; the target is {kind}", path.display());

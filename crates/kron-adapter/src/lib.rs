@@ -47,6 +47,7 @@
 //! | find a model's files | [`model_files`] |
 //! | norms, spectra, cosine, the nearest Kron-LoRA of a LoRA | [`algebra`] |
 //! | choose shapes for a budget of parameters | [`plan`] |
+//! | read a GGUF model, dequantise it, name its tensors as Hugging Face does | [`gguf`] |
 //! | read any safetensors file strictly | [`Tensors`], [`io::Layout`] |
 //! | write a file atomically | [`io::write_atomic`] |
 //!
@@ -58,6 +59,7 @@ pub mod algebra;
 pub mod elements;
 mod error;
 mod format;
+pub mod gguf;
 pub mod io;
 pub mod kron_file;
 mod lokr;
@@ -78,7 +80,7 @@ pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};
 pub use format::{Format, Loaded, Progress};
 pub use io::IfExists;
-pub use output::{Output, write_output};
+pub use output::{Output, write_new_folder, write_output};
 pub use output_format::{OutputFormat, write};
 pub use read::read;
 pub use tensors::Tensors;

@@ -67,6 +67,24 @@ fn write_pieces(bytes: &[u8], to: &mut dyn Write, progress: Progress) -> std::io
     })
 }
 
+/// Writes a folder that does not exist: `write` fills a hidden one beside it, which is then renamed.
+///
+/// # Errors
+/// Fails if the name is taken or another process writes it, if `write` fails and if the system
+/// refuses. After an error there is no folder.
+pub fn write_new_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let refused = |e: std::io::Error| Error::io(out.display(), e);
+    let _lock = OutputLock::beside(out)?;
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::usage(format!("{} exists; give another name", out.display())));
+    }
+    let (temp, _held) = temporary_folder(out).map_err(refused)?;
+    let new = temp.path().join("new");
+    fs::create_dir(&new).map_err(refused)?;
+    write(&new)?;
+    fs::rename(&new, out).map_err(refused)
+}
+
 /// Writes the files into a hidden folder beside `out`, then renames it.
 fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progress) -> Result<()> {
     let refused = |e: std::io::Error| Error::io(out.display(), e);

@@ -1,6 +1,7 @@
 //! `kron convert IN OUT --to FORMAT`: writes an adapter in another format.
 
 mod fit;
+mod hugging_face;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use kron_adapter::algebra::Join;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Format, Loaded, lycoris};
+use kron_core::Dtype;
 use serde::Serialize;
 
 use crate::error::exit_codes;
@@ -35,18 +37,20 @@ use crate::{Error, Result, TextOrJson, progress};
     "LyCORIS replaces each dot of a module's name by an underscore, and only the model tells them\n",
     "apart. PEFT's formats need the model's own names: give the model with --base. A module that the\n",
     "model does not have is refused.\n\n",
+    "With --to hf, IN is a GGUF model of the LLaMA family, and OUT a new folder that transformers loads.\n\n",
     "`kron export --lora IN OUT` is an older name of `kron convert --to lora IN OUT`.\n\n",
     exit_codes!("written", "the adapter is invalid or cannot be expressed in the format"),
     "Examples:\n",
     "  kron convert peft-lokr/ adapter.safetensors\n",
     "  kron convert adapter.safetensors lora/ --to lora\n",
     "  kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n",
+    "  kron convert model.gguf model/ --to hf --dtype bf16\n",
     "  kron convert lora/ fit.safetensors --fit --a-out 2 --a-in 2 --rank 16 --max-error 0.9",
 ))]
 pub struct Args {
-    /// Adapter file or PEFT folder
+    /// Adapter file or PEFT folder; with --to hf a GGUF model
     input: PathBuf,
-    /// File to write, or folder for lora and peft-lokr
+    /// File to write, or folder for lora, peft-lokr and hf
     output: PathBuf,
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
@@ -75,6 +79,9 @@ pub struct Args {
     /// Model (a safetensors file or a folder) whose module names replace LyCORIS's
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
+    /// Type of the weights, with --to hf [default: f32]
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeArg>,
     /// Replace the output when it exists
     #[arg(long)]
     force: bool,
@@ -101,6 +108,29 @@ pub enum FormatArg {
     PeftLokr,
     /// LyCORIS file with LoKr
     Lycoris,
+    /// Hugging Face folder of a GGUF model, its weights dequantised
+    Hf,
+}
+
+/// Type of dequantised weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DtypeArg {
+    /// float32: exactly the values of the blocks
+    F32,
+    /// float16
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::F16 => Dtype::F16,
+            DtypeArg::Bf16 => Dtype::Bf16,
+        }
+    }
 }
 
 /// Printed result.
@@ -136,6 +166,17 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if args.uniform && args.to != FormatArg::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
+    let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
+    let Some(to) = args.to.of(lora) else {
+        if args.fit || args.base.is_some() || args.force {
+            return Err(Error::usage("--to hf writes a new folder, and takes --dtype alone"));
+        }
+        let dtype = args.dtype.unwrap_or(DtypeArg::F32);
+        return hugging_face::run(&args.input, &args.output, dtype.into(), form);
+    };
+    if args.dtype.is_some() {
+        return Err(Error::usage("--dtype is the type of a model's weights, so it goes with --to hf"));
+    }
     let folder = [FormatArg::Lora, FormatArg::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
     sources
@@ -157,8 +198,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
     }
-    let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
-    write(&adapter, args.to.of(lora), &args.output, args.force)?;
+    write(&adapter, to, &args.output, args.force)?;
     let ranks = if args.to == FormatArg::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
@@ -188,12 +228,14 @@ fn check_names(adapter: &Adapter, to: FormatArg) -> Result<()> {
 }
 
 impl FormatArg {
-    fn of(self, form: LoraOptions) -> kron_adapter::OutputFormat {
+    /// Returns the adapter's format; `None` for that of a model.
+    const fn of(self, form: LoraOptions) -> Option<kron_adapter::OutputFormat> {
         match self {
-            FormatArg::Kron => kron_adapter::OutputFormat::Kron,
-            FormatArg::Lora => kron_adapter::OutputFormat::Lora(form),
-            FormatArg::PeftLokr => kron_adapter::OutputFormat::PeftLokr,
-            FormatArg::Lycoris => kron_adapter::OutputFormat::Lycoris,
+            FormatArg::Kron => Some(kron_adapter::OutputFormat::Kron),
+            FormatArg::Lora => Some(kron_adapter::OutputFormat::Lora(form)),
+            FormatArg::PeftLokr => Some(kron_adapter::OutputFormat::PeftLokr),
+            FormatArg::Lycoris => Some(kron_adapter::OutputFormat::Lycoris),
+            FormatArg::Hf => None,
         }
     }
 }

@@ -5,6 +5,7 @@ mod adapters_refused;
 mod convert;
 mod fit;
 mod golden;
+mod hugging_face;
 mod interrupt;
 mod json;
 mod lycoris;
