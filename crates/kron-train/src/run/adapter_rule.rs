@@ -60,7 +60,8 @@ impl AdapterRule {
         let (params, elements) = (Plan::new(&model, rule)?.adapter_params(), weights.elements());
         if params > MAX_RATIO * elements {
             return Err(invalid(format!(
-                "adapters of {rule} have {params} parameters, but at most {MAX_RATIO} times the {elements} of the model"
+                "adapters of {rule} have {params} parameters, but at most {MAX_RATIO} times the {elements} of the \
+                 model"
             )));
         }
         Ok(Some(Self { rule, shapes: shapes(rule, &model)?, scaling, dropout, fused }))

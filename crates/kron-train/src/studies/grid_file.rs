@@ -71,13 +71,14 @@ pub(super) fn check_runs(numbers: [usize; 3]) -> Result<()> {
     }
 }
 
-/// Creates and locks the folder and writes the grid to `folder/grid.toml`, after checking that the folder holds nothing but
-/// files of the study, and that an earlier grid there is compatible.
+/// Creates and locks the folder and writes the grid to `folder/grid.toml`, after checking that the folder holds nothing
+/// but files of the study, and that an earlier grid there is compatible.
 ///
 /// `is_own` returns `true` for a name that the study uses besides those of the grid and the report.
 ///
 /// # Errors
-/// Another process writes there, the folder holds something else or an input, or the earlier grid has another base, or another adapter under an entry's name.
+/// Another process writes there, the folder holds something else or an input, or the earlier grid has another base or
+/// another adapter under an entry's name.
 pub(super) fn check_and_save(
     folder: &Path,
     grid: &str,

@@ -147,7 +147,8 @@ impl Limits {
         match grown <= MAX_GROWN {
             true => Ok(()),
             false => Err(format!(
-                "the tokenizer may make {grown:.1e} bytes of {what} of {len}, but at most {MAX_GROWN:.1e} may become of it"
+                "the tokenizer may make {grown:.1e} bytes of {what} of {len}, but at most {MAX_GROWN:.1e} may become \
+                 of it"
             )),
         }
     }
