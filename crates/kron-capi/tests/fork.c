@@ -2,7 +2,7 @@
  * Usage: fork <device> <children> <rows>, where "host" is the host. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
-#include <stdatomic.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +18,7 @@ static float theta[PARAMS], x[MAX_ROWS * D];
 static KronDevice place;
 static const KronDevice *device;
 static size_t rows;
-static atomic_int done;
+static volatile sig_atomic_t done;
 
 static void fail(const char *what) {
   fprintf(stderr, "%s: %s\n", what, kron_last_error());
