@@ -28,7 +28,8 @@ fn main() -> ExitCode {
         Ok(schedule) => schedule,
         Err(sentence) => return refuse(&sentence),
     };
-    match run(&schedule) {
+    let started = kron_core::start_threads().map_err(|e| e.to_string());
+    match started.and_then(|()| run(&schedule)) {
         Ok(true) => ExitCode::SUCCESS,
         // The report names the engine that is wrong.
         Ok(false) => ExitCode::FAILURE,

@@ -224,3 +224,17 @@ fn an_engine_is_judged_on_data_that_no_other_has_touched() {
     assert_eq!(rows.len(), 12);
     assert!(rows.iter().all(|r| r["rel_error"].as_f64().unwrap() < 1e-5), "{rows:?}");
 }
+
+/// Limits the address space, so that the system refuses a thread's stack.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_system_without_threads_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sh = std::process::Command::new("sh");
+    let script = "ulimit -v 1500000; exec \"$0\" --smoke --out \"$1\"";
+    sh.args(["-c", script, env!("CARGO_BIN_EXE_kron-bench")]).arg(folder.path().join("report"));
+    let ended = sh.env("RAYON_NUM_THREADS", "60000").output().unwrap();
+    let message = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!((ended.status.code(), message.lines().count()), (Some(1), 1), "{message}");
+    assert!(message.starts_with("error: no threads can be started: "), "{message}");
+}

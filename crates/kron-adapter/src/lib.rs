@@ -44,6 +44,7 @@
 //! |---|---|
 //! | convert between formats | [`read`], [`write`](fn@write), [`OutputFormat`] |
 //! | match an adapter with a model's tensors | [`resolve`] |
+//! | find a model's files | [`model_files`] |
 //! | norms, spectra, cosine, the nearest Kron-LoRA of a LoRA | [`algebra`] |
 //! | choose shapes for a budget of parameters | [`plan`] |
 //! | read a GGUF model, dequantise it, name its tensors as Hugging Face does | [`gguf`] |
@@ -64,6 +65,7 @@ pub mod kron_file;
 mod lokr;
 pub mod lycoris;
 mod matrix;
+pub mod model_files;
 mod output;
 mod output_format;
 pub mod peft;

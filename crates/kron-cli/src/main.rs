@@ -38,6 +38,9 @@ fn main() -> ExitCode {
         Err(error) => return refused(&error),
     };
     let form = if cli.json { TextOrJson::Json } else { TextOrJson::Text };
+    if let Err(error) = kron_core::start_threads() {
+        return report(&Error::from(error), form);
+    }
     let done = match &cli.command {
         Command::Completions(args) => docs::completions(args, Cli::command(), form),
         Command::Convert(args) => convert::run(args, form),

@@ -88,6 +88,7 @@ mod shape;
 #[allow(unsafe_code)]
 mod simd;
 mod theta;
+mod threads;
 
 pub use accum::Accum;
 pub use backend::{Backend, Backward, Forward, Merge, Pass};
@@ -100,3 +101,4 @@ pub use scale::Scale;
 pub use shape::{Inner, KronShape, LayerDims, Outer, Split};
 pub use simd::{Isa, probe};
 pub use theta::Theta;
+pub use threads::start_threads;

@@ -1,6 +1,6 @@
 //! Command line: a settings file, and options that override it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -19,14 +19,14 @@ pub struct Cli {
 /// Subcommand to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Fine-tune a model; Ctrl-C saves and ends.
+    /// Fine-tune a model; Ctrl-C saves and ends with exit code 130.
     Train {
         #[command(flatten)]
         settings: Box<Settings>,
-        /// Folder for checkpoint, adapter, logs and report.
+        /// Folder for checkpoint, adapter, logs and report; empty for a new run.
         #[arg(long)]
         out: PathBuf,
-        /// Resume the run in that folder.
+        /// Resume the run in that folder from its checkpoint.
         #[arg(long)]
         resume: bool,
     },
@@ -60,16 +60,16 @@ pub enum Command {
     },
     /// Recover a planted update with Kron-LoRA and LoRA; needs no file.
     Demo {
-        /// Seed of the planted update and the data.
-        #[arg(long, default_value_t = 0)]
+        /// Seed of the planted update and the data (0 to 9223372036854775807).
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
         seed: u64,
     },
     /// Write a man page for the program and each of its commands.
     ///
-    /// IfExists pages with the same names are replaced.
+    /// Existing pages with the same names are replaced.
     #[command(after_help = "Example: kron-train man ~/.local/share/man/man1")]
     Man {
-        /// IfExists folder for kron-train.1, kron-train-compare.1 and so on
+        /// Existing folder for kron-train.1, kron-train-compare.1 and so on
         dir: PathBuf,
     },
     /// Print a shell's completions for the program.
@@ -111,13 +111,13 @@ pub struct Settings {
     /// File of test examples.
     #[arg(long)]
     test: Option<PathBuf>,
-    /// Longest text in tokens.
+    /// Longest text in tokens (2 to 1048576).
     #[arg(long)]
     max_len: Option<usize>,
-    /// Number of training examples; 0 takes all.
+    /// Number of training examples; 0 takes all (0 to 4294967296).
     #[arg(long)]
     limit_train: Option<usize>,
-    /// Number of validation examples and of test examples; 0 takes all.
+    /// Number of validation examples and of test examples; 0 takes all (0 to 4294967296).
     #[arg(long)]
     limit_eval: Option<usize>,
     /// Fine-tuning method.
@@ -126,66 +126,71 @@ pub struct Settings {
     /// Names or patterns of the adapted layers.
     #[arg(long, value_delimiter = ',')]
     targets: Option<Vec<String>>,
-    /// Rank r.
+    /// Rank r (1 to 65536).
     #[arg(long)]
     rank: Option<usize>,
-    /// alpha of the scale s = alpha / r.
+    /// alpha of the scale s = alpha / r (0 to 1e6).
     #[arg(long)]
     alpha: Option<f32>,
-    /// Rows of A; 0 takes the method's rule.
+    /// Rows of A; 0 takes the method's rule (0 to 1048576).
     #[arg(long)]
     a_out: Option<usize>,
-    /// Columns of A; 0 takes the method's rule.
+    /// Columns of A; 0 takes the method's rule (0 to 1048576).
     #[arg(long)]
     a_in: Option<usize>,
-    /// Factor of LoKr; 0 takes a near-square shape.
+    /// Factor of LoKr; 0 takes a near-square shape (0 to 1048576).
     #[arg(long)]
     factor: Option<usize>,
-    /// Dropout probability on the adapter's input.
+    /// Dropout probability on the adapter's input (0 to 0.99).
     #[arg(long)]
     dropout: Option<f32>,
     /// Compute adapters by the fused op; false takes candle's own products and autograd.
     #[arg(long)]
     fused: Option<bool>,
-    /// Number of adapter parameters to approximate.
+    /// Number of adapter parameters to approximate (0 to 1099511627776).
     #[arg(long)]
     match_params: Option<u64>,
-    /// Passes over the training set.
+    /// Passes over the training set (1 to 1000000).
     #[arg(long)]
     epochs: Option<u64>,
-    /// Examples per step.
+    /// Examples per step (1 to 1048576).
     #[arg(long)]
     batch: Option<usize>,
-    /// Examples per forward pass; 0 takes the whole batch.
+    /// Examples per forward pass; 0 takes the whole batch (0 to 1048576).
     #[arg(long)]
     micro_batch: Option<usize>,
-    /// Highest learning rate.
+    /// Highest learning rate (0 to 1e30).
     #[arg(long, alias = "rate")]
     lr: Option<f64>,
-    /// Highest learning rate of the new head; 0 takes that of --lr.
+    /// Highest learning rate of the new head; 0 takes that of --lr (0 to 1e30).
     #[arg(long, alias = "head-rate")]
     head_lr: Option<f64>,
-    /// Learning rate of the factor that starts at zero, relative to --lr.
+    /// Learning rate of the factor that starts at zero, relative to --lr (1e-6 to 1e6).
     #[arg(long)]
     lora_plus: Option<f64>,
     /// Course of the learning rate.
     #[arg(long)]
     schedule: Option<Schedule>,
-    /// Fraction of the steps over which the learning rate rises.
+    /// Fraction of the steps over which the learning rate rises (0 to 1).
     #[arg(long)]
     warmup: Option<f64>,
-    /// Largest norm of the gradient; 0 never clips it.
+    /// Largest norm of the gradient; 0 never clips it (0 to 1e9).
     #[arg(long)]
     clip: Option<f64>,
-    /// Seed for the order of examples, initial values and dropout.
+    /// Seed for the order of examples, initial values and dropout (0 to 9223372036854775807).
     #[arg(long)]
     seed: Option<u64>,
-    /// Steps between checkpoints; 0 writes only one at the end.
+    /// Steps between checkpoints; 0 writes only one at the end (0 to 1099511627776).
     #[arg(long)]
     save_every: Option<u64>,
 }
 
 impl Settings {
+    /// Returns the settings file.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// Returns the file's settings, overridden by the options.
     pub fn config(self) -> kron_train::Result<Config> {
         fn put<T>(setting: &mut T, option: Option<T>) {

@@ -20,6 +20,9 @@ pub struct Compute {
     pub precision: Precision,
 }
 
+/// Largest ordinal of a GPU.
+const MAX_ORDINAL: usize = 1023;
+
 /// `cpu` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -81,8 +84,9 @@ impl Device {
             Self::Cuda(_) if !cfg!(feature = "cuda") => Err(invalid(format!(
                 "compute.device is {self}, but this program was built without the feature cuda"
             ))),
-            Self::Cuda(ordinal) => candle_core::Device::new_cuda(ordinal)
-                .map_err(|e| invalid(format!("compute.device is {self}, which cannot be used: {e}"))),
+            Self::Cuda(ordinal) => candle_core::Device::new_cuda(ordinal).map_err(|e| {
+                invalid(format!("compute.device is {self}, which cannot be used: {}", Error::from(e)))
+            }),
         }
     }
 }
@@ -103,8 +107,10 @@ impl FromStr for Device {
         let ordinal = text.strip_prefix("cuda:").map(str::parse);
         match (text, ordinal) {
             ("cpu", _) => Ok(Self::Cpu),
-            (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
-            _ => Err(invalid(format!("{text:?} is not a device; devices are cpu, cuda:0, cuda:1, …"))),
+            (_, Some(Ok(ordinal))) if ordinal <= MAX_ORDINAL => Ok(Self::Cuda(ordinal)),
+            _ => Err(invalid(format!(
+                "{text:?} is not a device; devices are cpu, cuda:0, cuda:1, … cuda:{MAX_ORDINAL}"
+            ))),
         }
     }
 }

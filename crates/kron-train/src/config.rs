@@ -1,11 +1,16 @@
 //! Settings of a run, as a TOML file holds them.
 
+mod check;
+
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::compute::{Compute, Precision};
-use crate::error::{Result, file, invalid};
+use crate::compute::Compute;
+use crate::error::{Result, invalid};
+use crate::files;
+pub use check::{FLOATS, INTEGERS, Range};
 
 /// Settings of one run, printed and saved in full, including the defaults.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -182,6 +187,7 @@ pub struct Train {
     /// Largest norm of the gradient; 0 never clips it.
     pub clip: f64,
     /// Decay of AdamW's first and second moment.
+    #[serde(deserialize_with = "two")]
     pub betas: [f64; 2],
     /// Term added to the root of AdamW's second moment.
     pub eps: f64,
@@ -212,14 +218,21 @@ impl Default for Train {
     }
 }
 
+/// Reads an array of two numbers; TOML's own reader of arrays ignores further ones.
+fn two<'de, D: Deserializer<'de>>(from: D) -> Result<[f64; 2], D::Error> {
+    let all = Vec::<f64>::deserialize(from)?;
+    <[f64; 2]>::try_from(all).map_err(|all| {
+        D::Error::custom(format!("betas has {} numbers, but AdamW has two of them", all.len()))
+    })
+}
+
 impl Config {
     /// Reads a TOML file; missing settings keep their defaults.
     ///
     /// # Errors
     /// The file cannot be read, is not TOML, or has an unknown key.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-        toml::from_str(&text).map_err(|e| file(path, e))
+        files::toml(path)
     }
 
     /// Renders the settings as TOML, including the defaults.
@@ -228,75 +241,6 @@ impl Config {
     /// A path is not Unicode.
     pub fn text(&self) -> Result<String> {
         toml::to_string(self).map_err(|e| invalid(format!("the settings cannot be written: {e}")))
-    }
-
-    /// Fails if a setting is out of range or contradicts another.
-    ///
-    /// # Errors
-    /// The first such setting, with its rule.
-    pub fn check(&self) -> Result<()> {
-        let (train, adapter) = (&self.train, &self.adapter);
-        let paths = [("model", &self.model), ("data.train", &self.data.train)];
-        if let Some((name, _)) = paths.into_iter().find(|(_, path)| path.as_os_str().is_empty()) {
-            return Err(invalid(format!("{name} is not set, but a run needs it")));
-        }
-        let at_least_one = [
-            ("train.epochs", train.epochs as usize),
-            ("train.batch", train.batch),
-            ("adapter.rank", adapter.rank),
-            ("data.max_len - 1", self.data.max_len.saturating_sub(1)),
-        ];
-        if let Some((name, _)) = at_least_one.into_iter().find(|(_, n)| *n == 0) {
-            return Err(invalid(format!("{name} is 0, but it is at least 1")));
-        }
-        let not_negative = [
-            ("train.lr", train.lr),
-            ("train.head_lr", train.head_lr),
-            ("train.lora_plus", train.lora_plus),
-            ("train.decay", train.decay),
-            ("train.clip", train.clip),
-            ("train.eps", train.eps),
-        ];
-        if let Some((name, value)) = not_negative.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
-            return Err(invalid(format!("{name} is {value}, but it is a finite number of at least 0")));
-        }
-        if train.lora_plus == 0.0 {
-            return Err(invalid(
-                "train.lora_plus is 0, but then the factor that starts at zero stays there, and ΔW with it",
-            ));
-        }
-        // The optimizer stores the head's learning rate as a ratio to the other.
-        if train.lr == 0.0 && train.head_lr > 0.0 {
-            return Err(invalid(format!(
-                "train.lr is 0 and train.head_lr {}, but a head's own learning rate needs another beside it: \
-                 method head trains the head alone, at train.lr",
-                train.head_lr
-            )));
-        }
-        if let Some(beta) = train.betas.into_iter().find(|beta| !(0.0..1.0).contains(beta)) {
-            return Err(invalid(format!("train.betas has {beta}, but a decay is at least 0 and below 1")));
-        }
-        if !(0.0..=1.0).contains(&train.warmup) {
-            return Err(invalid(format!(
-                "train.warmup is {}, but it is a fraction from 0 to 1",
-                train.warmup
-            )));
-        }
-        if !adapter.fused && adapter.dropout > 0.0 {
-            return Err(invalid(format!(
-                "adapter.dropout is {}, but adapter.fused = false takes none",
-                adapter.dropout
-            )));
-        }
-        if adapter.method == Method::Head && self.task != Task::Classify {
-            return Err(invalid("method head trains a new head, which only the task classify has"));
-        }
-        if adapter.method == Method::Full && self.compute.precision != Precision::F32 {
-            return Err(invalid(
-                "method full trains the weights themselves, which takes compute.precision f32",
-            ));
-        }
-        self.compute.check()
     }
 }
 

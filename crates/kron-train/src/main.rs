@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Settings};
+use kron_adapter::io::check_not_overwriting;
 use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
 use kron_train::run::{OutputFolder, Stop, run};
@@ -17,33 +18,47 @@ use kron_train::studies::chains::{ChainGrid, ChainResult};
 use kron_train::studies::compare::{ComparisonGrid, Trial};
 use kron_train::studies::sequential::sequential;
 use kron_train::studies::{chains, compare, demo};
-use kron_train::{Config, Progress, Result};
+use kron_train::{Config, Error, Progress, Result};
 
 /// A step allocates and frees the same hundred tensors; the system's allocator returns their pages each time, which
 /// costs a sixth of the step.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Exit code of a run that a signal stopped, after it saved.
+const STOPPED: u8 = 130;
+
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Train { settings, out, resume } => train(*settings, OutputFolder { path: out, resume }),
-        Command::Compare { grid, out, runs } => compare_methods(&grid, &out, runs.map(u64::from)),
+    let command = Cli::parse().command;
+    match kron_core::start_threads().map_err(Error::from).and_then(|()| run_command(command)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if matches!(error, Error::Stopped(_)) { ExitCode::from(STOPPED) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run_command(command: Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Train { settings, out, resume } => {
+            return train(*settings, OutputFolder { path: out, resume });
+        }
+        Command::Compare { grid, out, runs } => return compare_methods(&grid, &out, runs.map(u64::from)),
         Command::Sequential { grid: Some(grid), out, .. } => run_chains(&grid, &out),
         Command::Sequential { settings, domains, out, .. } => run_chain(*settings, &domains, &out),
         Command::Demo { seed } => run_demo(seed),
         Command::Man { dir } => docs::man(&dir, Cli::command()),
         Command::Completions { shell } => docs::completions(shell, Cli::command()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    done.map(|()| ExitCode::SUCCESS)
 }
 
-fn train(settings: Settings, output: OutputFolder) -> Result<()> {
+fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
+    // A resumed run leaves its settings file as it is.
+    if let Some(file) = settings.file().filter(|_| !output.resume) {
+        check_not_overwriting(file, &output.path)?;
+    }
     let config = settings.config()?;
     print!("{}", config.text()?);
     let (weights, tokenizer) = load(&config)?;
@@ -51,7 +66,7 @@ fn train(settings: Settings, output: OutputFolder) -> Result<()> {
     let outcome = run(&config, &weights, &data, Some(&output), &Stop::on_signals()?, &Progress::Shown)?;
     if outcome.stopped {
         println!("stopped and saved: pass --resume to continue");
-        return Ok(());
+        return Ok(ExitCode::from(STOPPED));
     }
     println!(
         "{}, {} trained parameters without the head",
@@ -64,10 +79,27 @@ fn train(settings: Settings, output: OutputFolder) -> Result<()> {
         }
     }
     println!("report: {}", output.path.join("report.html").display());
-    Ok(())
+    if outcome.learner.adapters().is_some() {
+        print_next(&config, &output.path);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<()> {
+/// Prints where the adapter is, and what can be done with it.
+fn print_next(config: &Config, folder: &Path) {
+    let adapter = folder.join("adapter.safetensors");
+    let (adapter, model) = (adapter.display(), &config.model);
+    println!("adapter: {adapter}");
+    println!("next:");
+    println!("  kron inspect {adapter}");
+    println!("  kron convert {adapter} {} --to lora", folder.join("lora").display());
+    if model.is_dir() {
+        println!("  kron merge {} {adapter} {}", model.display(), folder.join("merged").display());
+    }
+}
+
+fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
+    check_not_overwriting(grid, out)?;
     let grid = ComparisonGrid::read(grid)?;
     print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
@@ -91,13 +123,15 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<()> {
     };
     let trials = compare::compare(&grid, &weights, &data, out, &stop, &Progress::Shown, print_trial)?;
     print!("{}", compare::markdown(&compare::summarise(&grid, &trials)));
-    if let Some(done) = grid.unfinished(&trials) {
-        println!("{done}: repeat the command to continue with the others");
+    if let Some(part) = grid.unfinished(&trials) {
+        println!("{part}: repeat the command to continue with the others");
     }
-    Ok(())
+    // `--runs` also ends a study early, as asked.
+    Ok(if stop.is_requested() && runs != Some(done) { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS })
 }
 
 fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
+    settings.file().map_or(Ok(()), |file| check_not_overwriting(file, out))?;
     let config = settings.config()?;
     print!("{}", config.text()?);
     let (weights, tokenizer) = load(&config)?;
@@ -114,6 +148,7 @@ fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
 }
 
 fn run_chains(grid: &Path, out: &Path) -> Result<()> {
+    check_not_overwriting(grid, out)?;
     let grid = ChainGrid::read(grid)?;
     print!("{}", grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;

@@ -199,7 +199,7 @@ fn a_grid_of_chains_runs_missing_chains() {
     (krona.name, krona.adapter.method) = ("krona".into(), Method::Krona);
     moved.entries.insert(0, krona);
     for (other, why) in
-        [(&faster, "\"lr = 0.001\", but this grid has \"lr = 0.002\""), (&moved, "\"method = ")]
+        [(&faster, "\"lr = 0.001\", but this one has \"lr = 0.002\""), (&moved, "\"method = ")]
     {
         let (folder, stop) = (folder.path(), Stop::default());
         let refused = chains::run(other, &weights, &data, folder, &stop, &Progress::Hidden, |_| ());

@@ -3,20 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use kron_adapter::io::{self, Input};
+use kron_adapter::io::Input;
+use kron_adapter::model_files::{CONFIG, INDEX, SINGLE, ShardIndex};
 use kron_adapter::resolve::BaseModel;
 use safetensors::Dtype;
-use serde::Deserialize;
 
-use super::config::{CONFIG, Config};
+use super::config::Config;
 use crate::{Error, Result};
-
-/// Name of the file that maps tensors to shards.
-pub const INDEX: &str = "model.safetensors.index.json";
-/// Name of the file of a model without shards.
-pub const SINGLE: &str = "model.safetensors";
-/// Largest index that is read, in bytes; enough for some million tensors.
-const MAX_INDEX_BYTES: u64 = 1 << 28;
 
 /// A model's files with their checked headers.
 pub struct Base {
@@ -66,10 +59,8 @@ impl Base {
     pub fn open(path: &Path) -> Result<Self> {
         let is_folder = path.is_dir();
         let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
-        let index = folder.join(INDEX);
-        let has_index = is_folder && index.exists();
-        let index = if has_index { Some(io::read(&index, MAX_INDEX_BYTES)?) } else { None };
-        let map = index.as_deref().map(|bytes| weight_map(&folder.join(INDEX), bytes)).transpose()?;
+        let index = if is_folder { ShardIndex::read(folder)? } else { None };
+        let (index, map) = index.map(|index| (index.bytes, index.weight_map)).unzip();
         let paths: Vec<PathBuf> = match &map {
             Some(map) => {
                 let names: std::collections::BTreeSet<_> = map.values().collect();
@@ -146,31 +137,6 @@ impl BaseModel for Base {
     fn is_tied(&self) -> Result<bool> {
         self.config.as_ref().map_or(Ok(false), Config::tied)
     }
-}
-
-/// Returns the file of each tensor. A file is a plain name in the folder.
-fn weight_map(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let path = path.display();
-    let Index { weight_map } = serde_json::from_slice(bytes)
-        .map_err(|e| Error::data(format!("{path} is not an index of shards: {e}")))?;
-    if weight_map.is_empty() {
-        return Err(Error::data(format!("{path} names no tensor")));
-    }
-    let plain = |name: &str| {
-        name.ends_with(".safetensors")
-            && !name.starts_with('.')
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    };
-    if let Some(name) = weight_map.values().find(|name| !plain(name)) {
-        return Err(Error::data(format!(
-            "{path} names the shard {name:?}, but a shard is a plain name that ends in .safetensors"
-        )));
-    }
-    Ok(weight_map)
 }
 
 /// Returns the place of every tensor.

@@ -3,15 +3,11 @@
 use std::path::Path;
 
 use kron_adapter::io;
+use kron_adapter::model_files::{CONFIG, MAX_CONFIG_BYTES};
 use serde_json::{Map, Value};
 
 use super::family::Family;
 use crate::{Error, Result};
-
-/// Name of the file in a model's folder.
-pub const CONFIG: &str = "config.json";
-/// Largest configuration that is read, in bytes; real ones are far smaller.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// A configuration, of a known or an unknown family.
 #[derive(Debug)]
@@ -30,7 +26,7 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self> {
         let path = if path.is_dir() { &path.join(CONFIG) } else { path };
         let name = path.display().to_string();
-        let value: Value = serde_json::from_slice(&io::read(path, MAX_BYTES)?)
+        let value: Value = serde_json::from_slice(&io::read(path, MAX_CONFIG_BYTES)?)
             .map_err(|e| Error::data(format!("{name} is not JSON: {e}")))?;
         let Value::Object(mut fields) = value else {
             return Err(Error::data(format!("{name} is not a JSON object")));

@@ -6,6 +6,7 @@ mod config;
 mod family;
 mod linear_layers;
 
-pub use base::{Base, INDEX, Shard, TensorEntry};
-pub use config::{CONFIG, Config};
+pub use base::{Base, Shard, TensorEntry};
+pub use config::Config;
+pub use kron_adapter::model_files::{CONFIG, INDEX};
 pub use linear_layers::{Layers, linear_layers};

@@ -20,5 +20,6 @@ mod refuse;
 mod speed;
 mod stopped;
 mod text;
+mod threads;
 mod unwritable;
 mod verify;

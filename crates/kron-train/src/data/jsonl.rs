@@ -6,6 +6,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Result, file};
+use crate::files;
+
+/// Largest number of choices of a question, each of which is encoded with the whole question.
+const MAX_CHOICES: usize = 256;
 
 /// Text with its class.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -75,20 +79,21 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
 /// Reads lines `{"q": …, "choices": […], "answer": …}`, with answers counted from 0.
 ///
 /// # Errors
-/// As [`read_labelled`], or an answer exceeds the number of choices.
+/// As [`read_labelled`], an answer exceeds the number of choices, or a question has too many of them.
 pub fn read_choices(path: &Path) -> Result<Vec<Choice>> {
-    read(path, |row: &Choice| match row.answer < row.choices.len() {
-        true => Ok(()),
-        false => Err(format!(
-            "has answer {}, but its {} choices are counted from 0",
-            row.answer,
-            row.choices.len()
-        )),
+    read(path, |row: &Choice| match (row.answer, row.choices.len()) {
+        (_, n) if n > MAX_CHOICES => {
+            Err(format!("has {n} choices, but a question has at most {MAX_CHOICES}"))
+        }
+        (answer, n) if answer >= n => {
+            Err(format!("has answer {answer}, but its {n} choices are counted from 0"))
+        }
+        _ => Ok(()),
     })
 }
 
 fn read<T: DeserializeOwned>(path: &Path, check: impl Fn(&T) -> Result<(), String>) -> Result<Vec<T>> {
-    let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
+    let text = files::text(path, files::MAX_DATA)?;
     let parse = |(number, line): (usize, &str)| {
         let at = |message: String| file(path, format!("line {number} {message}"));
         if line.trim().is_empty() {

@@ -10,4 +10,4 @@ pub use batch::{Batch, Tokens};
 pub use jsonl::{Choice, Labelled, read_choices, read_labelled};
 pub use order::{permutation, shuffled_batches};
 pub use set::{Dataset, Examples, Question};
-pub use tokenizer::{Llama2c, Tokenizer};
+pub use tokenizer::{Llama2c, MAX_TEXT, Tokenizer};

@@ -1,12 +1,17 @@
 //! Examples of a task as token ids.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::jsonl::{Choice, Labelled, read_choices, read_labelled, read_texts};
 use super::order::permutation;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{MAX_TEXT, Tokenizer};
 use crate::config::{Config, Data, Task};
 use crate::error::{Result, file, invalid};
+use crate::files;
+
+/// Largest number of classes of a head.
+const MAX_CLASSES: usize = 1 << 16;
 
 /// Multiple-choice question with its encoded continuations.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,14 +72,22 @@ impl Dataset {
         let rest = [&data.validation, &data.test];
         let (labels, train, rest) = match config.task {
             Task::Classify => {
-                let rows = labelled(&data.train, data, data.limit_train)?;
-                let mut labels: Vec<String> = rows.iter().map(|(_, row)| row.label.clone()).collect();
-                labels.sort();
-                labels.dedup();
+                let rows = labelled(&data.train, data)?;
+                // All classes of the file, so that a class that is not drawn is still known.
+                let labels: BTreeSet<&String> = rows.iter().map(|(_, row)| &row.label).collect();
+                if labels.len() > MAX_CLASSES {
+                    let n = labels.len();
+                    return Err(file(
+                        &data.train,
+                        format!("has {n} labels, but at most {MAX_CLASSES} are learnt"),
+                    ));
+                }
+                let labels: Vec<String> = labels.into_iter().cloned().collect();
+                let rows = drawn(rows, data.limit_train);
                 let encode =
                     |path: &Path, rows| encode_labelled(path, rows, &labels, tokenizer, data.max_len);
                 let train = encode(&data.train, rows)?;
-                let rest = each(rest, |path| encode(path, labelled(path, data, data.limit_eval)?))?;
+                let rest = each(rest, |path| encode(path, drawn(labelled(path, data)?, data.limit_eval)))?;
                 (labels, train, rest)
             }
             Task::Lm => {
@@ -102,7 +115,7 @@ fn each(
 }
 
 /// Reads the rows of the selected domain, with their line numbers.
-fn labelled(path: &Path, data: &Data, limit: usize) -> Result<Vec<(usize, Labelled)>> {
+fn labelled(path: &Path, data: &Data) -> Result<Vec<(usize, Labelled)>> {
     let mut rows: Vec<(usize, Labelled)> = (1..).zip(read_labelled(path)?).collect();
     if let Some(domain) = &data.domain {
         rows.retain(|(_, row)| row.domain.as_ref() == Some(domain));
@@ -110,7 +123,7 @@ fn labelled(path: &Path, data: &Data, limit: usize) -> Result<Vec<(usize, Labell
             return Err(file(path, format!("has no line of domain {domain}")));
         }
     }
-    Ok(drawn(rows, limit))
+    Ok(rows)
 }
 
 /// Draws at most `limit` items, independently of the run's seed.
@@ -150,12 +163,13 @@ fn encode_labelled(
 fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
     let texts = match path.extension().is_some_and(|e| e == "jsonl") {
         true => read_texts(path)?,
-        false => vec![std::fs::read_to_string(path).map_err(|e| file(path, e))?],
+        false => vec![files::text(path, files::MAX_DATA)?],
     };
     let mut ids = Vec::new();
     for text in texts {
         // Paragraph by paragraph, because llama2.c's joining of pieces takes quadratic time.
-        for (i, paragraph) in text.split_inclusive("\n\n").enumerate() {
+        let paragraphs = text.split_inclusive("\n\n").flat_map(|text| cut(text, MAX_TEXT));
+        for (i, paragraph) in paragraphs.enumerate() {
             match i {
                 0 => ids.extend(tokenizer.encode(paragraph, usize::MAX)?),
                 _ => ids.extend(tokenizer.encode_more(paragraph)?),
@@ -169,6 +183,19 @@ fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Re
         }
         false => Ok(Examples::Plain(drawn(pieces, limit))),
     }
+}
+
+/// Cuts a text into pieces of at most `most` bytes: after the last line end in reach, else between two characters.
+fn cut(text: &str, most: usize) -> Vec<&str> {
+    let (mut pieces, mut rest) = (Vec::new(), text);
+    while rest.len() > most {
+        let reach = &rest[..rest.floor_char_boundary(most)];
+        let at = reach.rfind('\n').map_or(reach.len(), |end| end + 1);
+        pieces.push(&rest[..at]);
+        rest = &rest[at..];
+    }
+    pieces.push(rest);
+    pieces
 }
 
 fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
@@ -199,4 +226,18 @@ fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -
     };
     let rows: Vec<_> = (1..).zip(read_choices(path)?).collect();
     Ok(Examples::Questions(drawn(rows, limit).into_iter().map(encode).collect::<Result<_>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_paragraph_is_cut_at_line_ends_or_between_characters() {
+        assert_eq!(cut("ab\ncd\nef", 100), ["ab\ncd\nef"]);
+        assert_eq!(cut("ab\ncd\nef", 7), ["ab\ncd\n", "ef"]);
+        assert_eq!(cut("ab\ncd\nef", 4), ["ab\n", "cd\n", "ef"]);
+        assert_eq!(cut("äöüß", 5), ["äö", "üß"]);
+        assert_eq!(cut("", 5), [""]);
+    }
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::attention_mask::AttentionMask;
 use super::body::{Attention, Body, detach_in_evaluation};
 use super::fused::{gelu, layer_norm, softmax};
+use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
@@ -57,12 +58,23 @@ fn absolute() -> String {
 }
 
 impl BertConfig {
-    /// Fails if the heads do not divide the width, or a feature is not supported.
+    /// Fails if a size is out of range, the heads do not divide the width, or a feature is not supported.
     ///
     /// # Errors
-    /// A number of heads that does not divide the width, another activation, relative positions.
+    /// A number out of range, a number of heads that does not divide the width, another activation, relative
+    /// positions.
     pub fn check(&self) -> Result<()> {
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+        check_sizes(&[
+            ("vocab_size", self.vocab_size, VOCABULARY),
+            ("hidden_size", self.hidden_size, WIDTH),
+            ("num_hidden_layers", self.num_hidden_layers, COUNT),
+            ("num_attention_heads", self.num_attention_heads, COUNT),
+            ("intermediate_size", self.intermediate_size, WIDTH),
+            ("max_position_embeddings", self.max_position_embeddings, POSITIONS),
+            ("type_vocab_size", self.type_vocab_size.max(1), WIDTH),
+        ])?;
+        check_eps("layer_norm_eps", self.layer_norm_eps)?;
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(invalid(format!(
                 "num_attention_heads = {} does not divide hidden_size = {}",
                 self.num_attention_heads, self.hidden_size

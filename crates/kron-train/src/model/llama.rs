@@ -8,7 +8,8 @@ use serde::Deserialize;
 use super::attention_mask::AttentionMask;
 use super::body::{Attention, Body, detach_in_evaluation};
 use super::fused::softmax;
-use super::rope::{Rope, RopeConfig};
+use super::rope::{Rope, RopeConfig, Rotation};
+use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes, within};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
@@ -84,13 +85,26 @@ impl LlamaConfig {
         self.max_position_embeddings.min(self.sliding_window.unwrap_or(usize::MAX))
     }
 
-    /// Fails if the heads do not fit the width, or a feature is not supported.
+    /// Fails if a size is out of range, the heads do not fit the width, or a feature is not supported.
     ///
     /// # Errors
-    /// Numbers of heads that do not divide, an odd head width, another activation, another kind of rotation.
+    /// A number out of range, numbers of heads that do not divide, an odd head width, another activation, another
+    /// kind of rotation.
     pub fn check(&self) -> Result<()> {
         let (heads, kv) = (self.num_attention_heads, self.kv_heads());
-        if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) {
+        check_sizes(&[
+            ("vocab_size", self.vocab_size, VOCABULARY),
+            ("hidden_size", self.hidden_size, WIDTH),
+            ("num_hidden_layers", self.num_hidden_layers, COUNT),
+            ("num_attention_heads", heads, COUNT),
+            ("num_key_value_heads", kv, COUNT),
+            ("intermediate_size", self.intermediate_size, WIDTH),
+            ("max_position_embeddings", self.max_position_embeddings, POSITIONS),
+            ("head_dim", self.head_dim.unwrap_or(1), COUNT),
+            ("sliding_window", self.sliding_window.unwrap_or(1), POSITIONS),
+        ])?;
+        check_eps("rms_norm_eps", self.rms_norm_eps)?;
+        if !heads.is_multiple_of(kv) {
             return Err(invalid(format!("{heads} query heads are not a multiple of {kv} key heads")));
         }
         let shared = self.head_dim.is_some() || self.hidden_size.is_multiple_of(heads);
@@ -110,7 +124,7 @@ impl LlamaConfig {
     fn frequencies(&self) -> Result<Vec<f64>> {
         let rope = self.rope_parameters.clone().or(self.rope_scaling.clone()).unwrap_or_default();
         let theta = rope.theta().or(self.rope_theta).unwrap_or(10_000.0);
-        rope.frequencies(theta, self.head() / 2)
+        rope.frequencies(within("rope_theta", theta, 1.0, 1e12)?, self.head() / 2)
     }
 }
 
@@ -162,7 +176,7 @@ impl Llama {
             blocks: blocks.collect::<Result<_>>()?,
             norm: at.get(hidden, "norm.weight")?,
             head,
-            rope: Rope::new(&config.frequencies()?, config.positions(), &vb)?,
+            rope: Rope::new(config.frequencies()?),
             positions: config.positions(),
             eps: config.rms_norm_eps as f32,
         })
@@ -179,8 +193,9 @@ impl Body for Llama {
         }
         let mut x = self.words.forward(&tokens.tensor(self.words.embeddings().device())?)?;
         let mask = AttentionMask::new(&tokens.lens, Attention::Causal);
+        let rotation = self.rope.rotation(tokens.len, &x)?;
         for block in &self.blocks {
-            x = detach_in_evaluation(block.forward(&x, &mask, &self.rope, dropout)?, dropout);
+            x = detach_in_evaluation(block.forward(&x, &mask, &rotation, dropout)?, dropout);
         }
         Ok(ops::rms_norm_slow(&x, &self.norm, self.eps)?)
     }
@@ -227,7 +242,7 @@ impl Block {
         &self,
         x: &Tensor,
         mask: &AttentionMask,
-        rope: &Rope,
+        rotation: &Rotation,
         key: Option<DropoutKey>,
     ) -> Result<Tensor> {
         let (n, len, _) = x.dims3()?;
@@ -241,8 +256,8 @@ impl Block {
                 .reshape((n, self.heads, len, width))
         };
         let normed = ops::rms_norm_slow(x, &self.input_norm, self.eps)?;
-        let q = rope.apply(&split(self.q.forward(&normed, key)?, self.heads)?)?;
-        let k = repeat(rope.apply(&split(self.k.forward(&normed, key)?, self.kv_heads)?)?)?;
+        let q = rotation.apply(&split(self.q.forward(&normed, key)?, self.heads)?)?;
+        let k = repeat(rotation.apply(&split(self.k.forward(&normed, key)?, self.kv_heads)?)?)?;
         let v = repeat(split(self.v.forward(&normed, key)?, self.kv_heads)?)?;
         let scores = q.matmul(&k.transpose(2, 3)?)?;
         let mixed = softmax(&scores, 1.0 / (width as f32).sqrt(), mask)?.matmul(&v.contiguous()?)?;

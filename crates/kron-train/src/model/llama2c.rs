@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use kron_adapter::io;
 
 use super::llama::LlamaConfig;
 use crate::error::{Result, file};
+use crate::files;
 
 /// Length of the header: dim, hidden, layers, heads, kv heads, vocabulary (negative: untied output matrix), positions.
 const HEADER: usize = 7;
@@ -16,7 +18,7 @@ const HEADER: usize = 7;
 /// # Errors
 /// The file cannot be read, its sizes are invalid, or its length does not match them.
 pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)> {
-    let bytes = std::fs::read(path).map_err(|e| file(path, e))?;
+    let bytes = io::read(path, files::MAX_WEIGHTS)?;
     let word = |i: usize| bytes.get(4 * i..4 * i + 4).map(|b| [b[0], b[1], b[2], b[3]]);
     let header: Option<Vec<i32>> = (0..HEADER).map(|i| word(i).map(i32::from_le_bytes)).collect();
     let header = header.ok_or_else(|| file(path, "is shorter than the header of a llama2.c model"))?;
@@ -43,7 +45,7 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
         hidden_act: "silu".into(),
         tie_word_embeddings: header[5] > 0,
     };
-    config.check()?;
+    config.check().map_err(|e| file(path, e))?;
     let mut reader = Reader { path, bytes: &bytes, at: 4 * HEADER, tensors: HashMap::new() };
     reader.all(&config)?;
     Ok((config, reader.tensors))

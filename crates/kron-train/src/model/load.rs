@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
+use kron_adapter::io::Input;
+use kron_adapter::model_files::{CONFIG, MAX_CONFIG_BYTES, SINGLE, ShardIndex};
 use kron_candle::Inject;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::bert::{Bert, BertConfig};
 use super::body::Body;
@@ -14,6 +17,7 @@ use super::llama::{Llama, LlamaConfig};
 use super::llama2c;
 use crate::compute::Compute;
 use crate::error::{Result, file};
+use crate::files::{self, MAX_WEIGHTS};
 
 /// Configuration of a body of either kind.
 #[derive(Clone, Debug)]
@@ -41,7 +45,7 @@ impl Files {
     pub fn find(model: &Path) -> Result<Self> {
         if model.is_dir() {
             let tokenizer = model.join("tokenizer.json");
-            return match tokenizer.is_file() && model.join("config.json").is_file() {
+            return match tokenizer.is_file() && model.join(CONFIG).is_file() {
                 true => Ok(Self { model: model.into(), tokenizer }),
                 false => {
                     Err(file(model, "has no config.json and tokenizer.json, which every model's folder has"))
@@ -99,15 +103,15 @@ impl Weights {
                 .try_for_each(|tensor| convert(tensor).map(|converted| *tensor = converted))?;
             return Ok(Self { config: Config::Llama(config), tensors, device, dtype });
         }
-        let config = read_config(&files.model.join("config.json"))?;
+        let config = read_config(&files.model.join(CONFIG))?;
         let mut tensors = HashMap::new();
         for part in shards(&files.model)? {
-            let read = candle_core::safetensors::load(&part, &Device::Cpu).map_err(|e| file(&part, e))?;
-            for (name, tensor) in read.into_iter().filter(|(_, t)| t.dtype().is_float()) {
-                if let Some(name) = name_in_body(&name) {
+            read_shard(&part, |name, tensor| {
+                if let Some(name) = name_in_body(name) {
                     tensors.insert(name, convert(&tensor)?);
                 }
-            }
+                Ok(())
+            })?;
         }
         Ok(Self { config, tensors, device, dtype })
     }
@@ -140,6 +144,11 @@ impl Weights {
     /// Returns the device of the tensors and of all trained parameters.
     pub const fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Returns the number of elements of all tensors.
+    pub fn elements(&self) -> u128 {
+        self.tensors.values().map(|tensor| tensor.elem_count() as u128).sum()
     }
 
     /// Returns the number of token ids.
@@ -185,16 +194,28 @@ fn read_config(path: &Path) -> Result<Config> {
     struct Kind {
         model_type: String,
     }
-    let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-    let Kind { model_type } = serde_json::from_str(&text).map_err(|e| file(path, e))?;
-    match model_type.as_str() {
-        "bert" | "distilbert" => serde_json::from_str(&text).map(Config::Bert).map_err(|e| file(path, e)),
-        "llama" | "mistral" => serde_json::from_str(&text).map(Config::Llama).map_err(|e| file(path, e)),
-        other => Err(file(
-            path,
-            format!("is of model type {other}, but bert, distilbert, llama and mistral are known"),
-        )),
+    fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+        serde_json::from_str(text).map_err(|e| file(path, e))
     }
+    let text = files::text(path, MAX_CONFIG_BYTES)?;
+    let Kind { model_type } = parse(path, &text)?;
+    let (config, checked) = match model_type.as_str() {
+        "bert" | "distilbert" => {
+            let config: BertConfig = parse(path, &text)?;
+            let checked = config.check();
+            (Config::Bert(config), checked)
+        }
+        "llama" | "mistral" => {
+            let config: LlamaConfig = parse(path, &text)?;
+            let checked = config.check();
+            (Config::Llama(config), checked)
+        }
+        other => {
+            let known = "bert, distilbert, llama and mistral are known";
+            return Err(file(path, format!("is of model type {other:?}, but {known}")));
+        }
+    };
+    checked.map(|()| config).map_err(|e| file(path, e))
 }
 
 /// Returns the name of a checkpoint's tensor in a body; `None` for a head's tensor.
@@ -213,18 +234,12 @@ fn name_in_body(name: &str) -> Option<String> {
 ///
 /// Reading all files at once would read some folders' weights twice.
 fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let (index, single) = (folder.join("model.safetensors.index.json"), folder.join("model.safetensors"));
-    if index.is_file() {
-        let text = std::fs::read_to_string(&index).map_err(|e| file(&index, e))?;
-        let Index { weight_map } = serde_json::from_str(&text).map_err(|e| file(&index, e))?;
-        let names: BTreeSet<String> = weight_map.into_values().collect();
+    if let Some(index) = ShardIndex::read(folder)? {
+        let names: BTreeSet<String> = index.weight_map.into_values().collect();
         return Ok(names.into_iter().map(|name| folder.join(name)).collect());
     }
-    if single.is_file() {
+    let single = folder.join(SINGLE);
+    if single.symlink_metadata().is_ok() {
         return Ok(vec![single]);
     }
     let entries = std::fs::read_dir(folder).map_err(|e| file(folder, e))?;
@@ -235,4 +250,29 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
         true => Err(file(folder, "has no safetensors file, which holds a model's weights")),
         false => Ok(parts),
     }
+}
+
+/// Reads the tensors of floating-point values of one file, one after another.
+fn read_shard(path: &Path, mut take: impl FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
+    let mut input = Input::open(path)?;
+    if input.len() > MAX_WEIGHTS {
+        return Err(file(path, format!("is {} bytes long, but the limit is {MAX_WEIGHTS}", input.len())));
+    }
+    let (_, layout) = input.layout()?;
+    for name in layout.tensors.offset_keys() {
+        let Some(info) = layout.tensors.info(&name) else { continue };
+        let (start, end) = info.data_offsets;
+        let mut bytes = Vec::new();
+        input.append((end - start) as u64, &mut bytes)?;
+        if bytes.len() != end - start {
+            return Err(file(path, "became shorter while it was read"));
+        }
+        match DType::try_from(info.dtype) {
+            Ok(dtype) if dtype.is_float() => {
+                take(&name, Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

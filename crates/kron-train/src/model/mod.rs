@@ -10,6 +10,7 @@ mod llama2c;
 mod load;
 mod next_token;
 mod rope;
+mod sizes;
 
 pub use bert::{Bert, BertConfig};
 pub use body::{Attention, Body, pool};

@@ -3,9 +3,9 @@
 use std::f64::consts::TAU;
 
 use candle_core::{D, Tensor};
-use candle_nn::VarBuilder;
 use serde::Deserialize;
 
+use super::sizes::within;
 use crate::error::{Result, invalid};
 
 /// Rotary settings of a `config.json`.
@@ -48,6 +48,11 @@ impl RopeConfig {
                 let high = positive("high_freq_factor", self.high_freq_factor)?;
                 let trained =
                     positive("original_max_position_embeddings", self.original_max_position_embeddings)?;
+                if high <= low {
+                    return Err(invalid(format!(
+                        "high_freq_factor of the rotations is {high:?}, but it is above low_freq_factor = {low:?}"
+                    )));
+                }
                 // Pairs with few rotations over the original context are stretched, those with many are not, and
                 // those between are interpolated.
                 let fraction = |f: f64| ((trained * f / TAU - low) / (high - low)).clamp(0.0, 1.0);
@@ -60,42 +65,56 @@ impl RopeConfig {
     }
 }
 
-/// Returns a required parameter, which is finite and above 0.
+/// Returns a required parameter, which is above 0.
 fn positive(name: &str, value: Option<f64>) -> Result<f64> {
     match value {
-        Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-        Some(value) => Err(invalid(format!("{name} of the rotations is {value}, but it is above 0"))),
+        Some(value) => within(&format!("{name} of the rotations"), value, 1e-6, 1e9),
         None => Err(invalid(format!("the rotations lack {name}, which their rope_type needs"))),
     }
 }
 
-/// Rotary position embedding: tables of cosines and sines, positions × head/2.
+/// Rotary position embedding of a model.
 #[derive(Debug)]
 pub(super) struct Rope {
+    /// Radians per position of each pair.
+    frequencies: Vec<f64>,
+}
+
+/// Cosines and sines of the positions of one batch, positions × head/2.
+#[derive(Debug)]
+pub(super) struct Rotation {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rope {
-    /// Computes the tables for all positions below `positions`.
-    pub fn new(frequencies: &[f64], positions: usize, vb: &VarBuilder) -> Result<Self> {
-        let half = frequencies.len();
-        let table = |f: fn(f64) -> f64| {
-            let angles = (0..positions * half).map(|i| (i / half) as f64 * frequencies[i % half]);
-            Tensor::from_iter(angles.map(|angle| f(angle) as f32), vb.device())?
-                .reshape((positions, half))?
-                .to_dtype(vb.dtype())
-        };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+    pub const fn new(frequencies: Vec<f64>) -> Self {
+        Self { frequencies }
     }
 
+    /// Computes the tables for texts of `len` tokens, for values of the type and on the device of `x`.
+    ///
+    /// They are as long as the batch in hand: a configuration may claim any number of positions.
+    pub fn rotation(&self, len: usize, x: &Tensor) -> Result<Rotation> {
+        let half = self.frequencies.len();
+        let table = |f: fn(f64) -> f64| {
+            let angles = (0..len * half).map(|i| (i / half) as f64 * self.frequencies[i % half]);
+            Tensor::from_iter(angles.map(|angle| f(angle) as f32), x.device())?
+                .reshape((len, half))?
+                .to_dtype(x.dtype())
+        };
+        Ok(Rotation { cos: table(f64::cos)?, sin: table(f64::sin)? })
+    }
+}
+
+impl Rotation {
     /// Rotates the pairs (i, i + head/2) of x, n × heads × len × head.
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (.., len, width) = x.dims4()?;
-        let (cos, sin) = (self.cos.narrow(0, 0, len)?, self.sin.narrow(0, 0, len)?);
+        let (.., width) = x.dims4()?;
+        let (cos, sin) = (&self.cos, &self.sin);
         let (a, b) = (x.narrow(3, 0, width / 2)?, x.narrow(3, width / 2, width / 2)?);
-        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
+        let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
         Tensor::cat(&[first, second], D::Minus1)
     }
 }

@@ -1,5 +1,7 @@
 //! Adapters of a model from the settings of a method.
 
+use std::collections::BTreeMap;
+
 use kron_adapter::plan::{Budget, Family, Linear, Method as Rule, Model, Plan, paper_split, search};
 use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split};
@@ -8,10 +10,15 @@ use crate::config::{AdapterConfig, Method};
 use crate::error::{Result, invalid};
 use crate::model::{Weights, build};
 
+/// Largest number of an adapter's parameters, relative to the model's elements.
+const MAX_RATIO: u128 = 16;
+
 /// Shape rule, scale and dropout of all adapters of a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct AdapterRule {
     rule: Rule,
+    /// Description of the shapes that the layers get.
+    shapes: String,
     scaling: Scaling,
     dropout: Dropout,
     fused: bool,
@@ -49,7 +56,14 @@ impl AdapterRule {
         };
         let scaling = Scaling::new(config.alpha, rank, ScaleRule::AlphaOverR)?;
         let (dropout, fused) = (Dropout::new(config.dropout)?, config.fused);
-        Ok(Some(Self { rule, scaling, dropout, fused }))
+        // Before anything is allocated: a rank may be far beyond the layers' sizes.
+        let (params, elements) = (Plan::new(&model, rule)?.adapter_params(), weights.elements());
+        if params > MAX_RATIO * elements {
+            return Err(invalid(format!(
+                "adapters of {rule} have {params} parameters, but at most {MAX_RATIO} times the {elements} of the model"
+            )));
+        }
+        Ok(Some(Self { rule, shapes: shapes(rule, &model)?, scaling, dropout, fused }))
     }
 
     /// Makes new adapters with ΔW = 0.
@@ -57,7 +71,7 @@ impl AdapterRule {
     /// # Errors
     /// A target is empty.
     pub fn inject(&self, targets: &[String], seed: u64) -> Result<Inject<'static>> {
-        let Self { rule, scaling, .. } = *self;
+        let (rule, scaling) = (self.rule, self.scaling);
         let shape = move |_: &str, dims: LayerDims| -> kron_adapter::Result<(KronShape, Scaling)> {
             Ok((rule.fit(dims)?.shape, scaling))
         };
@@ -74,10 +88,34 @@ impl AdapterRule {
         if self.fused { inject } else { inject.unfused() }
     }
 
-    /// Describes the rule as in `kron (2, 4) r 8, s = 32/8`, followed by `, unfused` if it is.
+    /// Describes the shapes as in `kron 4×2 r 8, s = 32/8`, followed by `, unfused` if it is.
     pub fn describe(&self) -> String {
         let unfused = if self.fused { "" } else { ", unfused" };
-        format!("{}, s = {}{unfused}", self.rule, self.scaling)
+        format!("{}, s = {}{unfused}", self.shapes, self.scaling)
+    }
+}
+
+/// Describes a rule by the shapes that it gives: a side of A that does not divide a layer is smaller there.
+fn shapes(rule: Rule, model: &Model) -> Result<String> {
+    let (Rule::Kron { split, .. } | Rule::Krona { split: Some(split) }) = rule else {
+        return Ok(rule.to_string());
+    };
+    let mut layers: BTreeMap<(usize, usize), u32> = BTreeMap::new();
+    for linear in model.linears() {
+        let shape = rule.fit(linear.dims())?.shape;
+        *layers.entry((shape.a_out(), shape.a_in())).or_default() += linear.count();
+    }
+    let with = |split: Split| match rule {
+        Rule::Kron { rank, .. } => Rule::Kron { split, rank },
+        _ => Rule::Krona { split: Some(split) },
+    };
+    let mut taken = layers.into_iter().map(|((a_out, a_in), n)| (Split { a_out, a_in }, n));
+    match (taken.next(), taken.len()) {
+        (Some((only, _)), 0) => Ok(with(only).to_string()),
+        (first, _) => {
+            let each = first.into_iter().chain(taken).map(|(split, n)| format!("{split} on {n} layers"));
+            Ok(format!("{} (A {})", with(split), each.collect::<Vec<_>>().join(", ")))
+        }
     }
 }
 

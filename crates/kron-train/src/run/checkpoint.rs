@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{Tensor, Var};
 use kron_adapter::Tensors;
 use kron_adapter::elements::decode;
-use kron_adapter::io::write_atomic;
+use kron_adapter::io::{self, write_atomic};
 use kron_candle::{AdamW, IfExists};
 use safetensors::tensor::{Dtype, TensorView};
 use xxhash_rust::xxh3::xxh3_64;
@@ -16,6 +16,7 @@ use super::learner::NamedGroup;
 use super::loss_scale::LossScale;
 use crate::config::Config;
 use crate::error::{Result, file, invalid};
+use crate::files;
 
 /// Keys of the file's metadata.
 const STEP: &str = "step";
@@ -70,7 +71,7 @@ pub fn read(
     optimizer: &mut AdamW,
     scale: &mut LossScale,
 ) -> Result<u64> {
-    let bytes = std::fs::read(path).map_err(|e| file(path, e))?;
+    let bytes = io::read(path, files::MAX_WEIGHTS)?;
     let tensors = Tensors::from_bytes(path.display().to_string(), bytes)
         .map_err(|e| file(path, format!("is damaged: {e}")))?;
     let of = |key: &str| {

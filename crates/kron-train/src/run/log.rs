@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use kron_adapter::io::write_atomic;
+use kron_adapter::io::{self, write_atomic};
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, file};
+use crate::files;
 
 /// Open CSV file that takes further rows.
 #[derive(Debug)]
@@ -49,12 +50,12 @@ impl Log {
 /// # Errors
 /// The file cannot be read, or a complete row does not parse: resuming would lose it.
 pub fn read_log<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Vec<T>> {
-    if !path.exists() {
+    if path.symlink_metadata().is_err() {
         return Ok(Vec::new());
     }
-    let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-    let complete = text.rfind('\n').map_or("", |end| &text[..=end]);
-    let rows = csv::Reader::from_reader(complete.as_bytes()).into_deserialize().collect::<Result<_, _>>();
+    let bytes = io::read(path, files::MAX_LOG)?;
+    let complete = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+    let rows = csv::Reader::from_reader(&bytes[..complete]).into_deserialize().collect::<Result<_, _>>();
     rows.map_err(|e| file(path, e))
 }
 

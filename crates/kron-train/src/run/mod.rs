@@ -5,6 +5,7 @@
 
 mod adapter_rule;
 mod checkpoint;
+mod folder;
 mod learner;
 mod log;
 mod loss_scale;
@@ -16,10 +17,11 @@ mod schedule;
 mod stop;
 mod trainer;
 
+pub use folder::OutputFolder;
 pub use learner::{Learner, NamedGroup};
 pub use log::{Log, read_log};
 pub use progress::Progress;
 pub use records::{Evaluation, Score, StepRecord};
 pub use schedule::learning_rate;
 pub use stop::Stop;
-pub use trainer::{Outcome, OutputFolder, run, run_from};
+pub use trainer::{Outcome, run, run_from};

@@ -7,6 +7,7 @@ use kron_adapter::io::write_atomic;
 use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Gradients, IfExists};
 
 use super::checkpoint;
+use super::folder::{CHECKPOINT, OutputFolder};
 use super::learner::Learner;
 use super::log::{Log, read_log};
 use super::loss_scale::LossScale;
@@ -18,17 +19,8 @@ use super::schedule::learning_rate;
 use super::stop::Stop;
 use crate::config::{Config, Method};
 use crate::data::{Dataset, shuffled_batches};
-use crate::error::{Error, Result, file, invalid};
+use crate::error::{Error, Result, file};
 use crate::model::Weights;
-
-/// Folder of a run's files.
-#[derive(Clone, Debug)]
-pub struct OutputFolder {
-    /// Path of the folder.
-    pub path: PathBuf,
-    /// Resumes from the folder's checkpoint.
-    pub resume: bool,
-}
 
 /// Result of a run.
 pub struct Outcome {
@@ -79,8 +71,10 @@ pub fn run(
     progress: &Progress,
 ) -> Result<Outcome> {
     config.check()?;
+    // One process at a time writes into a folder.
+    let _lock = output.map(|output| output.open(config)).transpose()?;
     let mut trainer = Trainer::new(config, data, Learner::new(config, weights, data)?)?;
-    let start = trainer.open(output)?;
+    let start = trainer.start(output)?;
     let stopped = trainer.train(start, stop, progress)?;
     let (mut validation, mut test) = (None, None);
     if !stopped {
@@ -143,49 +137,61 @@ impl<'a> Trainer<'a> {
         Ok(Self { config, data, learner, optimizer, scale, files: None, steps, evaluations })
     }
 
-    /// Creates the output folder, or resumes from it; returns the number of steps taken.
-    fn open(&mut self, output: Option<&OutputFolder>) -> Result<u64> {
+    /// Starts the files of a run, or resumes from them; returns the number of steps taken.
+    fn start(&mut self, output: Option<&OutputFolder>) -> Result<u64> {
         let Some(OutputFolder { path: folder, resume }) = output else { return Ok(0) };
-        std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
         let [checkpoint, steps, evaluations] =
-            ["checkpoint.safetensors", "log.csv", "evaluations.csv"].map(|name| folder.join(name));
+            [CHECKPOINT, "log.csv", "evaluations.csv"].map(|name| folder.join(name));
         let mut step = 0;
-        match (checkpoint.exists(), resume) {
-            (true, false) => {
-                return Err(invalid(format!(
-                    "{} holds a run: pass --resume to continue it, or another folder",
-                    folder.display()
-                )));
+        if *resume {
+            let total = self.total();
+            let Self { config, learner, optimizer, scale, .. } = self;
+            step = checkpoint::read(&checkpoint, config, learner.trained(), optimizer, scale)?;
+            if step > total {
+                let message = format!("is from step {step}, but the run has {total}: its data have changed");
+                return Err(file(&checkpoint, message));
             }
-            (true, true) => {
-                let Self { config, learner, optimizer, scale, .. } = self;
-                step = checkpoint::read(&checkpoint, config, learner.trained(), optimizer, scale)?;
-                self.steps = read_log(&steps)?;
-                self.steps.retain(|row| row.step <= step);
-                self.evaluations = read_log(&evaluations)?;
-                // The checkpoint may have been written before this step's evaluation, which is repeated.
-                self.evaluations.retain(|row| row.step < step);
-            }
-            (false, _) => {}
+            self.steps = read_log(&steps)?;
+            self.steps.retain(|row| row.step <= step);
+            self.evaluations = read_log(&evaluations)?;
+            // The checkpoint may have been written before this step's evaluation, which is repeated.
+            self.evaluations.retain(|row| row.step < step);
         }
-        let text = self.config.text()?;
-        write_atomic(&folder.join("config.toml"), IfExists::Replace, |out| out.write_all(text.as_bytes()))?;
+        let (settings, text) = (folder.join("config.toml"), self.config.text()?);
+        // The settings of a resumed run are those that it started with, and may have the user's comments.
+        if settings.symlink_metadata().is_err() {
+            write_atomic(&settings, IfExists::Refuse, |out| out.write_all(text.as_bytes()))?;
+        }
         let steps = Log::start(&steps, &self.steps)?;
         let evaluations = Log::start(&evaluations, &self.evaluations)?;
         self.files = Some(Files { checkpoint, steps, evaluations });
         Ok(step)
     }
 
+    /// Returns the steps of an epoch.
+    fn per_epoch(&self) -> u64 {
+        self.data.train.len().div_ceil(self.config.train.batch) as u64
+    }
+
+    /// Returns the steps of the run.
+    fn total(&self) -> u64 {
+        match self.config.adapter.method {
+            Method::None => 0,
+            _ => self.per_epoch() * self.config.train.epochs,
+        }
+    }
+
     /// Takes all steps from `start` on; returns `true` if stopped before the end.
     fn train(&mut self, start: u64, stop: &Stop, progress: &Progress) -> Result<bool> {
         let train = &self.config.train;
-        let per_epoch = self.data.train.len().div_ceil(train.batch) as u64;
-        let total = match self.config.adapter.method {
-            Method::None => 0,
-            _ => per_epoch * train.epochs,
-        };
+        let (per_epoch, total) = (self.per_epoch(), self.total());
         let mut batches = Vec::new();
         let bar = progress.bar(total, start);
+        bar.say(&format!(
+            "{}: {} parameters, {total} steps",
+            self.learner.description(),
+            self.learner.body_params()
+        ));
         if start > 0 && start < total && start.is_multiple_of(per_epoch) {
             self.evaluate("validation")?;
         }

@@ -10,16 +10,23 @@ use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
-use super::grid_file::{Entry, check_and_save};
-use super::sequential::sequential;
+use super::grid_file::{Entry, check_and_save, check_entries, check_runs};
+use super::sequential::{check_folder, sequential};
 use super::stats::{deviation, interval, mean, paired_by};
 use super::table::{markdown as markdown_table, p_value};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Result, file, invalid};
+use crate::files;
 use crate::model::Weights;
 use crate::report::study;
 use crate::run::{Log, Progress, Stop, read_log};
+
+/// Name of the file of results.
+const ROWS: &str = "chains.csv";
+
+/// Largest number of domains whose pairs are chains.
+const MAX_PAIRED: usize = 100;
 
 /// Grid of chains, as its TOML file holds it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -90,8 +97,11 @@ impl ChainGrid {
     /// The file is not a grid, has no chain or seed, an entry has two learning rates, or the reference is not an
     /// entry.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-        let grid: Self = toml::from_str(&text).map_err(|e| file(path, e))?;
+        let grid: Self = files::toml(path)?;
+        if grid.pairs.len() > MAX_PAIRED {
+            let n = grid.pairs.len();
+            return Err(file(path, format!("pairs {n} domains, but at most {MAX_PAIRED}")));
+        }
         if grid.seeds.is_empty() || grid.orders().is_empty() {
             return Err(file(path, "has no seed or no order of domains, but a chain needs one of each"));
         }
@@ -99,13 +109,18 @@ impl ChainGrid {
             let (name, n) = (&entry.name, entry.lrs.len());
             return Err(file(path, format!("gives {name:?} {n} learning rates, but a chain runs with one")));
         }
-        match grid.entries.iter().any(|e| e.name == grid.reference) {
-            true => Ok(grid),
-            false => Err(file(
-                path,
-                format!("has reference {:?}, which is not one of its entries", grid.reference),
-            )),
+        let plain = |name: &str| {
+            !name.is_empty()
+                && !name.starts_with('.')
+                && !name.contains(|c: char| c.is_control() || "/\\".contains(c))
+        };
+        if let Some(name) = grid.domains().iter().find(|name| !plain(name)) {
+            return Err(file(path, format!("has the domain {name:?}, which is no name for a folder")));
         }
+        check_entries(&grid.entries, &grid.reference).map_err(|e| file(path, e))?;
+        check_runs([grid.seeds.len(), grid.orders().len(), grid.entries.len()]).map_err(|e| file(path, e))?;
+        grid.chains().try_for_each(|chain| grid.config(&chain).check()).map_err(|e| file(path, e))?;
+        Ok(grid)
     }
 
     /// Returns all chains of domains: those listed, then the pairs.
@@ -155,21 +170,11 @@ impl ChainGrid {
     }
 }
 
-/// Fails if a folder holds a chain with other settings, which a new one would overwrite.
-fn check_not_overwriting(folder: &Path, config: &Config) -> Result<()> {
-    let path = folder.join("config.toml");
-    if !path.exists() {
-        return Ok(());
-    }
-    let (theirs, ours) = (Config::read(&path)?.text()?, config.text()?);
-    match theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours) {
-        None => Ok(()),
-        Some((theirs, ours)) => Err(invalid(format!(
-            "{} holds a chain with {theirs:?}, but this grid has {ours:?} instead: append new entries after \
-             the others, and use another folder for another learning rate",
-            folder.display()
-        ))),
-    }
+/// Returns `true` for the name of a chain's folder: index, domains, seed.
+fn is_chain(name: &str) -> bool {
+    let number = |part: Option<&str>| part.is_some_and(|part| part.parse::<u64>().is_ok());
+    let mut parts = name.split('-');
+    number(parts.next()) && number(parts.next_back()) && parts.next().is_some()
 }
 
 /// Runs the chains missing in `folder/chains.csv`, each in its own folder, then writes `folder/report.html`.
@@ -185,17 +190,18 @@ pub fn run(
     progress: &Progress,
     mut done: impl FnMut(&ChainResult),
 ) -> Result<Vec<ChainResult>> {
-    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
-    let path = folder.join("chains.csv");
+    let path = folder.join(ROWS);
+    let is_own = |name: &str| name == ROWS || is_chain(name);
+    let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
     let mut results: Vec<ChainResult> = read_log(&path)?;
-    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &results)?;
     let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &results)).collect();
     let subfolder = |chain: &PlannedChain| {
         folder.join(format!("{}-{}-{}", chain.index, chain.order.join("-"), chain.seed))
     };
     for chain in &missing {
-        check_not_overwriting(&subfolder(chain), &grid.config(chain))?;
+        let order: Vec<&str> = chain.order.iter().map(String::as_str).collect();
+        check_folder(&subfolder(chain), &grid.config(chain), &order)?;
     }
     for planned in missing {
         let (config, subfolder) = (grid.config(&planned), subfolder(&planned));

@@ -9,16 +9,20 @@ use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
-use super::grid_file::{Entry, check_and_save};
+use super::grid_file::{Entry, check_and_save, check_entries, check_runs};
 use super::stats::{deviation, interval, mean, paired_by};
 use super::table::{markdown as markdown_table, p_value};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result, file, invalid};
+use crate::files;
 use crate::model::Weights;
 use crate::report::study;
 use crate::run::resources::{peak_mib, restart_peak};
 use crate::run::{Log, Outcome, Progress, Score, Stop, read_log, run};
+
+/// Name of the file of trials.
+const ROWS: &str = "trials.csv";
 
 /// Grid of a comparison, as its TOML file holds it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -84,21 +88,43 @@ impl ComparisonGrid {
     /// # Errors
     /// The file is not a grid, an entry has no seed or learning rate, or the reference is not an entry.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-        let grid: Self = toml::from_str(&text).map_err(|e| file(path, e))?;
+        let grid: Self = files::toml(path)?;
         if grid.seeds.is_empty() || grid.entries.iter().any(|e| e.lrs.is_empty() && grid.lrs.is_empty()) {
             return Err(file(
                 path,
                 "has no seed or no learning rate, but every entry runs with at least one",
             ));
         }
-        match grid.entries.iter().any(|e| e.name == grid.reference) {
-            true => Ok(grid),
-            false => Err(file(
-                path,
-                format!("has reference {:?}, which is not one of its entries", grid.reference),
-            )),
+        grid.check().map_err(|e| file(path, e))?;
+        Ok(grid)
+    }
+
+    /// Fails if a run's settings are out of range, or the entries do not make a comparison.
+    fn check(&self) -> Result<()> {
+        check_entries(&self.entries, &self.reference)?;
+        let lrs = self.entries.iter().map(|entry| self.lrs(entry).len()).max().unwrap_or(0);
+        check_runs([self.seeds.len(), lrs, self.entries.len()])?;
+        if self.screen > self.seeds.len() {
+            let (screen, seeds) = (self.screen, self.seeds.len());
+            return Err(invalid(format!(
+                "screen is {screen}, but it is an integer from 0 to the {seeds} seeds"
+            )));
         }
+        for entry in &self.entries {
+            for (lr, seed) in
+                self.lrs(entry).iter().flat_map(|lr| self.seeds.iter().map(move |seed| (lr, seed)))
+            {
+                self.config(entry, *lr, *seed).check()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn config(&self, entry: &Entry, lr: f64, seed: u64) -> Config {
+        let mut config = self.base.clone();
+        config.adapter = entry.adapter.clone();
+        (config.train.lr, config.train.seed) = (lr, seed);
+        config
     }
 
     fn lrs<'g>(&'g self, entry: &'g Entry) -> &'g [f64] {
@@ -169,7 +195,7 @@ impl ComparisonGrid {
 /// A run whose loss or gradient is not finite gets the worst score, and the comparison continues.
 ///
 /// # Errors
-/// Another error of a run, or a file cannot be written.
+/// Another error of a run, a folder that holds anything but this comparison, or a file that cannot be written.
 pub fn compare(
     grid: &ComparisonGrid,
     weights: &Weights,
@@ -179,17 +205,14 @@ pub fn compare(
     progress: &Progress,
     mut done: impl FnMut(&Trial),
 ) -> Result<Vec<Trial>> {
-    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
-    let path = folder.join("trials.csv");
+    let path = folder.join(ROWS);
+    let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, |name| name == ROWS)?;
     let mut trials: Vec<Trial> = read_log(&path)?;
-    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries)?;
     let mut log = Log::start(&path, &trials)?;
     while !stop.is_requested()
         && let Some((entry, lr, seed)) = grid.next(&trials)
     {
-        let mut config = grid.base.clone();
-        config.adapter = entry.adapter.clone();
-        (config.train.lr, config.train.seed) = (lr, seed);
+        let config = grid.config(entry, lr, seed);
         restart_peak();
         let outcome = match run(&config, weights, data, None, stop, progress) {
             Err(Error::Diverged { .. } | Error::Exploded { .. }) => None,

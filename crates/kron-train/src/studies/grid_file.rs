@@ -1,13 +1,23 @@
 //! Grid file in a study's output folder, which guards its rows against a change of settings.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use kron_adapter::io::write_atomic;
+use kron_adapter::io::{OutputLock, write_atomic};
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AdapterConfig, Config};
-use crate::error::{Result, file, invalid};
+use crate::error::{Result, invalid};
+use crate::files;
+use crate::output;
+
+/// Name of the file of a study's grid.
+const GRID: &str = "grid.toml";
+/// Name of a study's page.
+const REPORT: &str = "report.html";
+/// Largest number of runs of a grid.
+const MAX_RUNS: usize = 100_000;
 
 /// Method of a grid: one row of its result table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -31,18 +41,58 @@ struct GridFile {
 
 impl GridFile {
     fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| file(path, e))?;
-        toml::from_str(&text).map_err(|e| file(path, e))
+        files::toml(path)
     }
 }
 
-/// Writes the grid to `folder/grid.toml`, after checking that an earlier grid there is compatible.
+/// Fails if two entries have one name, which their rows would share, or the reference is not an entry.
 ///
 /// # Errors
-/// The earlier grid has another base, or another adapter under an entry's name.
-pub(super) fn check_and_save(folder: &Path, grid: &str, base: &Config, entries: &[Entry]) -> Result<()> {
-    let path = folder.join("grid.toml");
-    if path.exists() {
+/// The first such name.
+pub(super) fn check_entries(entries: &[Entry], reference: &str) -> Result<()> {
+    let mut names = HashSet::new();
+    if let Some(entry) = entries.iter().find(|entry| !names.insert(entry.name.as_str())) {
+        return Err(invalid(format!("has two entries {:?}, but each has a name of its own", entry.name)));
+    }
+    match names.contains(reference) {
+        true => Ok(()),
+        false => Err(invalid(format!("has reference {reference:?}, which is not one of its entries"))),
+    }
+}
+
+/// Fails if a grid has too many runs, the product of the numbers.
+///
+/// # Errors
+/// The number of runs and its limit.
+pub(super) fn check_runs(numbers: [usize; 3]) -> Result<()> {
+    match numbers.into_iter().fold(1usize, usize::saturating_mul) {
+        0..=MAX_RUNS => Ok(()),
+        n => Err(invalid(format!("has {n} runs, but a grid has at most {MAX_RUNS}"))),
+    }
+}
+
+/// Creates and locks the folder and writes the grid to `folder/grid.toml`, after checking that the folder holds nothing but
+/// files of the study, and that an earlier grid there is compatible.
+///
+/// `is_own` returns `true` for a name that the study uses besides those of the grid and the report.
+///
+/// # Errors
+/// Another process writes there, the folder holds something else or an input, or the earlier grid has another base, or another adapter under an entry's name.
+pub(super) fn check_and_save(
+    folder: &Path,
+    grid: &str,
+    base: &Config,
+    entries: &[Entry],
+    is_own: impl Fn(&str) -> bool,
+) -> Result<OutputLock> {
+    let lock = output::claim(folder, base)?;
+    let (path, names) = (folder.join(GRID), output::contents(folder)?);
+    let has_grid = names.iter().any(|name| name == GRID);
+    let foreign = names.iter().any(|name| name != GRID && name != REPORT && !is_own(name));
+    if foreign || (!names.is_empty() && !has_grid) {
+        return Err(output::taken(folder, &names, "a study takes an empty folder, or its own"));
+    }
+    if has_grid {
         let earlier = GridFile::read(&path)?;
         let (theirs, ours) = (earlier.base.text()?, base.text()?);
         if let Some((theirs, ours)) = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b) {
@@ -54,7 +104,8 @@ pub(super) fn check_and_save(folder: &Path, grid: &str, base: &Config, entries: 
             return Err(other(folder, &format!("another adapter for {:?}", entry.name)));
         }
     }
-    Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?)
+    write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?;
+    Ok(lock)
 }
 
 fn other(folder: &Path, what: &str) -> crate::Error {
@@ -81,7 +132,9 @@ mod tests {
             adapter: AdapterConfig { rank, ..AdapterConfig::default() },
         };
         let save = |grid: Grid| {
-            check_and_save(folder.path(), &toml::to_string(&grid).expect("TOML"), &grid.base, &grid.entries)
+            let text = toml::to_string(&grid).expect("TOML");
+            check_and_save(folder.path(), &text, &grid.base, &grid.entries, |name| name == "rows.csv")
+                .map(drop)
         };
         let base = Config::default();
         save(Grid { seeds: vec![1], base: base.clone(), entries: vec![entry("a", 4)] })
@@ -95,5 +148,18 @@ mod tests {
         let other = save(Grid { seeds: vec![1], base: longer, entries: vec![entry("a", 4)] });
         let message = other.expect_err("other rows").to_string();
         assert!(message.contains("\"epochs = 3\", but this grid has \"epochs = 9\""), "{message}");
+        let base = Config::default();
+        let save = || save(Grid { seeds: vec![1], base: base.clone(), entries: vec![entry("a", 4)] });
+        std::fs::write(folder.path().join("rows.csv"), "").expect("room");
+        save().expect("the study's own rows");
+        std::fs::write(folder.path().join("notes.md"), "mine").expect("room");
+        let message = save().expect_err("somebody's file").to_string();
+        assert!(
+            message.contains("holds \"grid.toml\", \"notes.md\", \"rows.csv\", but a study"),
+            "{message}"
+        );
+        std::fs::remove_file(folder.path().join("notes.md")).expect("a file");
+        std::fs::remove_file(folder.path().join("grid.toml")).expect("a file");
+        assert!(save().expect_err("rows of an unknown grid").to_string().contains("rows.csv"));
     }
 }

@@ -16,10 +16,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Method};
 use crate::data::Dataset;
-use crate::error::{Result, file, invalid};
+use crate::error::{Error, Result, invalid};
 use crate::model::Weights;
+use crate::output;
 use crate::report;
-use crate::run::{Learner, Log, Progress, Stop, run_from};
+use crate::run::{Learner, Log, Progress, Stop, read_log, run_from};
+
+/// Names of a chain's files.
+const FILES: [&str; 3] = [CONFIG, MATRIX, "report.html"];
+const CONFIG: &str = "config.toml";
+const MATRIX: &str = "matrix.csv";
 
 /// One cell of the accuracy matrix: a row of `matrix.csv`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -82,7 +88,8 @@ impl Chain {
 /// Trains on each task in turn, and evaluates all tasks learned so far after each.
 ///
 /// # Errors
-/// Fewer than two tasks, a method without an adapter, a task without a test set, or an error of a run.
+/// Fewer than two tasks, a method without an adapter, a task without a test set, a folder that holds anything but an
+/// earlier run of this chain, a stop, or an error of a run.
 pub fn sequential(
     config: &Config,
     weights: &Weights,
@@ -103,10 +110,11 @@ pub fn sequential(
             config.adapter.method
         )));
     }
-    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
+    let _lock = output::claim(folder, config)?;
+    check_folder(folder, config, &tasks.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
     let settings = config.text()?;
-    write_atomic(&folder.join("config.toml"), IfExists::Replace, |out| out.write_all(settings.as_bytes()))?;
-    let mut log = Log::start::<Cell>(&folder.join("matrix.csv"), &[])?;
+    write_atomic(&folder.join(CONFIG), IfExists::Replace, |out| out.write_all(settings.as_bytes()))?;
+    let mut log = Log::start::<Cell>(&folder.join(MATRIX), &[])?;
     let names = tasks.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut chain = Chain { method: String::new(), params: 0, tasks: names, cells: Vec::new() };
     let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Linear>, Vec<Adapter>) =
@@ -114,8 +122,9 @@ pub fn sequential(
     for (after, (learned, data)) in tasks.iter().enumerate() {
         let learner = run_from(config, weights, data, adapter.take(), stop, progress)?;
         if stop.is_requested() {
-            return Err(invalid(
-                "stopped before the chain's end: a chain has no checkpoints, so it starts again from its first task",
+            return Err(Error::Stopped(
+                "stopped before the chain's end: a chain has no checkpoints, so it starts again from its first task"
+                    .into(),
             ));
         }
         (chain.method, chain.params) = (learner.description().to_owned(), learner.body_params());
@@ -139,6 +148,43 @@ pub fn sequential(
     let html = html(&chain)?;
     write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(chain)
+}
+
+/// Fails if a folder holds anything but the files of this chain, which a new run of it replaces.
+///
+/// # Errors
+/// Another file, a chain with other settings or other tasks, or an unreadable file.
+pub(super) fn check_folder(folder: &Path, config: &Config, tasks: &[&str]) -> Result<()> {
+    if folder.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let names = output::contents(folder)?;
+    let foreign = names.iter().any(|name| !FILES.contains(&name.as_str()));
+    if foreign || (!names.is_empty() && !names.iter().any(|name| name == CONFIG)) {
+        return Err(output::taken(folder, &names, "a chain takes an empty folder, or its own"));
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let other = |theirs: &str, ours: &str| {
+        invalid(format!(
+            "{} holds a chain with {theirs}, but this one has {ours} instead: append new entries of a grid after \
+             the others, and use another folder for other settings",
+            folder.display()
+        ))
+    };
+    let (theirs, ours) = (Config::read(&folder.join(CONFIG))?.text()?, config.text()?);
+    if let Some((theirs, ours)) = theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours) {
+        return Err(other(&format!("{theirs:?}"), &format!("{ours:?}")));
+    }
+    let cells: Vec<Cell> = read_log(&folder.join(MATRIX))?;
+    match cells.iter().find(|cell| tasks.get(cell.after) != Some(&cell.learned.as_str())) {
+        Some(cell) => {
+            let ours = tasks.get(cell.after).map_or("no such task".into(), |task| format!("{task:?}"));
+            Err(other(&format!("task {:?} in place {}", cell.learned, cell.after), &ours))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Copies the head, so that later training does not change it.

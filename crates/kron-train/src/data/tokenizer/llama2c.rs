@@ -1,9 +1,13 @@
 //! Tokenizer of llama2.c: pieces with scores, joined greedily, with single bytes as a fallback.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::path::Path;
 
+use kron_adapter::io;
+
 use crate::error::{Result, file, invalid};
+use crate::files;
 
 /// Id of the beginning of a sequence.
 const BOS: u32 = 1;
@@ -26,7 +30,7 @@ impl Llama2c {
     /// # Errors
     /// The file cannot be read, or ends inside a piece.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| file(path, e))?;
+        let bytes = io::read(path, files::MAX_TOKENIZER)?;
         let short = || file(path, "ends inside a piece, but a tokenizer of llama2.c ends after one");
         let mut rest = bytes.get(4..).ok_or_else(short)?;
         let mut pieces = Vec::new();
@@ -70,25 +74,34 @@ impl Llama2c {
                 None => ids.extend(bytes.iter().map(|&b| FIRST_BYTE + u32::from(b))),
             }
         }
-        while let Some((at, id)) = self.best_pair(&ids) {
-            ids[at] = id;
-            ids.remove(at + 1);
-        }
-        ids
+        self.joined(ids)
     }
 
-    /// Finds the first neighbouring pair that joins to the piece with the highest score.
-    fn best_pair(&self, ids: &[u32]) -> Option<(usize, u32)> {
-        let mut best: Option<(usize, u32, f32)> = None;
-        for (at, pair) in ids.windows(2).enumerate() {
-            let joined = [self.piece(pair[0]), self.piece(pair[1])].concat();
-            let Some(&id) = self.ids.get(&joined) else { continue };
-            let score = self.pieces[id as usize].1;
-            if best.is_none_or(|(.., highest)| score > highest) {
-                best = Some((at, id, score));
+    /// Joins neighbours until none has a piece: the pair of the highest score first, the leftmost of equals.
+    fn joined(&self, ids: Vec<u32>) -> Vec<u32> {
+        let mut ids: Vec<Option<u32>> = ids.into_iter().map(Some).collect();
+        let mut next: Vec<usize> = (1..=ids.len()).collect();
+        let mut before: Vec<Option<usize>> = (0..ids.len()).map(|at| at.checked_sub(1)).collect();
+        let pair = |ids: &[Option<u32>], at: usize, to: usize| {
+            let (left, right) = (ids[at]?, (*ids.get(to)?)?);
+            let id = *self.ids.get(&[self.piece(left), self.piece(right)].concat())?;
+            Some((rising(self.pieces[id as usize].1), Reverse(at), id, left, right))
+        };
+        let mut heap: BinaryHeap<_> = (0..ids.len()).filter_map(|at| pair(&ids, at, at + 1)).collect();
+        while let Some((_, Reverse(at), id, left, right)) = heap.pop() {
+            // A neighbour may have been joined since.
+            let to = next[at];
+            if ids[at] != Some(left) || ids.get(to) != Some(&Some(right)) {
+                continue;
             }
+            (ids[at], ids[to], next[at]) = (Some(id), None, next[to]);
+            if let Some(after) = before.get_mut(next[at]) {
+                *after = Some(at);
+            }
+            heap.extend(pair(&ids, at, next[at]));
+            heap.extend(before[at].and_then(|left| pair(&ids, left, at)));
         }
-        best.map(|(at, id, _)| (at, id))
+        ids.into_iter().flatten().collect()
     }
 
     fn piece(&self, id: u32) -> &[u8] {
@@ -116,5 +129,54 @@ impl Llama2c {
         }
         let text = String::from_utf8_lossy(&text);
         Ok(text.strip_prefix(' ').unwrap_or(&text).to_owned())
+    }
+}
+
+/// Returns an integer that rises with the score.
+const fn rising(score: f32) -> i32 {
+    // Adding 0 makes one zero of both.
+    let bits = (score + 0.0).to_bits().cast_signed();
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Joins as llama2.c does: all pairs are compared before each step.
+    fn slowly(own: &Llama2c, mut ids: Vec<u32>) -> Vec<u32> {
+        loop {
+            let mut best: Option<(usize, u32, f32)> = None;
+            for (at, pair) in ids.windows(2).enumerate() {
+                let joined = [own.piece(pair[0]), own.piece(pair[1])].concat();
+                let Some(&id) = own.ids.get(&joined) else { continue };
+                let score = own.pieces[id as usize].1;
+                if best.is_none_or(|(.., highest)| score > highest) {
+                    best = Some((at, id, score));
+                }
+            }
+            let Some((at, id, _)) = best else { return ids };
+            ids[at] = id;
+            ids.remove(at + 1);
+        }
+    }
+
+    #[test]
+    fn pieces_are_joined_in_the_order_of_llama2c() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tok512.bin");
+        let mut own = Llama2c::read(&path).expect("a tokenizer");
+        for equal_scores in [false, true] {
+            if equal_scores {
+                own.pieces.iter_mut().enumerate().for_each(|(i, (_, score))| *score = (i % 3) as f32 - 1.0);
+            }
+            for seed in 0..300 {
+                let letter = |i: u32| {
+                    let bits = kron_core::philox([i, 0, 0, 0], [seed, 1])[0];
+                    own.ids[b" aeinotshrd".get(bits as usize % 11..).map_or(&b" "[..], |rest| &rest[..1])]
+                };
+                let ids: Vec<u32> = (0..seed % 90).map(letter).collect();
+                assert_eq!(own.joined(ids.clone()), slowly(&own, ids));
+            }
+        }
     }
 }

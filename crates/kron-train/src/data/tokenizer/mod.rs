@@ -1,19 +1,28 @@
 //! Tokenizers: text to token ids and back.
 
+mod limits;
 mod llama2c;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use kron_adapter::io;
 use tokenizers::{PostProcessor, TruncationDirection};
 
-use crate::error::{Error, Result, file, invalid};
+use crate::error::{Result, file, invalid};
+use crate::files;
+use limits::Limits;
+pub use limits::MAX_TEXT;
 pub use llama2c::Llama2c;
+
+/// Largest number of special tokens that a text gets.
+const MAX_SPECIAL: usize = 256;
 
 /// Tokenizer of one of two kinds.
 #[derive(Debug)]
 pub enum Tokenizer {
     /// Hugging Face's `tokenizer.json`.
-    Hf(Box<tokenizers::Tokenizer>),
+    Hf(Box<HfTokenizer>),
     /// Binary file of llama2.c.
     Llama2c(Llama2c),
 }
@@ -27,17 +36,13 @@ impl Tokenizer {
         if path.extension().is_some_and(|e| e == "bin") {
             return Ok(Tokenizer::Llama2c(Llama2c::read(path)?));
         }
-        let mut hf = tokenizers::Tokenizer::from_file(path).map_err(|e| file(path, e))?;
-        // `encode` truncates, and batches pad.
-        hf.with_padding(None);
-        hf.with_truncation(None).map_err(|e| file(path, e))?;
-        Ok(Tokenizer::Hf(Box::new(hf)))
+        HfTokenizer::read(path).map(|hf| Tokenizer::Hf(Box::new(hf)))
     }
 
     /// Returns the number of token ids.
     pub fn vocabulary(&self) -> usize {
         match self {
-            Tokenizer::Hf(hf) => hf.get_vocab_size(true),
+            Tokenizer::Hf(hf) => hf.tokenizer.get_vocab_size(true),
             Tokenizer::Llama2c(own) => own.vocabulary(),
         }
     }
@@ -62,15 +67,10 @@ impl Tokenizer {
     /// A longer text loses its end; the special tokens stay.
     ///
     /// # Errors
-    /// The tokenizer rejects the text.
+    /// The tokenizer rejects the text, or the text is longer than [`MAX_TEXT`] or may become too long.
     pub fn encode(&self, text: &str, max_len: usize) -> Result<Vec<u32>> {
         let mut ids = match self {
-            Tokenizer::Hf(hf) => {
-                let mut encoded = hf.encode(text, false).map_err(refused)?;
-                let special = hf.get_post_processor().map_or(0, |last| last.added_tokens(false));
-                encoded.truncate(max_len.saturating_sub(special), 0, TruncationDirection::Right);
-                hf.post_process(encoded, None, true).map_err(refused)?.get_ids().to_vec()
-            }
+            Tokenizer::Hf(hf) => hf.encode(text, Some(max_len))?,
             Tokenizer::Llama2c(own) => own.encode(text),
         };
         ids.truncate(max_len);
@@ -80,12 +80,12 @@ impl Tokenizer {
     /// Encodes a text that follows another, without special tokens.
     ///
     /// # Errors
-    /// The tokenizer rejects the text.
+    /// As [`Tokenizer::encode`].
     pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(match self {
-            Tokenizer::Hf(hf) => hf.encode(text, false).map_err(refused)?.get_ids().to_vec(),
-            Tokenizer::Llama2c(own) => own.encode_more(text),
-        })
+        match self {
+            Tokenizer::Hf(hf) => hf.encode(text, None),
+            Tokenizer::Llama2c(own) => Ok(own.encode_more(text)),
+        }
     }
 
     /// Decodes ids to text.
@@ -94,14 +94,55 @@ impl Tokenizer {
     /// An id exceeds the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         match self {
-            Tokenizer::Hf(hf) => {
-                hf.decode(ids, true).map_err(|e| invalid(format!("ids that decode to nothing: {e}")))
-            }
+            Tokenizer::Hf(hf) => hf
+                .tokenizer
+                .decode(ids, true)
+                .map_err(|e| invalid(format!("ids that decode to nothing: {e}"))),
             Tokenizer::Llama2c(own) => own.decode(ids),
         }
     }
 }
 
-fn refused(error: tokenizers::Error) -> Error {
-    invalid(format!("the tokenizer refused a text: {error}"))
+/// Tokenizer of Hugging Face's library, with bounds on what it makes of a text.
+#[derive(Debug)]
+pub struct HfTokenizer {
+    tokenizer: tokenizers::Tokenizer,
+    limits: Limits,
+}
+
+impl HfTokenizer {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = io::read(path, files::MAX_TOKENIZER)?;
+        let limits = Limits::read(&bytes).map_err(|e| file(path, e))?;
+        let mut tokenizer = whole(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(|e| file(path, e))?;
+        // `encode` truncates, and batches pad.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|e| file(path, e))?;
+        match tokenizer.get_post_processor().map_or(0, |last| last.added_tokens(false)) {
+            0..=MAX_SPECIAL => Ok(Self { tokenizer, limits }),
+            n => Err(file(path, format!("adds {n} special tokens to a text, but at most {MAX_SPECIAL}"))),
+        }
+    }
+
+    /// Encodes a text, with special tokens and at most `max_len` ids, or without special tokens.
+    fn encode(&self, text: &str, max_len: Option<usize>) -> Result<Vec<u32>> {
+        let Self { tokenizer, limits } = self;
+        let encoded = whole(|| {
+            limits.check(text, tokenizer.get_normalizer())?;
+            let mut encoded = tokenizer.encode(text, false)?;
+            let Some(max_len) = max_len else { return Ok(encoded) };
+            let special = tokenizer.get_post_processor().map_or(0, |last| last.added_tokens(false));
+            encoded.truncate(max_len.saturating_sub(special), 0, TruncationDirection::Right);
+            tokenizer.post_process(encoded, None, true)
+        });
+        Ok(encoded.map_err(|e| invalid(format!("the tokenizer refused a text: {e}")))?.get_ids().to_vec())
+    }
+}
+
+/// Calls the library, some of whose parts panic on a file that contradicts itself.
+fn whole<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(_) => Err("the tokenizer contradicts itself".into()),
+    }
 }
