@@ -6,7 +6,14 @@ use crate::engines;
 use crate::format::digits;
 use crate::plots;
 use crate::record::Record;
-use crate::table::{COLUMNS, Line, SUMMARY, cells, conditions, means, summary_cells};
+use crate::table::{COLUMNS, Line, SUMMARY, cells, conditions, means, summary_cells, title};
+
+const UNTIMED: &str = "A dash in place of a time: the engine was not timed, because the time of the run was \
+                       up (time up) or because its result is wrong (wrong).";
+const CACHED: &str = "Of copy: the operands' bytes per second as a share of the rate at which large arrays are \
+                      copied. Of roof: the shortest time that this rate and the peak of arithmetic allow, as a \
+                      share of the measured one. More than 100 % (cached): the operands came from caches, which \
+                      are faster than memory.";
 
 /// Makes the whole page; `baseline` is the comparison with an earlier run.
 ///
@@ -36,18 +43,12 @@ pub fn page(record: &Record, baseline: Option<&str>) -> Result<String, Error> {
         page = page.section("Against the baseline").code(text);
     }
     page = plots::all(record).into_iter().fold(page.section("Charts"), Page::figure);
-    page = page.section("All cells");
+    page = page.section("All cells").text(UNTIMED).text(CACHED);
     for rows in record
         .rows
         .chunk_by(|a, b| (&a.model, &a.layer, &a.dtype, a.rows) == (&b.model, &b.layer, &b.dtype, b.rows))
     {
-        let r = &rows[0];
-        page = page
-            .subsection(format!(
-                "{} {} {}×{} · {} · {} rows",
-                r.model, r.layer, r.d_out, r.d_in, r.dtype, r.rows
-            ))
-            .table(table(COLUMNS, Line::pair(rows).into_iter().map(cells)));
+        page = page.folded(title(&rows[0]), table(COLUMNS, Line::pair(rows).into_iter().map(cells)));
     }
     if !m.gemm.is_empty() {
         let head = ["engine", "layer", "dtype", "rank", "rows of the trial", "forward", "backward"];
@@ -80,6 +81,7 @@ mod tests {
             row(Kind::KronDense, 8, TimedPasses::Both, None),
         ]);
         let page = page(&record, Some("a < b")).unwrap();
+        assert!(page.contains("<details><summary>") && page.contains("– (wrong)"));
         assert_eq!(page.matches("<svg").count(), 4);
         assert!(page.contains("a &#60; b") && page.contains("1.50×") && page.contains("<tr class=\"alert\""));
         let links = ["src=", "href=", "url(", "<script", "@import"];

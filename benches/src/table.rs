@@ -72,34 +72,44 @@ pub fn cells(line: Line) -> [String; 12] {
         row.engine.name().into(),
         if row.rank == 0 { "–".into() } else { row.rank.to_string() },
         count(row.params),
-        seconds(line.forward.and_then(|r| r.median_s)),
+        time(line.forward),
         times(line.forward.and_then(|r| r.speedup)),
-        seconds(line.both.and_then(|r| r.median_s)),
+        time(line.both),
         times(line.both.and_then(|r| r.speedup)),
         row.gbps.map_or("–".into(), crate::format::digits),
-        percent(row.copy_fraction),
-        percent(row.roof_fraction),
+        share(row, row.copy_fraction),
+        share(row, row.roof_fraction),
         bytes(row.extra_bytes),
         format!("{}{wrong}", error(row.rel_error)),
     ]
 }
 
+/// Formats a median, or the reason why there is none.
+fn time(row: Option<&Row>) -> String {
+    match row {
+        Some(row) if row.median_s.is_none() => format!("– ({})", if row.ok { "time up" } else { "wrong" }),
+        row => seconds(row.and_then(|r| r.median_s)),
+    }
+}
+
+/// Formats a share, which exceeds one where operands come from a cache faster than from memory.
+fn share(row: &Row, fraction: Option<f64>) -> String {
+    let cached = row.copy_fraction.is_some_and(|copy| copy > 1.0) && fraction.is_some_and(|f| f > 1.0);
+    format!("{}{}", percent(fraction), if cached { " (cached)" } else { "" })
+}
+
 /// Formats one cell's table, with its title.
 pub fn cell(rows: &[Row]) -> String {
     let Some(first) = rows.first() else { return String::new() };
-    let title = format!(
-        "{} {} {}×{} · {} · {} row{}",
-        first.model,
-        first.layer,
-        first.d_out,
-        first.d_in,
-        first.dtype,
-        first.rows,
-        if first.rows == 1 { "" } else { "s" }
-    );
     let mut table = plain(&COLUMNS);
     table.add_rows(Line::pair(rows).into_iter().map(cells));
-    format!("{title}\n{table}\n")
+    format!("{}\n{table}\n", title(first))
+}
+
+/// Formats a cell's layer, dtype and rows.
+pub fn title(row: &Row) -> String {
+    let Row { model, layer, d_out, d_in, dtype, rows, .. } = row;
+    format!("{model} {layer} {d_out}×{d_in} · {dtype} · {rows} row{}", if *rows == 1 { "" } else { "s" })
 }
 
 fn plain(header: &[&str]) -> Table {
@@ -257,8 +267,15 @@ mod tests {
             row(Kind::KronFused, 8, TimedPasses::Forward, Some(0.001)),
             row(Kind::KronFused, 8, TimedPasses::Both, Some(0.004)),
             row(Kind::KronDense, 8, TimedPasses::Both, None),
+            Row { ok: true, ..row(Kind::KronUnfused, 8, TimedPasses::Both, None) },
+            Row { copy_fraction: Some(1.78), ..row(Kind::LoraFused, 8, TimedPasses::Both, Some(0.001)) },
         ]);
         let text = cell(&record.rows);
+        for (engine, said) in
+            [("kron-dense", "– (wrong)"), ("kron-unfused", "– (time up)"), ("lora-fused", "178 % (cached)")]
+        {
+            assert!(text.lines().any(|l| l.contains(engine) && l.contains(said)), "{engine}: {text}");
+        }
         let fused = text.lines().find(|l| l.contains("kron-fused")).unwrap();
         assert!(fused.contains("1.00 ms") && fused.contains("2.00×") && fused.contains("1.50×"), "{text}");
         assert!(text.lines().any(|l| l.contains("kron-dense") && l.contains("WRONG")), "{text}");

@@ -1,11 +1,29 @@
 /* Kron-LoRA, dW = s*A (x) (B*C), on a frozen linear layer: forward, backward and merge.
- * Generated from crates/kron-capi/src by `KRON_WRITE_HEADER=1 cargo test -p kron-capi --test header`. */
+ * Generated from crates/kron-capi/src by `KRON_WRITE_HEADER=1 cargo test -p kron-capi --test header`.
+ *
+ * Threads: any thread may call at any time. Calls on the host share a pool of threads, which the first one
+ * makes; RAYON_NUM_THREADS sets its size.
+ *
+ * Processes: fork copies no thread of the pool. In a process that was forked after a call on the host, each
+ * call computes on the thread that makes it, with the same bits. CUDA does not survive a fork: in a process
+ * that was forked after a call on a device, calls on a device return KRON_UNAVAILABLE.
+ *
+ * Memory: a call writes y, t and workspace; dx, grad and workspace; or w and workspace. Each of these must
+ * overlap no other buffer of the call, and the call returns KRON_INVALID if one does. There is no call in
+ * place: y is not x, dx is not dy. Buffers that are only read may overlap or be the same. The gaps between
+ * rows are not part of a matrix, so x and y may be columns of one matrix. The structs are read before
+ * anything is written. */
 
 #ifndef KRON_H
 #define KRON_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+// Number of this interface. A program runs with every library whose kron_abi() returns the number that
+// the program was compiled with. It changes with each change to a struct, constant or function of this
+// header; an addition leaves it.
+#define KRON_ABI 1
 
 // Activations in IEEE 754 binary32.
 #define KRON_F32 0
@@ -16,7 +34,7 @@
 // Activations in bfloat16.
 #define KRON_BF16 2
 
-// The device number of the kernels' emulation on host memory, in builds with it: for tests.
+// The device number of the kernels' emulation on host memory, for tests: no release build has it.
 #define KRON_EMULATED -1
 
 // Success.
@@ -60,7 +78,7 @@ typedef struct KronOp {
   float dropout;
 } KronOp;
 
-// Lengths in float32 elements.
+// Lengths in float32 elements, which suffice for every dtype and for fewer rows.
 typedef struct KronSizes {
   // theta and its gradient: [A | B | C].
   size_t theta;
@@ -70,7 +88,7 @@ typedef struct KronSizes {
   size_t forward;
   // Workspace of kron_backward.
   size_t backward;
-  // Workspace of kron_merge, for all of W's rows.
+  // Workspace of kron_merge, for every band of W's rows.
   size_t merge;
 } KronSizes;
 
@@ -170,6 +188,9 @@ typedef struct KronMerge {
 extern "C" {
 #endif // __cplusplus
 
+// Returns the library's KRON_ABI, to be compared with the header's.
+uint32_t kron_abi(void);
+
 // Returns the error of this thread's last call in one sentence, empty after a
 // call that succeeded. The text lives until the thread's next call.
 const char *kron_last_error(void);
@@ -180,7 +201,8 @@ const char *kron_last_error(void);
 // `count` is null or points to an int.
 int kron_device_count(int *count);
 
-// Writes the lengths of the buffers of a call over `rows` rows to *sizes.
+// Writes the lengths of the buffers of a call over `rows` rows to *sizes. They suffice for every call
+// over fewer rows too, and never fall as `rows` grows.
 //
 // # Safety
 // Each pointer is null or points to its struct.

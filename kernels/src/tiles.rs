@@ -103,7 +103,7 @@ pub mod up {
 
 /// `dy`, the backward pass over dY.
 pub mod dy {
-    use super::{align, padded, pitch};
+    use super::{SHARED_LIMIT, align, padded, pitch};
     /// Eight warps.
     pub const THREADS: u32 = 256;
     /// Columns of dY in one stage.
@@ -122,6 +122,10 @@ pub mod dy {
             + align(rows * padded(rank) * 4)
             + align(rows * a_in * rank * 4)
             + align(8 * rows_per_group * a_in * 4)
+    }
+    /// Returns the most rows of A in a group whose shared memory fits; 0 if none does.
+    pub const fn max_group(rank: usize, a_in: usize) -> usize {
+        SHARED_LIMIT.saturating_sub(shared(rank, a_in, 0)) / (8 * a_in * 4)
     }
 }
 

@@ -75,6 +75,45 @@ proptest! {
     }
 }
 
+/// The scratch for `rows` rows suffices for every call over fewer rows, and never falls as they grow.
+#[test]
+fn a_workspace_serves_every_call_over_fewer_rows() {
+    let passes = [Pass::Forward, Pass::Backward { dx: true }, Pass::Backward { dx: false }, Pass::Merge];
+    let rows = prop_oneof![0..=2 * SMALL_M, 0..=3_000usize, 0..=3_000_000usize];
+    // Few rows change the tiles, many only their number.
+    let fewer = proptest::collection::vec((any::<bool>(), 0.0..1.0f64), 12);
+    let falls = std::cell::Cell::new(0);
+    let test = |(shape, rows, fewer): (KronShape, usize, Vec<(bool, f64)>)| {
+        for pass in passes {
+            let len = workspace_len(shape, pass, rows).expect("legal");
+            let scratch = |rows| {
+                let taken = Dtype::ALL.map(|dtype| {
+                    [false, true].map(|aligned| {
+                        let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned };
+                        Plan::new(&problem).map_or(0, |plan| plan.workspace)
+                    })
+                });
+                taken.into_iter().flatten().max().unwrap_or(0)
+            };
+            let own = scratch(rows);
+            prop_assert!(own <= len, "{} {:?}: {} rows need {}, have {}", shape, pass, rows, own, len);
+            for &(few, share) in &fewer {
+                let fewer = (if few { rows.min(3 * SMALL_M) } else { rows } as f64 * share) as usize;
+                let (taken, shorter) = (scratch(fewer), workspace_len(shape, pass, fewer).expect("legal"));
+                let what = format!("{shape} {pass:?}: {rows} rows have {len}, {fewer}");
+                prop_assert!(taken <= len, "{} need {}", what, taken);
+                prop_assert!(shorter <= len, "{} have {}", what, shorter);
+                falls.set(falls.get() + usize::from(taken > own));
+            }
+        }
+        Ok(())
+    };
+    let cases = ProptestConfig::with_cases(20_000);
+    let problem = (shapes(), rows, fewer);
+    proptest::test_runner::TestRunner::new(cases).run(&problem, test).expect("every legal problem");
+    assert!(falls.get() > 1000, "only {} shorter calls need more", falls.get());
+}
+
 /// For every dtype, alignment, rank and size a call at small m is two launches. Their tiles and parts cover
 /// all columns and rows, no tile or part is empty, and the scratch suffices that the caller was asked for.
 #[test]

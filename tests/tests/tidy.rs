@@ -16,12 +16,13 @@ const BUDGET: usize = 400;
 const LONGER: [(&str, usize, &str); 1] = [("tests/tests/plan.rs", 450, "one golden table after another")];
 
 /// Files and folders that may have unsafe code, and why.
-const UNSAFE: [(&str, &str); 7] = [
+const UNSAFE: [(&str, &str); 8] = [
     ("crates/kron-core/src/simd/", "the hand-written kernels"),
     ("kernels/", "the driver and the launches"),
-    ("crates/kron-capi/src/", "pointers come from C"),
+    ("crates/kron-capi/", "pointers come from C, and its tests call as C does"),
     ("crates/kron-candle/src/cuda.rs", "candle's device memory becomes ours by its pointers"),
     ("crates/kron-cli/src/merge/map.rs", "a file that is mapped is read by its address"),
+    ("crates/kron-train/src/allocator.rs", "the allocator's options have no safe interface"),
     ("benches/src/device/", "the rival's products on a device have no safe interface"),
     ("benches/src/gemm.rs", "the rival's crate has no safe interface"),
 ];
@@ -201,6 +202,33 @@ fn permissions_are_used() {
         let word = concat!("un", "safe");
         let used = sources.iter().any(|(path, text)| path.starts_with(place) && text.contains(word));
         assert!(used, "{place} may have {word} code ({why}), but has none");
+    }
+}
+
+/// A release build of the C library has no emulated device, whatever features a build of the workspace
+/// or of its tests unites.
+#[test]
+fn the_emulation_is_in_no_release_library() {
+    let (feature, debug) = ("feature = \"emulate\"", "debug_assertions");
+    let sources = texts(&["rs"]).into_iter().filter(|(path, _)| path.starts_with("crates/kron-capi/src/"));
+    let mut gates = 0;
+    for (path, text) in sources {
+        let lines: Vec<&str> = text.lines().collect();
+        for line in lines.iter().filter(|line| line.contains(feature)) {
+            assert!(line.contains(debug), "{path}: {line}");
+            gates += 1;
+        }
+        let uses = lines.iter().enumerate().filter(|(_, line)| line.contains("Emulated"));
+        for (i, line) in uses {
+            let gated = lines[i.saturating_sub(3)..i].iter().any(|line| line.contains(feature));
+            assert!(gated, "{path}:{}: {line}", i + 1);
+        }
+    }
+    assert!(gates > 0, "kron-capi has no emulation to leave out");
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace's manifest");
+    let manifest: Value = toml::from_str(&manifest).expect("TOML");
+    for (name, profile) in manifest["profile"].as_table().expect("profiles") {
+        assert!(profile.get("debug-assertions").is_none(), "the profile {name} would ship the emulation");
     }
 }
 

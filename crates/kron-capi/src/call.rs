@@ -6,12 +6,13 @@ use half::{bf16, f16};
 use kron_core::{Accum, Backward, DropoutKey, Element, Forward, KronOp, Merge, Result};
 
 use crate::dispatch::{Job, dispatch};
+use crate::overlap::{self, Span};
 use crate::pointers::{FromPointers, Matrix};
 use crate::status::guard;
 use crate::types::{
     KRON_BF16, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey, KronMerge,
 };
-use crate::{refuse, types};
+use crate::{fork, refuse, types};
 
 /// Parses op and device and runs a call on it.
 ///
@@ -25,24 +26,28 @@ pub(crate) unsafe fn run<C: Call>(
     guard(|| {
         // SAFETY: the caller's promise.
         let (device, op, call) = unsafe { (device.as_ref(), shared("op", op)?, shared("call", call)?) };
-        dispatch(device, Prepared { op: op.parse()?, call })
+        if device.is_none() {
+            fork::prepare_host()?;
+        }
+        // Copies: the structs may lie in memory that the call writes.
+        dispatch(device.copied(), Prepared { op: op.parse()?, call: *call })
     })
 }
 
 /// One of the three calls.
-pub(crate) trait Call {
+pub(crate) trait Call: Copy {
     fn dtype(&self) -> u32;
     /// # Safety
     /// The struct's pointers hold the elements that it describes, of type E, in the backend's memory.
     unsafe fn run<B: FromPointers, E: Element>(&self, on: &B, op: &KronOp) -> Result<()>;
 }
 
-struct Prepared<'a, C> {
+struct Prepared<C> {
     op: KronOp,
-    call: &'a C,
+    call: C,
 }
 
-impl<C: Call> Job for Prepared<'_, C> {
+impl<C: Call> Job for Prepared<C> {
     fn on<B: FromPointers>(self, on: &B) -> Result<()> {
         let Prepared { op, call } = self;
         // SAFETY: the promise of `run`'s caller; the arm is the struct's dtype.
@@ -72,13 +77,24 @@ impl Call for KronForward {
         let y = matrix("y", self.y.cast::<E>().cast_const(), n, s.d_out(), self.y_stride)?;
         let t = floats("t", self.t, t_len(op, n)?)?;
         let workspace = floats("workspace", self.workspace, self.workspace_len)?;
-        // SAFETY: the pointers were checked for null and alignment, and the caller promises their contents.
+        let theta = floats("theta", self.theta, s.params())?;
+        let accum = accum(self.accumulate)?;
+        overlap::check(
+            &[
+                Span::rows("y", &y),
+                Span::floats("t", t, t_len(op, n)?),
+                Span::floats("workspace", workspace, self.workspace_len),
+            ],
+            &[Span::rows("x", &x), Span::floats("theta", theta, s.params())],
+        )?;
+        // SAFETY: the pointers were checked for null, alignment and overlap, and the caller promises their
+        // contents.
         let call = unsafe {
             Forward {
-                theta: B::floats(floats("theta", self.theta, s.params())?, s.params()),
+                theta: B::floats(theta, s.params()),
                 x: B::rows(x),
                 y: B::rows_mut(y.written()),
-                accum: accum(self.accumulate)?,
+                accum,
                 t: B::floats_mut(t.cast_mut(), t_len(op, n)?),
                 workspace: B::floats_mut(workspace.cast_mut(), self.workspace_len),
                 dropout: key(self.key),
@@ -104,11 +120,27 @@ impl Call for KronBackward {
         let t = floats("t", self.t, t_len(op, n)?)?;
         let grad = floats("grad", self.grad, s.params())?;
         let workspace = floats("workspace", self.workspace, self.workspace_len)?;
+        let theta = floats("theta", self.theta, s.params())?;
         let accum = accum(self.accumulate)?;
-        // SAFETY: the pointers were checked for null and alignment, and the caller promises their contents.
+        let no_dx = Span::floats("dx", std::ptr::null(), 0);
+        overlap::check(
+            &[
+                dx.map_or(no_dx, |dx| Span::rows("dx", &dx)),
+                Span::floats("grad", grad, s.params()),
+                Span::floats("workspace", workspace, self.workspace_len),
+            ],
+            &[
+                Span::rows("x", &x),
+                Span::rows("dy", &dy),
+                Span::floats("t", t, t_len(op, n)?),
+                Span::floats("theta", theta, s.params()),
+            ],
+        )?;
+        // SAFETY: the pointers were checked for null, alignment and overlap, and the caller promises their
+        // contents.
         let call = unsafe {
             Backward {
-                theta: B::floats(floats("theta", self.theta, s.params())?, s.params()),
+                theta: B::floats(theta, s.params()),
                 x: B::rows(x),
                 t: B::floats(t, t_len(op, n)?),
                 dy: B::rows(dy),
@@ -131,13 +163,20 @@ impl Call for KronMerge {
         let s = &op.shape;
         let w = matrix("w", self.w.cast::<E>().cast_const(), self.rows, s.d_in(), self.w_stride)?;
         let workspace = floats("workspace", self.workspace, self.workspace_len)?;
-        // SAFETY: the pointers were checked for null and alignment, and the caller promises their contents.
+        let theta = floats("theta", self.theta, s.params())?;
+        let accum = accum(self.accumulate)?;
+        overlap::check(
+            &[Span::rows("w", &w), Span::floats("workspace", workspace, self.workspace_len)],
+            &[Span::floats("theta", theta, s.params())],
+        )?;
+        // SAFETY: the pointers were checked for null, alignment and overlap, and the caller promises their
+        // contents.
         let call = unsafe {
             Merge {
-                theta: B::floats(floats("theta", self.theta, s.params())?, s.params()),
+                theta: B::floats(theta, s.params()),
                 w: B::rows_mut(w.written()),
                 first_row: self.first_row,
-                accum: accum(self.accumulate)?,
+                accum,
                 workspace: B::floats_mut(workspace.cast_mut(), self.workspace_len),
             }
         };

@@ -1,28 +1,18 @@
-//! CUDA devices and their emulation, in builds that have them.
+//! CUDA devices, in builds that have them; and operands on any device, the emulation's included.
 
 use std::ffi::c_int;
 
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-use kron_core::Element;
-use kron_core::{Error, Result};
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut, StreamHandle};
+use kron_core::{Element, Error, Result};
+use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut};
 
-#[cfg(any(feature = "cuda", feature = "emulate"))]
 use crate::pointers::{FromPointers, Matrix};
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-use crate::types::KronDevice;
-
-/// The emulated device.
-#[cfg(feature = "emulate")]
-pub(crate) fn emulated(device: &KronDevice) -> Cuda<kron_kernels::Emulated> {
-    Cuda::with(kron_kernels::Emulated::new()).on(stream(device))
-}
 
 /// A CUDA device, on the stream that the caller named.
 #[cfg(feature = "cuda")]
-pub(crate) fn open(device: &KronDevice) -> Result<Cuda<kron_kernels::Gpu>> {
-    Ok(loaded(device.device)?.on(stream(device)))
+pub(crate) fn open(device: crate::KronDevice) -> Result<Cuda<kron_kernels::Gpu>> {
+    // SAFETY: `kron.h` requires a KronDevice's stream to belong to its device.
+    let stream = unsafe { kron_kernels::StreamHandle::from_raw(device.stream as u64) };
+    Ok(loaded(device.device)?.on(stream))
 }
 
 /// The error of a build without CUDA.
@@ -34,9 +24,20 @@ pub(crate) fn without_cuda() -> Error {
 /// Number of devices that the driver reports.
 pub(crate) fn count() -> Result<c_int> {
     #[cfg(feature = "cuda")]
-    return Ok(kron_kernels::Gpu::count()? as c_int);
+    return not_forked().and_then(|()| Ok(kron_kernels::Gpu::count()? as c_int));
     #[cfg(not(feature = "cuda"))]
     Err(without_cuda())
+}
+
+/// Fails in a process that was forked after CUDA's first use, because a context does not survive a fork.
+#[cfg(feature = "cuda")]
+fn not_forked() -> Result<()> {
+    static CUDA: crate::fork::Owner = crate::fork::Owner::new();
+    if CUDA.is_this_process() {
+        return Ok(());
+    }
+    let message = "CUDA does not survive a fork, and this process was forked after CUDA's first use";
+    Err(Error::Unsupported(message.into()))
 }
 
 /// The device with its kernels loaded; they are loaded once in the life of the process.
@@ -49,6 +50,7 @@ fn loaded(number: c_int) -> Result<Cuda<kron_kernels::Gpu>> {
     let ordinal = usize::try_from(number).map_err(|_| {
         Error::Unsupported(format!("the device's number is {number}, but a number is at least 0"))
     })?;
+    not_forked()?;
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(cuda) = loaded.get(&number) {
         return Ok(cuda.clone());
@@ -58,13 +60,6 @@ fn loaded(number: c_int) -> Result<Cuda<kron_kernels::Gpu>> {
     Ok(cuda)
 }
 
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-fn stream(device: &KronDevice) -> StreamHandle {
-    // SAFETY: `kron.h` requires a KronDevice's stream to belong to its device.
-    unsafe { StreamHandle::from_raw(device.stream as u64) }
-}
-
-#[cfg(any(feature = "cuda", feature = "emulate"))]
 impl<L: Launcher> FromPointers for Cuda<L> {
     unsafe fn floats<'a>(pointer: *const f32, len: usize) -> DeviceSlice<'a, f32> {
         // SAFETY: the caller's promise.

@@ -12,21 +12,24 @@ pub(crate) trait Job {
 }
 
 /// Runs the job on the host, or on `device` where the caller named one.
-pub(crate) fn dispatch(device: Option<&KronDevice>, job: impl Job) -> Result<()> {
-    let Some(device) = device else { return job.on(&Cpu::new()) };
-    #[cfg(feature = "emulate")]
-    if device.device == crate::KRON_EMULATED {
-        return job.on(&device::emulated(device));
+pub(crate) fn dispatch(device: Option<KronDevice>, job: impl Job) -> Result<()> {
+    match device {
+        None => job.on(&Cpu::new()),
+        // A release build has no emulation, even where another crate or its tests turn the feature on.
+        #[cfg(all(feature = "emulate", debug_assertions))]
+        Some(KronDevice { device: crate::KRON_EMULATED, .. }) => {
+            job.on(&kron_kernels::Cuda::with(kron_kernels::Emulated::new()))
+        }
+        #[cfg(feature = "cuda")]
+        Some(device) => job.on(&device::open(device)?),
+        #[cfg(not(feature = "cuda"))]
+        Some(_) => Err(device::without_cuda()),
     }
-    #[cfg(feature = "cuda")]
-    return job.on(&device::open(device)?);
-    #[cfg(not(feature = "cuda"))]
-    Err(device::without_cuda())
 }
 
 /// Elements of scratch that a call needs on the backend it names.
 pub(crate) fn workspace_len(
-    device: Option<&KronDevice>,
+    device: Option<KronDevice>,
     op: &KronOp,
     pass: Pass,
     rows: usize,

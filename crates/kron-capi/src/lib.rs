@@ -12,6 +12,8 @@ mod call;
 #[allow(unsafe_code)]
 mod device;
 mod dispatch;
+mod fork;
+mod overlap;
 #[allow(unsafe_code)]
 mod pointers;
 #[allow(unsafe_code)]
@@ -24,9 +26,16 @@ use kron_core::{Error, Pass};
 
 pub use status::{KRON_DEVICE_FAILED, KRON_INVALID, KRON_OK, KRON_PANICKED, KRON_UNAVAILABLE};
 pub use types::{
-    KRON_BF16, KRON_EMULATED, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey, KronMerge,
-    KronOp, KronSizes,
+    KRON_ABI, KRON_BF16, KRON_EMULATED, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey,
+    KronMerge, KronOp, KronSizes,
 };
+
+/// Returns the library's KRON_ABI, to be compared with the header's.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub extern "C" fn kron_abi() -> u32 {
+    KRON_ABI
+}
 
 /// Returns the error of this thread's last call in one sentence, empty after a
 /// call that succeeded. The text lives until the thread's next call.
@@ -51,7 +60,8 @@ pub unsafe extern "C" fn kron_device_count(count: *mut c_int) -> c_int {
     })
 }
 
-/// Writes the lengths of the buffers of a call over `rows` rows to *sizes.
+/// Writes the lengths of the buffers of a call over `rows` rows to *sizes. They suffice for every call
+/// over fewer rows too, and never fall as `rows` grows.
 ///
 /// # Safety
 /// Each pointer is null or points to its struct.
@@ -67,7 +77,7 @@ pub unsafe extern "C" fn kron_sizes(
         // SAFETY: the caller's promise.
         let (op, sizes) = unsafe { (call::shared("op", op)?.parse()?, call::exclusive("sizes", sizes)?) };
         // SAFETY: the caller's promise.
-        let device = unsafe { device.as_ref() };
+        let device = unsafe { device.as_ref() }.copied();
         *sizes = KronSizes {
             theta: op.shape.params(),
             t: call::t_len(&op, rows)?,

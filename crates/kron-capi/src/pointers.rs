@@ -37,7 +37,6 @@ impl<P> Matrix<P> {
     }
 
     /// Elements from the first to the last, the gaps between rows included.
-    #[cfg(any(feature = "cuda", feature = "emulate"))]
     pub fn extent(&self) -> usize {
         self.rows.saturating_sub(1) * self.stride + if self.rows == 0 { 0 } else { self.cols }
     }

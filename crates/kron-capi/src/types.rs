@@ -4,6 +4,11 @@ use std::ffi::c_void;
 
 use kron_core::{Dropout, DropoutKey, Inner, KronShape, LayerDims, Outer, Result, Scale, Split};
 
+/// Number of this interface. A program runs with every library whose kron_abi() returns the number that
+/// the program was compiled with. It changes with each change to a struct, constant or function of this
+/// header; an addition leaves it.
+pub const KRON_ABI: u32 = 1;
+
 /// Activations in IEEE 754 binary32.
 pub const KRON_F32: u32 = 0;
 /// Activations in IEEE 754 binary16.
@@ -11,7 +16,7 @@ pub const KRON_F16: u32 = 1;
 /// Activations in bfloat16.
 pub const KRON_BF16: u32 = 2;
 
-/// The device number of the kernels' emulation on host memory, in builds with it: for tests.
+/// The device number of the kernels' emulation on host memory, for tests: no release build has it.
 pub const KRON_EMULATED: i32 = -1;
 
 /// The device of a call; a null pointer is the host.
@@ -81,7 +86,7 @@ impl From<KronKey> for DropoutKey {
     }
 }
 
-/// Lengths in float32 elements.
+/// Lengths in float32 elements, which suffice for every dtype and for fewer rows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KronSizes {
@@ -93,7 +98,7 @@ pub struct KronSizes {
     pub forward: usize,
     /// Workspace of kron_backward.
     pub backward: usize,
-    /// Workspace of kron_merge, for all of W's rows.
+    /// Workspace of kron_merge, for every band of W's rows.
     pub merge: usize,
 }
 

@@ -140,6 +140,7 @@ int main(int argc, char **argv) {
   fill(w, DO * DI), fill(grad, PARAMS);
   materialise();
   if (argc != 2) return 2;
+  if (kron_abi() != KRON_ABI) return 3;
   KronDevice device = {.device = atoi(argv[1]), .stream = NULL};
   agree(strcmp(argv[1], "host") ? &device : NULL);
 

@@ -11,6 +11,7 @@ import struct
 import sys
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
 
+ABI = 1
 F32, F16, BF16 = range(3)
 
 
@@ -127,6 +128,7 @@ def main(library, where):
     floats, pack, p = memory.floats, memory.pack, memory.pointer
     kron = ctypes.CDLL(library)
     kron.kron_last_error.restype = c_char_p
+    assert kron.kron_abi() == ABI, f"the library's KRON_ABI is {kron.kron_abi()}, not {ABI}"
     device = None if where == "host" else byref(Device(int(where), None))
 
     def call(name, *arguments):
@@ -188,4 +190,5 @@ def main(library, where):
     print("agrees")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -22,3 +22,27 @@ fn kron_h_is_up_to_date() {
         "kron.h is not what the sources say; KRON_WRITE_HEADER=1 cargo test -p kron-capi --test header"
     );
 }
+
+/// Programs that were compiled with a number run with every library of that number: a change to one of
+/// these lines takes the next number.
+#[test]
+fn the_abi_has_its_number() {
+    use kron_capi::{KRON_ABI, KronBackward, KronDevice, KronForward, KronKey, KronMerge, KronOp, KronSizes};
+    use std::mem::offset_of;
+
+    assert_eq!(kron_capi::kron_abi(), KRON_ABI);
+    if size_of::<usize>() != 8 {
+        return;
+    }
+    let structs = [
+        (size_of::<KronDevice>(), offset_of!(KronDevice, stream)),
+        (size_of::<KronOp>(), offset_of!(KronOp, dropout)),
+        (size_of::<KronSizes>(), offset_of!(KronSizes, merge)),
+        (size_of::<KronKey>(), offset_of!(KronKey, offset)),
+        (size_of::<KronForward>(), offset_of!(KronForward, key)),
+        (size_of::<KronBackward>(), offset_of!(KronBackward, key)),
+        (size_of::<KronMerge>(), offset_of!(KronMerge, workspace_len)),
+    ];
+    let first = [(16, 8), (48, 44), (40, 32), (16, 8), (88, 80), (112, 104), (64, 56)];
+    assert_eq!((KRON_ABI, structs), (1, first));
+}

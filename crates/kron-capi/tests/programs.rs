@@ -7,8 +7,8 @@ mod notice;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The host, and the device path on the kernels' emulation.
-const PLACES: [&str; 2] = ["host", "-1"];
+/// The host, and the device path on the kernels' emulation, which a release build does not have.
+const PLACES: &[&str] = if cfg!(debug_assertions) { &["host", "-1"] } else { &["host"] };
 
 /// The folder of the shared library, which Cargo builds beside the tests.
 fn folder() -> PathBuf {
@@ -32,10 +32,22 @@ fn compiled(source: &Path, scratch: &Path) -> PathBuf {
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut cc = Command::new(compiler);
     cc.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-I"]).arg(env!("CARGO_MANIFEST_DIR"));
-    cc.arg(source).arg("-o").arg(&program).arg("-L").arg(folder()).args(["-lkron_capi", "-lm"]);
+    cc.arg(source).arg("-o").arg(&program).arg("-L").arg(folder()).args(["-lkron_capi", "-lm", "-pthread"]);
     let compiled = cc.output().expect("a C compiler: the emulated kernels need one too");
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     program
+}
+
+/// A script on the shared library; `None` with a notice where there is no python3.
+fn python(script: &str) -> Option<Command> {
+    if let Err(e) = Command::new("python3").arg("--version").output() {
+        notice::notice(format_args!("skipped: python3 does not run: {e}"));
+        return None;
+    }
+    let mut python = Command::new("python3");
+    // No compiled modules beside the scripts.
+    python.arg("-B").arg(source(script)).arg(folder().join("libkron_capi.so"));
+    Some(python)
 }
 
 #[test]
@@ -45,6 +57,22 @@ fn a_c_program_agrees_with_its_own_loops() {
     for place in PLACES {
         agrees(Command::new(&program).arg(place).env("LD_LIBRARY_PATH", folder()));
     }
+}
+
+/// A hundred and twenty processes and more on the host, which has a pool of threads; the emulation has none.
+#[test]
+fn forked_processes_give_the_bits_of_their_parent() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let program = compiled(&source("fork.c"), scratch.path());
+    for (place, size) in PLACES.iter().zip([["120", "512"], ["3", "20"]]) {
+        agrees(Command::new(&program).arg(place).args(size).env("LD_LIBRARY_PATH", folder()));
+    }
+}
+
+#[test]
+fn workers_of_multiprocessing_give_the_bits_of_their_parent() {
+    let Some(mut python) = python("fork.py") else { return };
+    agrees(&mut python);
 }
 
 #[test]
@@ -58,13 +86,9 @@ fn the_c_example_prints_what_its_comments_compute() {
 
 #[test]
 fn a_python_script_agrees_with_its_own_loops() {
-    if let Err(e) = Command::new("python3").arg("--version").output() {
-        return notice::notice(format_args!("skipped: python3 does not run: {e}"));
-    }
     for place in PLACES {
-        agrees(
-            Command::new("python3").arg(source("check.py")).arg(folder().join("libkron_capi.so")).arg(place),
-        );
+        let Some(mut python) = python("check.py") else { return };
+        agrees(python.arg(place));
     }
 }
 

@@ -94,10 +94,11 @@ pub trait Backend: Sized {
     /// Float32 elements that are written.
     type FloatsMut<'a>: std::fmt::Debug;
 
-    /// Returns the float32 elements of scratch that a call over `rows` rows needs.
+    /// Returns the float32 elements of scratch that every call over at most `rows` rows can run with.
     ///
-    /// Returns 0 for a call that the backend cannot run; the call itself then fails with
-    /// the reason.
+    /// More rows never have less, so one workspace serves a training run whose last batch is short,
+    /// and a merge by bands. Returns 0 for a shape that the backend cannot run; the call itself then
+    /// fails with the reason.
     ///
     /// ```
     /// use kron_core::{Backend, Cpu, KronOp, KronShape, LayerDims, Pass, Scale};

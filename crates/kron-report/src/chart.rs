@@ -133,11 +133,6 @@ impl Chart {
         self
     }
 
-    /// Gives each series a number, which stands at its end and in the legend: for more series than colours.
-    pub fn numbered(self) -> Self {
-        Self { numbered: true, ..self }
-    }
-
     /// Describes the chart in words.
     pub(crate) fn description(&self) -> String {
         let title = if self.title.is_empty() { String::new() } else { format!("{}: ", self.title) };

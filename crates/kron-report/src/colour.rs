@@ -33,6 +33,9 @@ const VISIBLE: std::ops::RangeInclusive<f64> = 0.14..=0.29;
 pub struct Colour([u8; 3]);
 
 impl Colour {
+    /// Number of colours of the palette, and of series without one of their own that a chart tells apart.
+    pub const DISTINCT: usize = PALETTE.len();
+
     /// The colour of text: black on a light page, white on a dark one.
     pub const INK: Self = Self([0; 3]);
 

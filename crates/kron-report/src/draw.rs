@@ -19,6 +19,8 @@ const TEXT: f64 = 32.0;
 const LETTER: f64 = 14.5;
 const LINE: u32 = 4;
 const DOT: u32 = 6;
+/// Radius of a point of a line that has no line on either side.
+const LONE_DOT: u32 = 11;
 /// Of lines and bars, so that those below are seen.
 const OPACITY: f64 = 0.9;
 
@@ -140,20 +142,13 @@ fn plot(chart: &Chart, svg: &mut String) -> Drawn {
         .y_desc(&chart.y.label)
         .draw()?;
 
-    for (i, (one, colour)) in placed.iter().zip(chart.colours()).enumerate() {
+    for (one, colour) in placed.iter().zip(chart.colours()) {
         let [red, green, blue] = colour.parts();
         let colour = RGBColor(red, green, blue);
         match one.series.mark {
             Mark::Bars(_) => bars(&mut context, one, colour, base)?,
             Mark::Line | Mark::Scatter => curve(&mut context, one, colour)?,
         }
-        let end = one.whole().last().filter(|_| chart.numbered && !one.is_bars());
-        let style = TextStyle::from(("sans-serif", 0.8 * TEXT)).color(&colour);
-        let style = style.pos(Pos::new(HPos::Left, VPos::Center));
-        context.draw_series(end.map(|end| {
-            EmptyElement::at((end.x, end.y))
-                + Text::new((i + 1).to_string(), (2 * DOT as i32, 0), style.clone())
-        }))?;
     }
     if placed.iter().all(|one| one.whole().next().is_none()) {
         let style = text().pos(Pos::new(HPos::Center, VPos::Center));
@@ -185,9 +180,11 @@ fn curve(plot: &mut Plot, one: &Placed, colour: RGBColor) -> Drawn {
     let is_gap = |at: Option<usize>| at.and_then(|at| *one.points.get(at)?).is_none();
     let alone = |at: usize| is_gap(at.checked_sub(1)) && is_gap(Some(at + 1));
     let all = !is_line || one.points.len() <= MAX_DOTS;
-    let dots = one.points.iter().enumerate().filter(|(at, _)| all || alone(*at)).filter_map(|(_, p)| *p);
+    let dots = one.points.iter().enumerate().filter(|(at, _)| all || alone(*at));
     let style = if *dashed { colour.stroke_width(LINE) } else { colour.filled() };
-    plot.draw_series(dots.map(|p| Circle::new((p.x, p.y), DOT, style)))?;
+    let dots = dots.filter_map(|(at, p)| Some((at, (*p)?)));
+    let radius = |at| if is_line && alone(at) { LONE_DOT } else { DOT };
+    plot.draw_series(dots.map(|(at, p)| Circle::new((p.x, p.y), radius(at), style)))?;
     error_bars(plot, one, colour)
 }
 

@@ -2,7 +2,7 @@
 
 use askama::Template;
 
-use crate::chart::{Chart, Mark};
+use crate::chart::{Chart, Mark, Series};
 use crate::colour::Colour;
 use crate::error::Error;
 use crate::table::Table;
@@ -35,6 +35,7 @@ enum Part {
     Note(String),
     Code(String),
     Table(Table),
+    Folded(String, Table),
     Terms(Vec<Term>),
     Figure(Figure),
 }
@@ -52,11 +53,18 @@ pub struct Term {
     pub text: String,
 }
 
-/// Charts with one caption and one legend.
+/// Charts with one caption, and with one legend where each of its marks has one name in all of them.
 #[derive(Clone, Debug)]
 pub struct Figure {
     caption: String,
-    charts: Vec<Chart>,
+    panels: Vec<Panel>,
+    legend: Vec<Entry>,
+}
+
+/// A chart, with a legend of its own where the figure has none.
+#[derive(Clone, Debug)]
+struct Panel {
+    chart: Chart,
     legend: Vec<Entry>,
 }
 
@@ -110,6 +118,11 @@ impl Page {
         self.part(Part::Table(table))
     }
 
+    /// Adds a table of which the page shows the heading alone, until the reader opens it.
+    pub fn folded(self, heading: impl Into<String>, table: Table) -> Self {
+        self.part(Part::Folded(clean(heading), table))
+    }
+
     /// Adds a list of terms and what they mean.
     pub fn terms(self, terms: impl IntoIterator<Item = Term>) -> Self {
         let clean = |t: Term| Term { name: clean(t.name), code: clean(t.code), text: clean(t.text), ..t };
@@ -143,23 +156,37 @@ impl Page {
 impl Figure {
     /// Makes a figure; a series that several charts have under one name and colour is in the legend once.
     pub fn new(caption: impl Into<String>, charts: impl IntoIterator<Item = Chart>) -> Self {
-        let charts: Vec<Chart> = charts.into_iter().collect();
-        let mut legend = Vec::new();
-        for chart in &charts {
-            for (i, (series, colour)) in chart.series.iter().zip(chart.colours()).enumerate() {
-                let mark = match (chart.numbered, series.dashed, series.mark) {
-                    (true, ..) => (i + 1).to_string(),
-                    (_, true, Mark::Scatter) => "○".into(),
-                    (_, _, Mark::Scatter) => "●".into(),
-                    (_, true, _) => "□".into(),
-                    _ => "■".into(),
-                };
-                let entry = Entry { colour, mark, name: series.name.clone() };
-                if !entry.name.is_empty() && !legend.contains(&entry) {
-                    legend.push(entry);
-                }
+        let panel = |chart: Chart| Panel { legend: entries(&chart), chart };
+        let mut panels: Vec<Panel> = charts.into_iter().map(panel).collect();
+        let mut legend: Vec<Entry> = Vec::new();
+        for entry in panels.iter().flat_map(|panel| &panel.legend) {
+            if !legend.contains(entry) {
+                legend.push(entry.clone());
             }
         }
-        Self { caption: clean(caption), charts, legend }
+        let ambiguous =
+            |(i, a): (usize, &Entry)| legend[..i].iter().any(|b| (a.colour, &a.mark) == (b.colour, &b.mark));
+        if panels.len() > 1 && legend.iter().enumerate().any(ambiguous) {
+            legend.clear();
+        } else {
+            panels.iter_mut().for_each(|panel| panel.legend.clear());
+        }
+        Self { caption: clean(caption), panels, legend }
     }
+}
+
+/// Returns a line for each series of the chart that has a name.
+fn entries(chart: &Chart) -> Vec<Entry> {
+    let entry = |(i, (series, colour)): (usize, (&Series, Colour))| {
+        let mark = match (chart.numbered, series.dashed, series.mark) {
+            (true, ..) => (i + 1).to_string(),
+            (_, true, Mark::Scatter) => "○".into(),
+            (_, _, Mark::Scatter) => "●".into(),
+            (_, true, _) => "□".into(),
+            _ => "■".into(),
+        };
+        Entry { colour, mark, name: series.name.clone() }
+    };
+    let all = chart.series.iter().zip(chart.colours()).enumerate().map(entry);
+    all.filter(|entry| !entry.name.is_empty()).collect()
 }

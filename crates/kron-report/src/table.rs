@@ -67,10 +67,11 @@ impl Table {
     }
 }
 
-/// Returns true for a number with or without a unit, and for an empty cell or a dash.
+/// Returns true for a number with or without a unit, for an empty cell, and for a dash with or without
+/// its reason.
 fn is_number(cell: &str) -> bool {
     let digits = cell.trim_start_matches(['+', '-', '−']);
-    matches!(cell, "" | "–") || digits.starts_with(|c: char| c.is_ascii_digit())
+    cell.is_empty() || cell.starts_with('–') || digits.starts_with(|c: char| c.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -79,7 +80,7 @@ mod tests {
 
     #[test]
     fn columns_of_numbers_are_found() {
-        let rows = [["4×4", "1 ms", "–", "x1", "-2"], ["a", "", "3.5", "2", "not a number"]];
+        let rows = [["4×4", "1 ms", "–", "x1", "-2"], ["a", "– (not timed)", "3.5", "2", "not a number"]];
         let table = Table::new(["a", "b", "c", "d", "e"], rows);
         assert_eq!(table.numeric, [false, true, true, false, false]);
     }

@@ -1,6 +1,8 @@
 //! Pages from hostile text and impossible values.
 
-use kron_report::{Axis, Bar, Chart, Figure, Page, Series, Table, Term};
+use std::collections::BTreeSet;
+
+use kron_report::{Axis, Bar, Chart, Colour, Figure, Page, Series, Table, Term};
 
 const HOSTILE: &str = "<script>alert(\"1\")</script>' onload=x & </svg></style>-->\u{1b}[31m\u{202e}\0";
 
@@ -21,8 +23,7 @@ fn page(text: &str, values: &[f64]) -> String {
                 .title(text)
                 .series(Series::line(text, points()).dashed())
                 .series(Series::line(text, values.iter().map(|v| (*v, *v))))
-                .series(Series::scatter(text, points()).error_bars(points()))
-                .numbered();
+                .series(Series::scatter(text, points()).error_bars(points()));
             let histogram = Chart::histogram(x.clone(), text, values.iter().copied());
             charts.extend([both, Chart::bars(y.clone(), bars), histogram]);
         }
@@ -31,7 +32,7 @@ fn page(text: &str, values: &[f64]) -> String {
     let table =
         || Table::new([text, text], [vec![text], vec![text; 3], vec![]]).caption(text).alert(|_| true);
     let page = Page::new(text).summary(text).section(text).subsection(text).text(text).note(text).code(text);
-    let page = page.table(table()).table(Table::facts([(text, text)])).terms([term]);
+    let page = page.folded(text, table()).table(table()).table(Table::facts([(text, text)])).terms([term]);
     page.chart(text, Chart::new(Axis::linear(text), Axis::log(text)))
         .figure(Figure::new(text, charts))
         .html()
@@ -105,7 +106,13 @@ fn a_gap_divides_a_line_and_a_lonely_point_has_a_dot() {
         Chart::new(Axis::linear("x"), Axis::linear("y")).series(Series::line("", values)).svg().unwrap();
     let lines = svg.lines().filter(|line| line.starts_with("<polyline") && line.contains("opacity=\"0.9\""));
     assert!(lines.clone().filter(|line| line.matches(',').count() > 2).count() == 2, "{svg}");
+    // Larger than the dots of a line, so that one evaluation of a long run is seen.
     assert_eq!(svg.matches("<circle").count(), 1);
+    let radius =
+        |svg: &str| svg.split(" r=\"").nth(1).unwrap().split('"').next().unwrap().parse::<u32>().unwrap();
+    let line = Series::line("", [(1.0, 1.0), (2.0, 2.0)]);
+    let dots = Chart::new(Axis::linear("x"), Axis::linear("y")).series(line).svg().unwrap();
+    assert!(radius(&svg) > radius(&dots), "{svg}");
 }
 
 #[test]
@@ -129,6 +136,33 @@ fn every_bar_has_its_number_and_every_mark_its_shape_in_the_legend() {
     for mark in ["■</b> a", "□</b> b", "●</b> c", "○</b> d"] {
         assert!(html.contains(mark), "{mark}");
     }
+}
+
+/// Charts whose series have the same names share a legend; elsewhere a colour has another name in
+/// each chart, and each has its own legend.
+#[test]
+fn a_mark_has_one_name_in_a_legend() {
+    let chart = |names: &[String]| {
+        let axes = Chart::new(Axis::linear("x"), Axis::linear("y"));
+        names.iter().fold(axes, |chart, name| chart.series(Series::line(name, [(1.0, 1.0)])))
+    };
+    let legends = |charts: Vec<Chart>| {
+        let html = Page::new("Legends").figure(Figure::new("All.", charts)).html().unwrap();
+        let lists =
+            html.split("<ul class=\"legend\">").skip(1).map(|list| list.split("</ul>").next().unwrap());
+        lists
+            .map(|list| list.lines().filter(|l| l.starts_with("<li>")).map(str::to_owned).collect())
+            .collect()
+    };
+    let layers: Vec<String> = (0..56).map(|i| format!("layer {i}")).collect();
+    let panels: Vec<Vec<String>> = legends(layers.chunks(Colour::DISTINCT).map(chart).collect());
+    assert_eq!(panels.iter().map(Vec::len).collect::<Vec<_>>(), vec![8; 7]);
+    for lines in &panels {
+        let marks: BTreeSet<&str> = lines.iter().map(|line| line.split("</b>").next().unwrap()).collect();
+        assert_eq!(marks.len(), lines.len(), "{lines:?}");
+    }
+    let shared: Vec<Vec<String>> = legends(vec![chart(&layers[..3]), chart(&layers[..2])]);
+    assert_eq!(shared.iter().map(Vec::len).collect::<Vec<_>>(), vec![3]);
 }
 
 #[test]

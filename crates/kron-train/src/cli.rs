@@ -87,7 +87,7 @@ pub struct Settings {
     /// TOML file; missing settings keep their defaults.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Hugging Face folder, or a .bin file of llama2.c.
+    /// Hugging Face folder, a .gguf file, or a .bin file of llama2.c.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Tokenizer to use instead of the model's own.

@@ -16,7 +16,7 @@ pub use check::{FLOATS, INTEGERS, Range};
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Hugging Face folder, or a `.bin` file of llama2.c.
+    /// Hugging Face folder, a `.gguf` file, or a `.bin` file of llama2.c.
     pub model: PathBuf,
     /// Tokenizer to use instead of the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]

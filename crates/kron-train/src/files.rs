@@ -18,6 +18,11 @@ pub const MAX_TOKENIZER: u64 = 1 << 26;
 /// Largest CSV file of a run or study, in bytes.
 pub const MAX_LOG: u64 = 1 << 32;
 
+/// Returns true for the name of a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
 /// Reads a text.
 ///
 /// # Errors

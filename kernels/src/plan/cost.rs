@@ -24,7 +24,12 @@ pub(super) const fn tensor_core_step(rank: usize) -> usize {
 /// Returns the parts of dT on the SIMT tile, of `elements` each: a block of `dy` takes one step for every 32
 /// columns of dY in its part.
 pub(super) fn simt_dt_parts(columns: usize, elements: usize) -> usize {
-    cheapest(SIMT_STEP * columns.div_ceil(DEPTH), elements, 1)
+    cheapest(simt_dt_work(columns), elements, 1)
+}
+
+/// Returns the cycles that the parts of dT divide on the SIMT tile.
+pub(super) const fn simt_dt_work(columns: usize) -> usize {
+    SIMT_STEP * columns.div_ceil(DEPTH)
 }
 
 /// Returns the parts that divide `work` cycles, if a block adds up `elements` of each part, `sums` at a time.
@@ -43,4 +48,21 @@ pub(super) fn column_tiles(work: usize, own: usize, loads: usize) -> usize {
 /// elements / BLOCK_LOADS for each part.
 fn cheapest(work: usize, elements: usize, lanes: usize) -> usize {
     (work * lanes * BLOCK_LOADS / (LATENCY * BLOCK_LOADS + elements * lanes)).isqrt().max(1)
+}
+
+/// Returns the most parts that any number of lanes gives.
+pub(super) fn max_parts(work: usize, elements: usize) -> usize {
+    (work * BLOCK_LOADS / elements).isqrt().max(1)
+}
+
+/// Returns the most elements that are divided into two parts or more.
+pub(super) const fn max_divided(work: usize) -> usize {
+    work * BLOCK_LOADS / 4
+}
+
+/// Returns the most elements that all parts together take, for any number of lanes. More elements
+/// never take less: parts² ≤ work · BLOCK_LOADS / elements, or there is one part.
+pub(super) fn max_scratch(work: usize, elements: usize) -> usize {
+    let all = (work as u128 * BLOCK_LOADS as u128 * elements as u128).isqrt();
+    usize::try_from(all).unwrap_or(usize::MAX).max(elements)
 }

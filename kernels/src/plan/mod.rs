@@ -7,6 +7,8 @@ mod columns;
 mod cost;
 mod launches;
 mod planner;
+mod scratch;
 
 pub use launches::{Parts, Plan, Step};
-pub use planner::{BLOCKS, workspace_len};
+pub use planner::BLOCKS;
+pub use scratch::workspace_len;

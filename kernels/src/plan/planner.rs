@@ -14,9 +14,13 @@ use kron_core::{Dtype, Error, KronShape, Pass, Result};
 pub const BLOCKS: usize = 264;
 
 /// Least number of columns in a slice of c_in.
-const MIN_SLICE: usize = 128;
+pub(super) const MIN_SLICE: usize = 128;
 /// Largest number of parts of a sum over tokens.
-const MAX_CHUNKS: usize = 128;
+pub(super) const MAX_CHUNKS: usize = 128;
+/// Number of chunks of tokens on the SIMT tile, unless one would exceed [`longest_chunk`].
+pub(super) const SIMT_CHUNKS: usize = 32;
+/// Elements of scratch that are reserved at a time: 256 bytes.
+pub(super) const RESERVED: usize = 64;
 /// Largest number of blocks of a grid.
 const MAX_GRID: u128 = i32::MAX as u128;
 
@@ -39,17 +43,18 @@ impl Plan {
     }
 }
 
-/// Returns the elements of scratch that suffice for every dtype and alignment of a call.
-///
-/// # Errors
-/// As [`Plan::new`].
-pub fn workspace_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize> {
-    let mut max = 0;
-    for (dtype, aligned) in [(Dtype::F32, false), (Dtype::Bf16, true)] {
-        let plan = Plan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned })?;
-        max = max.max(plan.workspace);
-    }
-    Ok(max)
+/// True if tensor-core kernels exist for the shape: rows of whole fragments, a listed rank.
+pub(super) fn tensor_core_shape(shape: &KronShape) -> bool {
+    shape.rank().is_some()
+        && TENSOR_CORE_RANKS.contains(&shape.width())
+        && shape.c_in().is_multiple_of(8)
+        && shape.b_out().is_multiple_of(8)
+        && shape.a_len().is_multiple_of(4)
+}
+
+/// Returns the most tokens of a chunk on the SIMT tile: the kernels count a chunk's terms in 32 bits.
+pub(super) fn longest_chunk(shape: &KronShape) -> usize {
+    (i32::MAX as usize / shape.a_out().max(shape.a_in()).max(shape.width())).max(1)
 }
 
 /// Builds a plan step by step.
@@ -94,16 +99,10 @@ impl<'a> Planner<'a> {
         Ok(self.finish())
     }
 
-    /// True if the tensor-core kernels can run: 16-byte rows of whole fragments, a listed rank.
+    /// True if the tensor-core kernels can run: 16-bit elements in 16-byte rows.
     fn uses_tensor_cores(&self) -> bool {
-        let (p, shape) = (self.problem, &self.problem.shape);
-        p.dtype != Dtype::F32
-            && p.aligned
-            && shape.rank().is_some()
-            && TENSOR_CORE_RANKS.contains(&shape.width())
-            && shape.c_in().is_multiple_of(8)
-            && shape.b_out().is_multiple_of(8)
-            && shape.a_len().is_multiple_of(4)
+        let p = self.problem;
+        p.dtype != Dtype::F32 && p.aligned && tensor_core_shape(&p.shape)
     }
 
     fn forward(&mut self) -> Result<()> {
@@ -165,9 +164,7 @@ impl<'a> Planner<'a> {
         }
         let (shape, n) = (self.problem.shape, self.problem.rows);
         let (r, q_tiles) = (shape.width(), Cols::of(shape.width(), simt_cols(shape.width())));
-        // The kernels count the terms of a sum over a chunk in 32 bits.
-        let longest = (i32::MAX as usize / shape.a_out().max(shape.a_in()).max(r)).max(1);
-        let chunk = n.div_ceil(32).next_multiple_of(ROWS).min(n).min(longest);
+        let chunk = n.div_ceil(SIMT_CHUNKS).next_multiple_of(ROWS).min(n).min(longest_chunk(&shape));
         let chunks = n.div_ceil(chunk);
         self.plan.v = self.reserve(1, n * shape.a_out() * r);
         self.plan.dt = self.reserve(1, n * shape.t_row());
@@ -314,10 +311,10 @@ impl<'a> Planner<'a> {
         self.step("merge", Tile::Simt(64), &tiles, threads, shared, Cols::of(shape.c_in(), 64))
     }
 
-    /// Reserves scratch for `count` parts of `len` elements, on a 256-byte boundary.
+    /// Reserves scratch for `count` parts of `len` elements, in whole units of [`RESERVED`].
     fn reserve(&mut self, count: usize, len: usize) -> Parts {
         let offset = self.plan.workspace;
-        self.plan.workspace += (count * len).next_multiple_of(64);
+        self.plan.workspace += (count * len).next_multiple_of(RESERVED);
         Parts { offset, count }
     }
 

@@ -1,8 +1,8 @@
-//! The page: one chart with the spectrum of every layer, its legend, and the table.
+//! The page: charts with the spectra of all layers, each with its legend, and the table.
 
-use kron_report::{Axis, Chart, Page, Series, Table};
+use kron_report::{Axis, Chart, Colour, Figure, Page, Series, Table};
 
-use super::report::{HEADER, Report};
+use super::report::{HEADER, Report, Row};
 use crate::{Error, Result};
 
 /// Smaller values, relative to the largest, are noise of float32 factors.
@@ -11,19 +11,26 @@ const FLOOR: f64 = 1e-8;
 /// Makes a page that needs no other file.
 pub fn page(report: &Report) -> Result<String> {
     let top = report.layers.iter().flat_map(|row| &row.spectrum).fold(0.0f64, |most, v| most.max(*v));
-    let axes = Chart::new(Axis::linear("index").whole(), Axis::log("singular value"));
-    let spectra = report.layers.iter().fold(axes.numbered(), |chart, row| {
+    let spectrum = |chart: Chart, row: &&Row| {
         let points = row.spectrum.iter().enumerate().map(|(k, v)| (k as f64 + 1.0, *v));
         chart.series(Series::line(&row.module, points.take_while(|(_, v)| *v > top * FLOOR)))
+    };
+    let mut layers: Vec<&Row> = report.layers.iter().collect();
+    // Layers of one kind beside each other.
+    layers.sort_by_key(|row| kind(row));
+    // No colour stands for two layers of a chart.
+    let spectra = layers.chunks(Colour::DISTINCT).map(|rows| {
+        let one_kind = rows.iter().all(|row| kind(row) == kind(rows[0]));
+        let title = if one_kind { kind(rows[0]) } else { "" };
+        let axes = Chart::new(Axis::linear("index").whole(), Axis::log("singular value"));
+        rows.iter().fold(axes.title(title), spectrum)
     });
+    let spectra = Figure::new("Singular values of ΔW, one line for each layer, from the factors.", spectra);
     let shares = report.layers.iter().map(|row| row.effective_rank / row.max_rank as f64);
     let page = Page::new(&report.path)
         .summary(report.summary())
         .section("Spectrum")
-        .chart(
-            "Singular values of ΔW, one line for each layer, from the factors; its number stands at its end.",
-            spectra,
-        )
+        .figure(spectra)
         .chart(
             "Layers by their effective rank as a share of the largest that their shape allows.",
             Chart::histogram(Axis::linear("effective rank / largest rank"), "layers", shares),
@@ -32,4 +39,9 @@ pub fn page(report: &Report) -> Result<String> {
         .table(Table::new(HEADER, report.rows()));
     let page = report.notes.iter().fold(page, Page::note);
     page.html().map_err(|e| Error::data(format!("the page cannot be made: {e}")))
+}
+
+/// Returns the last component of a layer's name, such as `q_proj`.
+fn kind(row: &Row) -> &str {
+    row.module.rsplit('.').next().unwrap_or_default()
 }

@@ -9,7 +9,7 @@ use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{blocks_first, mix, transpose};
 use super::packed::{PackedLen, b_factor, c_factor};
-use super::partition::RowPartition;
+use super::partition::{Partitioned, RowPartition};
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::{split, split_mut};
 use crate::{Accum, Backward, Element, KronOp, Outer, Result};
@@ -23,10 +23,9 @@ pub(super) struct BackwardLayout {
     pub gradient: Layout<3>,
 }
 
-/// Lays out the workspace of `rows` rows, with dX or without.
-pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize, dx: bool) -> BackwardLayout {
+/// Lays out the workspace of a call, with dX or without.
+pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -> BackwardLayout {
     let (s, packed) = (&op.shape, PackedLen::new(isa));
-    let partition = RowPartition::backward(s, rows);
     let (n, w) = (partition.block, s.width());
     let gradient = Layout::new([
         ("dA", s.a_len()),
@@ -65,7 +64,8 @@ pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize, dx: bool) -> BackwardLa
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
-    let BackwardLayout { call: layout, gradient } = layout(isa, op, rows, call.dx.is_some());
+    let partition = RowPartition::new(Partitioned::Backward, &op.shape, rows);
+    let BackwardLayout { call: layout, gradient } = layout(isa, op, partition, call.dx.is_some());
     check::backward(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());
@@ -88,7 +88,6 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>)
         transpose(theta.a, dims, a_rows);
         a_t = Some(k.groups(a_rows, (1, dims.1, dims.0), 1.0, packed_a_t));
     }
-    let partition = layout.partition;
     let job = Job { op: *op, kernels, up, a, a_t, b, c, mask, layout, gradient };
     let t = &t[..op.t_len(rows)];
     match dx {

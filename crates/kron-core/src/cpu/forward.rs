@@ -9,15 +9,14 @@ use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{blocks_first, mix};
 use super::packed::{PackedLen, b_factor, c_factor};
-use super::partition::RowPartition;
+use super::partition::{Partitioned, RowPartition};
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::split;
 use crate::{Accum, Element, Forward, KronOp, Outer, Result};
 
 /// Packed C, B and A; for each partition, masked columns of X, T and U by blocks, and packed U.
-pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> CallLayout<3, 4> {
+pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayout<3, 4> {
     let (s, packed) = (&op.shape, PackedLen::new(isa));
-    let partition = RowPartition::forward(s, rows);
     let n = partition.block;
     let (t, u, packed_u) = match s.rank() {
         Some(r) => (op.t_len(n), n * s.a_out() * r, packed.groups(n * s.a_out(), r)),
@@ -37,7 +36,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> CallLayout<3, 4> {
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
-    let layout = layout(isa, op, rows);
+    let layout = layout(isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
     check::forward(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Layouts of a workspace: named pieces and their offsets, computed once per call.
 //!
-//! `workspace_len` returns the length of a layout and a call splits its workspace
-//! by the same layout, so the two cannot disagree. Sizes are the largest over the
+//! `workspace_len` returns the length of the largest layout that a call can have, and a
+//! call splits its workspace by such a layout, so the two cannot disagree. Sizes are the largest over the
 //! dtypes; a call may use only the first part of a piece.
 
 use super::partition::RowPartition;

@@ -8,15 +8,14 @@ use super::check;
 use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
 use super::packed::{PackedLen, c_factor};
-use super::partition::RowPartition;
+use super::partition::{Partitioned, RowPartition};
 use crate::simd::{Isa, Kernels, Lanes, PackFor, Products, RowGridMut};
 use crate::theta::{Parts, split};
 use crate::{Accum, Element, Inner, KronOp, Merge, Result};
 
 /// Packed C; for each partition, the coefficients of a block of rows, and the same packed.
-pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> CallLayout<1, 2> {
+pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayout<1, 2> {
     let (s, packed) = (&op.shape, PackedLen::new(isa));
-    let partition = RowPartition::forward(s, rows);
     let (n, ranks) = (partition.block * s.a_in(), s.rank().unwrap_or(1));
     // M is read as it is, row by row.
     let packed_c = s.rank().map_or(0, |_| packed.c(s, PackFor::Up));
@@ -29,7 +28,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, rows: usize) -> CallLayout<1, 2> {
 
 pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, E>) -> Result<()> {
     let rows = call.w.nrows();
-    let layout = layout(isa, op, rows);
+    let layout = layout(isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
     check::merge(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());

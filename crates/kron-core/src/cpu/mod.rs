@@ -18,6 +18,8 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 pub use device::Cpu;
 
+use partition::{Partitioned, RowPartition};
+
 use crate::element::sealed::PerElement;
 use crate::simd::Isa;
 use crate::{Backend, Backward, Element, Forward, KronOp, Merge, Pass, Result};
@@ -31,11 +33,16 @@ impl Backend for Cpu {
     type FloatsMut<'a> = &'a mut [f32];
 
     fn workspace_len(&self, op: &KronOp, pass: Pass, rows: usize) -> usize {
-        match pass {
-            Pass::Forward => forward::layout(self.isa, op, rows).workspace_len(),
-            Pass::Backward { dx } => backward::layout(self.isa, op, rows, dx).call.workspace_len(),
-            Pass::Merge => merge::layout(self.isa, op, rows).workspace_len(),
-        }
+        let partitioned = match pass {
+            Pass::Forward | Pass::Merge => Partitioned::Forward,
+            Pass::Backward { .. } => Partitioned::Backward,
+        };
+        let len = |partition| match pass {
+            Pass::Forward => forward::layout(self.isa, op, partition).workspace_len(),
+            Pass::Backward { dx } => backward::layout(self.isa, op, partition, dx).call.workspace_len(),
+            Pass::Merge => merge::layout(self.isa, op, partition).workspace_len(),
+        };
+        RowPartition::bounds(partitioned, &op.shape, rows).map(len).max().unwrap_or(0)
     }
 
     fn forward<E: Element>(&self, op: &KronOp, call: Forward<'_, Self, E>) -> Result<()> {

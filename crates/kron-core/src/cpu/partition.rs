@@ -23,24 +23,64 @@ pub(super) struct RowPartition {
     pub block: usize,
 }
 
+/// The passes that share a rule of partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Partitioned {
+    /// Forward and merge.
+    Forward,
+    /// Backward. A partition's gradient is at most 1/16 of the activations that it reads.
+    Backward,
+}
+
 impl RowPartition {
-    /// Partition of forward and merge.
-    pub(super) fn forward(shape: &KronShape, rows: usize) -> Self {
-        let work = rows.saturating_mul(shape.d_in() + shape.d_out()).saturating_mul(shape.width());
-        Self::new(rows, work / MIN_WORK, 32)
+    /// Partition of a call over `rows` rows.
+    pub(super) fn new(pass: Partitioned, shape: &KronShape, rows: usize) -> Self {
+        let part = rows.div_ceil(pass.max_parts(shape, rows)).max(1);
+        Self { parts: rows.div_ceil(part).max(1), part, block: pass.max_block(shape).min(part) }
     }
 
-    /// Partition of backward. A partition's gradient is at most 1/16 of the activations that it reads.
-    pub(super) fn backward(shape: &KronShape, rows: usize) -> Self {
+    /// Returns partitions that bound those of all calls over at most `rows` rows: one of them has
+    /// at least as many parts, and blocks of at least as many rows.
+    pub(super) fn bounds(pass: Partitioned, shape: &KronShape, rows: usize) -> impl Iterator<Item = Self> {
+        let powers = (0..=MAX_PARTS.ilog2()).map(|k| 1 << k);
+        powers.take_while(move |&parts| parts <= pass.max_parts(shape, rows)).map(move |parts| {
+            // The last call with as many parts has the largest.
+            let last = last(rows, |n| pass.max_parts(shape, n) <= parts);
+            let part = last.div_ceil(parts).max(1);
+            Self { parts: parts.min(last.max(1)), part, block: pass.max_block(shape).min(part) }
+        })
+    }
+}
+
+impl Partitioned {
+    /// Largest number of partitions of a call: a power of two that never falls as the rows grow.
+    fn max_parts(self, shape: &KronShape, rows: usize) -> usize {
         let elements = rows.saturating_mul(shape.d_in() + shape.d_out());
-        let work = elements.saturating_mul(2 * shape.width());
-        let parts = (work / MIN_WORK).min(elements / (16 * shape.params())).min(rows / 32);
-        Self::new(rows, parts, (BLOCK_ELEMENTS / shape.d_out()).clamp(8, 32))
+        let parts = match self {
+            Self::Forward => elements.saturating_mul(shape.width()) / MIN_WORK,
+            Self::Backward => {
+                let work = elements.saturating_mul(2 * shape.width());
+                (work / MIN_WORK).min(elements / (16 * shape.params())).min(rows / 32)
+            }
+        };
+        1 << parts.clamp(1, MAX_PARTS).ilog2()
     }
 
-    fn new(rows: usize, parts: usize, block: usize) -> Self {
-        let parts = 1 << parts.clamp(1, MAX_PARTS).ilog2();
-        let part = rows.div_ceil(parts).max(1);
-        Self { parts: rows.div_ceil(part).max(1), part, block: block.min(part) }
+    /// Largest number of rows of a block.
+    fn max_block(self, shape: &KronShape) -> usize {
+        match self {
+            Self::Forward => 32,
+            Self::Backward => (BLOCK_ELEMENTS / shape.d_out()).clamp(8, 32),
+        }
     }
+}
+
+/// Returns the last of 0 to `rows` that `holds`, which holds at 0 and once false stays false.
+fn last(rows: usize, holds: impl Fn(usize) -> bool) -> usize {
+    let (mut last, mut beyond) = (0, rows.saturating_add(1));
+    while beyond - last > 1 {
+        let middle = last + (beyond - last) / 2;
+        if holds(middle) { last = middle } else { beyond = middle }
+    }
+    last
 }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::bert::{Bert, BertConfig};
 use super::body::Body;
+use super::gguf;
 use super::llama::{Llama, LlamaConfig};
 use super::llama2c;
 use crate::compute::Compute;
@@ -31,14 +32,15 @@ pub enum Config {
 /// Paths of a model's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// Hugging Face folder, or llama2.c file.
+    /// Hugging Face folder, GGUF file, or llama2.c file.
     pub model: PathBuf,
-    /// `tokenizer.json`, or the first `tok*.bin` beside the model.
+    /// `tokenizer.json`, the GGUF file itself, or the first `tok*.bin` beside the model.
     pub tokenizer: PathBuf,
 }
 
 impl Files {
-    /// Finds the files of the model at a path: a Hugging Face folder, or a `.bin` file of llama2.c.
+    /// Finds the files of the model at a path: a Hugging Face folder, a `.gguf` file, or a `.bin` file of
+    /// llama2.c.
     ///
     /// # Errors
     /// The path has no model or no tokenizer.
@@ -51,6 +53,9 @@ impl Files {
                     Err(file(model, "has no config.json and tokenizer.json, which every model's folder has"))
                 }
             };
+        }
+        if files::is_gguf(model) && model.is_file() {
+            return Ok(Self { model: model.into(), tokenizer: model.into() });
         }
         let folder = model.parent().filter(|_| model.is_file());
         let folder = folder
@@ -96,6 +101,17 @@ impl Weights {
     pub fn read_for(files: &Files, compute: Compute) -> Result<Self> {
         let (device, dtype) = (compute.device.open()?, compute.precision.dtype());
         let convert = |tensor: &Tensor| tensor.to_dtype(dtype)?.to_device(&device);
+        let mut tensors = HashMap::new();
+        let mut take = |name: &str, tensor: Tensor| {
+            if let Some(name) = name_in_body(name) {
+                tensors.insert(name, convert(&tensor)?);
+            }
+            Ok(())
+        };
+        if files::is_gguf(&files.model) {
+            let config = Config::Llama(gguf::read(&files.model, take)?);
+            return Ok(Self { config, tensors, device, dtype });
+        }
         if files.model.is_file() {
             let (config, mut tensors) = llama2c::read(&files.model)?;
             tensors
@@ -104,14 +120,8 @@ impl Weights {
             return Ok(Self { config: Config::Llama(config), tensors, device, dtype });
         }
         let config = read_config(&files.model.join(CONFIG))?;
-        let mut tensors = HashMap::new();
         for part in shards(&files.model)? {
-            read_shard(&part, |name, tensor| {
-                if let Some(name) = name_in_body(name) {
-                    tensors.insert(name, convert(&tensor)?);
-                }
-                Ok(())
-            })?;
+            read_shard(&part, &mut take)?;
         }
         Ok(Self { config, tensors, device, dtype })
     }

@@ -5,6 +5,7 @@ mod bert;
 mod body;
 mod composed;
 mod fused;
+mod gguf;
 mod llama;
 mod llama2c;
 mod load;

@@ -6,6 +6,7 @@ mod llama2c;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use kron_adapter::gguf::Gguf;
 use kron_adapter::io;
 use tokenizers::{PostProcessor, TruncationDirection};
 
@@ -28,7 +29,7 @@ pub enum Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, or a llama2.c file with the extension `.bin`.
+    /// Reads a `tokenizer.json`, a llama2.c file with the extension `.bin`, or that of a `.gguf` model.
     ///
     /// # Errors
     /// The file cannot be read or has another format.
@@ -112,7 +113,10 @@ pub struct HfTokenizer {
 
 impl HfTokenizer {
     fn read(path: &Path) -> Result<Self> {
-        let bytes = io::read(path, files::MAX_TOKENIZER)?;
+        let bytes = match files::is_gguf(path) {
+            true => Gguf::open(path)?.hugging_face()?.tokenizer.to_string().into_bytes(),
+            false => io::read(path, files::MAX_TOKENIZER)?,
+        };
         let limits = Limits::read(&bytes).map_err(|e| file(path, e))?;
         let mut tokenizer = whole(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(|e| file(path, e))?;
         // `encode` truncates, and batches pad.

@@ -1,0 +1,66 @@
+//! A GGUF model trains as the Hugging Face folder that it becomes.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{IndexOp, Tensor};
+use common::data;
+use kron_adapter::gguf::Gguf;
+use kron_candle::Inject;
+use kron_core::Dtype;
+use kron_train::data::{Tokenizer, Tokens};
+use kron_train::model::{Files, Weights, build};
+
+/// Returns the committed GGUF, and the folder that it becomes.
+fn models(folder: &Path) -> [PathBuf; 2] {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny_llama.gguf");
+    let mut gguf = Gguf::open(&path).expect("a model");
+    let model = gguf.hugging_face().expect("a llama");
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).expect("room");
+    write("config.json", model.config.to_string().as_bytes());
+    write("tokenizer.json", model.tokenizer.to_string().as_bytes());
+    let mut weights = Vec::new();
+    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut weights, &|_| Ok(())).expect("finite values");
+    write("model.safetensors", &weights);
+    [path, folder.into()]
+}
+
+fn logits(path: &Path, ids: &[u32]) -> Vec<f32> {
+    let weights = Weights::read(&Files::find(path).expect("files")).expect("weights");
+    let body = build(&weights, &Inject::nothing()).expect("a body");
+    let hidden = body.hidden(&Tokens::new(&[ids]), None).expect("states").i(0).expect("one text");
+    let logits: Tensor = body.logits(&hidden).expect("logits").expect("a decoder");
+    logits.flatten_all().and_then(|logits| logits.to_vec1()).expect("values")
+}
+
+#[test]
+fn both_forms_have_the_same_bits_and_tokens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [gguf, folder] = models(folder.path());
+    let ids = [3, 1, 2, 2, 0, 3];
+    let [a, b] = [&gguf, &folder].map(|path| logits(path, &ids));
+    assert!(a.iter().all(|logit| logit.is_finite()) && a.iter().any(|logit| *logit != a[0]));
+    assert_eq!(a, b);
+    let [a, b] =
+        [&gguf, &folder.join("tokenizer.json")].map(|path| Tokenizer::read(path).expect("a tokenizer"));
+    for text in ["ab", "ba<|end|>ab", "", "abba"] {
+        assert_eq!(a.encode(text, 10).expect("ids"), b.encode(text, 10).expect("ids"), "{text}");
+    }
+    assert_eq!(a.encode("abba<|end|>", 10).expect("ids"), [3, 2, 1, 0]);
+    assert_eq!(a.vocabulary(), 4);
+}
+
+#[test]
+fn files_that_are_no_model_are_a_sentence() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    std::fs::copy(data("stories260K.bin"), &path).expect("room");
+    let files = Files::find(&path).expect("a name");
+    for error in [Weights::read(&files).expect_err("no GGUF"), Tokenizer::read(&path).expect_err("no GGUF")] {
+        assert!(
+            error.to_string().contains("is no GGUF file") && error.to_string().lines().count() == 1,
+            "{error}"
+        );
+    }
+}
