@@ -135,6 +135,27 @@ fn a_tokenizer_that_multiplies_its_text_is_refused() {
     assert!(message.contains("but at most 1.7e7 may become of it"), "{message}");
 }
 
+/// The library panics on some files that contradict themselves.
+#[test]
+fn a_tokenizer_that_contradicts_itself_is_refused_without_a_panic() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bpe = |merges: Value, prefix: Value| json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "c": 2 }, "merges": merges, "continuing_subword_prefix": prefix });
+    for (model, want) in [
+        (bpe(json!([["a", "b"]]), json!(null)), "the tokenizer contradicts itself"),
+        (bpe(json!([]), json!("##")), "has a continuing_subword_prefix"),
+    ] {
+        let whole = json!({ "version": "1.0", "model": model });
+        let message = write(folder.path(), &whole).expect_err(want).to_string();
+        assert!(message.contains(want), "{message}");
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_kron-train"));
+        program.args(["train", "--out", "none", "--tokenizer"]).arg(folder.path().join("tokenizer.json"));
+        program.arg("--model").arg(data("stories260K.bin")).arg("--train").arg(data("snips.train.jsonl"));
+        let ended = program.env("RUST_BACKTRACE", "1").output().expect("it starts");
+        let message = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!((ended.status.code(), message.lines().count()), (Some(1), 1), "{message}");
+    }
+}
+
 #[test]
 fn usual_tokenizers_encode_as_the_library_does() {
     let folder = tempfile::tempdir().expect("a folder");

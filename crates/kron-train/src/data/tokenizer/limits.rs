@@ -36,6 +36,7 @@ struct AddedToken {
 
 #[derive(Deserialize)]
 struct Model {
+    r#type: Option<String>,
     unk_token: Option<String>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
@@ -85,8 +86,20 @@ impl Limits {
         let normalizer = steps(parts.normalizer.as_ref(), "normalizer", "normalizers", normalizing)?;
         let pre_tokenizer =
             steps(parts.pre_tokenizer.as_ref(), "pre_tokenizer", "pretokenizers", pre_tokenizing)?;
-        let Model { unk_token, continuing_subword_prefix, end_of_word_suffix, max_input_chars_per_word } =
-            parts.model;
+        let Model {
+            r#type,
+            unk_token,
+            continuing_subword_prefix,
+            end_of_word_suffix,
+            max_input_chars_per_word,
+        } = parts.model;
+        // The library cuts the prefix off every merged piece without looking.
+        let is_word_piece = r#type.as_deref() == Some("WordPiece") || max_input_chars_per_word.is_some();
+        if !is_word_piece && continuing_subword_prefix.as_deref().is_some_and(|prefix| !prefix.is_empty()) {
+            return Err(
+                "has a continuing_subword_prefix, but only a model of the type WordPiece has one here".into(),
+            );
+        }
         for (name, text) in [
             ("unk_token", unk_token),
             ("continuing_subword_prefix", continuing_subword_prefix),

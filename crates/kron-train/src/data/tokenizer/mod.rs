@@ -3,8 +3,10 @@
 mod limits;
 mod llama2c;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
+use std::sync::Once;
 
 use kron_adapter::gguf::Gguf;
 use kron_adapter::io;
@@ -143,9 +145,25 @@ impl HfTokenizer {
     }
 }
 
-/// Calls the library, some of whose parts panic on a file that contradicts itself.
+/// Calls the library, some of whose parts panic on a file that contradicts itself; the message of such a panic is not
+/// printed.
 fn whole<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    thread_local! {
+        static CAUGHT: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !CAUGHT.get() {
+                usual(panic)
+            }
+        }));
+    });
+    CAUGHT.set(true);
+    let done = catch_unwind(AssertUnwindSafe(call));
+    CAUGHT.set(false);
+    match done {
         Ok(done) => done.map_err(|e| e.to_string()),
         Err(_) => Err("the tokenizer contradicts itself".into()),
     }
