@@ -48,6 +48,8 @@
 //! | choose shapes for a budget of parameters | [`plan`] |
 //! | read any safetensors file strictly | [`Tensors`], [`io::Layout`] |
 //! | write a file atomically | [`io::write_atomic`] |
+//! | bound what a file may cost | [`limits`] |
+//! | print names from a file | [`text`] |
 //!
 //! `examples/01_convert.rs` walks through a conversion.
 #![forbid(unsafe_code)]
@@ -59,6 +61,7 @@ mod error;
 mod format;
 pub mod io;
 pub mod kron_file;
+pub mod limits;
 mod lokr;
 pub mod lycoris;
 mod matrix;
@@ -70,7 +73,7 @@ mod read;
 pub mod resolve;
 mod tensor_data;
 mod tensors;
-mod text;
+pub mod text;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};

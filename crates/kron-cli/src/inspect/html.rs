@@ -16,7 +16,7 @@ pub fn page(report: &Report) -> Result<String> {
         let points = row.spectrum.iter().enumerate().map(|(k, v)| (k as f64 + 1.0, *v));
         chart.series(Series::line(&row.module, points.take_while(|(_, v)| *v > top * FLOOR)))
     });
-    let shares = report.layers.iter().map(|row| row.effective_rank / row.max_rank as f64);
+    let shares = report.layers.iter().filter_map(|row| Some(row.effective_rank? / row.max_rank as f64));
     let page = Page::new(&report.path)
         .summary(report.summary())
         .section("Spectrum")

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kron_adapter::io::{self, Input};
 use kron_adapter::resolve::BaseModel;
+use kron_adapter::text;
 use safetensors::Dtype;
 use serde::Deserialize;
 
@@ -115,8 +116,10 @@ impl Base {
         for (tensor, file) in map {
             if self.find(tensor).is_none_or(|(shard, _)| self.shards[shard].name != *file) {
                 return Err(Error::data(format!(
-                    "{}: {INDEX} puts tensor {tensor:?} into {file}, which does not have it",
-                    self.path()
+                    "{}: {INDEX} puts tensor {} into {}, which does not have it",
+                    self.path(),
+                    text::name(tensor),
+                    text::name(file)
                 )));
             }
         }
@@ -167,7 +170,8 @@ fn weight_map(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     };
     if let Some(name) = weight_map.values().find(|name| !plain(name)) {
         return Err(Error::data(format!(
-            "{path} names the shard {name:?}, but a shard is a plain name that ends in .safetensors"
+            "{path} names the shard {}, but a shard is a plain name that ends in .safetensors",
+            text::name(name)
         )));
     }
     Ok(weight_map)
@@ -183,8 +187,10 @@ fn places(shards: &[Shard]) -> Result<HashMap<String, (usize, usize)>> {
         for (j, tensor) in shard.tensors.iter().enumerate() {
             if let Some((other, _)) = places.insert(tensor.name.clone(), (i, j)) {
                 return Err(Error::data(format!(
-                    "tensor {:?} is in {} and in {}, but a tensor has one place",
-                    tensor.name, shards[other].name, shard.name
+                    "tensor {} is in {} and in {}, but a tensor has one place",
+                    text::name(&tensor.name),
+                    shards[other].name,
+                    shard.name
                 )));
             }
         }
