@@ -15,12 +15,12 @@ use crate::{Error, Result, TextOrJson};
 /// Write a man page for every command
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
-    "IfExists pages of the same names are replaced.\n\n",
+    "Existing pages of the same names are replaced.\n\n",
     exit_codes!("written", "the folder does not exist"),
     "Example: kron man ~/.local/share/man/man1",
 ))]
 pub struct Man {
-    /// IfExists folder for kron.1, kron-inspect.1 and so on
+    /// Existing folder for kron.1, kron-inspect.1 and so on
     dir: PathBuf,
 }
 
