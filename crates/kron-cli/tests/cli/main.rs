@@ -3,6 +3,9 @@
 mod adapters;
 mod adapters_refused;
 mod convert;
+mod costly;
+mod escapes;
+
 mod fit;
 mod golden;
 mod interrupt;
@@ -14,6 +17,7 @@ mod merge_refuse;
 mod models;
 mod overwriting;
 mod plan;
+mod ranges;
 mod refuse;
 mod speed;
 mod stopped;
