@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use kron_tests::mutate::mutate;
+use kron_tests::structured::structured;
 use kron_tests::{adapters, foreign};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -28,10 +29,12 @@ fn main() -> ExitCode {
 
     let (begun, mut read, mut refused) = (Instant::now(), 0u64, 0u64);
     while begun.elapsed() < seconds {
-        let is_ours = rng.random_range(0..4) == 0;
-        let bytes = match is_ours {
-            true => mutate(&ours[rng.random_range(0..ours.len())], &ours[0], &mut rng),
-            false => foreign::damaged(&packed, &mut rng),
+        let kind = rng.random_range(0..4);
+        let is_ours = kind == 0;
+        let bytes = match kind {
+            0 => mutate(&ours[rng.random_range(0..ours.len())], &ours[0], &mut rng),
+            1 => structured(&mut rng),
+            _ => foreign::damaged(&packed, &mut rng),
         };
         let done = catch_unwind(AssertUnwindSafe(|| match is_ours {
             true => adapters::read_any(&bytes),
