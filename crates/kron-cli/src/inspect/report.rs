@@ -130,7 +130,7 @@ fn without_spectrum(rows: &[Row], bytes: u64) -> Option<String> {
         count => format!(" and {count} more layers"),
     };
     Some(format!(
-        "{first}{others} have no effective rank and no spectrum: a file of {} may take {:.1e} multiply-adds, and theirs would take more",
+        "no effective rank and no spectrum of {first}{others}: a file of {} may take {:.1e} multiply-adds, and theirs would take more",
         size(bytes.into()),
         work(bytes) as f64
     ))
