@@ -13,6 +13,9 @@ use crate::problem::TimedPasses;
 use crate::record::Record;
 use crate::schedule::{Entry, Group, Schedule};
 
+/// Largest rank, number of rows, and side of A.
+const LARGEST: usize = i32::MAX as usize;
+
 /// alpha of alpha / r: the paper's.
 const ALPHA: f32 = 32.0;
 
@@ -29,10 +32,10 @@ pub struct Cli {
     /// Layers: q, kv, gate_up, down [default: all that the model has].
     #[arg(long, value_delimiter = ',')]
     layers: Vec<String>,
-    /// Tokens [default: 1,16,256,2048].
+    /// Tokens, 1 to 2147483647 [default: 1,16,256,2048].
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Rank of Kron-LoRA, and of LoRA at equal rank.
+    /// Rank of Kron-LoRA, and of LoRA at equal rank, 1 to 2147483647.
     #[arg(long, default_value = "8")]
     rank: String,
     /// Rows of the outer factor A [default: the paper's rule].
@@ -47,7 +50,7 @@ pub struct Cli {
     /// Device to measure on: cpu, or cuda:0 for the first CUDA device.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads [default: all].
+    /// Threads, 1 to 1024 [default: all].
     #[arg(long)]
     threads: Option<String>,
     /// Engines [default: all that run there].
@@ -65,7 +68,7 @@ pub struct Cli {
     /// Also write the summary as a Markdown table.
     #[arg(long)]
     markdown: Option<PathBuf>,
-    /// Seconds to aim at; the more, the more rounds [default: 85].
+    /// Seconds to aim at, 1 to 86400; the more, the more rounds [default: 85].
     #[arg(long)]
     seconds: Option<String>,
     /// Ten seconds: rows 1, 16 and 128 of the smallest two layers.
@@ -220,18 +223,18 @@ fn device(text: &str) -> Result<Option<usize>, String> {
     }
 }
 
-/// Parses a whole number of at least 1.
+/// Parses a whole number from 1 to [`LARGEST`].
 fn positive(what: &str, text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(n) if n > 0 => Ok(n),
-        _ => Err(format!("{what} is {text:?}, but it is a whole number of at least 1")),
-    }
+    at_most(what, text, LARGEST)
 }
 
 /// Parses a whole number from 1 to `limit`.
 fn at_most(what: &str, text: &str, limit: usize) -> Result<usize, String> {
-    let n = positive(what, text)?;
-    if n > limit { Err(format!("{what} is {n}, but it is at most {limit}")) } else { Ok(n) }
+    match text.parse() {
+        Ok(n) if n > 0 && n <= limit => Ok(n),
+        Ok(n) if n > limit => Err(format!("{what} is {n}, but it is at most {limit}")),
+        _ => Err(format!("{what} is {text:?}, but it is a whole number from 1 to {limit}")),
+    }
 }
 
 /// Fails if the folder neither exists nor can be created.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressStyle};
+use kron_adapter::text::printable;
 use kron_bench::cli::Cli;
 use kron_bench::record::{Record, Row};
 use kron_bench::runner::Progress;
@@ -34,14 +35,14 @@ fn main() -> ExitCode {
         // The report names the engine that is wrong.
         Ok(false) => ExitCode::FAILURE,
         Err(sentence) => {
-            eprintln!("error: {sentence}");
+            eprintln!("error: {}", printable(&sentence));
             ExitCode::FAILURE
         }
     }
 }
 
 fn refuse(sentence: &str) -> ExitCode {
-    eprintln!("error: {sentence}");
+    eprintln!("error: {}", printable(sentence));
     ExitCode::from(REFUSED)
 }
 

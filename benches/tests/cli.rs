@@ -30,10 +30,10 @@ fn bad_input_is_refused_with_the_value_and_the_rule() {
     refused(&["--model", "gpt-5"], &["gpt-5", "mistral-7b"]);
     refused(&["--layers", "q,lm_head"], &["lm_head", "gate_up"]);
     refused(&["--model", "distilbert", "--layers", "kv"], &["kv", "distilbert"]);
-    refused(&["--rows", "16,0"], &["rows", "\"0\"", "at least 1"]);
+    refused(&["--rows", "16,0"], &["rows", "\"0\"", "from 1 to 2147483647"]);
     refused(&["--rows", "many"], &["rows", "many", "whole number"]);
     refused(&["--rank", "-3"], &["-3"]);
-    refused(&["--rank", "0"], &["rank", "\"0\"", "at least 1"]);
+    refused(&["--rank", "0"], &["rank", "\"0\"", "from 1 to 2147483647"]);
     refused(&["--a-out", "7"], &["a_out = 7 does not divide d_out = 4096", "layer q"]);
     refused(&["--a-in", "3"], &["a_in = 3 does not divide d_in = 4096", "mistral-7b"]);
     refused(&["--dtype", "f64"], &["f64", "bf16"]);
@@ -42,8 +42,13 @@ fn bad_input_is_refused_with_the_value_and_the_rule() {
     refused(&["--engines", "lora"], &["engine", "\"lora\"", "lora-gemm"]);
     refused(&["--passes", "backward"], &["backward", "forward+backward"]);
     refused(&["--seconds", "0"], &["seconds", "\"0\""]);
-    refused(&["--rows", "1000000000000"], &["rows = 1000000000000", "GB"]);
-    refused(&["--model", "tiny", "--rank", "99999999999"], &["GB", "free"]);
+    refused(&["--rows", "2000000000"], &["rows = 2000000000", "GB"]);
+    refused(&["--model", "tiny", "--rank", "2000000000"], &["GB", "free"]);
+    for option in ["--rows", "--rank", "--a-out", "--a-in", "--threads", "--seconds"] {
+        for number in ["2147483648", "9223372036854775808", "18446744073709551615", "18446744073709551616"] {
+            refused(&[option, number], &[number]);
+        }
+    }
     refused(&["--device", "gpu"], &["device", "\"gpu\"", "cuda:0"]);
     refused(&["--device", "cuda:99999"], &["cuda:99999", "but"]);
     refused(&["--bogus"], &["--bogus"]);

@@ -19,10 +19,23 @@ pub struct Problem {
     pub aligned: bool,
 }
 
+/// Refuses rows whose activations, or T, have more elements than 64-bit byte offsets reach.
+pub(crate) fn check_rows(shape: &KronShape, rows: usize) -> Result<()> {
+    const LIMIT: usize = isize::MAX as usize / 8;
+    let widest = [shape.d_out(), shape.d_in(), shape.t_row(), shape.a_out() * shape.width()];
+    let widest = widest.into_iter().max().unwrap_or(1);
+    if rows.checked_mul(widest).is_some_and(|elements| elements <= LIMIT) {
+        return Ok(());
+    }
+    Err(Error::Shape(format!(
+        "{rows} rows of {widest} elements are more than the limit of {LIMIT} elements on a device ({shape})"
+    )))
+}
+
 /// Refuses sizes and products of sizes above 2³¹ − 1, which the kernels' 32-bit integers cannot hold.
 pub(crate) fn check_sizes(shape: &KronShape) -> Result<()> {
     const LIMIT: usize = i32::MAX as usize;
-    // No product overflows: a `KronShape` has at most isize::MAX / 16 elements in each of them.
+    // No product overflows: a `KronShape` limits each of them.
     let (a_out, a_in, rank) = (shape.a_out(), shape.a_in(), shape.width());
     let sizes = [
         ("a_out", a_out),

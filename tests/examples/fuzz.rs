@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use kron_tests::mutate::mutate;
+use kron_tests::structured::structured;
 use kron_tests::{adapters, foreign, gguf};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -30,9 +31,10 @@ fn main() -> ExitCode {
 
     let (begun, mut read, mut refused) = (Instant::now(), 0u64, 0u64);
     while begun.elapsed() < seconds {
-        let (kind, bytes) = match rng.random_range(0..5) {
+        let (kind, bytes) = match rng.random_range(0..6) {
             0 => ("adapter", mutate(&ours[rng.random_range(0..ours.len())], &ours[0], &mut rng)),
             1 => ("gguf", mutate(&model, &model, &mut rng)),
+            2 => ("cli", structured(&mut rng)),
             _ => ("cli", foreign::damaged(&packed, &mut rng)),
         };
         let done = catch_unwind(AssertUnwindSafe(|| match kind {

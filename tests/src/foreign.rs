@@ -9,6 +9,7 @@ use std::path::Path;
 
 use kron_adapter::Adapter;
 use kron_adapter::OutputFormat;
+use kron_adapter::algebra::Delta;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::BaseModel;
 use kron_cli::model::{Base, Config, linear_layers};
@@ -107,26 +108,20 @@ pub fn damaged(seeds: &[(String, Vec<u8>)], rng: &mut impl RngExt) -> Vec<u8> {
     }
 }
 
-/// A file of a hundred bytes may say a rank whose LoRA takes gigabytes.
-const MAX_ELEMENTS: usize = 1 << 16;
+/// Most bytes of LoRAs, and multiply-adds of a layer's singular values: a fuzzer makes many small files.
+const SMALL: u64 = 1 << 18;
 
 fn write_all(adapter: &Adapter) {
-    let large = |layer: &kron_adapter::Layer| {
-        let shape = layer.shape();
-        let rank = shape.width().saturating_mul(shape.a_in().max(shape.a_out()));
-        rank.saturating_mul(shape.d_out().saturating_add(shape.d_in())) > MAX_ELEMENTS
-    };
     let bytes = adapter.to_bytes().expect("values that were read are finite");
     assert!(Adapter::from_bytes(&bytes).expect("what we wrote").layers() == adapter.layers());
-    if !adapter.layers().iter().any(large) {
-        let uniform = LoraOptions { join: None, uniform: true };
-        for to in [
-            OutputFormat::Lora(LoraOptions::default()),
-            OutputFormat::Lora(uniform),
-            OutputFormat::PeftLokr,
-            OutputFormat::Lycoris,
-        ] {
-            let _ = to.encode(adapter, &|_| Ok(()));
+    for layer in adapter.layers() {
+        let values = Delta::new(layer).singular_values_within(SMALL.into());
+        assert!(values.is_none_or(|values| values.len() <= layer.shape().max_rank()), "{}", layer.shape());
+    }
+    let lora = |uniform| OutputFormat::Lora(LoraOptions { uniform, max_bytes: Some(SMALL), join: None });
+    for to in [lora(false), lora(true), OutputFormat::PeftLokr, OutputFormat::Lycoris] {
+        if let Ok(output) = to.encode(adapter, &|_| Ok(())) {
+            assert!(output.bytes() <= 4 * SMALL + 64 * bytes.len() as u64, "{} bytes", output.bytes());
         }
     }
 }
@@ -197,7 +192,7 @@ fn two(tensors: &[(String, [usize; 2])]) -> Vec<(String, Vec<usize>)> {
 }
 
 /// A safetensors file of float32 tensors.
-fn file(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+pub(crate) fn file(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
     let numbers = |len: usize| (0..len).flat_map(|i| (0.25 * i as f32 + 1.0).to_le_bytes()).collect();
     let data: Vec<Vec<u8>> = tensors.iter().map(|(_, shape)| numbers(shape.iter().product())).collect();
     let views = tensors.iter().zip(&data).map(|((name, shape), data)| {
@@ -206,6 +201,6 @@ fn file(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
     safetensors::serialize(views, None).expect("a file")
 }
 
-fn text(value: &Value) -> Vec<u8> {
+pub(crate) fn text(value: &Value) -> Vec<u8> {
     serde_json::to_vec(value).expect("JSON")
 }

@@ -231,7 +231,7 @@ fn shapes() -> Vec<Hostile> {
         edit("a_out that does not divide", r#"\"a_out\":3"#, r#"\"a_out\":4"#, "does not divide d_out = 6"),
         edit("a_in of 0", r#"\"a_in\":2"#, r#"\"a_in\":0"#, "a_in is 0"),
         edit("rank 0", rank, r#"{\"rank\":0}"#, "rank is 0"),
-        edit("rank 2⁶³", rank, r#"{\"rank\":9223372036854775808}"#, "overflows"),
+        edit("rank 2⁶³", rank, r#"{\"rank\":9223372036854775808}"#, "above the limit of"),
         edit("rank of a billion", rank, r#"{\"rank\":1000000000}"#, "needs 2 × 1000000000"),
         edit("d_in of 2⁴⁰", r#"\"d_in\":10"#, r#"\"d_in\":1099511627776"#, "needs 1 × 549755813888"),
         edit("d_out of 2⁶⁴", d_out, r#"\"d_out\":18446744073709551616"#, "breaks the format"),

@@ -21,6 +21,7 @@ pub mod notice;
 pub mod oracle;
 pub mod repository;
 pub mod same_dtype;
+pub mod structured;
 pub mod suite;
 
 use kron_core::{Cpu, Isa};

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kron_tests::foreign::{SEEDS, damaged, pack, read_any, seeds, unpack};
+use kron_tests::structured::structured;
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 
@@ -47,6 +48,25 @@ fn seeded_damage_never_panics() {
     // Damage to numbers and texts is not seen, most other damage is: both must have been met.
     assert!(read > 300 && refused > 2_000, "{read} read, {refused} refused");
     // A small file cannot keep a reader busy, on however busy a machine.
+    assert!(slowest < Duration::from_secs(20), "{slowest:?} for one file");
+}
+
+/// The same thousands of well-formed adapters of any sizes every time.
+#[test]
+fn any_sizes_and_patterns_are_met() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = Pcg64Mcg::seed_from_u64(2);
+    let (mut read, mut refused, mut slowest) = (0, 0, Duration::ZERO);
+    for _ in 0..1_500 {
+        let packed = structured(&mut rng);
+        let begun = Instant::now();
+        match read_any(folder.path(), &packed) {
+            true => read += 1,
+            false => refused += 1,
+        }
+        slowest = slowest.max(begun.elapsed());
+    }
+    assert!(read > 150 && refused > 500, "{read} read, {refused} refused");
     assert!(slowest < Duration::from_secs(20), "{slowest:?} for one file");
 }
 

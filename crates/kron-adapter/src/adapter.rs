@@ -7,7 +7,7 @@ use crate::{Error, Result};
 use kron_core::{KronOp, KronShape, Scale, Theta};
 
 /// Longest module or target name, in bytes.
-const MAX_NAME: usize = 512;
+pub(crate) const MAX_NAME: usize = 512;
 
 /// Rule that derives s from alpha and a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::text::sentence;
+
 /// One sentence that names the value and the broken rule.
 ///
 /// ```
@@ -41,17 +43,19 @@ pub enum Suggestion {
     Replace,
     /// Use another name: the existing folder holds more than an adapter.
     OtherName,
+    /// Set [`LoraOptions::max_bytes`](crate::peft::LoraOptions::max_bytes): the adapter is large as LoRAs.
+    MaxBytes,
 }
 
 impl Error {
     /// Makes an error of [`Kind::Usage`].
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, message: one_line(message.into()), suggestion: None, source: None }
+        Self { kind: Kind::Usage, message: sentence(message.into()), suggestion: None, source: None }
     }
 
     /// Makes an error of [`Kind::Data`].
     pub fn data(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Data, message: one_line(message.into()), suggestion: None, source: None }
+        Self { kind: Kind::Data, message: sentence(message.into()), suggestion: None, source: None }
     }
 
     /// Makes an error of the operating system about `path`; [`source`](std::error::Error::source)
@@ -72,7 +76,7 @@ impl Error {
 
     /// Puts a name before the sentence: `name: sentence`.
     pub(crate) fn about(self, name: impl std::fmt::Display) -> Self {
-        let message = one_line(format!("{name}: {}", self.message));
+        let message = sentence(format!("{name}: {}", self.message));
         Self { message, ..self }
     }
 
@@ -91,7 +95,8 @@ impl Error {
         self.kind
     }
 
-    /// The sentence without the suggestion, on one line without control characters.
+    /// The sentence without the suggestion, on one line without control characters, and at most 4000
+    /// characters long.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -99,14 +104,6 @@ impl Error {
     /// Another call that would succeed, if known.
     pub const fn suggestion(&self) -> Option<Suggestion> {
         self.suggestion
-    }
-}
-
-/// Replaces control characters: a name from a file may hold line ends or terminal commands.
-fn one_line(message: String) -> String {
-    match message.contains(char::is_control) {
-        true => message.replace(char::is_control, "\u{fffd}"),
-        false => message,
     }
 }
 
@@ -127,6 +124,7 @@ impl std::fmt::Display for Suggestion {
             Suggestion::LosslessLora => "as a LoRA it loses nothing",
             Suggestion::Replace => "give another name, or ask to replace it",
             Suggestion::OtherName => "a folder is replaced only when it holds an adapter and nothing else",
+            Suggestion::MaxBytes => "max_bytes allows more",
         })
     }
 }

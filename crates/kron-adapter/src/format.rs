@@ -38,6 +38,8 @@ impl std::fmt::Display for Format {
 pub struct Loaded {
     /// Path of the file or folder.
     pub path: String,
+    /// Bytes of the file with the weights; what may be made of it depends on them, see [`limits`](crate::limits).
+    pub bytes: u64,
     /// Format it was in.
     pub format: Format,
     /// The layers; other fields of the format are in the metadata.

@@ -50,6 +50,8 @@
 //! | read a GGUF model, dequantise it, name its tensors as Hugging Face does | [`gguf`] |
 //! | read any safetensors file strictly | [`Tensors`], [`io::Layout`] |
 //! | write a file atomically | [`io::write_atomic`] |
+//! | bound what a file may cost | [`limits`] |
+//! | print names from a file | [`text`] |
 //!
 //! `examples/01_convert.rs` walks through a conversion.
 #![forbid(unsafe_code)]
@@ -62,6 +64,7 @@ mod format;
 pub mod gguf;
 pub mod io;
 pub mod kron_file;
+pub mod limits;
 mod lokr;
 pub mod lycoris;
 mod matrix;
@@ -74,7 +77,7 @@ mod read;
 pub mod resolve;
 mod tensor_data;
 mod tensors;
-mod text;
+pub mod text;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};

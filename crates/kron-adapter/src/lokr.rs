@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 
 use crate::elements::first_not_finite;
+use crate::limits::Budget;
 use crate::matrix::Matrix;
-use crate::{Error, Layer, Result, Suggestion, Tensors};
+use crate::{Error, Layer, Result, Suggestion, Tensors, text};
 
 /// The tensors of a layer, by the rest of the name after the module.
 pub type Parts<'a> = BTreeMap<&'a str, String>;
@@ -27,8 +28,18 @@ pub struct Factors {
 /// Names of the factors.
 pub const NAMES: [&str; 6] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
 
-/// Largest outer factor, in elements, that is multiplied out.
-const MAX_PRODUCT: usize = 1 << 26;
+/// A file's allowances for the products of its outer factors.
+pub struct Allowance {
+    bytes: Budget,
+    work: Budget,
+}
+
+impl Allowance {
+    /// Returns the allowances of a file of `len` bytes.
+    pub const fn new(len: u64) -> Self {
+        Self { bytes: Budget::bytes(len), work: Budget::work(len) }
+    }
+}
 
 /// Returns why a tensor that often accompanies the factors is refused.
 pub fn reason(name: &str) -> &'static str {
@@ -50,9 +61,11 @@ pub fn reason(name: &str) -> &'static str {
 }
 
 impl Factors {
-    /// Reads the factors of `module`.
-    pub fn read(tensors: &Tensors, module: &str, parts: &Parts) -> Result<Self> {
-        let (w1, rank1) = Pair::read(tensors, module, parts, "lokr_w1")?.joined(module)?;
+    /// Reads the factors of `module`; a product is taken from the allowances.
+    pub fn read(tensors: &Tensors, module: &str, parts: &Parts, of: &mut Allowance) -> Result<Self> {
+        let (w1, rank1) = Pair::read(tensors, module, parts, "lokr_w1")?
+            .joined(module, of)
+            .map_err(|e| e.about(tensors.path()))?;
         let (theta, rank2) = match Pair::read(tensors, module, parts, "lokr_w2")? {
             Pair::Full(m) => (theta(module, &w1, None, &m)?, None),
             Pair::Product(b, c) => (theta(module, &w1, Some(&b), &c)?, Some(b.cols)),
@@ -68,7 +81,7 @@ fn theta(module: &str, a: &Matrix, b: Option<&Matrix>, c: &Matrix) -> Result<The
     let split = Split { a_out: a.rows, a_in: a.cols };
     KronShape::new(layer, split, Outer::Trained, inner)
         .and_then(|shape| Theta::from_factors(shape, &a.data, b.map_or(&[], |b| &b.data), &c.data))
-        .map_err(|e| Error::data(format!("layer {module} is refused: {e}")))
+        .map_err(|e| Error::data(format!("layer {} is refused: {e}", text::name(module))))
 }
 
 /// w1 or w2.
@@ -86,40 +99,41 @@ impl Pair {
                 let (l, r) = (Matrix::read(tensors, left)?, Matrix::read(tensors, right)?);
                 if l.cols != r.rows {
                     return Err(Error::data(format!(
-                        "{}: {left} has {} columns, but {right} has {} rows",
+                        "{}: {} has {} columns, but {} has {} rows",
                         tensors.path(),
+                        text::name(left),
                         l.cols,
+                        text::name(right),
                         r.rows
                     )));
                 }
                 Ok(Pair::Product(l, r))
             }
             _ => Err(Error::data(format!(
-                "{}: {module} needs either {name} or both {name}_a and {name}_b, but has {:?}",
+                "{}: {} needs either {name} or both {name}_a and {name}_b, but has {:?}",
                 tensors.path(),
+                text::name(module),
                 parts.keys().collect::<Vec<_>>()
             ))),
         }
     }
 
-    /// Returns one matrix, and the rank of a product. The size of a product is
-    /// limited, because a small file could ask for any.
-    fn joined(self, module: &str) -> Result<(Matrix, Option<usize>)> {
+    /// Returns one matrix, and the rank of a product. A product is limited, because a
+    /// small file could ask for any size.
+    fn joined(self, module: &str, of: &mut Allowance) -> Result<(Matrix, Option<usize>)> {
         let (l, r) = match self {
             Pair::Full(w) => return Ok((w, None)),
             Pair::Product(l, r) => (l, r),
         };
-        if l.rows.checked_mul(r.cols).is_none_or(|len| len > MAX_PRODUCT) {
-            return Err(Error::data(format!(
-                "lokr_w1_a·lokr_w1_b of {module} is {} × {}, but the limit is {MAX_PRODUCT} values",
-                l.rows, r.cols
-            )));
-        }
+        let what = format!("lokr_w1_a·lokr_w1_b of {}, {} × {},", text::name(module), l.rows, r.cols);
+        of.bytes.spend(&what, 4 * l.rows as u128 * r.cols as u128)?;
+        of.work.spend(&what, l.product_work(&r))?;
         let product = l.product(&r);
         // It may overflow, though each factor is finite.
         if let Some(at) = first_not_finite(&product.data) {
             return Err(Error::data(format!(
-                "a product of the factors of {module} is {}, but it has to be finite in float32",
+                "a product of the factors of {} is {}, but it has to be finite in float32",
+                text::name(module),
                 product.data[at]
             )));
         }
@@ -137,8 +151,9 @@ pub fn group<'a>(
     for name in names {
         let Some((module, part)) = split(name) else {
             return Err(Error::data(format!(
-                "{}: tensor {name} is refused: {}",
+                "{}: tensor {} is refused: {}",
                 tensors.path(),
+                text::name(name),
                 reason(name)
             )));
         };

@@ -10,10 +10,10 @@
 use kron_core::{Inner, KronShape};
 
 use crate::algebra::scale64;
-use crate::lokr::{self, Factors, Parts};
+use crate::lokr::{self, Allowance, Factors, Parts};
 use crate::plan::peft_factorization;
 use crate::tensor_data::{TensorData, serialize};
-use crate::{Adapter, Error, Format, Layer, Loaded, Result, ScaleRule, Scaling, Tensors};
+use crate::{Adapter, Error, Format, Layer, Loaded, Result, ScaleRule, Scaling, Tensors, text};
 
 /// Prefixes of module names: LyCORIS's own, which we write, then those of Kohya's
 /// trainers for a denoiser and for one text encoder or two.
@@ -31,8 +31,9 @@ pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
         (lokr::NAMES.contains(&part) || part == "alpha").then_some((module, part))
     })?;
     let mut products = 0;
+    let mut allowance = Allowance::new(tensors.len());
     let layers = layers.iter().map(|(module, parts)| {
-        let factors = Factors::read(tensors, module, parts)?;
+        let factors = Factors::read(tensors, module, parts, &mut allowance)?;
         products += usize::from(factors.rank1.is_some());
         let scaling = scaling(tensors, parts, &factors)?;
         Layer::new(*module, scaling, factors.theta).map_err(|e| e.about(tensors.path()))
@@ -41,7 +42,8 @@ pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
     let adapter = Adapter::new(layers).map_err(|e| e.about(tensors.path()))?;
     let notes = lokr::rounded(products).into_iter().collect();
     let path = tensors.path().into();
-    Ok(Loaded { path, format: Format::LycorisLokr, adapter, fan_in_fan_out: false, notes })
+    let bytes = tensors.len();
+    Ok(Loaded { path, bytes, format: Format::LycorisLokr, adapter, fan_in_fan_out: false, notes })
 }
 
 fn scaling(tensors: &Tensors, parts: &Parts, factors: &Factors) -> Result<Scaling> {
@@ -49,7 +51,13 @@ fn scaling(tensors: &Tensors, parts: &Parts, factors: &Factors) -> Result<Scalin
         None => None,
         Some(name) => match tensors.values_f64(name)?[..] {
             [alpha] => Some(alpha as f32),
-            _ => return Err(Error::data(format!("{}: {name} is one number", tensors.path()))),
+            _ => {
+                return Err(Error::data(format!(
+                    "{}: {} is not one number, as an alpha is",
+                    tensors.path(),
+                    text::name(name)
+                )));
+            }
         },
     };
     let scaling = match factors.rank1.or(factors.rank2) {

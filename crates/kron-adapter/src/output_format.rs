@@ -33,8 +33,8 @@ impl OutputFormat {
     ///   differently when it loads the folder.
     /// * [`Lycoris`](Self::Lycoris): a LoRA, a shape that LyCORIS would derive
     ///   differently, or a scale that it cannot express.
-    /// * [`Lora`](Self::Lora): a product beyond float32, or a layer whose LoRA exceeds the
-    ///   limit of 2²⁹ elements (2 GiB).
+    /// * [`Lora`](Self::Lora): a product beyond float32, or LoRAs larger than
+    ///   [`LoraOptions::max_bytes`](peft::LoraOptions::max_bytes) allows.
     pub fn encode(self, adapter: &Adapter, progress: Progress) -> Result<Output> {
         adapter.check_finite()?;
         Ok(match self {

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crate::io::Input;
-use crate::{Adapter, Error, Format, Loaded, Result, Tensors, kron_file, lycoris, peft};
+use crate::limits::check_file;
+use crate::{Adapter, Error, Format, Loaded, Result, Tensors, kron_file, lycoris, peft, text};
 
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
 ///
@@ -16,19 +17,22 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
         return peft::read(folder);
     }
     let mut input = Input::open(path)?;
+    check_file(input.path(), input.len())?;
     let (header, layout) = input.layout()?;
-    let path = input.path().to_string();
+    let (path, bytes) = (input.path().to_string(), input.len());
     if layout.metadata.as_ref().is_some_and(|texts| texts.contains_key(Adapter::RESERVED_KEY)) {
         kron_file::check_header(&header).map_err(|e| e.about(&path))?;
         let adapter = kron_file::decode(layout, input.into_file()).map_err(|e| e.about(&path))?;
-        return Ok(Loaded { path, format: Format::Kron, adapter, fan_in_fan_out: false, notes: Vec::new() });
+        let notes = Vec::new();
+        return Ok(Loaded { path, bytes, format: Format::Kron, adapter, fan_in_fan_out: false, notes });
     }
     let tensors = Tensors::load(input, header, layout)?;
     let names = tensors.names();
     // LyCORIS has the same tensor names after the module, but its scale is beside them.
     if let Some(name) = names.iter().find(|name| name.starts_with(peft::PREFIX)) {
         return Err(Error::data(format!(
-            "{path}: {name} is a tensor of PEFT, whose scale stands in {}: the file needs that beside it, and the name {}",
+            "{path}: {} is a tensor of PEFT, whose scale stands in {}: the file needs that beside it, and the name {}",
+            text::name(name),
             peft::CONFIG,
             peft::WEIGHTS
         )));

@@ -1,5 +1,6 @@
 //! Tensors to be written into a foreign safetensors file.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use safetensors::Dtype;
@@ -17,15 +18,19 @@ pub enum TensorData {
 
 impl TensorData {
     /// Returns dtype, shape and bytes; a scalar is float32 if that is exact, else float64.
-    fn parts(&self) -> (Dtype, Vec<usize>, Vec<u8>) {
+    fn parts(&self) -> (Dtype, Vec<usize>, Cow<'_, [u8]>) {
         match self {
             TensorData::F32(Matrix { rows, cols, data }) => {
-                (Dtype::F32, vec![*rows, *cols], data.iter().flat_map(|v| v.to_le_bytes()).collect())
+                let bytes = match cfg!(target_endian = "little") {
+                    true => Cow::Borrowed(bytemuck::cast_slice(data)),
+                    false => data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                };
+                (Dtype::F32, vec![*rows, *cols], bytes)
             }
             TensorData::Scalar(v) if f64::from(*v as f32) == *v => {
-                (Dtype::F32, vec![], (*v as f32).to_le_bytes().to_vec())
+                (Dtype::F32, vec![], (*v as f32).to_le_bytes().to_vec().into())
             }
-            TensorData::Scalar(v) => (Dtype::F64, vec![], v.to_le_bytes().to_vec()),
+            TensorData::Scalar(v) => (Dtype::F64, vec![], v.to_le_bytes().to_vec().into()),
         }
     }
 }

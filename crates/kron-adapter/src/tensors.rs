@@ -8,7 +8,7 @@ use safetensors::tensor::TensorInfo;
 
 use crate::elements::{decode, element_dtype};
 use crate::io::{Input, Layout, MAX_HEADER};
-use crate::{Error, Result, with_dtype};
+use crate::{Error, Result, text, with_dtype};
 
 /// A safetensors file in memory, its header checked.
 #[derive(Debug)]
@@ -55,6 +55,12 @@ impl Tensors {
         &self.path
     }
 
+    /// Length of the file in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a size, not a collection")]
+    pub fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -91,7 +97,7 @@ impl Tensors {
         self.layout
             .tensors
             .info(name)
-            .ok_or_else(|| Error::data(format!("{} has no tensor {name}", self.path)))
+            .ok_or_else(|| Error::data(format!("{} has no tensor {}", self.path, text::name(name))))
     }
 
     /// Returns a tensor's bytes as the file has them.
@@ -125,8 +131,9 @@ impl Tensors {
         }
         let Some(dtype) = element_dtype(dtype) else {
             return Err(Error::data(format!(
-                "{}: {name} is {dtype}, but values are F16, BF16, F32 or F64",
-                self.path
+                "{}: {} is {dtype}, but values are F16, BF16, F32 or F64",
+                self.path,
+                text::name(name)
             )));
         };
         Ok(Some(with_dtype!(dtype, E => decode::<E>(bytes).map(Element::to_f32).collect())))

@@ -1,9 +1,48 @@
-//! Foreign text in messages.
+//! Foreign text in messages and on terminals.
+
+use std::borrow::Cow;
+
+/// Longest name in a message, in characters.
+const NAME: usize = 200;
+/// Longest message, in characters: a path, some names and a rule.
+const MESSAGE: usize = 4000;
+/// Characters of a quoted text.
+const QUOTED: usize = 80;
+
+/// Shortens a name from a file to 200 characters, by an ellipsis in its middle, and replaces
+/// characters that a terminal would obey.
+///
+/// ```
+/// use kron_adapter::text::name;
+///
+/// assert_eq!(name("model.q_proj"), "model.q_proj");
+/// assert_eq!(name("a\x1b[31mb"), "a\u{fffd}[31mb");
+/// assert_eq!(name(&"x".repeat(1 << 20)).chars().count(), 200);
+/// ```
+pub fn name(text: &str) -> Cow<'_, str> {
+    within(one_line(text.into()), NAME)
+}
+
+/// Replaces characters that a terminal would obey, line ends too, and shortens the middle of a long text.
+pub(crate) fn sentence(text: String) -> String {
+    within(one_line(text.into()), MESSAGE).into_owned()
+}
+
+/// Replaces characters that a terminal would obey, except line ends: control characters, and
+/// characters that reorder or hide text.
+///
+/// ```
+/// use kron_adapter::text::printable;
+///
+/// assert_eq!(printable("a\tb\r\nc\u{202e}"), "a\u{fffd}b\u{fffd}\nc\u{fffd}");
+/// ```
+pub fn printable(text: &str) -> Cow<'_, str> {
+    replaced(text.into(), |c| is_obeyed(c) && c != '\n')
+}
 
 /// Quotes a string from a file and shortens it, so that it fits on one line of a message.
 pub(crate) fn shown(text: &str) -> String {
-    const SHOWN: usize = 80;
-    match text.char_indices().nth(SHOWN) {
+    match text.char_indices().nth(QUOTED) {
         Some((cut, _)) => format!("{:?}… ({} bytes)", &text[..cut], text.len()),
         None => format!("{text:?}"),
     }
@@ -12,7 +51,64 @@ pub(crate) fn shown(text: &str) -> String {
 /// Shortens a library's message about foreign text, so that it fits on one line.
 pub(crate) fn shortened(message: &str) -> String {
     const SHOWN: usize = 300;
-    let line: String =
-        message.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if line.len() < message.len() && message.chars().nth(SHOWN).is_some() { line + "…" } else { line }
+    match message.char_indices().nth(SHOWN) {
+        Some((cut, _)) => one_line(message[..cut].into()).into_owned() + "…",
+        None => one_line(message.into()).into_owned(),
+    }
+}
+
+fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
+    replaced(text, is_obeyed)
+}
+
+fn replaced(text: Cow<'_, str>, is_bad: fn(char) -> bool) -> Cow<'_, str> {
+    if text.contains(is_bad) { text.replace(is_bad, "\u{fffd}").into() } else { text }
+}
+
+/// True for control characters, line and paragraph separators, and marks of writing direction.
+fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Puts an ellipsis in the place of a long text's middle.
+fn within(text: Cow<'_, str>, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit || text.chars().nth(limit).is_none() {
+        return text;
+    }
+    let half = limit / 2;
+    let start = text.char_indices().nth(half).map_or(text.len(), |(at, _)| at);
+    let end = text.char_indices().rev().nth(limit - half - 2).map_or(0, |(at, _)| at);
+    format!("{}…{}", &text[..start], &text[end..]).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_keep_both_ends_and_short_ones_all() {
+        for len in [0, 1, NAME - 1, NAME] {
+            let text = "é".repeat(len);
+            assert_eq!(name(&text), text);
+        }
+        let long = name(&format!("ab{}yz", "é".repeat(NAME))).into_owned();
+        assert!(long.chars().count() == NAME && long.starts_with("abé") && long.ends_with("éyz"), "{long}");
+        assert_eq!(long.matches('…').count(), 1);
+        let message = sentence(format!("path: {} is above the limit", "x".repeat(1 << 22)));
+        assert!(message.chars().count() == MESSAGE && message.ends_with("is above the limit"));
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_left() {
+        for c in (0..0x1_0000).filter_map(char::from_u32) {
+            let text = format!("a{c}b");
+            let kept = name(&text) == text;
+            // Debug escapes what is not printable; of that, spaces and unassigned characters do no harm.
+            let escaped = c.escape_debug().count() > 1 && !matches!(c, '"' | '\'' | '\\');
+            assert!(escaped || kept, "{c:?}");
+            assert!(!c.is_control() || !kept, "{c:?}");
+            assert_eq!(printable(&text) == text, kept || c == '\n', "{c:?}");
+        }
+    }
 }

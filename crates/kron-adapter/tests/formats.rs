@@ -68,7 +68,7 @@ fn factors_pass_bit_for_bit_through_every_format_that_holds_them() {
 #[test]
 fn a_lora_of_a_kron_lora_is_the_same_change() {
     let before = read(golden("model_llama/lokr")).unwrap().adapter;
-    for form in [LoraOptions::default(), LoraOptions { join: None, uniform: true }] {
+    for form in [LoraOptions::default(), LoraOptions { uniform: true, ..Default::default() }] {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("lora");
         write(&before, OutputFormat::Lora(form), &out, IfExists::Refuse).unwrap();

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use kron_adapter::text::printable;
 use kron_adapter::{Error, Kind, Suggestion};
 
 use crate::TextOrJson;
@@ -48,7 +49,7 @@ pub fn report(error: &Error, form: TextOrJson) -> ExitCode {
     };
     let sentence = sentence(error);
     match form {
-        TextOrJson::Text => eprintln!("error: {sentence}"),
+        TextOrJson::Text => eprintln!("error: {}", printable(&sentence)),
         TextOrJson::Json => eprintln!("{}", serde_json::json!({ "error": sentence, "exit_code": code })),
     }
     ExitCode::from(code)
@@ -64,6 +65,7 @@ fn sentence(error: &Error) -> String {
         Some(Suggestion::OtherName) => {
             "--force replaces a folder only when it holds an adapter and nothing else"
         }
+        Some(Suggestion::MaxBytes) => "--max-size allows more",
     };
     format!("{}; {option}", error.message())
 }

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod convert;
+mod count;
 pub mod diff;
 pub mod docs;
 mod error;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use kron_adapter::text::printable;
 use kron_cli::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
 
 /// Plan, convert, compare and merge LoRA, LoKr, KronA and Kron-LoRA adapters: ΔW = s·A ⊗ (B·C)
@@ -74,12 +75,17 @@ fn arguments() -> Vec<OsString> {
     args
 }
 
-/// Prints clap's refusal or its help, the refusal as JSON where `--json` is given.
+/// Prints clap's refusal or its help, the refusal as JSON where `--json` is given. A refusal repeats the
+/// arguments, which may be names of files.
 fn refused(error: &clap::Error) -> ExitCode {
     let help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     // Parsing failed, so that only the raw arguments tell.
-    if help || !std::env::args_os().any(|arg| arg == "--json") {
+    if help {
         error.exit();
+    }
+    if !std::env::args_os().any(|arg| arg == "--json") {
+        eprint!("{}", printable(&error.to_string()));
+        return ExitCode::from(2);
     }
     // Clap adds advice after an empty line.
     let text = error.to_string();

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 
+use kron_adapter::text::printable;
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -22,7 +23,8 @@ impl TextOrJson {
     /// Writing to the standard output failed; a closed pipe is not an error.
     pub fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
         let text = match self {
-            TextOrJson::Text => text(value),
+            // Names of files and texts from files may hold a terminal's commands.
+            TextOrJson::Text => printable(&text(value)).into_owned(),
             TextOrJson::Json => serde_json::to_string_pretty(value)
                 .map_err(|e| Error::data(format!("the result has no JSON form: {e}")))?,
         };

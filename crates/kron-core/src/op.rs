@@ -46,8 +46,9 @@ impl KronOp {
         Self { dropout, ..self }
     }
 
-    /// Elements of T, n × a_in × r, the only activation kept for backward.
+    /// Elements of T, n × a_in × r, the only activation kept for backward; `usize::MAX` if there
+    /// are more, which no buffer has.
     pub const fn t_len(&self, rows: usize) -> usize {
-        rows * self.shape.t_row()
+        rows.saturating_mul(self.shape.t_row())
     }
 }

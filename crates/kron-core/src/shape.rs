@@ -79,6 +79,10 @@ pub struct KronShape {
 }
 
 impl KronShape {
+    /// Largest number of elements of a factor, and of one token's T or U. Lengths of a call's buffers are
+    /// small multiples of these, and do not overflow.
+    pub const MAX_ELEMENTS: usize = if usize::BITS >= 64 { 1 << 44 } else { isize::MAX as usize / 16 };
+
     /// Returns the shape that splits a layer by an outer factor of a_out × a_in.
     ///
     /// ```
@@ -92,8 +96,8 @@ impl KronShape {
     ///
     /// # Errors
     /// Fails if a dimension or the rank is 0, a_out does not divide d_out, a_in does not
-    /// divide d_in, [`Outer::One`] has an outer factor other than 1 × 1, or the layer or θ
-    /// has more than `isize::MAX / 8` elements.
+    /// divide d_in, [`Outer::One`] has an outer factor other than 1 × 1, a factor or one token's
+    /// T or U has more than [`KronShape::MAX_ELEMENTS`], or the layer more than `isize::MAX / 16`.
     pub fn new(layer: LayerDims, split: Split, outer: Outer, inner: Inner) -> Result<Self> {
         let (LayerDims { d_out, d_in }, Split { a_out, a_in }) = (layer, split);
         for (name, v) in [("d_out", d_out), ("d_in", d_in), ("a_out", a_out), ("a_in", a_in)] {
@@ -144,23 +148,22 @@ impl KronShape {
     }
 
     fn check_overflow(&self) -> Result<()> {
-        let limit = (isize::MAX / 8) as u128;
+        let limit = Self::MAX_ELEMENTS as u128;
         let (a_out, a_in) = (self.a_out as u128, self.a_in as u128);
         let (b_out, c_in) = (self.b_out as u128, self.c_in as u128);
         let width = self.width() as u128;
         let sizes = [
-            ("d_out × d_in", (a_out * b_out).checked_mul(a_in * c_in)),
-            ("a_out × a_in", a_out.checked_mul(a_in)),
-            ("rank × (b_out + c_in)", width.checked_mul(b_out + c_in)),
-            ("a_out × rank", a_out.checked_mul(width)),
-            ("a_in × rank", a_in.checked_mul(width)),
+            ("d_out × d_in", (a_out * b_out).checked_mul(a_in * c_in), isize::MAX as u128 / 16),
+            ("a_out × a_in", a_out.checked_mul(a_in), limit),
+            ("rank × (b_out + c_in)", width.checked_mul(b_out + c_in), limit),
+            ("a_out × rank", a_out.checked_mul(width), limit),
+            ("a_in × rank", a_in.checked_mul(width), limit),
         ];
-        for (name, size) in sizes {
-            if size.is_none_or(|s| s > limit / 2) {
+        for (name, size, limit) in sizes {
+            if size.is_none_or(|s| s > limit) {
                 return Err(Error::Shape(format!(
-                    "{name} overflows: a_out = {a_out}, a_in = {a_in}, b_out = {b_out}, c_in = {c_in}, \
-                     rank = {width}; the limit is {} elements",
-                    limit / 2
+                    "{name} is above the limit of {limit} elements: a_out = {a_out}, a_in = {a_in}, \
+                     b_out = {b_out}, c_in = {c_in}, rank = {width}"
                 )));
             }
         }

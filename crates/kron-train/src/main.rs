@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     match kron_core::start_threads().map_err(Error::from).and_then(|()| run_command(command)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", kron_adapter::text::printable(&error.to_string()));
             if matches!(error, Error::Stopped(_)) { ExitCode::from(STOPPED) } else { ExitCode::FAILURE }
         }
     }

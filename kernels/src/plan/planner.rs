@@ -6,7 +6,7 @@ use super::columns::{Cols, even, even_columns, narrow};
 use super::cost;
 use super::launches::{Parts, Plan, Step};
 use crate::names::{Tile, name};
-use crate::problem::{Problem, check_sizes};
+use crate::problem::{Problem, check_rows, check_sizes};
 use crate::tiles::{self, ROWS, SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, simt_cols, simt_shared};
 use kron_core::{Dtype, Error, KronShape, Pass, Result};
 
@@ -28,7 +28,8 @@ impl Plan {
     /// Plans a problem.
     ///
     /// # Errors
-    /// Fails if a launch needs more blocks than a grid can have.
+    /// Fails if a launch needs more blocks than a grid can have, and if activations have more elements
+    /// than 64-bit byte offsets reach.
     pub fn new(problem: &Problem) -> Result<Self> {
         Self::aimed_at(BLOCKS, problem)
     }
@@ -89,6 +90,7 @@ impl<'a> Planner<'a> {
     /// Builds the plan.
     fn plan(mut self) -> Result<Plan> {
         check_sizes(&self.problem.shape)?;
+        check_rows(&self.problem.shape, self.problem.rows)?;
         if self.problem.rows > 0 {
             match self.problem.pass {
                 Pass::Forward => self.forward()?,
@@ -314,7 +316,9 @@ impl<'a> Planner<'a> {
     /// Reserves scratch for `count` parts of `len` elements, in whole units of [`RESERVED`].
     fn reserve(&mut self, count: usize, len: usize) -> Parts {
         let offset = self.plan.workspace;
-        self.plan.workspace += (count * len).next_multiple_of(RESERVED);
+        // A saturated sum belongs to a plan with more blocks than a grid has, which is refused.
+        let len = count.saturating_mul(len).checked_next_multiple_of(RESERVED).unwrap_or(usize::MAX);
+        self.plan.workspace = offset.saturating_add(len);
         Parts { offset, count }
     }
 

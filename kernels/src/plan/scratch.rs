@@ -8,7 +8,7 @@ use super::cost;
 use super::planner::{
     BLOCKS, MAX_CHUNKS, MIN_SLICE, RESERVED, SIMT_CHUNKS, longest_chunk, tensor_core_shape,
 };
-use crate::problem::check_sizes;
+use crate::problem::{check_rows, check_sizes};
 use crate::tiles::{self, ROWS, SMALL_M};
 use kron_core::{KronShape, Pass, Result};
 
@@ -19,6 +19,7 @@ use kron_core::{KronShape, Pass, Result};
 /// Fails if a size exceeds the kernels' integers.
 pub fn workspace_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize> {
     check_sizes(&shape)?;
+    check_rows(&shape, rows)?;
     // Float32 and unaligned calls run on the SIMT tile, whatever the shape.
     let tensor_cores = tensor_core_shape(&shape);
     let len = match pass {

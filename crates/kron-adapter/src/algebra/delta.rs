@@ -1,11 +1,12 @@
 //! ΔW of one layer, and its analysis in closed form.
 
-use kron_core::{Inner, Theta};
+use kron_core::{Inner, KronShape, Theta};
 use ndarray::{Array2, linalg::kron};
 
 use super::lora::{Join, Lora};
 use super::products::{dot, product_dot, widened};
-use super::svd::{svd, values_of_product};
+use super::svd::core;
+use super::values::{values_within, values_work};
 use crate::{Error, Layer, Result, ScaleRule, Scaling};
 
 /// ΔW = s·A ⊗ (B·C) of one layer in float64.
@@ -18,6 +19,31 @@ pub struct Delta {
     b: Array2<f64>,
     /// k × c_in.
     c: Array2<f64>,
+}
+
+/// Cost of [`Delta::inner`] for two layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerCost {
+    /// Bytes of the two LoRAs, if the layers are split differently.
+    pub bytes: u128,
+    /// Multiply-adds.
+    pub work: u128,
+}
+
+impl InnerCost {
+    /// Returns the cost for layers of these shapes.
+    pub fn new(x: &KronShape, y: &KronShape) -> Self {
+        let [rank, other] = match (x.a_out(), x.a_in()) == (y.a_out(), y.a_in()) {
+            true => [x, y].map(|shape| Join::inner_rank(shape) as u128),
+            false => [x, y].map(|shape| Join::smaller(shape).rank(shape) as u128),
+        };
+        if (x.a_out(), x.a_in()) == (y.a_out(), y.a_in()) {
+            let work = rank * other * (x.b_out() as u128 + x.c_in() as u128);
+            return Self { bytes: 0, work: work + x.a_out() as u128 * x.a_in() as u128 };
+        }
+        let sides = x.d_out() as u128 + x.d_in() as u128;
+        Self { bytes: 8 * (rank + other) * sides, work: rank * other * sides }
+    }
 }
 
 /// Returns s in float64: alpha / r or alpha / √r, rounded once.
@@ -42,6 +68,13 @@ pub fn effective_rank(singular: &[f64]) -> f64 {
     }
     let shares = singular.iter().map(|s| s / sum).filter(|p| *p > 0.0);
     shares.map(|p| -p * p.ln()).sum::<f64>().exp()
+}
+
+/// Returns the multiply-adds of [`core`], of matrices of m × k and k × n.
+fn core_work((m, k): (usize, usize), (_, n): (usize, usize)) -> u128 {
+    let (m, k, n) = (m as u128, k as u128, n as u128);
+    let reflections = |side: u128| if k < side { 2 * k * k * side } else { 0 };
+    reflections(m) + reflections(n) + m.min(k) * k * n.min(k)
 }
 
 impl Delta {
@@ -95,13 +128,32 @@ impl Delta {
         Lora { scale: *scale, up, down }
     }
 
-    /// Returns the singular values that are not zero by construction, in descending order.
+    /// Returns the singular values in descending order. Values that are zero by construction, or whose squares
+    /// are float32's rounding of the others' in a factor, are left out.
     pub fn singular_values(&self) -> Vec<f64> {
-        let (outer, inner) = (svd(&self.a).s, values_of_product(&self.b, &self.c));
+        self.singular_values_within(u128::MAX).unwrap_or_default()
+    }
+
+    /// Returns [`Delta::singular_values`], or `None` if they take more than `work` multiply-adds.
+    pub fn singular_values_within(&self, work: u128) -> Option<Vec<f64>> {
+        let left = work.checked_sub(core_work(self.b.dim(), self.c.dim()))?;
+        let core = core(&self.b, &self.c);
+        let inner = values_within(&core, left)?;
+        let outer = values_within(&self.a, left.saturating_sub(values_work(core.nrows(), core.ncols())))?;
         let products = outer.iter().flat_map(|o| inner.iter().map(move |i| o * i * self.scale.abs()));
         let mut values: Vec<f64> = products.collect();
         values.sort_by(|x, y| y.total_cmp(x));
-        values
+        Some(values)
+    }
+
+    /// Returns multiply-adds that suffice for the singular values of a layer of this shape. Where A or M
+    /// is of low rank, far fewer do.
+    pub fn singular_work(shape: &KronShape) -> u128 {
+        let (b_out, c_in) = (shape.b_out(), shape.c_in());
+        let rank = Join::inner_rank(shape);
+        core_work((b_out, rank), (rank, c_in))
+            + values_work(b_out.min(rank), c_in.min(rank))
+            + values_work(shape.a_out(), shape.a_in())
     }
 
     /// Returns ‖ΔW‖, the root of the sum of squares.
@@ -145,8 +197,9 @@ impl Delta {
 
 #[cfg(test)]
 mod tests {
-    use kron_core::{KronShape, LayerDims, Outer, Split};
+    use kron_core::{LayerDims, Outer, Split};
 
+    use super::super::svd;
     use super::*;
 
     /// Returns ΔW, element by element.

@@ -27,8 +27,9 @@ mod fit;
 mod lora;
 mod products;
 mod svd;
+mod values;
 
-pub use delta::{Delta, effective_rank, scale64};
+pub use delta::{Delta, InnerCost, effective_rank, scale64};
 pub use fit::{MAX_OUTER, fit};
 pub use lora::{Join, Lora};
 pub use svd::{Svd, svd, svd_of_product};

@@ -43,11 +43,10 @@ pub fn svd_of_product(b: &Array2<f64>, c: &Array2<f64>) -> Svd {
     Svd { u: u.dot(&inner), s, v }
 }
 
-/// Returns the singular values of B·C that [`svd_of_product`] gives, without the vectors.
+/// Returns a matrix with the singular values of B·C, m × k times k × n, whose sides are at most k.
 /// Long rows are read once instead of once per sweep.
-pub fn values_of_product(b: &Array2<f64>, c: &Array2<f64>) -> Vec<f64> {
-    let (b, c) = (triangle(b.t().to_owned()), triangle(c.clone()));
-    svd(&b.t().dot(&c)).s
+pub fn core(b: &Array2<f64>, c: &Array2<f64>) -> Array2<f64> {
+    triangle(b.t().to_owned()).t().dot(&triangle(c.clone()))
 }
 
 /// Returns L of W = L·Q, m × m, where the rows of Q are orthonormal, by Householder's
@@ -174,7 +173,7 @@ mod tests {
             let (b, c) = (matrix(m, k), matrix(k, n));
             let got = svd_of_product(&b, &c);
             assert!(max_abs(&(rebuilt(&got) - b.dot(&c))) < 1e-12, "{m} {k} {n}");
-            let values = values_of_product(&b, &c);
+            let values = svd(&core(&b, &c)).s;
             assert_eq!(values.len(), got.s.len(), "{m} {k} {n}");
             let difference = values.iter().zip(&got.s).map(|(x, y)| (x - y).abs());
             assert!(difference.fold(0.0, f64::max) < 1e-12 * got.s[0], "{values:?} {:?}", got.s);

@@ -46,6 +46,11 @@ impl Layout {
         let mut bytes = vec![0; PREFIX];
         from.read_exact(&mut bytes).map_err(Error::reading)?;
         let header_len = bytes.first_chunk().map_or(0, |prefix| u64::from_le_bytes(*prefix));
+        if header_len > limit.max(after) {
+            return Err(Error::data(format!(
+                "is no safetensors file: its first {PREFIX} bytes would mean a header of {header_len} bytes, but the limit is {limit}"
+            )));
+        }
         if header_len > limit {
             return Err(Error::data(format!("has a header of {header_len} bytes, but the limit is {limit}")));
         }

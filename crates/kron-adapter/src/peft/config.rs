@@ -7,8 +7,9 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::patterns::{Patterns, compile, lookup};
-use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling};
+use super::patterns::{Patterns, compile};
+use crate::text::{shortened, shown};
+use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling, text};
 
 /// Methods that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,16 +85,18 @@ const IGNORED_FIELDS: [&str; 21] = [
 ];
 
 impl Config {
-    /// Parses and checks the file's text.
-    pub fn parse(text: &[u8]) -> Result<Self> {
-        let fields: Fields = serde_json::from_slice(text)
-            .map_err(|e| Error::data(format!("it is not an adapter's configuration: {e}")))?;
+    /// Parses and checks the file's text; patterns are compiled into at most `limit` bytes.
+    pub fn parse(text: &[u8], limit: usize) -> Result<Self> {
+        let fields: Fields = serde_json::from_slice(text).map_err(|e| {
+            Error::data(format!("it is not an adapter's configuration: {}", shortened(&e.to_string())))
+        })?;
         let kind = match fields.peft_type.as_deref() {
             Some("LORA") => Kind::Lora,
             Some("LOKR") => Kind::Lokr,
             Some(other) => {
                 return Err(Error::data(format!(
-                    "peft_type is {other:?}, but LORA and LOKR are what is read"
+                    "peft_type is {}, but LORA and LOKR are what is read",
+                    shown(other)
                 )));
             }
             None => return Err(Error::data("it has no peft_type, which is LORA or LOKR")),
@@ -114,8 +117,8 @@ impl Config {
             rank: fields.r.ok_or_else(|| Error::data("it has no r, the rank that alpha is divided by"))?,
             alpha: alpha
                 .ok_or_else(|| Error::data(format!("it has no {name}, from which the scale comes")))?,
-            ranks: compile(fields.rank_pattern.unwrap_or_default())?,
-            alphas: compile(fields.alpha_pattern.unwrap_or_default())?,
+            ranks: compile(fields.rank_pattern.unwrap_or_default(), limit)?,
+            alphas: compile(fields.alpha_pattern.unwrap_or_default(), limit)?,
             rule: match (kind, fields.use_rslora) {
                 (_, None | Some(false)) => ScaleRule::AlphaOverR,
                 (Kind::Lora, Some(true)) => ScaleRule::AlphaOverSqrtR,
@@ -143,9 +146,10 @@ impl Config {
 
     /// Returns alpha, rank and rule of a module; alpha is rounded to float32, as s is everywhere.
     pub fn scaling(&self, module: &str) -> Result<Scaling> {
-        let rank = lookup(&self.ranks, module).unwrap_or(self.rank);
-        let alpha = lookup(&self.alphas, module).unwrap_or(self.alpha);
-        Scaling::new(alpha as f32, rank, self.rule).map_err(|e| e.about(format_args!("layer {module}")))
+        let rank = self.ranks.lookup(module).unwrap_or(self.rank);
+        let alpha = self.alphas.lookup(module).unwrap_or(self.alpha);
+        let scaling = Scaling::new(alpha as f32, rank, self.rule);
+        scaling.map_err(|e| e.about(format_args!("layer {}", text::name(module))))
     }
 }
 
@@ -173,8 +177,8 @@ fn check(name: &str, value: &Value) -> Result<()> {
         "init_lora_weights" => "this start changes the base weights, so ΔW alone is not the change",
         _ => "it may change the layer in a way that ΔW = s·A ⊗ (B·C) does not express",
     };
-    let shown: String = value.to_string().chars().take(60).collect();
-    Err(Error::data(format!("{name} is {shown}, which is refused: {why}")))
+    let value: String = value.to_string().chars().take(60).collect();
+    Err(Error::data(format!("{} is {value}, which is refused: {why}", text::name(name))))
 }
 
 /// Encodes a configuration: the fields that every method has, then the method's own.
@@ -203,6 +207,11 @@ pub fn encoded(about: &BTreeMap<String, String>, modules: Vec<&str>, own: Value)
 /// Returns a JSON number: an integer if the value is one, as PEFT's annotations require.
 pub fn number(v: f64) -> Value {
     if v.fract() == 0.0 && v.abs() < 2f64.powi(53) { json!(v as i64) } else { json!(v) }
+}
+
+/// Returns the bits of a value; both zeros have the same.
+pub const fn bits(v: f64) -> u64 {
+    (v + 0.0).to_bits()
 }
 
 /// Returns the float64 with the float32's shortest decimal: 0.1 and not 0.10000000149.

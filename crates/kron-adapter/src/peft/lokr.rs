@@ -1,18 +1,19 @@
 //! PEFT's LoKr.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use kron_core::Inner;
 use serde_json::json;
 
-use super::config::{Config, encoded, number, shortest};
+use super::config::{Config, bits, encoded, number, shortest};
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
 use crate::algebra::scale64;
-use crate::lokr::{self, Factors};
-use crate::plan::{divisors, peft_factorization};
+use crate::lokr::{self, Allowance, Factors};
+use crate::plan::{divisors, peft_first};
 use crate::tensor_data::{TensorData, serialize};
-use crate::{Adapter, Error, Format, Layer, Loaded, Output, Result, ScaleRule, Suggestion, Tensors};
+use crate::{Adapter, Error, Format, Layer, Loaded, Output, Result, ScaleRule, Suggestion, Tensors, text};
 
 pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<Loaded> {
     let names = tensors.names();
@@ -21,15 +22,19 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
         lokr::NAMES.contains(&part).then_some((module, part))
     })?;
     let mut products = 0;
+    let mut allowance = Allowance::new(tensors.len());
     let layers = layers.iter().map(|(module, parts)| {
-        let factors = Factors::read(tensors, module, parts)?;
+        let factors = Factors::read(tensors, module, parts, &mut allowance)?;
         products += usize::from(factors.rank1.is_some());
         let scaling = config.scaling(module).map_err(|e| e.about(folder.display()))?;
         if let Some(rank) =
             [factors.rank1, factors.rank2].into_iter().flatten().find(|r| *r != scaling.rank())
         {
-            let why =
-                format!("the factors of {module} have rank {rank}, but {CONFIG} has r = {}", scaling.rank());
+            let why = format!(
+                "the factors of {} have rank {rank}, but {CONFIG} has r = {}",
+                text::name(module),
+                scaling.rank()
+            );
             return Err(Error::data(why).about(folder.display()));
         }
         Layer::new(*module, scaling, factors.theta).map_err(|e| e.about(folder.display()))
@@ -38,6 +43,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     let notes = lokr::rounded(products).into_iter().collect();
     Ok(Loaded {
         path: folder.display().to_string(),
+        bytes: tensors.len(),
         format: Format::PeftLokr,
         adapter,
         fan_in_fan_out: config.fan_in_fan_out,
@@ -57,7 +63,9 @@ pub fn write(adapter: &Adapter) -> Result<Output> {
     let values: Vec<(&str, (usize, f64))> = layers.iter().map(|l| (l.module(), rank_and_alpha(l))).collect();
     let ranks: Vec<_> = values.iter().map(|(module, (rank, _))| (*module, *rank)).collect();
     let alphas: Vec<_> = values.iter().map(|(module, (_, alpha))| (*module, *alpha)).collect();
-    let (Some((rank, ranks)), Some((alpha, alphas))) = (patterns(&ranks), patterns(&alphas)) else {
+    let (Some((rank, ranks)), Some((alpha, alphas))) =
+        (patterns(&ranks, |r| r as u64), patterns(&alphas, bits))
+    else {
         return Err(Error::data("an adapter has at least one layer"));
     };
     let alphas: serde_json::Map<_, _> = alphas.into_iter().map(|(key, v)| (key, number(v))).collect();
@@ -102,22 +110,24 @@ fn rank_and_alpha(layer: &Layer) -> (usize, f64) {
 
 /// Returns the factor by which PEFT splits every layer as it is split; `None` is −1.
 fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
-    let fits = |layer: &Layer, factor: Option<usize>| {
+    // Layers of one shape are one case, and a side's divisors are listed once.
+    let mut seen = HashSet::new();
+    let sides = |layer: &Layer| {
         let shape = layer.shape();
-        let sides = [(shape.d_out(), shape.a_out()), (shape.d_in(), shape.a_in())];
-        sides.into_iter().all(|(dim, a)| peft_factorization(dim, factor).0 == a)
+        [(shape.d_out(), shape.a_out()), (shape.d_in(), shape.a_in())]
     };
-    let Some(first) = layers.first() else { return Ok(None) };
+    let cases: Vec<&Layer> = layers.iter().filter(|layer| seen.insert(sides(layer))).collect();
+    let dims: BTreeSet<usize> = cases.iter().flat_map(|layer| sides(layer)).map(|(dim, _)| dim).collect();
+    let divisors: HashMap<usize, Vec<usize>> = dims.into_iter().map(|dim| (dim, divisors(dim))).collect();
+    let fits = |layer: &Layer, factor: Option<usize>| {
+        sides(layer).into_iter().all(|(dim, a)| peft_first(&divisors[&dim], dim, factor) == a)
+    };
+    let Some(first) = cases.first() else { return Ok(None) };
     // The result of a factor changes only at a divisor and after it.
-    let mut dims: Vec<usize> = layers.iter().flat_map(|l| [l.shape().d_out(), l.shape().d_in()]).collect();
-    dims.sort_unstable();
-    dims.dedup();
-    let mut factors: Vec<usize> = dims.into_iter().flat_map(divisors).flat_map(|d| [d, d + 1]).collect();
-    factors.sort_unstable();
-    factors.dedup();
+    let factors: BTreeSet<usize> = divisors.values().flatten().flat_map(|d| [*d, d + 1]).collect();
     let candidates = std::iter::once(None).chain(factors.into_iter().map(Some));
     let mut candidates: Vec<_> = candidates.filter(|factor| fits(first, *factor)).collect();
-    for layer in layers {
+    for layer in cases {
         let left: Vec<_> = candidates.iter().copied().filter(|factor| fits(layer, *factor)).collect();
         if left.is_empty() {
             let which = if candidates.is_empty() { "this one so" } else { "this and those before it so" };

@@ -5,15 +5,18 @@ use std::path::Path;
 use kron_core::{KronShape, LayerDims, Outer, Theta};
 use serde_json::json;
 
-use super::config::{Config, encoded, number, shortest};
+use super::config::{Config, bits, encoded, number, shortest};
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
 use crate::algebra::{Delta, Join, Lora, scale64};
 use crate::elements::first_not_finite;
+use crate::limits::Budget;
 use crate::lokr::group;
 use crate::matrix::Matrix;
 use crate::tensor_data::{TensorData, serialize};
-use crate::{Adapter, Error, Format, Layer, Loaded, Output, Progress, Result, ScaleRule, Tensors};
+use crate::{
+    Adapter, Error, Format, Layer, Loaded, Output, Progress, Result, ScaleRule, Suggestion, Tensors, text,
+};
 
 const DOWN: &str = "lora_A.weight";
 const UP: &str = "lora_B.weight";
@@ -27,13 +30,14 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     })?;
     let layers = layers.iter().map(|(module, parts)| {
         let (Some(down), Some(up)) = (parts.get(DOWN), parts.get(UP)) else {
-            return Err(refused(format!("{module} needs both {DOWN} and {UP}")));
+            return Err(refused(format!("{} needs both {DOWN} and {UP}", text::name(module))));
         };
         let (down, up) = (Matrix::read(tensors, down)?, Matrix::read(tensors, up)?);
         let scaling = config.scaling(module).map_err(|e| e.about(folder.display()))?;
         if (up.cols, down.rows) != (scaling.rank(), scaling.rank()) {
             return Err(refused(format!(
-                "the factors of {module} have ranks {} and {}, but {CONFIG} has r = {}",
+                "the factors of {} have ranks {} and {}, but {CONFIG} has r = {}",
+                text::name(module),
                 up.cols,
                 down.rows,
                 scaling.rank()
@@ -44,11 +48,12 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
         theta
             .map_err(Error::from)
             .and_then(|theta| Layer::new(*module, scaling, theta))
-            .map_err(|e| e.about(format_args!("layer {module}")).about(folder.display()))
+            .map_err(|e| e.about(format_args!("layer {}", text::name(module))).about(folder.display()))
     });
     let adapter = config.adapter(folder, layers.collect::<Result<_>>()?)?;
     Ok(Loaded {
         path: folder.display().to_string(),
+        bytes: tensors.len(),
         format: Format::PeftLora,
         adapter,
         fan_in_fan_out: config.fan_in_fan_out,
@@ -63,7 +68,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
 /// use kron_adapter::algebra::Join;
 /// use kron_adapter::peft::LoraOptions;
 ///
-/// let options = LoraOptions { join: Some(Join::Up), uniform: true };
+/// let options = LoraOptions { join: Some(Join::Up), uniform: true, ..Default::default() };
 /// assert_eq!(LoraOptions::default().join, None);
 /// # let _ = options;
 /// ```
@@ -73,20 +78,38 @@ pub struct LoraOptions {
     pub join: Option<Join>,
     /// One rank and one scale for all layers, for engines that know no patterns.
     pub uniform: bool,
+    /// Most bytes of all LoRAs together. `None` is what may be made of a file as long as
+    /// the adapter's parameters, see [`made_bytes`](crate::limits::made_bytes).
+    pub max_bytes: Option<u64>,
 }
 
 impl LoraOptions {
-    /// Returns the side of the product that takes A in this layer.
-    pub fn join_of(self, delta: &Delta) -> Join {
-        self.join.unwrap_or_else(|| delta.smaller_join())
+    /// Returns the side of the product that takes A in a layer of this shape.
+    pub fn join_of(self, shape: &KronShape) -> Join {
+        self.join.unwrap_or_else(|| Join::smaller(shape))
     }
 
     /// Returns the rank of every layer's LoRA.
     pub fn ranks(self, layers: &[Layer]) -> Vec<usize> {
-        let deltas = layers.iter().map(Delta::new);
-        let ranks: Vec<_> = deltas.map(|delta| delta.rank(self.join_of(&delta))).collect();
+        let ranks: Vec<_> =
+            layers.iter().map(|layer| self.join_of(layer.shape()).rank(layer.shape())).collect();
         let max = ranks.iter().copied().max().unwrap_or(0);
         if self.uniform { vec![max; ranks.len()] } else { ranks }
+    }
+
+    /// Fails if the LoRAs take more than `max_bytes`.
+    fn check_size(self, adapter: &Adapter) -> Result<()> {
+        let mut budget = Budget::bytes(4 * adapter.params() as u64);
+        if let Some(limit) = self.max_bytes {
+            budget = budget.with_limit(limit);
+        }
+        for (layer, rank) in adapter.layers().iter().zip(self.ranks(adapter.layers())) {
+            let shape = layer.shape();
+            let bytes = 4 * rank as u128 * (shape.d_out() as u128 + shape.d_in() as u128);
+            let what = format_args!("layer {} ({shape}), a LoRA of rank {rank},", layer.module());
+            budget.spend(what, bytes).map_err(|e| e.with(Suggestion::MaxBytes))?;
+        }
+        Ok(())
     }
 }
 
@@ -99,10 +122,10 @@ struct Common {
 impl Common {
     /// Takes the largest rank, and the commonest scale that is not 0.
     fn of(layers: &[Layer], join: Option<Join>) -> Self {
-        let ranks = LoraOptions { join, uniform: true }.ranks(layers);
+        let ranks = LoraOptions { join, uniform: true, max_bytes: None }.ranks(layers);
         let scales: Vec<_> =
             layers.iter().map(|l| ("", scale64(l.scaling()))).filter(|(_, s)| *s != 0.0).collect();
-        let scale = patterns(&scales).map_or(1.0, |(scale, _)| scale);
+        let scale = patterns(&scales, bits).map_or(1.0, |(scale, _)| scale);
         Self { rank: ranks.first().copied().unwrap_or(0), scale }
     }
 
@@ -121,10 +144,11 @@ impl Common {
 /// uniform form it is s·A_ij·B_pq / s' where the layer's s is not the common s'.
 ///
 /// # Errors
-/// Fails if float32 does not hold a product, if a layer has more than 2²⁹ elements, and
-/// if `progress` fails.
+/// Fails if float32 does not hold a product, if the LoRAs take more than the options
+/// allow, and if `progress` fails.
 pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Result<Output> {
     let layers = adapter.layers();
+    options.check_size(adapter)?;
     let common = options.uniform.then(|| Common::of(layers, options.join));
     // rsLoRA stays what it is; beside others, or joined to A, its s is written out.
     let rs = !options.uniform
@@ -133,9 +157,7 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
     let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for layer in layers {
         let (module, scaling) = (layer.module(), layer.scaling());
-        let delta = Delta::new(layer);
-        check_size(layer, delta.rank(options.join_of(&delta)).max(common.as_ref().map_or(0, |c| c.rank)))?;
-        let mut lora = delta.lora(options.join_of(&delta));
+        let mut lora = Delta::new(layer).lora(options.join_of(layer.shape()));
         if let Some(common) = &common {
             lora = common.of_layer(lora);
         }
@@ -159,7 +181,9 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
         }
         progress(1)?;
     }
-    let (Some((rank, ranks)), Some((alpha, alphas))) = (patterns(&ranks), patterns(&alphas)) else {
+    let (Some((rank, ranks)), Some((alpha, alphas))) =
+        (patterns(&ranks, |r| r as u64), patterns(&alphas, bits))
+    else {
         return Err(Error::data("an adapter has at least one layer"));
     };
     let alphas: serde_json::Map<_, _> = alphas.into_iter().map(|(key, v)| (key, number(v))).collect();
@@ -179,20 +203,6 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
     });
     let config = encoded(adapter.metadata(), layers.iter().map(Layer::module).collect(), own)?;
     Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors)?)]))
-}
-
-/// Largest LoRA of one layer that is built, in elements.
-const MAX_ELEMENTS: usize = 1 << 29;
-
-fn check_size(layer: &Layer, rank: usize) -> Result<()> {
-    let shape = layer.shape();
-    if rank.checked_mul(shape.d_out() + shape.d_in()).is_some_and(|len| len <= MAX_ELEMENTS) {
-        return Ok(());
-    }
-    Err(Error::data(format!(
-        "layer {} ({shape}) is a LoRA of rank {rank}, which is more than the limit of {MAX_ELEMENTS} elements",
-        layer.module()
-    )))
 }
 
 fn is_lora(layer: &Layer) -> bool {

@@ -8,11 +8,14 @@ mod lokr;
 mod lora;
 mod names;
 mod patterns;
+mod plain;
 
 use std::path::Path;
 
+use crate::limits::{check_file, work};
 use crate::{Error, Loaded, Result, Tensors, io};
 use config::Config;
+use patterns::automaton_limit;
 
 pub(crate) use lokr::write as write_lokr;
 pub use lora::LoraOptions;
@@ -37,10 +40,27 @@ pub(crate) fn read(folder: &Path) -> Result<Loaded> {
         )));
     }
     let path = folder.join(CONFIG);
-    let config = Config::parse(&io::read(&path, MAX_CONFIG)?).map_err(|e| e.about(path.display()))?;
-    let tensors = Tensors::read(&weights)?;
+    let text = io::read(&path, MAX_CONFIG)?;
+    let tensors = read_weights(&weights);
+    // A fault of the configuration comes first.
+    let limit = tensors.as_ref().map_or(automaton_limit(0, 0), pattern_limit);
+    let config = Config::parse(&text, limit).map_err(|e| e.about(path.display()))?;
+    let tensors = tensors?;
     match config.kind {
         config::Kind::Lokr => lokr::read(folder, &config, &tensors),
         config::Kind::Lora => lora::read(folder, &config, &tensors),
     }
+}
+
+fn read_weights(path: &Path) -> Result<Tensors> {
+    let mut input = io::Input::open(path)?;
+    check_file(input.path(), input.len())?;
+    let (header, layout) = input.layout()?;
+    Tensors::load(input, header, layout)
+}
+
+/// Returns the bytes that the patterns may take, so that all names are matched within the file's work.
+fn pattern_limit(tensors: &Tensors) -> usize {
+    let names = tensors.names().iter().map(|name| name.len() as u64).sum();
+    automaton_limit(names, work(tensors.len()))
 }

@@ -36,6 +36,7 @@ pub use layers::{Plan, Row, multiply_adds, saved_elements};
 pub use method::Method;
 pub use model::{Linear, MAX_DIM, Model};
 pub use presets::{PRESETS, preset};
+pub(crate) use split::peft_first;
 pub use split::{
     Fitted, LayerSide, Note, divisors, fit_split, legal_splits, paper_split, peft_factorization,
 };

@@ -94,7 +94,13 @@ fn largest_divisor_within(n: usize, limit: usize) -> usize {
     if limit > 0 && n.is_multiple_of(limit) {
         return limit;
     }
-    divisors(n).into_iter().take_while(|&d| d <= limit).last().unwrap_or(0)
+    largest_within(&divisors(n), limit)
+}
+
+/// Returns the largest of some ascending numbers that is at most `limit`, or 0.
+fn largest_within(ascending: &[usize], limit: usize) -> usize {
+    let within = ascending.partition_point(|d| *d <= limit);
+    if within == 0 { 0 } else { ascending[within - 1] }
 }
 
 /// Splits a side of a LoKr layer as PEFT does (peft 0.21.2, `factorization`); the
@@ -106,10 +112,21 @@ fn largest_divisor_within(n: usize, limit: usize) -> usize {
 pub fn peft_factorization(dim: usize, factor: Option<usize>) -> (usize, usize) {
     let first = match factor {
         Some(factor) if factor > 0 && dim.is_multiple_of(factor) => factor,
-        Some(factor) => largest_divisor_within(dim, factor.clamp(1, dim.isqrt().max(1))),
-        None => largest_divisor_within(dim, dim.isqrt()),
+        _ => largest_divisor_within(dim, peft_limit(dim, factor)),
     };
     (first, dim.checked_div(first).unwrap_or(0))
+}
+
+/// Returns the first factor of [`peft_factorization`], if the divisors of `dim` are known.
+pub(crate) fn peft_first(divisors: &[usize], dim: usize, factor: Option<usize>) -> usize {
+    match factor {
+        Some(factor) if factor > 0 && dim.is_multiple_of(factor) => factor,
+        _ => largest_within(divisors, peft_limit(dim, factor)),
+    }
+}
+
+fn peft_limit(dim: usize, factor: Option<usize>) -> usize {
+    factor.map_or(dim.isqrt(), |factor| factor.clamp(1, dim.isqrt().max(1)))
 }
 
 impl From<KronShape> for Fitted {

@@ -2,6 +2,8 @@
 
 use super::base::BaseModel;
 use crate::Error;
+use crate::adapter::MAX_NAME;
+use crate::text::name;
 
 /// Number of modules that an error lists, and of near names for each.
 const LISTED: usize = 3;
@@ -17,25 +19,28 @@ pub(super) fn error(base: &impl BaseModel, modules: &[&str], missing: &[&str]) -
 }
 
 fn described(base: &impl BaseModel, modules: &[&str], module: &str) -> String {
+    let own = name(module);
     if let Some((_, shape)) = base.tensor(module) {
         return format!(
-            "{module} is a tensor of {shape:?}, not a module with a weight: stacked weights take no adapter of one layer"
+            "{own} is a tensor of {shape:?}, not a module with a weight: stacked weights take no adapter of one layer"
         );
     }
     if module.rsplit('.').next() == Some("lm_head") {
         return format!(
-            "{module} has no weight of its own: it is tied to the embedding, which folding would change too"
+            "{own} has no weight of its own: it is tied to the embedding, which folding would change too"
         );
     }
     if modules.is_empty() {
-        return format!("{module} matches no tensor, and the model has no module with a weight");
+        return format!("{own} matches no tensor, and the model has no module with a weight");
     }
-    format!("{module} matches no tensor; near are {}", nearest(modules, module))
+    format!("{own} matches no tensor; near are {}", nearest(modules, module))
 }
 
 /// Returns the modules whose names are nearest to `module`, by edit distance.
 fn nearest(modules: &[&str], module: &str) -> String {
-    let mut near: Vec<_> = modules.iter().map(|name| (strsim::levenshtein(name, module), *name)).collect();
+    // A distance takes as many steps as the product of the lengths, and a module's name is short.
+    let names = modules.iter().filter(|name| name.len() <= MAX_NAME);
+    let mut near: Vec<_> = names.map(|name| (strsim::levenshtein(name, module), *name)).collect();
     near.sort_unstable();
-    near.iter().take(LISTED).map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+    near.iter().take(LISTED).map(|(_, near)| name(near)).collect::<Vec<_>>().join(", ")
 }

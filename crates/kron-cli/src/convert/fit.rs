@@ -11,10 +11,8 @@ use crate::{Error, Result, progress};
 /// Shape to fit, and the largest error to accept.
 #[derive(Clone, Copy)]
 pub struct FitOptions {
-    /// Rows of A.
-    pub a_out: usize,
-    /// Columns of A.
-    pub a_in: usize,
+    /// Sizes of A.
+    pub split: Split,
     /// Rank of B·C.
     pub rank: usize,
     /// Largest ‖ΔW' − ΔW‖ / ‖ΔW‖ of a layer.
@@ -33,9 +31,9 @@ pub struct Fitted {
 ///
 /// # Errors
 /// A layer is not a LoRA, is not divided by the split, or has too large an error. In the last case the
-/// message lists the errors of all layers.
+/// message lists the largest errors.
 pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
-    let FitOptions { a_out, a_in, rank, max_error } = options;
+    let FitOptions { split, rank, max_error } = options;
     if max_error.is_nan() || max_error < 0.0 {
         return Err(Error::usage(format!("--max-error is {max_error}, but an error is at least 0")));
     }
@@ -51,7 +49,7 @@ pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
         let refused =
             |e: kron_adapter::Error| Error::usage(format!("layer {} cannot be fitted: {e}", layer.module()));
         let delta = Delta::new(layer);
-        let theta = algebra::fit(&delta.lora(Join::Up), Split { a_out, a_in }, rank).map_err(refused)?;
+        let theta = algebra::fit(&delta.lora(Join::Up), split, rank).map_err(refused)?;
         let layer = Layer::new(layer.module(), layer.scaling(), theta).map_err(refused)?;
         let error = delta.relative_distance(&Delta::new(&layer)).map_err(refused)?;
         bar.inc(1);
@@ -62,14 +60,22 @@ pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
     let above = |error: f64| error.is_nan() || error > max_error;
     let count = errors.iter().filter(|error| above(**error)).count();
     if count > 0 {
-        let all = layers.iter().zip(&errors).map(|(layer, &error)| {
-            format!("{} {}{}", layer.module(), short(error), if above(error) { "*" } else { "" })
-        });
         return Err(Error::data(format!(
-            "the nearest Kron-LoRA is not the adapter: of {} layers, {count} have a relative error above --max-error {max_error}, marked *: {}",
+            "the nearest Kron-LoRA is not the adapter: of {} layers, {count} have a relative error above --max-error {max_error}; the largest are {}",
             layers.len(),
-            all.collect::<Vec<_>>().join(", ")
+            worst(&layers, &errors, count)
         )));
     }
     Ok(Fitted { adapter: adapter.with_layers(layers)?, errors })
+}
+
+/// Lists the largest errors of those above the limit, the largest first.
+fn worst(layers: &[Layer], errors: &[f64], above: usize) -> String {
+    const LISTED: usize = 3;
+    let mut order: Vec<usize> = (0..layers.len()).collect();
+    // NaN is above all numbers.
+    order.sort_by(|&i, &j| errors[j].abs().total_cmp(&errors[i].abs()));
+    let listed = order.into_iter().take(above.min(LISTED));
+    let texts = listed.map(|i| format!("{} of {}", short(errors[i]), layers[i].module()));
+    texts.collect::<Vec<_>>().join(", ")
 }

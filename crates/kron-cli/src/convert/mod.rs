@@ -8,12 +8,14 @@ use std::process::ExitCode;
 
 use kron_adapter::Adapter;
 use kron_adapter::algebra::Join;
+use kron_adapter::limits::made_bytes;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
-use kron_adapter::{Format, Loaded, lycoris};
-use kron_core::Dtype;
+use kron_adapter::{Format, Loaded, OutputFormat, lycoris};
+use kron_core::{Dtype, Split};
 use serde::Serialize;
 
+use crate::count::Count;
 use crate::error::exit_codes;
 use crate::model::Base;
 use crate::overwriting::check_not_overwriting;
@@ -32,6 +34,8 @@ use crate::{Error, Result, TextOrJson, progress};
     "Layers of a LoRA that differ in rank or scale get a rank_pattern and an alpha_pattern. PEFT reads\n",
     "them; some engines ignore them. For those, --uniform pads every layer with zeros to the largest\n",
     "rank and multiplies scales that differ into B, so that r and lora_alpha suffice.\n\n",
+    "A LoKr of many blocks is hundreds of times as large as a LoRA, and a small file must not fill a disk\n",
+    "unasked: beyond 64 times the input, --max-size tells how large the LoRA may be.\n\n",
     "A LoRA becomes a Kron-LoRA only with --fit, which is lossy. The relative error of every layer is\n",
     "printed; if one exceeds --max-error, nothing is written.\n\n",
     "LyCORIS replaces each dot of a module's name by an underscore, and only the model tells them\n",
@@ -64,18 +68,21 @@ pub struct Args {
     /// Replace LoRA layers by the nearest Kron-LoRA layers, which is lossy
     #[arg(long, requires_all = ["a_out", "a_in", "rank"])]
     fit: bool,
-    /// Rows of A, with --fit
-    #[arg(long, value_name = "N", requires = "fit")]
-    a_out: Option<usize>,
-    /// Columns of A, with --fit
-    #[arg(long, value_name = "N", requires = "fit")]
-    a_in: Option<usize>,
-    /// Rank of B·C, with --fit
-    #[arg(long, value_name = "N", requires = "fit")]
-    rank: Option<usize>,
+    /// Rows of A, at least 1, with --fit
+    #[arg(long, value_name = "N", requires = "fit", value_parser = clap::value_parser!(u32).range(1..))]
+    a_out: Option<u32>,
+    /// Columns of A, at least 1, with --fit
+    #[arg(long, value_name = "N", requires = "fit", value_parser = clap::value_parser!(u32).range(1..))]
+    a_in: Option<u32>,
+    /// Rank of B·C, at least 1, with --fit
+    #[arg(long, value_name = "N", requires = "fit", value_parser = clap::value_parser!(u32).range(1..))]
+    rank: Option<u32>,
     /// Largest relative error ‖ΔW' − ΔW‖ / ‖ΔW‖ accepted for a layer, with --fit
     #[arg(long, requires = "fit", default_value_t = 0.01)]
     max_error: f64,
+    /// Largest LoRA to write, such as 500M or 8G [default: 64 times the input, at least 32 MiB]
+    #[arg(long, value_name = "BYTES", value_parser = max_size)]
+    max_size: Option<u64>,
     /// Model (a safetensors file or a folder) whose module names replace LyCORIS's
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
@@ -166,8 +173,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if args.uniform && args.to != FormatArg::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
-    let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform };
-    let Some(to) = args.to.of(lora) else {
+    let Some(mut to) = args.to.adapter_format() else {
         if args.fit || args.base.is_some() || args.force {
             return Err(Error::usage("--to hf writes a new folder, and takes --dtype alone"));
         }
@@ -177,6 +183,9 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if args.dtype.is_some() {
         return Err(Error::usage("--dtype is the type of a model's weights, so it goes with --to hf"));
     }
+    if args.max_size.is_some() && args.to != FormatArg::Lora {
+        return Err(Error::usage("--max-size limits a LoRA, so it goes with --to lora"));
+    }
     let folder = [FormatArg::Lora, FormatArg::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
     sources
@@ -185,7 +194,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         .try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
-    let Loaded { path, format, mut adapter, mut notes, .. } = loaded;
+    let Loaded { path, bytes, format, mut adapter, mut notes, .. } = loaded;
     if let Some(base) = &args.base {
         let resolved = resolve_module_names(&adapter, &Base::open(base)?)?;
         adapter = resolved.adapter;
@@ -194,9 +203,16 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     check_names(&adapter, args.to)?;
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
-        let fitted = fit::fit(&adapter, fit::FitOptions { a_out, a_in, rank, max_error: args.max_error })?;
+        let split = Split { a_out: a_out as usize, a_in: a_in as usize };
+        let rank = rank as usize;
+        let fitted = fit::fit(&adapter, fit::FitOptions { split, rank, max_error: args.max_error })?;
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
+    }
+    let max_bytes = Some(args.max_size.unwrap_or(made_bytes(bytes)));
+    let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform, max_bytes };
+    if let OutputFormat::Lora(options) = &mut to {
+        *options = lora;
     }
     write(&adapter, to, &args.output, args.force)?;
     let ranks = if args.to == FormatArg::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
@@ -216,6 +232,13 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Parses the value of `--max-size`.
+fn max_size(text: &str) -> Result<u64, String> {
+    let Count(bytes) =
+        text.parse().map_err(|_| "it is not a number of bytes such as 500M or 8G, at least 1".to_string())?;
+    Ok(bytes)
+}
+
 /// Fails if PEFT could not find a module of the adapter in a model.
 fn check_names(adapter: &Adapter, to: FormatArg) -> Result<()> {
     let mut modules = adapter.layers().iter().map(|layer| layer.module());
@@ -228,13 +251,13 @@ fn check_names(adapter: &Adapter, to: FormatArg) -> Result<()> {
 }
 
 impl FormatArg {
-    /// Returns the adapter's format; `None` for that of a model.
-    const fn of(self, form: LoraOptions) -> Option<kron_adapter::OutputFormat> {
+    /// Returns the format of an adapter; `None` for that of a model.
+    fn adapter_format(self) -> Option<OutputFormat> {
         match self {
-            FormatArg::Kron => Some(kron_adapter::OutputFormat::Kron),
-            FormatArg::Lora => Some(kron_adapter::OutputFormat::Lora(form)),
-            FormatArg::PeftLokr => Some(kron_adapter::OutputFormat::PeftLokr),
-            FormatArg::Lycoris => Some(kron_adapter::OutputFormat::Lycoris),
+            FormatArg::Kron => Some(OutputFormat::Kron),
+            FormatArg::Lora => Some(OutputFormat::Lora(LoraOptions::default())),
+            FormatArg::PeftLokr => Some(OutputFormat::PeftLokr),
+            FormatArg::Lycoris => Some(OutputFormat::Lycoris),
             FormatArg::Hf => None,
         }
     }
@@ -249,7 +272,7 @@ impl Side {
     }
 }
 
-fn write(adapter: &Adapter, to: kron_adapter::OutputFormat, out: &Path, force: bool) -> Result<()> {
+fn write(adapter: &Adapter, to: OutputFormat, out: &Path, force: bool) -> Result<()> {
     let bar = progress::items(adapter.layers().len(), "layers");
     let contents = to.encode(adapter, &|layers| {
         bar.inc(layers);

@@ -1,10 +1,11 @@
 //! `kron diff A B`: the distance between two adapters of one model.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kron_adapter::algebra::Delta;
+use kron_adapter::algebra::{Delta, InnerCost};
+use kron_adapter::limits::{Budget, made_bytes, work};
 use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::{Adapter, Layer};
 use kron_adapter::{Loaded, lycoris};
@@ -71,8 +72,10 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let modules: Vec<&str> = modules.into_iter().collect();
     notes.extend(no_shared_module(&first, &second));
     let bar = progress::items(modules.len(), "layers");
+    let [ours, theirs] = [&first, &second].map(|loaded| by_module(&loaded.adapter));
+    check_cost(&modules, [&ours, &theirs], first.bytes + second.bytes)?;
     let parts = modules.par_iter().map(|module| {
-        let parts = Parts::new(first.adapter.layer(module), second.adapter.layer(module));
+        let parts = Parts::new(ours.get(module).copied(), theirs.get(module).copied());
         bar.inc(1);
         parts.map(|parts| (*module, parts)).map_err(|e| Error::data(format!("module {module}: {e}")))
     });
@@ -98,7 +101,8 @@ fn read(path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loa
 
 /// Returns a note when no module is in both adapters, so that each is compared with 0.
 fn no_shared_module(first: &Loaded, second: &Loaded) -> Option<String> {
-    let shared = modules(&first.adapter).any(|module| second.adapter.layer(module).is_some());
+    let theirs = by_module(&second.adapter);
+    let shared = modules(&first.adapter).any(|module| theirs.contains_key(module));
     let lycoris = |loaded: &Loaded| modules(&loaded.adapter).any(lycoris::is_lycoris);
     let hint =
         if lycoris(first) != lycoris(second) { "; --base MODEL gives LyCORIS's the model's own" } else { "" };
@@ -110,6 +114,27 @@ fn no_shared_module(first: &Loaded, second: &Loaded) -> Option<String> {
 
 fn modules(adapter: &Adapter) -> impl Iterator<Item = &str> {
     adapter.layers().iter().map(Layer::module)
+}
+
+fn by_module(adapter: &Adapter) -> HashMap<&str, &Layer> {
+    adapter.layers().iter().map(|layer| (layer.module(), layer)).collect()
+}
+
+/// Fails if the comparison takes more memory or work than the two files may.
+fn check_cost(modules: &[&str], layers: [&HashMap<&str, &Layer>; 2], bytes: u64) -> Result<()> {
+    /// Products of matrices are this much faster than the work that a file is limited to.
+    const SPEED: u64 = 64;
+    /// Most bytes of one module's two LoRAs.
+    const MEMORY: u64 = 1 << 28;
+    let mut all = Budget::work(bytes).with_limit(work(bytes).saturating_mul(SPEED));
+    for module in modules {
+        let [Some(ours), Some(theirs)] = layers.map(|layers| layers.get(module)) else { continue };
+        let cost = InnerCost::new(ours.shape(), theirs.shape());
+        let mut memory = Budget::bytes(bytes).with_limit(made_bytes(bytes).max(MEMORY));
+        memory.spend(format_args!("comparing module {module} by two LoRAs"), cost.bytes)?;
+        all.spend(format_args!("comparing module {module}"), cost.work)?;
+    }
+    Ok(())
 }
 
 /// ‖ΔW‖², ‖ΔW'‖² and ⟨ΔW, ΔW'⟩.

@@ -26,7 +26,7 @@ pub fn page(report: &Report) -> Result<String> {
         rows.iter().fold(axes.title(title), spectrum)
     });
     let spectra = Figure::new("Singular values of ΔW, one line for each layer, from the factors.", spectra);
-    let shares = report.layers.iter().map(|row| row.effective_rank / row.max_rank as f64);
+    let shares = report.layers.iter().filter_map(|row| Some(row.effective_rank? / row.max_rank as f64));
     let page = Page::new(&report.path)
         .summary(report.summary())
         .section("Spectrum")

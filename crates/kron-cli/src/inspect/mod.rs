@@ -24,7 +24,8 @@ pub use report::Report;
 #[command(after_help = concat!(
     "A is the outer factor, a_out × a_in. ‖ΔW‖ is the root of the sum of squares. The effective rank is\n",
     "exp of the entropy of σ / Σσ over the singular values σ (Roy and Vetterli 2007); the number after\n",
-    "\"of\" is the largest rank that the shape allows.\n\n",
+    "\"of\" is the largest rank that the shape allows. Singular values take at most 768 multiply-adds for\n",
+    "each byte of the file, or 2^29 for a small one; a layer beyond that has a note instead.\n\n",
     exit_codes!("shown", "the adapter is invalid"),
     "Examples:\n",
     "  kron inspect adapter.safetensors\n",

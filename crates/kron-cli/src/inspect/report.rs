@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kron_adapter::algebra::{Delta, effective_rank, scale64};
+use kron_adapter::limits::{size, work};
 use kron_adapter::{Format, Layer, Loaded, ScaleRule};
 use kron_core::Outer;
 use rayon::prelude::*;
@@ -45,7 +46,8 @@ pub(super) struct Row {
     params: usize,
     pub(super) max_rank: usize,
     norm: f64,
-    pub(super) effective_rank: f64,
+    /// `None` where the singular values take more work than the file may.
+    pub(super) effective_rank: Option<f64>,
     #[serde(skip)]
     pub(super) spectrum: Vec<f64>,
     #[serde(skip)]
@@ -55,17 +57,21 @@ pub(super) struct Row {
 impl Report {
     /// Computes norms and ranks of all layers.
     pub(super) fn new(loaded: Loaded) -> Self {
-        let Loaded { path, format, adapter, notes, .. } = loaded;
+        let Loaded { path, bytes, format, adapter, mut notes, .. } = loaded;
         let bar = progress::items(adapter.layers().len(), "layers");
-        let layers = adapter.layers().par_iter().map(|layer| {
-            let row = Row::new(layer);
+        let grants = grants(adapter.layers(), bytes);
+        let layers = adapter.layers().par_iter().zip(grants).map(|(layer, grant)| {
+            let row = Row::new(layer, grant);
             bar.inc(1);
             row
         });
+        let layers: Vec<Row> = layers.collect();
+        bar.finish_and_clear();
+        notes.extend(without_spectrum(&layers, bytes));
         Self {
             path,
             format,
-            layers: layers.collect(),
+            layers,
             params: adapter.params(),
             target_modules: adapter.target_modules().to_vec(),
             metadata: adapter.metadata().clone(),
@@ -84,7 +90,8 @@ impl Report {
             let size = format!("{}×{}", row.d_out, row.d_in);
             let split = if row.lora { "LoRA".into() } else { format!("{}×{}", row.a_out, row.a_in) };
             let rank = row.rank.map_or("full".into(), |r| r.to_string());
-            let effective = format!("{} of {}", short(row.effective_rank), row.max_rank);
+            let effective = row.effective_rank.map_or("–".into(), short);
+            let effective = format!("{effective} of {}", row.max_rank);
             let rest = [row.scaling.clone(), row.params.to_string(), short(row.norm), effective];
             [vec![row.module.clone(), size, split, rank], rest.to_vec()].concat()
         })
@@ -100,10 +107,40 @@ impl Report {
     }
 }
 
+/// Returns the multiply-adds that the singular values of each layer may take. The cheapest layers get what
+/// suffices; the others share what is left, which is enough where a large factor is of low rank.
+fn grants(layers: &[Layer], bytes: u64) -> Vec<u128> {
+    let costs: Vec<u128> = layers.iter().map(|layer| Delta::singular_work(layer.shape())).collect();
+    let mut order: Vec<usize> = (0..layers.len()).collect();
+    order.sort_by_key(|&i| costs[i]);
+    let (mut grants, mut left) = (vec![0; layers.len()], u128::from(work(bytes)));
+    for (done, &i) in order.iter().enumerate() {
+        grants[i] = costs[i].min(left / (layers.len() - done) as u128);
+        left -= grants[i];
+    }
+    grants
+}
+
+/// Returns a note on the layers whose singular values were not computed.
+fn without_spectrum(rows: &[Row], bytes: u64) -> Option<String> {
+    let mut without = rows.iter().filter(|row| row.effective_rank.is_none());
+    let first = &without.next()?.module;
+    let others = match without.count() {
+        0 => String::new(),
+        count => format!(" and {count} more layers"),
+    };
+    Some(format!(
+        "no effective rank and no spectrum of {first}{others}: a file of {} may take {:.1e} multiply-adds, and theirs would take more",
+        size(bytes.into()),
+        work(bytes) as f64
+    ))
+}
+
 impl Row {
-    fn new(layer: &Layer) -> Self {
-        let (shape, scaling) = (layer.shape(), layer.scaling());
-        let spectrum = Delta::new(layer).singular_values();
+    fn new(layer: &Layer, grant: u128) -> Self {
+        let (shape, scaling, delta) = (layer.shape(), layer.scaling(), Delta::new(layer));
+        let spectrum = delta.singular_values_within(grant);
+        let norm = spectrum.as_ref().map(|spectrum| spectrum.iter().map(|s| s * s).sum::<f64>().sqrt());
         Self {
             module: layer.module().into(),
             d_out: shape.d_out(),
@@ -121,9 +158,9 @@ impl Row {
             scale: scale64(scaling),
             params: shape.params(),
             max_rank: shape.max_rank(),
-            norm: spectrum.iter().map(|s| s * s).sum::<f64>().sqrt(),
-            effective_rank: effective_rank(&spectrum),
-            spectrum,
+            norm: norm.unwrap_or_else(|| delta.norm()),
+            effective_rank: spectrum.as_deref().map(effective_rank),
+            spectrum: spectrum.unwrap_or_default(),
             scaling: scaling.to_string(),
         }
     }

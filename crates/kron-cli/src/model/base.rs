@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use kron_adapter::io::Input;
 use kron_adapter::model_files::{CONFIG, INDEX, SINGLE, ShardIndex};
 use kron_adapter::resolve::BaseModel;
+use kron_adapter::text;
 use safetensors::Dtype;
 
 use super::config::Config;
@@ -106,8 +107,10 @@ impl Base {
         for (tensor, file) in map {
             if self.find(tensor).is_none_or(|(shard, _)| self.shards[shard].name != *file) {
                 return Err(Error::data(format!(
-                    "{}: {INDEX} puts tensor {tensor:?} into {file}, which does not have it",
-                    self.path()
+                    "{}: {INDEX} puts tensor {} into {}, which does not have it",
+                    self.path(),
+                    text::name(tensor),
+                    text::name(file)
                 )));
             }
         }
@@ -149,8 +152,10 @@ fn places(shards: &[Shard]) -> Result<HashMap<String, (usize, usize)>> {
         for (j, tensor) in shard.tensors.iter().enumerate() {
             if let Some((other, _)) = places.insert(tensor.name.clone(), (i, j)) {
                 return Err(Error::data(format!(
-                    "tensor {:?} is in {} and in {}, but a tensor has one place",
-                    tensor.name, shards[other].name, shard.name
+                    "tensor {} is in {} and in {}, but a tensor has one place",
+                    text::name(&tensor.name),
+                    shards[other].name,
+                    shard.name
                 )));
             }
         }

@@ -9,7 +9,6 @@
 
 mod budget;
 mod columns;
-mod count;
 mod paper;
 mod report;
 
@@ -23,8 +22,8 @@ use serde::Serialize;
 use crate::model::{Config, Layers, linear_layers};
 use crate::{Error, Result, TextOrJson};
 
+pub use crate::count::Count;
 pub use budget::Choices;
-pub use count::Count;
 pub use paper::Golden;
 pub use report::Report;
 
@@ -53,7 +52,7 @@ pub struct Args {
     /// A model's config.json, or the folder that holds it
     #[arg(long, conflicts_with = "paper", value_name = "PATH")]
     config: Option<PathBuf>,
-    /// Rank r of B·C
+    /// Rank r of B·C, at least 1
     #[arg(
         long,
         value_name = "N",
@@ -62,7 +61,7 @@ pub struct Args {
         conflicts_with_all = ["budget", "paper"]
     )]
     rank: u32,
-    /// Rows of A [default: the paper's rule]
+    /// Rows of A, at least 1 [default: the paper's rule]
     #[arg(
         long,
         value_name = "N",
@@ -71,7 +70,7 @@ pub struct Args {
         conflicts_with_all = ["split", "budget", "paper"]
     )]
     a_out: Option<u32>,
-    /// Columns of A [default: the paper's rule]
+    /// Columns of A, at least 1 [default: the paper's rule]
     #[arg(
         long,
         value_name = "N",
@@ -95,7 +94,7 @@ pub struct Args {
     /// List the shapes whose number of parameters is nearest to this one: 5708448, 840k, 5.7M
     #[arg(long, value_name = "PARAMS", conflicts_with = "paper")]
     budget: Option<Count>,
-    /// Number of shapes that --budget lists
+    /// Number of shapes that --budget lists, at least 1
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
     /// Print the parameter counts of the paper's tables
@@ -178,9 +177,9 @@ fn layers(args: &Args) -> Result<Layers> {
 
 /// Parses the value of `--split`.
 fn split(text: &str) -> Result<Split, &'static str> {
-    let side = |side: &str| side.trim().parse::<usize>().ok().filter(|&n| n > 0);
+    let side = |side: &str| side.trim().parse::<u32>().ok().filter(|&n| n > 0).map(|n| n as usize);
     match text.split_once(',').map(|(a_in, a_out)| (side(a_in), side(a_out))) {
         Some((Some(a_in), Some(a_out))) => Ok(Split { a_out, a_in }),
-        _ => Err("it is not two positive integers a_in,a_out"),
+        _ => Err("it is not two integers a_in,a_out, each from 1 to 4294967295"),
     }
 }

@@ -5,7 +5,7 @@ use kron_core::Split;
 use serde::Serialize;
 
 use super::columns::{Column, csv, table};
-use super::count::{grouped, saturated};
+use crate::count::{grouped, saturated};
 use crate::{Error, Result};
 
 /// The rank of the paper's Kron-LoRA.

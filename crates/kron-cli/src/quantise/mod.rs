@@ -42,7 +42,7 @@ pub struct Args {
     /// Bits of a value
     #[arg(long, value_enum)]
     bits: Bits,
-    /// Consecutive values that share a scale
+    /// Consecutive values that share a scale, at least 1
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     block: u32,
     /// Write the rounded factors, as float32

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use kron_adapter::io;
+use kron_adapter::{io, text};
 use kron_core::{Dtype, KronShape, LayerDims, Outer, Split};
 use serde::Deserialize;
 
@@ -111,8 +111,18 @@ impl Index {
             return Err(Error::usage(format!("{} is not a folder of golden cases", dir.display())));
         }
         let path = dir.join("index.json");
-        let index: Index = serde_json::from_slice(&io::read(&path, MAX_BYTES)?)
-            .map_err(|e| Error::data(format!("{} is not an index of golden cases: {e}", path.display())))?;
+        if !path.exists() {
+            return Err(Error::usage(format!(
+                "{} has no index.json, which lists the golden cases to compare with; a model or an adapter has none",
+                dir.display()
+            )));
+        }
+        let index: Index = serde_json::from_slice(&io::read(&path, MAX_BYTES)?).map_err(|e| {
+            Error::data(format!(
+                "{} is not an index of golden cases, which is {{\"cases\": [...]}} with the shape and the file of each: {e}",
+                path.display()
+            ))
+        })?;
         if index.cases.is_empty() {
             return Err(Error::data(format!("{} lists 0 cases, but needs at least 1", path.display())));
         }
@@ -190,6 +200,6 @@ impl Entry {
 
     /// Returns an error about this case.
     pub fn refuse(&self, what: impl std::fmt::Display) -> Error {
-        Error::data(format!("case {}: {what}", self.name))
+        Error::data(format!("case {}: {what}", text::name(&self.name)))
     }
 }

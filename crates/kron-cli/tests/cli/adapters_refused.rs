@@ -159,7 +159,7 @@ fn factors_that_are_wrong() {
     set(&w1, values(f32::NAN)).refused(&[&w1, "NaN", "finite"]);
     set(&w1, values(f32::INFINITY)).refused(&[&w1, "inf"]);
     set(&w1, Tensor::f32(&[6, 6, 1, 1], [1.0; 36])).refused(&[&w1, "2 dimensions", "convolutions"]);
-    set(&w1, Tensor::f32(&[0, 6], [])).refused(&["d_out is 0"]);
+    set(&w1, Tensor::f32(&[0, 6], [])).refused(&["every dimension of a factor is at least 1"]);
     set(&w2a, Tensor::f32(&[8, 3], [1.0; 24])).refused(&[&w2a, "3 columns", "2 rows"]);
     set(&w1, Tensor { dtype: Dtype::I32, shape: vec![6, 6], bytes: vec![0; 144] }).refused(&[&w1, "I32"]);
     let tenth = std::iter::repeat_n(0.1f64.to_le_bytes(), 36).flatten().collect();
@@ -179,7 +179,7 @@ fn factors_that_are_wrong() {
             file.insert(format!("{w1}_a"), Tensor::f32(&[20_000, 1], vec![1.0; 20_000]));
             file.insert(format!("{w1}_b"), Tensor::f32(&[1, 20_000], vec![1.0; 20_000]));
         })
-        .refused(&["20000 × 20000, but the limit is"]);
+        .refused(&["20000 × 20000, takes 1.6 GB"]);
     Peft::of("lokr").tensors(File::clear).refused(&["no tensors"]);
 }
 
@@ -268,7 +268,7 @@ fn loras_beyond_memory_are_refused() {
     });
     let (path, out) = (folder.0.path().to_str().unwrap(), folder.0.path().join("out"));
     let call = ["convert", "--to", "lora", path, out.to_str().unwrap(), "--side", "in"];
-    refuse(&call, 1, &["a LoRA of rank 120000", "limit"]);
+    refuse(&call, 1, &["a LoRA of rank 120000", "takes 230 GB", "--max-size"]);
     assert!(kron().args(&call[..5]).output().unwrap().status.success());
 }
 

@@ -3,6 +3,9 @@
 mod adapters;
 mod adapters_refused;
 mod convert;
+mod costly;
+mod escapes;
+
 mod fit;
 mod golden;
 mod hugging_face;
@@ -16,6 +19,7 @@ mod models;
 mod one_writer;
 mod overwriting;
 mod plan;
+mod ranges;
 mod refuse;
 mod speed;
 mod stopped;

@@ -305,7 +305,7 @@ fn calls_and_configurations_that_are_wrong() {
     fails(&["gpt-5"], 2, &["gpt-5", "mistral-7b", "--config"]);
     fails(&["distilbert", "--csv", "--json"], 2, &["--csv", "--json"]);
     fails(&["distilbert", "--split", "2"], 2, &["a_in,a_out"]);
-    fails(&["distilbert", "--split", "0,4"], 2, &["positive"]);
+    fails(&["distilbert", "--split", "0,4"], 2, &["from 1 to 4294967295"]);
     fails(&["distilbert", "--a-out", "4"], 2, &["--a-in"]);
     fails(&["distilbert", "--a-in", "2"], 2, &["--a-out"]);
     fails(&["distilbert", "--a-out", "0", "--a-in", "2"], 2, &["0 is not in 1.."]);

@@ -12,7 +12,7 @@ fn folders() {
     let empty = tempfile::tempdir().unwrap();
     assert_refused(&empty.path().join("nowhere"), &["nowhere", "not a folder"]);
     assert_refused(&golden().join("index.json"), &["index.json", "not a folder"]);
-    assert_refused(empty.path(), &["index.json", "cannot be read"]);
+    assert_refused(empty.path(), &["index.json", "has no index.json"]);
     std::fs::create_dir(empty.path().join("index.json")).unwrap();
     assert_refused(empty.path(), &["index.json", "not a regular file"]);
     // A model's folder is not a folder of cases.
