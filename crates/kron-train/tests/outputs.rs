@@ -278,17 +278,17 @@ fn an_interrupted_command_ends_with_130() {
     }
 }
 
-/// Limits the address space, so that the system refuses a thread's stack.
+/// Limits the address space below the stack of one thread, so that the system refuses it.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_system_without_threads_is_an_error() {
     let run = |limit: &str| -> Output {
         let script = format!("{limit} exec \"$0\" demo");
         let mut sh = Command::new("sh");
-        sh.args(["-c", &script, env!("CARGO_BIN_EXE_kron-train")]).env("RAYON_NUM_THREADS", "60000");
+        sh.args(["-c", &script, env!("CARGO_BIN_EXE_kron-train")]).env("RUST_MIN_STACK", "100000000000");
         sh.output().expect("sh")
     };
-    let ended = run("ulimit -v 1500000;");
+    let ended = run("ulimit -v 8000000;");
     let message = text(&ended.stderr);
     assert_eq!(ended.status.code(), Some(1), "{message}");
     assert!(message.starts_with("error: no threads can be started: "), "{message}");
