@@ -1,7 +1,7 @@
 //! Prints the predictions of docs/KERNELS.md: `cargo run -p kron-kernels --example floors`.
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split};
-use kron_kernels::{ARCHS, Plan, Problem};
+use kron_kernels::{ARCHS, LaunchPlan, Problem};
 
 fn main() -> Result<()> {
     let kron = KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)?;
@@ -26,8 +26,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn plan(shape: KronShape, dtype: Dtype, pass: Pass, rows: usize) -> Result<Plan> {
-    Plan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned: true })
+fn plan(shape: KronShape, dtype: Dtype, pass: Pass, rows: usize) -> Result<LaunchPlan> {
+    LaunchPlan::new(&Problem { shape, dtype, pass, rows, accumulate: true, aligned: true })
 }
 
 /// Prints the work of the two launches' blocks, in steps of 32 terms.

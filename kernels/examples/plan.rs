@@ -4,7 +4,7 @@
 //! `cargo run -p kron-kernels --example plan -- 1 16 64`
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
-use kron_kernels::{ARCHS, Plan, Problem};
+use kron_kernels::{ARCHS, LaunchPlan, Problem};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let shape = KronShape::kron(LayerDims { d_out: 4096, d_in: 4096 }, Split { a_out: 16, a_in: 2 }, 8)?;
@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let rows = rows.parse()?;
         for (name, pass) in [("forward", Pass::Forward), ("backward", Pass::Backward { dx: true })] {
             let problem = Problem { shape, dtype: Dtype::Bf16, pass, rows, accumulate: true, aligned: true };
-            println!("{name}, {rows} rows\n{}", Plan::new(&problem)?.display(h200));
+            println!("{name}, {rows} rows\n{}", LaunchPlan::new(&problem)?.display(h200));
         }
     }
     Ok(())

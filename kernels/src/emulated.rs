@@ -11,7 +11,7 @@ use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launcher::Launcher;
 use crate::params::KronParams;
-use crate::plan::{BLOCKS, Plan, Step};
+use crate::plan::{BLOCKS, LaunchPlan, Step};
 use kron_core::{Error, Result};
 
 /// Order in which threads run between two meetings.
@@ -139,8 +139,8 @@ impl Default for Emulated {
 }
 
 impl Launcher for Emulated {
-    fn plan(&self, problem: &Problem) -> Result<Plan> {
-        Plan::aimed_at(self.blocks, problem)
+    fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
+        LaunchPlan::aimed_at(self.blocks, problem)
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {

@@ -6,14 +6,14 @@ use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launcher::Launcher;
 use crate::params::KronParams;
-use crate::plan::{Parts, Plan};
+use crate::plan::{LaunchPlan, Parts};
 use crate::profile::Range;
 
 /// Queues the launches of a plan.
 pub(crate) fn run(
     on: &impl Launcher,
     problem: &Problem,
-    plan: &Plan,
+    plan: &LaunchPlan,
     mut p: KronParams,
     stream: StreamHandle,
 ) -> Result<()> {
@@ -34,7 +34,7 @@ pub(crate) fn run(
 /// Fills the parameters that do not depend on the pass.
 pub(crate) fn params(
     problem: &Problem,
-    plan: &Plan,
+    plan: &LaunchPlan,
     op: &KronOp,
     theta: u64,
     key: Option<DropoutKey>,

@@ -5,17 +5,17 @@ use kron_core::Result;
 use crate::Problem;
 use crate::device::StreamHandle;
 use crate::params::KronParams;
-use crate::plan::{Plan, Step};
+use crate::plan::{LaunchPlan, Step};
 
 /// Runs kernels by name: a GPU, or its emulation.
 pub trait Launcher {
-    /// Plans a problem with [`Plan::new`], so that the bits do not depend on the device. Tests override
+    /// Plans a problem with [`LaunchPlan::new`], so that the bits do not depend on the device. Tests override
     /// it for plans of few blocks.
     ///
     /// # Errors
-    /// As [`Plan::new`].
-    fn plan(&self, problem: &Problem) -> Result<Plan> {
-        Plan::new(problem)
+    /// As [`LaunchPlan::new`].
+    fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
+        LaunchPlan::new(problem)
     }
 
     /// Queues one launch on the stream.
@@ -30,7 +30,7 @@ pub trait Launcher {
 }
 
 impl<L: Launcher> Launcher for &L {
-    fn plan(&self, problem: &Problem) -> Result<Plan> {
+    fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
         (**self).plan(problem)
     }
 

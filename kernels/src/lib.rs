@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`Cuda`] implements kron-core's [`Backend`](kron_core::Backend) for device memory.
-//! A call goes one way: [`Problem`] → [`Plan`] → parameters → launch → `cuda/kernels/`.
+//! A call goes one way: [`Problem`] → [`LaunchPlan`] → parameters → launch → `cuda/kernels/`.
 //! The crate depends on no framework, and its calls allocate no device memory.
 //!
 //! Without features the crate only plans. The feature `cuda` launches on a GPU; `emulate`
@@ -46,5 +46,5 @@ pub use driver::{DeviceVec, Gpu};
 pub use emulated::{Async, Emulated, Schedule, Site};
 pub use launcher::Launcher;
 pub use names::{Name, kernels};
-pub use plan::{Plan, Step, workspace_len};
+pub use plan::{LaunchPlan, Step, workspace_len};
 pub use problem::Problem;

@@ -6,10 +6,10 @@ mod notice;
 use std::process::Command;
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
-use kron_kernels::{ARCHS, Plan, Problem};
+use kron_kernels::{ARCHS, LaunchPlan, Problem};
 
 /// Runs the script on kernels that together move `share` of the plan's bytes; returns its exit code and output.
-fn verdict(plan: &Plan, share: f64, kernels: usize) -> Option<(i32, String)> {
+fn verdict(plan: &LaunchPlan, share: f64, kernels: usize) -> Option<(i32, String)> {
     let folder = tempfile::tempdir().expect("a folder");
     let [csv, printed] = ["ncu.csv", "plan.txt"].map(|name| folder.path().join(name));
     let mut text = String::from(
@@ -45,7 +45,7 @@ fn more_than_five_per_cent_above_the_plan_fails() {
         .expect("legal");
     let (dtype, pass, rows) = (Dtype::Bf16, Pass::Forward, 4096);
     let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
-    let plan = Plan::new(&problem).expect("legal");
+    let plan = LaunchPlan::new(&problem).expect("legal");
     for (share, kernels, code, word) in
         [(1.04, 2, 0, "passed, 1.040"), (1.06, 2, 1, "FAILED, 1.060"), (1.0, 1, 1, "has not seen")]
     {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
 use kron_kernels::plan::BLOCKS;
 use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS};
-use kron_kernels::{ARCHS, Emulated, Plan, Problem, workspace_len};
+use kron_kernels::{ARCHS, Emulated, LaunchPlan, Problem, workspace_len};
 use proptest::prelude::*;
 
 fn shapes() -> impl Strategy<Value = KronShape> {
@@ -56,8 +56,8 @@ proptest! {
 
     #[test]
     fn every_legal_problem_has_a_plan_inside_the_limits(problem in problem()) {
-        let plan = Plan::new(&problem).expect("a legal problem");
-        prop_assert_eq!(&plan, &Plan::new(&problem).expect("a pure function"));
+        let plan = LaunchPlan::new(&problem).expect("a legal problem");
+        prop_assert_eq!(&plan, &LaunchPlan::new(&problem).expect("a pure function"));
         prop_assert_eq!(plan.steps.is_empty(), problem.rows == 0);
         let kernels = kernels();
         for step in &plan.steps {
@@ -90,7 +90,7 @@ fn a_workspace_serves_every_call_over_fewer_rows() {
                 let taken = Dtype::ALL.map(|dtype| {
                     [false, true].map(|aligned| {
                         let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned };
-                        Plan::new(&problem).map_or(0, |plan| plan.workspace)
+                        LaunchPlan::new(&problem).map_or(0, |plan| plan.workspace)
                     })
                 });
                 taken.into_iter().flatten().max().unwrap_or(0)
@@ -123,7 +123,7 @@ fn small_m_is_two_launches_in_each_direction() {
         for dtype in Dtype::ALL {
             for pass in [Pass::Forward, Pass::Backward { dx }] {
                 let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned };
-                let plan = Plan::aimed_at(blocks, &problem).expect("a legal problem");
+                let plan = LaunchPlan::aimed_at(blocks, &problem).expect("a legal problem");
                 prop_assert_eq!(plan.steps.len(), 2, "{:?}: {}", problem, plan);
                 prop_assert!(plan.workspace <= workspace_len(shape, pass, rows).expect("legal"), "{}", plan);
                 let (tensor_cores, [first, second]) =
@@ -190,7 +190,7 @@ fn paper(pass: Pass, rows: usize) -> Problem {
 
 #[test]
 fn a_plan_prints_what_it_launches() {
-    let plan = Plan::new(&paper(Pass::Forward, 4096)).expect("legal");
+    let plan = LaunchPlan::new(&paper(Pass::Forward, 4096)).expect("legal");
     let text = plan.to_string();
     assert!(text.contains("kron_down_bf16_r8") && text.contains("kron_up_bf16_r8"), "{text}");
     // X once, Y twice, T once, θ once.
@@ -200,7 +200,7 @@ fn a_plan_prints_what_it_launches() {
     assert!((plan.floor_us(h200) - bytes as f64 / 4.3e6).abs() < 1e-9);
 
     // Every parameter of the launches, and the time that the bytes allow.
-    let printed = |pass, rows| Plan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
+    let printed = |pass, rows| LaunchPlan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
     let lines = [
         "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles of 128, 128 chunks of 64 rows",
         "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 16 chunks of 1024 rows",
@@ -218,10 +218,10 @@ fn a_plan_prints_what_it_launches() {
 #[test]
 fn the_gpu_is_filled_from_one_token_on() {
     for rows in [1, 16, 64, 1024, 4096, 16384] {
-        let plan = Plan::new(&paper(Pass::Forward, rows)).expect("legal");
+        let plan = LaunchPlan::new(&paper(Pass::Forward, rows)).expect("legal");
         assert_eq!(plan.steps.len(), 2, "{plan}");
         assert!(plan.steps[0].grid >= 32, "{rows} rows: {plan}");
-        let plan = Plan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
+        let plan = LaunchPlan::new(&paper(Pass::Backward { dx: true }, rows)).expect("legal");
         assert_eq!(plan.steps.len(), if rows <= SMALL_M { 2 } else { 3 }, "{rows} rows: {plan}");
         assert!(plan.steps.iter().all(|s| s.grid >= 16), "{rows} rows: {plan}");
     }
@@ -233,7 +233,7 @@ fn the_gpu_is_filled_from_one_token_on() {
             for shape in [kron, KronShape::lora(LayerDims { d_out, d_in }, rank)].map(|f| f.expect("legal")) {
                 let passes = [Pass::Forward, Pass::Backward { dx: true }].into_iter();
                 let plans = passes.map(|pass| {
-                    Plan::new(&Problem { shape, pass, ..paper(Pass::Forward, 1) }).expect("legal")
+                    LaunchPlan::new(&Problem { shape, pass, ..paper(Pass::Forward, 1) }).expect("legal")
                 });
                 let least = if rank <= 8 && d_out > 1024 { 96 } else { 32 };
                 for plan in plans {
@@ -250,9 +250,9 @@ fn the_gpu_is_filled_from_one_token_on() {
         for rows in [1, 3, 16, 64] {
             let pass = Pass::Backward { dx: true };
             let problem = Problem { shape, dtype: Dtype::F32, pass, rows, accumulate: true, aligned: true };
-            let plan = Plan::new(&problem).expect("legal");
+            let plan = LaunchPlan::new(&problem).expect("legal");
             assert!(plan.steps.iter().all(|s| s.grid >= 96), "{rows} rows: {plan}");
-            let plan = Plan::new(&Problem { pass: Pass::Forward, ..problem }).expect("legal");
+            let plan = LaunchPlan::new(&Problem { pass: Pass::Forward, ..problem }).expect("legal");
             let least = if rows == 1 { 96 } else { 32 };
             assert!(plan.steps.iter().all(|s| s.grid >= least), "{rows} rows: {plan}");
         }
@@ -264,7 +264,7 @@ fn the_gpu_is_filled_from_one_token_on() {
 fn the_page_lists_the_blocks_at_small_m() {
     let page = include_str!("../../docs/KERNELS.md");
     for rows in [1, 16, 64] {
-        let plan = |pass| Plan::new(&paper(pass, rows)).expect("legal");
+        let plan = |pass| LaunchPlan::new(&paper(pass, rows)).expect("legal");
         let grids = [Pass::Forward, Pass::Backward { dx: true }].map(plan);
         let grids: Vec<_> = grids.iter().flat_map(|p| &p.steps).map(|step| step.grid.to_string()).collect();
         let line = format!("| {rows} | {} |\n", grids.join(" | "));
@@ -284,7 +284,9 @@ fn every_kernel_is_in_some_plan() {
         for dtype in Dtype::ALL {
             for (pass, rows) in passes.into_iter().flatten() {
                 let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
-                used.extend(Plan::new(&problem).expect("legal").steps.iter().map(|s| s.kernel.to_string()));
+                used.extend(
+                    LaunchPlan::new(&problem).expect("legal").steps.iter().map(|s| s.kernel.to_string()),
+                );
             }
         }
     }
@@ -296,9 +298,10 @@ fn every_kernel_is_in_some_plan() {
 #[test]
 fn impossible_sizes_are_refused_with_the_numbers() {
     let wide = KronShape::lora(LayerDims { d_out: 1 << 20, d_in: 8 }, 1 << 20).expect("legal on a CPU");
-    let wide =
-        Plan::new(&Problem { shape: wide, ..paper(Pass::Forward, 1) }).expect_err("too many").to_string();
+    let wide = LaunchPlan::new(&Problem { shape: wide, ..paper(Pass::Forward, 1) })
+        .expect_err("too many")
+        .to_string();
     assert!(wide.contains("b_out·rank is 1099511627776"), "{wide}");
-    let long = Plan::new(&paper(Pass::Forward, 1 << 40)).expect_err("too many blocks").to_string();
+    let long = LaunchPlan::new(&paper(Pass::Forward, 1 << 40)).expect_err("too many blocks").to_string();
     assert!(long.contains("but a grid has at most 2147483647"), "{long}");
 }

@@ -8,7 +8,7 @@ use kron_adapter::{ScaleRule, Scaling};
 use kron_core::{
     Backend, Cpu, Dropout, Dtype, Inner, KronOp, KronShape, LayerDims, Outer, Pass, Scale, Split,
 };
-use kron_kernels::{Plan, Problem, workspace_len};
+use kron_kernels::{LaunchPlan, Problem, workspace_len};
 use proptest::prelude::*;
 
 /// Small numbers, powers of two and their neighbours, products of a few primes, and any others.
@@ -63,7 +63,7 @@ proptest! {
             }
             for (dtype, aligned) in [(Dtype::F32, false), (Dtype::F16, true), (Dtype::Bf16, true)] {
                 let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned };
-                if let Ok(plan) = Plan::new(&problem) {
+                if let Ok(plan) = LaunchPlan::new(&problem) {
                     prop_assert!(plan.workspace < isize::MAX as usize, "{plan}");
                 }
             }

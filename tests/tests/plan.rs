@@ -1,8 +1,8 @@
 //! The planner against the counts that the paper and PEFT arrive at.
 
 use kron_adapter::plan::{
-    Budget, Family, LayerSide, Linear, MAX_DIM, Method, Model, Note, PRESETS, Plan, divisors, fit_split,
-    legal_splits, multiply_adds, paper_split, peft_factorization, preset, saved_elements, search,
+    AdapterPlan, Budget, Family, LayerSide, Linear, MAX_DIM, Method, Model, Note, PRESETS, divisors,
+    fit_split, legal_splits, multiply_adds, paper_split, peft_factorization, preset, saved_elements, search,
 };
 use kron_core::{Inner, KronShape, LayerDims, Split};
 use serde::Deserialize;
@@ -11,8 +11,8 @@ fn model(name: &str) -> Model {
     preset(name).unwrap()
 }
 
-fn plan(name: &str, method: Method) -> Plan {
-    Plan::new(&model(name), method).unwrap()
+fn plan(name: &str, method: Method) -> AdapterPlan {
+    AdapterPlan::new(&model(name), method).unwrap()
 }
 
 fn kron(split: Split, rank: usize) -> Method {
@@ -20,7 +20,7 @@ fn kron(split: Split, rank: usize) -> Method {
 }
 
 /// Adapter parameters of the rows whose name passes the filter.
-fn params_of(plan: &Plan, keep: impl Fn(&str) -> bool) -> u64 {
+fn params_of(plan: &AdapterPlan, keep: impl Fn(&str) -> bool) -> u64 {
     let rows = plan.rows.iter().filter(|row| keep(row.linear.name()));
     rows.map(|row| u64::from(row.linear.count()) * row.shape.params() as u64).sum()
 }
@@ -346,7 +346,7 @@ fn the_budget_search_finds_what_trying_everything_finds() {
     for a_in in divisors(24) {
         for a_out in divisors(24) {
             for rank in 1..=24 {
-                let plan = Plan::new(&model, kron(Split { a_out, a_in }, rank)).unwrap();
+                let plan = AdapterPlan::new(&model, kron(Split { a_out, a_in }, rank)).unwrap();
                 let fits = plan.rows.iter().all(|r| rank <= r.shape.b_out().min(r.shape.c_in()));
                 if fits {
                     all.push(plan.trained_params());
@@ -379,7 +379,7 @@ fn every_family_comes_near_the_papers_budget() {
     for family in [Family::Kron, Family::Lora, Family::Krona, Family::Lokr] {
         let choices = search(&mistral, family, Budget::Nearest(5_710_000)).unwrap();
         for choice in &choices {
-            let plan = Plan::new(&mistral, choice.method).unwrap();
+            let plan = AdapterPlan::new(&mistral, choice.method).unwrap();
             assert_eq!(plan.trained_params(), choice.trained_params, "{}", choice.method);
             assert_eq!(plan.rank_sum(), choice.rank_sum, "{}", choice.method);
             assert_eq!(plan.is_exact(), choice.exact, "{}", choice.method);

@@ -6,6 +6,7 @@ mod cli;
 mod docs;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -27,6 +28,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit code of a run that a signal stopped, after it saved.
 const STOPPED: u8 = 130;
+
+/// Prints a line on the standard output. A closed pipe is not an error, and a text from a file gives
+/// a terminal no command.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        let line = format!($($line)*);
+        // Results are in the output folder too, so that a full disk behind the output loses nothing.
+        let _ = writeln!(std::io::stdout().lock(), "{}", kron_adapter::text::printable(&line));
+    }};
+}
 
 fn main() -> ExitCode {
     allocator::keep_blocks();
@@ -61,25 +72,25 @@ fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
         check_not_overwriting(file, &output.path)?;
     }
     let config = settings.config()?;
-    print!("{}", config.text()?);
+    say!("{}", config.text()?.trim_end());
     let (weights, tokenizer) = load(&config)?;
     let data = Dataset::read(&config, &tokenizer)?;
     let outcome = run(&config, &weights, &data, Some(&output), &Stop::on_signals()?, &Progress::Shown)?;
     if outcome.stopped {
-        println!("stopped and saved: pass --resume to continue");
+        say!("stopped and saved: pass --resume to continue");
         return Ok(ExitCode::from(STOPPED));
     }
-    println!(
+    say!(
         "{}, {} trained parameters without the head",
         outcome.learner.description(),
         outcome.learner.body_params()
     );
     for (name, score) in [("validation", outcome.validation), ("test", outcome.test)] {
         if let Some(score) = score {
-            println!("{name}: {score}");
+            say!("{name}: {score}");
         }
     }
-    println!("report: {}", output.path.join("report.html").display());
+    say!("report: {}", output.path.join("report.html").display());
     if outcome.learner.adapters().is_some() {
         print_next(&config, &output.path);
     }
@@ -90,19 +101,19 @@ fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
 fn print_next(config: &Config, folder: &Path) {
     let adapter = folder.join("adapter.safetensors");
     let (adapter, model) = (adapter.display(), &config.model);
-    println!("adapter: {adapter}");
-    println!("next:");
-    println!("  kron inspect {adapter}");
-    println!("  kron convert {adapter} {} --to lora", folder.join("lora").display());
+    say!("adapter: {adapter}");
+    say!("next:");
+    say!("  kron inspect {adapter}");
+    say!("  kron convert {adapter} {} --to lora", folder.join("lora").display());
     if model.is_dir() {
-        println!("  kron merge {} {adapter} {}", model.display(), folder.join("merged").display());
+        say!("  kron merge {} {adapter} {}", model.display(), folder.join("merged").display());
     }
 }
 
 fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
     check_not_overwriting(grid, out)?;
     let grid = ComparisonGrid::read(grid)?;
-    print!("{}", grid.text()?);
+    say!("{}", grid.text()?.trim_end());
     let (weights, tokenizer) = load(&grid.base)?;
     let data = Dataset::read(&grid.base, &tokenizer)?;
     let stop = Stop::on_signals()?;
@@ -112,7 +123,7 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCod
         if runs == Some(done) {
             stop.request();
         }
-        println!(
+        say!(
             "{} learning rate {:e} seed {}: validation {:.4}, test {:.4}, {:.0} ms a step",
             trial.name,
             trial.lr,
@@ -123,9 +134,9 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCod
         );
     };
     let trials = compare::compare(&grid, &weights, &data, out, &stop, &Progress::Shown, print_trial)?;
-    print!("{}", compare::markdown(&compare::summarise(&grid, &trials)));
+    say!("{}", compare::markdown(&compare::summarise(&grid, &trials)).trim_end());
     if let Some(part) = grid.unfinished(&trials) {
-        println!("{part}: repeat the command to continue with the others");
+        say!("{part}: repeat the command to continue with the others");
     }
     // `--runs` also ends a study early, as asked.
     Ok(if stop.is_requested() && runs != Some(done) { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS })
@@ -134,12 +145,12 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCod
 fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
     settings.file().map_or(Ok(()), |file| check_not_overwriting(file, out))?;
     let config = settings.config()?;
-    print!("{}", config.text()?);
+    say!("{}", config.text()?.trim_end());
     let (weights, tokenizer) = load(&config)?;
     let data = read_domains(&config, &tokenizer, domains)?;
     let tasks: Vec<(&str, &Dataset)> = domains.iter().map(|name| (name.as_str(), &data[name])).collect();
     let chain = sequential(&config, &weights, &tasks, out, &Stop::on_signals()?, &Progress::Shown)?;
-    println!(
+    say!(
         "final mean {:.1} %, backward transfer {:+.1} points, forgetting {:.1} points",
         100.0 * chain.final_mean(),
         100.0 * chain.backward_transfer(),
@@ -151,18 +162,23 @@ fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
 fn run_chains(grid: &Path, out: &Path) -> Result<()> {
     check_not_overwriting(grid, out)?;
     let grid = ChainGrid::read(grid)?;
-    print!("{}", grid.text()?);
+    say!("{}", grid.text()?.trim_end());
     let (weights, tokenizer) = load(&grid.base)?;
     let data = read_domains(&grid.base, &tokenizer, &grid.domains())?;
     let print_result = |r: &ChainResult| {
-        println!(
+        say!(
             "{} {} seed {}: final mean {:.4}, backward transfer {:+.4}, forgetting {:.4}",
-            r.name, r.order, r.seed, r.final_mean, r.backward_transfer, r.forgetting
+            r.name,
+            r.order,
+            r.seed,
+            r.final_mean,
+            r.backward_transfer,
+            r.forgetting
         );
     };
     let stop = Stop::on_signals()?;
     let results = chains::run(&grid, &weights, &data, out, &stop, &Progress::Shown, print_result)?;
-    print!("{}", chains::markdown(&chains::summarise(&grid, &results)));
+    say!("{}", chains::markdown(&chains::summarise(&grid, &results)).trim_end());
     Ok(())
 }
 
@@ -182,13 +198,17 @@ fn read_domains(
 fn run_demo(seed: u64) -> Result<()> {
     let print_step = |method: &str, step: u64, loss: f64| {
         if step.is_multiple_of(50) {
-            println!("{method} step {step}: loss {loss:.5}");
+            say!("{method} step {step}: loss {loss:.5}");
         }
     };
     for result in demo::demo(seed, print_step)? {
-        println!(
+        say!(
             "{}: {} parameters, loss {:.5} → {:.5}, ‖ΔW − planted‖ / ‖planted‖ = {:.3}",
-            result.method, result.params, result.loss.0, result.loss.1, result.distance
+            result.method,
+            result.params,
+            result.loss.0,
+            result.loss.1,
+            result.distance
         );
     }
     Ok(())

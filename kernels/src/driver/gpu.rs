@@ -10,7 +10,7 @@ use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launcher::Launcher;
 use crate::params::KronParams;
-use crate::plan::{BLOCKS, Plan, Step};
+use crate::plan::{BLOCKS, LaunchPlan, Step};
 use kron_core::{Error, Result};
 
 /// A device's primary context with the kernels loaded. Frameworks on the CUDA runtime
@@ -94,8 +94,8 @@ impl Gpu {
 }
 
 impl Launcher for Gpu {
-    fn plan(&self, problem: &Problem) -> Result<Plan> {
-        Plan::aimed_at(self.blocks, problem)
+    fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
+        LaunchPlan::aimed_at(self.blocks, problem)
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {

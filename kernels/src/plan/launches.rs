@@ -38,7 +38,7 @@ pub struct Parts {
 
 /// The launches of one call, in order, and the scratch they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct LaunchPlan {
     /// The launches; empty if there is nothing to compute.
     pub steps: ArrayVec<Step, 8>,
     /// Parts of T; with one part `down` writes T directly.
@@ -67,7 +67,7 @@ pub struct Plan {
     pub bytes: u128,
 }
 
-impl Plan {
+impl LaunchPlan {
     /// Lower bound of the time on `arch` in µs: floor bytes over its copy rate.
     /// A prediction, not a measurement.
     pub fn floor_us(&self, arch: &Arch) -> f64 {
@@ -84,7 +84,7 @@ impl Plan {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for LaunchPlan {
     /// Prints one line for each launch, then the parts of sums, then scratch and bytes.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for s in &self.steps {

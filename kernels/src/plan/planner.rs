@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use super::columns::{Cols, even, even_columns, narrow};
 use super::cost;
-use super::launches::{Parts, Plan, Step};
+use super::launches::{LaunchPlan, Parts, Step};
 use crate::names::{Tile, name};
 use crate::problem::{Problem, check_rows, check_sizes};
 use crate::tiles::{self, ROWS, SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, simt_cols, simt_shared};
@@ -24,7 +24,7 @@ pub(super) const RESERVED: usize = 64;
 /// Largest number of blocks of a grid.
 const MAX_GRID: u128 = i32::MAX as u128;
 
-impl Plan {
+impl LaunchPlan {
     /// Plans a problem.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Plan {
     /// steps even in a small problem, which tests need.
     ///
     /// # Errors
-    /// As [`Plan::new`].
+    /// As [`LaunchPlan::new`].
     pub fn aimed_at(blocks: usize, problem: &Problem) -> Result<Self> {
         Planner::new(problem, blocks).plan()
     }
@@ -62,14 +62,14 @@ pub(super) fn longest_chunk(shape: &KronShape) -> usize {
 struct Planner<'a> {
     problem: &'a Problem,
     blocks: usize,
-    plan: Plan,
+    plan: LaunchPlan,
 }
 
 impl<'a> Planner<'a> {
     /// Starts with an empty plan whose splits aim at `blocks`.
     fn new(problem: &'a Problem, blocks: usize) -> Self {
         let none = Parts::default();
-        let plan = Plan {
+        let plan = LaunchPlan {
             steps: ArrayVec::new(),
             t: Parts { offset: 0, count: 1 },
             t_slice: problem.shape.c_in(),
@@ -88,7 +88,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Builds the plan.
-    fn plan(mut self) -> Result<Plan> {
+    fn plan(mut self) -> Result<LaunchPlan> {
         check_sizes(&self.problem.shape)?;
         check_rows(&self.problem.shape, self.problem.rows)?;
         if self.problem.rows > 0 {
@@ -366,7 +366,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds the byte counts.
-    fn finish(mut self) -> Plan {
+    fn finish(mut self) -> LaunchPlan {
         let (p, shape) = (self.problem, &self.problem.shape);
         let (n, e, params) = (p.rows as u128, p.dtype.size() as u128, shape.params() as u128);
         let (d_in, d_out, t_row) = (shape.d_in() as u128, shape.d_out() as u128, shape.t_row() as u128);

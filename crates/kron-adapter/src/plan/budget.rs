@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use kron_core::{KronShape, Split};
 
-use super::layers::Plan;
+use super::layers::AdapterPlan;
 use super::method::{Method, lokr_max_rank};
 use super::model::Model;
 use super::split::divisors;
@@ -33,7 +33,7 @@ pub enum Family {
     Lokr,
 }
 
-/// A method and its totals; [`Plan::new`] gives its layers.
+/// A method and its totals; [`AdapterPlan::new`] gives its layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The method, with its rank.
@@ -59,9 +59,9 @@ pub struct Choice {
 pub fn search(model: &Model, family: Family, budget: Budget) -> Result<Vec<Choice>> {
     let mut choices = Vec::new();
     for method in candidates(model, family) {
-        let plan = Plan::new(model, method)?;
+        let plan = AdapterPlan::new(model, method)?;
         let Some(rank) = best_rank(&plan, budget) else { continue };
-        let plan = Plan::new(model, method.with_rank(rank))?;
+        let plan = AdapterPlan::new(model, method.with_rank(rank))?;
         if budget.allows(plan.trained_params()) {
             choices.push(Choice {
                 method: plan.method,
@@ -93,7 +93,7 @@ fn candidates(model: &Model, family: Family) -> Vec<Method> {
 
 /// Returns the rank that brings a plan of rank 1 nearest to the budget. Every rank
 /// adds the same number of parameters, so one division finds it.
-fn best_rank(at_one: &Plan, budget: Budget) -> Option<usize> {
+fn best_rank(at_one: &AdapterPlan, budget: Budget) -> Option<usize> {
     let limit = |shape: &KronShape| match at_one.method {
         Method::Kron { .. } | Method::Lora { .. } => shape.b_out().min(shape.c_in()),
         Method::Krona { .. } => 1,

@@ -9,7 +9,7 @@ use crate::Result;
 
 /// One method on one model: a shape for every layer, and the counts.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct AdapterPlan {
     /// The planned method.
     pub method: Method,
     /// One row per kind of layer, in the model's order.
@@ -29,7 +29,7 @@ pub struct Row {
     pub notes: Vec<Note>,
 }
 
-impl Plan {
+impl AdapterPlan {
     /// Gives every layer its shape.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! Choosing an adapter's shapes: a [`Model`]'s linear layers and a [`Method`] give a
-//! [`Plan`]; [`search`] finds the methods nearest to a [`Budget`].
+//! [`AdapterPlan`]; [`search`] finds the methods nearest to a [`Budget`].
 //!
 //! Everything here is a pure function on small printable values. Every method has
 //! the form ΔW = s·A ⊗ M with M full or of low rank, so that a planned layer is a
@@ -13,11 +13,11 @@
 //! | LoKr | PEFT's factorization of each side | rank r, or full where r is large |
 //!
 //! ```
-//! use kron_adapter::plan::{Budget, Family, Method, Plan, preset, search};
+//! use kron_adapter::plan::{Budget, Family, Method, AdapterPlan, preset, search};
 //!
 //! let model = preset("LLaMA-3-8B").expect("a preset");
-//! let plan = Plan::new(&model, Method::paper(&model, 8))?;
-//! assert!(plan.trained_params() < Plan::new(&model, Method::Lora { rank: 8 })?.trained_params());
+//! let plan = AdapterPlan::new(&model, Method::paper(&model, 8))?;
+//! assert!(plan.trained_params() < AdapterPlan::new(&model, Method::Lora { rank: 8 })?.trained_params());
 //!
 //! let best = &search(&model, Family::Kron, Budget::AtMost(6_000_000))?[0];
 //! assert!(best.trained_params <= 6_000_000);
@@ -32,7 +32,7 @@ mod presets;
 mod split;
 
 pub use budget::{Budget, Choice, Family, search};
-pub use layers::{Plan, Row, multiply_adds, saved_elements};
+pub use layers::{AdapterPlan, Row, multiply_adds, saved_elements};
 pub use method::Method;
 pub use model::{Linear, MAX_DIM, Model};
 pub use presets::{PRESETS, preset};

@@ -1,6 +1,6 @@
 //! Parameter counts of the paper's tables, from the code that plans.
 
-use kron_adapter::plan::{Method, Model, PRESETS, Plan, preset};
+use kron_adapter::plan::{AdapterPlan, Method, Model, PRESETS, preset};
 use kron_core::Split;
 use serde::Serialize;
 
@@ -82,13 +82,13 @@ impl Counts {
         let Method::Kron { split, .. } = method else {
             return Err(Error::usage("the paper's method is Kron-LoRA"));
         };
-        let kron = Plan::new(model, method).map_err(Error::into_usage)?;
-        let lora = Plan::new(model, Method::Lora { rank: lora_rank }).map_err(Error::into_usage)?;
-        let head = |plan: &Plan| {
+        let kron = AdapterPlan::new(model, method).map_err(Error::into_usage)?;
+        let lora = AdapterPlan::new(model, Method::Lora { rank: lora_rank }).map_err(Error::into_usage)?;
+        let head = |plan: &AdapterPlan| {
             let heads = plan.rows.iter().filter(|row| row.linear.name() == "lm_head");
             heads.map(|row| u64::from(row.linear.count()) * row.shape.params() as u64).sum::<u64>()
         };
-        let body = |plan: &Plan| saturated(plan.adapter_params()) - head(plan);
+        let body = |plan: &AdapterPlan| saturated(plan.adapter_params()) - head(plan);
         Ok(Self {
             model: model.name().into(),
             a_in: split.a_in,

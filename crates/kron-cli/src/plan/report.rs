@@ -1,6 +1,8 @@
 //! Plan of one method on one model: costs layer by layer, and compared with other methods.
 
-use kron_adapter::plan::{Budget, Family, Method, Model, Plan, Row, multiply_adds, saved_elements, search};
+use kron_adapter::plan::{
+    AdapterPlan, Budget, Family, Method, Model, Row, multiply_adds, saved_elements, search,
+};
 use kron_core::{KronShape, Split};
 use serde::Serialize;
 
@@ -94,10 +96,10 @@ impl Report {
     /// # Errors
     /// A layer cannot have the split or the rank.
     pub fn new(model: &Model, method: Method, notes: Vec<String>) -> Result<Self> {
-        let plan = Plan::new(model, method).map_err(Error::into_usage)?;
-        let methods = rivals(model, &plan)?
-            .into_iter()
-            .map(|(why, method)| Ok(Costs::new(why, &Plan::new(model, method).map_err(Error::into_usage)?)));
+        let plan = AdapterPlan::new(model, method).map_err(Error::into_usage)?;
+        let methods = rivals(model, &plan)?.into_iter().map(|(why, method)| {
+            Ok(Costs::new(why, &AdapterPlan::new(model, method).map_err(Error::into_usage)?))
+        });
         Ok(Self {
             model: model.name().into(),
             hidden: model.hidden(),
@@ -221,7 +223,7 @@ fn rank(rank: Option<usize>) -> String {
 }
 
 /// Returns the planned method and those it is compared with, each with its reason.
-fn rivals(model: &Model, plan: &Plan) -> Result<Vec<(&'static str, Method)>> {
+fn rivals(model: &Model, plan: &AdapterPlan) -> Result<Vec<(&'static str, Method)>> {
     let (rank, split) = match plan.method {
         Method::Kron { rank, split } => (rank, Some(split)),
         _ => (1, None),
@@ -265,7 +267,7 @@ impl Layer {
 }
 
 impl Costs {
-    fn new(why: &'static str, plan: &Plan) -> Self {
+    fn new(why: &'static str, plan: &AdapterPlan) -> Self {
         Self {
             why,
             method: plan.method.to_string(),

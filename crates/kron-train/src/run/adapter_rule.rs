@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kron_adapter::plan::{Budget, Family, Linear, Method as Rule, Model, Plan, paper_split, search};
+use kron_adapter::plan::{AdapterPlan, Budget, Family, Linear, Method as Rule, Model, paper_split, search};
 use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split};
 
@@ -57,7 +57,7 @@ impl AdapterRule {
         let scaling = Scaling::new(config.alpha, rank, ScaleRule::AlphaOverR)?;
         let (dropout, fused) = (Dropout::new(config.dropout)?, config.fused);
         // Before anything is allocated: a rank may be far beyond the layers' sizes.
-        let (params, elements) = (Plan::new(&model, rule)?.adapter_params(), weights.elements());
+        let (params, elements) = (AdapterPlan::new(&model, rule)?.adapter_params(), weights.elements());
         if params > MAX_RATIO * elements {
             return Err(invalid(format!(
                 "adapters of {rule} have {params} parameters, but at most {MAX_RATIO} times the {elements} of the \
@@ -140,7 +140,7 @@ fn matched(model: &Model, rule: Rule, params: u64) -> Result<Rule> {
         return choices.first().map(|c| c.method).ok_or_else(|| invalid("KronA has no shape on this model"));
     }
     let off = |rank| -> Result<u128> {
-        Ok(Plan::new(model, rule.with_rank(rank))?.adapter_params().abs_diff(params.into()))
+        Ok(AdapterPlan::new(model, rule.with_rank(rank))?.adapter_params().abs_diff(params.into()))
     };
     let (mut best, mut nearest) = (1, off(1)?);
     for rank in 2..=model.hidden() {
