@@ -146,7 +146,7 @@ mod tests {
     use std::collections::{BTreeSet, HashSet};
 
     use kron_core::{Dtype, Pass};
-    use kron_kernels::{AdapterPlan, Problem};
+    use kron_kernels::{LaunchPlan, Problem};
 
     use super::*;
 
@@ -170,7 +170,7 @@ mod tests {
             let passes = [Pass::Forward, Pass::Backward { dx: true }].map(|pass| (pass, rows));
             for (pass, rows) in passes.into_iter().chain([(Pass::Merge, s.d_out())]) {
                 let problem = Problem { shape: s, dtype, pass, rows, accumulate: true, aligned };
-                let plan = AdapterPlan::new(&problem).expect("legal");
+                let plan = LaunchPlan::new(&problem).expect("legal");
                 names.extend(plan.steps.iter().map(|step| step.kernel.to_string()));
             }
         }

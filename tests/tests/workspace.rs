@@ -2,7 +2,7 @@
 //! n·a_in·r, the workspace O(θ) plus the ranks of the tokens in flight, and
 //! there is neither a ΔW nor a second Y.
 
-use kron_adapter::plan::{LaunchPlan, Method, PRESETS, preset};
+use kron_adapter::plan::{AdapterPlan, Method, PRESETS, preset};
 use kron_core::{Backend, Cpu, KronOp, KronShape, Pass, Scale};
 use kron_tests::backends;
 
@@ -12,10 +12,10 @@ fn shapes() -> Vec<(String, KronShape)> {
     let plans = models.flat_map(|model| {
         let methods = [8, 64].into_iter().flat_map(|r| [Method::paper(&model, r), Method::Lora { rank: r }]);
         methods
-            .map(|m| (model.name().to_owned(), LaunchPlan::new(&model, m).expect("legal")))
+            .map(|m| (model.name().to_owned(), AdapterPlan::new(&model, m).expect("legal")))
             .collect::<Vec<_>>()
     });
-    let named = |(model, plan): (String, LaunchPlan)| {
+    let named = |(model, plan): (String, AdapterPlan)| {
         let rows = plan.rows.into_iter();
         rows.map(move |row| (format!("{model} {}: {}", row.linear.name(), row.shape), row.shape))
     };
