@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use crate::io::{IfExists, OutputLock, temporary_folder, write_atomic};
+use crate::io::{IfExists, OutputLock, remove_leftovers, temporary_folder, write_atomic};
 use crate::{Error, Progress, Result, Suggestion};
 
 /// Number of bytes between two calls of `progress`.
@@ -110,9 +110,12 @@ fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progres
         _ => {}
     }
     fs::rename(&new, out).map_err(|e| {
-        // Put the old one back; if even that fails, the first error is reported.
-        let _ = fs::rename(&old, out);
-        refused(e)
+        if !old.exists() || fs::rename(&old, out).is_ok() {
+            return refused(e);
+        }
+        // The temporary folder has the only copy now, so that it stays.
+        let kept = temp.keep().join("old");
+        Error::io(format!("{} is now {}", out.display(), kept.display()), e)
     })
 }
 
@@ -132,6 +135,7 @@ fn exchange(_new: &Path, _out: &Path) -> bool {
 
 /// Fails if the folder holds anything but an adapter and its card, which replacing it would lose.
 fn check_replaceable(out: &Path, files: &[(&'static str, Vec<u8>)]) -> Result<()> {
+    remove_leftovers(out);
     let Ok(entries) = fs::read_dir(out) else { return Ok(()) };
     for entry in entries {
         let entry = entry.map_err(|e| Error::io(out.display(), e))?;

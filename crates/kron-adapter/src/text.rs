@@ -61,6 +61,25 @@ fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
     replaced(text, is_obeyed)
 }
 
+/// Escapes characters of a JSON text that a terminal would obey; its values stay the same.
+///
+/// ```
+/// use kron_adapter::text::printable_json;
+///
+/// assert_eq!(printable_json("\"a\u{9b}31m\""), r#""a\u009b31m""#);
+/// ```
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    let is_bad = |c: char| is_obeyed(c) && c != '\n';
+    if !json.contains(is_bad) {
+        return json.into();
+    }
+    let escaped = json.chars().map(|c| match is_bad(c) {
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => c.to_string(),
+    });
+    escaped.collect::<String>().into()
+}
+
 fn replaced(text: Cow<'_, str>, is_bad: fn(char) -> bool) -> Cow<'_, str> {
     if text.contains(is_bad) { text.replace(is_bad, "\u{fffd}").into() } else { text }
 }

@@ -6,15 +6,32 @@ use kron_adapter::io;
 use kron_adapter::peft::{self, CONFIG, WEIGHTS};
 
 use crate::Result;
+use crate::model::{self, Base};
 
-/// Fails if `out`, a folder or a file, is `source` or holds it, or is a file in the folder `source`.
+/// Fails if `out`, a folder or a file, is `source` or holds it, is a file in the folder `source`, or
+/// holds a file that an adapter in that folder links to.
 ///
 /// # Errors
 /// A usage error with both names.
 pub fn check_not_overwriting(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
     let source = peft::folder(source).unwrap_or(source);
     io::check_not_overwriting(source, out)?;
+    if source.is_dir() {
+        [CONFIG, WEIGHTS].iter().try_for_each(|name| io::check_not_overwriting(&source.join(name), out))?;
+    }
     if out_is_folder && !out.is_file() { Ok(()) } else { io::check_not_inside(source, out) }
+}
+
+/// Fails if `out` is or holds a file of the model that was opened at `path`: a shard, to which its folder
+/// may link, or the configuration beside a file.
+///
+/// # Errors
+/// A usage error with both names.
+pub fn check_model_not_overwriting(path: &Path, base: &Base, out: &Path, out_is_folder: bool) -> Result<()> {
+    if base.folder().is_none() {
+        check_not_overwriting(&path.with_file_name(model::CONFIG), out, false)?;
+    }
+    base.shards.iter().try_for_each(|shard| check_not_overwriting(&shard.path, out, out_is_folder))
 }
 
 /// Fails if the file `out` is one that is read from the adapter `source`.

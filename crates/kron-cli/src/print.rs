@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 
-use kron_adapter::text::printable;
+use kron_adapter::text::{printable, printable_json};
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -25,8 +25,11 @@ impl TextOrJson {
         let text = match self {
             // Names of files and texts from files may hold a terminal's commands.
             TextOrJson::Text => printable(&text(value)).into_owned(),
-            TextOrJson::Json => serde_json::to_string_pretty(value)
-                .map_err(|e| Error::data(format!("the result has no JSON form: {e}")))?,
+            TextOrJson::Json => {
+                let json = serde_json::to_string_pretty(value);
+                let json = json.map_err(|e| Error::data(format!("the result has no JSON form: {e}")))?;
+                printable_json(&json).into_owned()
+            }
         };
         match writeln!(std::io::stdout().lock(), "{text}") {
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {

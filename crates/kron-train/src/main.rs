@@ -26,6 +26,8 @@ use kron_train::{Config, Error, Progress, Result};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Exit code of arguments that are refused.
+const REFUSED: u8 = 2;
 /// Exit code of a run that a signal stopped, after it saved.
 const STOPPED: u8 = 130;
 
@@ -41,7 +43,14 @@ macro_rules! say {
 
 fn main() -> ExitCode {
     allocator::keep_blocks();
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(refused) if refused.use_stderr() => {
+            eprint!("{}", kron_adapter::text::printable(&refused.to_string()));
+            return ExitCode::from(REFUSED);
+        }
+        Err(help) => help.exit(),
+    };
     match kron_core::start_threads().map_err(Error::from).and_then(|()| run_command(command)) {
         Ok(code) => code,
         Err(error) => {

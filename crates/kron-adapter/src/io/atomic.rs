@@ -6,8 +6,9 @@ use std::path::Path;
 
 use tempfile::{Builder, NamedTempFile, TempDir};
 
+use super::identity::is_same;
 use super::lock::OutputLock;
-use super::names::{PREFIX, SUFFIX, folder_of, is_temporary};
+use super::names::{PREFIX, SUFFIX, folder_of, is_lock, is_temporary};
 use super::options::{Flush, IfExists};
 use super::stream::Stream;
 use crate::{Error, Result};
@@ -100,11 +101,16 @@ fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
 pub(crate) fn temporary_folder(path: &Path) -> std::io::Result<(TempDir, Option<File>)> {
     let folder = folder_of(path);
     remove_leftovers(folder);
-    let temp = builder(0o777).tempdir_in(folder)?;
-    // Systems that cannot open a folder cannot take it for a leftover either.
-    let lock = File::open(temp.path()).ok();
-    let _ = lock.as_ref().map(File::lock);
-    Ok((temp, lock))
+    loop {
+        let temp = builder(0o777).tempdir_in(folder)?;
+        // Systems that cannot open a folder cannot take it for a leftover either.
+        let lock = File::open(temp.path()).ok();
+        let _ = lock.as_ref().map(File::lock);
+        // Another process may have removed it as a leftover before the lock.
+        if temp.path().exists() {
+            return Ok((temp, lock));
+        }
+    }
 }
 
 /// Names of temporary files and folders, with these permissions before the umask.
@@ -130,9 +136,14 @@ pub fn remove_leftovers(folder: &Path) {
         if !is_temporary(&entry.file_name()) || !(kind.is_file() || kind.is_dir()) {
             continue;
         }
+        // Off Unix a lock cannot be told from its successor of the same name.
+        if cfg!(not(unix)) && is_lock(&entry.file_name()) {
+            continue;
+        }
         let path = entry.path();
         let Ok(file) = File::open(&path) else { continue };
-        if file.try_lock().is_err() {
+        // A lock whose holder ended since it was opened may have a successor, which is held.
+        if file.try_lock().is_err() || !is_same(&file, &path) {
             continue;
         }
         let _ = match kind.is_dir() {

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The right to write an output, until it is dropped or the process ends.
 ///
 /// The lock is a file `.kron-NAME.lock` beside the output, or `.kron.lock` in it, that is locked
-/// and holds the name of its program. Its end removes the file; a killed process leaves
+/// and holds the name of its program. On Unix its end removes the file; a killed process leaves
 /// it, unlocked, and the next writer takes it. Readers need no lock, and a file system without
 /// locks gives none.
 ///

@@ -20,6 +20,12 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 
 /// Returns true for the name of a temporary file or folder, or of a lock: nobody's content.
 pub fn is_temporary(name: &OsStr) -> bool {
+    let text = name.to_string_lossy();
+    is_lock(name) || text.starts_with(PREFIX) && text.ends_with(SUFFIX)
+}
+
+/// Returns true for the name of a lock.
+pub(super) fn is_lock(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    name == FOLDER_LOCK || name.starts_with(PREFIX) && (name.ends_with(SUFFIX) || name.ends_with(LOCK))
+    name == FOLDER_LOCK || name.starts_with(PREFIX) && name.ends_with(LOCK)
 }

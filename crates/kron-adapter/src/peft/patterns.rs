@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use indexmap::IndexMap;
-use regex::{Regex, RegexSet, RegexSetBuilder};
+use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
 
 use super::plain::Plain;
 use crate::limits::size;
@@ -89,7 +89,9 @@ fn refused(error: &regex::Error, keys: &[String], limit: usize) -> Error {
             size(limit as u128)
         ));
     }
-    let wrong = keys.iter().find(|key| matches!(Regex::new(&whole(key)), Err(regex::Error::Syntax(_))));
+    // The syntax is checked before the size, so that nothing large is compiled to find the wrong one.
+    let parsed = |key: &String| RegexBuilder::new(&whole(key)).size_limit(1).build();
+    let wrong = keys.iter().find(|key| matches!(parsed(key), Err(regex::Error::Syntax(_))));
     Error::data(format!(
         "the pattern {} is not a regular expression without look-around",
         shown(wrong.map_or("", String::as_str))
@@ -119,6 +121,8 @@ pub fn patterns<T: Copy>(values: &[(&str, T)], key: fn(T) -> u64) -> Option<(T, 
 
 #[cfg(test)]
 mod tests {
+    use regex::Regex;
+
     use super::*;
 
     const LIMIT: usize = SIZES.1 as usize;

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::count::Count;
 use crate::error::exit_codes;
 use crate::model::Base;
-use crate::overwriting::check_not_overwriting;
+use crate::overwriting::{check_model_not_overwriting, check_not_overwriting};
 use crate::table::{short, table};
 use crate::{Error, Result, TextOrJson, progress};
 
@@ -174,7 +174,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
     let Some(mut to) = args.to.adapter_format() else {
-        if args.fit || args.base.is_some() || args.force {
+        if args.fit || args.base.is_some() || args.force || args.max_size.is_some() {
             return Err(Error::usage("--to hf writes a new folder, and takes --dtype alone"));
         }
         let dtype = args.dtype.unwrap_or(DtypeArg::F32);
@@ -195,8 +195,10 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
     let Loaded { path, bytes, format, mut adapter, mut notes, .. } = loaded;
-    if let Some(base) = &args.base {
-        let resolved = resolve_module_names(&adapter, &Base::open(base)?)?;
+    if let Some(path) = &args.base {
+        let base = Base::open(path)?;
+        check_model_not_overwriting(path, &base, &args.output, folder)?;
+        let resolved = resolve_module_names(&adapter, &base)?;
         adapter = resolved.adapter;
         notes.extend(resolved.notes);
     }

@@ -16,6 +16,8 @@ use crate::model::{Base, INDEX};
 use crate::progress::WriteProgress;
 use crate::{Error, Result};
 
+/// File that describes a model.
+const CARD: &str = "README.md";
 /// Endings of files with weights. They hold unmerged weights, so they are not copied.
 const WEIGHTS: [&str; 9] =
     [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".index.json"];
@@ -36,7 +38,6 @@ pub fn merge(
     let (_lock, mut journal) = begin(args, base, adapter)?;
     let mut report =
         Report { out: out.display().to_string(), shards: base.shards.len(), ..Report::default() };
-    copy_others(from, out, base, &mut report)?;
     for (i, shard) in base.shards.iter().enumerate() {
         if journal.has(out, &shard.name)? {
             report.kept += 1;
@@ -51,6 +52,7 @@ pub fn merge(
         let hash = shard::write(shard, &folds.of_shard(i), &out.join(&shard.name), how, progress)?;
         journal.add(&shard.name, shard.len, hash)?;
     }
+    copy_others(from, out, base, &mut report)?;
     // Loaders need the index, so the model cannot look complete before all shards are.
     if let Some(index) = &base.index {
         write_atomic(&out.join(INDEX), IfExists::Replace, |to| to.write_all(index))?;
@@ -84,8 +86,13 @@ fn journal(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
     remove_leftovers(out);
     let names: Vec<String> = names(out)?.into_iter().filter(|name| !is_temporary(name.as_ref())).collect();
     let unfinished = names.iter().any(|name| name == JOURNAL);
-    if args.resume && unfinished {
-        return Journal::resume(out, base, adapter);
+    match (args.resume, unfinished) {
+        (true, true) => return Journal::resume(out, base, adapter),
+        (true, false) => {
+            let message = "holds no unfinished merge; without --resume a merge begins";
+            return Err(Error::usage(format!("{} {message}", out.display())));
+        }
+        _ => {}
     }
     if unfinished && !args.force {
         return Err(Error::usage(format!(
@@ -132,11 +139,16 @@ fn remove(out: &Path, name: &str) -> Result<()> {
     }
 }
 
-/// Copies all files but weights, an index, a journal and an adapter's configuration.
+/// Copies all files but weights, an index, a journal and an adapter's configuration. A README.md in OUT
+/// is its owner's and stays.
 fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Result<()> {
     for name in names(from)? {
         let source = from.join(&name);
         if name == JOURNAL || name == INDEX || base.shards.iter().any(|shard| shard.name == name) {
+            continue;
+        }
+        if name == CARD && out.join(CARD).symlink_metadata().is_ok() {
+            report.notes.push(format!("{} has a {CARD}, which stays", out.display()));
             continue;
         }
         // An adapter's configuration would name weights that are not copied.

@@ -25,8 +25,8 @@ use std::process::ExitCode;
 use kron_adapter::resolve::{BaseModel, Resolved, resolve_module_names};
 use kron_adapter::{IfExists, Layer, Loaded};
 
-use crate::model::{Base, CONFIG};
-use crate::overwriting::check_not_overwriting;
+use crate::model::Base;
+use crate::overwriting::{check_model_not_overwriting, check_not_overwriting};
 use crate::progress::WriteProgress;
 use crate::{Error, Result, TextOrJson};
 
@@ -44,12 +44,8 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let folder = args.base.is_dir();
     check_not_overwriting(&args.base, &args.out, folder)?;
     check_not_overwriting(&args.adapter, &args.out, folder)?;
-    if !folder {
-        check_not_overwriting(&args.base.with_file_name(CONFIG), &args.out, false)?;
-    }
     let base = Base::open(&args.base)?;
-    // A folder may hold links to shards that lie elsewhere.
-    base.shards.iter().try_for_each(|shard| check_not_overwriting(&shard.path, &args.out, folder))?;
+    check_model_not_overwriting(&args.base, &base, &args.out, folder)?;
     let Loaded { adapter, notes, .. } = read(&args.adapter, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let progress = WriteProgress::new(base.bytes())?;

@@ -93,8 +93,13 @@ fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
         }
         let (read_to, read) = sync_channel(BANDS);
         let (folded_to, folded) = sync_channel(BANDS);
-        scope.spawn(move || read_bands(shard, folds, from, &empty, &read_to));
-        scope.spawn(move || fold_bands(shard, folds, &read, &folded_to));
+        // Where the system refuses a second thread, the first one ends as its channel closes.
+        let refused = |e| Error::data(format!("a thread cannot be started: {e}"));
+        let thread = std::thread::Builder::new;
+        thread()
+            .spawn_scoped(scope, move || read_bands(shard, folds, from, &empty, &read_to))
+            .map_err(refused)?;
+        thread().spawn_scoped(scope, move || fold_bands(shard, folds, &read, &folded_to)).map_err(refused)?;
         // Returning early closes the channels, which ends both threads.
         for band in folded {
             let band: Band = band?;

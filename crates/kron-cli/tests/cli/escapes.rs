@@ -135,6 +135,13 @@ fn fault(place: &str, args: &[String], bad: &str) -> Option<String> {
     if !(0..=2).contains(&code) || out.contains(is_obeyed) || err.contains(is_obeyed) {
         return Some(what);
     }
+    let (code, json, line) = run(args.iter().cloned().chain(["--json".into()]));
+    let parses = json.is_empty() || serde_json::from_str::<serde_json::Value>(&json).is_ok();
+    if !(0..=2).contains(&code) || !parses || json.contains(is_obeyed) || line.contains(is_obeyed) {
+        return Some(format!(
+            "{place} {bad:?}: {args:?} --json exits with {code} and prints {json:?} {err:?}"
+        ));
+    }
     // It was met: it is replaced, quoted as in code, or removed from what the parser of arguments prints.
     let met = |text: &str| text.contains(['\u{fffd}', '\\']) || text.contains("try '--help'");
     (!met(&out) && !met(&err)).then(|| format!("not met: {what}"))

@@ -94,6 +94,41 @@ fn resuming_removes_what_was_to_be_removed() {
     assert_eq!(load(&shard).len(), 1);
 }
 
+/// A merge that fails in its last shard has changed nothing but shards, and a card stays its owner's.
+#[test]
+fn other_files_are_replaced_when_the_weights_are_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (adapter, _) = adapter(
+        dir.path(),
+        &[("q", KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 3, a_in: 2 }, 1).unwrap())],
+    );
+    let base = sharded(dir.path(), &[weight("q"), weight("k")], json!({}));
+    std::fs::write(base.join("README.md"), "the model's").unwrap();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let theirs = ["README.md", "config.json", "tokenizer.json"];
+    for name in theirs {
+        std::fs::write(out.join(name), "mine").unwrap();
+    }
+    let read = |name: &str| std::fs::read(out.join(name)).unwrap();
+    let shard = out.join("model-00002-of-00002.safetensors");
+    std::fs::create_dir(&shard).unwrap();
+    assert_merge_fails(merge(&base, &adapter, &out, &["--force"]), 1, &["model-00002-of-00002.safetensors"]);
+    assert!(theirs.iter().all(|name| read(name) == b"mine"));
+    std::fs::remove_dir(&shard).unwrap();
+    let (code, text, err) = merge(&base, &adapter, &out, &["--resume"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(text.contains("has a README.md, which stays"), "{text}");
+    assert_eq!(read("README.md"), b"mine");
+    assert!(read("config.json") == b"{}" && read("tokenizer.json") != b"mine");
+    // Elsewhere the model's own card is copied, and nothing is resumed that was not begun.
+    let new = dir.path().join("new");
+    assert_merge_fails(merge(&base, &adapter, &new, &["--resume"]), 2, &["no unfinished merge"]);
+    assert!(!new.exists());
+    assert_eq!(merge(&base, &adapter, &new, &[]).0, 0);
+    assert_eq!(std::fs::read(new.join("README.md")).unwrap(), b"the model's");
+}
+
 #[test]
 fn folders_of_an_adapter_are_not_merged_into() {
     let dir = tempfile::tempdir().unwrap();

@@ -290,8 +290,8 @@ fn places_that_are_taken() {
     let full = small.dir.path().join("full");
     std::fs::create_dir(&full).unwrap();
     std::fs::write(full.join("notes.txt"), "mine").unwrap();
-    for flags in [&[][..], &["--resume"]] {
-        assert_merge_fails(merge(&base, &small.adapter, &full, flags), 2, &["is there already"]);
+    for (flags, says) in [(&[][..], "is there already"), (&["--resume"], "no unfinished merge")] {
+        assert_merge_fails(merge(&base, &small.adapter, &full, flags), 2, &[says]);
     }
     assert_eq!(names(&full), ["notes.txt"]);
     assert_merge_fails(merge(&base, &small.adapter, &base, &["--force"]), 2, &["which is read"]);

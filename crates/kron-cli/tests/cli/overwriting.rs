@@ -127,8 +127,18 @@ fn links_are_followed() {
     std::fs::rename(base, &blob).unwrap();
     link("model/model.safetensors", &blob);
     let single = dir.path().join("single");
+    // A PEFT folder whose weights are a link.
+    let linked = dir.path().join("linked");
+    std::fs::create_dir(&linked).unwrap();
+    std::fs::copy(lokr.join("adapter_config.json"), linked.join("adapter_config.json")).unwrap();
+    let weights = dir.path().join("single/weights.safetensors");
+    std::fs::copy(lokr.join("adapter_model.safetensors"), &weights).unwrap();
+    link("linked/adapter_model.safetensors", &weights);
     let before = place.files();
     for call in [
+        paths(&[&"convert", &linked, &weights]),
+        paths(&[&"merge", &blob, &linked, &weights]),
+        paths(&[&"convert", file, &blob, &"--base", &model]),
         paths(&[&"convert", file, &to_file]),
         paths(&[&"convert", &"--to", &"lora", lokr, &to_lokr]),
         paths(&[&"convert", &"--to", &"lora", &to_lokr, lokr]),
