@@ -84,7 +84,7 @@ pub fn cells(line: Line) -> [String; 12] {
     ]
 }
 
-/// Formats a median, or the reason why there is none.
+/// Formats a median, or the reason why the cell was not timed.
 fn time(row: Option<&Row>) -> String {
     match row {
         Some(row) if row.median_s.is_none() => format!("– ({})", if row.ok { "time up" } else { "wrong" }),

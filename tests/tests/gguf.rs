@@ -117,7 +117,7 @@ fn damaged_headers_are_refused_with_their_reason() {
         [&9u32.to_le_bytes()[..], &1u64.to_le_bytes(), &4u32.to_le_bytes(), &0u64.to_le_bytes()].concat();
     for (bytes, says) in [
         (Vec::new(), "cut short"),
-        (b"GGML\x03\0\0\0".to_vec(), "no GGUF file"),
+        (b"GGML\x03\0\0\0".to_vec(), "not a GGUF file"),
         (edited(4, &[1]), "version 1"),
         (edited(4, &[0, 0, 0, 3]), "little-endian"),
         (edited(8, &huge), "tensors follow"),
@@ -141,7 +141,7 @@ fn damaged_headers_are_refused_with_their_reason() {
         (file(&[], &[one(&[0, 1 << 40], 0)]), "dimension of 0"),
         (file(&[], &[one(&[1 << 32, 1 << 32], 0)]), "address space"),
         (file(&[], &[one(&[1, u64::MAX], 0)]), "address space"),
-        (file(&[], &[one(&[1, 16], 2)]), "no whole number of Q4_0 blocks"),
+        (file(&[], &[one(&[1, 16], 2)]), "not a multiple of 32, the length of a Q4_0 block"),
         (file(&[], &[one(&[4, 4], 4)]), "type 4"),
         (file(&[], &[one(&[4, 4], 99)]), "type 99"),
         (file(&[], &[one(&[4, 4], 0), one(&[4, 4], 0)]), "\"w\" twice"),
@@ -158,7 +158,7 @@ fn damaged_headers_are_refused_with_their_reason() {
         .windows(9)
         .rposition(|w| w == [&0u32.to_le_bytes()[..], &64u64.to_le_bytes()[..5]].concat())
         .unwrap();
-    for (offset, says) in [(32u64, "overlap"), (33, "no multiple of 32"), (u64::MAX - 31, "cut short")] {
+    for (offset, says) in [(32u64, "overlap"), (33, "not a multiple of 32"), (u64::MAX - 31, "cut short")] {
         let mut bytes = bytes.clone();
         bytes[at + 4..at + 12].copy_from_slice(&offset.to_le_bytes());
         assert!(place.refused(&bytes).contains(says));
@@ -310,7 +310,11 @@ fn models_that_are_no_llama_are_refused_with_their_reason() {
     refused(with("tokenizer.ggml.tokens", 9, &texts(&["a", "a", "b", "ab"])), &plain, "\"a\" twice");
     refused(with("tokenizer.ggml.tokens", 9, &texts(&["a"])), &plain, "shape");
     refused(with("tokenizer.ggml.merges", 9, &texts(&["ab"])), &plain, "not a pair");
-    refused(with("tokenizer.ggml.eos_token_id", 4, &number(4)), &plain, "eos_token_id is no token");
+    refused(
+        with("tokenizer.ggml.eos_token_id", 4, &number(4)),
+        &plain,
+        "eos_token_id is not the id of a token",
+    );
     let renamed = |to: &str| {
         let mut tensors = plain.clone();
         tensors[4].name = to.into();

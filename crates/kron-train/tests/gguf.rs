@@ -59,7 +59,7 @@ fn files_that_are_no_model_are_a_sentence() {
     let files = Files::find(&path).expect("a name");
     for error in [Weights::read(&files).expect_err("no GGUF"), Tokenizer::read(&path).expect_err("no GGUF")] {
         assert!(
-            error.to_string().contains("is no GGUF file") && error.to_string().lines().count() == 1,
+            error.to_string().contains("is not a GGUF file") && error.to_string().lines().count() == 1,
             "{error}"
         );
     }

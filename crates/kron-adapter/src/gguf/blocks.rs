@@ -55,7 +55,7 @@ impl Blocks {
     /// Dequantises some rows into `to`, row after row.
     ///
     /// # Errors
-    /// Fails if there are no such rows, and if `to` has not their number of values.
+    /// Fails if the rows exceed the matrix, and if `to` has another number of values.
     pub fn dequantise(&self, rows: Range<usize>, to: &mut [f32]) -> Result<()> {
         if rows.start > rows.end || rows.end > self.rows {
             let all = self.rows;
@@ -77,7 +77,7 @@ impl Blocks {
     /// Returns the matrix whose row i is row `from(i)` of this one; blocks are copied as they are.
     ///
     /// # Errors
-    /// Fails if there is no such row.
+    /// Fails if a row exceeds the matrix.
     pub fn with_rows(&self, from: impl Fn(usize) -> usize) -> Result<Self> {
         let row = self.bytes.len() / self.rows.max(1);
         let mut bytes = Vec::with_capacity(self.bytes.len());
@@ -98,7 +98,7 @@ pub(super) fn row_bytes(block_type: BlockType, columns: usize) -> Result<usize> 
     let (values, name) = (block_type.values(), block_type.name());
     if !columns.is_multiple_of(values) {
         return Err(Error::data(format!(
-            "{columns} columns are no whole number of {name} blocks of {values}"
+            "{columns} columns are not a multiple of {values}, the length of a {name} block"
         )));
     }
     let bytes = (columns / values).checked_mul(block_type.bytes());

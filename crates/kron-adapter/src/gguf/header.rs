@@ -58,7 +58,7 @@ impl Gguf {
     /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// Fails if the path names no regular file, if the file is no GGUF of version 2 or 3, if its
+    /// Fails if the path names no regular file, if the file is not a GGUF of version 2 or 3, if its
     /// header is damaged, and if a tensor has an unknown type, no values, or a place that
     /// is not its own.
     pub fn open(path: &Path) -> Result<Self> {
@@ -82,7 +82,7 @@ impl Gguf {
     /// Returns a value of the metadata.
     ///
     /// # Errors
-    /// Fails if there is no such key.
+    /// Fails if the file lacks the key.
     pub fn value(&self, key: &str) -> Result<&Value> {
         let value = self.metadata.get(key);
         value.ok_or_else(|| Error::data(format!("{} has no metadata {key}", self.path)))
@@ -96,7 +96,7 @@ impl Gguf {
     /// Reads the blocks of a tensor; one of more than two dimensions is a matrix of all its rows.
     ///
     /// # Errors
-    /// Fails if there is no such tensor, if memory cannot hold it, and if the system refuses.
+    /// Fails if the file lacks the tensor, if memory cannot hold it, and if the system refuses.
     pub fn blocks(&mut self, name: &str) -> Result<Blocks> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(Error::data(format!("{} has no tensor {}", self.path, shown(name))));
@@ -124,7 +124,7 @@ fn read(from: impl Read, len: u64) -> Result<Header> {
     let magic: [u8; 4] = from.array()?;
     if magic != *b"GGUF" {
         return Err(Error::data(format!(
-            "is no GGUF file: it begins with {}",
+            "is not a GGUF file: it begins with {}",
             shown(&magic.escape_ascii().to_string())
         )));
     }
@@ -202,7 +202,7 @@ fn place(tensors: &mut IndexMap<String, GgufTensor>, data: u64, alignment: u64, 
         let (begin, name) = (tensor.offset, shown(name));
         if !begin.is_multiple_of(alignment) {
             return Err(Error::data(format!(
-                "tensor {name} begins at {begin}, which is no multiple of {alignment}"
+                "tensor {name} begins at {begin}, which is not a multiple of {alignment}"
             )));
         }
         let begin = data.checked_add(begin);

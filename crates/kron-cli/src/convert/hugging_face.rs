@@ -26,7 +26,7 @@ struct Report {
 /// Writes the folder, reports, and returns 0.
 ///
 /// # Errors
-/// The file is no GGUF of a known kind, the folder exists or cannot be written, or a signal came.
+/// The file is not a GGUF of a known kind, the folder exists or cannot be written, or a signal came.
 pub fn run(input: &Path, out: &Path, dtype: Dtype, form: TextOrJson) -> Result<ExitCode> {
     check_not_overwriting(input, out, true)?;
     let mut gguf = Gguf::open(input)?;

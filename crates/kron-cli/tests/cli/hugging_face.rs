@@ -47,7 +47,7 @@ fn what_is_there_or_is_not_asked_for_is_refused() {
     refused(&[&"convert", &model, &new, &"--to", &"hf", &"--force"], 2, &["--dtype alone"]);
     refused(&[&"convert", &model, &new, &"--to", &"hf", &"--base", &model], 2, &["--dtype alone"]);
     refused(&[&"convert", &model, &new, &"--dtype", &"f16"], 2, &["--to hf"]);
-    refused(&[&"convert", &Path::new("Cargo.toml"), &new, &"--to", &"hf"], 1, &["no GGUF file"]);
+    refused(&[&"convert", &Path::new("Cargo.toml"), &new, &"--to", &"hf"], 1, &["not a GGUF file"]);
     assert_eq!(names(dir.path()), ["out"]);
     assert_eq!(names(&out), ["mine"]);
     // A model as an adapter is no adapter.

@@ -11,7 +11,7 @@ use crate::error::{Result, file};
 /// Reads a model; `take` gets each tensor in float32, under Hugging Face's name and in its row order.
 ///
 /// # Errors
-/// The file is no GGUF of a known kind, its configuration is not supported, or `take` fails.
+/// The file is not a GGUF of a known kind, its configuration is not supported, or `take` fails.
 pub(super) fn read(path: &Path, mut take: impl FnMut(&str, Tensor) -> Result<()>) -> Result<LlamaConfig> {
     let mut gguf = Gguf::open(path)?;
     let model = gguf.hugging_face()?;

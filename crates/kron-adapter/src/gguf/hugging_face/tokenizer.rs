@@ -78,7 +78,8 @@ pub(super) fn config(gguf: &Gguf) -> Result<Json> {
         let key = format!("tokenizer.ggml.{key}_token_id");
         if let Some(id) = gguf.metadata().get(&key) {
             let token = id.as_usize().and_then(|id| tokens.get(id));
-            let token = token.ok_or_else(|| Error::data(format!("{}: {key} is no token", gguf.path())))?;
+            let token = token
+                .ok_or_else(|| Error::data(format!("{}: {key} is not the id of a token", gguf.path())))?;
             config[format!("{name}_token")] = token.as_str().into();
         }
     }
