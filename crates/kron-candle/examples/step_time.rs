@@ -13,9 +13,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{Device, Module, Result, Tensor, Var};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{CpuStorage, Device, Layout, Module, Result, Tensor, Var};
 use candle_nn::Linear;
-use kron_candle::{KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split, TrainableDelta};
+use kron_candle::{
+    FrozenLinear, KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split, TrainableDelta,
+};
 
 const ROWS: usize = 256;
 const ROUNDS: usize = 21;
@@ -43,7 +48,10 @@ fn main() -> Result<()> {
             engines.extend(ADAPTERS.map(of));
         }
     }
-    engines.push(("adapter alone: none".into(), Box::new(|base, _| Ok(Box::new(ReadyMade::like(base)?)))));
+    engines.push((
+        "adapter alone: none".into(),
+        Box::new(|base, _| Ok(Box::new(KronLinear::frozen(Arc::new(ReadyMade::like(base)?))))),
+    ));
     let sizes = [(384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536)];
     let bases = sizes
         .iter()
@@ -79,9 +87,7 @@ fn step(model: &[Box<dyn Module>], bases: &[Linear]) -> Result<(f64, f64)> {
     for (layer, base) in model.iter().zip(bases) {
         let x = Var::ones((ROWS, base.weight().dim(1)?), candle_core::DType::F32, base.weight().device())?;
         let y = layer.forward(&x)?;
-        // Without an adapter, the ready-made output does not depend on x.
-        let wanted = y.track_op();
-        assert!(!wanted || y.sum_all()?.backward()?.get(&x).is_some());
+        assert!(y.sum_all()?.backward()?.get(&x).is_some());
     }
     // A GPU may still be computing.
     bases[0].weight().device().synchronize()?;
@@ -116,27 +122,52 @@ fn engine(rule: Rule, fused: bool, alone: bool) -> Engine {
         let delta = TrainableDelta::new("m", shape, scaling, i as u64, base.weight().device())?;
         let delta = if fused { delta } else { delta.unfused() };
         Ok(Box::new(match alone {
-            true => KronLinear::over(Arc::new(ReadyMade::like(base)?), delta),
+            true => KronLinear::over(Arc::new(ReadyMade::like(base)?), delta)?,
             false => KronLinear::new(base.clone(), delta)?,
         }))
     })
 }
 
-/// Base that costs nothing: its output is ready-made.
-struct ReadyMade(Tensor);
+/// Base that multiplies nothing: y and dX are zeros.
+#[derive(Debug)]
+struct ReadyMade(LayerDims);
 
 impl ReadyMade {
     fn like(base: &Linear) -> Result<Self> {
-        Ok(Self(Tensor::ones(
-            (ROWS, base.weight().dim(0)?),
-            candle_core::DType::F32,
-            base.weight().device(),
-        )?))
+        let (d_out, d_in) = base.weight().dims2()?;
+        Ok(Self(LayerDims { d_out, d_in }))
+    }
+
+    fn zeros<S: BackendStorage<Device: BackendDevice<Storage = S>>>(
+        like: &S,
+        layout: &Layout,
+        from: usize,
+        to: usize,
+    ) -> Result<S> {
+        like.device().zeros_impl(&(layout.shape().elem_count() / from, to).into(), like.dtype())
     }
 }
 
-impl Module for ReadyMade {
-    fn forward(&self, _: &Tensor) -> Result<Tensor> {
-        Ok(self.0.clone())
+impl FrozenLinear for ReadyMade {
+    fn dims(&self) -> LayerDims {
+        self.0
+    }
+
+    fn cpu_forward(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
+        Self::zeros(x, layout, self.0.d_in, self.0.d_out)
+    }
+
+    fn cpu_backward(&self, dy: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
+        Self::zeros(dy, layout, self.0.d_out, self.0.d_in)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+        Self::zeros(x, layout, self.0.d_in, self.0.d_out)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, dy: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+        Self::zeros(dy, layout, self.0.d_out, self.0.d_in)
     }
 }

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, WithDType, bail};
 use kron_core::{Accum, Backend, Cpu, DropoutKey, Element, KronOp, Pass};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use crate::base::FrozenLinear;
 use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, range};
 
 impl DeviceOps for CpuStorage {
@@ -40,6 +41,14 @@ impl DeviceOps for CpuStorage {
             row.iter_mut().zip(bias).for_each(|(y, b)| *y = E::from_f32(y.to_f32() + b.to_f32()));
         }
         Ok(())
+    }
+
+    fn base_forward(base: &dyn FrozenLinear, (x, layout): Operand<Self>) -> Result<Self> {
+        base.cpu_forward(x, layout)
+    }
+
+    fn base_backward(base: &dyn FrozenLinear, (dy, layout): Operand<Self>) -> Result<Self> {
+        base.cpu_backward(dy, layout)
     }
 
     fn forward<E: Activation>(

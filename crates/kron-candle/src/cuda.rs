@@ -17,6 +17,7 @@ use candle_core::{Error, Layout, Result, Storage, bail};
 use kron_core::{Accum, Backend, DropoutKey, KronOp, Pass};
 use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Gpu, Rows, RowsMut, StreamHandle};
 
+use crate::base::FrozenLinear;
 use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, range};
 
 impl DeviceOps for CudaStorage {
@@ -44,6 +45,14 @@ impl DeviceOps for CudaStorage {
         let bias_layout = layout.broadcast_as((rows, cols))?;
         *y = y.binary_impl::<Add>(bias, &Layout::contiguous((rows, cols)), &bias_layout)?;
         Ok(())
+    }
+
+    fn base_forward(base: &dyn FrozenLinear, (x, layout): Operand<Self>) -> Result<Self> {
+        base.cuda_forward(x, layout)
+    }
+
+    fn base_backward(base: &dyn FrozenLinear, (dy, layout): Operand<Self>) -> Result<Self> {
+        base.cuda_backward(dy, layout)
     }
 
     fn forward<E: Activation>(

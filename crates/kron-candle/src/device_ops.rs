@@ -10,6 +10,8 @@ use candle_core::{
 };
 use kron_core::{DropoutKey, Element, KronOp};
 
+use crate::base::FrozenLinear;
+
 /// Tensor operand of a custom op: its storage and layout.
 pub(crate) type Operand<'a, S> = (&'a S, &'a Layout);
 
@@ -58,6 +60,11 @@ pub(crate) trait DeviceOps: BackendStorage<Device: BackendDevice<Storage = Self>
     fn product(x: Operand<Self>, m: Operand<Self>, rows: usize) -> Result<Self>;
     /// Adds a bias, d_out, to every row of `y`.
     fn add_bias<E: Activation>(y: &mut Self, bias: Operand<Self>) -> Result<()>;
+
+    /// Computes base(x).
+    fn base_forward(base: &dyn FrozenLinear, x: Operand<Self>) -> Result<Self>;
+    /// Computes the gradient of base(x) with respect to x.
+    fn base_backward(base: &dyn FrozenLinear, dy: Operand<Self>) -> Result<Self>;
 
     /// Adds the adapter's output to `y`, n × d_out; returns T.
     fn forward<E: Activation>(

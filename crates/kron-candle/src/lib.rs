@@ -48,29 +48,36 @@
 #![deny(unsafe_code)]
 
 mod adapters;
+mod base;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device_ops;
 mod files;
+mod frozen;
 mod gradients;
 mod inject;
 mod linear;
 mod op;
 mod optim;
+mod product;
+mod quantised;
 mod trainable_delta;
 mod unfused;
 
 pub use adapters::Adapters;
+pub use base::FrozenLinear;
 pub use files::load;
 pub use gradients::Gradients;
 pub use inject::{Inject, Pattern};
 pub use kron_adapter::algebra::Join;
 pub use kron_adapter::peft::LoraOptions;
 pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, ScaleRule, Scaling};
-pub use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
+pub use kron_core::{Accum, Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
+pub use product::{Threads, product};
+pub use quantised::QuantisedLinear;
 pub use trainable_delta::TrainableDelta;
 
 /// The README's code, compiled and run.

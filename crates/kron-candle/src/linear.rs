@@ -6,7 +6,9 @@ use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::Linear;
 use kron_core::{Dropout, DropoutKey};
 
-use crate::op::{self, Added, Call, Fused};
+use crate::base::FrozenLinear;
+use crate::frozen::Frozen;
+use crate::op::{self, Call, Fused};
 use crate::trainable_delta::TrainableDelta;
 use crate::unfused;
 
@@ -15,8 +17,8 @@ use crate::unfused;
 enum Base {
     /// W and bias, multiplied by the fused op itself.
     Matrix(Linear),
-    /// Any module that maps … × d_in to … × d_out.
-    Module(Arc<dyn Module + Send + Sync>),
+    /// Any other frozen map.
+    Frozen(Arc<dyn FrozenLinear>),
 }
 
 /// Linear layer with an optional adapter: y = base(x) + s·x·(A ⊗ (B·C))ᵀ.
@@ -58,7 +60,7 @@ impl std::fmt::Debug for KronLinear {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let base = match &self.base {
             Base::Matrix(linear) => format!("{:?}", linear.weight().shape()),
-            Base::Module(_) => "a module".into(),
+            Base::Frozen(base) => format!("{base:?}"),
         };
         f.debug_struct("KronLinear").field("base", &base).field("delta", &self.delta).finish()
     }
@@ -84,27 +86,51 @@ impl KronLinear {
         Ok(Self { base: Base::Matrix(base), delta: Some(delta) })
     }
 
-    /// Puts an adapter on any module, such as a quantised layer.
+    /// Puts an adapter on any frozen base, such as a quantised matrix.
     ///
-    /// The module's output is copied once, because candle's ops cannot write into their inputs.
+    /// A module of candle is not enough: [`FrozenLinear`] asks for the gradient with respect to x, too.
     ///
     /// ```
     /// # use std::sync::Arc;
     /// # use candle_core::{Device, Tensor};
-    /// # use candle_nn::Linear;
-    /// # use kron_candle::{KronLinear, KronShape, LayerDims, ScaleRule, Scaling, TrainableDelta};
+    /// # use kron_candle::{KronLinear, KronShape, LayerDims, QuantisedLinear, ScaleRule, Scaling, TrainableDelta};
+    /// # use kron_adapter::gguf::{BlockType, Blocks};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let base = Linear::new(Tensor::ones((64, 96), candle_core::DType::F32, &Device::Cpu)?, None);
-    /// # let shape = KronShape::lora(LayerDims { d_out: 64, d_in: 96 }, 4)?;
-    /// # let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR)?;
+    /// let blocks = Blocks::new(BlockType::Q8_0, 64, 96, vec![1; 64 * 3 * 34])?; // from a GGUF file
+    /// let shape = KronShape::lora(LayerDims { d_out: 64, d_in: 96 }, 4)?;
+    /// let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR)?;
     /// let delta = TrainableDelta::new("layer.0", shape, scaling, 1, &Device::Cpu)?;
-    /// let layer = KronLinear::over(Arc::new(base), delta);
+    /// let layer = KronLinear::over(Arc::new(QuantisedLinear::new(blocks, None)?), delta)?;
     /// let y = layer.forward(&Tensor::ones((5, 96), candle_core::DType::F32, &Device::Cpu)?, None)?;
     /// assert_eq!(y.dims(), [5, 64]);
     /// # Ok(()) }
     /// ```
-    pub fn over(base: Arc<dyn Module + Send + Sync>, delta: TrainableDelta) -> Self {
-        Self { base: Base::Module(base), delta: Some(delta) }
+    ///
+    /// # Errors
+    /// The base has other sizes than the adapter.
+    pub fn over(base: Arc<dyn FrozenLinear>, delta: TrainableDelta) -> Result<Self> {
+        let (dims, shape) = (base.dims(), delta.op().shape);
+        if (dims.d_out, dims.d_in) != (shape.d_out(), shape.d_in()) {
+            bail!("the base of {} is {base:?}, but its adapter is {shape}", delta.module());
+        }
+        Ok(Self { base: Base::Frozen(base), delta: Some(delta) })
+    }
+
+    /// Wraps a frozen base without an adapter.
+    pub fn frozen(base: Arc<dyn FrozenLinear>) -> Self {
+        Self { base: Base::Frozen(base), delta: None }
+    }
+
+    /// Returns the base, unless its weight is trained.
+    pub fn base(&self) -> Option<Arc<dyn FrozenLinear>> {
+        match &self.base {
+            Base::Matrix(linear) if self.delta.is_none() && linear.weight().track_op() => None,
+            Base::Matrix(linear) => {
+                let bias = linear.bias().map(Tensor::detach);
+                Some(Arc::new(Linear::new(linear.weight().detach(), bias)))
+            }
+            Base::Frozen(base) => Some(Arc::clone(base)),
+        }
     }
 
     /// Returns the adapter.
@@ -138,44 +164,26 @@ impl KronLinear {
     /// # Ok(()) }
     /// ```
     pub fn forward(&self, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
-        let Some(delta) = &self.delta else {
-            return match &self.base {
-                Base::Matrix(linear) => linear.forward(x),
-                Base::Module(module) => module.forward(x),
-            };
+        let base = match (self.base(), &self.base) {
+            (Some(base), _) => base,
+            // A trained weight needs its gradient, which candle's own layer gives.
+            (None, Base::Matrix(linear)) => return linear.forward(x),
+            (None, Base::Frozen(_)) => bail!("a frozen base is not lent"),
         };
         let x = x.contiguous()?;
+        let Some(delta) = &self.delta else { return x.apply_op1(Frozen(base)) };
         if !delta.is_fused() {
-            return self.unfused(delta, &x, dropout);
+            if dropout.is_some() && delta.op().dropout != Dropout::NONE {
+                bail!(
+                    "{} has dropout {} on its adapter's input, but an unfused adapter takes none",
+                    delta.module(),
+                    delta.op().dropout.probability()
+                );
+            }
+            return x.apply_op1(Frozen(base))? + unfused::added(delta, &x)?;
         }
         let call = Call::new(*delta.op(), dropout.map(|key| delta.key(key)));
-        match &self.base {
-            Base::Matrix(linear) => {
-                let (weight, bias) = (linear.weight().detach(), linear.bias().map(Tensor::detach));
-                x.apply_op2(delta.theta(), Fused { call, weight, bias })
-            }
-            Base::Module(module) => {
-                module.forward(&x)?.contiguous()?.apply_op3(&x, delta.theta(), Added(call))
-            }
-        }
-    }
-
-    /// Computes base(x) plus the adapter's output out of candle's own ops.
-    fn unfused(&self, delta: &TrainableDelta, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
-        if dropout.is_some() && delta.op().dropout != Dropout::NONE {
-            bail!(
-                "{} has dropout {} on its adapter's input, but an unfused adapter takes none",
-                delta.module(),
-                delta.op().dropout.probability()
-            );
-        }
-        let base = match &self.base {
-            Base::Matrix(linear) => {
-                Linear::new(linear.weight().detach(), linear.bias().map(Tensor::detach)).forward(x)
-            }
-            Base::Module(module) => module.forward(x),
-        };
-        base? + unfused::added(delta, x)?
+        x.apply_op2(delta.theta(), Fused { call, base })
     }
 
     /// Returns a plain layer with weight W + ΔW, in the dtype of W, rounded once.
@@ -202,7 +210,7 @@ impl KronLinear {
         let (Base::Matrix(linear), Some(delta)) = (&self.base, &self.delta) else {
             return match &self.base {
                 Base::Matrix(linear) => Ok(linear.clone()),
-                Base::Module(_) => bail!("a base that is not a matrix has no weight to merge into"),
+                Base::Frozen(_) => bail!("a base that is not a matrix has no weight to merge into"),
             };
         };
         let merged = op::merge(delta.op(), delta.theta(), linear.weight())?;

@@ -1,14 +1,14 @@
-//! Custom ops for candle's autograd: a whole adapted layer, and an adapter added to the output of any base.
-//! Each is written once over [`DeviceOps`].
+//! Custom op for candle's autograd: a whole adapted layer, written once over [`DeviceOps`].
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backend::BackendDevice;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use kron_core::{DropoutKey, KronOp};
 
+use crate::base::FrozenLinear;
 use crate::device_ops::{
     self, BackwardInputs, DeviceOps, ForwardInputs, Operand, on, tensor, with_activation, with_device_ops,
 };
@@ -72,27 +72,16 @@ impl Call {
     }
 }
 
-/// Op on (x, θ): y = x·Wᵀ + bias + s·x·(A ⊗ (B·C))ᵀ, with one buffer for y and one for dx.
+/// Op on (x, θ): y = base(x) + s·x·(A ⊗ (B·C))ᵀ, with one buffer for y and one for dx.
 pub(crate) struct Fused {
     pub call: Call,
-    /// Frozen W, d_out × d_in.
-    pub weight: Tensor,
-    /// Frozen bias, d_out.
-    pub bias: Option<Tensor>,
+    pub base: Arc<dyn FrozenLinear>,
 }
 
 impl Fused {
     fn forward<S: DeviceOps>(&self, x: Operand<S>, theta: Operand<S>) -> Result<(S, Shape)> {
         let (rows, shape) = self.call.sizes(x.1)?;
-        let location = x.0.device().location();
-        let mut y = on(location, &self.weight.t()?, |w| S::product(x, w, rows))?;
-        if let Some(bias) = &self.bias {
-            on(
-                location,
-                bias,
-                |bias| with_activation!("activations are", y.dtype(), E => S::add_bias::<E>(&mut y, bias)),
-            )?;
-        }
+        let mut y = S::base_forward(&*self.base, x)?;
         self.call.forward(ForwardInputs { theta, x }, &mut y, rows)?;
         Ok((y, shape))
     }
@@ -104,10 +93,8 @@ impl Fused {
         theta: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let location = dy.device().location();
-        let rows = dy.elem_count() / self.call.op.shape.d_out();
-        on(location, dy, |dy| {
-            let base = || on(location, &self.weight, |w| S::product(dy, w, rows));
+        on(dy.device().location(), dy, |dy| {
+            let base = || S::base_backward(&*self.base, dy);
             let mut dx = x.track_op().then(base).transpose()?;
             let dtheta = self.call.backward(x, theta, dy, dx.as_mut())?;
             Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
@@ -149,81 +136,6 @@ impl CustomOp2 for Fused {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         with_device_ops!(dy.device(), S => self.backward::<S>(x, theta, &dy.contiguous()?))
-    }
-}
-
-/// Op on (y, x, θ): y + s·x·(A ⊗ (B·C))ᵀ, for a base that is not a matrix.
-pub(crate) struct Added(pub Call);
-
-impl Added {
-    fn forward<S: DeviceOps>(&self, y: Operand<S>, x: Operand<S>, theta: Operand<S>) -> Result<(S, Shape)> {
-        let (rows, shape) = self.0.sizes(x.1)?;
-        if *y.1.shape() != shape {
-            bail!("the base's output is {:?}, but the adapter's is {shape:?}", y.1.shape());
-        }
-        // An op must not write into its inputs, so the sum is a new tensor.
-        let mut sum = device_ops::copy(y)?;
-        self.0.forward(ForwardInputs { theta, x }, &mut sum, rows)?;
-        Ok((sum, shape))
-    }
-
-    /// Returns dx, if x needs a gradient, and dθ.
-    fn backward<S: DeviceOps>(
-        &self,
-        x: &Tensor,
-        theta: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        on(dy.device().location(), dy, |dy: Operand<S>| {
-            let zeros = || device_ops::zeros(dy.0, x.shape(), dy.0.dtype());
-            let mut dx = x.track_op().then(zeros).transpose()?;
-            let dtheta = self.0.backward(x, theta, dy, dx.as_mut())?;
-            Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
-        })
-    }
-}
-
-impl CustomOp3 for Added {
-    fn name(&self) -> &'static str {
-        "kron-add"
-    }
-
-    fn cpu_fwd(
-        &self,
-        y: &CpuStorage,
-        y_layout: &Layout,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        theta: &CpuStorage,
-        theta_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((y, y_layout), (x, x_layout), (theta, theta_layout))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        y: &CudaStorage,
-        y_layout: &Layout,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        theta: &CudaStorage,
-        theta_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.forward((y, y_layout), (x, x_layout), (theta, theta_layout))
-    }
-
-    fn bwd(
-        &self,
-        y: &Tensor,
-        x: &Tensor,
-        theta: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let (dx, dtheta) = with_device_ops!(dy.device(), S => self.backward::<S>(x, theta, &dy))?;
-        Ok((y.track_op().then_some(dy), dx, dtheta))
     }
 }
 

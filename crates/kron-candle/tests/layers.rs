@@ -87,7 +87,7 @@ fn a_base_of_any_kind_gives_the_same_output_and_gradients() -> Result<()> {
         let (linear, delta, x) = layer(shape, DType::F32, &device)?;
         let x = candle_core::Var::from_tensor(&x)?;
         let fused = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
-        let added = KronLinear::over(Arc::new(linear), delta.clone()).forward(&x, None)?;
+        let added = KronLinear::over(Arc::new(linear), delta.clone())?.forward(&x, None)?;
         assert!(max_difference(&fused, &added)? < 1e-5);
         let (fused, added) = (fused.sqr()?.sum_all()?.backward()?, added.sqr()?.sum_all()?.backward()?);
         for var in [&x, delta.theta()] {
@@ -231,7 +231,7 @@ fn an_unfused_adapter_adds_the_same_to_any_base_and_takes_no_dropout() -> Result
         let delta = delta.unfused();
         for layer in [
             KronLinear::new(linear.clone(), delta.clone())?,
-            KronLinear::over(Arc::new(linear.clone()), delta.clone()),
+            KronLinear::over(Arc::new(linear.clone()), delta.clone())?,
         ] {
             assert!(max_difference(&layer.forward(&x, key)?, &want)? < 1e-4, "{shape}");
         }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Modules depend on each other in one direction: `config` ← `data` ← `model` ← `run` ← `studies`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod compute;
 pub mod config;

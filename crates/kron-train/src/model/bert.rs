@@ -5,9 +5,8 @@ use candle_nn::{Embedding, VarBuilder, embedding};
 use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
-use super::attention_mask::AttentionMask;
 use super::body::{Attention, Body, detach_in_evaluation};
-use super::fused::{gelu, layer_norm, softmax};
+use super::ops::{AttentionMask, Heads, attention, gelu, layer_norm};
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes};
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
@@ -158,7 +157,7 @@ struct Block {
     up: KronLinear,
     down: KronLinear,
     down_norm: Norm,
-    heads: usize,
+    heads: Heads,
 }
 
 impl Bert {
@@ -205,7 +204,7 @@ impl Bert {
             x = x.broadcast_add(segment)?;
         }
         let mut states = vec![self.norm.forward(&x)?];
-        let mask = AttentionMask::new(&tokens.lens, Attention::Bidirectional);
+        let mask = AttentionMask::new(&tokens.lens, 0, Attention::Bidirectional);
         for block in &self.blocks {
             let state = block.forward(&states[states.len() - 1], &mask, dropout)?;
             states.push(detach_in_evaluation(state, dropout));
@@ -220,8 +219,8 @@ impl Body for Bert {
         Ok(states.swap_remove(states.len() - 1))
     }
 
-    fn logits(&self, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(None)
+    fn output(&self) -> Option<&KronLinear> {
+        None
     }
 
     fn attention(&self) -> Attention {
@@ -252,22 +251,17 @@ impl Block {
             up: linear(hidden, wide, names.up)?,
             down: linear(wide, hidden, names.down)?,
             down_norm: Norm::new(hidden, eps, vb.pp(names.down_norm))?,
-            heads: config.num_attention_heads,
+            heads: Heads {
+                queries: config.num_attention_heads,
+                keys: config.num_attention_heads,
+                width: hidden / config.num_attention_heads,
+            },
         })
     }
 
     fn forward(&self, x: &Tensor, mask: &AttentionMask, key: Option<DropoutKey>) -> Result<Tensor> {
-        let (n, len, hidden) = x.dims3()?;
-        let width = hidden / self.heads;
-        let split = |y: Tensor| y.reshape((n, len, self.heads, width))?.transpose(1, 2)?.contiguous();
-        let (q, k, v) = (
-            split(self.q.forward(x, key)?)?,
-            split(self.k.forward(x, key)?)?,
-            split(self.v.forward(x, key)?)?,
-        );
-        let scores = q.matmul(&k.transpose(2, 3)?)?;
-        let weights = softmax(&scores, 1.0 / (width as f32).sqrt(), mask)?;
-        let mixed = weights.matmul(&v)?.transpose(1, 2)?.reshape((n, len, hidden))?;
+        let (q, k, v) = (self.q.forward(x, key)?, self.k.forward(x, key)?, self.v.forward(x, key)?);
+        let mixed = attention([&q, &k, &v], self.heads, None, mask)?;
         let x = self.out_norm.forward(&(self.out.forward(&mixed, key)? + x)?)?;
         let wide = gelu(&self.up.forward(&x, key)?)?;
         self.down_norm.forward(&(self.down.forward(&wide, key)? + &x)?)

@@ -1,7 +1,7 @@
 //! [`Body`]: a pretrained model without its head, and the pooling of its hidden states.
 
 use candle_core::{DType, Tensor};
-use kron_candle::DropoutKey;
+use kron_candle::{DropoutKey, KronLinear};
 
 use crate::data::Tokens;
 use crate::error::Result;
@@ -26,11 +26,16 @@ pub trait Body {
     /// candle fails.
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor>;
 
+    /// Returns the layer that maps a hidden state to the logits of the next token; `None` for an encoder.
+    fn output(&self) -> Option<&KronLinear>;
+
     /// Returns the logits of the next token for hidden states, … × vocabulary; `None` for an encoder.
     ///
     /// # Errors
     /// candle fails.
-    fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>>;
+    fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.output().map(|output| output.forward(hidden, None)).transpose()?)
+    }
 
     /// Returns the attention pattern.
     fn attention(&self) -> Attention;

@@ -1,13 +1,12 @@
 //! Decoders of the LLaMA family (arXiv 2302.13971), with the tensor names of Hugging Face's checkpoints.
 
 use candle_core::{Module, Tensor};
-use candle_nn::{Embedding, VarBuilder, embedding, ops};
+use candle_nn::{Embedding, Linear, VarBuilder, embedding};
 use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
-use super::attention_mask::AttentionMask;
 use super::body::{Attention, Body, detach_in_evaluation};
-use super::fused::softmax;
+use super::ops::{AttentionMask, Heads, attention, rms_norm, swiglu};
 use super::rope::{Rope, RopeConfig, Rotation};
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes, within};
 use crate::data::Tokens;
@@ -134,7 +133,7 @@ pub struct Llama {
     words: Embedding,
     blocks: Vec<Block>,
     norm: Tensor,
-    head: Option<KronLinear>,
+    head: KronLinear,
     rope: Rope,
     positions: usize,
     eps: f32,
@@ -151,9 +150,7 @@ struct Block {
     gate: KronLinear,
     up: KronLinear,
     down: KronLinear,
-    width: usize,
-    heads: usize,
-    kv_heads: usize,
+    heads: Heads,
     eps: f32,
 }
 
@@ -167,12 +164,13 @@ impl Llama {
         let (hidden, vocab, at) = (config.hidden_size, config.vocab_size, vb.pp("model"));
         let blocks =
             (0..config.num_hidden_layers).map(|i| Block::new(config, inject, at.pp(format!("layers.{i}"))));
+        let words = embedding(vocab, hidden, at.pp("embed_tokens"))?;
         let head = match config.tie_word_embeddings {
-            true => None,
-            false => Some(inject.linear(hidden, vocab, false, vb.pp("lm_head"))?),
+            true => Linear::new(words.embeddings().clone(), None).into(),
+            false => inject.linear(hidden, vocab, false, vb.pp("lm_head"))?,
         };
         Ok(Self {
-            words: embedding(vocab, hidden, at.pp("embed_tokens"))?,
+            words,
             blocks: blocks.collect::<Result<_>>()?,
             norm: at.get(hidden, "norm.weight")?,
             head,
@@ -192,20 +190,16 @@ impl Body for Llama {
             )));
         }
         let mut x = self.words.forward(&tokens.tensor(self.words.embeddings().device())?)?;
-        let mask = AttentionMask::new(&tokens.lens, Attention::Causal);
+        let mask = AttentionMask::new(&tokens.lens, 0, Attention::Causal);
         let rotation = self.rope.rotation(tokens.len, &x)?;
         for block in &self.blocks {
             x = detach_in_evaluation(block.forward(&x, &mask, &rotation, dropout)?, dropout);
         }
-        Ok(ops::rms_norm_slow(&x, &self.norm, self.eps)?)
+        Ok(rms_norm(&x, &self.norm, self.eps)?)
     }
 
-    fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>> {
-        let logits = match &self.head {
-            Some(head) => head.forward(hidden, None)?,
-            None => hidden.broadcast_matmul(&self.words.embeddings().t()?)?,
-        };
-        Ok(Some(logits))
+    fn output(&self) -> Option<&KronLinear> {
+        Some(&self.head)
     }
 
     fn attention(&self) -> Attention {
@@ -231,9 +225,11 @@ impl Block {
             gate: mlp(hidden, wide, "gate_proj")?,
             up: mlp(hidden, wide, "up_proj")?,
             down: mlp(wide, hidden, "down_proj")?,
-            width: config.head(),
-            heads: config.num_attention_heads,
-            kv_heads: config.kv_heads(),
+            heads: Heads {
+                queries: config.num_attention_heads,
+                keys: config.kv_heads(),
+                width: config.head(),
+            },
             eps: config.rms_norm_eps as f32,
         })
     }
@@ -245,26 +241,13 @@ impl Block {
         rotation: &Rotation,
         key: Option<DropoutKey>,
     ) -> Result<Tensor> {
-        let (n, len, _) = x.dims3()?;
-        let width = self.width;
-        let split = |y: Tensor, heads| y.reshape((n, len, heads, width))?.transpose(1, 2)?.contiguous();
-        // Each key and value head is repeated for `heads / kv_heads` consecutive query heads.
-        let repeat = |y: Tensor| {
-            let times = self.heads / self.kv_heads;
-            y.unsqueeze(2)?
-                .broadcast_as((n, self.kv_heads, times, len, width))?
-                .reshape((n, self.heads, len, width))
-        };
-        let normed = ops::rms_norm_slow(x, &self.input_norm, self.eps)?;
-        let q = rotation.apply(&split(self.q.forward(&normed, key)?, self.heads)?)?;
-        let k = repeat(rotation.apply(&split(self.k.forward(&normed, key)?, self.kv_heads)?)?)?;
-        let v = repeat(split(self.v.forward(&normed, key)?, self.kv_heads)?)?;
-        let scores = q.matmul(&k.transpose(2, 3)?)?;
-        let mixed = softmax(&scores, 1.0 / (width as f32).sqrt(), mask)?.matmul(&v.contiguous()?)?;
-        let mixed = mixed.transpose(1, 2)?.reshape((n, len, self.heads * width))?;
+        let normed = rms_norm(x, &self.input_norm, self.eps)?;
+        let q = self.q.forward(&normed, key)?;
+        let (k, v) = (self.k.forward(&normed, key)?, self.v.forward(&normed, key)?);
+        let mixed = attention([&q, &k, &v], self.heads, Some(rotation), mask)?;
         let x = (self.o.forward(&mixed, key)? + x)?;
-        let normed = ops::rms_norm_slow(&x, &self.norm, self.eps)?;
-        let wide = (self.gate.forward(&normed, key)?.silu()? * self.up.forward(&normed, key)?)?;
+        let normed = rms_norm(&x, &self.norm, self.eps)?;
+        let wide = swiglu(&self.gate.forward(&normed, key)?, &self.up.forward(&normed, key)?)?;
         Ok((self.down.forward(&wide, key)? + x)?)
     }
 }

@@ -1,15 +1,13 @@
 //! Pretrained models: from a folder of weights to hidden states.
 
-mod attention_mask;
 mod bert;
 mod body;
-mod composed;
-mod fused;
 mod gguf;
 mod llama;
 mod llama2c;
 mod load;
 mod next_token;
+mod ops;
 mod rope;
 mod sizes;
 

@@ -81,7 +81,7 @@ pub(super) struct Rope {
 }
 
 /// Cosines and sines of the positions of one batch, positions × head/2.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Rotation {
     cos: Tensor,
     sin: Tensor,
@@ -108,13 +108,18 @@ impl Rope {
 }
 
 impl Rotation {
-    /// Rotates the pairs (i, i + head/2) of x, n × heads × len × head.
-    pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (.., width) = x.dims4()?;
-        let (cos, sin) = (&self.cos, &self.sin);
+    /// Returns the cosines and the sines.
+    pub const fn tables(&self) -> [&Tensor; 2] {
+        [&self.cos, &self.sin]
+    }
+
+    /// Rotates the pairs (i, i + head/2) of x, n × heads × len × head, whose first token stands at `from`.
+    pub fn apply(&self, x: &Tensor, from: usize) -> candle_core::Result<Tensor> {
+        let (.., len, width) = x.dims4()?;
+        let (cos, sin) = (self.cos.narrow(0, from, len)?, self.sin.narrow(0, from, len)?);
         let (a, b) = (x.narrow(3, 0, width / 2)?, x.narrow(3, width / 2, width / 2)?);
-        let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
-        let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
+        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
         Tensor::cat(&[first, second], D::Minus1)
     }
 }

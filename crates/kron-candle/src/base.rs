@@ -1,0 +1,46 @@
+//! [`FrozenLinear`]: the base of an adapted layer.
+
+use candle_core::{CpuStorage, Layout, Result};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, bail};
+use kron_core::LayerDims;
+
+/// Frozen linear map y = x·Wᵀ + bias with its gradient with respect to x.
+///
+/// An adapter rides on it, see [`KronLinear::over`](crate::KronLinear::over). The trait asks for both passes, since a
+/// module without a backward pass, such as candle's `QMatMul`, would silently cut the gradients of all layers below.
+/// Operands are contiguous, … × d_in and … × d_out, in the dtype of the activations; results are of the same dtype.
+pub trait FrozenLinear: std::fmt::Debug + Send + Sync {
+    /// Returns the sizes.
+    fn dims(&self) -> LayerDims;
+
+    /// Computes x·Wᵀ + bias.
+    ///
+    /// # Errors
+    /// x has a dtype that is not supported.
+    fn cpu_forward(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage>;
+
+    /// Computes dX = dY·W.
+    ///
+    /// # Errors
+    /// dY has a dtype that is not supported.
+    fn cpu_backward(&self, dy: &CpuStorage, layout: &Layout) -> Result<CpuStorage>;
+
+    /// Computes x·Wᵀ + bias on a CUDA device.
+    ///
+    /// # Errors
+    /// The base does not run on CUDA devices, or candle fails.
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, _: &CudaStorage, _: &Layout) -> Result<CudaStorage> {
+        bail!("the base {self:?} does not run on a CUDA device")
+    }
+
+    /// Computes dX = dY·W on a CUDA device.
+    ///
+    /// # Errors
+    /// The base does not run on CUDA devices, or candle fails.
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, _: &CudaStorage, _: &Layout) -> Result<CudaStorage> {
+        bail!("the base {self:?} does not run on a CUDA device")
+    }
+}

@@ -1,0 +1,140 @@
+//! [`QuantisedLinear`]: a frozen base whose weight stays in blocks.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
+use kron_adapter::gguf::Blocks;
+use kron_core::{Accum, LayerDims};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use crate::base::FrozenLinear;
+use crate::device_ops::range;
+use crate::product::{Threads, product};
+
+/// Largest number of rows of W that are dequantised at once.
+const TILE: usize = 256;
+
+/// Frozen linear layer over a quantised matrix, for float32 activations on the CPU.
+///
+/// Both passes dequantise a few rows of W at a time, so memory is that of the blocks and one such tile a thread.
+/// Products are float32; activations are not quantised.
+pub struct QuantisedLinear {
+    blocks: Blocks,
+    bias: Option<Vec<f32>>,
+}
+
+impl std::fmt::Debug for QuantisedLinear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} × {} in {:?}", self.blocks.rows(), self.blocks.columns(), self.blocks.block_type())
+    }
+}
+
+impl QuantisedLinear {
+    /// Takes W, d_out × d_in, and a bias, d_out.
+    ///
+    /// # Errors
+    /// The bias has another length.
+    pub fn new(blocks: Blocks, bias: Option<Vec<f32>>) -> Result<Self> {
+        match bias.as_ref().map_or(blocks.rows(), Vec::len) {
+            len if len == blocks.rows() => Ok(Self { blocks, bias }),
+            len => bail!("a bias has {len} values, but its weight has {} rows", blocks.rows()),
+        }
+    }
+
+    /// Dequantises the rows of some token ids, … × d_in, for ids of any shape.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use kron_adapter::gguf::{BlockType, Blocks};
+    /// use kron_candle::QuantisedLinear;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let values: Vec<u8> = [1f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    /// let table = QuantisedLinear::new(Blocks::new(BlockType::F32, 2, 2, values)?, None)?;
+    /// let rows = table.rows(&Tensor::new(&[1u32, 0, 1], &Device::Cpu)?)?;
+    /// assert_eq!(rows.to_vec2::<f32>()?, [[3.0, 4.0], [1.0, 2.0], [3.0, 4.0]]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// An id exceeds the rows.
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        let columns = self.blocks.columns();
+        let mut values = vec![0.0; ids.elem_count() * columns];
+        for (id, row) in ids.flatten_all()?.to_vec1::<u32>()?.into_iter().zip(values.chunks_mut(columns)) {
+            let id = id as usize;
+            self.blocks.dequantise(id..id.saturating_add(1), row).map_err(candle_core::Error::wrap)?;
+        }
+        Tensor::from_vec(values, [ids.dims(), &[columns]].concat(), ids.device())
+    }
+
+    /// Returns the number of rows of a tile: whole tiles for each thread, of equal size.
+    fn tile(&self) -> usize {
+        let threads = rayon::current_num_threads();
+        let count = self.blocks.rows().div_ceil(TILE).next_multiple_of(threads);
+        self.blocks.rows().div_ceil(count).max(1)
+    }
+}
+
+impl FrozenLinear for QuantisedLinear {
+    fn dims(&self) -> LayerDims {
+        LayerDims { d_out: self.blocks.rows(), d_in: self.blocks.columns() }
+    }
+
+    fn cpu_forward(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
+        let LayerDims { d_out, d_in } = self.dims();
+        let x = matrix(x, layout, d_in)?;
+        let mut values = vec![0.0; x.nrows() * d_out];
+        let mut y = matrix_mut(&mut values, d_out)?;
+        let tile = self.tile();
+        let parts: Vec<_> = y.axis_chunks_iter_mut(Axis(1), tile).collect();
+        parts.into_par_iter().enumerate().try_for_each_init(Vec::new, |weights, (i, mut y)| {
+            let rows = i * tile..i * tile + y.ncols();
+            weights.resize(rows.len() * d_in, 0.0);
+            self.blocks.dequantise(rows.clone(), weights).map_err(candle_core::Error::wrap)?;
+            let w = matrix_of(weights, d_in)?;
+            product(y.view_mut(), Accum::Replace, x, w.t(), Threads::One)?;
+            if let Some(bias) = &self.bias {
+                y += &ArrayView1::from(&bias[rows]);
+            }
+            Ok::<(), candle_core::Error>(())
+        })?;
+        Ok(CpuStorage::F32(values))
+    }
+
+    fn cpu_backward(&self, dy: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
+        let LayerDims { d_out, d_in } = self.dims();
+        let dy = matrix(dy, layout, d_out)?;
+        let mut values = vec![0.0; dy.nrows() * d_in];
+        let mut dx = matrix_mut(&mut values, d_in)?;
+        let mut weights = vec![0.0; TILE.min(d_out) * d_in];
+        for first in (0..d_out).step_by(TILE) {
+            let rows = first..d_out.min(first + TILE);
+            let weights = &mut weights[..rows.len() * d_in];
+            let each = weights.par_chunks_mut(d_in.max(1)).zip(rows.clone()).with_min_len(16);
+            each.try_for_each(|(weights, row)| self.blocks.dequantise(row..row + 1, weights))
+                .map_err(candle_core::Error::wrap)?;
+            let w = matrix_of(weights, d_in)?;
+            product(dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All)?;
+        }
+        Ok(CpuStorage::F32(values))
+    }
+}
+
+/// Views a contiguous float32 operand, … × width, as a matrix.
+fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout, width: usize) -> Result<ArrayView2<'a, f32>> {
+    let CpuStorage::F32(values) = storage else {
+        bail!("activations are {:?}, but a quantised layer takes f32", storage.dtype());
+    };
+    matrix_of(&values[range(layout)?], width)
+}
+
+fn matrix_of(values: &[f32], width: usize) -> Result<ArrayView2<'_, f32>> {
+    let rows = values.len() / width.max(1);
+    ArrayView2::from_shape((rows, width), values).map_err(candle_core::Error::wrap)
+}
+
+fn matrix_mut(values: &mut [f32], width: usize) -> Result<ArrayViewMut2<'_, f32>> {
+    let rows = values.len() / width.max(1);
+    ArrayViewMut2::from_shape((rows, width), values).map_err(candle_core::Error::wrap)
+}

@@ -1,0 +1,97 @@
+//! A quantised base beside the same matrix dequantised.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
+use candle_nn::Linear;
+use kron_adapter::gguf::{BlockType, Blocks};
+use kron_candle::{
+    KronLinear, KronShape, LayerDims, QuantisedLinear, ScaleRule, Scaling, Split, TrainableDelta,
+};
+
+const TYPES: [BlockType; 13] = [
+    BlockType::F32,
+    BlockType::F16,
+    BlockType::Bf16,
+    BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
+    BlockType::Q8_0,
+    BlockType::Q2K,
+    BlockType::Q3K,
+    BlockType::Q4K,
+    BlockType::Q5K,
+    BlockType::Q6K,
+];
+
+/// Makes a matrix of arbitrary blocks with finite scales, and the same values in float32.
+fn matrix(block_type: BlockType, rows: usize) -> Result<(Blocks, Tensor)> {
+    let columns = 2 * block_type.values().max(32);
+    let len = rows * columns / block_type.values() * block_type.bytes();
+    // No byte has all bits of a float16's or float32's exponent set, so no scale is infinite.
+    let bytes = (0..len).map(|i| ((i * 2_654_435_761) >> 7) as u8 & 0b1011_1011).collect();
+    let blocks = Blocks::new(block_type, rows, columns, bytes).map_err(candle_core::Error::wrap)?;
+    let mut values = vec![0.0; rows * columns];
+    blocks.dequantise(0..rows, &mut values).map_err(candle_core::Error::wrap)?;
+    assert!(values.iter().all(|v| v.is_finite()) && values.iter().any(|&v| v != 0.0), "{block_type:?}");
+    Ok((blocks, Tensor::from_vec(values, (rows, columns), &Device::Cpu)?))
+}
+
+fn largest(tensor: &Tensor) -> Result<f32> {
+    tensor.abs()?.max_all()?.to_scalar()
+}
+
+/// Output and gradients of every kind of blocks are those of the dequantised layer, to float32's rounding.
+#[test]
+fn outputs_and_gradients_are_the_dequantised_layers() -> Result<()> {
+    for (i, block_type) in TYPES.into_iter().enumerate() {
+        // More rows than one tile, and not a multiple of it.
+        let (blocks, dense) = matrix(block_type, 300)?;
+        let (d_out, d_in) = dense.dims2()?;
+        let bias: Vec<f32> = (0..d_out).map(|i| i as f32 - 9.0).collect();
+        let quantised = QuantisedLinear::new(blocks, Some(bias.clone()))?;
+        let linear = Linear::new(dense, Some(Tensor::new(bias, &Device::Cpu)?));
+        let shape = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 4);
+        let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR).map_err(candle_core::Error::wrap)?;
+        let shape = shape.map_err(candle_core::Error::wrap)?;
+        let delta = TrainableDelta::new("m", shape, scaling, i as u64, &Device::Cpu)?;
+        let x = Var::from_tensor(&Tensor::randn(0f32, 1.0, (3, 7, d_in), &Device::Cpu)?)?;
+        let base: Arc<QuantisedLinear> = Arc::new(quantised);
+        let pairs = [
+            (KronLinear::over(base.clone(), delta.clone())?, KronLinear::new(linear.clone(), delta.clone())?),
+            (KronLinear::frozen(base), KronLinear::from(linear)),
+        ];
+        for (ours, theirs) in pairs {
+            let (y, want) = (Module::forward(&ours, &x)?, Module::forward(&theirs, &x)?);
+            let scale = largest(&want)?;
+            assert!(largest(&(&y - &want)?)? <= 1e-5 * scale, "{block_type:?}");
+            let (ours, theirs) = (y.sum_all()?.backward()?, want.sum_all()?.backward()?);
+            let vars = [Some(&x), theirs.get(delta.theta()).map(|_| delta.theta())];
+            for var in vars.into_iter().flatten() {
+                let (got, want) = (ours.get(var).expect("a gradient"), theirs.get(var).expect("a gradient"));
+                assert!(largest(&(got - want)?)? <= 2e-5 * largest(want)?, "{block_type:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused() -> Result<()> {
+    let (blocks, dense) = matrix(BlockType::Q8_0, 8)?;
+    let wrong = QuantisedLinear::new(blocks.clone(), Some(vec![0.0; 7])).expect_err("7 of 8");
+    assert!(wrong.to_string().starts_with("a bias has 7 values, but its weight has 8 rows"), "{wrong}");
+    let layer = KronLinear::frozen(Arc::new(QuantisedLinear::new(blocks.clone(), None)?));
+    let half = Tensor::zeros((2, dense.dim(1)?), DType::BF16, &Device::Cpu)?;
+    assert!(layer.forward(&half, None).expect_err("bf16").to_string().contains("BF16"));
+    let narrow = Tensor::zeros((2, 5), DType::F32, &Device::Cpu)?;
+    assert!(layer.forward(&narrow, None).expect_err("5 columns").to_string().contains("d_in = 64"));
+    assert!(layer.merge().is_err());
+    let table = QuantisedLinear::new(blocks, None)?;
+    assert!(table.rows(&Tensor::new(&[8u32], &Device::Cpu)?).is_err());
+    let row = table.rows(&Tensor::new(&[[3u32], [0]], &Device::Cpu)?)?;
+    assert_eq!(row.dims(), [2, 1, 64]);
+    assert_eq!(largest(&(row.narrow(0, 0, 1)?.reshape((1, 64))? - dense.narrow(0, 3, 1)?)?)?, 0.0);
+    Ok(())
+}

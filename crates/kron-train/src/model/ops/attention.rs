@@ -1,0 +1,257 @@
+//! Attention of all heads, with rotary positions.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use kron_candle::{Accum, Threads, product};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use super::attention_mask::AttentionMask;
+use super::composed;
+use super::exp::exp;
+use super::heads::Heads;
+use super::rms_norm::dot;
+use super::slices::{floats, is_fusable, like, read};
+use crate::model::rope::Rotation;
+
+/// Number of queries whose scores are computed at once.
+const QUERIES: usize = 128;
+
+/// Computes softmax(rotated q · (rotated k)ᵀ/√width)·v of each head over its visible keys.
+///
+/// q is n × queries × (heads·width), k and v are n × keys × (key heads·width), and so is the output like q. The first
+/// query stands at the mask's `past`, the first key at 0. Outputs of padding are 0 where the op is fused. The scores
+/// are not kept: the backward pass computes them again, a few queries at a time.
+///
+/// # Errors
+/// The shapes do not fit, or candle fails.
+pub(in crate::model) fn attention(
+    [q, k, v]: [&Tensor; 3],
+    heads: Heads,
+    rotation: Option<&Rotation>,
+    mask: &AttentionMask,
+) -> Result<Tensor> {
+    let (wide, narrow) = (heads.queries * heads.width, heads.keys * heads.width);
+    if [q.dim(2)?, k.dim(2)?, v.dim(2)?] != [wide, narrow, narrow] || k.dims() != v.dims() {
+        bail!("q, k and v are {:?}, {:?} and {:?}, which {heads:?} do not fit", q.dims(), k.dims(), v.dims());
+    }
+    if !is_fusable(&[q, k, v]) {
+        return composed::attention([q, k, v], heads, rotation, mask);
+    }
+    let op = Attention { heads, rotation: rotation.cloned(), mask: mask.clone() };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+struct Attention {
+    heads: Heads,
+    rotation: Option<Rotation>,
+    mask: AttentionMask,
+}
+
+/// Key head of one text, with the query heads that share it.
+struct Group<'a> {
+    op: &'a Attention,
+    tables: Option<[&'a [f32]; 2]>,
+    text: usize,
+    head: usize,
+    /// Queries × (shared heads·width), without padding.
+    q: ArrayView2<'a, f32>,
+    /// Rotated keys × width, without padding.
+    k: Array2<f32>,
+    v: ArrayView2<'a, f32>,
+}
+
+/// Queries of one head whose scores are computed at once.
+struct Part {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// Rotated.
+    q: Array2<f32>,
+    /// Queries × visible keys.
+    weights: Array2<f32>,
+}
+
+impl Attention {
+    /// Calls `f` with each group, and with its part of each output.
+    fn each<const N: usize>(
+        &self,
+        [q, k, v]: [&[f32]; 3],
+        n: usize,
+        outputs: [&mut Array4<f32>; N],
+        f: impl Fn(Group, [ArrayViewMut2<f32>; N]) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let heads = self.heads;
+        let (wide, narrow) = (heads.shared() * heads.width, heads.width);
+        let view = |x, per: usize| -> Result<ArrayView4<f32>> {
+            let len = <[f32]>::len(x) / (n * heads.keys * per).max(1);
+            ArrayView4::from_shape((n, len, heads.keys, per), x).map_err(candle_core::Error::wrap)
+        };
+        let (q, k, v) = (view(q, wide)?, view(k, narrow)?, view(v, narrow)?);
+        let tables = self.rotation.as_ref().map(Rotation::tables);
+        let tables = match tables {
+            Some([cos, sin]) => Some([read(cos)?, read(sin)?]),
+            None => None,
+        };
+        let mut parts: Vec<Vec<ArrayViewMut2<f32>>> = (0..n * heads.keys).map(|_| Vec::new()).collect();
+        for output in outputs {
+            let (_, len, _, per) = output.dim();
+            for (part, chunk) in parts.iter_mut().zip(output.exact_chunks_mut((1, len, 1, per))) {
+                part.push(chunk.index_axis_move(Axis(0), 0).index_axis_move(Axis(1), 0));
+            }
+        }
+        parts.into_par_iter().enumerate().try_for_each(|(i, outputs)| {
+            let (text, head) = (i / heads.keys, i % heads.keys);
+            let (queries, keys) = (self.mask.queries(text), self.mask.visible_keys(text, usize::MAX / 2));
+            let tables = tables.as_ref().map(|[cos, sin]| [&**cos, &**sin]);
+            let given = k.slice(s![text, ..keys, head, ..]);
+            let mut k = Array2::zeros(given.dim());
+            turn(tables, 0, 1.0, given, k.view_mut());
+            let (q, v) = (q.slice(s![text, ..queries, head, ..]), v.slice(s![text, ..keys, head, ..]));
+            let outputs = outputs.try_into().map_err(|_| candle_core::Error::msg("an output has no part"))?;
+            f(Group { op: self, tables, text, head, q, k, v }, outputs)
+        })
+    }
+}
+
+impl Group<'_> {
+    /// Calls `f` with the weights of a few queries of a head at a time.
+    fn parts(&self, mut f: impl FnMut(Part) -> Result<()>) -> Result<()> {
+        let Attention { heads, mask, .. } = self.op;
+        for head in 0..heads.shared() {
+            let columns = head * heads.width..(head + 1) * heads.width;
+            for first in (0..self.q.nrows()).step_by(QUERIES) {
+                let rows = first..self.q.nrows().min(first + QUERIES);
+                let given = self.q.slice(s![rows.clone(), columns.clone()]);
+                let mut q = Array2::zeros(given.dim());
+                turn(self.tables, mask.past() + first, 1.0, given, q.view_mut());
+                let keys = mask.visible_keys(self.text, rows.end - 1);
+                let mut weights = Array2::zeros((rows.len(), keys));
+                let k = self.k.slice(s![..keys, ..]);
+                product(weights.view_mut(), Accum::Replace, q.view(), k.t(), Threads::One)?;
+                for (query, mut row) in rows.clone().zip(weights.rows_mut()) {
+                    let Some(row) = row.as_slice_mut() else { continue };
+                    softmax(row, mask.visible_keys(self.text, query), heads.scale());
+                }
+                f(Part { rows, columns: columns.clone(), q, weights })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces scores by their softmax over the first `visible` keys, and the others by 0.
+fn softmax(row: &mut [f32], visible: usize, scale: f32) {
+    let (row, hidden) = row.split_at_mut(visible);
+    hidden.fill(0.0);
+    let highest = row.iter().copied().fold(f32::MIN, f32::max);
+    row.iter_mut().for_each(|score| *score = exp((*score - highest) * scale));
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|weight| *weight /= sum);
+}
+
+/// Copies rows with their pairs (i, i + width/2) rotated, `sign` times; row 0 stands at position `from`.
+fn turn(
+    tables: Option<[&[f32]; 2]>,
+    from: usize,
+    sign: f32,
+    given: ArrayView2<f32>,
+    mut to: ArrayViewMut2<f32>,
+) {
+    let half = given.ncols() / 2;
+    for (i, (given, mut to)) in given.rows().into_iter().zip(to.rows_mut()).enumerate() {
+        let (Some(given), Some(to), Some([cos, sin])) = (given.as_slice(), to.as_slice_mut(), tables) else {
+            to.assign(&given);
+            continue;
+        };
+        let at = (from + i) * half;
+        let ((a, b), (first, second)) = (given.split_at(half), to.split_at_mut(half));
+        let tables = cos[at..at + half].iter().zip(&sin[at..at + half]);
+        for ((((a, b), first), second), (cos, sin)) in a.iter().zip(b).zip(first).zip(second).zip(tables) {
+            *first = a * cos - sign * b * sin;
+            *second = b * cos + sign * a * sin;
+        }
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let qkv = [floats(q, layout)?, floats(k, k_layout)?, floats(v, v_layout)?];
+        let (n, queries, wide) = layout.shape().dims3()?;
+        let mut y = Array4::zeros((n, queries, self.heads.keys, wide / self.heads.keys));
+        self.each(qkv, n, [&mut y], |group, [mut y]| {
+            group.parts(|part| {
+                let v = group.v.slice(s![..part.weights.ncols(), ..]);
+                let y = y.slice_mut(s![part.rows, part.columns]);
+                product(y, Accum::Replace, part.weights.view(), v, Threads::One)
+            })
+        })?;
+        Ok((CpuStorage::F32(y.into_raw_vec_and_offset().0), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let (n, queries, wide) = q.dims3()?;
+        let (keys, per) = (k.dim(1)?, wide / self.heads.keys);
+        let scale = self.heads.scale();
+        let (given_q, given_k, given_v) = (read(q)?, read(k)?, read(v)?);
+        let given_dy = read(&dy)?;
+        let dy = ArrayView4::from_shape((n, queries, self.heads.keys, per), &given_dy);
+        let dy = dy.map_err(candle_core::Error::wrap)?;
+        let mut dq = Array4::zeros((n, queries, self.heads.keys, per));
+        let (mut dk, mut dv) = (
+            Array4::zeros((n, keys, self.heads.keys, self.heads.width)),
+            Array4::zeros((n, keys, self.heads.keys, self.heads.width)),
+        );
+        let qkv = [&*given_q, &*given_k, &*given_v];
+        self.each(qkv, n, [&mut dq, &mut dk, &mut dv], |group, [mut dq, mut dk, mut dv]| {
+            let mut turned = Array2::zeros(group.k.dim());
+            group.parts(|Part { rows, columns, q, weights }| {
+                let first = self.mask.past() + rows.start;
+                let dy = dy.slice(s![group.text, .., group.head, ..]);
+                let dy = dy.slice(s![rows.clone(), columns.clone()]);
+                let keys = weights.ncols();
+                let (k, v) = (group.k.slice(s![..keys, ..]), group.v.slice(s![..keys, ..]));
+                product(dv.slice_mut(s![..keys, ..]), Accum::Add, weights.t(), dy, Threads::One)?;
+                let mut scores = Array2::zeros(weights.dim());
+                product(scores.view_mut(), Accum::Replace, dy, v.t(), Threads::One)?;
+                for (mut scores, weights) in scores.rows_mut().into_iter().zip(weights.rows()) {
+                    let (Some(scores), Some(weights)) = (scores.as_slice_mut(), weights.as_slice()) else {
+                        continue;
+                    };
+                    let mean = dot(scores, weights);
+                    scores.iter_mut().zip(weights).for_each(|(d, p)| *d = scale * p * (*d - mean));
+                }
+                let mut back = Array2::zeros(q.dim());
+                product(back.view_mut(), Accum::Replace, scores.view(), k, Threads::One)?;
+                turn(group.tables, first, -1.0, back.view(), dq.slice_mut(s![rows, columns]));
+                product(turned.slice_mut(s![..keys, ..]), Accum::Add, scores.t(), q.view(), Threads::One)
+            })?;
+            let keys = turned.nrows();
+            turn(group.tables, 0, -1.0, turned.view(), dk.slice_mut(s![..keys, ..]));
+            Ok(())
+        })?;
+        let tensor =
+            |array: Array4<f32>, like_: &Tensor| like(array.into_raw_vec_and_offset().0, like_).map(Some);
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+    }
+}

@@ -1,0 +1,27 @@
+//! Operations of a transformer block: each one op with a hand-written backward pass for float32 on the CPU.
+//!
+//! Each keeps no more than its operands for the backward pass and spreads its rows over rayon's threads. Other devices
+//! and types take [`composed`], the same functions out of candle's own ops.
+
+mod attention;
+mod attention_mask;
+mod composed;
+mod exp;
+mod gelu;
+mod heads;
+mod layer_norm;
+mod output_loss;
+mod rms_norm;
+mod slices;
+mod swiglu;
+#[cfg(test)]
+mod tests;
+
+pub(super) use attention::attention;
+pub(super) use attention_mask::AttentionMask;
+pub(super) use gelu::gelu;
+pub(super) use heads::Heads;
+pub(super) use layer_norm::layer_norm;
+pub(super) use output_loss::output_loss;
+pub(super) use rms_norm::rms_norm;
+pub(super) use swiglu::swiglu;

@@ -1,0 +1,100 @@
+//! Root-mean-square normalisation.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::composed;
+use super::slices::{ROWS, floats, is_fusable, like, read};
+
+/// Computes x/√(mean(x²) + eps)·w over the last dimension.
+///
+/// # Errors
+/// candle fails.
+pub(in crate::model) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    match is_fusable(&[x, weight]) {
+        true => x.contiguous()?.apply_op2(weight, RmsNorm { eps }),
+        false => composed::rms_norm(x, weight, eps),
+    }
+}
+
+struct RmsNorm {
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Returns 1/√(mean(x²) + eps).
+    fn scale(&self, row: &[f32]) -> f32 {
+        1.0 / (dot(row, row) / row.len() as f32 + self.eps).sqrt()
+    }
+}
+
+/// Computes a sum of products in eight partial sums, which vector instructions add in parallel.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; 8];
+    let (a, a_rest) = a.as_chunks::<8>();
+    let (b, b_rest) = b.as_chunks::<8>();
+    for (a, b) in a.iter().zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, w) = (floats(x, layout)?, floats(w, w_layout)?);
+        let mut y = vec![0.0; x.len()];
+        y.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).with_min_len(ROWS).for_each(|(y, x)| {
+            let scale = self.scale(x);
+            y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| *y = x * scale * w);
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let (given, weight, dy) = (read(x)?, read(w)?, read(&dy)?);
+        let width = weight.len();
+        let dx = |_| {
+            let mut dx = vec![0.0; given.len()];
+            let rows = dx.par_chunks_mut(width).zip(given.par_chunks(width)).zip(dy.par_chunks(width));
+            rows.with_min_len(ROWS).for_each(|((dx, x), dy)| {
+                let scale = self.scale(x);
+                dx.iter_mut().zip(dy).zip(&*weight).for_each(|((dx, dy), w)| *dx = dy * w);
+                let along = dot(dx, x) * scale * scale / width as f32;
+                dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = scale * (*dx - x * along));
+            });
+            like(dx, x)
+        };
+        // One thread sums row by row, so that the order of the sums is fixed.
+        let dw = |_| {
+            let mut dw = vec![0.0; width];
+            for (x, dy) in given.chunks(width).zip(dy.chunks(width)) {
+                let scale = self.scale(x);
+                dw.iter_mut().zip(x).zip(dy).for_each(|((dw, x), dy)| *dw += dy * x * scale);
+            }
+            like(dw, w)
+        };
+        let dx = x.track_op().then_some(()).map(dx).transpose()?;
+        let dw = w.track_op().then_some(()).map(dw).transpose()?;
+        Ok((dx, dw))
+    }
+}

@@ -1,0 +1,177 @@
+//! Values and gradients of the fused ops beside the same functions out of candle's own.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, Var};
+use candle_nn::Linear;
+use kron_candle::KronLinear;
+
+use super::*;
+use crate::model::body::Attention;
+use crate::model::rope::{Rope, Rotation};
+
+fn var(shape: &[usize], seed: u64) -> Var {
+    let shape = Shape::from(shape);
+    let values = (0..shape.elem_count() as u64).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 250.0 - 2.0);
+    let tensor = Tensor::from_iter(values, &Device::Cpu).and_then(|t| t.reshape(shape));
+    Var::from_tensor(&tensor.expect("values")).expect("a variable")
+}
+
+/// Compares values and gradients of two ways to compute the same function.
+fn agree(vars: &[&Var], ours: &dyn Fn() -> Result<Tensor>, theirs: &dyn Fn() -> Result<Tensor>) {
+    let run = |f: &dyn Fn() -> Result<Tensor>| -> Result<Vec<Tensor>> {
+        let y = f()?;
+        let grads = (y.sqr()? + y.sin()?)?.sum_all()?.backward()?;
+        let grads = vars.iter().map(|v| grads.get(v).expect("a gradient").clone());
+        Ok([y.clone()].into_iter().chain(grads).collect())
+    };
+    for (i, (a, b)) in run(ours).expect("ours").iter().zip(run(theirs).expect("theirs")).enumerate() {
+        let largest = |t: Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+        let (difference, size) = (largest((a - &b).expect("sizes")).expect("max"), largest(b).expect("max"));
+        assert!(size > 0.01 && difference < 2e-5 * size.max(1.0), "result {i}: {difference} of {size}");
+    }
+}
+
+#[test]
+fn gelu_is_candles() {
+    let x = var(&[7, 33], 1);
+    // candle's own derivative has constants of six digits; through erf it is exact.
+    let theirs = || {
+        let phi = ((x.as_tensor() / 2f64.sqrt())?.erf()? + 1.0)? * 0.5;
+        x.as_tensor() * phi?
+    };
+    agree(&[&x], &|| gelu(&x), &theirs);
+    agree(&[&x], &|| composed::gelu(&x), &theirs);
+}
+
+#[test]
+fn layer_norm_is_the_long_form() {
+    let (x, w, b) = (var(&[3, 5, 24], 2), var(&[24], 3), var(&[24], 4));
+    let theirs = || candle_nn::ops::layer_norm_slow(&x, &w, &b, 1e-5);
+    agree(&[&x, &w, &b], &|| layer_norm(&x, &w, &b, 1e-5), &theirs);
+}
+
+#[test]
+fn rms_norm_is_the_long_form() {
+    let (x, w) = (var(&[3, 5, 27], 2), var(&[27], 3));
+    agree(&[&x, &w], &|| rms_norm(&x, &w, 1e-5), &|| composed::rms_norm(&x, &w, 1e-5));
+}
+
+#[test]
+fn swiglu_is_the_long_form() {
+    let (gate, up) = (var(&[4, 5, 2049], 2), var(&[4, 5, 2049], 3));
+    agree(&[&gate, &up], &|| swiglu(&gate, &up), &|| composed::swiglu(&gate, &up));
+    agree(&[&gate], &|| swiglu(&gate, &gate), &|| composed::swiglu(&gate, &gate));
+}
+
+fn rotation(len: usize, width: usize, dtype: DType) -> Result<Rotation> {
+    let frequencies = (0..width / 2).map(|i| 0.3 / (i + 1) as f64).collect();
+    let like = Tensor::zeros(1, dtype, &Device::Cpu)?;
+    Ok(Rope::new(frequencies).rotation(len, &like).expect("tables"))
+}
+
+/// Zeroes the rows of padding, which the fused op leaves at 0.
+fn without_padding(y: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
+    let (n, queries, _) = y.dims3()?;
+    let real = (0..n * queries).map(|i| f32::from(u8::from(i % queries < mask.queries(i / queries))));
+    y.broadcast_mul(&Tensor::from_iter(real, y.device())?.reshape((n, queries, 1))?)
+}
+
+/// Ragged texts, shared heads, with and without rotation and cache, and more queries than are computed at once.
+#[test]
+fn attention_is_the_long_form() -> Result<()> {
+    let cases = [
+        (vec![5, 3], 5, 0, Heads { queries: 4, keys: 2, width: 6 }),
+        (vec![4, 4, 1], 4, 0, Heads { queries: 3, keys: 3, width: 4 }),
+        (vec![7, 7], 3, 4, Heads { queries: 6, keys: 2, width: 4 }),
+        (vec![150, 131], 150, 0, Heads { queries: 2, keys: 1, width: 2 }),
+    ];
+    for (lens, queries, past, heads) in cases {
+        let (n, keys) = (lens.len(), past + queries);
+        let q = var(&[n, queries, heads.queries * heads.width], 1);
+        let (k, v) =
+            (var(&[n, keys, heads.keys * heads.width], 2), var(&[n, keys, heads.keys * heads.width], 3));
+        let turned = rotation(keys, heads.width, DType::F32)?;
+        for attention_kind in [Attention::Causal, Attention::Bidirectional] {
+            for rotation in [None, Some(&turned)] {
+                let mask = AttentionMask::new(&lens, past, attention_kind);
+                let run =
+                    |of: fn([&Tensor; 3], Heads, Option<&Rotation>, &AttentionMask) -> Result<Tensor>| {
+                        without_padding(&of([&q, &k, &v], heads, rotation, &mask)?, &mask)
+                    };
+                agree(&[&q, &k, &v], &|| run(attention), &|| run(composed::attention));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn attention_gives_masked_keys_no_weight() -> Result<()> {
+    let heads = Heads { queries: 2, keys: 1, width: 4 };
+    let (q, k, v) = (var(&[1, 6, 8], 1), var(&[1, 6, 4], 2), var(&[1, 6, 4], 3));
+    let mask = AttentionMask::new(&[4], 0, Attention::Causal);
+    for of in [attention, composed::attention] {
+        let y = of([&q, &k, &v], heads, None, &mask)?.narrow(1, 0, 2)?;
+        let grads = y.sqr()?.sum_all()?.backward()?;
+        for var in [&k, &v] {
+            let later = grads.get(var).expect("a gradient").narrow(1, 2, 4)?;
+            assert_eq!(later.abs()?.max_all()?.to_scalar::<f32>()?, 0.0);
+        }
+    }
+    let wrong = attention([&q, &k, &k.narrow(1, 0, 5)?], heads, None, &mask).expect_err("5 values of 6 keys");
+    assert!(wrong.to_string().contains("[1, 5, 4]"), "{wrong}");
+    Ok(())
+}
+
+#[test]
+fn output_loss_is_the_long_form() -> Result<()> {
+    let (hidden, weight) = (var(&[13, 24], 1), var(&[50, 24], 2));
+    let targets: Vec<u32> = (0..13).map(|i| (i * 17 + 3) % 50).collect();
+    let frozen: KronLinear = Linear::new(weight.as_tensor().detach(), None).into();
+    let long = || composed::output_loss(&hidden.as_tensor().matmul(&weight.t()?)?, &targets);
+    agree(&[&hidden], &|| output_loss(&hidden, &frozen, &targets), &long);
+    // A trained weight has a gradient, too.
+    let trained: KronLinear = Linear::new(weight.as_tensor().clone(), None).into();
+    agree(&[&hidden, &weight], &|| output_loss(&hidden, &trained, &targets), &long);
+    let evaluated = output_loss(&hidden.as_tensor().detach(), &frozen, &targets)?;
+    let difference = (evaluated - long()?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+    assert!(difference < 1e-5, "{difference}");
+    assert!(
+        output_loss(&hidden, &frozen, &[50; 13]).expect_err("50 of 50").to_string().contains("50 token ids")
+    );
+    assert!(output_loss(&hidden, &frozen, &[1; 12]).is_err());
+    Ok(())
+}
+
+/// Half precision takes the composed ops, which compute in float32: the only loss is the rounding of the
+/// operands and of the result.
+#[test]
+fn half_precision_loses_its_roundings_alone() -> Result<()> {
+    let (x, w, b) = (var(&[2, 4, 4], 6), var(&[4], 7), var(&[4], 8));
+    let mask = AttentionMask::new(&[3, 4], 0, Attention::Causal);
+    let heads = Heads { queries: 2, keys: 2, width: 2 };
+    type Of<'a> = &'a dyn Fn(&Var) -> Result<Tensor>;
+    type Way<'a> = &'a dyn Fn(Of) -> Result<Tensor>;
+    let ways: [(Way, f32); 5] = [
+        (&|of| gelu(&of(&x)?), 4.0),
+        (&|of| layer_norm(&of(&x)?, &of(&w)?, &of(&b)?, 1e-5), 4.0),
+        (&|of| rms_norm(&of(&x)?, &of(&w)?, 1e-5), 4.0),
+        (&|of| swiglu(&of(&x)?, &of(&x)?), 4.0),
+        (&|of| attention([&of(&x)?, &of(&x)?, &of(&x)?], heads, None, &mask), 12.0),
+    ];
+    for (i, (way, roundings)) in ways.into_iter().enumerate() {
+        for (dtype, roundoff) in [(DType::F16, 4.9e-4), (DType::BF16, 3.9e-3)] {
+            let half = way(&|var| var.to_dtype(dtype))?;
+            assert_eq!(half.dtype(), dtype);
+            // Both take operands rounded to the half type; padding is not compared.
+            let full = way(&|var| var.to_dtype(dtype)?.to_dtype(DType::F32))?;
+            let difference = without_padding(&(half.to_dtype(DType::F32)? - &full)?, &mask)?;
+            let difference = difference.abs()?.max_all()?.to_scalar::<f32>()?;
+            let size = full.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(
+                difference > 0.0 && difference <= roundings * roundoff * size,
+                "op {i}, {dtype:?}: {difference} of {size}"
+            );
+        }
+    }
+    Ok(())
+}
