@@ -7,7 +7,7 @@ use kron_core::LayerDims;
 
 /// Frozen linear map y = x·Wᵀ + bias with its gradient with respect to x.
 ///
-/// An adapter rides on it, see [`KronLinear::over`](crate::KronLinear::over). The trait asks for both passes, since a
+/// It is the base of an adapter in [`KronLinear::over`](crate::KronLinear::over). The trait has both passes, since a
 /// module without a backward pass, such as candle's `QMatMul`, would silently cut the gradients of all layers below.
 /// Operands are contiguous, … × d_in and … × d_out, in the dtype of the activations; results are of the same dtype.
 pub trait FrozenLinear: std::fmt::Debug + Send + Sync {

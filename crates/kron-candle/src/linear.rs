@@ -121,10 +121,12 @@ impl KronLinear {
         Self { base: Base::Frozen(base), delta: None }
     }
 
-    /// Returns the base, unless its weight is trained.
+    /// Returns the base; `None` if its weight or bias is trained, which an adapter excludes.
     pub fn base(&self) -> Option<Arc<dyn FrozenLinear>> {
+        let is_trained =
+            |linear: &Linear| linear.weight().track_op() || linear.bias().is_some_and(Tensor::track_op);
         match &self.base {
-            Base::Matrix(linear) if self.delta.is_none() && linear.weight().track_op() => None,
+            Base::Matrix(linear) if self.delta.is_none() && is_trained(linear) => None,
             Base::Matrix(linear) => {
                 let bias = linear.bias().map(Tensor::detach);
                 Some(Arc::new(Linear::new(linear.weight().detach(), bias)))
@@ -166,7 +168,7 @@ impl KronLinear {
     pub fn forward(&self, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
         let base = match (self.base(), &self.base) {
             (Some(base), _) => base,
-            // A trained weight needs its gradient, which candle's own layer gives.
+            // A trained weight or bias needs its gradient, which candle's own layer gives.
             (None, Base::Matrix(linear)) => return linear.forward(x),
             (None, Base::Frozen(_)) => bail!("a frozen base is not lent"),
         };

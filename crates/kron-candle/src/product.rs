@@ -42,13 +42,13 @@ pub fn product(
     if k != inner || y.dim() != (m, n) {
         bail!("a product of {m} × {k} and {inner} × {n} is to fill {} × {}", y.nrows(), y.ncols());
     }
-    let (add, parallelism) = (
-        accum == Accum::Add,
-        match threads {
-            Threads::One => Parallelism::None,
-            Threads::All => Parallelism::Rayon(0),
-        },
-    );
+    let add = accum == Accum::Add;
+    // The factor of y; gemm leaves y as it is if k is 0 and the factor 1.
+    let kept = f32::from(u8::from(add));
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(0),
+    };
     let (&[y_rows, y_cols], &[x_rows, x_cols], &[w_rows, w_cols]) = (y.strides(), x.strides(), w.strides())
     else {
         bail!("a view of a matrix has another number of strides than two");
@@ -70,7 +70,7 @@ pub fn product(
             w.as_ptr(),
             w_cols,
             w_rows,
-            1.0,
+            kept,
             1.0,
             false,
             false,
@@ -79,4 +79,39 @@ pub fn product(
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::{Array2, s};
+
+    fn matrix(rows: usize, cols: usize, seed: usize) -> Array2<f32> {
+        Array2::from_shape_fn((rows, cols), |(i, j)| ((i * 31 + j * 17 + seed * 7) % 23) as f32 - 11.0)
+    }
+
+    /// Compares with ndarray's product on whole numbers, which are exact, for views of any strides and no length.
+    #[test]
+    fn products_are_ndarrays() -> Result<()> {
+        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (130, 65, 40), (4, 3, 0), (0, 3, 2), (3, 0, 2)] {
+            let (x, w, before) = (matrix(m, 2 * k, 1), matrix(n, k, 2), matrix(n, m, 3));
+            let (x, w) = (x.slice(s![..;-1, ..;2]), w.t());
+            for threads in [Threads::One, Threads::All] {
+                for (accum, want) in [(Accum::Replace, x.dot(&w)), (Accum::Add, x.dot(&w) + before.t())] {
+                    let mut y = before.clone();
+                    product(y.view_mut().reversed_axes(), accum, x, w, threads)?;
+                    assert_eq!(y.t(), want, "{m} × {n} × {k}, {accum:?}, {threads:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        let (mut y, x, w) = (matrix(2, 3, 1), matrix(2, 4, 2), matrix(5, 3, 3));
+        let refused = product(y.view_mut(), Accum::Replace, x.view(), w.view(), Threads::One);
+        let message = refused.expect_err("4 and 5").to_string();
+        assert!(message.starts_with("a product of 2 × 4 and 5 × 3 is to fill 2 × 3"), "{message}");
+    }
 }

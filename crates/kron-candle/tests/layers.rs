@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::{Linear, VarBuilder, VarMap};
 use kron_candle::{
     Adapter, Dropout, DropoutKey, IfExists, Inject, KronLinear, KronShape, Layer, LayerDims, Pattern,
@@ -85,7 +85,7 @@ fn merging_leaves_the_base_as_it_is() -> Result<()> {
 fn a_base_of_any_kind_gives_the_same_output_and_gradients() -> Result<()> {
     for (shape, device) in shapes_on_devices() {
         let (linear, delta, x) = layer(shape, DType::F32, &device)?;
-        let x = candle_core::Var::from_tensor(&x)?;
+        let x = Var::from_tensor(&x)?;
         let fused = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
         let added = KronLinear::over(Arc::new(linear), delta.clone())?.forward(&x, None)?;
         assert!(max_difference(&fused, &added)? < 1e-5);
@@ -240,6 +240,23 @@ fn an_unfused_adapter_adds_the_same_to_any_base_and_takes_no_dropout() -> Result
         assert!(max_difference(&layer.forward(&x, None)?, &want)? < 1e-4, "{shape}");
         let message = layer.forward(&x, key).expect_err("refused").to_string();
         assert!(message.starts_with("m has dropout 0.25 on its adapter's input, but"), "{message}");
+    }
+    Ok(())
+}
+
+/// A layer without an adapter gives gradients to what is trained of it, and to x alone if nothing is.
+#[test]
+fn a_plain_layer_trains_what_is_a_variable() -> Result<()> {
+    let device = Device::Cpu;
+    let (weight, bias) = (Var::randn(0f32, 1.0, (6, 4), &device)?, Var::randn(0f32, 1.0, 6, &device)?);
+    let x = Var::randn(0f32, 1.0, (3, 4), &device)?;
+    for (trains_weight, trains_bias) in [(true, true), (true, false), (false, true), (false, false)] {
+        let of =
+            |var: &Var, trained| if trained { var.as_tensor().clone() } else { var.as_tensor().detach() };
+        let linear = Linear::new(of(&weight, trains_weight), Some(of(&bias, trains_bias)));
+        let gradients = KronLinear::from(linear).forward(&x, None)?.sum_all()?.backward()?;
+        let has = |var: &Var| gradients.get(var).is_some();
+        assert_eq!([has(&weight), has(&bias), has(&x)], [trains_weight, trains_bias, true]);
     }
     Ok(())
 }
