@@ -20,9 +20,9 @@ const QUERIES: usize = 128;
 
 /// Computes softmax(rotated q · (rotated k)ᵀ/√width)·v of each head over its visible keys.
 ///
-/// q is n × queries × (heads·width), k and v are n × keys × (key heads·width), and so is the output like q. The first
-/// query stands at the mask's `past`, the first key at 0. Outputs of padding are 0 where the op is fused. The scores
-/// are not kept: the backward pass computes them again, a few queries at a time.
+/// q and the output are n × queries × (heads·width), k and v are n × keys × (key heads·width). The first query stands
+/// at the mask's `past`, the first key at 0. The fused op gives padding an output of 0. It does not keep the scores:
+/// the backward pass computes them again, a few queries at a time.
 ///
 /// # Errors
 /// The shapes do not fit, or candle fails.
@@ -88,8 +88,7 @@ impl Attention {
             ArrayView4::from_shape((n, len, heads.keys, per), x).map_err(candle_core::Error::wrap)
         };
         let (q, k, v) = (view(q, wide)?, view(k, narrow)?, view(v, narrow)?);
-        let tables = self.rotation.as_ref().map(Rotation::tables);
-        let tables = match tables {
+        let tables = match self.rotation.as_ref().map(Rotation::tables) {
             Some([cos, sin]) => Some([read(cos)?, read(sin)?]),
             None => None,
         };
@@ -102,11 +101,11 @@ impl Attention {
         }
         parts.into_par_iter().enumerate().try_for_each(|(i, outputs)| {
             let (text, head) = (i / heads.keys, i % heads.keys);
-            let (queries, keys) = (self.mask.queries(text), self.mask.visible_keys(text, usize::MAX / 2));
+            let (queries, keys) = (self.mask.queries(text), self.mask.keys(text));
             let tables = tables.as_ref().map(|[cos, sin]| [&**cos, &**sin]);
             let given = k.slice(s![text, ..keys, head, ..]);
             let mut k = Array2::zeros(given.dim());
-            turn(tables, 0, 1.0, given, k.view_mut());
+            rotate(tables, 0, 1.0, given, k.view_mut());
             let (q, v) = (q.slice(s![text, ..queries, head, ..]), v.slice(s![text, ..keys, head, ..]));
             let outputs = outputs.try_into().map_err(|_| candle_core::Error::msg("an output has no part"))?;
             f(Group { op: self, tables, text, head, q, k, v }, outputs)
@@ -124,7 +123,7 @@ impl Group<'_> {
                 let rows = first..self.q.nrows().min(first + QUERIES);
                 let given = self.q.slice(s![rows.clone(), columns.clone()]);
                 let mut q = Array2::zeros(given.dim());
-                turn(self.tables, mask.past() + first, 1.0, given, q.view_mut());
+                rotate(self.tables, mask.past() + first, 1.0, given, q.view_mut());
                 let keys = mask.visible_keys(self.text, rows.end - 1);
                 let mut weights = Array2::zeros((rows.len(), keys));
                 let k = self.k.slice(s![..keys, ..]);
@@ -150,8 +149,10 @@ fn softmax(row: &mut [f32], visible: usize, scale: f32) {
     row.iter_mut().for_each(|weight| *weight /= sum);
 }
 
-/// Copies rows with their pairs (i, i + width/2) rotated, `sign` times; row 0 stands at position `from`.
-fn turn(
+/// Copies rows with their pairs (i, i + width/2) rotated by `sign` times their angle; row 0 stands at `from`.
+///
+/// Without tables it copies alone.
+fn rotate(
     tables: Option<[&[f32]; 2]>,
     from: usize,
     sign: f32,
@@ -224,7 +225,7 @@ impl CustomOp3 for Attention {
         );
         let qkv = [&*given_q, &*given_k, &*given_v];
         self.each(qkv, n, [&mut dq, &mut dk, &mut dv], |group, [mut dq, mut dk, mut dv]| {
-            let mut turned = Array2::zeros(group.k.dim());
+            let mut drotated = Array2::zeros(group.k.dim());
             group.parts(|Part { rows, columns, q, weights }| {
                 let first = self.mask.past() + rows.start;
                 let dy = dy.slice(s![group.text, .., group.head, ..]);
@@ -243,15 +244,14 @@ impl CustomOp3 for Attention {
                 }
                 let mut back = Array2::zeros(q.dim());
                 product(back.view_mut(), Accum::Replace, scores.view(), k, Threads::One)?;
-                turn(group.tables, first, -1.0, back.view(), dq.slice_mut(s![rows, columns]));
-                product(turned.slice_mut(s![..keys, ..]), Accum::Add, scores.t(), q.view(), Threads::One)
+                rotate(group.tables, first, -1.0, back.view(), dq.slice_mut(s![rows, columns]));
+                product(drotated.slice_mut(s![..keys, ..]), Accum::Add, scores.t(), q.view(), Threads::One)
             })?;
-            let keys = turned.nrows();
-            turn(group.tables, 0, -1.0, turned.view(), dk.slice_mut(s![..keys, ..]));
+            let keys = drotated.nrows();
+            rotate(group.tables, 0, -1.0, drotated.view(), dk.slice_mut(s![..keys, ..]));
             Ok(())
         })?;
-        let tensor =
-            |array: Array4<f32>, like_: &Tensor| like(array.into_raw_vec_and_offset().0, like_).map(Some);
+        let tensor = |gradient: Array4<f32>, of| like(gradient.into_raw_vec_and_offset().0, of).map(Some);
         Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
     }
 }

@@ -1,5 +1,7 @@
 //! [`AttentionMask`]: visible keys of each query.
 
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{Device, Result, Tensor};
 
 use crate::model::body::Attention;
@@ -12,11 +14,13 @@ pub(in crate::model) struct AttentionMask {
     /// Number of keys before the first query, which a cache holds.
     past: usize,
     attention: Attention,
+    /// Mask as a tensor, made on first use.
+    tensor: Arc<OnceLock<Tensor>>,
 }
 
 impl AttentionMask {
     pub fn new(lens: &[usize], past: usize, attention: Attention) -> Self {
-        Self { lens: lens.to_vec(), past, attention }
+        Self { lens: lens.to_vec(), past, attention, tensor: Arc::default() }
     }
 
     /// Returns the position of the first query.
@@ -26,7 +30,12 @@ impl AttentionMask {
 
     /// Returns the number of queries of a text that are tokens; those after them are padding.
     pub fn queries(&self, text: usize) -> usize {
-        self.lens[text] - self.past
+        self.lens[text].saturating_sub(self.past)
+    }
+
+    /// Returns the number of keys of a text.
+    pub fn keys(&self, text: usize) -> usize {
+        self.lens[text]
     }
 
     /// Returns the number of leading keys that a query of a text attends to.
@@ -38,11 +47,15 @@ impl AttentionMask {
     }
 
     /// Returns the mask to add to scores, n × 1 × queries × keys: 0 for visible keys and −∞ for the others.
-    pub fn tensor(&self, queries: usize, keys: usize, device: &Device) -> Result<Tensor> {
+    pub fn tensor(&self, queries: usize, keys: usize, device: &Device) -> Result<&Tensor> {
+        if let Some(tensor) = self.tensor.get() {
+            return Ok(tensor);
+        }
         let mut mask = vec![f32::NEG_INFINITY; self.lens.len() * queries * keys];
         for (row, mask) in mask.chunks_mut(keys).enumerate() {
             mask[..self.visible_keys(row / queries, row % queries)].fill(0.0);
         }
-        Tensor::from_vec(mask, (self.lens.len(), 1, queries, keys), device)
+        let tensor = Tensor::from_vec(mask, (self.lens.len(), 1, queries, keys), device)?;
+        Ok(self.tensor.get_or_init(|| tensor))
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn attention(
     let k = repeat(turn(split(k, keys, heads.keys)?, 0)?)?;
     let v = repeat(split(v, keys, heads.keys)?)?;
     let scores = q.matmul(&k.transpose(2, 3)?)?;
-    let weights = softmax(&scores, heads.scale(), &mask.tensor(queries, keys, q.device())?)?;
+    let weights = softmax(&scores, heads.scale(), mask.tensor(queries, keys, q.device())?)?;
     weights.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape((n, queries, heads.queries * width))
 }
 

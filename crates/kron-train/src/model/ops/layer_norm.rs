@@ -1,10 +1,9 @@
 //! Layer normalisation.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::composed;
-use super::slices::{ROWS, floats, is_fusable, like, read};
+use super::slices::{floats, is_fusable, like, map_rows, read};
 
 /// Computes (x − mean)/√(variance + eps)·w + b over the last dimension.
 ///
@@ -46,9 +45,7 @@ impl CustomOp3 for LayerNorm {
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (floats(x, layout)?, floats(w, w_layout)?, floats(b, b_layout)?);
-        let width = w.len();
-        let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(ROWS).for_each(|(y, x)| {
+        let y = map_rows([x], w.len(), |y, [x]| {
             let (mean, scale) = self.moments(x);
             for ((y, x), (w, b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
                 *y = (x - mean) * scale * w + b;
@@ -69,9 +66,7 @@ impl CustomOp3 for LayerNorm {
         let (given, weight, dy) = (read(x)?, read(w)?, read(&dy)?);
         let (width, n) = (weight.len(), weight.len() as f32);
         let dx = |_| {
-            let mut dx = vec![0.0; given.len()];
-            let rows = dx.par_chunks_mut(width).zip(given.par_chunks(width)).zip(dy.par_chunks(width));
-            rows.with_min_len(ROWS).for_each(|((dx, x), dy)| {
+            let dx = map_rows([&given, &dy], width, |dx, [x, dy]| {
                 let (mean, scale) = self.moments(x);
                 let (mut sum, mut along) = (0.0, 0.0);
                 for ((dx, x), (dy, w)) in dx.iter_mut().zip(x).zip(dy.iter().zip(&*weight)) {

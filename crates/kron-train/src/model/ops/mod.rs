@@ -1,7 +1,7 @@
 //! Operations of a transformer block: each one op with a hand-written backward pass for float32 on the CPU.
 //!
-//! Each keeps no more than its operands for the backward pass and spreads its rows over rayon's threads. Other devices
-//! and types take [`composed`], the same functions out of candle's own ops.
+//! Each keeps its operands for the backward pass, and the output's loss the gradient of its operand. Work is spread over
+//! rayon's threads. Other devices and types take [`composed`], the same functions out of candle's own ops.
 
 mod attention;
 mod attention_mask;

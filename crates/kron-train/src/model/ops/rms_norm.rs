@@ -1,10 +1,9 @@
 //! Root-mean-square normalisation.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::composed;
-use super::slices::{ROWS, floats, is_fusable, like, read};
+use super::slices::{floats, is_fusable, like, map_rows, read};
 
 /// Computes x/√(mean(x²) + eps)·w over the last dimension.
 ///
@@ -55,8 +54,7 @@ impl CustomOp2 for RmsNorm {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (floats(x, layout)?, floats(w, w_layout)?);
-        let mut y = vec![0.0; x.len()];
-        y.par_chunks_mut(w.len()).zip(x.par_chunks(w.len())).with_min_len(ROWS).for_each(|(y, x)| {
+        let y = map_rows([x], w.len(), |y, [x]| {
             let scale = self.scale(x);
             y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| *y = x * scale * w);
         });
@@ -74,9 +72,7 @@ impl CustomOp2 for RmsNorm {
         let (given, weight, dy) = (read(x)?, read(w)?, read(&dy)?);
         let width = weight.len();
         let dx = |_| {
-            let mut dx = vec![0.0; given.len()];
-            let rows = dx.par_chunks_mut(width).zip(given.par_chunks(width)).zip(dy.par_chunks(width));
-            rows.with_min_len(ROWS).for_each(|((dx, x), dy)| {
+            let dx = map_rows([&given, &dy], width, |dx, [x, dy]| {
                 let scale = self.scale(x);
                 dx.iter_mut().zip(dy).zip(&*weight).for_each(|((dx, dy), w)| *dx = dy * w);
                 let along = dot(dx, x) * scale * scale / width as f32;

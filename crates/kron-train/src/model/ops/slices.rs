@@ -3,9 +3,10 @@
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
 
 /// Smallest number of rows of one task.
-pub(super) const ROWS: usize = 32;
+const ROWS: usize = 32;
 
 /// Returns `true` if the fused ops support all these tensors.
 pub(super) fn is_fusable(tensors: &[&Tensor]) -> bool {
@@ -49,6 +50,18 @@ impl<G: Deref<Target = Storage>> Deref for Floats<G> {
             _ => &[], // excluded by `read`
         }
     }
+}
+
+/// Makes rows of `width` from the rows of each operand: `f` gets a row of zeros and the operands' rows.
+pub(super) fn map_rows<const N: usize>(
+    operands: [&[f32]; N],
+    width: usize,
+    f: impl Fn(&mut [f32], [&[f32]; N]) + Sync,
+) -> Vec<f32> {
+    let mut rows = vec![0.0; operands[0].len()];
+    let each = rows.par_chunks_mut(width).enumerate().with_min_len(ROWS);
+    each.for_each(|(i, row)| f(row, operands.map(|operand| &operand[i * width..][..width])));
+    rows
 }
 
 /// Makes a tensor of the shape of `tensor`.
