@@ -43,8 +43,6 @@ pub fn product(
         bail!("a product of {m} × {k} and {inner} × {n} is to fill {} × {}", y.nrows(), y.ncols());
     }
     let add = accum == Accum::Add;
-    // The factor of y; gemm leaves y as it is if k is 0 and the factor 1.
-    let kept = f32::from(u8::from(add));
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
@@ -70,7 +68,7 @@ pub fn product(
             w.as_ptr(),
             w_cols,
             w_rows,
-            kept,
+            1.0,
             1.0,
             false,
             false,
