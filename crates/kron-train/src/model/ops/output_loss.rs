@@ -22,6 +22,16 @@ const LOGITS: usize = 1 << 25;
 /// # Errors
 /// The shapes do not fit, a target exceeds the vocabulary, or candle fails.
 pub(in crate::model) fn output_loss(hidden: &Tensor, output: &KronLinear, targets: &[u32]) -> Result<Tensor> {
+    output_loss_within(LOGITS, hidden, output, targets)
+}
+
+/// Computes [`output_loss`] with at most `limit` logits at a time, but at least one row.
+pub(super) fn output_loss_within(
+    limit: usize,
+    hidden: &Tensor,
+    output: &KronLinear,
+    targets: &[u32],
+) -> Result<Tensor> {
     let base = match output.base() {
         Some(base) if output.delta().is_none() && is_fusable(&[hidden]) => base,
         _ => return composed::output_loss(&output.forward(hidden, None)?, targets),
@@ -31,12 +41,15 @@ pub(in crate::model) fn output_loss(hidden: &Tensor, output: &KronLinear, target
         bail!("{} targets are given for {rows} rows over {vocabulary} token ids", targets.len());
     }
     let (targets, trains) = (targets.to_vec(), hidden.track_op());
-    hidden.contiguous()?.apply_op1(OutputLoss { base, targets, trains, gradient: OnceLock::new() })
+    let rows = (limit / vocabulary.max(1)).max(1);
+    hidden.contiguous()?.apply_op1(OutputLoss { base, targets, rows, trains, gradient: OnceLock::new() })
 }
 
 struct OutputLoss {
     base: Arc<dyn FrozenLinear>,
     targets: Vec<u32>,
+    /// Number of rows whose logits are made at a time.
+    rows: usize,
     /// `true` if the gradient of hidden will be needed.
     trains: bool,
     /// Gradient of each row's loss with respect to its hidden state, m × width.
@@ -51,9 +64,10 @@ impl CustomOp1 for OutputLoss {
     fn cpu_fwd(&self, hidden: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let LayerDims { d_out: vocabulary, d_in: width } = self.base.dims();
         let (mut losses, mut gradient) = (vec![0.0; self.targets.len()], Vec::new());
-        let step = (LOGITS / vocabulary.max(1)).max(1);
-        for (i, (targets, losses)) in self.targets.chunks(step).zip(losses.chunks_mut(step)).enumerate() {
-            let start = layout.start_offset() + i * step * width;
+        for (i, (targets, losses)) in
+            self.targets.chunks(self.rows).zip(losses.chunks_mut(self.rows)).enumerate()
+        {
+            let start = layout.start_offset() + i * self.rows * width;
             let rows = Layout::contiguous_with_offset((targets.len(), width), start);
             let CpuStorage::F32(mut logits) = self.base.cpu_forward(hidden, &rows)? else {
                 bail!("the output of {:?} is not float32", self.base);

@@ -129,6 +129,10 @@ fn output_loss_is_the_long_form() -> Result<()> {
     let frozen: KronLinear = Linear::new(weight.as_tensor().detach(), None).into();
     let long = || composed::output_loss(&hidden.as_tensor().matmul(&weight.t()?)?, &targets);
     agree(&[&hidden], &|| output_loss(&hidden, &frozen, &targets), &long);
+    // One row, two rows and all rows at a time: the result has no trace of it.
+    for limit in [1, 100, 12 * 50, 13 * 50] {
+        agree(&[&hidden], &|| output_loss::output_loss_within(limit, &hidden, &frozen, &targets), &long);
+    }
     // A trained weight has a gradient, too.
     let trained: KronLinear = Linear::new(weight.as_tensor().clone(), None).into();
     agree(&[&hidden, &weight], &|| output_loss(&hidden, &trained, &targets), &long);
