@@ -10,6 +10,9 @@ outside=$(cd "$1" && pwd)/outside
 packed=${CARGO_TARGET_DIR:-target}/package
 
 rm -rf "$packed" "$outside/packages" "$outside/src" "$outside/Cargo.lock"
+# Cargo unpacks the packages to verify them against each other, and does not unpack a version again
+# that an earlier run from the same folder left: that run's sources would be compiled.
+rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/src/-*/kron-*
 cargo publish --dry-run --workspace --allow-dirty --locked
 # The same packages once more, where they are documented to lie.
 cargo package --quiet --workspace --exclude kron-bench --exclude kron-tests --allow-dirty --locked --no-verify
