@@ -1,7 +1,7 @@
 //! Sizes near the integers' limits: every constructor and every function of sizes returns an error or a
 //! value, and none overflows, which this profile checks.
 
-use kron_adapter::algebra::{Delta, InnerCost, Join};
+use kron_adapter::algebra::{Delta, Fit, Join};
 use kron_adapter::limits::{Budget, made_bytes, size, work};
 use kron_adapter::plan::{Linear, fit_split, peft_factorization};
 use kron_adapter::{ScaleRule, Scaling};
@@ -72,8 +72,9 @@ proptest! {
         for join in [Join::Up, Join::Down, Join::smaller(&shape)] {
             prop_assert!(join.rank(&shape) > 0);
         }
-        prop_assert!(Delta::singular_work(&shape) > 0);
-        prop_assert!(InnerCost::new(&shape, &other).work > 0);
+        prop_assert!(Delta::singular_cost(&shape).work > 0);
+        prop_assert!(Delta::inner_cost(&shape, &other).work > 0);
+        let _ = Fit::cost(&shape, Split { a_out: rows, a_in: rows }, shape.width());
     }
 
     #[test]

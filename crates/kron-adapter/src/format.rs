@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::limits::Limits;
 use crate::{Adapter, Error, Result};
 
 /// Callback for progress: takes the amount done since the last call. An error
@@ -40,6 +41,8 @@ pub struct Loaded {
     pub path: String,
     /// Bytes of the file with the weights; what may be made of it depends on them, see [`limits`](crate::limits).
     pub bytes: u64,
+    /// Limits that reading left for what follows.
+    pub limits: Limits,
     /// Format it was in.
     pub format: Format,
     /// The layers; other fields of the format are in the metadata.

@@ -8,8 +8,11 @@
 //! multiply-adds on it    at most 768 for each byte of the file, or 2²⁹
 //! ```
 //!
-//! Bytes are made where two factors are multiplied, and where a layer is written as a LoRA.
-//! Multiply-adds are counted for products and decompositions.
+//! Bytes are made where two factors are multiplied, and where a layer is written as a LoRA; memory that
+//! an analysis of some layers takes for a while has to fit into what is left of them. Multiply-adds are
+//! counted for products and decompositions. One in a product of matrices counts a quarter: see [`product`].
+//!
+//! A file's [`Limits`] go along with its adapter, so that reading and every later step spend from one budget.
 //!
 //! ```
 //! use kron_adapter::limits::{Budget, made_bytes};
@@ -44,14 +47,77 @@ pub const fn work(file: u64) -> u64 {
     at_least(file.saturating_mul(768), 1 << 29)
 }
 
+/// Returns what multiply-adds in a product of matrices count: a quarter, because they are at least four times as
+/// fast as those of a decomposition.
+pub const fn product(multiply_adds: u128) -> u128 {
+    multiply_adds.div_ceil(4)
+}
+
+/// Shares what is left of a budget among parts with these largest costs. The cheapest parts get what suffices;
+/// the others share the rest evenly.
+///
+/// ```
+/// use kron_adapter::limits::shares;
+///
+/// assert_eq!(shares(100, &[70, 10, 80]), [45, 10, 45]);
+/// ```
+pub fn shares(left: u64, costs: &[u128]) -> Vec<u128> {
+    let mut order: Vec<usize> = (0..costs.len()).collect();
+    order.sort_by_key(|&i| costs[i]);
+    let (mut shares, mut left) = (vec![0; costs.len()], u128::from(left));
+    for (done, &i) in order.iter().enumerate() {
+        shares[i] = costs[i].min(left / (costs.len() - done) as u128);
+        left -= shares[i];
+    }
+    shares
+}
+
 const fn at_least(v: u64, floor: u64) -> u64 {
     if v < floor { floor } else { v }
+}
+
+/// What a file may still cost.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes that may be made of it.
+    pub bytes: Budget,
+    /// Multiply-adds that it may take.
+    pub work: Budget,
+}
+
+impl Limits {
+    /// Returns the limits of a file of `file` bytes.
+    pub const fn new(file: u64) -> Self {
+        Self { bytes: Budget::bytes(file), work: Budget::work(file) }
+    }
+
+    /// Returns the limits of what is made of two files together.
+    pub const fn and(&self, other: &Self) -> Self {
+        Self { bytes: self.bytes.and(&other.bytes), work: self.work.and(&other.work) }
+    }
+}
+
+/// Memory and time that a computation takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes that are held at one time.
+    pub bytes: u128,
+    /// Multiply-adds, as a [`Budget`] counts them.
+    pub work: u128,
+}
+
+impl Cost {
+    /// Returns the cost of two computations, one after the other.
+    pub const fn then(self, next: Self) -> Self {
+        let bytes = if self.bytes < next.bytes { next.bytes } else { self.bytes };
+        Self { bytes, work: self.work.saturating_add(next.work) }
+    }
 }
 
 /// A file's allowance of one kind, spent by its modules one after another.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    kind: Cost,
+    kind: Kind,
     /// Length of the file from which the limit follows; `None` if it was given.
     file: Option<u64>,
     limit: u64,
@@ -59,7 +125,7 @@ pub struct Budget {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Cost {
+enum Kind {
     Bytes,
     Work,
 }
@@ -67,17 +133,22 @@ enum Cost {
 impl Budget {
     /// Returns the bytes that may be made of a file of `file` bytes; see [`made_bytes`].
     pub const fn bytes(file: u64) -> Self {
-        Self { kind: Cost::Bytes, file: Some(file), limit: made_bytes(file), spent: 0 }
+        Self { kind: Kind::Bytes, file: Some(file), limit: made_bytes(file), spent: 0 }
     }
 
     /// Returns the multiply-adds that a file of `file` bytes may take; see [`work`].
     pub const fn work(file: u64) -> Self {
-        Self { kind: Cost::Work, file: Some(file), limit: work(file), spent: 0 }
+        Self { kind: Kind::Work, file: Some(file), limit: work(file), spent: 0 }
     }
 
     /// Returns the same budget with another limit.
     pub const fn with_limit(self, limit: u64) -> Self {
         Self { limit, file: None, ..self }
+    }
+
+    const fn and(&self, other: &Self) -> Self {
+        let (limit, spent) = (self.limit.saturating_add(other.limit), self.spent.saturating_add(other.spent));
+        Self { kind: self.kind, file: None, limit, spent }
     }
 
     /// Number that is left.
@@ -100,10 +171,18 @@ impl Budget {
         }
     }
 
+    /// Fails as [`Budget::spend`] would, but takes nothing: for memory that is given back.
+    ///
+    /// # Errors
+    /// Fails if less is left.
+    pub fn check(&self, what: impl Display, amount: u128) -> Result<()> {
+        self.clone().spend(what, amount)
+    }
+
     fn refused(&self, what: impl Display, amount: u128, sum: u128) -> Error {
         let text = |amount| match self.kind {
-            Cost::Bytes => size(amount),
-            Cost::Work => format!("{:.1e} multiply-adds", amount as f64),
+            Kind::Bytes => size(amount),
+            Kind::Work => format!("{:.1e} multiply-adds", amount as f64),
         };
         let (own, sum) = (text(amount), text(sum));
         let together =
@@ -111,10 +190,10 @@ impl Budget {
         let limit = text(self.limit.into());
         let rule = match (self.kind, self.file) {
             (_, None) => format!("the limit is {limit}"),
-            (Cost::Bytes, Some(file)) => {
+            (Kind::Bytes, Some(file)) => {
                 format!("what is made of a file of {} may take {limit}", size(file.into()))
             }
-            (Cost::Work, Some(file)) => format!("a file of {} may take {limit}", size(file.into())),
+            (Kind::Work, Some(file)) => format!("a file of {} may take {limit}", size(file.into())),
         };
         Error::data(format!("{what} takes {own}{together}, but {rule}"))
     }

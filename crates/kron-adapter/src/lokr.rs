@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 
 use crate::elements::first_not_finite;
-use crate::limits::Budget;
+use crate::limits::Limits;
 use crate::matrix::Matrix;
 use crate::{Error, Layer, Result, Suggestion, Tensors, text};
 
@@ -27,19 +27,6 @@ pub struct Factors {
 
 /// Names of the factors.
 pub const NAMES: [&str; 6] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
-
-/// A file's allowances for the products of its outer factors.
-pub struct Allowance {
-    bytes: Budget,
-    work: Budget,
-}
-
-impl Allowance {
-    /// Returns the allowances of a file of `len` bytes.
-    pub const fn new(len: u64) -> Self {
-        Self { bytes: Budget::bytes(len), work: Budget::work(len) }
-    }
-}
 
 /// Returns why a tensor that often accompanies the factors is refused.
 pub fn reason(name: &str) -> &'static str {
@@ -61,8 +48,8 @@ pub fn reason(name: &str) -> &'static str {
 }
 
 impl Factors {
-    /// Reads the factors of `module`; a product is taken from the allowances.
-    pub fn read(tensors: &Tensors, module: &str, parts: &Parts, of: &mut Allowance) -> Result<Self> {
+    /// Reads the factors of `module`; a product is taken from the limits.
+    pub fn read(tensors: &Tensors, module: &str, parts: &Parts, of: &mut Limits) -> Result<Self> {
         let (w1, rank1) = Pair::read(tensors, module, parts, "lokr_w1")?
             .joined(module, of)
             .map_err(|e| e.about(tensors.path()))?;
@@ -120,7 +107,7 @@ impl Pair {
 
     /// Returns one matrix, and the rank of a product. A product is limited, because a
     /// small file could ask for any size.
-    fn joined(self, module: &str, of: &mut Allowance) -> Result<(Matrix, Option<usize>)> {
+    fn joined(self, module: &str, of: &mut Limits) -> Result<(Matrix, Option<usize>)> {
         let (l, r) = match self {
             Pair::Full(w) => return Ok((w, None)),
             Pair::Product(l, r) => (l, r),

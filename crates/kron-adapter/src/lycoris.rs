@@ -10,7 +10,8 @@
 use kron_core::{Inner, KronShape};
 
 use crate::algebra::scale64;
-use crate::lokr::{self, Allowance, Factors, Parts};
+use crate::limits::Limits;
+use crate::lokr::{self, Factors, Parts};
 use crate::plan::peft_factorization;
 use crate::tensor_data::{TensorData, serialize};
 use crate::{Adapter, Error, Format, Layer, Loaded, Result, ScaleRule, Scaling, Tensors, text};
@@ -31,9 +32,9 @@ pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
         (lokr::NAMES.contains(&part) || part == "alpha").then_some((module, part))
     })?;
     let mut products = 0;
-    let mut allowance = Allowance::new(tensors.len());
+    let mut limits = Limits::new(tensors.len());
     let layers = layers.iter().map(|(module, parts)| {
-        let factors = Factors::read(tensors, module, parts, &mut allowance)?;
+        let factors = Factors::read(tensors, module, parts, &mut limits)?;
         products += usize::from(factors.rank1.is_some());
         let scaling = scaling(tensors, parts, &factors)?;
         Layer::new(*module, scaling, factors.theta).map_err(|e| e.about(tensors.path()))
@@ -43,7 +44,7 @@ pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
     let notes = lokr::rounded(products).into_iter().collect();
     let path = tensors.path().into();
     let bytes = tensors.len();
-    Ok(Loaded { path, bytes, format: Format::LycorisLokr, adapter, fan_in_fan_out: false, notes })
+    Ok(Loaded { path, bytes, limits, format: Format::LycorisLokr, adapter, fan_in_fan_out: false, notes })
 }
 
 fn scaling(tensors: &Tensors, parts: &Parts, factors: &Factors) -> Result<Scaling> {

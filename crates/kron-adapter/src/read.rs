@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::io::Input;
-use crate::limits::check_file;
+use crate::limits::{Limits, check_file};
 use crate::{Adapter, Error, Format, Loaded, Result, Tensors, kron_file, lycoris, peft, text};
 
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
@@ -23,8 +23,16 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
     if layout.metadata.as_ref().is_some_and(|texts| texts.contains_key(Adapter::RESERVED_KEY)) {
         kron_file::check_header(&header).map_err(|e| e.about(&path))?;
         let adapter = kron_file::decode(layout, input.into_file()).map_err(|e| e.about(&path))?;
-        let notes = Vec::new();
-        return Ok(Loaded { path, bytes, format: Format::Kron, adapter, fan_in_fan_out: false, notes });
+        let (limits, notes) = (Limits::new(bytes), Vec::new());
+        return Ok(Loaded {
+            path,
+            bytes,
+            limits,
+            format: Format::Kron,
+            adapter,
+            fan_in_fan_out: false,
+            notes,
+        });
     }
     let tensors = Tensors::load(input, header, layout)?;
     let names = tensors.names();

@@ -8,6 +8,7 @@
 //! and returns the exit code. Invalid input leaves the standard output empty.
 #![deny(unsafe_code)]
 
+mod batches;
 pub mod convert;
 mod count;
 pub mod diff;

@@ -1,49 +1,24 @@
 //! ΔW of one layer, and its analysis in closed form.
 
-use kron_core::{Inner, KronShape, Theta};
+use kron_core::{KronShape, Theta};
 use ndarray::{Array2, linalg::kron};
 
+use super::factor::{Factor, FactorShape};
 use super::lora::{Join, Lora};
-use super::products::{dot, product_dot, widened};
-use super::svd::core;
+use super::products::{dot32, product_dot, widened};
+use super::rows::{rows_dot, rows_work};
 use super::values::{values_within, values_work};
+use crate::limits::{Cost, product};
 use crate::{Error, Layer, Result, ScaleRule, Scaling};
 
-/// ΔW = s·A ⊗ (B·C) of one layer in float64.
-#[derive(Clone, Debug)]
-pub struct Delta {
+/// Most bytes of two LoRAs whose inner product is computed from them.
+const LORAS: u128 = 16 << 20;
+
+/// ΔW = s·A ⊗ (B·C) of one layer: a view of its factors, which are widened to float64 where they are used.
+#[derive(Clone, Copy, Debug)]
+pub struct Delta<'a> {
     scale: f64,
-    /// a_out × a_in.
-    a: Array2<f64>,
-    /// b_out × k.
-    b: Array2<f64>,
-    /// k × c_in.
-    c: Array2<f64>,
-}
-
-/// Cost of [`Delta::inner`] for two layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InnerCost {
-    /// Bytes of the two LoRAs, if the layers are split differently.
-    pub bytes: u128,
-    /// Multiply-adds.
-    pub work: u128,
-}
-
-impl InnerCost {
-    /// Returns the cost for layers of these shapes.
-    pub fn new(x: &KronShape, y: &KronShape) -> Self {
-        let [rank, other] = match (x.a_out(), x.a_in()) == (y.a_out(), y.a_in()) {
-            true => [x, y].map(|shape| Join::inner_rank(shape) as u128),
-            false => [x, y].map(|shape| Join::smaller(shape).rank(shape) as u128),
-        };
-        if (x.a_out(), x.a_in()) == (y.a_out(), y.a_in()) {
-            let work = rank * other * (x.b_out() as u128 + x.c_in() as u128);
-            return Self { bytes: 0, work: work + x.a_out() as u128 * x.a_in() as u128 };
-        }
-        let sides = x.d_out() as u128 + x.d_in() as u128;
-        Self { bytes: 8 * (rank + other) * sides, work: rank * other * sides }
-    }
+    theta: &'a Theta,
 }
 
 /// Returns s in float64: alpha / r or alpha / √r, rounded once.
@@ -70,62 +45,50 @@ pub fn effective_rank(singular: &[f64]) -> f64 {
     shares.map(|p| -p * p.ln()).sum::<f64>().exp()
 }
 
-/// Returns the multiply-adds of [`core`], of matrices of m × k and k × n.
-fn core_work((m, k): (usize, usize), (_, n): (usize, usize)) -> u128 {
-    let (m, k, n) = (m as u128, k as u128, n as u128);
-    let reflections = |side: u128| if k < side { 2 * k * k * side } else { 0 };
-    reflections(m) + reflections(n) + m.min(k) * k * n.min(k)
-}
-
-impl Delta {
+impl<'a> Delta<'a> {
     /// Takes the factors of a layer.
-    pub fn new(layer: &Layer) -> Self {
+    pub fn new(layer: &'a Layer) -> Self {
         Self::of(scale64(layer.scaling()), layer.theta())
     }
 
     /// Takes s and the factors of s·A ⊗ (B·C).
-    ///
-    /// A full inner factor M is M·I or I·M, with the smaller unit matrix.
-    pub fn of(scale: f64, theta: &Theta) -> Self {
-        let shape = theta.shape();
-        let (b_out, c_in) = (shape.b_out(), shape.c_in());
-        let a = widened(shape.a_out(), shape.a_in(), theta.a());
-        let (b, c) = match shape.inner() {
-            Inner::LowRank(r) => (widened(b_out, r, theta.b()), widened(r, c_in, theta.c())),
-            Inner::Full if c_in <= b_out => (widened(b_out, c_in, theta.c()), Array2::eye(c_in)),
-            Inner::Full => (Array2::eye(b_out), widened(b_out, c_in, theta.c())),
-        };
-        Self { scale, a, b, c }
+    pub const fn of(scale: f64, theta: &'a Theta) -> Self {
+        Self { scale, theta }
+    }
+
+    const fn shape(&self) -> &KronShape {
+        self.theta.shape()
+    }
+
+    /// Returns A, a_out × a_in.
+    fn outer(&self) -> Array2<f64> {
+        widened(self.shape().a_out(), self.shape().a_in(), self.theta.a())
     }
 
     /// Returns d_out and d_in.
     pub fn dim(&self) -> (usize, usize) {
-        (self.a.nrows() * self.b.nrows(), self.a.ncols() * self.c.ncols())
+        (self.shape().d_out(), self.shape().d_in())
     }
 
     /// Returns the side of the product for which the equal LoRA has the smaller rank;
     /// [`Join::Up`] of two equal ranks.
     pub fn smaller_join(&self) -> Join {
-        if self.a.ncols() <= self.a.nrows() { Join::Up } else { Join::Down }
+        Join::smaller(self.shape())
     }
 
     /// Returns ρ, the rank of the equal LoRA.
     pub fn rank(&self, join: Join) -> usize {
-        self.b.ncols()
-            * match join {
-                Join::Up => self.a.ncols(),
-                Join::Down => self.a.nrows(),
-            }
+        join.rank(self.shape())
     }
 
     /// Returns the equal LoRA: exact but for one rounding of each product of two values.
     pub fn lora(&self, join: Join) -> Lora {
-        let Self { scale, a, b, c } = self;
+        let (a, (b, c)) = (self.outer(), Factor::new(self.theta).pair());
         let (up, down) = match join {
-            Join::Up => (kron(a, b), kron(&Array2::eye(a.ncols()), c)),
-            Join::Down => (kron(&Array2::eye(a.nrows()), b), kron(a, c)),
+            Join::Up => (kron(&a, &b), kron(&Array2::eye(a.ncols()), &c)),
+            Join::Down => (kron(&Array2::eye(a.nrows()), &b), kron(&a, &c)),
         };
-        Lora { scale: *scale, up, down }
+        Lora { scale: self.scale, up, down }
     }
 
     /// Returns the singular values in descending order. Values that are zero by construction, or whose squares
@@ -136,50 +99,81 @@ impl Delta {
 
     /// Returns [`Delta::singular_values`], or `None` if they take more than `work` multiply-adds.
     pub fn singular_values_within(&self, work: u128) -> Option<Vec<f64>> {
-        let left = work.checked_sub(core_work(self.b.dim(), self.c.dim()))?;
-        let core = core(&self.b, &self.c);
-        let inner = values_within(&core, left)?;
-        let outer = values_within(&self.a, left.saturating_sub(values_work(core.nrows(), core.ncols())))?;
+        let shape = FactorShape::of(self.shape());
+        let left = work.checked_sub(shape.core_work())?;
+        let inner = values_within(Factor::new(self.theta).core(), left)?;
+        let (rows, columns) = shape.core();
+        let outer = values_within(self.outer(), left.saturating_sub(values_work(rows, columns)))?;
         let products = outer.iter().flat_map(|o| inner.iter().map(move |i| o * i * self.scale.abs()));
         let mut values: Vec<f64> = products.collect();
         values.sort_by(|x, y| y.total_cmp(x));
         Some(values)
     }
 
-    /// Returns multiply-adds that suffice for the singular values of a layer of this shape. Where A or M
-    /// is of low rank, far fewer do.
-    pub fn singular_work(shape: &KronShape) -> u128 {
-        let (b_out, c_in) = (shape.b_out(), shape.c_in());
-        let rank = Join::inner_rank(shape);
-        core_work((b_out, rank), (rank, c_in))
-            + values_work(b_out.min(rank), c_in.min(rank))
-            + values_work(shape.a_out(), shape.a_in())
+    /// Returns a cost that suffices for the singular values of a layer of this shape. Where A or M
+    /// is of low rank, far less work does.
+    pub fn singular_cost(shape: &KronShape) -> Cost {
+        let (inner, (rows, columns)) = (FactorShape::of(shape), FactorShape::of(shape).core());
+        let outer = shape.a_out() as u128 * shape.a_in() as u128;
+        let count = shape.max_rank() as u128;
+        Cost {
+            bytes: 8 * (outer.max(2 * inner.elements() + rows as u128 * columns as u128) + 2 * count),
+            work: inner.core_work() + values_work(rows, columns) + values_work(shape.a_out(), shape.a_in()),
+        }
     }
 
     /// Returns ‖ΔW‖, the root of the sum of squares.
     pub fn norm(&self) -> f64 {
-        self.scale.abs()
-            * dot(self.a.view(), self.a.view()).sqrt()
-            * product_dot(&self.b, &self.c, &self.b, &self.c).max(0.0).sqrt()
+        let inner = Factor::new(self.theta);
+        self.scale.abs() * dot32(self.theta.a(), self.theta.a()).sqrt() * inner.dot(&inner).max(0.0).sqrt()
+    }
+
+    /// Returns the cost of [`Delta::norm`] of a layer of this shape.
+    pub fn norm_cost(shape: &KronShape) -> Cost {
+        Self::inner_cost(shape, shape)
     }
 
     /// Returns ⟨ΔW, ΔW'⟩, the sum of the elementwise product.
     ///
     /// # Errors
     /// Fails on layers of different sizes.
-    pub fn inner(&self, other: &Self) -> Result<f64> {
+    pub fn inner(&self, other: &Delta) -> Result<f64> {
         if self.dim() != other.dim() {
             let ((a, b), (c, d)) = (self.dim(), other.dim());
             return Err(Error::data(format!(
                 "layers of {a} × {b} and {c} × {d} have no inner product: they are of one size"
             )));
         }
-        if self.a.dim() == other.a.dim() {
-            let outer = dot(self.a.view(), other.a.view());
-            return Ok(self.scale * other.scale * outer * product_dot(&self.b, &self.c, &other.b, &other.c));
+        let scale = self.scale * other.scale;
+        Ok(scale
+            * match Way::of(self.shape(), other.shape()) {
+                Way::Factors => {
+                    let inner = Factor::new(self.theta).dot(&Factor::new(other.theta));
+                    dot32(self.theta.a(), other.theta.a()) * inner
+                }
+                Way::Loras => {
+                    let (ours, theirs) = (self.lora(self.smaller_join()), other.lora(other.smaller_join()));
+                    product_dot(&ours.up, &ours.down, &theirs.up, &theirs.down)
+                }
+                Way::Rows => rows_dot(self.theta, other.theta),
+            })
+    }
+
+    /// Returns the cost of [`Delta::inner`] for layers of these shapes.
+    pub fn inner_cost(x: &KronShape, y: &KronShape) -> Cost {
+        let outer = x.a_out() as u128 * x.a_in() as u128;
+        match Way::of(x, y) {
+            Way::Factors => {
+                let inner = FactorShape::of(x).dot_cost(&FactorShape::of(y));
+                Cost { bytes: inner.bytes, work: product(inner.work.saturating_add(outer)) }
+            }
+            Way::Loras => loras_cost(x, y),
+            Way::Rows => {
+                let elements = FactorShape::of(x).elements() + FactorShape::of(y).elements();
+                let bytes = 8 * (elements + x.c_in() as u128 + y.c_in() as u128);
+                Cost { bytes, work: product(rows_work(x, y)) }
+            }
         }
-        let (ours, theirs) = (self.lora(self.smaller_join()), other.lora(other.smaller_join()));
-        Ok(ours.scale * theirs.scale * product_dot(&ours.up, &ours.down, &theirs.up, &theirs.down))
     }
 
     /// Returns ‖ΔW − ΔW'‖ / ‖ΔW‖ from the three inner products. They cancel, so a
@@ -187,7 +181,7 @@ impl Delta {
     ///
     /// # Errors
     /// Fails on layers of different sizes.
-    pub fn relative_distance(&self, other: &Self) -> Result<f64> {
+    pub fn relative_distance(&self, other: &Delta) -> Result<f64> {
         let (ours, theirs) = (self.norm(), other.norm());
         let square = ours * ours + theirs * theirs - 2.0 * self.inner(other)?;
         let distance = square.max(0.0).sqrt();
@@ -195,24 +189,57 @@ impl Delta {
     }
 }
 
+/// Ways to an inner product.
+#[derive(Clone, Copy)]
+enum Way {
+    /// ⟨A, A'⟩·⟨B·C, B'·C'⟩, for equal splits.
+    Factors,
+    /// From both equal LoRAs, where they are small.
+    Loras,
+    /// Row by row.
+    Rows,
+}
+
+impl Way {
+    /// Returns the cheapest way for layers of these shapes.
+    fn of(x: &KronShape, y: &KronShape) -> Self {
+        if (x.a_out(), x.a_in()) == (y.a_out(), y.a_in()) {
+            return Way::Factors;
+        }
+        let loras = loras_cost(x, y);
+        if loras.bytes <= LORAS && loras.work <= product(rows_work(x, y)) { Way::Loras } else { Way::Rows }
+    }
+}
+
+/// Returns the cost of an inner product from both equal LoRAs.
+fn loras_cost(x: &KronShape, y: &KronShape) -> Cost {
+    let [ours, theirs] = [x, y].map(|shape| Join::smaller(shape).rank(shape) as u128);
+    let sides = x.d_out() as u128 + x.d_in() as u128;
+    let bytes =
+        8 * ((ours + theirs).saturating_mul(sides)).saturating_add(16u128.saturating_mul(ours * theirs));
+    Cost { bytes, work: product((ours * theirs).saturating_mul(sides)) }
+}
+
 #[cfg(test)]
 mod tests {
-    use kron_core::{LayerDims, Outer, Split};
+    use kron_core::{Inner, LayerDims, Outer, Split};
 
+    use super::super::products::dot;
     use super::super::svd;
     use super::*;
 
     /// Returns ΔW, element by element.
     fn materialised(delta: &Delta) -> Array2<f64> {
-        let inner = delta.b.dot(&delta.c);
+        let ((b, c), a) = (Factor::new(delta.theta).pair(), delta.outer());
+        let inner = b.dot(&c);
         let (b_out, c_in) = inner.dim();
         Array2::from_shape_fn(delta.dim(), |(o, i)| {
-            delta.scale * delta.a[(o / b_out, i / c_in)] * inner[(o % b_out, i % c_in)]
+            delta.scale * a[(o / b_out, i / c_in)] * inner[(o % b_out, i % c_in)]
         })
     }
 
     /// Returns layers of pairwise different sizes: either side longer, full inner factors, LoRA.
-    fn deltas() -> Vec<Delta> {
+    fn thetas() -> Vec<Theta> {
         let shapes = [
             KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 5, a_in: 3 }, 4),
             KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 2, a_in: 7 }, 3),
@@ -226,10 +253,15 @@ mod tests {
                 Inner::Full,
             ),
             KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 30, a_in: 21 }, 1),
+            // A rank above both sides of the inner factor, and one between them.
+            KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 20, a_in: 14 }, 9),
+            KronShape::kron(LayerDims { d_out: 60, d_in: 42 }, Split { a_out: 20, a_in: 2 }, 5),
         ];
-        let thetas =
-            shapes.into_iter().zip(1..).map(|(shape, seed)| (Theta::random(shape.unwrap(), seed), seed));
-        thetas.map(|(theta, seed)| Delta::of(0.75 - seed as f64, &theta)).collect()
+        shapes.into_iter().zip(1..).map(|(shape, seed)| Theta::random(shape.unwrap(), seed)).collect()
+    }
+
+    fn deltas(thetas: &[Theta]) -> Vec<Delta<'_>> {
+        thetas.iter().zip(1..).map(|(theta, seed)| Delta::of(0.75 - f64::from(seed), theta)).collect()
     }
 
     fn near(got: f64, want: f64, size: f64) {
@@ -238,11 +270,12 @@ mod tests {
 
     #[test]
     fn norm_and_inner_products_are_those_of_the_materialised_matrices() {
-        for x in deltas() {
+        let thetas = thetas();
+        for x in deltas(&thetas) {
             let full = materialised(&x);
             assert!(full.iter().any(|v| v.abs() > 1e-3));
             near(x.norm(), dot(full.view(), full.view()).sqrt(), x.norm());
-            for y in deltas() {
+            for y in deltas(&thetas) {
                 let want = dot(full.view(), materialised(&y).view());
                 near(x.inner(&y).unwrap(), want, x.norm() * y.norm());
                 let difference = &full - &materialised(&y);
@@ -255,7 +288,7 @@ mod tests {
 
     #[test]
     fn singular_values_are_those_of_the_materialised_matrix() {
-        for x in deltas() {
+        for x in deltas(&thetas()) {
             let (got, want) = (x.singular_values(), svd(&materialised(&x)).s);
             for (i, want) in want.iter().enumerate() {
                 near(got.get(i).copied().unwrap_or(0.0), *want, x.norm());
@@ -273,22 +306,17 @@ mod tests {
 
     #[test]
     fn sizes_that_differ_are_refused_with_both() {
-        let other =
-            Delta::of(1.0, &Theta::random(KronShape::lora(LayerDims { d_out: 60, d_in: 40 }, 2).unwrap(), 1));
-        let message = deltas()[0].inner(&other).unwrap_err().to_string();
+        let other = Theta::random(KronShape::lora(LayerDims { d_out: 60, d_in: 40 }, 2).unwrap(), 1);
+        let message = deltas(&thetas())[0].inner(&Delta::of(1.0, &other)).unwrap_err().to_string();
         assert!(message.contains("60 × 42 and 60 × 40"), "{message}");
     }
 
     #[test]
     fn both_loras_are_the_layer_and_the_smaller_is_smaller() {
-        for delta in deltas() {
+        for delta in deltas(&thetas()) {
             let full = materialised(&delta);
             let ranks = [Join::Up, Join::Down].map(|join| {
                 let lora = delta.lora(join);
-                let more = lora.clone().padded(lora.up.ncols() + 3);
-                assert_eq!(more.up.ncols(), lora.up.ncols() + 3);
-                let difference = more.up.dot(&more.down) - lora.up.dot(&lora.down);
-                assert!(difference.iter().all(|v| v.abs() < 1e-13));
                 let difference = lora.up.dot(&lora.down) * lora.scale - &full;
                 assert!(difference.iter().all(|v| v.abs() < 1e-12), "{join:?}");
                 lora.up.ncols()

@@ -17,7 +17,8 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, Slice, concatenate};
 
 use super::lora::Lora;
 use super::products::{dot, product_dot};
-use super::svd::svd_of_product;
+use super::svd::{svd_of_product, svd_work};
+use crate::limits::{Cost, product};
 use crate::{Error, Result};
 
 /// Largest a_out·a_in: the fit holds a square matrix of that many rows.
@@ -25,28 +26,50 @@ pub const MAX_OUTER: usize = 4096;
 /// Number of steps of the power method and of the alternation.
 const STEPS: usize = 300;
 
-/// Fits A ⊗ (B·C) with this split and rank to up·down, ignoring its scale; the
-/// factors are rounded to float32.
+/// A fitted layer.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    /// Its factors, rounded to float32.
+    pub theta: Theta,
+    /// False if the work ended before the steps did: more of it could make the error smaller.
+    pub converged: bool,
+}
+
+/// Fits A ⊗ (B·C) with this split and rank to up·down, ignoring its scale. It alternates until the error
+/// stays, for 300 steps, or until `work` multiply-adds are done.
 ///
 /// # Errors
 /// Fails if the split does not divide the layer, if a_out·a_in is above
-/// [`MAX_OUTER`], and if the rank is 0 or above min(b_out, c_in).
-pub fn fit(lora: &Lora, split: Split, rank: usize) -> Result<Theta> {
+/// [`MAX_OUTER`], if the rank is 0 or above min(b_out, c_in), and if `work` does not suffice for one step.
+pub fn fit(lora: &Lora, split: Split, rank: usize, work: u128) -> Result<Fit> {
     let (d_out, d_in) = (lora.up.nrows(), lora.down.ncols());
     let shape = KronShape::kron(LayerDims { d_out, d_in }, split, rank)?;
     let Split { a_out, a_in } = split;
-    if a_out * a_in > MAX_OUTER {
+    if a_out.saturating_mul(a_in) > MAX_OUTER {
         return Err(Error::data(format!("a_out·a_in = {} is above the limit of {MAX_OUTER}", a_out * a_in)));
     }
     let max = shape.b_out().min(shape.c_in());
     if rank > max {
         return Err(Error::data(format!("rank {rank} is above min(b_out, c_in) = {max}")));
     }
+    let sizes = Sizes::new(&shape, lora.up.ncols());
+    let (least, step) = (sizes.start_work() + sizes.step_work(), sizes.step_work());
+    let Some(mut work) = work.checked_sub(least) else {
+        return Err(Error::data(format!(
+            "one step takes {:.1e} multiply-adds, but its file leaves {:.1e} for it",
+            least as f64, work as f64
+        )));
+    };
     let blocks = Blocks { lora, shape };
     let mut a = blocks.start();
     let mut inner = blocks.inner(&a, rank);
-    let mut captured = 0.0;
+    let (mut captured, mut converged) = (0.0, true);
     for _ in 0..STEPS {
+        let Some(left) = work.checked_sub(step) else {
+            converged = false;
+            break;
+        };
+        work = left;
         a = blocks.outer(&inner);
         inner = blocks.inner(&a, rank);
         let now = dot(a.view(), a.view()) * product_dot(&inner.0, &inner.1, &inner.0, &inner.1);
@@ -56,7 +79,78 @@ pub fn fit(lora: &Lora, split: Split, rank: usize) -> Result<Theta> {
         captured = now;
     }
     let values = [&a, &inner.0, &inner.1].map(|f| f.iter().map(|v| *v as f32).collect::<Vec<_>>());
-    Ok(Theta::from_factors(shape, &values[0], &values[1], &values[2])?)
+    Ok(Fit { theta: Theta::from_factors(shape, &values[0], &values[1], &values[2])?, converged })
+}
+
+impl Fit {
+    /// Returns the cost of [`fit`] with this split and rank for a LoRA of this shape; most fits
+    /// take far less work.
+    pub fn cost(lora: &KronShape, split: Split, rank: usize) -> Cost {
+        let layer = LayerDims { d_out: lora.d_out(), d_in: lora.d_in() };
+        // A shape that is refused costs nothing.
+        let Ok(shape) = KronShape::kron(layer, split, rank) else { return Cost::default() };
+        let sizes = Sizes::new(&shape, lora.width());
+        let steps = (STEPS as u128 + 1).saturating_mul(sizes.step_work());
+        Cost { bytes: sizes.bytes(), work: sizes.start_work().saturating_add(steps) }
+    }
+}
+
+/// Sizes of a fit, from which its cost follows.
+struct Sizes {
+    a_out: u128,
+    a_in: u128,
+    b_out: u128,
+    c_in: u128,
+    rank: u128,
+    /// ρ, the rank of the LoRA.
+    lora: u128,
+}
+
+impl Sizes {
+    fn new(shape: &KronShape, lora: usize) -> Self {
+        let [a_out, a_in] = [shape.a_out(), shape.a_in()].map(|n| n as u128);
+        let [b_out, c_in] = [shape.b_out(), shape.c_in()].map(|n| n as u128);
+        Self { a_out, a_in, b_out, c_in, rank: shape.width() as u128, lora: lora as u128 }
+    }
+
+    /// Number of elements of G.
+    const fn gram(&self) -> u128 {
+        (self.a_out * self.a_in).saturating_pow(2)
+    }
+
+    /// Number of columns of the product that an inner step decomposes.
+    fn joined(&self) -> u128 {
+        self.lora * self.a_out.min(self.a_in)
+    }
+
+    /// Multiply-adds of [`Blocks::start`].
+    const fn start_work(&self) -> u128 {
+        let square = self.lora * self.lora;
+        let blocks = self.a_out * self.a_out * self.b_out + self.a_in * self.a_in * self.c_in;
+        product(square.saturating_mul(blocks))
+            .saturating_add(self.gram().saturating_mul(square.saturating_add(STEPS as u128)))
+    }
+
+    /// Multiply-adds of [`Blocks::outer`] and [`Blocks::inner`].
+    fn step_work(&self) -> u128 {
+        let &Self { a_out, a_in, b_out, c_in, rank, lora } = self;
+        let (joined, sides) = (self.joined(), a_out * b_out + a_in * c_in);
+        let (first, second) = (b_out.min(joined), b_out.min(joined).min(c_in));
+        let sums =
+            a_out * a_in * lora * (b_out.max(c_in) + rank) + rank * (lora * sides + rank * (b_out + c_in));
+        svd_work(b_out, joined)
+            .saturating_add(svd_work(first, c_in))
+            .saturating_add(product(sums + first * joined * c_in + b_out * first * second))
+    }
+
+    /// Bytes that are held at one time.
+    fn bytes(&self) -> u128 {
+        let &Self { a_out, a_in, b_out, c_in, lora, .. } = self;
+        let start = (a_out * a_out + a_in * a_in).saturating_mul(lora * lora).saturating_add(self.gram());
+        // Both factors of the product, each with three copies while it is decomposed.
+        let step = 4 * self.joined() * (b_out + c_in + self.joined());
+        8 * (lora * (a_out * b_out + a_in * c_in) + start.max(step))
+    }
 }
 
 /// U·V, cut into blocks.
@@ -159,13 +253,18 @@ mod tests {
     use super::super::{Delta, Join, svd};
     use super::*;
 
-    fn layer(shape: kron_core::Result<KronShape>, seed: u64) -> Delta {
-        Delta::of(1.0, &Theta::random(shape.unwrap(), seed))
+    fn layer(shape: kron_core::Result<KronShape>, seed: u64) -> Theta {
+        Theta::random(shape.unwrap(), seed)
     }
 
-    fn error(target: &Delta, split: Split, rank: usize) -> f64 {
-        let theta = fit(&target.lora(Join::Up), split, rank).unwrap();
-        target.relative_distance(&Delta::of(1.0, &theta)).unwrap()
+    fn lora(theta: &Theta) -> Lora {
+        Delta::of(1.0, theta).lora(Join::Up)
+    }
+
+    fn error(target: &Theta, split: Split, rank: usize) -> f64 {
+        let Fit { theta, converged } = fit(&lora(target), split, rank, u128::MAX).unwrap();
+        assert!(converged);
+        Delta::of(1.0, target).relative_distance(&Delta::of(1.0, &theta)).unwrap()
     }
 
     #[test]
@@ -182,7 +281,7 @@ mod tests {
     #[test]
     fn error_is_the_rearranged_matrix_s() {
         let target = layer(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3), 7);
-        let lora = target.lora(Join::Up);
+        let lora = lora(&target);
         let full = lora.up.dot(&lora.down);
         for (a_out, a_in) in [(2, 3), (4, 2), (3, 1)] {
             let (b_out, c_in) = (24 / a_out, 18 / a_in);
@@ -208,21 +307,42 @@ mod tests {
 
     #[test]
     fn zero_stays_zero() {
-        let target =
-            Delta::of(1.0, &Theta::init(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3).unwrap(), 1));
-        let theta = fit(&target.lora(Join::Up), Split { a_out: 2, a_in: 3 }, 2).unwrap();
+        let target = Theta::init(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3).unwrap(), 1);
+        let Fit { theta, .. } = fit(&lora(&target), Split { a_out: 2, a_in: 3 }, 2, u128::MAX).unwrap();
         assert_eq!(Delta::of(1.0, &theta).norm(), 0.0);
         assert!(theta.as_slice().iter().all(|v| v.is_finite()));
     }
 
     #[test]
     fn impossible_fits_are_refused_with_the_values() {
-        let lora = layer(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3), 7).lora(Join::Up);
+        let lora = lora(&layer(KronShape::lora(LayerDims { d_out: 24, d_in: 18 }, 3), 7));
         for ((a_out, a_in, rank), says) in
             [((5, 3, 2), "5 does not divide d_out = 24"), ((2, 3, 9), "rank 9 is above")]
         {
-            let message = fit(&lora, Split { a_out, a_in }, rank).unwrap_err().to_string();
+            let message = fit(&lora, Split { a_out, a_in }, rank, u128::MAX).unwrap_err().to_string();
             assert!(message.contains(says), "{message}");
         }
+    }
+
+    /// Every amount of work gives a fit or a refusal, and more of it no larger error.
+    #[test]
+    fn a_fit_ends_with_its_work() {
+        let target = layer(KronShape::lora(LayerDims { d_out: 48, d_in: 36 }, 5), 11);
+        let (lora, split) = (lora(&target), Split { a_out: 4, a_in: 3 });
+        let most = Fit::cost(target.shape(), split, 3).work;
+        let least = most
+            - STEPS as u128
+                * Sizes::new(&KronShape::kron(LayerDims { d_out: 48, d_in: 36 }, split, 3).unwrap(), 5)
+                    .step_work();
+        let refused = fit(&lora, split, 3, least - 1).unwrap_err().to_string();
+        assert!(refused.contains("one step takes"), "{refused}");
+        let mut errors = Vec::new();
+        for steps in [0, 1, 3, 10, STEPS as u128] {
+            let Fit { theta, converged } =
+                fit(&lora, split, 3, least + (most - least) / STEPS as u128 * steps).unwrap();
+            errors.push(Delta::of(1.0, &target).relative_distance(&Delta::of(1.0, &theta)).unwrap());
+            assert_eq!(converged, steps == STEPS as u128, "{steps}");
+        }
+        assert!(errors.is_sorted_by(|x, y| x >= &(y - 1e-7)) && errors[0] > errors[4], "{errors:?}");
     }
 }

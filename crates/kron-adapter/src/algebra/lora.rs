@@ -28,7 +28,7 @@ impl Join {
     }
 
     /// Returns the columns of B; those of the smaller unit matrix where the inner factor is full.
-    pub(super) fn inner_rank(shape: &KronShape) -> usize {
+    fn inner_rank(shape: &KronShape) -> usize {
         match shape.inner() {
             Inner::LowRank(rank) => rank,
             Inner::Full => shape.b_out().min(shape.c_in()),
@@ -45,16 +45,4 @@ pub struct Lora {
     pub up: Array2<f64>,
     /// ρ × d_in.
     pub down: Array2<f64>,
-}
-
-impl Lora {
-    /// Pads both factors with zeros up to `rank`; a rank that is not larger changes nothing.
-    pub fn padded(self, rank: usize) -> Self {
-        let Self { scale, up, down } = self;
-        let at = |w: &Array2<f64>, i, j| w.get((i, j)).copied().unwrap_or(0.0);
-        let rank = rank.max(up.ncols());
-        let wide = Array2::from_shape_fn((up.nrows(), rank), |(i, j)| at(&up, i, j));
-        let tall = Array2::from_shape_fn((rank, down.ncols()), |(i, j)| at(&down, i, j));
-        Self { scale, up: wide, down: tall }
-    }
 }

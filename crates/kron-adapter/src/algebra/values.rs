@@ -11,14 +11,17 @@
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 
-use super::svd::svd;
+use super::svd::{svd, svd_work};
 
 /// Largest shorter side of a matrix that is decomposed by rotations, which resolve small values better.
 const ROTATED: usize = 32;
-/// Multiply-adds of the rotations of a square matrix, over the cube of its side.
-const ROTATION_WORK: u128 = 40;
 /// Multiply-adds of a step for each element of the matrix that is left.
 const STEP: u128 = 4;
+/// Multiply-adds before the first step, for each element.
+const START: u128 = 4;
+/// Multiply-adds of the bisection, over the square of the number of values: each of about 52 halvings divides once
+/// for each of the two numbers of every step, and a division takes as long as four multiply-adds.
+const BISECTION: u128 = 416;
 /// Share of the sum of squares that is float32's rounding: the relative error of an element is at most 2⁻²⁴.
 const ROUNDING: f64 = 1e-14;
 /// Values that are bisected side by side.
@@ -28,30 +31,35 @@ const LANES: usize = 8;
 pub fn values_work(m: usize, n: usize) -> u128 {
     let (short, long) = (m.min(n) as u128, m.max(n) as u128);
     match short <= ROTATED as u128 {
-        true => ROTATION_WORK * short * short * long,
+        true => svd_work(short, long),
         // The sum of all steps: (m − p)·(n − p) for every p below the shorter side.
         false => {
             let (first, second) = (short * (short - 1) / 2, short * (short - 1) * (2 * short - 1) / 6);
-            STEP * (short * short * long + second - (short + long) * first)
+            let steps = STEP * (short * short * long + second - (short + long) * first);
+            START * short * long + steps + BISECTION * short * short
         }
     }
 }
 
 /// Returns the singular values of W in descending order, without those that are zero or rounding
 /// where W is large; `None` if they take more than `work` multiply-adds.
-pub fn values_within(w: &Array2<f64>, work: u128) -> Option<Vec<f64>> {
+pub fn values_within(w: Array2<f64>, mut work: u128) -> Option<Vec<f64>> {
     let (m, n) = w.dim();
     if m.min(n) <= ROTATED {
-        return (values_work(m, n) <= work).then(|| svd(w).s);
+        return (values_work(m, n) <= work).then(|| svd(&w).s);
     }
-    bidiagonal(w.clone(), work).map(|beside| bisected(&beside))
+    let beside = bidiagonal(w, &mut work)?;
+    let count = beside.len() as u128 / 2;
+    work.checked_sub(BISECTION * count * count)?;
+    Some(bisected(&beside))
 }
 
-/// Returns d₁, e₁, d₂, e₂, …; `None` if that takes more than `work` multiply-adds.
-fn bidiagonal(mut w: Array2<f64>, work: u128) -> Option<Vec<f64>> {
+/// Returns d₁, e₁, d₂, e₂, …, and takes the multiply-adds from `work`; `None` if they are more.
+fn bidiagonal(mut w: Array2<f64>, work: &mut u128) -> Option<Vec<f64>> {
     let (m, n) = w.dim();
+    *work = work.checked_sub(START * m as u128 * n as u128)?;
     let all = square(w.view());
-    let (mut left, mut work) = (all, work);
+    let mut left = all;
     // After a reflection by any vector, no matrix has its first columns outside its rank but by accident.
     let mut any: Array1<f64> = (0..n).map(|j| 1.0 + (j * j % 101) as f64 / 101.0).collect();
     if let Some(half) = reflector(any.view_mut()).1 {
@@ -66,7 +74,7 @@ fn bidiagonal(mut w: Array2<f64>, work: u128) -> Option<Vec<f64>> {
         if left <= ROUNDING * all {
             return Some(beside);
         }
-        work = work.checked_sub(STEP * (m - p) as u128 * (n - p) as u128)?;
+        *work = work.checked_sub(STEP * (m - p) as u128 * (n - p) as u128)?;
         // Clears column p below its own row.
         let mut rest = corner(w.view_mut(), p, p);
         let mut v = rest.column(0).to_owned();
@@ -180,7 +188,7 @@ mod tests {
     }
 
     fn compare(w: &Array2<f64>, within: f64) {
-        let (got, want) = (values_within(w, u128::MAX).expect("enough work"), svd(w).s);
+        let (got, want) = (values_within(w.clone(), u128::MAX).expect("enough work"), svd(w).s);
         assert!(got.len() <= want.len() && got.is_sorted_by(|x, y| x >= y), "{:?}", w.dim());
         for (i, want) in want.iter().enumerate() {
             let got = got.get(i).copied().unwrap_or(0.0);
@@ -215,8 +223,8 @@ mod tests {
         let rounded = exact.mapv(|v| f64::from(v as f32));
         for w in [&exact, &rounded] {
             let want = super::super::svd_of_product(&matrix(m, rank), &matrix(rank, n)).s;
-            let work = 4 * (m * n * (rank + 1)) as u128;
-            let got = values_within(w, work).expect("rank + 1 steps");
+            let work = 4 * (m * n * (rank + 2)) as u128 + 416 * ((rank + 1) * (rank + 1)) as u128;
+            let got = values_within(w.clone(), work).expect("a start and rank + 1 steps");
             for (i, got) in got.iter().enumerate() {
                 let want = want.get(i).copied().unwrap_or(0.0);
                 assert!((got - want).abs() < 1e-6 * got.max(1.0), "{got} and {want}");
@@ -224,11 +232,12 @@ mod tests {
             assert!(got.len() >= rank, "{got:?}");
         }
         for (m, n) in [(60, 60), (60, 70), (70, 60)] {
-            let work: usize = (0..60).map(|p| 4 * (m - p) * (n - p)).sum();
+            let steps: usize = (0..60).map(|p| 4 * (m - p) * (n - p)).sum();
+            let work = steps + 4 * m * n + 416 * 60 * 60;
             assert_eq!(values_work(m, n), work as u128);
-            assert!(values_within(&matrix(m, n), work as u128 / 2).is_none());
-            assert!(values_within(&matrix(m, n), work as u128).is_some());
+            assert!(values_within(matrix(m, n), work as u128 / 2).is_none());
+            assert!(values_within(matrix(m, n), work as u128).is_some());
         }
-        assert_eq!(values_within(&matrix(5, 6), 10), None);
+        assert_eq!(values_within(matrix(5, 6), 10), None);
     }
 }

@@ -10,7 +10,8 @@ use super::config::{Config, bits, encoded, number, shortest};
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
 use crate::algebra::scale64;
-use crate::lokr::{self, Allowance, Factors};
+use crate::limits::Limits;
+use crate::lokr::{self, Factors};
 use crate::plan::{divisors, peft_first};
 use crate::tensor_data::{TensorData, serialize};
 use crate::{Adapter, Error, Format, Layer, Loaded, Output, Result, ScaleRule, Suggestion, Tensors, text};
@@ -22,9 +23,9 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
         lokr::NAMES.contains(&part).then_some((module, part))
     })?;
     let mut products = 0;
-    let mut allowance = Allowance::new(tensors.len());
+    let mut limits = Limits::new(tensors.len());
     let layers = layers.iter().map(|(module, parts)| {
-        let factors = Factors::read(tensors, module, parts, &mut allowance)?;
+        let factors = Factors::read(tensors, module, parts, &mut limits)?;
         products += usize::from(factors.rank1.is_some());
         let scaling = config.scaling(module).map_err(|e| e.about(folder.display()))?;
         if let Some(rank) =
@@ -44,6 +45,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     Ok(Loaded {
         path: folder.display().to_string(),
         bytes: tensors.len(),
+        limits,
         format: Format::PeftLokr,
         adapter,
         fan_in_fan_out: config.fan_in_fan_out,

@@ -6,11 +6,12 @@ use kron_core::{KronShape, LayerDims, Outer, Theta};
 use serde_json::json;
 
 use super::config::{Config, bits, encoded, number, shortest};
+use super::joined::joined;
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
-use crate::algebra::{Delta, Join, Lora, scale64};
+use crate::algebra::{Join, scale64};
 use crate::elements::first_not_finite;
-use crate::limits::Budget;
+use crate::limits::{Budget, Limits};
 use crate::lokr::group;
 use crate::matrix::Matrix;
 use crate::tensor_data::{TensorData, serialize};
@@ -54,6 +55,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     Ok(Loaded {
         path: folder.display().to_string(),
         bytes: tensors.len(),
+        limits: Limits::new(tensors.len()),
         format: Format::PeftLora,
         adapter,
         fan_in_fan_out: config.fan_in_fan_out,
@@ -128,13 +130,6 @@ impl Common {
         let scale = patterns(&scales, bits).map_or(1.0, |(scale, _)| scale);
         Self { rank: ranks.first().copied().unwrap_or(0), scale }
     }
-
-    /// Pads a LoRA with zeros up to the rank, and multiplies the ratio of the scales into `up`.
-    fn of_layer(&self, lora: Lora) -> Lora {
-        let ratio = lora.scale / self.scale;
-        let Lora { up, down, .. } = lora.padded(self.rank);
-        Lora { scale: self.scale, up: up * ratio, down }
-    }
 }
 
 /// Encodes a folder that any LoRA engine loads: every layer as the equal LoRA, of
@@ -157,27 +152,26 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
     let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for layer in layers {
         let (module, scaling) = (layer.module(), layer.scaling());
-        let mut lora = Delta::new(layer).lora(options.join_of(layer.shape()));
-        if let Some(common) = &common {
-            lora = common.of_layer(lora);
-        }
-        let Lora { scale, up, down } = lora;
-        let rank = up.ncols();
+        let (join, own_scale) = (options.join_of(layer.shape()), scale64(scaling));
+        // The common form pads with zeros up to the rank, and multiplies the ratio of the scales into up.
+        let (rank, scale, ratio) = match &common {
+            Some(common) => (common.rank, common.scale, own_scale / common.scale),
+            None => (join.rank(layer.shape()), own_scale, 1.0),
+        };
         let own = common.is_none()
             && is_lora(layer)
             && scaling.rank() == rank
             && (rs || scaling.rule() == ScaleRule::AlphaOverR);
         ranks.push((module, rank));
         alphas.push((module, if own { shortest(scaling.alpha()) } else { scale * rank as f64 }));
+        let [up, down] = joined(layer.theta(), join, rank, ratio);
         for (name, factor) in [(DOWN, down), (UP, up)] {
-            let data: Vec<f32> = factor.iter().map(|v| *v as f32).collect();
-            if first_not_finite(&data).is_some() {
+            if first_not_finite(&factor.data).is_some() {
                 return Err(Error::data(format!(
                     "layer {module} has no LoRA form: a product A·B is beyond float32"
                 )));
             }
-            let matrix = Matrix { rows: factor.nrows(), cols: factor.ncols(), data };
-            tensors.push((format!("{PREFIX}{module}.{name}"), TensorData::F32(matrix)));
+            tensors.push((format!("{PREFIX}{module}.{name}"), TensorData::F32(factor)));
         }
         progress(1)?;
     }

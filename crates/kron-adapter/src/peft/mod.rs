@@ -4,6 +4,7 @@
 //! s = alpha / r even if w2 is full; LoRA has alpha / r, rsLoRA alpha / √r.
 
 mod config;
+mod joined;
 mod lokr;
 mod lora;
 mod names;

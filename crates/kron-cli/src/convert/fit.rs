@@ -1,12 +1,16 @@
 //! The nearest Kron-LoRA to a LoRA, a lossy replacement.
 
-use kron_adapter::algebra::{self, Delta, Join};
+use kron_adapter::algebra::{self, Delta, Fit, Join};
+use kron_adapter::limits::{Limits, shares};
 use kron_adapter::{Adapter, Layer};
 use kron_core::{Outer, Split};
-use rayon::prelude::*;
 
+use crate::batches::in_batches;
 use crate::table::short;
 use crate::{Error, Result, progress};
+
+/// A fit is asked for by name, so that it may take so many times the work of a file.
+const WORK: u64 = 64;
 
 /// Shape to fit, and the largest error to accept.
 #[derive(Clone, Copy)]
@@ -25,20 +29,22 @@ pub struct Fitted {
     pub adapter: Adapter,
     /// ‖ΔW' − ΔW‖ / ‖ΔW‖ of each layer.
     pub errors: Vec<f64>,
+    /// Note on fits that ended early.
+    pub note: Option<String>,
 }
 
 /// Fits every layer.
 ///
 /// # Errors
-/// A layer is not a LoRA, is not divided by the split, or has too large an error. In the last case the
-/// message lists the largest errors.
-pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
+/// A layer is not a LoRA, is not divided by the split, takes more memory or work than the limits leave, or
+/// has too large an error. In the last case the message lists the largest errors.
+pub fn fit(adapter: &Adapter, limits: &Limits, options: FitOptions) -> Result<Fitted> {
     let FitOptions { split, rank, max_error } = options;
     if max_error.is_nan() || max_error < 0.0 {
         return Err(Error::usage(format!("--max-error is {max_error}, but an error is at least 0")));
     }
-    let bar = progress::items(adapter.layers().len(), "layers");
-    let fitted = adapter.layers().par_iter().map(|layer| {
+    let costs: Vec<_> = adapter.layers().iter().map(|layer| Fit::cost(layer.shape(), split, rank)).collect();
+    for (layer, cost) in adapter.layers().iter().zip(&costs) {
         if layer.shape().outer() != Outer::One {
             return Err(Error::usage(format!(
                 "layer {} ({}) is not a LoRA, and --fit replaces LoRA layers",
@@ -46,17 +52,32 @@ pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
                 layer.shape()
             )));
         }
-        let refused =
-            |e: kron_adapter::Error| Error::usage(format!("layer {} cannot be fitted: {e}", layer.module()));
-        let delta = Delta::new(layer);
-        let theta = algebra::fit(&delta.lora(Join::Up), split, rank).map_err(refused)?;
-        let layer = Layer::new(layer.module(), layer.scaling(), theta).map_err(refused)?;
-        let error = delta.relative_distance(&Delta::new(&layer)).map_err(refused)?;
-        bar.inc(1);
-        Ok((layer, error))
-    });
-    let (layers, errors): (Vec<_>, Vec<_>) = fitted.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        limits.bytes.check(format_args!("fitting layer {}", layer.module()), cost.bytes)?;
+    }
+    let work: Vec<u128> = costs.iter().map(|cost| cost.work).collect();
+    let work = shares(limits.work.left().saturating_mul(WORK), &work);
+    let jobs: Vec<_> = adapter.layers().iter().zip(costs).zip(work).collect();
+    let bar = progress::items(jobs.len(), "layers");
+    let fitted = in_batches(
+        &jobs,
+        |((_, cost), _)| cost.bytes,
+        limits.bytes.left(),
+        |&((layer, _), work)| {
+            let fitted = fit_layer(layer, split, rank, work);
+            bar.inc(1);
+            fitted.map_err(|e| Error::usage(format!("layer {} cannot be fitted: {e}", layer.module())))
+        },
+    );
+    let fitted = fitted.into_iter().collect::<Result<Vec<_>>>()?;
     bar.finish_and_clear();
+    let early = fitted.iter().filter(|(_, _, converged)| !converged).count();
+    let note = (early > 0).then(|| {
+        format!(
+            "the fit of {early} layers ended with the work that the file may take, before its error stayed"
+        )
+    });
+    let (layers, errors): (Vec<_>, Vec<_>) =
+        fitted.into_iter().map(|(layer, error, _)| (layer, error)).unzip();
     let above = |error: f64| error.is_nan() || error > max_error;
     let count = errors.iter().filter(|error| above(**error)).count();
     if count > 0 {
@@ -66,7 +87,21 @@ pub fn fit(adapter: &Adapter, options: FitOptions) -> Result<Fitted> {
             worst(&layers, &errors, count)
         )));
     }
-    Ok(Fitted { adapter: adapter.with_layers(layers)?, errors })
+    Ok(Fitted { adapter: adapter.with_layers(layers)?, errors, note })
+}
+
+/// Fits one layer; returns it, its error, and whether more work would not change it.
+fn fit_layer(
+    layer: &Layer,
+    split: Split,
+    rank: usize,
+    work: u128,
+) -> kron_adapter::Result<(Layer, f64, bool)> {
+    let delta = Delta::new(layer);
+    let Fit { theta, converged } = algebra::fit(&delta.lora(Join::Up), split, rank, work)?;
+    let layer = Layer::new(layer.module(), layer.scaling(), theta)?;
+    let error = delta.relative_distance(&Delta::new(&layer))?;
+    Ok((layer, error, converged))
 }
 
 /// Lists the largest errors of those above the limit, the largest first.

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 
 use kron_adapter::Adapter;
 use kron_adapter::algebra::Join;
-use kron_adapter::limits::made_bytes;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
+use kron_adapter::text::line;
 use kron_adapter::{Format, Loaded, OutputFormat, lycoris};
 use kron_core::{Dtype, Split};
 use serde::Serialize;
@@ -37,7 +37,8 @@ use crate::{Error, Result, TextOrJson, progress};
     "A LoKr of many blocks is hundreds of times as large as a LoRA, and a small file must not fill a disk\n",
     "unasked: beyond 64 times the input, --max-size tells how large the LoRA may be.\n\n",
     "A LoRA becomes a Kron-LoRA only with --fit, which is lossy. The relative error of every layer is\n",
-    "printed; if one exceeds --max-error, nothing is written.\n\n",
+    "printed; if one exceeds --max-error, nothing is written. A fit may take 64 times the multiply-adds of\n",
+    "`kron inspect`, and ends there with a note.\n\n",
     "LyCORIS replaces each dot of a module's name by an underscore, and only the model tells them\n",
     "apart. PEFT's formats need the model's own names: give the model with --base. A module that the\n",
     "model does not have is refused.\n\n",
@@ -194,7 +195,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         .try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
     loaded.check_writable()?;
-    let Loaded { path, bytes, format, mut adapter, mut notes, .. } = loaded;
+    let Loaded { path, limits, format, mut adapter, mut notes, .. } = loaded;
     if let Some(path) = &args.base {
         let base = Base::open(path)?;
         check_model_not_overwriting(path, &base, &args.output, folder)?;
@@ -207,11 +208,12 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
         let split = Split { a_out: a_out as usize, a_in: a_in as usize };
         let rank = rank as usize;
-        let fitted = fit::fit(&adapter, fit::FitOptions { split, rank, max_error: args.max_error })?;
+        let fitted = fit::fit(&adapter, &limits, fit::FitOptions { split, rank, max_error: args.max_error })?;
         adapter = fitted.adapter;
         errors = Some(fitted.errors);
+        notes.extend(fitted.note);
     }
-    let max_bytes = Some(args.max_size.unwrap_or(made_bytes(bytes)));
+    let max_bytes = Some(args.max_size.unwrap_or(limits.bytes.left()));
     let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform, max_bytes };
     if let OutputFormat::Lora(options) = &mut to {
         *options = lora;
@@ -309,14 +311,14 @@ impl Report {
         let header = header.chain(ranks.then_some("LoRA rank")).chain(errors.then_some("error of the fit"));
         let mut text = format!(
             "{} ({}) → {} ({} layers)\n\n{}",
-            self.input,
+            line(&self.input),
             self.from,
-            self.output,
+            line(&self.output),
             self.layers.len(),
             table(&header.collect::<Vec<_>>(), 2, rows)
         );
         for note in &self.notes {
-            text += &format!("\n\nnote: {note}");
+            text += &format!("\n\nnote: {}", line(note));
         }
         text
     }

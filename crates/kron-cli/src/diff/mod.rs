@@ -4,14 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use kron_adapter::algebra::{Delta, InnerCost};
-use kron_adapter::limits::{Budget, made_bytes, work};
+use kron_adapter::algebra::Delta;
+use kron_adapter::limits::{Cost, Limits};
 use kron_adapter::resolve::resolve_module_names;
+use kron_adapter::text::line;
 use kron_adapter::{Adapter, Layer};
 use kron_adapter::{Loaded, lycoris};
-use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::batches::in_batches;
 use crate::model::Base;
 use crate::table::{short, table};
 use crate::{Error, Result, TextOrJson, progress};
@@ -73,13 +74,25 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     notes.extend(no_shared_module(&first, &second));
     let bar = progress::items(modules.len(), "layers");
     let [ours, theirs] = [&first, &second].map(|loaded| by_module(&loaded.adapter));
-    check_cost(&modules, [&ours, &theirs], first.bytes + second.bytes)?;
-    let parts = modules.par_iter().map(|module| {
-        let parts = Parts::new(ours.get(module).copied(), theirs.get(module).copied());
-        bar.inc(1);
-        parts.map(|parts| (*module, parts)).map_err(|e| Error::data(format!("module {module}: {e}")))
-    });
-    let parts = parts.collect::<Result<Vec<_>>>()?;
+    let pairs: Vec<Pair> = modules
+        .iter()
+        .map(|module| Pair { module, ours: ours.get(module).copied(), theirs: theirs.get(module).copied() })
+        .collect();
+    let mut limits = first.limits.and(&second.limits);
+    pairs.iter().try_for_each(|pair| pair.spend(&mut limits))?;
+    let parts = in_batches(
+        &pairs,
+        |pair| pair.cost().bytes,
+        limits.bytes.left(),
+        |pair| {
+            let parts = Parts::new(pair.ours, pair.theirs);
+            bar.inc(1);
+            parts
+                .map(|parts| (pair.module, parts))
+                .map_err(|e| Error::data(format!("module {}: {e}", pair.module)))
+        },
+    );
+    let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
     bar.finish_and_clear();
     let total = parts.iter().fold(Parts::default(), |sum, (_, p)| sum.plus(p)).row("all".into());
     let layers = parts.iter().map(|(module, parts)| parts.row(module.to_string())).collect();
@@ -120,21 +133,30 @@ fn by_module(adapter: &Adapter) -> HashMap<&str, &Layer> {
     adapter.layers().iter().map(|layer| (layer.module(), layer)).collect()
 }
 
-/// Fails if the comparison takes more memory or work than the two files may.
-fn check_cost(modules: &[&str], layers: [&HashMap<&str, &Layer>; 2], bytes: u64) -> Result<()> {
-    /// Products of matrices are this much faster than the work that a file is limited to.
-    const SPEED: u64 = 64;
-    /// Most bytes of one module's two LoRAs.
-    const MEMORY: u64 = 1 << 28;
-    let mut all = Budget::work(bytes).with_limit(work(bytes).saturating_mul(SPEED));
-    for module in modules {
-        let [Some(ours), Some(theirs)] = layers.map(|layers| layers.get(module)) else { continue };
-        let cost = InnerCost::new(ours.shape(), theirs.shape());
-        let mut memory = Budget::bytes(bytes).with_limit(made_bytes(bytes).max(MEMORY));
-        memory.spend(format_args!("comparing module {module} by two LoRAs"), cost.bytes)?;
-        all.spend(format_args!("comparing module {module}"), cost.work)?;
+/// The layers of one module.
+struct Pair<'a> {
+    module: &'a str,
+    ours: Option<&'a Layer>,
+    theirs: Option<&'a Layer>,
+}
+
+impl Pair<'_> {
+    /// Returns the cost of both norms and of the inner product.
+    fn cost(&self) -> Cost {
+        let shapes = [self.ours, self.theirs].map(|layer| layer.map(Layer::shape));
+        let norms = shapes.into_iter().flatten().map(Delta::norm_cost).fold(Cost::default(), Cost::then);
+        match shapes {
+            [Some(ours), Some(theirs)] => norms.then(Delta::inner_cost(ours, theirs)),
+            _ => norms,
+        }
     }
-    Ok(())
+
+    /// Fails if the comparison takes more memory or work than is left of the two files' limits.
+    fn spend(&self, limits: &mut Limits) -> Result<()> {
+        let (what, cost) = (format!("comparing module {}", self.module), self.cost());
+        limits.bytes.check(&what, cost.bytes)?;
+        limits.work.spend(&what, cost.work)
+    }
 }
 
 /// ‖ΔW‖², ‖ΔW'‖² and ⟨ΔW, ΔW'⟩.
@@ -184,9 +206,10 @@ impl Report {
             vec![row.module.clone(), ours, theirs, cosine, short(row.distance), short(row.relative_distance)]
         });
         let header = ["module", "‖ΔW‖", "‖ΔW'‖", "cosine", "distance", "relative"];
-        let mut text = format!("{} and {}\n\n{}", self.first, self.second, table(&header, 1, rows));
+        let mut text =
+            format!("{} and {}\n\n{}", line(&self.first), line(&self.second), table(&header, 1, rows));
         for note in &self.notes {
-            text += &format!("\n\nnote: {note}");
+            text += &format!("\n\nnote: {}", line(note));
         }
         text
     }

@@ -25,7 +25,8 @@ pub use report::Report;
     "A is the outer factor, a_out × a_in. ‖ΔW‖ is the root of the sum of squares. The effective rank is\n",
     "exp of the entropy of σ / Σσ over the singular values σ (Roy and Vetterli 2007); the number after\n",
     "\"of\" is the largest rank that the shape allows. Singular values take at most 768 multiply-adds for\n",
-    "each byte of the file, or 2^29 for a small one; a layer beyond that has a note instead.\n\n",
+    "each byte of the file, or 2^29 for a small one, and 64 bytes of memory, or 32 MiB; a layer beyond\n",
+    "that has a note instead.\n\n",
     exit_codes!("shown", "the adapter is invalid"),
     "Examples:\n",
     "  kron inspect adapter.safetensors\n",
@@ -48,7 +49,7 @@ pub struct Args {
 /// The adapter cannot be read, or the page cannot be written.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     args.html.iter().try_for_each(|page| check_not_overwriting_files(&args.path, page))?;
-    let report = Report::new(kron_adapter::read(&args.path)?);
+    let report = Report::new(kron_adapter::read(&args.path)?)?;
     if let Some(path) = &args.html {
         progress::write_output(path, &Output::File(html::page(&report)?.into_bytes()), args.force)?;
     }

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use kron_adapter::algebra::{Delta, effective_rank, scale64};
-use kron_adapter::limits::{size, work};
+use kron_adapter::limits::{Cost, Limits, made_bytes, shares, size, work};
+use kron_adapter::text::line;
 use kron_adapter::{Format, Layer, Loaded, ScaleRule};
 use kron_core::Outer;
-use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::progress;
+use crate::batches::in_batches;
 use crate::table::{short, table};
+use crate::{Result, progress};
 
 /// Columns of the table of layers.
 pub(super) const HEADER: [&str; 8] =
@@ -56,19 +57,26 @@ pub(super) struct Row {
 
 impl Report {
     /// Computes norms and ranks of all layers.
-    pub(super) fn new(loaded: Loaded) -> Self {
-        let Loaded { path, bytes, format, adapter, mut notes, .. } = loaded;
+    ///
+    /// # Errors
+    /// The norms take more memory or work than the file may.
+    pub(super) fn new(loaded: Loaded) -> Result<Self> {
+        let Loaded { path, bytes, mut limits, format, adapter, mut notes, .. } = loaded;
         let bar = progress::items(adapter.layers().len(), "layers");
-        let grants = grants(adapter.layers(), bytes);
-        let layers = adapter.layers().par_iter().zip(grants).map(|(layer, grant)| {
-            let row = Row::new(layer, grant);
-            bar.inc(1);
-            row
-        });
-        let layers: Vec<Row> = layers.collect();
+        let grants = grants(adapter.layers(), &mut limits)?;
+        let layers = in_batches(
+            &grants,
+            |grant| grant.bytes,
+            limits.bytes.left(),
+            |grant| {
+                let row = Row::new(grant);
+                bar.inc(1);
+                row
+            },
+        );
         bar.finish_and_clear();
         notes.extend(without_spectrum(&layers, bytes));
-        Self {
+        Ok(Self {
             path,
             format,
             layers,
@@ -76,7 +84,7 @@ impl Report {
             target_modules: adapter.target_modules().to_vec(),
             metadata: adapter.metadata().clone(),
             notes,
-        }
+        })
     }
 
     /// Format and totals in one line.
@@ -99,26 +107,42 @@ impl Report {
 
     /// Returns the report as text.
     pub(super) fn table(&self) -> String {
-        let mut text = format!("{}: {}\n\n{}", self.path, self.summary(), table(&HEADER, 1, self.rows()));
+        let mut text =
+            format!("{}: {}\n\n{}", line(&self.path), self.summary(), table(&HEADER, 1, self.rows()));
         for note in &self.notes {
-            text += &format!("\n\nnote: {note}");
+            text += &format!("\n\nnote: {}", line(note));
         }
         text
     }
 }
 
-/// Returns the multiply-adds that the singular values of each layer may take. The cheapest layers get what
-/// suffices; the others share what is left, which is enough where a large factor is of low rank.
-fn grants(layers: &[Layer], bytes: u64) -> Vec<u128> {
-    let costs: Vec<u128> = layers.iter().map(|layer| Delta::singular_work(layer.shape())).collect();
-    let mut order: Vec<usize> = (0..layers.len()).collect();
-    order.sort_by_key(|&i| costs[i]);
-    let (mut grants, mut left) = (vec![0; layers.len()], u128::from(work(bytes)));
-    for (done, &i) in order.iter().enumerate() {
-        grants[i] = costs[i].min(left / (layers.len() - done) as u128);
-        left -= grants[i];
+/// A layer, and what its row may take.
+struct Grant<'a> {
+    layer: &'a Layer,
+    /// Multiply-adds of its singular values; 0 where memory does not suffice for them.
+    work: u128,
+    /// Bytes that its row takes at one time.
+    bytes: u128,
+}
+
+/// Spends the norms of all layers, and shares what is left among the layers whose singular values fit into
+/// memory: it suffices, too, where a large factor is of low rank.
+fn grants<'a>(layers: &'a [Layer], limits: &mut Limits) -> Result<Vec<Grant<'a>>> {
+    for layer in layers {
+        let (what, cost) = (format!("the norm of layer {}", layer.module()), Delta::norm_cost(layer.shape()));
+        limits.bytes.check(&what, cost.bytes)?;
+        limits.work.spend(&what, cost.work)?;
     }
-    grants
+    let costs = layers.iter().map(|layer| Delta::singular_cost(layer.shape()));
+    let fits = |cost: &Cost| cost.bytes <= limits.bytes.left().into();
+    let costs: Vec<Cost> = costs.map(|cost| if fits(&cost) { cost } else { Cost::default() }).collect();
+    let work: Vec<u128> = costs.iter().map(|cost| cost.work).collect();
+    let shares = shares(limits.work.left(), &work);
+    let grants = layers.iter().zip(costs).zip(shares).map(|((layer, cost), work)| {
+        let bytes = cost.bytes.max(Delta::norm_cost(layer.shape()).bytes);
+        Grant { layer, work, bytes }
+    });
+    Ok(grants.collect())
 }
 
 /// Returns a note on the layers whose singular values were not computed.
@@ -130,16 +154,17 @@ fn without_spectrum(rows: &[Row], bytes: u64) -> Option<String> {
         count => format!(" and {count} more layers"),
     };
     Some(format!(
-        "no effective rank and no spectrum of {first}{others}: a file of {} may take {:.1e} multiply-adds, and theirs would take more",
+        "no effective rank and no spectrum of {first}{others}: a file of {} may take {:.1e} multiply-adds and {}, and theirs would take more",
         size(bytes.into()),
-        work(bytes) as f64
+        work(bytes) as f64,
+        size(made_bytes(bytes).into())
     ))
 }
 
 impl Row {
-    fn new(layer: &Layer, grant: u128) -> Self {
+    fn new(&Grant { layer, work, .. }: &Grant) -> Self {
         let (shape, scaling, delta) = (layer.shape(), layer.scaling(), Delta::new(layer));
-        let spectrum = delta.singular_values_within(grant);
+        let spectrum = if work == 0 { None } else { delta.singular_values_within(work) };
         let norm = spectrum.as_ref().map(|spectrum| spectrum.iter().map(|s| s * s).sum::<f64>().sqrt());
         Self {
             module: layer.module().into(),

@@ -11,10 +11,12 @@ use std::process::ExitCode;
 use kron_adapter::Layer;
 use kron_adapter::Output;
 use kron_adapter::algebra::Delta;
+use kron_adapter::limits::Cost;
+use kron_adapter::text::line;
 use kron_core::Theta;
-use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::batches::in_batches;
 use crate::error::exit_codes;
 use crate::overwriting::check_not_overwriting_files;
 use crate::table::{short, table};
@@ -87,13 +89,24 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if args.out.is_some() {
         loaded.check_writable()?;
     }
-    let bar = progress::items(loaded.adapter.layers().len(), "layers");
-    let done = loaded.adapter.layers().par_iter().map(|layer| {
-        let done = quantise(layer, bits, block);
-        bar.inc(1);
-        done
-    });
-    let done = done.collect::<kron_adapter::Result<Vec<_>>>();
+    let (layers, mut limits) = (loaded.adapter.layers(), loaded.limits.clone());
+    for layer in layers {
+        let (what, cost) = (format!("rounding layer {}", layer.module()), cost(layer));
+        limits.bytes.check(&what, cost.bytes)?;
+        limits.work.spend(&what, cost.work)?;
+    }
+    let bar = progress::items(layers.len(), "layers");
+    let done = in_batches(
+        layers,
+        |layer| cost(layer).bytes,
+        limits.bytes.left(),
+        |layer| {
+            let done = quantise(layer, bits, block);
+            bar.inc(1);
+            done
+        },
+    );
+    let done = done.into_iter().collect::<kron_adapter::Result<Vec<_>>>();
     bar.finish_and_clear();
     let refused = |e: kron_adapter::Error| Error::data(format!("{}: {e}", loaded.path));
     let (layers, rows): (Vec<_>, Vec<_>) = done.map_err(refused)?.into_iter().unzip();
@@ -106,6 +119,13 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let error = if lost == 0.0 { 0.0 } else { lost / all };
     form.print(&Report { path: loaded.path, bits: bits.count(), block, layers: rows, error }, Report::table)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the cost of [`quantise`]: three norms, an inner product, and the rounded factors twice.
+fn cost(layer: &Layer) -> Cost {
+    let (shape, norm) = (layer.shape(), Delta::norm_cost(layer.shape()));
+    let Cost { bytes, work } = norm.then(norm).then(norm).then(Delta::inner_cost(shape, shape));
+    Cost { bytes: bytes + 8 * shape.params() as u128, work }
 }
 
 fn quantise(layer: &Layer, bits: Bits, block: usize) -> kron_adapter::Result<(Layer, Row)> {
@@ -133,7 +153,7 @@ impl Report {
         });
         format!(
             "{}: {} bits, blocks of {}, A in float32\n\n{}\n\nall layers: error {}",
-            self.path,
+            line(&self.path),
             self.bits,
             self.block,
             table(&["module", "shape", "bytes", "rounded", "error of ΔW"], 2, rows),

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use candle_nn::Linear;
+use kron_adapter::Adapter;
 use kron_adapter::algebra::Delta;
 use kron_adapter::io::write_atomic;
-use kron_adapter::{Adapter, Layer};
 use kron_candle::IfExists;
 use kron_report::{Page, Table};
 use serde::{Deserialize, Serialize};
@@ -200,7 +200,7 @@ fn frozen(learner: &Learner) -> Result<Linear> {
 fn cosine(then: &Adapter, now: &Adapter) -> Result<f64> {
     let (mut both, mut old, mut new) = (0.0, 0.0, 0.0);
     for (then, now) in then.layers().iter().zip(now.layers()) {
-        let [then, now] = [then, now].map(|layer: &Layer| Delta::new(layer));
+        let [then, now] = [then, now].map(Delta::new);
         both += then.inner(&now)?;
         old += then.norm() * then.norm();
         new += now.norm() * now.norm();
@@ -233,6 +233,7 @@ fn html(chain: &Chain) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use kron_adapter::Layer;
     use kron_core::{LayerDims, Split};
 
     use kron_adapter::{ScaleRule, Scaling};
