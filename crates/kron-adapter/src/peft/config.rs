@@ -112,13 +112,16 @@ impl Config {
         let about = METADATA_FIELDS
             .iter()
             .filter_map(|name| Some((name.to_string(), fields.rest.get(*name)?.as_str()?.into())));
+        let (ranks, alphas) =
+            (fields.rank_pattern.unwrap_or_default(), fields.alpha_pattern.unwrap_or_default());
+        let maps = if ranks.is_empty() || alphas.is_empty() { 1 } else { 2 };
         Ok(Self {
             kind,
             rank: fields.r.ok_or_else(|| Error::data("it has no r, the rank that alpha is divided by"))?,
             alpha: alpha
                 .ok_or_else(|| Error::data(format!("it has no {name}, from which the scale comes")))?,
-            ranks: compile(fields.rank_pattern.unwrap_or_default(), limit)?,
-            alphas: compile(fields.alpha_pattern.unwrap_or_default(), limit)?,
+            ranks: compile(ranks, limit, maps)?,
+            alphas: compile(alphas, limit, maps)?,
             rule: match (kind, fields.use_rslora) {
                 (_, None | Some(false)) => ScaleRule::AlphaOverR,
                 (Kind::Lora, Some(true)) => ScaleRule::AlphaOverSqrtR,
@@ -217,4 +220,25 @@ pub const fn bits(v: f64) -> u64 {
 /// Returns the float64 with the float32's shortest decimal: 0.1 and not 0.10000000149.
 pub fn shortest(v: f32) -> f64 {
     v.to_string().parse().unwrap_or(f64::from(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The patterns of ranks and those of alphas take one allowance together.
+    #[test]
+    fn both_maps_of_patterns_share_their_limit() {
+        let map = |count: usize| -> serde_json::Map<String, Value> {
+            (0..count).map(|i| (format!(".*{i:06}"), 8.into())).collect()
+        };
+        let parse = |ranks: usize, alphas: usize| {
+            let config = json!({ "peft_type": "LORA", "r": 8, "lora_alpha": 8,
+                "rank_pattern": map(ranks), "alpha_pattern": map(alphas) });
+            Config::parse(config.to_string().as_bytes(), 4 << 20).map(drop).map_err(|e| e.to_string())
+        };
+        assert!(parse(900, 0).is_ok() && parse(0, 900).is_ok() && parse(450, 450).is_ok());
+        assert!(parse(900, 900).unwrap_err().contains("with 2 maps of patterns"));
+        assert!(parse(900, 1).is_err() && parse(1100, 0).is_err());
+    }
 }

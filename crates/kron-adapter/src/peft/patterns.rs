@@ -45,12 +45,14 @@ pub const fn automaton_limit(names: u64, work: u64) -> usize {
     }) as usize
 }
 
-/// Compiles the patterns of a configuration into an automaton of at most `limit` bytes.
+/// Compiles patterns of a configuration, which has `maps` maps of them, into an automaton: each map takes
+/// its share of the longest text and of the `limit` bytes of all automata.
 ///
 /// # Errors
 /// Fails on a pattern that is not a regular expression here, such as one with look-around, and
 /// if all patterns together are too long or too large.
-pub fn compile<T>(patterns: IndexMap<String, T>, limit: usize) -> Result<Patterns<T>> {
+pub fn compile<T>(patterns: IndexMap<String, T>, limit: usize, maps: usize) -> Result<Patterns<T>> {
+    let (longest, limit) = (MAX_TEXT / maps, limit / maps);
     let (mut names, mut others, mut indices) = (Plain::default(), Vec::new(), Vec::new());
     let mut values = Vec::with_capacity(patterns.len());
     for (index, (key, value)) in patterns.into_iter().enumerate() {
@@ -61,9 +63,9 @@ pub fn compile<T>(patterns: IndexMap<String, T>, limit: usize) -> Result<Pattern
         }
     }
     let text: usize = others.iter().map(String::len).sum();
-    if text > MAX_TEXT {
+    if text > longest {
         return Err(Error::data(format!(
-            "the patterns that are not names, {} in all, take {}, but those of a configuration take at most {MAX_TEXT} bytes",
+            "the patterns that are not names, {} in all, take {}, but those of a configuration with {maps} maps of patterns take at most {longest} bytes for each",
             others.len(),
             size(text as u128)
         )));
@@ -131,7 +133,7 @@ mod tests {
     fn first_match_from_a_dot_wins() {
         let patterns =
             IndexMap::from([("proj".to_string(), 1), ("layers.1.*".into(), 2), ("up_proj".into(), 3)]);
-        let patterns = compile(patterns, LIMIT).unwrap();
+        let patterns = compile(patterns, LIMIT, 1).unwrap();
         let found = |module| patterns.lookup(module);
         assert_eq!(found("model.proj"), Some(1));
         assert_eq!(found("model.layers.1.up_proj"), Some(2));
@@ -157,7 +159,7 @@ mod tests {
                 .map(|_| (0..1 + next(5)).map(|_| pieces[next(pieces.len())]).collect())
                 .collect();
             let list: IndexMap<String, usize> = keys.into_iter().zip(0..).collect();
-            let Ok(patterns) = compile(list.clone(), LIMIT) else { continue };
+            let Ok(patterns) = compile(list.clone(), LIMIT, 1) else { continue };
             let each: Vec<_> =
                 list.iter().map(|(key, v)| (Regex::new(&whole(key)).expect("compiled above"), *v)).collect();
             for module in modules {
@@ -174,7 +176,7 @@ mod tests {
         let values = [("a.q", 1), ("q", 2), ("b.q", 1), ("a-q", 3)];
         let (common, others) = patterns(&values, |v| v).unwrap();
         assert_eq!(common, 1);
-        let others = compile(others, LIMIT).unwrap();
+        let others = compile(others, LIMIT, 1).unwrap();
         assert!(others.indices.is_empty(), "a name is looked up");
         for (module, value) in values {
             assert_eq!(others.lookup(module).unwrap_or(common), value, "{module}");
@@ -184,7 +186,7 @@ mod tests {
     #[test]
     fn patterns_of_python_alone_and_too_many_are_refused() {
         let refused = |keys: Vec<String>| {
-            compile(keys.into_iter().map(|key| (key, 1)).collect(), LIMIT).unwrap_err().to_string()
+            compile(keys.into_iter().map(|key| (key, 1)).collect(), LIMIT, 1).unwrap_err().to_string()
         };
         assert!(refused(vec!["q".into(), "(?=x)q".into()]).contains("\"(?=x)q\" is not"));
         let long = (0..2000).map(|i| format!("(a|b){{{i}}}")).collect();
