@@ -115,6 +115,8 @@ fn damaged_headers_are_refused_with_their_reason() {
     };
     let nested =
         [&9u32.to_le_bytes()[..], &1u64.to_le_bytes(), &4u32.to_le_bytes(), &0u64.to_le_bytes()].concat();
+    let bytes =
+        |count: usize| [&0u32.to_le_bytes()[..], &(count as u64).to_le_bytes(), &vec![1; count]].concat();
     for (bytes, says) in [
         (Vec::new(), "cut short"),
         (b"GGML\x03\0\0\0".to_vec(), "not a GGUF file"),
@@ -130,6 +132,10 @@ fn damaged_headers_are_refused_with_their_reason() {
         (with(entry("a", 7, &[2])), "truth value 2"),
         (with(entry("a", 9, &nested)), "array of arrays"),
         (with(entry("a", 9, &[&4u32.to_le_bytes()[..], &huge].concat())), "values follow"),
+        (
+            file(&[entry("a", 9, &bytes(3 << 20)), entry("b", 9, &bytes((1 << 20) + 1))], &[]),
+            "4194304 values together",
+        ),
         (with(entry("a", 9, &[&77u32.to_le_bytes()[..], &[0; 8]].concat())), "type 77"),
         (with(entry("a", 8, &[&1u64.to_le_bytes()[..], &[255]].concat())), "not UTF-8"),
         (with(entry("general.alignment", 4, &0u32.to_le_bytes())), "general.alignment"),

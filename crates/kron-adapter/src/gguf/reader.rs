@@ -7,6 +7,8 @@ use crate::{Error, Result};
 
 /// Longest header that is read, in bytes; a large vocabulary takes ten million.
 const MAX_HEADER: u64 = 64 << 20;
+/// Most values of all arrays; a large vocabulary has a million. Each takes up to 24 bytes of memory.
+const MAX_VALUES: u64 = 4 << 20;
 
 /// Number of an array's type.
 const ARRAY: u32 = 9;
@@ -16,12 +18,14 @@ pub(super) struct Reader<R> {
     from: R,
     at: u64,
     end: u64,
+    /// Values of all arrays that may still follow.
+    values: u64,
 }
 
 impl<R: Read> Reader<R> {
     /// Starts at the first of `len` bytes.
     pub fn new(from: R, len: u64) -> Self {
-        Self { from, at: 0, end: len.min(MAX_HEADER) }
+        Self { from, at: 0, end: len.min(MAX_HEADER), values: MAX_VALUES }
     }
 
     /// Number of bytes read.
@@ -102,6 +106,10 @@ impl<R: Read> Reader<R> {
     fn values(&mut self) -> Result<Array> {
         let (kind, count) = (self.u32()?, self.u64()?);
         self.check("values", count, least_bytes(kind))?;
+        let Some(values) = self.values.checked_sub(count) else {
+            return Err(Error::data(format!("has arrays of more than {MAX_VALUES} values together")));
+        };
+        self.values = values;
         let mut all = match kind {
             0 | 2 | 4 | 10 => Array::Unsigned(Vec::new()),
             1 | 3 | 5 | 11 => Array::Signed(Vec::new()),
