@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use crate::io::{IfExists, OutputLock, remove_leftovers, temporary_folder, write_atomic};
+use crate::io::{
+    IfExists, OutputLock, folder_of, remove_leftovers, sync_folder, temporary_folder, write_atomic,
+};
 use crate::{Error, Progress, Result, Suggestion};
 
 /// Number of bytes between two calls of `progress`.
@@ -82,7 +84,7 @@ pub fn write_new_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> 
     let new = temp.path().join("new");
     fs::create_dir(&new).map_err(refused)?;
     write(&new)?;
-    fs::rename(&new, out).map_err(refused)
+    fs::rename(&new, out).and_then(|()| sync_folder(folder_of(out))).map_err(refused)
 }
 
 /// Writes the files into a hidden folder beside `out`, then renames it.
@@ -102,8 +104,10 @@ fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progres
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
         _ => {}
     }
+    sync_folder(&new).map_err(refused)?;
+    let flush = || sync_folder(folder_of(out)).map_err(refused);
     if exchange(&new, out) {
-        return Ok(());
+        return flush();
     }
     match fs::rename(out, &old) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
@@ -116,7 +120,8 @@ fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progres
         // The temporary folder has the only copy now, so that it stays.
         let kept = temp.keep().join("old");
         Error::io(format!("{} is now {}", out.display(), kept.display()), e)
-    })
+    })?;
+    flush()
 }
 
 /// Exchanges two folders in one step, so that the name always holds one; returns

@@ -156,7 +156,7 @@ pub fn remove_leftovers(folder: &Path) {
 
 /// Flushes a folder, so that a rename in it survives a power cut.
 #[cfg(unix)]
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
     match std::fs::File::open(folder)?.sync_all() {
         // Some file systems cannot flush a folder; the file is whole all the same.
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
@@ -166,6 +166,6 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 
 /// Does nothing: other systems cannot open a folder, and flush a rename by themselves.
 #[cfg(not(unix))]
-fn sync_folder(_: &Path) -> std::io::Result<()> {
+pub(crate) fn sync_folder(_: &Path) -> std::io::Result<()> {
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Reading files without trusting their size.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 
@@ -34,6 +34,14 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Opens a file without waiting: a pipe would wait for a writer.
+fn open_at_once(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits() as i32);
+    options.read(true).open(path)
+}
+
 impl Input {
     /// Opens a file.
     ///
@@ -42,13 +50,14 @@ impl Input {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let refused = |e| Error::io(format!("{name} cannot be read"), e);
-        // Opening a pipe would wait for a writer, and a device would never end.
-        let meta = path.metadata().map_err(refused)?;
-        if !meta.is_file() {
-            return Err(Error::data(format!("{name} is not a regular file")));
+        // A device can act when it is opened, and the file may be another by then.
+        let is_file = path.metadata().map_err(refused)?.is_file();
+        let opened = is_file.then(|| open_at_once(path)).transpose().map_err(refused)?;
+        let meta = opened.as_ref().map(File::metadata).transpose().map_err(refused)?;
+        match (opened, meta) {
+            (Some(file), Some(meta)) if meta.is_file() => Ok(Self { path: name, file, len: meta.len() }),
+            _ => Err(Error::data(format!("{name} is not a regular file"))),
         }
-        let file = File::open(path).map_err(refused)?;
-        Ok(Self { path: name, file, len: meta.len() })
     }
 
     /// Path of the file, as messages give it.

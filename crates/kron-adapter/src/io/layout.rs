@@ -48,7 +48,7 @@ impl Layout {
         let header_len = bytes.first_chunk().map_or(0, |prefix| u64::from_le_bytes(*prefix));
         if header_len > limit.max(after) {
             return Err(Error::data(format!(
-                "is no safetensors file: its first {PREFIX} bytes would mean a header of {header_len} bytes, but the limit is {limit}"
+                "is not a safetensors file: its first {PREFIX} bytes would mean a header of {header_len} bytes, but the limit is {limit}"
             )));
         }
         if header_len > limit {

@@ -65,7 +65,7 @@ impl OutputLock {
     }
 
     fn take(path: PathBuf, out: &Path) -> Result<Self> {
-        let refused = |e| Error::io(out.display(), e);
+        let refused = |e| Error::io(format!("{} cannot be locked by {}", out.display(), path.display()), e);
         let mut attempt = 0;
         loop {
             let mut file = open(&path).map_err(refused)?;
@@ -78,8 +78,7 @@ impl OutputLock {
                     std::thread::sleep(PAUSE);
                     continue;
                 }
-                // A file system without locks.
-                Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {}
+                Err(TryLockError::Error(e)) if is_without_locks(&e) => {}
                 Err(TryLockError::Error(e)) => return Err(refused(e)),
                 Ok(()) => {}
             }
@@ -87,7 +86,7 @@ impl OutputLock {
             if is_same(&file, &path) {
                 let named = file.set_len(0).and_then(|()| file.write_all(holder().as_bytes()));
                 let lock = Self { file, path };
-                return named.map(|()| lock).map_err(refused);
+                return named.map(|()| lock).map_err(|e| Error::io(out.display(), e));
             }
         }
     }
@@ -102,10 +101,25 @@ impl Drop for OutputLock {
     }
 }
 
-/// Opens a lock file, which is regular and no link.
+/// Returns true if the file system has no locks, or its server has none left.
+fn is_without_locks(e: &std::io::Error) -> bool {
+    #[cfg(unix)]
+    if e.raw_os_error() == Some(rustix::io::Errno::NOLCK.raw_os_error()) {
+        return true;
+    }
+    e.kind() == std::io::ErrorKind::Unsupported
+}
+
+/// Opens a lock file, which is regular and not a link.
 fn open(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags.bits() as i32);
+    }
     if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
         let message = format!("{} is not a regular file, but a lock is one", path.display());
         return Err(std::io::Error::other(message));

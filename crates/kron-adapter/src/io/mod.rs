@@ -29,12 +29,13 @@ mod names;
 mod options;
 mod stream;
 
-pub(crate) use atomic::temporary_folder;
 pub use atomic::{remove_leftovers, write_atomic, write_whole};
+pub(crate) use atomic::{sync_folder, temporary_folder};
 pub use identity::{check_not_inside, check_not_overwriting};
 pub(crate) use input::MAX_HEADER;
 pub use input::{Input, read};
 pub use layout::{Layout, METADATA};
 pub use lock::OutputLock;
+pub(crate) use names::folder_of;
 pub use names::is_temporary;
 pub use options::{Flush, IfExists};

@@ -11,7 +11,7 @@ pub(super) const LOCK: &str = ".lock";
 pub(super) const FOLDER_LOCK: &str = ".kron.lock";
 
 /// Returns the folder of a path, `.` for a bare name.
-pub(super) fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

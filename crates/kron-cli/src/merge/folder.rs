@@ -72,8 +72,15 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<(OutputLock, Jou
         return Err(Error::usage(format!("{} is a file, but BASE is a folder", out.display())));
     }
     let new = !out.exists();
-    std::fs::create_dir_all(out).map_err(refused)?;
-    let begun = OutputLock::folder(out).and_then(|lock| Ok((lock, journal(args, base, adapter)?)));
+    let lock = loop {
+        std::fs::create_dir_all(out).map_err(refused)?;
+        match OutputLock::folder(out) {
+            // Another merge, which could not begin, removed the folder that it had made.
+            Err(_) if !out.exists() => {}
+            lock => break lock,
+        }
+    };
+    let begun = lock.and_then(|lock| Ok((lock, journal(args, base, adapter)?)));
     if begun.is_err() && new {
         let _ = std::fs::remove_dir(out);
     }

@@ -152,6 +152,51 @@ fn racing_merges_leave_one_of_them_whole() {
 
 /// Leftovers of killed processes go, files, folders and locks; held ones and others' files stay.
 #[test]
+fn writers_of_other_names_in_a_folder_lose_nothing() {
+    const ROUNDS: usize = 100;
+    let place = Place::new();
+    let adapter = place.adapters[0].to_str().unwrap();
+    let commands: [&[&str]; 4] = [
+        &["convert", adapter, "OUT", "--force"],
+        &["export", "--lora", adapter, "OUT", "--force"],
+        &["quantise", adapter, "--bits", "4", "--out", "OUT", "--force"],
+        &["merge", place.base.to_str().unwrap(), adapter, "OUT", "--force"],
+    ];
+    let folder = place.dir.path().join("shared");
+    std::fs::create_dir(&folder).unwrap();
+    let outs: Vec<PathBuf> = (0..commands.len()).map(|i| folder.join(format!("out{i}"))).collect();
+    let start = |(command, out): (&&[&str], &PathBuf)| {
+        let args = command.iter().map(|arg| if *arg == "OUT" { out.as_os_str() } else { arg.as_ref() });
+        Command::new(assert_cmd::cargo::cargo_bin!("kron"))
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let content = |out: &PathBuf| match out.is_dir() {
+        true => files(out),
+        false => BTreeMap::from([(String::new(), std::fs::read(out).unwrap())]),
+    };
+    let mut want = Vec::new();
+    for one in commands.iter().zip(&outs) {
+        let run = start(one).wait_with_output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        want.push(content(one.1));
+    }
+    for round in 0..ROUNDS {
+        let running: Vec<_> = commands.iter().zip(&outs).map(start).collect();
+        for (run, (out, want)) in running.into_iter().zip(outs.iter().zip(&want)) {
+            let run = run.wait_with_output().unwrap();
+            assert!(run.status.success(), "round {round}: {}", String::from_utf8_lossy(&run.stderr));
+            assert!(content(out) == *want, "round {round}: {}", out.display());
+        }
+    }
+    let left = names(&folder);
+    assert_eq!(left.len(), outs.len(), "{left:?}");
+}
+
+#[test]
 fn leftovers_that_nobody_holds_disturb_no_merge() {
     let place = Place::new();
     let out = place.out();
@@ -181,7 +226,7 @@ fn a_lock_ends_with_its_process() {
         run([&"convert".into(), &place.adapters[0].clone().into_os_string(), &place.out().into_os_string()]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(!lock.exists());
-    // Nor does a name that is no regular file hang or fail in another way.
+    // Nor does a name that is not a regular file hang or fail in another way.
     std::os::unix::fs::symlink(&place.adapters[0], &lock).unwrap();
     let before = std::fs::read(&place.adapters[0]).unwrap();
     let args = ["convert", "--force"].map(OsString::from);
