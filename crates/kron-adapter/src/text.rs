@@ -57,6 +57,17 @@ pub(crate) fn shortened(message: &str) -> String {
     }
 }
 
+/// Replaces characters that a terminal would obey, line ends too: a name of a file can hold any of them.
+///
+/// ```
+/// use kron_adapter::text::line;
+///
+/// assert_eq!(line("a\nb"), "a\u{fffd}b");
+/// ```
+pub fn line(text: &str) -> Cow<'_, str> {
+    one_line(text.into())
+}
+
 fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
     replaced(text, is_obeyed)
 }

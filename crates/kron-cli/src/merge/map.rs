@@ -98,7 +98,7 @@ mod tests {
         use std::io::{Seek, SeekFrom, Write};
         let mut file = tempfile::tempfile().expect("a file");
         let bytes: Vec<u8> = (0..20_011).map(|i| (i * i / 13) as u8).collect();
-        file.write_all(&bytes).expect("room");
+        file.write_all(&bytes).expect("written");
         file.seek(SeekFrom::Start(7)).expect("a position");
         let mut map = Map::new(file, Path::new("m"), 7);
         let mut seen = Vec::new();

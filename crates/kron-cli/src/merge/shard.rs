@@ -88,7 +88,7 @@ fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
     std::thread::scope(|scope| {
         let (give_back, empty) = sync_channel(BANDS);
         for _ in 0..BANDS {
-            // The channel has room for all bands.
+            // The channel holds all bands.
             let _ = give_back.send(Vec::new());
         }
         let (read_to, read) = sync_channel(BANDS);

@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use super::family::Family;
 use crate::{Error, Result};
 
+/// Largest size in a configuration.
+const MAX: u64 = i32::MAX as u64;
+
 /// A configuration, of a known or an unknown family.
 #[derive(Debug)]
 pub struct Config {
@@ -75,30 +78,31 @@ impl Config {
         self.family == Some(Family::Gpt2) && ["c_attn", "c_proj", "c_fc", "q_attn"].contains(&last)
     }
 
-    /// Returns a positive integer, or `None` if the field is missing or null.
+    /// Returns an integer of 1 to [`MAX`], or `None` if the field is missing or null.
     ///
     /// # Errors
     /// The field holds another value.
     pub(super) fn optional(&self, field: &str) -> Result<Option<usize>> {
         match self.fields.get(field) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0) {
-                Some(n) => Ok(Some(n)),
-                None => Err(Error::data(format!(
-                    "{}: {field} is {value}, but it is a positive integer",
+            Some(value) => match value.as_u64() {
+                Some(n @ 1..=MAX) => Ok(Some(n as usize)),
+                _ => Err(Error::data(format!(
+                    "{}: {field} is {value}, but it is an integer of 1 to {MAX}",
                     self.path
                 ))),
             },
         }
     }
 
-    /// Returns a positive integer.
+    /// Returns an integer of 1 to [`MAX`].
     ///
     /// # Errors
     /// The field is missing, null, or holds another value.
     pub(super) fn required(&self, field: &str) -> Result<usize> {
-        self.optional(field)?
-            .ok_or_else(|| Error::data(format!("{} lacks the field {field}, a positive integer", self.path)))
+        self.optional(field)?.ok_or_else(|| {
+            Error::data(format!("{} lacks the field {field}, an integer of 1 to {MAX}", self.path))
+        })
     }
 
     /// Returns a string, or `None` if the field is missing or holds another value.

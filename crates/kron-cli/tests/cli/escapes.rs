@@ -128,6 +128,29 @@ fn framed(json: &str) -> Vec<u8> {
     [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat()
 }
 
+/// Returns a fault for each call that prints more lines with a line's end in the name than without.
+fn broken_lines() -> Vec<String> {
+    let [plain, broken] = ["b", "\n"].map(|bad| {
+        let dir = dir();
+        let calls = calls(dir.path(), bad);
+        let lines = calls.into_iter().map(|(place, args)| {
+            let (_, out, err) = run(&args);
+            (place, out.lines().count() + err.lines().count(), format!("{args:?} {out} {err}"))
+        });
+        lines.collect::<Vec<_>>()
+    });
+    let pairs = plain.into_iter().zip(broken);
+    // The parser of arguments repeats what the caller gave, as it is.
+    let faults = pairs.filter(|(plain, broken)| plain.1 != broken.1 && !broken.2.contains("--help"));
+    faults.map(|(_, (place, _, printed))| format!("{place}: {printed}")).collect()
+}
+
+#[test]
+fn a_line_s_end_in_a_name_breaks_no_line() {
+    let faults = broken_lines();
+    assert!(faults.is_empty(), "{}:\n{}", faults.len(), faults.join("\n"));
+}
+
 /// Runs a call, and returns what is wrong with it.
 fn fault(place: &str, args: &[String], bad: &str) -> Option<String> {
     let (code, out, err) = run(args);
