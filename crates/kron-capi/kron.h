@@ -7,6 +7,8 @@
  * Processes: fork copies no thread of the pool. In a process that was forked after a call on the host, each
  * call computes on the thread that makes it, with the same bits. CUDA does not survive a fork: in a process
  * that was forked after a call on a device, calls on a device return KRON_UNAVAILABLE.
+ * A forked process is known by its number. One that has its parent's number, in a new namespace of
+ * processes, is not known, and neither is one that was forked by a thread of the pool: it may not call.
  *
  * Memory: a call writes y, t and workspace; dx, grad and workspace; or w and workspace. Each of these must
  * overlap no other buffer of the call, and the call returns KRON_INVALID if one does. There is no call in
