@@ -130,7 +130,7 @@ pub fn llama_tensors() -> Vec<Tensor> {
 /// Reads all that a damaged file lets be read, as a model too; returns true if it is one.
 pub fn read_any(folder: &Path, bytes: &[u8]) -> bool {
     let path = folder.join("damaged.gguf");
-    std::fs::write(&path, bytes).expect("room for a file");
+    std::fs::write(&path, bytes).expect("written");
     let Ok(mut gguf) = Gguf::open(&path) else { return false };
     let Ok(model) = gguf.hugging_face() else { return false };
     gguf.write_safetensors(&model.tensors, Dtype::F32, &mut std::io::sink(), &|_| Ok(())).is_ok()

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     let [base, adapter, copy, merged] =
         ["base", "adapter", "copy", "merged"].map(|name| dir.path().join(name));
     let weights = weights();
-    write_base(&base, &weights).expect("room for a model");
+    write_base(&base, &weights).expect("written");
     write_adapter(&adapter, &weights);
 
     let cp = || timed(Command::new("cp").args([&base, &copy]));
@@ -156,5 +156,5 @@ fn write_adapter(path: &Path, weights: &[(String, [usize; 2])]) {
         Layer::new(module, scaling, Theta::random(shape, seed)).expect("a module's name")
     });
     let adapter = Adapter::new(layers.collect()).expect("one layer of each module");
-    adapter.write(path, IfExists::Refuse).expect("room for an adapter");
+    adapter.write(path, IfExists::Refuse).expect("written");
 }

@@ -50,7 +50,7 @@ fn what_is_there_or_is_not_asked_for_is_refused() {
     refused(&[&"convert", &Path::new("Cargo.toml"), &new, &"--to", &"hf"], 1, &["not a GGUF file"]);
     assert_eq!(names(dir.path()), ["out"]);
     assert_eq!(names(&out), ["mine"]);
-    // A model as an adapter is no adapter.
+    // A model as an adapter is not an adapter.
     let (code, _, err) = run(["convert".as_ref(), model.as_os_str(), new.as_os_str()]);
     assert_eq!(code, 1, "{err}");
 }

@@ -297,10 +297,10 @@ fn places_that_are_taken() {
     assert_merge_fails(merge(&base, &small.adapter, &base, &["--force"]), 2, &["which is read"]);
 }
 
-/// A file system without room, and one that cannot be written to.
+/// A full file system, and one that cannot be written to.
 #[cfg(target_os = "linux")]
 #[test]
-fn places_without_room() {
+fn places_without_space() {
     let small = SmallModel::of(
         tensor(Dtype::F32, &[600, 200], 1),
         "q",
