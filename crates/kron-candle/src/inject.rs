@@ -2,14 +2,16 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, bail};
 use candle_nn::{Linear, VarBuilder};
 use kron_adapter::{Adapter, Scaling};
 use kron_core::{Dropout, KronShape, LayerDims};
 use regex::Regex;
 
 use crate::adapters::Adapters;
+use crate::base::FrozenLinear;
 use crate::linear::KronLinear;
 use crate::trainable_delta::TrainableDelta;
 
@@ -207,24 +209,47 @@ impl<'a> Inject<'a> {
     /// The rule fails, or a trained adapter does not fit the weight.
     pub fn wrap(&self, base: Linear, module: &str) -> Result<KronLinear> {
         let (d_out, d_in) = base.weight().dims2()?;
-        let device = base.weight().device().clone();
+        match self.delta(module, LayerDims { d_out, d_in }, base.weight().device())? {
+            Some(delta) => KronLinear::new(base, delta),
+            None => Ok(base.into()),
+        }
+    }
+
+    /// Wraps any frozen base whose operands are on `device`, with an adapter if the module's name matches.
+    ///
+    /// # Errors
+    /// The rule fails, or a trained adapter does not fit the base.
+    pub fn wrap_frozen(
+        &self,
+        base: Arc<dyn FrozenLinear>,
+        module: &str,
+        device: &Device,
+    ) -> Result<KronLinear> {
+        match self.delta(module, base.dims(), device)? {
+            Some(delta) => KronLinear::over(base, delta),
+            None => Ok(KronLinear::frozen(base)),
+        }
+    }
+
+    /// Makes the adapter of a module; `None` if its name does not match.
+    fn delta(&self, module: &str, dims: LayerDims, device: &Device) -> Result<Option<TrainableDelta>> {
         let index = self.made.borrow().len() as u64;
         let delta = match &self.source {
             Source::New { rule, seed } if self.patterns.iter().any(|p| p.matches(module)) => {
-                let (shape, scaling) = rule(module, LayerDims { d_out, d_in })
-                    .map_err(|e| candle_core::Error::msg(format!("{module}: {e}")))?;
-                TrainableDelta::new(module, shape, scaling, seed.wrapping_add(index << 32), &device)?
+                let (shape, scaling) =
+                    rule(module, dims).map_err(|e| candle_core::Error::msg(format!("{module}: {e}")))?;
+                TrainableDelta::new(module, shape, scaling, seed.wrapping_add(index << 32), device)?
             }
             Source::Trained(adapter) => match adapter.layer(module) {
-                Some(layer) => TrainableDelta::from_layer(layer, &device)?,
-                None => return Ok(base.into()),
+                Some(layer) => TrainableDelta::from_layer(layer, device)?,
+                None => return Ok(None),
             },
-            _ => return Ok(base.into()),
+            _ => return Ok(None),
         };
         let delta = delta.with_dropout(self.dropout).with_stream(index);
         let delta = if self.fused { delta } else { delta.unfused() };
         self.made.borrow_mut().push(delta.clone());
-        KronLinear::new(base, delta)
+        Ok(Some(delta))
     }
 
     /// Returns all adapters, in the order in which the model made its layers.

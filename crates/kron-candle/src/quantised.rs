@@ -1,5 +1,7 @@
 //! [`QuantisedLinear`]: a frozen base whose weight stays in blocks.
 
+use std::sync::Arc;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use kron_adapter::gguf::Blocks;
@@ -19,7 +21,7 @@ const TILE: usize = 256;
 /// Both passes dequantise a few rows of W at a time, so memory is that of the blocks and one such tile a thread.
 /// Products are float32; activations are not quantised.
 pub struct QuantisedLinear {
-    blocks: Blocks,
+    blocks: Arc<Blocks>,
     bias: Option<Vec<f32>>,
 }
 
@@ -30,11 +32,12 @@ impl std::fmt::Debug for QuantisedLinear {
 }
 
 impl QuantisedLinear {
-    /// Takes W, d_out × d_in, and a bias, d_out.
+    /// Takes W, d_out × d_in, which layers may share, and a bias, d_out.
     ///
     /// # Errors
     /// The bias has another length.
-    pub fn new(blocks: Blocks, bias: Option<Vec<f32>>) -> Result<Self> {
+    pub fn new(blocks: impl Into<Arc<Blocks>>, bias: Option<Vec<f32>>) -> Result<Self> {
+        let blocks = blocks.into();
         match bias.as_ref().map_or(blocks.rows(), Vec::len) {
             len if len == blocks.rows() => Ok(Self { blocks, bias }),
             len => bail!("a bias has {len} values, but its weight has {} rows", blocks.rows()),

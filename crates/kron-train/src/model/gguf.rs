@@ -1,27 +1,51 @@
-//! GGUF models of the LLaMA family, dequantised on reading.
+//! GGUF models of the LLaMA family.
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use kron_adapter::gguf::Gguf;
+use kron_adapter::gguf::{BlockType, Blocks, Gguf};
 
 use super::llama::LlamaConfig;
 use crate::error::{Result, file};
 
-/// Reads a model; `take` gets each tensor in float32, under Hugging Face's name and in its row order.
+/// A tensor of a model.
+pub(super) struct GgufMatrix {
+    /// Its rows and columns; a vector is one row.
+    pub blocks: Blocks,
+    shape: Vec<usize>,
+}
+
+impl GgufMatrix {
+    /// Returns true for a matrix that takes more memory in float32.
+    pub fn is_quantised(&self) -> bool {
+        self.shape.len() == 2 && self.blocks.block_type() != BlockType::F32
+    }
+
+    /// Returns the values in float32.
+    pub fn dequantised(&self) -> Result<Tensor> {
+        Ok(dequantised(&self.blocks)?.reshape(self.shape.as_slice())?)
+    }
+}
+
+/// Returns the values of a matrix in float32.
+pub(super) fn dequantised(blocks: &Blocks) -> Result<Tensor> {
+    let mut values = vec![0.0; blocks.rows() * blocks.columns()];
+    blocks.dequantise(0..blocks.rows(), &mut values)?;
+    Ok(Tensor::from_vec(values, (blocks.rows(), blocks.columns()), &Device::Cpu)?)
+}
+
+/// Reads a model; `take` gets each tensor under Hugging Face's name and in its row order.
 ///
 /// # Errors
 /// The file is not a GGUF of a known kind, its configuration is not supported, or `take` fails.
-pub(super) fn read(path: &Path, mut take: impl FnMut(&str, Tensor) -> Result<()>) -> Result<LlamaConfig> {
+pub(super) fn read(path: &Path, mut take: impl FnMut(&str, GgufMatrix) -> Result<()>) -> Result<LlamaConfig> {
     let mut gguf = Gguf::open(path)?;
     let model = gguf.hugging_face()?;
     let config: LlamaConfig = serde_json::from_value(model.config).map_err(|e| file(path, e))?;
     config.check().map_err(|e| file(path, e))?;
     for tensor in &model.tensors {
         let blocks = gguf.hugging_face_blocks(tensor)?;
-        let mut values = vec![0.0; blocks.rows() * blocks.columns()];
-        blocks.dequantise(0..blocks.rows(), &mut values)?;
-        take(&tensor.name, Tensor::from_vec(values, tensor.shape.as_slice(), &Device::Cpu)?)?;
+        take(&tensor.name, GgufMatrix { blocks, shape: tensor.shape.clone() })?;
     }
     Ok(config)
 }

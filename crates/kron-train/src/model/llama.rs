@@ -1,11 +1,11 @@
 //! Decoders of the LLaMA family (arXiv 2302.13971), with the tensor names of Hugging Face's checkpoints.
 
-use candle_core::{Module, Tensor};
-use candle_nn::{Embedding, Linear, VarBuilder, embedding};
-use kron_candle::{DropoutKey, Inject, KronLinear};
+use candle_core::{Device, Tensor};
+use kron_candle::{DropoutKey, KronLinear};
 use serde::Deserialize;
 
 use super::body::{Attention, Body, detach_in_evaluation};
+use super::layers::{Embedding, Layers};
 use super::ops::{AttentionMask, Heads, attention, rms_norm, swiglu};
 use super::rope::{Rope, RopeConfig, Rotation};
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes, within};
@@ -133,6 +133,7 @@ pub struct Llama {
     words: Embedding,
     blocks: Vec<Block>,
     norm: Tensor,
+    device: Device,
     head: KronLinear,
     rope: Rope,
     positions: usize,
@@ -155,24 +156,24 @@ struct Block {
 }
 
 impl Llama {
-    /// Builds the decoder from the weights at `vb` and the adapters of `inject`.
+    /// Builds the decoder from its layers.
     ///
     /// # Errors
-    /// A tensor is missing or has another shape, or `inject` fails.
-    pub fn new(config: &LlamaConfig, inject: &Inject, vb: VarBuilder) -> Result<Self> {
+    /// A tensor is missing or has another shape, or an adapter does not fit.
+    pub fn new(config: &LlamaConfig, layers: &Layers, device: &Device) -> Result<Self> {
         config.check()?;
-        let (hidden, vocab, at) = (config.hidden_size, config.vocab_size, vb.pp("model"));
-        let blocks =
-            (0..config.num_hidden_layers).map(|i| Block::new(config, inject, at.pp(format!("layers.{i}"))));
-        let words = embedding(vocab, hidden, at.pp("embed_tokens"))?;
+        let (hidden, vocab, at) = (config.hidden_size, config.vocab_size, layers.at("model"));
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(config, &at.at(format!("layers.{i}"))));
+        let words = at.embedding(vocab, hidden, "embed_tokens")?;
         let head = match config.tie_word_embeddings {
-            true => Linear::new(words.embeddings().clone(), None).into(),
-            false => inject.linear(hidden, vocab, false, vb.pp("lm_head"))?,
+            true => words.as_linear(),
+            false => layers.linear(hidden, vocab, false, "lm_head")?,
         };
         Ok(Self {
             words,
             blocks: blocks.collect::<Result<_>>()?,
-            norm: at.get(hidden, "norm.weight")?,
+            norm: at.vector(hidden, "norm.weight")?,
+            device: device.clone(),
             head,
             rope: Rope::new(config.frequencies()?),
             positions: config.positions(),
@@ -189,7 +190,7 @@ impl Body for Llama {
                 tokens.len, self.positions
             )));
         }
-        let mut x = self.words.forward(&tokens.tensor(self.words.embeddings().device())?)?;
+        let mut x = self.words.forward(&tokens.tensor(&self.device)?)?;
         let mask = AttentionMask::new(&tokens.lens, 0, Attention::Causal);
         let rotation = self.rope.rotation(tokens.len, &x)?;
         for block in &self.blocks {
@@ -208,20 +209,19 @@ impl Body for Llama {
 }
 
 impl Block {
-    fn new(config: &LlamaConfig, inject: &Inject, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &LlamaConfig, layers: &Layers) -> Result<Self> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let (all, kv) = (config.num_attention_heads * config.head(), config.kv_heads() * config.head());
-        let attention = |d_in, d_out, name| {
-            inject.linear(d_in, d_out, config.attention_bias, vb.pp("self_attn").pp(name))
-        };
-        let mlp = |d_in, d_out, name| inject.linear(d_in, d_out, config.mlp_bias, vb.pp("mlp").pp(name));
+        let (attn, mlp) = (layers.at("self_attn"), layers.at("mlp"));
+        let attention = |d_in, d_out, name| attn.linear(d_in, d_out, config.attention_bias, name);
+        let mlp = |d_in, d_out, name| mlp.linear(d_in, d_out, config.mlp_bias, name);
         Ok(Self {
-            input_norm: vb.get(hidden, "input_layernorm.weight")?,
+            input_norm: layers.vector(hidden, "input_layernorm.weight")?,
             q: attention(hidden, all, "q_proj")?,
             k: attention(hidden, kv, "k_proj")?,
             v: attention(hidden, kv, "v_proj")?,
             o: attention(all, hidden, "o_proj")?,
-            norm: vb.get(hidden, "post_attention_layernorm.weight")?,
+            norm: layers.vector(hidden, "post_attention_layernorm.weight")?,
             gate: mlp(hidden, wide, "gate_proj")?,
             up: mlp(hidden, wide, "up_proj")?,
             down: mlp(wide, hidden, "down_proj")?,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
@@ -14,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::bert::{Bert, BertConfig};
 use super::body::Body;
 use super::gguf;
+use super::layers::{BlocksByName, Layers};
 use super::llama::{Llama, LlamaConfig};
 use super::llama2c;
 use crate::compute::Compute;
@@ -81,6 +83,8 @@ pub struct Weights {
     /// Configuration of the model.
     pub config: Config,
     tensors: HashMap<String, Tensor>,
+    /// Matrices that stay quantised.
+    blocks: BlocksByName,
     device: Device,
     dtype: DType,
 }
@@ -94,7 +98,8 @@ impl Weights {
         Self::read_for(files, Compute::default())
     }
 
-    /// Reads a model onto a device, in the precision of its computations.
+    /// Reads a model onto a device, in the precision of its computations. The matrices of a GGUF file stay
+    /// quantised for float32 on the CPU, and are dequantised for anything else.
     ///
     /// # Errors
     /// A file is missing or malformed, the kind of model is not supported, or the device cannot be opened.
@@ -109,38 +114,58 @@ impl Weights {
             Ok(())
         };
         if files::is_gguf(&files.model) {
-            let config = Config::Llama(gguf::read(&files.model, take)?);
-            return Ok(Self { config, tensors, device, dtype });
+            let mut blocks = BlocksByName::new();
+            let keeps = device.is_cpu() && dtype == DType::F32;
+            let config = gguf::read(&files.model, |name, matrix| {
+                match name_in_body(name) {
+                    Some(name) if keeps && matrix.is_quantised() => {
+                        blocks.insert(name, Arc::new(matrix.blocks));
+                    }
+                    Some(name) => {
+                        tensors.insert(name, convert(&matrix.dequantised()?)?);
+                    }
+                    None => {}
+                }
+                Ok(())
+            })?;
+            return Ok(Self { config: Config::Llama(config), tensors, blocks, device, dtype });
         }
         if files.model.is_file() {
             let (config, mut tensors) = llama2c::read(&files.model)?;
             tensors
                 .values_mut()
                 .try_for_each(|tensor| convert(tensor).map(|converted| *tensor = converted))?;
-            return Ok(Self { config: Config::Llama(config), tensors, device, dtype });
+            return Ok(Self { tensors, ..Self::empty(Config::Llama(config), device, dtype) });
         }
         let config = read_config(&files.model.join(CONFIG))?;
         for part in shards(&files.model)? {
             read_shard(&part, &mut take)?;
         }
-        Ok(Self { config, tensors, device, dtype })
+        Ok(Self { tensors, ..Self::empty(config, device, dtype) })
+    }
+
+    fn empty(config: Config, device: Device, dtype: DType) -> Self {
+        Self { config, tensors: HashMap::new(), blocks: HashMap::new(), device, dtype }
     }
 
     /// Wraps float32 tensors on the CPU.
     pub fn new(config: Config, tensors: HashMap<String, Tensor>) -> Self {
-        Self { config, tensors, device: Device::Cpu, dtype: DType::F32 }
+        Self { tensors, ..Self::empty(config, Device::Cpu, DType::F32) }
     }
 
-    /// Copies all tensors into variables, for full fine-tuning; returns the weights and the variables by name.
+    /// Copies all tensors into variables, dequantised, for full fine-tuning; returns the weights and the variables by name.
     ///
     /// # Errors
     /// candle fails.
     pub fn trained(&self) -> Result<(Self, BTreeMap<String, Var>)> {
         let copy =
             |(name, tensor): (&String, &Tensor)| Ok((name.clone(), Var::from_tensor(&tensor.copy()?)?));
-        let vars: BTreeMap<String, Var> = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        let mut vars: BTreeMap<String, Var> = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        for (name, blocks) in &self.blocks {
+            vars.insert(name.clone(), Var::from_tensor(&gguf::dequantised(blocks)?)?);
+        }
         let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-        Ok((Self { tensors, ..self.clone() }, vars))
+        Ok((Self { tensors, blocks: HashMap::new(), ..self.clone() }, vars))
     }
 
     /// Calls `make` with a builder over these tensors.
@@ -158,7 +183,8 @@ impl Weights {
 
     /// Returns the number of elements of all tensors.
     pub fn elements(&self) -> u128 {
-        self.tensors.values().map(|tensor| tensor.elem_count() as u128).sum()
+        let blocks = self.blocks.values().map(|blocks| blocks.rows() as u128 * blocks.columns() as u128);
+        self.tensors.values().map(|tensor| tensor.elem_count() as u128).chain(blocks).sum()
     }
 
     /// Returns the number of token ids.
@@ -194,7 +220,10 @@ pub fn build(weights: &Weights, inject: &Inject) -> Result<Box<dyn Body>> {
     weights.with(|vb| {
         Ok(match &weights.config {
             Config::Bert(config) => Box::new(Bert::new(config, inject, vb)?) as Box<dyn Body>,
-            Config::Llama(config) => Box::new(Llama::new(config, inject, vb)?),
+            Config::Llama(config) => {
+                let layers = Layers::new(inject, vb, &weights.blocks);
+                Box::new(Llama::new(config, &layers, weights.device())?)
+            }
         })
     })
 }

@@ -3,6 +3,7 @@
 mod bert;
 mod body;
 mod gguf;
+mod layers;
 mod llama;
 mod llama2c;
 mod load;

@@ -1,0 +1,110 @@
+//! [`Layers`]: the layers of a body, made from matrices or from blocks that stay quantised.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{Module, Tensor};
+use candle_nn::{Linear, VarBuilder};
+use kron_adapter::gguf::Blocks;
+use kron_candle::{Inject, KronLinear, QuantisedLinear};
+
+use crate::error::{Result, invalid};
+
+/// Quantised matrices by the names of their tensors.
+pub type BlocksByName = HashMap<String, Arc<Blocks>>;
+
+/// Maker of the layers under a prefix, each with an adapter where `inject` has one.
+#[derive(Clone)]
+pub struct Layers<'a> {
+    inject: &'a Inject<'a>,
+    vb: VarBuilder<'a>,
+    blocks: &'a BlocksByName,
+}
+
+impl<'a> Layers<'a> {
+    /// Makes layers from a builder's tensors, and from blocks where they have the name.
+    pub const fn new(inject: &'a Inject<'a>, vb: VarBuilder<'a>, blocks: &'a BlocksByName) -> Self {
+        Self { inject, vb, blocks }
+    }
+
+    /// Returns the maker under a longer prefix.
+    pub fn at(&self, name: impl ToString) -> Self {
+        Self { vb: self.vb.pp(name), ..self.clone() }
+    }
+
+    /// Returns a vector.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another length.
+    pub fn vector(&self, len: usize, name: &str) -> Result<Tensor> {
+        Ok(self.vb.get(len, name)?)
+    }
+
+    /// Makes a linear layer.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or an adapter does not fit.
+    pub fn linear(&self, d_in: usize, d_out: usize, bias: bool, name: &str) -> Result<KronLinear> {
+        let vb = self.vb.pp(name);
+        let Some(blocks) = self.matrix(name, d_out, d_in)? else {
+            return Ok(self.inject.linear(d_in, d_out, bias, vb)?);
+        };
+        let bias = bias.then(|| vb.get(d_out, "bias")?.to_vec1()).transpose()?;
+        let base = Arc::new(QuantisedLinear::new(blocks, bias)?);
+        Ok(self.inject.wrap_frozen(base, &vb.prefix(), vb.device())?)
+    }
+
+    /// Makes a table of `count` vectors.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape.
+    pub fn embedding(&self, count: usize, width: usize, name: &str) -> Result<Embedding> {
+        Ok(match self.matrix(name, count, width)? {
+            Some(blocks) => Embedding::Blocks(Arc::new(QuantisedLinear::new(blocks, None)?)),
+            None => Embedding::Table(candle_nn::embedding(count, width, self.vb.pp(name))?),
+        })
+    }
+
+    /// Returns the blocks of a module's weight, if it is quantised.
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Option<Arc<Blocks>>> {
+        let name = format!("{}.weight", self.vb.pp(name).prefix());
+        match self.blocks.get(&name) {
+            Some(blocks) if (blocks.rows(), blocks.columns()) != (rows, columns) => Err(invalid(format!(
+                "{name} is {} × {}, but the model's configuration makes it {rows} × {columns}",
+                blocks.rows(),
+                blocks.columns()
+            ))),
+            found => Ok(found.map(Arc::clone)),
+        }
+    }
+}
+
+/// Vectors of all token ids.
+#[derive(Clone, Debug)]
+pub enum Embedding {
+    /// A matrix, which full fine-tuning trains.
+    Table(candle_nn::Embedding),
+    /// A quantised matrix, of which the rows that are asked for are dequantised.
+    Blocks(Arc<QuantisedLinear>),
+}
+
+impl Embedding {
+    /// Returns the vectors of some ids, … × width.
+    ///
+    /// # Errors
+    /// An id exceeds the table.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Table(table) => table.forward(ids)?,
+            Self::Blocks(table) => table.rows(ids)?,
+        })
+    }
+
+    /// Returns the layer whose weight is the table: … × width to … × count.
+    pub fn as_linear(&self) -> KronLinear {
+        match self {
+            Self::Table(table) => Linear::new(table.embeddings().clone(), None).into(),
+            Self::Blocks(table) => KronLinear::frozen(Arc::<QuantisedLinear>::clone(table)),
+        }
+    }
+}
