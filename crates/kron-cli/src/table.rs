@@ -1,14 +1,14 @@
 //! Tables that commands print.
 
 use comfy_table::{CellAlignment, Table, presets};
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 
 /// Draws a table without frames. The first `text` columns are aligned left, the others right.
 pub fn table(header: &[&str], text: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.to_vec());
     rows.into_iter().for_each(|row| {
-        table.add_row(row.iter().map(|cell| line(cell)));
+        table.add_row(row.iter().map(|cell| one_line(cell)));
     });
     for (i, column) in table.column_iter_mut().enumerate() {
         let side = if i < text { CellAlignment::Left } else { CellAlignment::Right };

@@ -5,6 +5,7 @@ mod allocator;
 mod cli;
 mod docs;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Settings};
 use kron_adapter::io::check_not_overwriting;
+use kron_adapter::text::{one_line, printable};
 use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
 use kron_train::run::{OutputFolder, Stop, run};
@@ -31,14 +33,16 @@ const REFUSED: u8 = 2;
 /// Exit code of a run that a signal stopped, after it saved.
 const STOPPED: u8 = 130;
 
-/// Prints a line on the standard output. A closed pipe is not an error, and a text from a file gives
-/// a terminal no command.
+/// Prints a line on the standard output; a name from a file, whatever is in it, does not end the line.
 macro_rules! say {
-    ($($line:tt)*) => {{
-        let line = format!($($line)*);
-        // Results are in the output folder too, so that a full disk behind the output loses nothing.
-        let _ = writeln!(std::io::stdout().lock(), "{}", kron_adapter::text::printable(&line));
-    }};
+    ($($line:tt)*) => { print(&one_line(&format!($($line)*))) };
+}
+
+/// Prints lines on the standard output. A closed pipe is not an error, and a text from a file gives
+/// a terminal no command.
+fn print(text: &str) {
+    // Results are in the output folder too, so that a full disk behind the output loses nothing.
+    let _ = writeln!(std::io::stdout().lock(), "{}", printable(text.trim_end()));
 }
 
 fn main() -> ExitCode {
@@ -46,7 +50,7 @@ fn main() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(refused) if refused.use_stderr() => {
-            eprint!("{}", kron_adapter::text::printable(&refused.to_string()));
+            eprint!("{}", printable(&refused.to_string()));
             return ExitCode::from(REFUSED);
         }
         Err(help) => help.exit(),
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
     match kron_core::start_threads().map_err(Error::from).and_then(|()| run_command(command)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", kron_adapter::text::printable(&error.to_string()));
+            eprintln!("error: {}", printable(&error.to_string()));
             if matches!(error, Error::Stopped(_)) { ExitCode::from(STOPPED) } else { ExitCode::FAILURE }
         }
     }
@@ -65,7 +69,7 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Train { settings, out, resume } => {
             return train(*settings, OutputFolder { path: out, resume });
         }
-        Command::Compare { grid, out, runs } => return compare_methods(&grid, &out, runs.map(u64::from)),
+        Command::Compare { grid, out, runs } => return compare_methods(&grid, &out, runs),
         Command::Sequential { grid: Some(grid), out, .. } => run_chains(&grid, &out),
         Command::Sequential { settings, domains, out, .. } => run_chain(*settings, &domains, &out),
         Command::Demo { seed } => run_demo(seed),
@@ -81,7 +85,7 @@ fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
         check_not_overwriting(file, &output.path)?;
     }
     let config = settings.config()?;
-    say!("{}", config.text()?.trim_end());
+    print(&config.text()?);
     let (weights, tokenizer) = load(&config)?;
     let data = Dataset::read(&config, &tokenizer)?;
     let outcome = run(&config, &weights, &data, Some(&output), &Stop::on_signals()?, &Progress::Shown)?;
@@ -109,20 +113,28 @@ fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
 /// Prints where the adapter is, and what can be done with it.
 fn print_next(config: &Config, folder: &Path) {
     let adapter = folder.join("adapter.safetensors");
-    let (adapter, model) = (adapter.display(), &config.model);
-    say!("adapter: {adapter}");
+    say!("adapter: {}", adapter.display());
+    let [adapter, model, lora, merged] =
+        [&adapter, &config.model, &folder.join("lora"), &folder.join("merged")].map(|path| quoted(path));
     say!("next:");
     say!("  kron inspect {adapter}");
-    say!("  kron convert {adapter} {} --to lora", folder.join("lora").display());
-    if model.is_dir() {
-        say!("  kron merge {} {adapter} {}", model.display(), folder.join("merged").display());
+    say!("  kron convert {adapter} {lora} --to lora");
+    if config.model.is_dir() {
+        say!("  kron merge {model} {adapter} {merged}");
     }
+}
+
+/// Quotes a path for a shell where it needs quotes.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    // A path has no zero byte, the only text that a shell cannot quote.
+    shlex::try_quote(&text).unwrap_or(Cow::Borrowed(&text)).into_owned()
 }
 
 fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
     check_not_overwriting(grid, out)?;
     let grid = ComparisonGrid::read(grid)?;
-    say!("{}", grid.text()?.trim_end());
+    print(&grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = Dataset::read(&grid.base, &tokenizer)?;
     let stop = Stop::on_signals()?;
@@ -143,7 +155,7 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCod
         );
     };
     let trials = compare::compare(&grid, &weights, &data, out, &stop, &Progress::Shown, print_trial)?;
-    say!("{}", compare::markdown(&compare::summarise(&grid, &trials)).trim_end());
+    print(&compare::markdown(&compare::summarise(&grid, &trials)));
     if let Some(part) = grid.unfinished(&trials) {
         say!("{part}: repeat the command to continue with the others");
     }
@@ -154,7 +166,7 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCod
 fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
     settings.file().map_or(Ok(()), |file| check_not_overwriting(file, out))?;
     let config = settings.config()?;
-    say!("{}", config.text()?.trim_end());
+    print(&config.text()?);
     let (weights, tokenizer) = load(&config)?;
     let data = read_domains(&config, &tokenizer, domains)?;
     let tasks: Vec<(&str, &Dataset)> = domains.iter().map(|name| (name.as_str(), &data[name])).collect();
@@ -171,7 +183,7 @@ fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
 fn run_chains(grid: &Path, out: &Path) -> Result<()> {
     check_not_overwriting(grid, out)?;
     let grid = ChainGrid::read(grid)?;
-    say!("{}", grid.text()?.trim_end());
+    print(&grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = read_domains(&grid.base, &tokenizer, &grid.domains())?;
     let print_result = |r: &ChainResult| {
@@ -187,7 +199,7 @@ fn run_chains(grid: &Path, out: &Path) -> Result<()> {
     };
     let stop = Stop::on_signals()?;
     let results = chains::run(&grid, &weights, &data, out, &stop, &Progress::Shown, print_result)?;
-    say!("{}", chains::markdown(&chains::summarise(&grid, &results)).trim_end());
+    print(&chains::markdown(&chains::summarise(&grid, &results)));
     Ok(())
 }
 

@@ -157,7 +157,7 @@ fn without_a_terminal_a_run_writes_some_lines_and_what_comes_next() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = short();
     config.train.epochs = 10;
-    let out = folder.path().join("out");
+    let out = folder.path().join("it's mine");
     let ended = program("train", &save(folder.path(), &config), &out).output().expect("it starts");
     assert!(ended.status.success());
     let lines: Vec<String> = text(&ended.stderr).lines().map(str::to_owned).collect();
@@ -167,14 +167,40 @@ fn without_a_terminal_a_run_writes_some_lines_and_what_comes_next() {
     steps.zip(&lines[1..]).for_each(|(want, line)| assert!(line.starts_with(&want), "{line}"));
     let printed = text(&ended.stdout);
     let adapter = out.join("adapter.safetensors").display().to_string();
-    for line in [
-        format!("adapter: {adapter}"),
-        format!("  kron inspect {adapter}"),
-        format!("  kron convert {adapter} {} --to lora", out.join("lora").display()),
+    assert!(printed.lines().any(|line| line == format!("adapter: {adapter}")), "{printed}");
+    // A shell takes the commands as they stand.
+    for (command, want) in [
+        ("kron inspect ", format!("{adapter}\n")),
+        ("kron convert ", format!("{adapter}\n{}\n--to\nlora\n", out.join("lora").display())),
     ] {
-        assert!(printed.lines().any(|printed| printed == line), "{printed}\nwithout\n{line}");
+        let line = printed.lines().find_map(|line| line.trim_start().strip_prefix(command)).expect(command);
+        let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {line}")]).output().expect("sh");
+        assert_eq!(text(&words.stdout), want, "{line}");
     }
     assert!(!printed.contains("kron merge"), "a file of llama2.c is not merged");
+}
+
+/// A name with a line end and a command to the terminal stays within its line and its row.
+#[test]
+fn a_name_does_not_end_a_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let grid = folder.path().join("grid.toml");
+    let mut base = short();
+    (base.train.epochs, base.data.test) = (1, base.data.validation.clone());
+    let value = toml::to_string(&base).expect("TOML").replace("\n[", "\n[base.");
+    let name = r#""a\nb\u001b[31m\u2028c""#;
+    let head = format!("lrs = [1e-3]\nseeds = [1]\nreference = {name}\n[[entries]]\nname = {name}");
+    std::fs::write(&grid, format!("{head}\nadapter = {{ method = 'head' }}\n[base]\n{value}")).expect("room");
+    let ended = program("compare", &grid, &folder.path().join("out")).output().expect("it starts");
+    let printed = text(&ended.stdout);
+    let shown = "a\u{fffd}b\u{fffd}[31m\u{fffd}c";
+    let begins = |begin: &str| printed.lines().filter(|line| line.starts_with(begin)).count();
+    assert_eq!(
+        (begins(&format!("{shown} learning rate ")), begins(&format!("| {shown} | "))),
+        (1, 1),
+        "{printed}"
+    );
+    assert!(!printed.contains('\u{1b}'), "{printed}");
 }
 
 /// The description has the shapes that are trained, not those that were asked for.

@@ -221,8 +221,32 @@ fn texts_have_a_largest_size_and_long_paragraphs_are_cut() {
     let decoded = tokenizer.decode(&all.concat()).expect("ids");
     assert!(text.starts_with(&decoded) && decoded.len() + 500 > text.len(), "{}", decoded.len());
 
-    let tokenizer = Tokenizer::read(&data("models/bert/tokenizer.json")).expect("a tokenizer");
-    tokenizer.encode(&text[..MAX_TEXT], 8).expect("the longest text");
-    let message = tokenizer.encode(&text[..MAX_TEXT + 1], 8).expect_err("too long").to_string();
-    assert!(message.contains("a text has 524289 bytes, but a text may have 524288"), "{message}");
+    for name in ["models/bert/tokenizer.json", "tok512.bin"] {
+        let tokenizer = Tokenizer::read(&data(name)).expect("a tokenizer");
+        let both = |text: &str| [tokenizer.encode(text, 8), tokenizer.encode_more(text)];
+        assert!(both(&text[..MAX_TEXT]).iter().all(Result::is_ok), "{name}: the longest text");
+        for refused in both(&text[..MAX_TEXT + 1]) {
+            let message = refused.expect_err("too long").to_string();
+            assert!(message.contains("a text has 524289 bytes, but a text may have 524288"), "{message}");
+        }
+    }
+}
+
+/// Makes one piece of llama2.c's tokenizer longer; a pair of pieces is joined at every place of a text.
+#[test]
+fn a_piece_of_llama2c_has_a_longest_size() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tok.bin");
+    let whole = std::fs::read(data("tok512.bin")).expect("a fixture");
+    for (len, taken) in [(256u32, true), (257, false), (1 << 20, false)] {
+        let piece = [&0f32.to_le_bytes()[..], &len.to_le_bytes(), &vec![b'x'; len as usize]].concat();
+        std::fs::write(&path, [&whole[..], &piece].concat()).expect("room");
+        match Tokenizer::read(&path) {
+            Ok(tokenizer) => assert!(taken && tokenizer.vocabulary() == 513, "{len}"),
+            Err(e) => {
+                let want = format!("has a piece 512 of {len} bytes, but at most 256");
+                assert!(!taken && e.to_string().contains(&want), "{e}");
+            }
+        }
+    }
 }

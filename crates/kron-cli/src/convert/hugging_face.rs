@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use kron_adapter::gguf::Gguf;
 use kron_adapter::io::write_atomic;
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use kron_adapter::{IfExists, write_new_folder};
 use kron_core::Dtype;
 use serde::Serialize;
@@ -65,7 +65,7 @@ pub fn run(input: &Path, out: &Path, dtype: Dtype, form: TextOrJson) -> Result<E
     };
     form.print(&report, |report| {
         let Report { input, output, dtype, tensors, bytes } = report;
-        let (input, output) = (line(input), line(output));
+        let (input, output) = (one_line(input), one_line(output));
         format!("{input} → {output}: tensors dequantised to {dtype}: {tensors}, {bytes} bytes")
     })?;
     Ok(ExitCode::SUCCESS)

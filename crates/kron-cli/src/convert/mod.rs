@@ -10,7 +10,7 @@ use kron_adapter::Adapter;
 use kron_adapter::algebra::Join;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use kron_adapter::{Format, Loaded, OutputFormat, lycoris};
 use kron_core::{Dtype, Split};
 use serde::Serialize;
@@ -311,14 +311,14 @@ impl Report {
         let header = header.chain(ranks.then_some("LoRA rank")).chain(errors.then_some("error of the fit"));
         let mut text = format!(
             "{} ({}) → {} ({} layers)\n\n{}",
-            line(&self.input),
+            one_line(&self.input),
             self.from,
-            line(&self.output),
+            one_line(&self.output),
             self.layers.len(),
             table(&header.collect::<Vec<_>>(), 2, rows)
         );
         for note in &self.notes {
-            text += &format!("\n\nnote: {}", line(note));
+            text += &format!("\n\nnote: {}", one_line(note));
         }
         text
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use kron_adapter::algebra::Delta;
 use kron_adapter::limits::{Cost, Limits};
 use kron_adapter::resolve::resolve_module_names;
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use kron_adapter::{Adapter, Layer};
 use kron_adapter::{Loaded, lycoris};
 use serde::Serialize;
@@ -206,10 +206,14 @@ impl Report {
             vec![row.module.clone(), ours, theirs, cosine, short(row.distance), short(row.relative_distance)]
         });
         let header = ["module", "‖ΔW‖", "‖ΔW'‖", "cosine", "distance", "relative"];
-        let mut text =
-            format!("{} and {}\n\n{}", line(&self.first), line(&self.second), table(&header, 1, rows));
+        let mut text = format!(
+            "{} and {}\n\n{}",
+            one_line(&self.first),
+            one_line(&self.second),
+            table(&header, 1, rows)
+        );
         for note in &self.notes {
-            text += &format!("\n\nnote: {}", line(note));
+            text += &format!("\n\nnote: {}", one_line(note));
         }
         text
     }

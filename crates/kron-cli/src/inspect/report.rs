@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kron_adapter::algebra::{Delta, effective_rank, scale64};
 use kron_adapter::limits::{Cost, Limits, made_bytes, shares, size, work};
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use kron_adapter::{Format, Layer, Loaded, ScaleRule};
 use kron_core::Outer;
 use serde::Serialize;
@@ -108,9 +108,9 @@ impl Report {
     /// Returns the report as text.
     pub(super) fn table(&self) -> String {
         let mut text =
-            format!("{}: {}\n\n{}", line(&self.path), self.summary(), table(&HEADER, 1, self.rows()));
+            format!("{}: {}\n\n{}", one_line(&self.path), self.summary(), table(&HEADER, 1, self.rows()));
         for note in &self.notes {
-            text += &format!("\n\nnote: {}", line(note));
+            text += &format!("\n\nnote: {}", one_line(note));
         }
         text
     }

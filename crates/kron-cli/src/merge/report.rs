@@ -1,6 +1,6 @@
 //! Result of `kron merge`, and its text.
 
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use serde::Serialize;
 
 /// Result of a merge.
@@ -30,17 +30,17 @@ impl Report {
         let kept = if self.kept > 0 { format!(" ({} of them kept)", self.kept) } else { String::new() };
         let mut lines = vec![format!(
             "{}: layers folded: {}, files with weights: {}{kept}, {} bytes",
-            line(&self.out),
+            one_line(&self.out),
             self.layers,
             self.shards,
             self.bytes
         )];
         for (what, names) in [("copied", &self.copied), ("left out", &self.left_out)] {
             if !names.is_empty() {
-                lines.push(format!("{what}: {}", line(&names.join(", "))));
+                lines.push(format!("{what}: {}", one_line(&names.join(", "))));
             }
         }
-        lines.extend(self.notes.iter().map(|note| format!("note: {}", line(note))));
+        lines.extend(self.notes.iter().map(|note| format!("note: {}", one_line(note))));
         lines.join("\n")
     }
 }

@@ -1,7 +1,7 @@
 //! Search for the shapes nearest to a budget of parameters.
 
 use kron_adapter::plan::{Budget, Choice, Family, Method, Model, search};
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use kron_core::Split;
 use serde::Serialize;
 
@@ -71,7 +71,11 @@ impl Choices {
     /// Returns the tables with their notes.
     pub fn table(&self) -> String {
         let mut lines = vec![
-            format!("{}: nearest to {} trained parameters", line(&self.model), grouped(self.budget.into())),
+            format!(
+                "{}: nearest to {} trained parameters",
+                one_line(&self.model),
+                grouped(self.budget.into())
+            ),
             String::new(),
             table(&COLUMNS, &self.choices),
             "\nthe nearest of the other methods\n".into(),

@@ -3,7 +3,7 @@
 use kron_adapter::plan::{
     AdapterPlan, Budget, Family, Method, Model, Row, multiply_adds, saved_elements, search,
 };
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use kron_core::{KronShape, Split};
 use serde::Serialize;
 
@@ -114,7 +114,7 @@ impl Report {
     /// Returns the tables with their notes.
     pub fn table(&self) -> String {
         let mut lines = vec![
-            format!("{}, hidden size {}: {}", line(&self.model), self.hidden, self.method),
+            format!("{}, hidden size {}: {}", one_line(&self.model), self.hidden, self.method),
             String::new(),
             table(&LAYERS, &self.layers),
             String::new(),

@@ -12,7 +12,7 @@ use kron_adapter::Layer;
 use kron_adapter::Output;
 use kron_adapter::algebra::Delta;
 use kron_adapter::limits::Cost;
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use kron_core::Theta;
 use serde::Serialize;
 
@@ -153,7 +153,7 @@ impl Report {
         });
         format!(
             "{}: {} bits, blocks of {}, A in float32\n\n{}\n\nall layers: error {}",
-            line(&self.path),
+            one_line(&self.path),
             self.bits,
             self.block,
             table(&["module", "shape", "bytes", "rounded", "error of ΔW"], 2, rows),

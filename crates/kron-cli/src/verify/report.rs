@@ -1,6 +1,6 @@
 //! The report of `kron verify`: as data, and as a table.
 
-use kron_adapter::text::line;
+use kron_adapter::text::one_line;
 use std::collections::BTreeSet;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
@@ -123,7 +123,7 @@ impl CaseReport {
     fn title(&self) -> String {
         format!(
             "{}\n{}\n{}, adapter {}\n{}, scale {}",
-            line(&self.name),
+            one_line(&self.name),
             self.shape,
             self.dtype,
             self.adapter_dtype,

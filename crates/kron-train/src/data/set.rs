@@ -167,7 +167,7 @@ fn plain(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Re
     };
     let mut ids = Vec::new();
     for text in texts {
-        // Paragraph by paragraph, because llama2.c's joining of pieces takes quadratic time.
+        // Paragraph by paragraph, because a text may be longer than what is encoded at once.
         let paragraphs = text.split_inclusive("\n\n").flat_map(|text| cut(text, MAX_TEXT));
         for (i, paragraph) in paragraphs.enumerate() {
             match i {

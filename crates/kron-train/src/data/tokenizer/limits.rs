@@ -125,15 +125,12 @@ impl Limits {
         Ok(limits)
     }
 
-    /// Fails if a text may become too long.
+    /// Fails if a text of at most [`MAX_TEXT`] bytes may become too long.
     ///
     /// # Errors
     /// One sentence about the text.
     pub fn check(&self, text: &str, normalizer: Option<&NormalizerWrapper>) -> Result<(), String> {
         let len = text.len();
-        if len > MAX_TEXT {
-            return Err(format!("a text has {len} bytes, but a text may have {MAX_TEXT}"));
-        }
         if self.after(len as f64, 0) <= MAX_GROWN {
             return Ok(());
         }

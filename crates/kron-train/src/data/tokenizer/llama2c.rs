@@ -13,6 +13,8 @@ use crate::files;
 const BOS: u32 = 1;
 /// Id of the first of the 256 single bytes.
 const FIRST_BYTE: u32 = 3;
+/// Longest piece, in bytes; every pair of neighbours in a text is joined once to look for its piece.
+const MAX_PIECE: usize = 256;
 
 /// Tokenizer of llama2.c: pieces by id, and ids by piece.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ impl Llama2c {
     /// length (i32) and bytes.
     ///
     /// # Errors
-    /// The file cannot be read, or ends inside a piece.
+    /// The file cannot be read, ends inside a piece, lacks the piece of a byte, or has a piece of more than 256 bytes.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = io::read(path, files::MAX_TOKENIZER)?;
         let short = || file(path, "ends inside a piece, but a tokenizer of llama2.c ends after one");
@@ -39,6 +41,10 @@ impl Llama2c {
             let score = f32::from_le_bytes([head[0], head[1], head[2], head[3]]);
             let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
             let (piece, tail) = tail.split_at_checked(len).ok_or_else(short)?;
+            if len > MAX_PIECE {
+                let id = pieces.len();
+                return Err(file(path, format!("has a piece {id} of {len} bytes, but at most {MAX_PIECE}")));
+            }
             pieces.push((piece.to_vec(), score));
             rest = tail;
         }

@@ -72,6 +72,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer rejects the text, or the text is longer than [`MAX_TEXT`] or may become too long.
     pub fn encode(&self, text: &str, max_len: usize) -> Result<Vec<u32>> {
+        check_len(text)?;
         let mut ids = match self {
             Tokenizer::Hf(hf) => hf.encode(text, Some(max_len))?,
             Tokenizer::Llama2c(own) => own.encode(text),
@@ -85,6 +86,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
+        check_len(text)?;
         match self {
             Tokenizer::Hf(hf) => hf.encode(text, None),
             Tokenizer::Llama2c(own) => Ok(own.encode_more(text)),
@@ -142,6 +144,14 @@ impl HfTokenizer {
             tokenizer.post_process(encoded, None, true)
         });
         Ok(encoded.map_err(|e| invalid(format!("the tokenizer refused a text: {e}")))?.get_ids().to_vec())
+    }
+}
+
+/// Fails if a text is longer than [`MAX_TEXT`].
+fn check_len(text: &str) -> Result<()> {
+    match text.len() {
+        0..=MAX_TEXT => Ok(()),
+        len => Err(invalid(format!("a text has {len} bytes, but a text may have {MAX_TEXT}"))),
     }
 }
 
