@@ -3,10 +3,18 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, WithDType, bail};
 use kron_core::{Accum, Backend, Cpu, DropoutKey, Element, KronOp, Pass};
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, ShapeBuilder};
 
 use crate::base::FrozenLinear;
 use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, range};
+use crate::product::{Threads, product};
+
+/// Views a float32 operand as a matrix; `None` for another dtype, and for one with repeated elements.
+fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout) -> Option<ArrayView2<'a, f32>> {
+    let (CpuStorage::F32(values), &[rows, columns]) = (storage, layout.dims()) else { return None };
+    let shape = (rows, columns).strides((layout.stride()[0], layout.stride()[1]));
+    ArrayView2::from_shape(shape, values.get(layout.start_offset()..)?).ok()
+}
 
 impl DeviceOps for CpuStorage {
     fn of(storage: &Storage) -> Option<&Self> {
@@ -25,6 +33,11 @@ impl DeviceOps for CpuStorage {
         let x_layout = Layout::contiguous_with_offset((rows, inner), x_layout.start_offset());
         let size = (1, rows, cols, inner);
         let dtype = x.dtype();
+        if let (Some(x), Some(m)) = (matrix(x, &x_layout), matrix(m, m_layout)) {
+            let mut y = Array2::zeros((rows, cols));
+            product(y.view_mut(), Accum::Replace, x, m, Threads::All)?;
+            return Ok(Self::F32(y.into_raw_vec_and_offset().0));
+        }
         if !matches!(dtype, DType::F16 | DType::BF16) {
             return x.matmul(m, size, &x_layout, m_layout);
         }
@@ -32,7 +45,8 @@ impl DeviceOps for CpuStorage {
         let (x, m) = (x.to_dtype(&x_layout, DType::F32)?, m.to_dtype(m_layout, DType::F32)?);
         let [x_layout, m_layout, y_layout] =
             [(rows, inner), (inner, cols), (rows, cols)].map(Layout::contiguous);
-        x.matmul(&m, size, &x_layout, &m_layout)?.to_dtype(&y_layout, dtype)
+        let y = Self::product((&x, &x_layout), (&m, &m_layout), rows)?;
+        y.to_dtype(&y_layout, dtype)
     }
 
     fn add_bias<E: Activation>(y: &mut Self, bias: Operand<Self>) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, bail};
 use gemm::Parallelism;
-use kron_core::Accum;
+use kron_core::{Accum, matrix_unit_product};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 /// Threads of one product.
@@ -16,6 +16,9 @@ pub enum Threads {
 }
 
 /// Computes y = x·w, or y += x·w; y is m × n, x is m × k and w is k × n, each with any strides.
+///
+/// Large products go to the processor's matrix unit, where there is one ([`matrix_unit_product`]); all others to the
+/// vector units.
 ///
 /// ```
 /// use kron_candle::{Accum, Threads, product};
@@ -41,6 +44,9 @@ pub fn product(
     let ((m, k), (inner, n)) = (x.dim(), w.dim());
     if k != inner || y.dim() != (m, n) {
         bail!("a product of {m} × {k} and {inner} × {n} is to fill {} × {}", y.nrows(), y.ncols());
+    }
+    if matrix_unit_product(y.view_mut(), accum, x, w, threads == Threads::All) {
+        return Ok(());
     }
     let add = accum == Accum::Add;
     let parallelism = match threads {
@@ -91,7 +97,8 @@ mod tests {
     /// Compares with ndarray's product on whole numbers, which are exact, for views of any strides and no length.
     #[test]
     fn products_are_ndarrays() -> Result<()> {
-        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (130, 65, 40), (4, 3, 0), (0, 3, 2), (3, 0, 2)] {
+        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (31, 65, 40), (130, 65, 40), (4, 3, 0), (0, 3, 2), (3, 0, 2)]
+        {
             let (x, w, before) = (matrix(m, 2 * k, 1), matrix(n, k, 2), matrix(n, m, 3));
             let (x, w) = (x.slice(s![..;-1, ..;2]), w.t());
             for threads in [Threads::One, Threads::All] {

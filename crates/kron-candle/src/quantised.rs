@@ -1,12 +1,13 @@
 //! [`QuantisedLinear`]: a frozen base whose weight stays in blocks.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use kron_adapter::gguf::Blocks;
 use kron_core::{Accum, LayerDims};
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
 use crate::base::FrozenLinear;
@@ -14,11 +15,13 @@ use crate::device_ops::range;
 use crate::product::{Threads, product};
 
 /// Largest number of rows of W that are dequantised at once.
-const TILE: usize = 256;
+const TILE: usize = 1024;
+/// Least number of rows that a thread dequantises at once.
+const SHARE: usize = 16;
 
 /// Frozen linear layer over a quantised matrix, for float32 activations on the CPU.
 ///
-/// Both passes dequantise a few rows of W at a time, so memory is that of the blocks and one such tile a thread.
+/// Both passes dequantise at most 1024 rows of W at a time, so memory is that of the blocks and one such tile.
 /// Products are float32; activations are not quantised.
 pub struct QuantisedLinear {
     blocks: Arc<Blocks>,
@@ -71,11 +74,19 @@ impl QuantisedLinear {
         Tensor::from_vec(values, [ids.dims(), &[columns]].concat(), ids.device())
     }
 
-    /// Returns the number of rows of a tile: whole tiles for each thread, of equal size.
-    fn tile(&self) -> usize {
-        let threads = rayon::current_num_threads();
-        let count = self.blocks.rows().div_ceil(TILE).next_multiple_of(threads);
-        self.blocks.rows().div_ceil(count).max(1)
+    /// Calls `take` with each tile of W, and the numbers of its rows.
+    fn tiles(&self, mut take: impl FnMut(Range<usize>, ArrayView2<f32>) -> Result<()>) -> Result<()> {
+        let LayerDims { d_out, d_in } = self.dims();
+        let mut weights = vec![0.0; TILE.min(d_out) * d_in];
+        for first in (0..d_out).step_by(TILE) {
+            let rows = first..d_out.min(first + TILE);
+            let weights = &mut weights[..rows.len() * d_in];
+            let each = weights.par_chunks_mut(d_in.max(1)).zip(rows.clone()).with_min_len(SHARE);
+            each.try_for_each(|(weights, row)| self.blocks.dequantise(row..row + 1, weights))
+                .map_err(candle_core::Error::wrap)?;
+            take(rows, matrix_of(weights, d_in)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -89,18 +100,13 @@ impl FrozenLinear for QuantisedLinear {
         let x = matrix(x, layout, d_in)?;
         let mut values = vec![0.0; x.nrows() * d_out];
         let mut y = matrix_mut(&mut values, d_out)?;
-        let tile = self.tile();
-        let parts: Vec<_> = y.axis_chunks_iter_mut(Axis(1), tile).collect();
-        parts.into_par_iter().enumerate().try_for_each_init(Vec::new, |weights, (i, mut y)| {
-            let rows = i * tile..i * tile + y.ncols();
-            weights.resize(rows.len() * d_in, 0.0);
-            self.blocks.dequantise(rows.clone(), weights).map_err(candle_core::Error::wrap)?;
-            let w = matrix_of(weights, d_in)?;
-            product(y.view_mut(), Accum::Replace, x, w.t(), Threads::One)?;
+        self.tiles(|rows, w| {
+            let mut y = y.slice_mut(s![.., rows.clone()]);
+            product(y.view_mut(), Accum::Replace, x, w.t(), Threads::All)?;
             if let Some(bias) = &self.bias {
                 y += &ArrayView1::from(&bias[rows]);
             }
-            Ok::<(), candle_core::Error>(())
+            Ok(())
         })?;
         Ok(CpuStorage::F32(values))
     }
@@ -110,16 +116,7 @@ impl FrozenLinear for QuantisedLinear {
         let dy = matrix(dy, layout, d_out)?;
         let mut values = vec![0.0; dy.nrows() * d_in];
         let mut dx = matrix_mut(&mut values, d_in)?;
-        let mut weights = vec![0.0; TILE.min(d_out) * d_in];
-        for first in (0..d_out).step_by(TILE) {
-            let rows = first..d_out.min(first + TILE);
-            let weights = &mut weights[..rows.len() * d_in];
-            let each = weights.par_chunks_mut(d_in.max(1)).zip(rows.clone()).with_min_len(16);
-            each.try_for_each(|(weights, row)| self.blocks.dequantise(row..row + 1, weights))
-                .map_err(candle_core::Error::wrap)?;
-            let w = matrix_of(weights, d_in)?;
-            product(dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All)?;
-        }
+        self.tiles(|rows, w| product(dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All))?;
         Ok(CpuStorage::F32(values))
     }
 }

@@ -18,6 +18,8 @@
 #![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -27,6 +29,8 @@ mod factor;
 mod grid;
 mod isa;
 mod kernels;
+#[cfg(target_arch = "x86_64")]
+mod matrix_unit;
 mod operands;
 mod outer;
 mod pack;
@@ -43,4 +47,6 @@ pub(crate) use factor::{Factor, PackFor};
 pub(crate) use grid::{RowGrid, RowGridMut};
 pub use isa::Isa;
 pub(crate) use kernels::{Kernels, Products};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use matrix_unit::multiply;
 pub(crate) use operands::{Groups, Lanes};

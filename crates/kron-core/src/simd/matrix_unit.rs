@@ -1,0 +1,276 @@
+//! Blocks of a float32 product on the matrix unit, in the order of the caches.
+
+use std::mem::MaybeUninit;
+
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use rayon::prelude::*;
+
+use super::amx::{Amx, LINES, Line, PANEL, STEP, Source};
+use crate::Accum;
+
+/// Largest number of rows of x, of columns of w and of the inner dimension that are packed at one time.
+const BLOCK: usize = 1024;
+/// Steps after which y is stored: a panel of w and one of x stay in the first cache.
+const CACHED: usize = 4;
+/// Panels of x and of w that a task multiplies: those of x stay in the second cache.
+const TASK: (usize, usize) = (8, 8);
+/// Least size of each dimension: below, packing and padding cost more than the unit saves.
+const LEAST: usize = 32;
+
+/// Computes y = x·w or y += x·w and returns true, or returns false: there is no unit, the sizes do not fit, a dimension
+/// is small, or neither dimension of y is contiguous.
+pub(crate) fn multiply(
+    y: &mut ArrayViewMut2<f32>,
+    accum: Accum,
+    x: ArrayView2<f32>,
+    w: ArrayView2<f32>,
+    parallel: bool,
+) -> bool {
+    let ((m, k), n) = (x.dim(), w.ncols());
+    if m.min(n).min(k) < LEAST || w.nrows() != k || y.dim() != (m, n) {
+        return false;
+    }
+    let Some(amx) = Amx::new() else { return false };
+    if y.stride_of(Axis(1)) != 1 {
+        let mut turned = y.view_mut().reversed_axes();
+        return turned.stride_of(Axis(1)) == 1 && multiply(&mut turned, accum, w.t(), x.t(), parallel);
+    }
+    let (rows, columns) = (source(x, true), source(w.t(), false));
+    let to = Target { at: y.as_mut_ptr(), stride: y.stride_of(Axis(0)), rows: m, columns: n };
+    let mut packed = [Packed::new(m, k), Packed::new(n, k)];
+    for inner in (0..k).step_by(BLOCK) {
+        let add = accum == Accum::Add || inner > 0;
+        for row in (0..m).step_by(BLOCK) {
+            packed[0].fill(rows, row, inner, parallel);
+            for column in (0..n).step_by(BLOCK) {
+                packed[1].fill(columns, column, inner, parallel);
+                block(amx, &packed, to, (row, column), add, parallel);
+            }
+        }
+    }
+    true
+}
+
+fn source(matrix: ArrayView2<f32>, rows: bool) -> Source {
+    let (outer_len, inner_len) = matrix.dim();
+    let (outer, inner) = (matrix.stride_of(Axis(0)), matrix.stride_of(Axis(1)));
+    Source { at: matrix.as_ptr(), outer, inner, outer_len, inner_len, rows }
+}
+
+/// Panels of a block of one operand.
+struct Packed {
+    lines: Box<[MaybeUninit<Line>]>,
+    panels: usize,
+    steps: usize,
+}
+
+impl Packed {
+    fn new(outer: usize, inner: usize) -> Self {
+        let panels = outer.min(BLOCK).div_ceil(PANEL);
+        let steps = inner.min(BLOCK).div_ceil(STEP);
+        Self { lines: Box::new_uninit_slice(panels * steps * LINES), panels, steps }
+    }
+
+    /// Packs the block from these positions on.
+    fn fill(&mut self, of: Source, outer: usize, inner: usize, parallel: bool) {
+        self.panels = (of.outer_len - outer).min(BLOCK).div_ceil(PANEL);
+        self.steps = (of.inner_len - inner).min(BLOCK).div_ceil(STEP);
+        let lines = &mut self.lines[..self.panels * self.steps * LINES];
+        let of = Shared(of);
+        let pack = |(panel, lines): (usize, &mut [MaybeUninit<Line>])| {
+            let Shared(of) = &of;
+            for (step, lines) in lines.chunks_exact_mut(LINES).enumerate() {
+                // SAFETY: the view of which `of` was made outlives this call, and AVX-512 BW was found with the unit.
+                unsafe { of.pack(outer + panel * PANEL, inner + step * STEP, lines) };
+            }
+        };
+        let panels = lines.chunks_exact_mut(self.steps * LINES).enumerate();
+        if parallel {
+            panels.collect::<Vec<_>>().into_par_iter().for_each(pack)
+        } else {
+            panels.for_each(pack)
+        }
+    }
+
+    /// Returns a panel from a step on.
+    fn panel(&self, panel: usize, step: usize) -> *const Line {
+        self.lines[(panel * self.steps + step) * LINES..].as_ptr().cast()
+    }
+}
+
+/// What threads share.
+struct Shared<T>(T);
+
+// SAFETY: the pointers of a `Source` are read only, and each task writes its own square of a `Target`.
+unsafe impl<T> Sync for Shared<T> {}
+
+/// The matrix y.
+#[derive(Clone, Copy)]
+struct Target {
+    at: *mut f32,
+    stride: isize,
+    rows: usize,
+    columns: usize,
+}
+
+/// Multiplies the packed blocks into y from this row and column on.
+fn block(amx: Amx, [x, w]: &[Packed; 2], to: Target, first: (usize, usize), add: bool, parallel: bool) {
+    let tasks = |panels: usize, size: usize| (0..panels).step_by(size);
+    let all: Vec<_> =
+        tasks(w.panels, TASK.1).flat_map(|j| tasks(x.panels, TASK.0).map(move |i| (i, j))).collect();
+    let to = Shared(to);
+    let task = |&(i, j): &(usize, usize)| {
+        let (Shared(to), tiles) = (&to, amx.configured());
+        for step in (0..x.steps).step_by(CACHED) {
+            let steps = CACHED.min(x.steps - step);
+            for j in j..w.panels.min(j + TASK.1) {
+                for i in i..x.panels.min(i + TASK.0) {
+                    let (a, b) = (x.panel(i, step), w.panel(j, step));
+                    let at = (first.0 + i * PANEL, first.1 + j * PANEL);
+                    // SAFETY: both panels are packed, and no other task has this square.
+                    to.square(at, add || step > 0, |y, stride, add| unsafe {
+                        tiles.multiply(a, b, steps, y, stride, add);
+                    });
+                }
+            }
+        }
+    };
+    if parallel { all.par_iter().for_each(task) } else { all.iter().for_each(task) }
+}
+
+impl Target {
+    /// Calls `multiply` on the square from a position on; one that y cuts off goes through a whole one.
+    fn square(&self, (row, column): (usize, usize), add: bool, multiply: impl Fn(*mut f32, usize, bool)) {
+        let (rows, columns) = (PANEL.min(self.rows - row), PANEL.min(self.columns - column));
+        // SAFETY: the position exists in y.
+        let at = unsafe { self.at.offset(row as isize * self.stride + column as isize) };
+        if let (PANEL, PANEL, Ok(stride)) = (rows, columns, usize::try_from(self.stride)) {
+            return multiply(at, stride, add);
+        }
+        let mut whole = [0.0; PANEL * PANEL];
+        let line = |i: usize| {
+            // SAFETY: the row exists in y.
+            unsafe { at.offset(i as isize * self.stride) }
+        };
+        for i in 0..if add { rows } else { 0 } {
+            // SAFETY: so many columns of the row exist.
+            unsafe { line(i).copy_to_nonoverlapping(whole[i * PANEL..].as_mut_ptr(), columns) };
+        }
+        multiply(whole.as_mut_ptr(), PANEL, add);
+        for i in 0..rows {
+            // SAFETY: so many columns of the row exist, and no other task has them.
+            unsafe { line(i).copy_from_nonoverlapping(whole[i * PANEL..].as_ptr(), columns) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, s};
+
+    use super::*;
+
+    /// Numbers of many magnitudes and both signs.
+    fn matrix(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+        let mut state = seed;
+        Array2::from_shape_simple_fn((rows, columns), || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let fraction = (state >> 33) as f32 / (1u64 << 30) as f32 - 1.0;
+            fraction * f32::powi(2.0, (state >> 20) as i32 % 7 - 3)
+        })
+    }
+
+    /// Compares with float64 within the rounding of a float32 sum of as many products: of sizes that no panel
+    /// divides, more than one block of each dimension, and every order of every operand.
+    #[test]
+    fn results_are_as_accurate_as_float32() {
+        if Amx::new().is_none() {
+            return eprintln!("skipped: no matrix unit");
+        }
+        for (m, n, k) in [(32, 32, 32), (33, 70, 45), (64, 48, 1100), (1030, 33, 40), (40, 1100, 64)] {
+            for order in 0..8 {
+                let operand = |turned: bool, rows, columns, seed| match turned {
+                    true => matrix(columns, rows, seed).reversed_axes(),
+                    false => matrix(rows, columns, seed),
+                };
+                let x = operand(order & 1 > 0, m, 2 * k, 1);
+                let (x, w) = (x.slice(s![.., k..]), operand(order & 2 > 0, k, n, 2));
+                let before = operand(order & 4 > 0, m, n, 3);
+                let wide = |v: &f32| f64::from(*v);
+                let (exact, size) =
+                    (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
+                for (accum, parallel) in [(Accum::Replace, true), (Accum::Add, false)] {
+                    let mut y = before.clone();
+                    assert!(multiply(&mut y.view_mut(), accum, x, w.view(), parallel));
+                    for (at, y) in y.indexed_iter() {
+                        let old = if accum == Accum::Add { wide(&before[at]) } else { 0.0 };
+                        let bound =
+                            (1.1 * k as f64 + 8.0) * f64::from(f32::EPSILON) / 2.0 * (size[at] + old.abs());
+                        let error = (wide(y) - exact[at] - old).abs();
+                        assert!(error <= bound, "{m} × {n} × {k}, {order}: {error:e} of {bound:e}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A mean error near that of one rounding shows that no product of parts is missing.
+    #[test]
+    fn no_part_is_lost() {
+        if Amx::new().is_none() {
+            return eprintln!("skipped: no matrix unit");
+        }
+        let (x, w) = (matrix(64, 32, 4), matrix(32, 64, 5));
+        let mut y = Array2::zeros((64, 64));
+        assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), false));
+        let wide = |v: &f32| f64::from(*v);
+        let (exact, size) =
+            (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
+        let errors = y.indexed_iter().map(|(at, y)| (wide(y) - exact[at]).abs() / size[at]);
+        let mean = errors.sum::<f64>() / y.len() as f64;
+        assert!(mean < f64::from(f32::EPSILON) / 2.0, "{mean:e}");
+    }
+
+    #[test]
+    fn extreme_numbers_keep_their_meaning() {
+        if Amx::new().is_none() {
+            return eprintln!("skipped: no matrix unit");
+        }
+        let product = |value: f32, factor: f32| {
+            let (mut x, mut w) = (Array2::zeros((32, 32)), Array2::zeros((32, 32)));
+            (x[(3, 5)], w[(5, 7)]) = (value, factor);
+            let mut y = Array2::zeros((32, 32));
+            assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), false));
+            y[(3, 7)]
+        };
+        for value in [f32::MAX, f32::MIN, 1.0 + f32::EPSILON, -1.0 + f32::EPSILON, 1e-30, 0.0] {
+            assert_eq!(product(value, 1.0), value);
+            assert_eq!(product(1.0, value), value);
+        }
+        for value in [
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            f32::from_bits(0x7f80_0001),
+            f32::from_bits(u32::MAX),
+        ] {
+            assert!(!product(value, 1.0).is_finite(), "{value}");
+        }
+        assert!(!product(f32::MAX, 2.0).is_finite());
+    }
+
+    #[test]
+    fn what_another_product_has_to_do_is_left_alone() {
+        let (x, w) = (matrix(64, 64, 1), matrix(64, 64, 2));
+        for (rows, columns, inner) in [(64, 64, 31), (31, 64, 64), (64, 31, 64)] {
+            let mut y = Array2::from_elem((rows, columns), 7.0);
+            let (x, w) = (x.slice(s![..rows, ..inner]), w.slice(s![..inner, ..columns]));
+            assert!(!multiply(&mut y.view_mut(), Accum::Add, x, w, false));
+            assert!(y.iter().all(|y| *y == 7.0));
+        }
+        let mut apart = Array2::from_elem((128, 128), 7.0);
+        assert!(!multiply(&mut apart.slice_mut(s![..;2, ..;2]), Accum::Add, x.view(), w.view(), false));
+        assert!(!multiply(&mut apart.view_mut(), Accum::Add, x.view(), w.view(), false));
+        assert!(apart.iter().all(|y| *y == 7.0));
+    }
+}
