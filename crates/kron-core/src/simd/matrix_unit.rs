@@ -1,6 +1,7 @@
 //! Blocks of a float32 product on the matrix unit, in the order of the caches.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
@@ -8,12 +9,14 @@ use rayon::prelude::*;
 use super::amx::{Amx, LINES, Line, PANEL, STEP, Source};
 use crate::Accum;
 
-/// Largest number of rows of x, of columns of w and of the inner dimension that are packed at one time.
-const BLOCK: usize = 1024;
-/// Steps after which y is stored: a panel of w and one of x stay in the first cache.
-const CACHED: usize = 4;
-/// Panels of x and of w that a task multiplies: those of x stay in the second cache.
-const TASK: (usize, usize) = (8, 8);
+/// Largest number of columns of w that are packed at one time.
+const COLUMNS: usize = 1024;
+/// Largest part of the inner dimension that is packed at one time, after which y is stored.
+const INNER: usize = 640;
+/// Panels of x that a task packs and keeps in the second cache, at most 960 kB.
+const ROWS: usize = 8;
+/// Tasks for each thread, at least: a thread that begins late has fewer.
+const TASKS: usize = 2;
 /// Least size of each dimension: below, packing and padding cost more than the unit saves.
 const LEAST: usize = 32;
 
@@ -36,16 +39,15 @@ pub(crate) fn multiply(
         return turned.stride_of(Axis(1)) == 1 && multiply(&mut turned, accum, w.t(), x.t(), parallel);
     }
     let (rows, columns) = (source(x, true), source(w.t(), false));
-    let to = Target { at: y.as_mut_ptr(), stride: y.stride_of(Axis(0)), rows: m, columns: n };
-    let mut packed = [Packed::new(m, k), Packed::new(n, k)];
-    for inner in (0..k).step_by(BLOCK) {
-        let add = accum == Accum::Add || inner > 0;
-        for row in (0..m).step_by(BLOCK) {
-            packed[0].fill(rows, row, inner, parallel);
-            for column in (0..n).step_by(BLOCK) {
-                packed[1].fill(columns, column, inner, parallel);
-                block(amx, &packed, to, (row, column), add, parallel);
-            }
+    let y = Target { at: y.as_mut_ptr(), stride: y.stride_of(Axis(0)), rows: m, columns: n };
+    let size = k.div_ceil(k.div_ceil(INNER)).next_multiple_of(STEP);
+    let mut packed = Packed::new(n.min(COLUMNS), size);
+    for inner in (0..k).step_by(size) {
+        let (add, inner) = (accum == Accum::Add || inner > 0, inner..k.min(inner + size));
+        for column in (0..n).step_by(COLUMNS) {
+            packed.fill(columns, column..n.min(column + COLUMNS), inner.clone(), parallel);
+            let part = Part { rows, inner: inner.clone(), w: &packed, column, y, add };
+            part.multiply(amx, parallel);
         }
     }
     true
@@ -57,7 +59,7 @@ fn source(matrix: ArrayView2<f32>, rows: bool) -> Source {
     Source { at: matrix.as_ptr(), outer, inner, outer_len, inner_len, rows }
 }
 
-/// Panels of a block of one operand.
+/// Packed panels of one operand.
 struct Packed {
     lines: Box<[MaybeUninit<Line>]>,
     panels: usize,
@@ -65,36 +67,33 @@ struct Packed {
 }
 
 impl Packed {
+    /// Allocates for so many rows or columns, and so much of the inner dimension.
     fn new(outer: usize, inner: usize) -> Self {
-        let panels = outer.min(BLOCK).div_ceil(PANEL);
-        let steps = inner.min(BLOCK).div_ceil(STEP);
+        let (panels, steps) = (outer.div_ceil(PANEL), inner.div_ceil(STEP));
         Self { lines: Box::new_uninit_slice(panels * steps * LINES), panels, steps }
     }
 
-    /// Packs the block from these positions on.
-    fn fill(&mut self, of: Source, outer: usize, inner: usize, parallel: bool) {
-        self.panels = (of.outer_len - outer).min(BLOCK).div_ceil(PANEL);
-        self.steps = (of.inner_len - inner).min(BLOCK).div_ceil(STEP);
-        let lines = &mut self.lines[..self.panels * self.steps * LINES];
-        let of = Shared(of);
+    /// Packs a part of the operand.
+    fn fill(&mut self, of: Source, outer: Range<usize>, inner: Range<usize>, parallel: bool) {
+        (self.panels, self.steps) = (outer.len().div_ceil(PANEL), inner.len().div_ceil(STEP));
+        let (steps, of) = (self.steps * LINES, Shared(of));
         let pack = |(panel, lines): (usize, &mut [MaybeUninit<Line>])| {
             let Shared(of) = &of;
             for (step, lines) in lines.chunks_exact_mut(LINES).enumerate() {
                 // SAFETY: the view of which `of` was made outlives this call, and AVX-512 BW was found with the unit.
-                unsafe { of.pack(outer + panel * PANEL, inner + step * STEP, lines) };
+                unsafe { of.pack(outer.start + panel * PANEL, inner.start + step * STEP, lines) };
             }
         };
-        let panels = lines.chunks_exact_mut(self.steps * LINES).enumerate();
-        if parallel {
-            panels.collect::<Vec<_>>().into_par_iter().for_each(pack)
-        } else {
-            panels.for_each(pack)
+        let lines = &mut self.lines[..self.panels * steps];
+        match parallel {
+            true => lines.par_chunks_exact_mut(steps).enumerate().for_each(pack),
+            false => lines.chunks_exact_mut(steps).enumerate().for_each(pack),
         }
     }
 
-    /// Returns a panel from a step on.
-    fn panel(&self, panel: usize, step: usize) -> *const Line {
-        self.lines[(panel * self.steps + step) * LINES..].as_ptr().cast()
+    /// Returns a panel's first line.
+    fn panel(&self, panel: usize) -> *const Line {
+        self.lines[panel * self.steps * LINES..].as_ptr().cast()
     }
 }
 
@@ -113,29 +112,51 @@ struct Target {
     columns: usize,
 }
 
-/// Multiplies the packed blocks into y from this row and column on.
-fn block(amx: Amx, [x, w]: &[Packed; 2], to: Target, first: (usize, usize), add: bool, parallel: bool) {
-    let tasks = |panels: usize, size: usize| (0..panels).step_by(size);
-    let all: Vec<_> =
-        tasks(w.panels, TASK.1).flat_map(|j| tasks(x.panels, TASK.0).map(move |i| (i, j))).collect();
-    let to = Shared(to);
-    let task = |&(i, j): &(usize, usize)| {
-        let (Shared(to), tiles) = (&to, amx.configured());
-        for step in (0..x.steps).step_by(CACHED) {
-            let steps = CACHED.min(x.steps - step);
-            for j in j..w.panels.min(j + TASK.1) {
-                for i in i..x.panels.min(i + TASK.0) {
-                    let (a, b) = (x.panel(i, step), w.panel(j, step));
-                    let at = (first.0 + i * PANEL, first.1 + j * PANEL);
-                    // SAFETY: both panels are packed, and no other task has this square.
-                    to.square(at, add || step > 0, |y, stride, add| unsafe {
-                        tiles.multiply(a, b, steps, y, stride, add);
-                    });
-                }
+/// Part of the inner dimension and of the columns of w: what is packed of w, times x.
+struct Part<'a> {
+    rows: Source,
+    inner: Range<usize>,
+    w: &'a Packed,
+    /// First column of y.
+    column: usize,
+    y: Target,
+    add: bool,
+}
+
+impl Part<'_> {
+    fn multiply(self, amx: Amx, parallel: bool) {
+        let groups = self.y.rows.div_ceil(ROWS * PANEL);
+        let threads = if parallel { rayon::current_num_threads() } else { 0 };
+        // Few rows leave threads idle, unless they share them and split the columns.
+        let shares = (TASKS * threads).div_ceil(groups).clamp(1, self.w.panels);
+        let share = self.w.panels.div_ceil(shares);
+        let all: Vec<_> =
+            (0..groups).flat_map(|i| (0..self.w.panels).step_by(share).map(move |j| (i, j))).collect();
+        let part = Shared(self);
+        let task = |&(group, first): &(usize, usize)| {
+            let Shared(part) = &part;
+            part.task(amx, group * ROWS * PANEL, first..part.w.panels.min(first + share));
+        };
+        if parallel { all.par_iter().for_each(task) } else { all.iter().for_each(task) }
+    }
+
+    /// Packs rows of x, and multiplies them by some panels of w.
+    fn task(&self, amx: Amx, row: usize, panels: Range<usize>) {
+        let rows = row..self.y.rows.min(row + ROWS * PANEL);
+        let mut x = Packed::new(rows.len(), self.inner.len());
+        x.fill(self.rows, rows, self.inner.clone(), false);
+        let tiles = amx.configured();
+        for j in panels {
+            for i in 0..x.panels {
+                let (a, b) = (x.panel(i), self.w.panel(j));
+                let at = (row + i * PANEL, self.column + j * PANEL);
+                // SAFETY: both panels are packed, and no other task has this square.
+                self.y.square(at, self.add, |y, stride, add| unsafe {
+                    tiles.multiply(a, b, x.steps, y, stride, add);
+                });
             }
         }
-    };
-    if parallel { all.par_iter().for_each(task) } else { all.iter().for_each(task) }
+    }
 }
 
 impl Target {
