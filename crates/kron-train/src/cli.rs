@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use kron_train::compute::{Device, Precision};
 use kron_train::config::{Config, Method, Schedule, Task};
+use kron_train::studies::MAX_RUNS;
 
 /// Fine-tunes pretrained models with Kron-LoRA, LoRA and related methods.
 #[derive(Debug, Parser)]
@@ -26,7 +27,7 @@ pub enum Command {
         /// Folder for checkpoint, adapter, logs and report; empty for a new run.
         #[arg(long)]
         out: PathBuf,
-        /// Resume the run in that folder from its checkpoint.
+        /// Resume the run in that folder from its checkpoint; without one, start it again.
         #[arg(long)]
         resume: bool,
     },
@@ -38,12 +39,13 @@ pub enum Command {
         /// Folder for trials.csv and report.html.
         #[arg(long)]
         out: PathBuf,
-        /// Largest number of runs to do now. The peak memory of a process's first run alone is exact; later runs may
-        /// include memory that the allocator still holds.
-        #[arg(long)]
-        runs: Option<std::num::NonZeroU64>,
+        /// Largest number of runs to do now (1 to 100000). The peak memory of a process's first run alone is exact;
+        /// later runs may include memory that the allocator still holds.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_RUNS as u64))]
+        runs: Option<u64>,
     },
-    /// Train one adapter on a chain of tasks, and evaluate the earlier tasks after each.
+    /// Train one adapter on a chain of tasks, and evaluate the earlier tasks after each; a finished chain is not
+    /// repeated.
     Sequential {
         #[command(flatten)]
         settings: Box<Settings>,

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Result, file};
 
 /// Largest file of settings or of a grid, in bytes.
-const MAX_SETTINGS: u64 = 1 << 24;
+pub const MAX_SETTINGS: u64 = 1 << 24;
 /// Largest file of examples, in bytes.
 pub const MAX_DATA: u64 = 1 << 32;
 /// Largest file of weights, in bytes.

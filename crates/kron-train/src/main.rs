@@ -5,6 +5,7 @@ mod allocator;
 mod cli;
 mod docs;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,7 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Train { settings, out, resume } => {
             return train(*settings, OutputFolder { path: out, resume });
         }
-        Command::Compare { grid, out, runs } => return compare_methods(&grid, &out, runs.map(u64::from)),
+        Command::Compare { grid, out, runs } => return compare_methods(&grid, &out, runs),
         Command::Sequential { grid: Some(grid), out, .. } => run_chains(&grid, &out),
         Command::Sequential { settings, domains, out, .. } => run_chain(*settings, &domains, &out),
         Command::Demo { seed } => run_demo(seed),
@@ -109,19 +110,27 @@ fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
 /// Prints where the adapter is, and what can be done with it.
 fn print_next(config: &Config, folder: &Path) {
     let adapter = folder.join("adapter.safetensors");
-    let (adapter, model) = (adapter.display(), &config.model);
-    say!("adapter: {adapter}");
+    say!("adapter: {}", adapter.display());
+    let [adapter, model, lora, merged] =
+        [&adapter, &config.model, &folder.join("lora"), &folder.join("merged")].map(|path| quoted(path));
     say!("next:");
     say!("  kron inspect {adapter}");
-    say!("  kron convert {adapter} {} --to lora", folder.join("lora").display());
-    if model.is_dir() {
-        say!("  kron merge {} {adapter} {}", model.display(), folder.join("merged").display());
+    say!("  kron convert {adapter} {lora} --to lora");
+    if config.model.is_dir() {
+        say!("  kron merge {model} {adapter} {merged}");
     }
 }
 
 fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
     check_not_overwriting(grid, out)?;
     let grid = ComparisonGrid::read(grid)?;
+/// Quotes a path for a shell where it needs quotes.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    // A path has no zero byte, the only text that a shell cannot quote.
+    shlex::try_quote(&text).unwrap_or(Cow::Borrowed(&text)).into_owned()
+}
+
     say!("{}", grid.text()?.trim_end());
     let (weights, tokenizer) = load(&grid.base)?;
     let data = Dataset::read(&grid.base, &tokenizer)?;

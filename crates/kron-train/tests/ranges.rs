@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use kron_train::Config;
 use kron_train::config::{FLOATS, INTEGERS, Method};
+use kron_train::studies::MAX_RUNS;
 use toml::{Table, Value};
 
 fn program(arguments: &[&str]) -> Output {
@@ -124,6 +125,12 @@ fn no_number_on_the_command_line_ends_in_a_panic() {
         assert_eq!(program(&["demo", &format!("--seed={value}")]).status.code(), Some(2), "{value}");
         let arguments = ["compare", "--grid", "none", "--out", "none", &format!("--runs={value}")];
         assert!(matches!(program(&arguments).status.code(), Some(1 | 2)), "{value}");
+    }
+    let help = String::from_utf8(program(&["compare", "--help"]).stdout).expect("text");
+    assert!(help.contains("number of runs to do now (1 to 100000)") && MAX_RUNS == 100_000, "{help}");
+    for (runs, code) in [("0", 2), ("1", 1), ("100000", 1), ("100001", 2)] {
+        let ended = program(&["compare", "--grid", "none", "--out", "none", "--runs", runs]);
+        assert_eq!(ended.status.code(), Some(code), "--runs {runs}");
     }
 }
 

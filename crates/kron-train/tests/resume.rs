@@ -119,13 +119,13 @@ fn killing_the_program_loses_nothing_that_was_saved() {
     let steps = |folder: &Path| read_log::<StepRecord>(&folder.join("log.csv")).map_or(0, |rows| rows.len());
     let mut kills = 0;
     for wait in (0..).map(|i: u64| Duration::from_millis(i * 7 % 40)) {
-        let saved = killed.join("checkpoint.safetensors").exists();
-        // Killed before its first checkpoint: a run cannot resume, and takes an empty folder.
-        if !saved && killed.exists() {
-            std::fs::remove_dir_all(&killed).expect("a folder");
+        // Killed before its first checkpoint, a run starts again, and its log with it.
+        let begun = killed.join("config.toml").exists();
+        if !killed.join("checkpoint.safetensors").exists() && killed.join("log.csv").exists() {
+            std::fs::remove_file(killed.join("log.csv")).expect("a file");
         }
         let before = steps(&killed);
-        let mut child = start(&killed, saved);
+        let mut child = start(&killed, begun);
         // Wait for a step of its own, so that every attempt makes progress.
         while steps(&killed) <= before && child.try_wait().expect("a child").is_none() {
             std::thread::sleep(Duration::from_millis(2));
@@ -140,6 +140,45 @@ fn killing_the_program_loses_nothing_that_was_saved() {
     }
     assert!(kills >= 3, "killed only {kills} times");
     assert_eq!(results(&whole), results(&killed));
+}
+
+/// Leaves what a run has in its folder before its first checkpoint, at every stage.
+#[test]
+fn a_run_without_a_checkpoint_starts_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config();
+    let (weights, data) = common::load(&config);
+    let go = |config: &Config, out: &Path, resume: bool| {
+        run(config, &weights, &data, Some(&output(out, resume)), &Stop::default(), &Progress::Hidden)
+            .map(drop)
+    };
+    let whole = folder.path().join("whole");
+    go(&config, &whole, false).expect("it runs");
+    let names = ["config.toml", "log.csv", "evaluations.csv"];
+    for left in 1..=names.len() {
+        let out = folder.path().join(left.to_string());
+        std::fs::create_dir(&out).expect("room");
+        for name in &names[..left] {
+            std::fs::copy(whole.join(name), out.join(name)).expect(name);
+        }
+        let before = std::fs::read(out.join("config.toml")).expect("settings");
+        let message = go(&config, &out, false).expect_err("a run is there").to_string();
+        assert!(message.contains("holds a run: pass --resume to continue it"), "{message}");
+        let mut other = config.clone();
+        other.train.lr *= 2.0;
+        let message = go(&other, &out, true).expect_err("another run").to_string();
+        assert!(message.contains("config.toml belongs to a run with \"lr = "), "{message}");
+        let message = go(&other, &out, false).expect_err("another run").to_string();
+        assert!(message.contains("but a new run takes an empty folder"), "{message}");
+        assert_eq!(std::fs::read_dir(&out).expect("a folder").count(), left, "nothing else");
+        std::fs::write(out.join("notes.md"), "mine").expect("room");
+        let message = go(&config, &out, true).expect_err("somebody's file").to_string();
+        assert!(message.contains("has no checkpoint.safetensors"), "{message}");
+        std::fs::remove_file(out.join("notes.md")).expect("a file");
+        go(&config, &out, true).expect("it starts again");
+        assert_eq!(results(&whole), results(&out));
+        assert_eq!(std::fs::read(out.join("config.toml")).expect("settings"), before);
+    }
 }
 
 /// Lets the system kill the program in the middle of writing a checkpoint.

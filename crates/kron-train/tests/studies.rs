@@ -240,6 +240,28 @@ fn a_chain_of_tasks_evaluates_earlier_tasks() {
     let cosine = chain.cells[1].cosine.expect("off the diagonal");
     assert!(cosine.abs() <= 1.0 && cosine != 0.0, "{cosine}");
     assert!(chain.backward_transfer() < 0.2);
+
+    // A finished chain is not repeated, and one that was cut off keeps its rows until it has as many again.
+    let matrix = folder.path().join("matrix.csv");
+    let go = |stop: &Stop| {
+        let again = sequential(&config, &weights, &tasks, folder.path(), stop, &Progress::Hidden);
+        (again, std::fs::read_to_string(&matrix).expect("a matrix"))
+    };
+    let stopped = Stop::default();
+    stopped.request();
+    let whole = std::fs::read_to_string(&matrix).expect("a matrix");
+    let (again, rows) = go(&stopped);
+    let again = again.expect("no step is needed");
+    assert_eq!((&again.cells, &again.method, again.params), (&chain.cells, &chain.method, chain.params));
+    assert_eq!(rows, whole);
+    for kept in [2, 3] {
+        let part: String = whole.split_inclusive('\n').take(kept).collect();
+        std::fs::write(&matrix, &part).expect("room");
+        let (again, rows) = go(&stopped);
+        assert!(again.is_err() && rows == part, "{rows}");
+    }
+    let (again, rows) = go(&Stop::default());
+    assert_eq!((again.expect("it runs").cells, rows), (chain.cells, whole));
 }
 
 #[test]

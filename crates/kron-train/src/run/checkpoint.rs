@@ -83,7 +83,7 @@ pub fn read(
     if of(SUM)? != checksum(tensors.metadata_entries(), contents) {
         return Err(file(path, "is damaged: it does not have the checksum that was written with it"));
     }
-    check_settings(path, of(SETTINGS)?, &settings(config)?)?;
+    check_settings(path, of(SETTINGS)?, config)?;
     let step = of(STEP)?.parse().map_err(|e| file(path, format!("has a step that is not a number: {e}")))?;
     if scale.text().is_some() {
         let text = of(SCALE)?;
@@ -117,13 +117,13 @@ fn settings(config: &Config) -> Result<String> {
     config.text()
 }
 
-/// Fails if a checkpoint's settings differ from those of the run.
+/// Fails if the settings that a file holds differ from those of the run.
 ///
 /// Settings that an earlier version did not have take their defaults.
-fn check_settings(path: &Path, theirs: &str, ours: &str) -> Result<()> {
+pub(super) fn check_settings(path: &Path, theirs: &str, ours: &Config) -> Result<()> {
     let theirs: Config =
         toml::from_str(theirs).map_err(|e| file(path, format!("has unknown settings: {e}")))?;
-    let theirs = theirs.text()?;
+    let (theirs, ours) = (settings(&theirs)?, settings(ours)?);
     let differs = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b);
     match differs {
         Some((theirs, ours)) => Err(invalid(format!(
@@ -165,13 +165,11 @@ mod tests {
         // Earlier versions named the learning rates so.
         let renamed = text.replace("\nlr = ", "\nrate = ").replace("\nhead_lr = ", "\nhead_rate = ");
         assert_eq!(renamed.matches("rate = ").count(), 2);
-        check_settings(path, &renamed, &text).expect("the same run");
-        check_settings(path, &earlier, &text).expect("the same run");
+        check_settings(path, &renamed, &ours).expect("the same run");
+        check_settings(path, &earlier, &ours).expect("the same run");
         ours.adapter.fused = false;
-        let refused = |theirs: &str| {
-            let ours = settings(&ours).expect("TOML");
-            check_settings(path, theirs, &ours).expect_err("another run").to_string()
-        };
+        let refused =
+            |theirs: &str| check_settings(path, theirs, &ours).expect_err("another run").to_string();
         assert!(refused(&earlier).contains("\"fused = true\", but this one has \"fused = false\""));
         assert!(refused(&text.replace("rank", "tier")).contains("unknown settings"));
     }

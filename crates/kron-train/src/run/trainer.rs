@@ -7,7 +7,7 @@ use kron_adapter::io::write_atomic;
 use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Gradients, IfExists};
 
 use super::checkpoint;
-use super::folder::{CHECKPOINT, OutputFolder};
+use super::folder::{CHECKPOINT, EVALUATIONS, OutputFolder, SETTINGS, STEPS};
 use super::learner::Learner;
 use super::log::{Log, read_log};
 use super::loss_scale::LossScale;
@@ -139,11 +139,11 @@ impl<'a> Trainer<'a> {
 
     /// Starts the files of a run, or resumes from them; returns the number of steps taken.
     fn start(&mut self, output: Option<&OutputFolder>) -> Result<u64> {
-        let Some(OutputFolder { path: folder, resume }) = output else { return Ok(0) };
-        let [checkpoint, steps, evaluations] =
-            [CHECKPOINT, "log.csv", "evaluations.csv"].map(|name| folder.join(name));
+        let Some(OutputFolder { path: folder, .. }) = output else { return Ok(0) };
+        let [checkpoint, steps, evaluations] = [CHECKPOINT, STEPS, EVALUATIONS].map(|name| folder.join(name));
         let mut step = 0;
-        if *resume {
+        // A run that ended before its first checkpoint starts again.
+        if checkpoint.symlink_metadata().is_ok() {
             let total = self.total();
             let Self { config, learner, optimizer, scale, .. } = self;
             step = checkpoint::read(&checkpoint, config, learner.trained(), optimizer, scale)?;
@@ -157,7 +157,7 @@ impl<'a> Trainer<'a> {
             // The checkpoint may have been written before this step's evaluation, which is repeated.
             self.evaluations.retain(|row| row.step < step);
         }
-        let (settings, text) = (folder.join("config.toml"), self.config.text()?);
+        let (settings, text) = (folder.join(SETTINGS), self.config.text()?);
         // The settings of a resumed run are those that it started with, and may have the user's comments.
         if settings.symlink_metadata().is_err() {
             write_atomic(&settings, IfExists::Refuse, |out| out.write_all(text.as_bytes()))?;

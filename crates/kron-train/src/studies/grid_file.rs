@@ -17,7 +17,7 @@ const GRID: &str = "grid.toml";
 /// Name of a study's page.
 const REPORT: &str = "report.html";
 /// Largest number of runs of a grid.
-const MAX_RUNS: usize = 100_000;
+pub const MAX_RUNS: usize = 100_000;
 
 /// Method of a grid: one row of its result table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -8,4 +8,4 @@ pub mod sequential;
 pub mod stats;
 pub mod table;
 
-pub use grid_file::Entry;
+pub use grid_file::{Entry, MAX_RUNS};

@@ -85,7 +85,8 @@ impl Chain {
     }
 }
 
-/// Trains on each task in turn, and evaluates all tasks learned so far after each.
+/// Trains on each task in turn, and evaluates all tasks learned so far after each; a chain that the folder holds
+/// whole is not repeated.
 ///
 /// # Errors
 /// Fewer than two tasks, a method without an adapter, a task without a test set, a folder that holds anything but an
@@ -111,12 +112,49 @@ pub fn sequential(
         )));
     }
     let _lock = output::claim(folder, config)?;
-    check_folder(folder, config, &tasks.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
+    let earlier = check_folder(folder, config, &tasks.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
     let settings = config.text()?;
     write_atomic(&folder.join(CONFIG), IfExists::Replace, |out| out.write_all(settings.as_bytes()))?;
-    let mut log = Log::start::<Cell>(&folder.join(MATRIX), &[])?;
-    let names = tasks.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let mut chain = Chain { method: String::new(), params: 0, tasks: names, cells: Vec::new() };
+    let chain = match is_finished(&earlier, tasks) {
+        true => stored(config, weights, tasks, earlier)?,
+        false => learn(config, weights, tasks, &folder.join(MATRIX), earlier.len(), stop, progress)?,
+    };
+    let html = html(&chain)?;
+    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
+    Ok(chain)
+}
+
+/// Returns `true` if the cells are all those of a chain, row by row.
+fn is_finished(cells: &[Cell], tasks: &[(&str, &Dataset)]) -> bool {
+    let mut all = (0..tasks.len()).flat_map(|after| (0..=after).map(move |on| (after, on)));
+    let mut in_place =
+        |cell: &Cell| all.next().is_some_and(|(i, j)| (i, tasks[j].0) == (cell.after, &*cell.on));
+    cells.iter().all(&mut in_place) && all.next().is_none()
+}
+
+/// Makes the result of a chain from its cells; the model is built for the shapes and the number of parameters alone.
+fn stored(config: &Config, weights: &Weights, tasks: &[(&str, &Dataset)], cells: Vec<Cell>) -> Result<Chain> {
+    let learner = Learner::new(config, weights, tasks[0].1)?;
+    let (method, params) = (learner.description().to_owned(), learner.body_params());
+    Ok(Chain { method, params, tasks: names(tasks), cells })
+}
+
+fn names(tasks: &[(&str, &Dataset)]) -> Vec<String> {
+    tasks.iter().map(|(name, _)| (*name).to_owned()).collect()
+}
+
+/// Trains on each task in turn; the file of cells keeps `earlier` rows of a run that was cut off until there are as
+/// many new ones.
+fn learn(
+    config: &Config,
+    weights: &Weights,
+    tasks: &[(&str, &Dataset)],
+    matrix: &Path,
+    earlier: usize,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<Chain> {
+    let mut chain = Chain { method: String::new(), params: 0, tasks: names(tasks), cells: Vec::new() };
     let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Linear>, Vec<Adapter>) =
         Default::default();
     for (after, (learned, data)) in tasks.iter().enumerate() {
@@ -140,23 +178,23 @@ pub fn sequential(
             };
             let accuracy = score.accuracy.unwrap_or(f64::NAN);
             let cell = Cell { after, learned: (*learned).into(), on: (*name).into(), accuracy, cosine };
-            log.add(&cell)?;
             chain.cells.push(cell);
+        }
+        if chain.cells.len() >= earlier {
+            Log::start(matrix, &chain.cells)?;
         }
         adapter = now;
     }
-    let html = html(&chain)?;
-    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(chain)
 }
 
-/// Fails if a folder holds anything but the files of this chain, which a new run of it replaces.
+/// Returns the cells that a folder holds; fails if it holds anything but the files of this chain.
 ///
 /// # Errors
 /// Another file, a chain with other settings or other tasks, or an unreadable file.
-pub(super) fn check_folder(folder: &Path, config: &Config, tasks: &[&str]) -> Result<()> {
+pub(super) fn check_folder(folder: &Path, config: &Config, tasks: &[&str]) -> Result<Vec<Cell>> {
     if folder.symlink_metadata().is_err() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let names = output::contents(folder)?;
     let foreign = names.iter().any(|name| !FILES.contains(&name.as_str()));
@@ -164,7 +202,7 @@ pub(super) fn check_folder(folder: &Path, config: &Config, tasks: &[&str]) -> Re
         return Err(output::taken(folder, &names, "a chain takes an empty folder, or its own"));
     }
     if names.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let other = |theirs: &str, ours: &str| {
         invalid(format!(
@@ -183,7 +221,7 @@ pub(super) fn check_folder(folder: &Path, config: &Config, tasks: &[&str]) -> Re
             let ours = tasks.get(cell.after).map_or("no such task".into(), |task| format!("{task:?}"));
             Err(other(&format!("task {:?} in place {}", cell.learned, cell.after), &ours))
         }
-        None => Ok(()),
+        None => Ok(cells),
     }
 }
 
