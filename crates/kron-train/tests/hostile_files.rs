@@ -243,6 +243,19 @@ fn every_changed_field_of_a_tokenizer_is_read_or_refused() {
     assert!(trials > 5000 && loaded > 1000 && loaded < trials - 1000, "{loaded} of {trials}");
 }
 
+/// Puts a shard into the folder a second time, with and without the names that other checkpoints give its tensors.
+#[test]
+fn a_tensor_is_in_one_shard() {
+    let folder = copied("llama");
+    load(folder.path()).expect("a model");
+    let path = |name: &str| folder.path().join(name);
+    std::fs::remove_file(path("model.safetensors.index.json")).expect("an index");
+    load(folder.path()).expect("the same shards");
+    std::fs::copy(path("model-00001-of-00003.safetensors"), path("other.safetensors")).expect("room");
+    let message = load(folder.path()).expect_err("doubled").to_string();
+    assert!(message.contains("has two tensors \"") && message.contains("that of one tensor"), "{message}");
+}
+
 #[test]
 fn an_index_names_files_of_its_folder() {
     let folder = copied("llama");

@@ -104,7 +104,11 @@ impl Weights {
         let mut tensors = HashMap::new();
         let mut take = |name: &str, tensor: Tensor| {
             if let Some(name) = name_in_body(name) {
-                tensors.insert(name, convert(&tensor)?);
+                let first = tensors.insert(name.clone(), convert(&tensor)?).is_none();
+                if !first {
+                    let message = format!("has two tensors {name:?}, but every name is that of one tensor");
+                    return Err(file(&files.model, message));
+                }
             }
             Ok(())
         };
