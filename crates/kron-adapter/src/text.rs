@@ -20,12 +20,12 @@ const QUOTED: usize = 80;
 /// assert_eq!(name(&"x".repeat(1 << 20)).chars().count(), 200);
 /// ```
 pub fn name(text: &str) -> Cow<'_, str> {
-    within(one_line(text.into()), NAME)
+    within(one_line(text), NAME)
 }
 
 /// Replaces characters that a terminal would obey, line ends too, and shortens the middle of a long text.
 pub(crate) fn sentence(text: String) -> String {
-    within(one_line(text.into()), MESSAGE).into_owned()
+    within(one_line(&text), MESSAGE).into_owned()
 }
 
 /// Replaces characters that a terminal would obey, except line ends: control characters, and
@@ -52,13 +52,20 @@ pub(crate) fn shown(text: &str) -> String {
 pub(crate) fn shortened(message: &str) -> String {
     const SHOWN: usize = 300;
     match message.char_indices().nth(SHOWN) {
-        Some((cut, _)) => one_line(message[..cut].into()).into_owned() + "…",
-        None => one_line(message.into()).into_owned(),
+        Some((cut, _)) => one_line(&message[..cut]).into_owned() + "…",
+        None => one_line(message).into_owned(),
     }
 }
 
-fn one_line(text: Cow<'_, str>) -> Cow<'_, str> {
-    replaced(text, is_obeyed)
+/// Replaces characters that a terminal would obey, line ends too.
+///
+/// ```
+/// use kron_adapter::text::one_line;
+///
+/// assert_eq!(one_line("a\tb\nc"), "a\u{fffd}b\u{fffd}c");
+/// ```
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    replaced(text.into(), is_obeyed)
 }
 
 /// Escapes characters of a JSON text that a terminal would obey; its values stay the same.

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Settings};
 use kron_adapter::io::check_not_overwriting;
+use kron_adapter::text::{one_line, printable};
 use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
 use kron_train::run::{OutputFolder, Stop, run};
@@ -32,14 +33,16 @@ const REFUSED: u8 = 2;
 /// Exit code of a run that a signal stopped, after it saved.
 const STOPPED: u8 = 130;
 
-/// Prints a line on the standard output. A closed pipe is not an error, and a text from a file gives
-/// a terminal no command.
+/// Prints a line on the standard output; a name from a file, whatever is in it, does not end the line.
 macro_rules! say {
-    ($($line:tt)*) => {{
-        let line = format!($($line)*);
-        // Results are in the output folder too, so that a full disk behind the output loses nothing.
-        let _ = writeln!(std::io::stdout().lock(), "{}", kron_adapter::text::printable(&line));
-    }};
+    ($($line:tt)*) => { print(&one_line(&format!($($line)*))) };
+}
+
+/// Prints lines on the standard output. A closed pipe is not an error, and a text from a file gives
+/// a terminal no command.
+fn print(text: &str) {
+    // Results are in the output folder too, so that a full disk behind the output loses nothing.
+    let _ = writeln!(std::io::stdout().lock(), "{}", printable(text.trim_end()));
 }
 
 fn main() -> ExitCode {
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(refused) if refused.use_stderr() => {
-            eprint!("{}", kron_adapter::text::printable(&refused.to_string()));
+            eprint!("{}", printable(&refused.to_string()));
             return ExitCode::from(REFUSED);
         }
         Err(help) => help.exit(),
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
     match kron_core::start_threads().map_err(Error::from).and_then(|()| run_command(command)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", kron_adapter::text::printable(&error.to_string()));
+            eprintln!("error: {}", printable(&error.to_string()));
             if matches!(error, Error::Stopped(_)) { ExitCode::from(STOPPED) } else { ExitCode::FAILURE }
         }
     }
@@ -82,7 +85,7 @@ fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
         check_not_overwriting(file, &output.path)?;
     }
     let config = settings.config()?;
-    say!("{}", config.text()?.trim_end());
+    print(&config.text()?);
     let (weights, tokenizer) = load(&config)?;
     let data = Dataset::read(&config, &tokenizer)?;
     let outcome = run(&config, &weights, &data, Some(&output), &Stop::on_signals()?, &Progress::Shown)?;
@@ -121,9 +124,6 @@ fn print_next(config: &Config, folder: &Path) {
     }
 }
 
-fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
-    check_not_overwriting(grid, out)?;
-    let grid = ComparisonGrid::read(grid)?;
 /// Quotes a path for a shell where it needs quotes.
 fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
@@ -131,7 +131,10 @@ fn quoted(path: &Path) -> String {
     shlex::try_quote(&text).unwrap_or(Cow::Borrowed(&text)).into_owned()
 }
 
-    say!("{}", grid.text()?.trim_end());
+fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
+    check_not_overwriting(grid, out)?;
+    let grid = ComparisonGrid::read(grid)?;
+    print(&grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = Dataset::read(&grid.base, &tokenizer)?;
     let stop = Stop::on_signals()?;
@@ -152,7 +155,7 @@ fn quoted(path: &Path) -> String {
         );
     };
     let trials = compare::compare(&grid, &weights, &data, out, &stop, &Progress::Shown, print_trial)?;
-    say!("{}", compare::markdown(&compare::summarise(&grid, &trials)).trim_end());
+    print(&compare::markdown(&compare::summarise(&grid, &trials)));
     if let Some(part) = grid.unfinished(&trials) {
         say!("{part}: repeat the command to continue with the others");
     }
@@ -163,7 +166,7 @@ fn quoted(path: &Path) -> String {
 fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
     settings.file().map_or(Ok(()), |file| check_not_overwriting(file, out))?;
     let config = settings.config()?;
-    say!("{}", config.text()?.trim_end());
+    print(&config.text()?);
     let (weights, tokenizer) = load(&config)?;
     let data = read_domains(&config, &tokenizer, domains)?;
     let tasks: Vec<(&str, &Dataset)> = domains.iter().map(|name| (name.as_str(), &data[name])).collect();
@@ -180,7 +183,7 @@ fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<()> {
 fn run_chains(grid: &Path, out: &Path) -> Result<()> {
     check_not_overwriting(grid, out)?;
     let grid = ChainGrid::read(grid)?;
-    say!("{}", grid.text()?.trim_end());
+    print(&grid.text()?);
     let (weights, tokenizer) = load(&grid.base)?;
     let data = read_domains(&grid.base, &tokenizer, &grid.domains())?;
     let print_result = |r: &ChainResult| {
@@ -196,7 +199,7 @@ fn run_chains(grid: &Path, out: &Path) -> Result<()> {
     };
     let stop = Stop::on_signals()?;
     let results = chains::run(&grid, &weights, &data, out, &stop, &Progress::Shown, print_result)?;
-    say!("{}", chains::markdown(&chains::summarise(&grid, &results)).trim_end());
+    print(&chains::markdown(&chains::summarise(&grid, &results)));
     Ok(())
 }
 

@@ -180,6 +180,29 @@ fn without_a_terminal_a_run_writes_some_lines_and_what_comes_next() {
     assert!(!printed.contains("kron merge"), "a file of llama2.c is not merged");
 }
 
+/// A name with a line end and a command to the terminal stays within its line and its row.
+#[test]
+fn a_name_does_not_end_a_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let grid = folder.path().join("grid.toml");
+    let mut base = short();
+    (base.train.epochs, base.data.test) = (1, base.data.validation.clone());
+    let value = toml::to_string(&base).expect("TOML").replace("\n[", "\n[base.");
+    let name = r#""a\nb\u001b[31m\u2028c""#;
+    let head = format!("lrs = [1e-3]\nseeds = [1]\nreference = {name}\n[[entries]]\nname = {name}");
+    std::fs::write(&grid, format!("{head}\nadapter = {{ method = 'head' }}\n[base]\n{value}")).expect("room");
+    let ended = program("compare", &grid, &folder.path().join("out")).output().expect("it starts");
+    let printed = text(&ended.stdout);
+    let shown = "a\u{fffd}b\u{fffd}[31m\u{fffd}c";
+    let begins = |begin: &str| printed.lines().filter(|line| line.starts_with(begin)).count();
+    assert_eq!(
+        (begins(&format!("{shown} learning rate ")), begins(&format!("| {shown} | "))),
+        (1, 1),
+        "{printed}"
+    );
+    assert!(!printed.contains('\u{1b}'), "{printed}");
+}
+
 /// The description has the shapes that are trained, not those that were asked for.
 #[test]
 fn shapes_are_those_of_the_trained_adapter() {
