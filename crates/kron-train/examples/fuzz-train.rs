@@ -1,5 +1,5 @@
-//! Damaged inputs for every reader of `kron-train`, for so many seconds: tokenizers, settings, grids, examples and a
-//! checkpoint; each run has other ones.
+//! Damaged inputs for every reader of `kron-train`, for so many seconds: tokenizers, settings, grids, examples, a
+//! checkpoint and a head; each run has other ones.
 //!
 //! `cargo run -p kron-train --example fuzz-train -- 60`
 
@@ -11,7 +11,7 @@ use kron_tests::mutate::mutate;
 use kron_train::config::Task;
 use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
-use kron_train::run::{OutputFolder, Stop, run};
+use kron_train::run::{OutputFolder, Stop, read_head, run};
 use kron_train::studies::chains::ChainGrid;
 use kron_train::studies::compare::ComparisonGrid;
 use kron_train::{Config, Progress, Result};
@@ -24,7 +24,7 @@ const ENTRY: &str =
     "reference = 'a'\n[[entries]]\nname = 'a'\nlrs = [1e-3]\nadapter = { a_out = 4, a_in = 2 }\n";
 
 /// Names of the inputs, each with the reader that its end selects.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "bert.tokenizer.json",
     "llama.tokenizer.json",
     "tok.bin",
@@ -35,6 +35,7 @@ const NAMES: [&str; 10] = [
     "lm.jsonl",
     "choice.jsonl",
     "checkpoint.safetensors",
+    "head.safetensors",
 ];
 
 fn main() -> ExitCode {
@@ -89,7 +90,7 @@ impl Readers {
                 "choice.jsonl" => {
                     b"{\"q\": \"Grass is\", \"choices\": [\"green\", \"red\"], \"answer\": 0}\n".repeat(3)
                 }
-                "checkpoint.safetensors" => read(output.path.join(name)),
+                "checkpoint.safetensors" | "head.safetensors" => read(output.path.join(name)),
                 _ => read(fixture("models").join(name.replace(".token", "/token"))),
             };
             (name, bytes)
@@ -135,6 +136,7 @@ impl Readers {
                 let (stop, progress) = (Stop::default(), Progress::Hidden);
                 run(&self.config, &self.weights, &self.data, Some(&output), &stop, &progress).map(drop)
             }
+            "head.safetensors" => read_head(&path, &self.weights).map(drop),
             _ => Tokenizer::read(&path).and_then(|tokenizer| {
                 let ids = tokenizer.encode("Hello, the  wörld 12 [CLS] <s>", 64)?;
                 tokenizer.encode_more("a tale")?;

@@ -6,6 +6,7 @@
 mod adapter_rule;
 mod checkpoint;
 mod folder;
+mod head;
 mod learner;
 mod log;
 mod loss_scale;
@@ -19,6 +20,7 @@ mod trainer;
 
 pub use folder::OutputFolder;
 pub use learner::{Learner, NamedGroup};
+pub use head::read as read_head;
 pub use log::{Log, read_log};
 pub use progress::Progress;
 pub use records::{Evaluation, Score, StepRecord};
