@@ -18,9 +18,10 @@ mod schedule;
 mod stop;
 mod trainer;
 
+pub use adapter_rule::read_adapter;
 pub use folder::OutputFolder;
-pub use learner::{Learner, NamedGroup};
 pub use head::read as read_head;
+pub use learner::{Learner, NamedGroup};
 pub use log::{Log, read_log};
 pub use progress::Progress;
 pub use records::{Evaluation, Score, StepRecord};
