@@ -26,6 +26,7 @@ miri:
 # Damaged files for every parser.
 fuzz seconds="60":
     cargo run -p kron-tests --example fuzz -- {{seconds}}
+    cargo run -p kron-train --example fuzz-train -- {{seconds}}
 
 # A parser under libFuzzer, `adapter` or `cli`; needs nightly Rust and cargo-fuzz.
 libfuzzer target="cli" seconds="60":

@@ -11,6 +11,7 @@ pub mod compare;
 pub mod engine;
 pub mod exact;
 pub mod foreign;
+pub mod fuzz;
 pub mod gguf;
 pub mod guard;
 pub mod hostile;

@@ -41,7 +41,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("kron-capi", &["kron-core", "kron-kernels"]),
     ("kron-candle", &["kron-core", "kron-kernels", "kron-adapter", "kron-tests"]),
     ("kron-lora", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle"]),
-    ("kron-train", &["kron-core", "kron-adapter", "kron-candle", "kron-report"]),
+    ("kron-train", &["kron-core", "kron-adapter", "kron-candle", "kron-report", "kron-tests"]),
     ("kron-bench", &["kron-core", "kron-kernels", "kron-adapter", "kron-report"]),
     ("kron-tests", &["kron-core", "kron-kernels", "kron-adapter", "kron-cli"]),
 ];

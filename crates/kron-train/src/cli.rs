@@ -1,9 +1,12 @@
 //! Command line: a settings file, and options that override it.
 
+mod inference;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+pub use inference::Inference;
 use kron_train::compute::{Device, Precision};
 use kron_train::config::{Config, Method, Schedule, Task};
 use kron_train::studies::MAX_RUNS;
@@ -60,6 +63,14 @@ pub enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Evaluate a model, with an adapter that was trained for it: loss and accuracy on a file of examples, as JSON.
+    #[command(after_help = "\
+Example: kron-train eval MODEL --config RUN/config.toml --adapter RUN/adapter.safetensors --data test.jsonl")]
+    Eval(Box<Inference>),
+    /// Predict the label of each text or the answer of each question, with the scores of all, as JSONL.
+    #[command(after_help = "\
+Example: kron-train predict MODEL --config RUN/config.toml --adapter RUN/adapter.safetensors --data texts.jsonl")]
+    Predict(Box<Inference>),
     /// Recover a planted update with Kron-LoRA and LoRA; needs no file.
     Demo {
         /// Seed of the planted update and the data (0 to 9223372036854775807).
@@ -187,6 +198,12 @@ pub struct Settings {
     save_every: Option<u64>,
 }
 
+fn put<T>(setting: &mut T, option: Option<T>) {
+    if let Some(value) = option {
+        *setting = value;
+    }
+}
+
 impl Settings {
     /// Returns the settings file.
     pub fn file(&self) -> Option<&Path> {
@@ -195,11 +212,6 @@ impl Settings {
 
     /// Returns the file's settings, overridden by the options.
     pub fn config(self) -> kron_train::Result<Config> {
-        fn put<T>(setting: &mut T, option: Option<T>) {
-            if let Some(value) = option {
-                *setting = value;
-            }
-        }
         let mut config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
         put(&mut config.model, self.model);
         config.tokenizer = self.tokenizer.or(config.tokenizer);

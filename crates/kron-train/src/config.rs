@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::compute::Compute;
 use crate::error::{Result, invalid};
 use crate::files;
-pub use check::{FLOATS, INTEGERS, Range};
+pub use check::{FLOATS, INTEGERS, MAX_BATCH, Range};
 
 /// Settings of one run, printed and saved in full, including the defaults.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]

@@ -4,9 +4,10 @@
 //! Config ─┬─ model::Weights, data::Dataset ─ run::Learner ─ run::run ─ Outcome ─ report.html
 //!         └─ run::AdapterRule ─ Inject ───────┘                 │
 //!                                            studies: compare, sequential, chains
+//! Weights, adapter, head ─ inference::TrainedModel ─ evaluate, predict
 //! ```
 //!
-//! Modules depend on each other in one direction: `config` ← `data` ← `model` ← `run` ← `studies`.
+//! Modules depend on each other in one direction: `config` ← `data` ← `model` ← `run` ← `studies`, `inference`.
 #![deny(unsafe_code)]
 
 pub mod compute;
@@ -14,6 +15,7 @@ pub mod config;
 pub mod data;
 mod error;
 mod files;
+pub mod inference;
 pub mod model;
 mod output;
 mod report;

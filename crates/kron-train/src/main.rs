@@ -7,15 +7,16 @@ mod docs;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use cli::{Cli, Command, Settings};
+use cli::{Cli, Command, Inference, Settings};
 use kron_adapter::io::check_not_overwriting;
 use kron_adapter::text::{one_line, printable};
 use kron_train::data::{Dataset, Tokenizer};
+use kron_train::inference::{TrainedModel, write_new};
 use kron_train::model::{Files, Weights};
 use kron_train::run::{OutputFolder, Stop, run};
 use kron_train::studies::chains::{ChainGrid, ChainResult};
@@ -72,6 +73,8 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Compare { grid, out, runs } => return compare_methods(&grid, &out, runs),
         Command::Sequential { grid: Some(grid), out, .. } => run_chains(&grid, &out),
         Command::Sequential { settings, domains, out, .. } => run_chain(*settings, &domains, &out),
+        Command::Eval(inference) => evaluate(&inference),
+        Command::Predict(inference) => predict(&inference),
         Command::Demo { seed } => run_demo(seed),
         Command::Man { dir } => docs::man(&dir, Cli::command()),
         Command::Completions { shell } => docs::completions(shell, Cli::command()),
@@ -114,9 +117,10 @@ fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
 fn print_next(config: &Config, folder: &Path) {
     let adapter = folder.join("adapter.safetensors");
     say!("adapter: {}", adapter.display());
-    let [adapter, model, lora, merged] =
-        [&adapter, &config.model, &folder.join("lora"), &folder.join("merged")].map(|path| quoted(path));
+    let [settings, lora, merged] = ["config.toml", "lora", "merged"].map(|name| quoted(&folder.join(name)));
+    let [adapter, model] = [&adapter, &config.model].map(|path| quoted(path));
     say!("next:");
+    say!("  kron-train eval {model} --config {settings} --adapter {adapter} --data FILE");
     say!("  kron inspect {adapter}");
     say!("  kron convert {adapter} {lora} --to lora");
     if config.model.is_dir() {
@@ -214,6 +218,52 @@ fn read_domains(
         Ok((domain.clone(), Dataset::read(&config, tokenizer)?))
     };
     domains.iter().map(read).collect()
+}
+
+fn evaluate(inference: &Inference) -> Result<()> {
+    let model = trained_model(inference)?;
+    let result = || {
+        let result = model.evaluate(&inference.data)?;
+        let data = inference.data.display();
+        note(&format!("{data}: {}, {} examples", result.score, result.examples));
+        result.json()
+    };
+    put(inference.out.as_deref(), std::iter::once_with(result))
+}
+
+fn predict(inference: &Inference) -> Result<()> {
+    let model = trained_model(inference)?;
+    put(inference.out.as_deref(), model.predict(&inference.data)?)
+}
+
+fn trained_model(inference: &Inference) -> Result<TrainedModel> {
+    let config = inference.config()?;
+    let (weights, tokenizer) = load(&config)?;
+    let (adapter, head) = (inference.adapter.as_deref(), inference.head());
+    let model = TrainedModel::new(&config, &weights, tokenizer, adapter, head.as_deref())?;
+    model.notes().iter().for_each(|text| note(text));
+    Ok(model)
+}
+
+/// Prints a line on the standard error, beside a result on the standard output.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", one_line(text));
+}
+
+/// Writes a result to a new file, or prints it. A closed pipe is not an error.
+fn put(out: Option<&Path>, parts: impl Iterator<Item = Result<String>>) -> Result<()> {
+    let Some(path) = out else {
+        let mut stdout = std::io::stdout().lock();
+        for part in parts {
+            match stdout.write_all(part?.as_bytes()).and_then(|()| stdout.flush()) {
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                written => written
+                    .map_err(|e| Error::Invalid(format!("the standard output cannot be written: {e}")))?,
+            }
+        }
+        return Ok(());
+    };
+    write_new(path, parts)
 }
 
 fn run_demo(seed: u64) -> Result<()> {

@@ -23,6 +23,9 @@ where
     Range { name, low, high, value }
 }
 
+/// Largest number of examples per step, or per forward pass.
+pub const MAX_BATCH: usize = 1 << 20;
+
 /// Ranges of all integers.
 pub const INTEGERS: [Range<u64>; 13] = [
     range("data.max_len", 2, 1 << 20, |c| c.data.max_len as u64),
@@ -34,7 +37,7 @@ pub const INTEGERS: [Range<u64>; 13] = [
     range("adapter.factor", 0, 1 << 20, |c| c.adapter.factor as u64),
     range("adapter.match_params", 0, 1 << 40, |c| c.adapter.match_params),
     range("train.epochs", 1, 1_000_000, |c| c.train.epochs),
-    range("train.batch", 1, 1 << 20, |c| c.train.batch as u64),
+    range("train.batch", 1, MAX_BATCH as u64, |c| c.train.batch as u64),
     range("train.micro_batch", 0, 1 << 20, |c| c.train.micro_batch as u64),
     // TOML's integers have a sign.
     range("train.seed", 0, i64::MAX as u64, |c| c.train.seed),

@@ -79,17 +79,35 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
 /// Reads lines `{"q": …, "choices": […], "answer": …}`, with answers counted from 0.
 ///
 /// # Errors
-/// As [`read_labelled`], an answer exceeds the number of choices, or a question has too many of them.
+/// As [`read_labelled`], an answer exceeds the number of choices, or a question has none or too many of them.
 pub fn read_choices(path: &Path) -> Result<Vec<Choice>> {
     read(path, |row: &Choice| match (row.answer, row.choices.len()) {
-        (_, n) if n > MAX_CHOICES => {
-            Err(format!("has {n} choices, but a question has at most {MAX_CHOICES}"))
-        }
-        (answer, n) if answer >= n => {
+        (answer, n) if n > 0 && answer >= n => {
             Err(format!("has answer {answer}, but its {n} choices are counted from 0"))
         }
-        _ => Ok(()),
+        (_, n) => check_choices(n),
     })
+}
+
+/// Reads lines `{"q": …, "choices": […]}`: questions with their choices; other fields are ignored.
+///
+/// # Errors
+/// As [`read_labelled`], or a question has no choice or too many of them.
+pub fn read_questions(path: &Path) -> Result<Vec<(String, Vec<String>)>> {
+    #[derive(Deserialize)]
+    struct Question {
+        q: String,
+        choices: Vec<String>,
+    }
+    let rows = read(path, |row: &Question| check_choices(row.choices.len()))?;
+    Ok(rows.into_iter().map(|row| (row.q, row.choices)).collect())
+}
+
+fn check_choices(n: usize) -> Result<(), String> {
+    match n {
+        1..=MAX_CHOICES => Ok(()),
+        _ => Err(format!("has {n} choices, but a question has from 1 to {MAX_CHOICES}")),
+    }
 }
 
 fn read<T: DeserializeOwned>(path: &Path, check: impl Fn(&T) -> Result<(), String>) -> Result<Vec<T>> {

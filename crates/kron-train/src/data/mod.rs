@@ -1,13 +1,15 @@
 //! Training data: JSONL files, token ids, batches.
 
 mod batch;
+mod inputs;
 mod jsonl;
 mod order;
 mod set;
 mod tokenizer;
 
 pub use batch::{Batch, Tokens};
+pub use inputs::Inputs;
 pub use jsonl::{Choice, Labelled, read_choices, read_labelled};
 pub use order::{permutation, shuffled_batches};
-pub use set::{Dataset, Examples, Question};
+pub use set::{Dataset, Examples, Question, Row};
 pub use tokenizer::{Llama2c, MAX_TEXT, Tokenizer};

@@ -1,23 +1,26 @@
 //! Examples of a task as token ids.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::jsonl::{Choice, Labelled, read_choices, read_labelled, read_texts};
 use super::order::permutation;
 use super::tokenizer::{MAX_TEXT, Tokenizer};
 use crate::config::{Config, Data, Task};
-use crate::error::{Result, file, invalid};
+use crate::error::{Result, file};
 use crate::files;
 
 /// Largest number of classes of a head.
 const MAX_CLASSES: usize = 1 << 16;
 
+/// Ids of question and choice, and the index at which the choice starts.
+pub type Row = (Vec<u32>, usize);
+
 /// Multiple-choice question with its encoded continuations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    /// Ids of question and choice, and the index at which the choice starts.
-    pub rows: Vec<(Vec<u32>, usize)>,
+    /// Question with each of its choices.
+    pub rows: Vec<Row>,
     /// Index of the correct choice.
     pub answer: usize,
 }
@@ -34,6 +37,28 @@ pub enum Examples {
 }
 
 impl Examples {
+    /// Reads and encodes at most `limit` examples of a file; the task `classify` knows the sorted `labels`.
+    ///
+    /// # Errors
+    /// The file is malformed, or has another label.
+    pub fn read(
+        path: &Path,
+        task: Task,
+        labels: &[String],
+        data: &Data,
+        limit: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self> {
+        let max_len = data.max_len;
+        match task {
+            Task::Classify => {
+                encode_labelled(path, drawn(labelled(path, data)?, limit), labels, tokenizer, max_len)
+            }
+            Task::Lm => plain(path, tokenizer, max_len, limit),
+            Task::Choice => questions(path, tokenizer, max_len, limit),
+        }
+    }
+
     /// Returns the number of examples.
     pub const fn len(&self) -> usize {
         match self {
@@ -69,49 +94,31 @@ impl Dataset {
     /// A file is malformed, or a class occurs in the validation or test set alone.
     pub fn read(config: &Config, tokenizer: &Tokenizer) -> Result<Self> {
         let data = &config.data;
-        let rest = [&data.validation, &data.test];
-        let (labels, train, rest) = match config.task {
+        let (labels, train) = match config.task {
             Task::Classify => {
                 let rows = labelled(&data.train, data)?;
-                // All classes of the file, so that a class that is not drawn is still known.
-                let labels: BTreeSet<&String> = rows.iter().map(|(_, row)| &row.label).collect();
-                if labels.len() > MAX_CLASSES {
-                    let n = labels.len();
-                    return Err(file(
-                        &data.train,
-                        format!("has {n} labels, but at most {MAX_CLASSES} are learnt"),
-                    ));
-                }
-                let labels: Vec<String> = labels.into_iter().cloned().collect();
+                let labels = classes(&data.train, &rows)?;
                 let rows = drawn(rows, data.limit_train);
-                let encode =
-                    |path: &Path, rows| encode_labelled(path, rows, &labels, tokenizer, data.max_len);
-                let train = encode(&data.train, rows)?;
-                let rest = each(rest, |path| encode(path, drawn(labelled(path, data)?, data.limit_eval)))?;
-                (labels, train, rest)
+                let train = encode_labelled(&data.train, rows, &labels, tokenizer, data.max_len)?;
+                (labels, train)
             }
-            Task::Lm => {
-                let read = |path: &Path, limit| plain(path, tokenizer, data.max_len, limit);
-                let rest = each(rest, |path| read(path, data.limit_eval))?;
-                (Vec::new(), read(&data.train, data.limit_train)?, rest)
-            }
-            Task::Choice => {
-                let read = |path: &Path, limit| questions(path, tokenizer, data.max_len, limit);
-                let rest = each(rest, |path| read(path, data.limit_eval))?;
-                (Vec::new(), read(&data.train, data.limit_train)?, rest)
-            }
+            task => (Vec::new(), Examples::read(&data.train, task, &[], data, data.limit_train, tokenizer)?),
         };
-        let [validation, test] = rest;
+        let read =
+            |path: &PathBuf| Examples::read(path, config.task, &labels, data, data.limit_eval, tokenizer);
+        let validation = data.validation.as_ref().map(read).transpose()?;
+        let test = data.test.as_ref().map(read).transpose()?;
         Ok(Self { labels, train, validation, test })
     }
 }
 
-fn each(
-    paths: [&Option<std::path::PathBuf>; 2],
-    read: impl Fn(&Path) -> Result<Examples>,
-) -> Result<[Option<Examples>; 2]> {
-    let [a, b] = paths.map(|path| path.as_deref().map(&read).transpose());
-    Ok([a?, b?])
+/// Lists all classes of a file, sorted: a class that is not drawn is still known.
+fn classes(path: &Path, rows: &[(usize, Labelled)]) -> Result<Vec<String>> {
+    let labels: BTreeSet<&String> = rows.iter().map(|(_, row)| &row.label).collect();
+    match labels.len() {
+        0..=MAX_CLASSES => Ok(labels.into_iter().cloned().collect()),
+        n => Err(file(path, format!("has {n} labels, but at most {MAX_CLASSES} are learnt"))),
+    }
 }
 
 /// Reads the rows of the selected domain, with their line numbers.
@@ -154,9 +161,27 @@ fn encode_labelled(
                 ),
             ));
         };
-        Ok((tokenizer.encode(&row.text, max_len)?, class as u32))
+        Ok((encode_text(path, line, &row.text, tokenizer, max_len)?, class as u32))
     };
     Ok(Examples::Labelled(rows.into_iter().map(encode).collect::<Result<_>>()?))
+}
+
+/// Encodes a text to classify, into at most `max_len` ids.
+///
+/// # Errors
+/// The text has no token.
+pub(super) fn encode_text(
+    path: &Path,
+    line: usize,
+    text: &str,
+    tokenizer: &Tokenizer,
+    max_len: usize,
+) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode(text, max_len)?;
+    match ids.is_empty() {
+        true => Err(file(path, format!("line {line} has a text of no token, but a text has at least one"))),
+        false => Ok(ids),
+    }
 }
 
 /// Cuts a text into pieces of `max_len` tokens; a `.jsonl` file is the sequence of its lines' texts.
@@ -200,32 +225,47 @@ fn cut(text: &str, most: usize) -> Vec<&str> {
 
 fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
     let encode = |(line, row): (usize, Choice)| {
-        let at = |message: String| invalid(format!("{}: line {line} {message}", path.display()));
-        let start = tokenizer.encode(&row.q, usize::MAX)?.len();
-        let rows = row.choices.iter().map(|choice| {
-            let mut ids = tokenizer.encode(&format!("{} {choice}", row.q), usize::MAX)?;
-            if ids.len() < 2 {
-                return Err(at("has a choice of no token".into()));
-            }
-            // A token may span the end of the question and the start of the choice.
-            let start = start.min(ids.len() - 1).max(1);
-            let max_choice = max_len - 1;
-            if ids.len() - start > max_choice {
-                let n = ids.len() - start;
-                return Err(at(format!(
-                    "has a choice of {n} tokens, but max_len = {max_len} has room for {max_choice}"
-                )));
-            }
-            // Only the choice is scored, so the question is truncated, at its beginning after the first token.
-            let excess = ids.len().saturating_sub(max_len);
-            ids.drain(1..1 + excess);
-            Ok((ids, start - excess))
-        });
-        let rows: Vec<(Vec<u32>, usize)> = rows.collect::<Result<_>>()?;
+        let rows = encode_question(path, line, &row.q, &row.choices, tokenizer, max_len)?;
         Ok(Question { rows, answer: row.answer })
     };
     let rows: Vec<_> = (1..).zip(read_choices(path)?).collect();
     Ok(Examples::Questions(drawn(rows, limit).into_iter().map(encode).collect::<Result<_>>()?))
+}
+
+/// Encodes a question with each of its choices, into at most `max_len` ids.
+///
+/// # Errors
+/// A choice has no token, or too many of them.
+pub(super) fn encode_question(
+    path: &Path,
+    line: usize,
+    q: &str,
+    choices: &[String],
+    tokenizer: &Tokenizer,
+    max_len: usize,
+) -> Result<Vec<Row>> {
+    let at = |message: String| file(path, format!("line {line} {message}"));
+    let start = tokenizer.encode(q, usize::MAX)?.len();
+    let encode = |choice: &String| {
+        let mut ids = tokenizer.encode(&format!("{q} {choice}"), usize::MAX)?;
+        if ids.len() < 2 {
+            return Err(at("has a choice of no token".into()));
+        }
+        // A token may span the end of the question and the start of the choice.
+        let start = start.min(ids.len() - 1).max(1);
+        let max_choice = max_len - 1;
+        if ids.len() - start > max_choice {
+            let n = ids.len() - start;
+            return Err(at(format!(
+                "has a choice of {n} tokens, but max_len = {max_len} has room for {max_choice}"
+            )));
+        }
+        // Only the choice is scored, so the question is truncated, at its beginning after the first token.
+        let excess = ids.len().saturating_sub(max_len);
+        ids.drain(1..1 + excess);
+        Ok((ids, start - excess))
+    };
+    choices.iter().map(encode).collect()
 }
 
 #[cfg(test)]

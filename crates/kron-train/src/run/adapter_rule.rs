@@ -1,10 +1,13 @@
 //! Adapters of a model from the settings of a method.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use kron_adapter::plan::{AdapterPlan, Budget, Family, Linear, Method as Rule, Model, paper_split, search};
+use kron_adapter::resolve::{BaseTensors, Resolved, resolve_module_names};
 use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split};
+use safetensors::Dtype;
 
 use crate::config::{AdapterConfig, Method};
 use crate::error::{Result, invalid};
@@ -30,7 +33,10 @@ impl AdapterRule {
     /// # Errors
     /// A target matches no layer, or a shape is invalid.
     pub fn new(config: &AdapterConfig, weights: &Weights) -> Result<Option<Self>> {
-        let model = linears(config, weights)?;
+        let layers = linears(&config.targets, weights)?.into_iter();
+        let layers = layers.map(|(name, dims)| Linear::new(name, dims, 1));
+        let layers = layers.collect::<kron_adapter::Result<_>>()?;
+        let model = Model::new("the model", weights.hidden(), layers, 0)?;
         let split = match (config.a_out, config.a_in) {
             (0, 0) => None,
             (a_out, a_in) if a_out > 0 && a_in > 0 => Some(Split { a_out, a_in }),
@@ -121,16 +127,32 @@ fn shapes(rule: Rule, model: &Model) -> Result<String> {
 }
 
 /// Lists the linear layers that match the targets.
-fn linears(config: &AdapterConfig, weights: &Weights) -> Result<Model> {
+fn linears(targets: &[String], weights: &Weights) -> Result<Vec<(String, LayerDims)>> {
     let scaling = Scaling::plain(1.0)?;
-    let probe = Inject::new(&config.targets, 0, |_, dims| Ok((KronShape::lora(dims, 1)?, scaling)))?;
+    let probe = Inject::new(targets, 0, |_, dims| Ok((KronShape::lora(dims, 1)?, scaling)))?;
     build(weights, &probe)?;
     let adapters = probe.finish()?;
     let linears = adapters.deltas().iter().map(|delta| {
         let shape = delta.op().shape;
-        Linear::new(delta.module(), LayerDims { d_out: shape.d_out(), d_in: shape.d_in() }, 1)
+        (delta.module().to_owned(), LayerDims { d_out: shape.d_out(), d_in: shape.d_in() })
     });
-    Ok(Model::new("the model", weights.hidden(), linears.collect::<kron_adapter::Result<_>>()?, 0)?)
+    Ok(linears.collect())
+}
+
+/// Reads an adapter of any known format for a model, and gives its layers the names of the model's; returns what that
+/// changed, too, one sentence each.
+///
+/// # Errors
+/// The file or folder is damaged or of no known format, or a layer has no place in the model.
+pub fn read_adapter(path: &Path, model: &Path, weights: &Weights) -> Result<(Adapter, Vec<String>)> {
+    let loaded = kron_adapter::read(path)?;
+    loaded.check_writable()?;
+    let linears = linears(&["*".into()], weights)?.into_iter();
+    let tensor =
+        |(name, LayerDims { d_out, d_in })| (format!("{name}.weight"), Dtype::F32, vec![d_out, d_in]);
+    let base = BaseTensors::new(model.display().to_string(), linears.map(tensor));
+    let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, &base)?;
+    Ok((adapter, [loaded.notes, notes].concat()))
 }
 
 /// Returns the rule at the rank (for KronA at the shape) nearest to a number of parameters.

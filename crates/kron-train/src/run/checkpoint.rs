@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use kron_adapter::Tensors;
 use kron_adapter::elements::decode;
 use kron_adapter::io::{self, write_atomic};
@@ -90,16 +90,7 @@ pub fn read(
         let wrong = || file(path, format!("has {text:?} as its {SCALE}, which is not a scale"));
         *scale = LossScale::parse(text).ok_or_else(wrong)?;
     }
-    let get = |name: &str, var: &Var| -> Result<Tensor> {
-        let info = tensors.info(name)?;
-        if info.dtype != Dtype::F32 || info.shape != var.dims() {
-            let (dtype, shape) = (info.dtype, &info.shape);
-            let message = format!("{name} is {dtype} {shape:?}, but F32 {:?} was expected", var.dims());
-            return Err(file(path, message));
-        }
-        let values = decode::<f32>(tensors.data(name)?);
-        Ok(Tensor::from_iter(values, var.device())?.reshape(var.shape())?)
-    };
+    let get = |name: &str, var: &Var| tensor(path, &tensors, name, var.dims(), var.device());
     let mut moments = Vec::new();
     for (name, group) in trained {
         let var = group.var();
@@ -108,6 +99,26 @@ pub fn read(
     }
     optimizer.restore(step, moments)?;
     Ok(step)
+}
+
+/// Copies a float32 tensor of a file to a device.
+///
+/// # Errors
+/// The file lacks the tensor, or it has another type or shape.
+pub(super) fn tensor(
+    path: &Path,
+    tensors: &Tensors,
+    name: &str,
+    dims: &[usize],
+    device: &Device,
+) -> Result<Tensor> {
+    let info = tensors.info(name)?;
+    if info.dtype != Dtype::F32 || info.shape != dims {
+        let (dtype, shape) = (info.dtype, &info.shape);
+        let message = format!("{name} is {dtype} {shape:?}, but F32 {dims:?} was expected");
+        return Err(file(path, message));
+    }
+    Ok(Tensor::from_iter(decode::<f32>(tensors.data(name)?), device)?.reshape(dims)?)
 }
 
 /// Renders the settings without the checkpoint interval, which does not change a run's results.

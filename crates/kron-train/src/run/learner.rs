@@ -1,5 +1,7 @@
 //! [`Learner`]: a model with its trained parameters, its loss and its score.
 
+use std::ops::Range;
+
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Linear, Module};
 use kron_candle::{Adapter, Adapters, DropoutKey, Group, Inject};
@@ -8,7 +10,7 @@ use kron_core::philox;
 use super::adapter_rule::AdapterRule;
 use super::records::Score;
 use crate::config::{Config, Method, Task};
-use crate::data::{Batch, Dataset, Examples, Question, Tokens};
+use crate::data::{Batch, Dataset, Examples, Inputs, Question, Row, Tokens};
 use crate::error::{Result, invalid};
 use crate::model::{Body, Weights, build, next_token_loss, pool};
 
@@ -75,6 +77,24 @@ impl Learner {
         Ok(Self { body, head, adapters, trained, description })
     }
 
+    /// Builds the model with an adapter and a head that were trained before, to use it.
+    ///
+    /// # Errors
+    /// The adapter has other layers.
+    pub fn trained_before(weights: &Weights, adapter: Option<Adapter>, head: Option<Linear>) -> Result<Self> {
+        let inject = adapter.map_or_else(Inject::nothing, Inject::trained);
+        let body = build(weights, &inject)?;
+        let adapters = Some(inject.finish()?).filter(|adapters| !adapters.deltas().is_empty());
+        let layers = adapters.as_ref().map_or(0, |adapters| adapters.deltas().len());
+        Ok(Self {
+            body,
+            head,
+            adapters,
+            trained: Vec::new(),
+            description: format!("adapters on {layers} layers"),
+        })
+    }
+
     /// Returns the trained variables in a fixed order.
     pub fn trained(&self) -> &[NamedGroup] {
         &self.trained
@@ -125,7 +145,7 @@ impl Learner {
             }
             Examples::Questions(all) => {
                 let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
-                let (scores, tokens) = self.choices(&questions, dropout)?;
+                let (scores, tokens) = self.choices(questions.iter().map(|q| q.rows.as_slice()), dropout)?;
                 let loss = |(scores, question): (Tensor, &Question)| {
                     let logs = candle_nn::ops::log_softmax(&scores, 0)?;
                     Ok(logs.narrow(0, question.answer, 1)?.neg()?)
@@ -153,7 +173,11 @@ impl Learner {
     }
 
     fn score_by(&self, head: Option<&Linear>, examples: &Examples, batch: usize) -> Result<Score> {
-        let order = by_length(examples);
+        let order = by_length(0..examples.len(), |i| match examples {
+            Examples::Labelled(all) => all[i].0.len(),
+            Examples::Plain(all) => all[i].len(),
+            Examples::Questions(all) => longest(&all[i].rows),
+        });
         let (mut loss, mut right) = (0.0, 0);
         for which in order.chunks(batch) {
             let weight = which.len() as f64;
@@ -170,7 +194,7 @@ impl Learner {
                 Examples::Questions(all) => {
                     loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
                     let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
-                    let (scores, _) = self.choices(&questions, None)?;
+                    let (scores, _) = self.choices(questions.iter().map(|q| q.rows.as_slice()), None)?;
                     for (scores, question) in scores.iter().zip(questions) {
                         right +=
                             usize::from(scores.argmax(0)?.to_scalar::<u32>()? as usize == question.answer);
@@ -183,6 +207,34 @@ impl Learner {
         Ok(Score { loss: loss / n, accuracy })
     }
 
+    /// Returns the logits of each text's classes, or the mean log-probability of each question's choices, for a range
+    /// of inputs in batches of `batch`.
+    ///
+    /// # Errors
+    /// As [`Learner::loss`].
+    pub fn predict(&self, inputs: &Inputs, which: Range<usize>, batch: usize) -> Result<Vec<Vec<f32>>> {
+        let start = which.start;
+        let mut all = vec![Vec::new(); which.len()];
+        let order = by_length(which, |i| match inputs {
+            Inputs::Texts(texts) => texts[i].len(),
+            Inputs::Questions(questions) => longest(&questions[i]),
+        });
+        for which in order.chunks(batch) {
+            let scores = match inputs {
+                Inputs::Texts(texts) => {
+                    let rows: Vec<&[u32]> = which.iter().map(|&i| texts[i].as_slice()).collect();
+                    self.classes(self.head.as_ref(), &Tokens::new(&rows), None)?.to_vec2()?
+                }
+                Inputs::Questions(questions) => {
+                    let (scores, _) = self.choices(which.iter().map(|&i| questions[i].as_slice()), None)?;
+                    scores.iter().map(Tensor::to_vec1).collect::<Result<_, _>>()?
+                }
+            };
+            which.iter().zip(scores).for_each(|(&i, scores)| all[i - start] = scores);
+        }
+        Ok(all)
+    }
+
     /// Returns the logits of the classes, n × classes.
     fn classes(&self, head: Option<&Linear>, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
         let Some(head) = head else {
@@ -193,16 +245,20 @@ impl Learner {
     }
 
     /// Returns the mean log-probability of each choice of each question, and the number of tokens.
-    fn choices(&self, questions: &[&Question], dropout: Option<DropoutKey>) -> Result<(Vec<Tensor>, usize)> {
-        let all = questions.iter().flat_map(|q| &q.rows);
+    fn choices<'a>(
+        &self,
+        questions: impl Iterator<Item = &'a [Row]> + Clone,
+        dropout: Option<DropoutKey>,
+    ) -> Result<(Vec<Tensor>, usize)> {
+        let all = questions.clone().flatten();
         let (rows, from): (Vec<&[u32]>, Vec<usize>) = all.map(|(ids, from)| (ids.as_slice(), *from)).unzip();
         let tokens = Tokens::new(&rows);
         let hidden = self.body.hidden(&tokens, dropout)?;
         let scores = next_token_loss(&*self.body, &hidden, &tokens, &from)?.neg()?;
         let mut start = 0;
-        let each = questions.iter().map(|question| {
-            let scores = scores.narrow(0, start, question.rows.len())?;
-            start += question.rows.len();
+        let each = questions.map(|rows| {
+            let scores = scores.narrow(0, start, rows.len())?;
+            start += rows.len();
             Ok(scores)
         });
         Ok((each.collect::<Result<_>>()?, tokens.count()))
@@ -239,15 +295,15 @@ fn new_head(
 }
 
 /// Sorts indices from the shortest example to the longest, so that batches have little padding.
-fn by_length(examples: &Examples) -> Vec<usize> {
-    let len = |i: &usize| match examples {
-        Examples::Labelled(all) => all[*i].0.len(),
-        Examples::Plain(all) => all[*i].len(),
-        Examples::Questions(all) => all[*i].rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0),
-    };
-    let mut order: Vec<usize> = (0..examples.len()).collect();
-    order.sort_by_key(len);
+fn by_length(which: Range<usize>, len: impl Fn(usize) -> usize) -> Vec<usize> {
+    let mut order: Vec<usize> = which.collect();
+    order.sort_by_key(|&i| len(i));
     order
+}
+
+/// Returns the length of a question with its longest choice.
+fn longest(rows: &[Row]) -> usize {
+    rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0)
 }
 
 fn scalar(tensor: &Tensor) -> Result<f64> {

@@ -6,6 +6,7 @@
 mod adapter_rule;
 mod checkpoint;
 mod folder;
+mod head;
 mod learner;
 mod log;
 mod loss_scale;
@@ -17,7 +18,9 @@ mod schedule;
 mod stop;
 mod trainer;
 
+pub use adapter_rule::read_adapter;
 pub use folder::OutputFolder;
+pub use head::read as read_head;
 pub use learner::{Learner, NamedGroup};
 pub use log::{Log, read_log};
 pub use progress::Progress;

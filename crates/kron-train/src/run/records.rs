@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 /// Quality of the predictions on a set.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Score {
     /// Mean loss, natural logarithm.
     pub loss: f64,
     /// Fraction of correct answers; `None` for a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
 }
 

@@ -8,6 +8,7 @@ use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Gradients, IfExists};
 
 use super::checkpoint;
 use super::folder::{CHECKPOINT, EVALUATIONS, OutputFolder, SETTINGS, STEPS};
+use super::head;
 use super::learner::Learner;
 use super::log::{Log, read_log};
 use super::loss_scale::LossScale;
@@ -296,12 +297,7 @@ impl<'a> Trainer<'a> {
             adapters.save(folder.join("adapter.safetensors"), IfExists::Replace)?;
         }
         if let Some(head) = self.learner.head() {
-            let path = folder.join("head.safetensors");
-            let mut tensors = vec![("head.weight", head.weight().clone())];
-            tensors.extend(head.bias().map(|bias| ("head.bias", bias.clone())));
-            let labels = [("labels".to_owned(), self.data.labels.join("\n"))].into();
-            let bytes = safetensors::serialize(tensors, Some(labels)).map_err(|e| file(&path, e))?;
-            write_atomic(&path, IfExists::Replace, |out| out.write_all(&bytes))?;
+            head::write(&folder.join("head.safetensors"), head, &self.data.labels)?;
         }
         let html = run_page(self.config, self.learner.description(), &self.steps, &self.evaluations)?;
         let path = folder.join("report.html");

@@ -1,0 +1,75 @@
+//! Options of the commands that use a trained model.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kron_train::Result;
+use kron_train::compute::{Device, Precision};
+use kron_train::config::{AdapterConfig, Config, MAX_BATCH, Task, Train};
+
+use super::put;
+
+/// Trained model, and the file that it is used on.
+#[derive(Args, Debug)]
+pub struct Inference {
+    /// Hugging Face folder, a .gguf file, or a .bin file of llama2.c.
+    model: PathBuf,
+    /// Adapter to put on the model: an adapter file, a PEFT folder or a LyCORIS file.
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// Head of the task classify [default: head.safetensors beside the adapter].
+    #[arg(long)]
+    head: Option<PathBuf>,
+    /// File of examples; predict needs no answers in it.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// File for the result, which does not exist yet [default: the standard output].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// config.toml of the run, for the settings that the options below do not give.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Task that was learned.
+    #[arg(long)]
+    task: Option<Task>,
+    /// Tokenizer to use instead of the model's own.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Device: cpu or cuda:N.
+    #[arg(long)]
+    device: Option<Device>,
+    /// Type of the base's weights and of activations.
+    #[arg(long)]
+    precision: Option<Precision>,
+    /// Longest text in tokens (2 to 1048576).
+    #[arg(long)]
+    max_len: Option<usize>,
+    /// Examples per forward pass (1 to 1048576) [default: twice the run's batch].
+    #[arg(long)]
+    batch: Option<usize>,
+}
+
+impl Inference {
+    /// Returns the settings of the run that the task depends on, overridden by the options.
+    pub fn config(&self) -> Result<Config> {
+        let run = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+        // How the parameters were trained no longer matters; training evaluates with twice its batch.
+        let train = Train { batch: run.train.batch.saturating_mul(2).min(MAX_BATCH), ..Train::default() };
+        let mut config =
+            Config { model: self.model.clone(), adapter: AdapterConfig::default(), train, ..run };
+        config.data.train = self.data.clone();
+        config.tokenizer = self.tokenizer.clone().or(config.tokenizer);
+        put(&mut config.task, self.task);
+        put(&mut config.compute.device, self.device);
+        put(&mut config.compute.precision, self.precision);
+        put(&mut config.data.max_len, self.max_len);
+        put(&mut config.train.batch, self.batch);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Returns the path of the head.
+    pub fn head(&self) -> Option<PathBuf> {
+        self.head.clone().or_else(|| Some(self.adapter.as_ref()?.with_file_name("head.safetensors")))
+    }
+}
