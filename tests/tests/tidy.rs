@@ -23,7 +23,10 @@ const UNSAFE: [(&str, &str); 9] = [
     ("crates/kron-candle/src/cuda.rs", "candle's device memory becomes ours by its pointers"),
     ("crates/kron-candle/src/product.rs", "the product's crate has no safe interface"),
     ("crates/kron-cli/src/merge/map.rs", "a file that is mapped is read by its address"),
-    ("crates/kron-train/src/allocator.rs", "the allocator's options have no safe interface"),
+    (
+        "crates/kron-train/src/process.rs",
+        "the allocator's options and the environment have no safe interface",
+    ),
     ("benches/src/device/", "the rival's products on a device have no safe interface"),
     ("benches/src/gemm.rs", "the rival's crate has no safe interface"),
 ];

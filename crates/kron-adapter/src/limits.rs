@@ -76,7 +76,7 @@ const fn at_least(v: u64, floor: u64) -> u64 {
     if v < floor { floor } else { v }
 }
 
-/// What a file may still cost.
+/// Allowances that a file has left.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes that may be made of it.

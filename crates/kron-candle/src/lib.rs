@@ -62,6 +62,7 @@ mod op;
 mod optim;
 mod product;
 mod quantised;
+mod trace;
 mod trainable_delta;
 mod unfused;
 
@@ -78,6 +79,7 @@ pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
 pub use product::{Threads, product};
 pub use quantised::QuantisedLinear;
+pub use trace::Trace;
 pub use trainable_delta::TrainableDelta;
 
 /// The README's code, compiled and run.

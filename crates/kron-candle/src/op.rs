@@ -86,18 +86,29 @@ impl Fused {
         Ok((y, shape))
     }
 
-    /// Returns dx, if x needs a gradient, and dθ.
-    fn backward<S: DeviceOps>(
+    /// Returns dx, if it is wanted, and dθ.
+    pub fn backward(
         &self,
         x: &Tensor,
         theta: &Tensor,
         dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        wants_dx: bool,
+    ) -> Result<(Option<Tensor>, Tensor)> {
+        with_device_ops!(dy.device(), S => self.backward_on::<S>(x, theta, &dy.contiguous()?, wants_dx))
+    }
+
+    fn backward_on<S: DeviceOps>(
+        &self,
+        x: &Tensor,
+        theta: &Tensor,
+        dy: &Tensor,
+        wants_dx: bool,
+    ) -> Result<(Option<Tensor>, Tensor)> {
         on(dy.device().location(), dy, |dy| {
             let base = || S::base_backward(&*self.base, dy);
-            let mut dx = x.track_op().then(base).transpose()?;
+            let mut dx = wants_dx.then(base).transpose()?;
             let dtheta = self.call.backward(x, theta, dy, dx.as_mut())?;
-            Ok((dx.map(|dx| tensor(dx, x.shape())), Some(dtheta)))
+            Ok((dx.map(|dx| tensor(dx, x.shape())), dtheta))
         })
     }
 }
@@ -135,7 +146,8 @@ impl CustomOp2 for Fused {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        with_device_ops!(dy.device(), S => self.backward::<S>(x, theta, &dy.contiguous()?))
+        let (dx, dtheta) = self.backward(x, theta, dy, x.track_op())?;
+        Ok((dx, Some(dtheta)))
     }
 }
 

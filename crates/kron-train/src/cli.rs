@@ -172,6 +172,9 @@ pub struct Settings {
     /// Examples per forward pass; 0 takes the whole batch (0 to 1048576).
     #[arg(long)]
     micro_batch: Option<usize>,
+    /// Keep the inputs of a decoder's blocks alone and compute the rest again, to save memory.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    checkpointing: Option<bool>,
     /// Highest learning rate (0 to 1e30).
     #[arg(long, alias = "rate")]
     lr: Option<f64>,
@@ -240,6 +243,7 @@ impl Settings {
         put(&mut train.epochs, self.epochs);
         put(&mut train.batch, self.batch);
         put(&mut train.micro_batch, self.micro_batch);
+        put(&mut train.checkpointing, self.checkpointing);
         put(&mut train.lr, self.lr);
         put(&mut train.head_lr, self.head_lr);
         put(&mut train.lora_plus, self.lora_plus);

@@ -170,6 +170,8 @@ pub struct Train {
     pub batch: usize,
     /// Examples per forward pass; 0 takes the whole batch.
     pub micro_batch: usize,
+    /// Keeps the inputs of a decoder's blocks alone, and computes the rest again in the backward pass.
+    pub checkpointing: bool,
     /// Highest learning rate.
     #[serde(alias = "rate")]
     pub lr: f64,
@@ -203,6 +205,7 @@ impl Default for Train {
             epochs: 3,
             batch: 16,
             micro_batch: 0,
+            checkpointing: false,
             lr: 1e-3,
             head_lr: 0.0,
             lora_plus: 1.0,

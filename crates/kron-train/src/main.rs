@@ -1,9 +1,9 @@
 //! The program `kron-train`: parses arguments, runs the library, prints results.
 #![deny(unsafe_code)]
 
-mod allocator;
 mod cli;
 mod docs;
+mod process;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -47,7 +47,8 @@ fn print(text: &str) {
 }
 
 fn main() -> ExitCode {
-    allocator::keep_blocks();
+    process::keep_blocks();
+    process::keep_one_pool();
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(refused) if refused.use_stderr() => {

@@ -97,7 +97,7 @@ impl Packed {
     }
 }
 
-/// What threads share.
+/// Value that threads share.
 struct Shared<T>(T);
 
 // SAFETY: the pointers of a `Source` are read only, and each task writes its own square of a `Target`.

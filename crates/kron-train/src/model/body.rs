@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use kron_candle::{DropoutKey, KronLinear};
 
 use crate::data::Tokens;
-use crate::error::Result;
+use crate::error::{Result, invalid};
 
 /// Attention pattern of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,14 @@ pub trait Body {
     /// # Errors
     /// candle fails.
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor>;
+
+    /// Makes training passes keep the inputs of blocks alone, and compute the rest again in the backward pass.
+    ///
+    /// # Errors
+    /// The model cannot do that.
+    fn recompute(&mut self) -> Result<()> {
+        Err(invalid("checkpointing is on, but only a decoder's blocks are recomputed"))
+    }
 
     /// Returns the layer that maps a hidden state to the logits of the next token; `None` for an encoder.
     fn output(&self) -> Option<&KronLinear>;

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use kron_adapter::gguf::{BlockType, Blocks, Gguf};
 
-use super::llama::LlamaConfig;
+use super::llama_config::LlamaConfig;
 use crate::error::{Result, file};
 
 /// A tensor of a model.

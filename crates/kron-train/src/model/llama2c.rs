@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use kron_adapter::io;
 
-use super::llama::LlamaConfig;
+use super::llama_config::LlamaConfig;
 use crate::error::{Result, file};
 use crate::files;
 

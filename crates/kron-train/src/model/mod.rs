@@ -1,20 +1,24 @@
 //! Pretrained models: from a folder of weights to hidden states.
 
 mod bert;
+mod block;
 mod body;
 mod gguf;
 mod layers;
 mod llama;
 mod llama2c;
+mod llama_config;
 mod load;
 mod next_token;
 mod ops;
 mod rope;
 mod sizes;
+mod traced_block;
 
 pub use bert::{Bert, BertConfig};
 pub use body::{Attention, Body, pool};
-pub use llama::{Llama, LlamaConfig};
+pub use llama::Llama;
+pub use llama_config::LlamaConfig;
 pub use load::{Config, Files, Weights, build};
 pub use next_token::next_token_loss;
 pub use rope::RopeConfig;

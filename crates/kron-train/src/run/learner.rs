@@ -47,7 +47,7 @@ impl Learner {
     ) -> Result<Self> {
         let (adapter, seed) = (&config.adapter, config.train.seed);
         let mut trained = Vec::new();
-        let (body, adapters, description) = match AdapterRule::new(adapter, weights)? {
+        let (mut body, adapters, description) = match AdapterRule::new(adapter, weights)? {
             Some(rule) => {
                 let inject = match before {
                     Some(before) => rule.trained(before),
@@ -66,6 +66,9 @@ impl Learner {
             }
             None => (build(weights, &Inject::nothing())?, None, "no adapter".into()),
         };
+        if config.train.checkpointing {
+            body.recompute()?;
+        }
         for delta in adapters.iter().flat_map(Adapters::deltas) {
             let group = delta.group(config.train.lora_plus, config.train.decay)?;
             trained.push((format!("{}.theta", delta.module()), group));

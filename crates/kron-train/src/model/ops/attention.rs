@@ -43,6 +43,21 @@ pub(in crate::model) fn attention(
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
+/// Returns the gradients of q, k and v in [`attention`], for contiguous float32 tensors on the CPU.
+///
+/// # Errors
+/// candle fails.
+pub(in crate::model) fn attention_backward(
+    [q, k, v]: [&Tensor; 3],
+    heads: Heads,
+    rotation: Option<&Rotation>,
+    mask: &AttentionMask,
+    dy: &Tensor,
+) -> Result<[Tensor; 3]> {
+    let op = Attention { heads, rotation: rotation.cloned(), mask: mask.clone() };
+    op.backward([q, k, v], dy)
+}
+
 struct Attention {
     heads: Heads,
     rotation: Option<Rotation>,
@@ -175,41 +190,8 @@ fn rotate(
     }
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let qkv = [floats(q, layout)?, floats(k, k_layout)?, floats(v, v_layout)?];
-        let (n, queries, wide) = layout.shape().dims3()?;
-        let mut y = Array4::zeros((n, queries, self.heads.keys, wide / self.heads.keys));
-        self.each(qkv, n, [&mut y], |group, [mut y]| {
-            group.parts(|part| {
-                let v = group.v.slice(s![..part.weights.ncols(), ..]);
-                let y = y.slice_mut(s![part.rows, part.columns]);
-                product(y, Accum::Replace, part.weights.view(), v, Threads::One)
-            })
-        })?;
-        Ok((CpuStorage::F32(y.into_raw_vec_and_offset().0), layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+impl Attention {
+    fn backward(&self, [q, k, v]: [&Tensor; 3], dy: &Tensor) -> Result<[Tensor; 3]> {
         let dy = dy.contiguous()?;
         let (n, queries, wide) = q.dims3()?;
         let (keys, per) = (k.dim(1)?, wide / self.heads.keys);
@@ -251,7 +233,47 @@ impl CustomOp3 for Attention {
             rotate(group.tables, 0, -1.0, drotated.view(), dk.slice_mut(s![..keys, ..]));
             Ok(())
         })?;
-        let tensor = |gradient: Array4<f32>, of| like(gradient.into_raw_vec_and_offset().0, of).map(Some);
-        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+        let tensor = |gradient: Array4<f32>, of| like(gradient.into_raw_vec_and_offset().0, of);
+        Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?])
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let qkv = [floats(q, layout)?, floats(k, k_layout)?, floats(v, v_layout)?];
+        let (n, queries, wide) = layout.shape().dims3()?;
+        let mut y = Array4::zeros((n, queries, self.heads.keys, wide / self.heads.keys));
+        self.each(qkv, n, [&mut y], |group, [mut y]| {
+            group.parts(|part| {
+                let v = group.v.slice(s![..part.weights.ncols(), ..]);
+                let y = y.slice_mut(s![part.rows, part.columns]);
+                product(y, Accum::Replace, part.weights.view(), v, Threads::One)
+            })
+        })?;
+        Ok((CpuStorage::F32(y.into_raw_vec_and_offset().0), layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [dq, dk, dv] = self.backward([q, k, v], dy)?;
+        Ok((Some(dq), Some(dk), Some(dv)))
     }
 }

@@ -3,6 +3,7 @@
 //! Each keeps its operands for the backward pass, and the output's loss the gradient of its operand. Work is spread over
 //! rayon's threads. Other devices and types take [`composed`], the same functions out of candle's own ops.
 
+mod add;
 mod attention;
 mod attention_mask;
 mod composed;
@@ -17,11 +18,13 @@ mod swiglu;
 #[cfg(test)]
 mod tests;
 
-pub(super) use attention::attention;
+pub(super) use add::add;
+pub(super) use attention::{attention, attention_backward};
 pub(super) use attention_mask::AttentionMask;
 pub(super) use gelu::gelu;
 pub(super) use heads::Heads;
 pub(super) use layer_norm::layer_norm;
 pub(super) use output_loss::output_loss;
-pub(super) use rms_norm::rms_norm;
-pub(super) use swiglu::swiglu;
+pub(super) use rms_norm::{rms_norm, rms_norm_backward};
+pub(super) use slices::is_fusable;
+pub(super) use swiglu::{swiglu, swiglu_backward};

@@ -16,11 +16,35 @@ pub(in crate::model) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Resul
     }
 }
 
+/// Returns the gradient of x in [`rms_norm`], for float32 tensors on the CPU.
+///
+/// # Errors
+/// candle fails.
+pub(in crate::model) fn rms_norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    dy: &Tensor,
+) -> Result<Tensor> {
+    RmsNorm { eps }.dx(x, weight, &dy.contiguous()?)
+}
+
 struct RmsNorm {
     eps: f32,
 }
 
 impl RmsNorm {
+    fn dx(&self, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let (given, w, dy) = (read(x)?, read(weight)?, read(dy)?);
+        let dx = map_rows([&given, &dy], w.len(), |dx, [x, dy]| {
+            let scale = self.scale(x);
+            dx.iter_mut().zip(dy).zip(&*w).for_each(|((dx, dy), w)| *dx = dy * w);
+            let along = dot(dx, x) * scale * scale / w.len() as f32;
+            dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = scale * (*dx - x * along));
+        });
+        like(dx, x)
+    }
+
     /// Returns 1/√(mean(x²) + eps).
     fn scale(&self, row: &[f32]) -> f32 {
         1.0 / (dot(row, row) / row.len() as f32 + self.eps).sqrt()
@@ -69,17 +93,9 @@ impl CustomOp2 for RmsNorm {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        let (given, weight, dy) = (read(x)?, read(w)?, read(&dy)?);
-        let width = weight.len();
-        let dx = |_| {
-            let dx = map_rows([&given, &dy], width, |dx, [x, dy]| {
-                let scale = self.scale(x);
-                dx.iter_mut().zip(dy).zip(&*weight).for_each(|((dx, dy), w)| *dx = dy * w);
-                let along = dot(dx, x) * scale * scale / width as f32;
-                dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = scale * (*dx - x * along));
-            });
-            like(dx, x)
-        };
+        let dx = x.track_op().then(|| self.dx(x, w, &dy)).transpose()?;
+        let (given, dy) = (read(x)?, read(&dy)?);
+        let width = w.elem_count();
         // One thread sums row by row, so that the order of the sums is fixed.
         let dw = |_| {
             let mut dw = vec![0.0; width];
@@ -89,7 +105,6 @@ impl CustomOp2 for RmsNorm {
             }
             like(dw, w)
         };
-        let dx = x.track_op().then_some(()).map(dx).transpose()?;
         let dw = w.track_op().then_some(()).map(dw).transpose()?;
         Ok((dx, dw))
     }

@@ -21,6 +21,25 @@ pub(in crate::model) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// Returns the gradients of gate and up in [`swiglu`], for contiguous float32 tensors on the CPU.
+///
+/// # Errors
+/// candle fails.
+pub(in crate::model) fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Tensor; 2]> {
+    let dy = dy.contiguous()?;
+    let (g, u, dy) = (read(gate)?, read(up)?, read(&dy)?);
+    let (mut dgate, mut dup) = (vec![0.0; g.len()], vec![0.0; g.len()]);
+    let parts = dgate.par_chunks_mut(PART).zip(dup.par_chunks_mut(PART)).zip(g.par_chunks(PART));
+    parts.zip(u.par_chunks(PART)).zip(dy.par_chunks(PART)).for_each(|((((dgate, dup), g), u), dy)| {
+        for ((((dgate, dup), g), u), dy) in dgate.iter_mut().zip(dup).zip(g).zip(u).zip(dy) {
+            let s = sigmoid(*g);
+            *dgate = dy * u * s * (1.0 + g * (1.0 - s));
+            *dup = dy * g * s;
+        }
+    });
+    Ok([like(dgate, gate)?, like(dup, up)?])
+}
+
 struct Swiglu;
 
 /// Returns 1/(1 + e^−g).
@@ -57,17 +76,7 @@ impl CustomOp2 for Swiglu {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let (g, u, dy) = (read(gate)?, read(up)?, read(&dy)?);
-        let (mut dgate, mut dup) = (vec![0.0; g.len()], vec![0.0; g.len()]);
-        let parts = dgate.par_chunks_mut(PART).zip(dup.par_chunks_mut(PART)).zip(g.par_chunks(PART));
-        parts.zip(u.par_chunks(PART)).zip(dy.par_chunks(PART)).for_each(|((((dgate, dup), g), u), dy)| {
-            for ((((dgate, dup), g), u), dy) in dgate.iter_mut().zip(dup).zip(g).zip(u).zip(dy) {
-                let s = sigmoid(*g);
-                *dgate = dy * u * s * (1.0 + g * (1.0 - s));
-                *dup = dy * g * s;
-            }
-        });
-        Ok((Some(like(dgate, gate)?), Some(like(dup, up)?)))
+        let [dgate, dup] = swiglu_backward(gate, up, dy)?;
+        Ok((Some(dgate), Some(dup)))
     }
 }

@@ -179,3 +179,10 @@ fn half_precision_loses_its_roundings_alone() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_residual_sum_is_candles() {
+    let (x, y) = (var(&[3, 7, 5000], 4), var(&[3, 7, 5000], 5));
+    agree(&[&x, &y], &|| add(&x, &y), &|| x.as_tensor() + y.as_tensor());
+    agree(&[&x], &|| add(&x, &x), &|| x.as_tensor() + x.as_tensor());
+}
