@@ -8,20 +8,26 @@ use libmimalloc_sys::{mi_option_set, mi_option_t};
 /// Number of mimalloc's option `purge_delay`, in milliseconds; −1 never gives memory back.
 const PURGE_DELAY: mi_option_t = 15;
 const NEVER: c_long = -1;
-/// Variable by which a user sets the same option.
-const VARIABLE: &str = "MIMALLOC_PURGE_DELAY";
+/// Number of its option `allow_large_os_pages`: pages of 2 MiB where the system has them.
+const LARGE_PAGES: mi_option_t = 6;
+/// Each option with its value, and the variable by which a user sets it.
+const OPTIONS: [(mi_option_t, c_long, &str); 2] =
+    [(PURGE_DELAY, NEVER, "MIMALLOC_PURGE_DELAY"), (LARGE_PAGES, 1, "MIMALLOC_ALLOW_LARGE_OS_PAGES")];
 /// Variable that gives candle's own pool its threads.
 const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
 
-/// Keeps freed blocks in the process, unless the user has set a delay. Runs before any thread starts.
+/// Keeps freed blocks in the process, in large pages, unless the user has set these options. Runs before any thread starts.
 ///
 /// A step frees and allocates the same blocks as the one before. Given back, each page is cleared
-/// by the system on its next first touch, which was half the time of a step of a language model.
+/// by the system on its next first touch, which was half the time of a step of a language model. Large
+/// pages save most look-ups of addresses, each of which costs a virtual machine two walks of tables.
 pub fn keep_blocks() {
-    if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: the function takes two integers and stores the second in a table; it ignores a
-        // number beyond the table. It runs before any other thread, which could read the table.
-        unsafe { mi_option_set(PURGE_DELAY, NEVER) };
+    for (option, value, variable) in OPTIONS {
+        if std::env::var_os(variable).is_none() {
+            // SAFETY: the function takes two integers and stores the second in a table; it ignores a
+            // number beyond the table. It runs before any other thread, which could read the table.
+            unsafe { mi_option_set(option, value) };
+        }
     }
 }
 

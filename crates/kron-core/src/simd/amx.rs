@@ -15,7 +15,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// Rows or columns of a panel, and of the square of y that a step computes.
 pub(crate) const PANEL: usize = 32;
@@ -50,13 +50,16 @@ pub(crate) struct Amx(());
 impl Amx {
     /// Returns the unit, if the processor has one and the system lends it to this process.
     pub fn new() -> Option<Self> {
-        static FOUND: OnceLock<bool> = OnceLock::new();
-        FOUND
-            .get_or_init(|| {
-                let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-                vectors && has_tiles() && is_permitted()
-            })
-            .then_some(Self(()))
+        // No lock, which a process that is forked meanwhile would find held for ever.
+        static FOUND: AtomicU8 = AtomicU8::new(UNKNOWN);
+        const UNKNOWN: u8 = 2;
+        let mut found = FOUND.load(Relaxed);
+        if found == UNKNOWN {
+            let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            found = u8::from(vectors && has_tiles() && is_permitted());
+            FOUND.store(found, Relaxed);
+        }
+        (found == 1).then_some(Self(()))
     }
 
     /// Configures the tiles of this thread until the guard is dropped.

@@ -15,6 +15,8 @@ const COLUMNS: usize = 1024;
 const INNER: usize = 640;
 /// Panels of x that a task packs and keeps in the second cache, at most 960 kB.
 const ROWS: usize = 8;
+/// Panels of w that the second cache holds beside them.
+const NEAR: usize = 4;
 /// Tasks for each thread, at least: a thread that begins late has fewer.
 const TASKS: usize = 2;
 /// Least size of each dimension: below, packing and padding cost more than the unit saves.
@@ -146,15 +148,16 @@ impl Part<'_> {
         let mut x = Packed::new(rows.len(), self.inner.len());
         x.fill(self.rows, rows, self.inner.clone(), false);
         let tiles = amx.configured();
-        for j in panels {
-            for i in 0..x.panels {
-                let (a, b) = (x.panel(i), self.w.panel(j));
-                let at = (row + i * PANEL, self.column + j * PANEL);
-                // SAFETY: both panels are packed, and no other task has this square.
-                self.y.square(at, self.add, |y, stride, add| unsafe {
-                    tiles.multiply(a, b, x.steps, y, stride, add);
-                });
-            }
+        // Several squares side by side are in the same pages of y.
+        let near = panels.clone().step_by(NEAR).map(|first| first..panels.end.min(first + NEAR));
+        let squares = near.flat_map(|js| (0..x.panels).flat_map(move |i| js.clone().map(move |j| (i, j))));
+        for (i, j) in squares {
+            let (a, b) = (x.panel(i), self.w.panel(j));
+            let at = (row + i * PANEL, self.column + j * PANEL);
+            // SAFETY: both panels are packed, and no other task has this square.
+            self.y.square(at, self.add, |y, stride, add| unsafe {
+                tiles.multiply(a, b, x.steps, y, stride, add);
+            });
         }
     }
 }
