@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use crate::io::{
-    IfExists, OutputLock, folder_of, remove_leftovers, sync_folder, temporary_folder, write_atomic,
+    FOLDER_LOCK, IfExists, OutputLock, folder_of, remove_leftovers, sync_folder, temporary_folder,
+    write_atomic,
 };
 use crate::{Error, Progress, Result, Suggestion};
 
@@ -34,7 +35,7 @@ pub fn write_output(out: &Path, output: &Output, if_exists: IfExists, progress: 
     let name = out.display();
     let there = out.symlink_metadata().ok();
     if there.is_some() && if_exists == IfExists::Refuse {
-        return Err(Error::usage(format!("{name} exists")).with(Suggestion::Replace));
+        return Err(exists(out));
     }
     match output {
         Output::File(bytes) => {
@@ -47,7 +48,7 @@ pub fn write_output(out: &Path, output: &Output, if_exists: IfExists, progress: 
             if there.is_some_and(|meta| !meta.is_dir()) {
                 return Err(Error::usage(format!("{name} is not a folder, but a PEFT adapter is one")));
             }
-            write_folder(out, files, progress)
+            write_folder(out, files, if_exists, progress)
         }
     }
 }
@@ -84,14 +85,24 @@ pub fn write_new_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> 
     let new = temp.path().join("new");
     fs::create_dir(&new).map_err(refused)?;
     write(&new)?;
-    fs::rename(&new, out).and_then(|()| sync_folder(folder_of(out))).map_err(refused)
+    place_new(&new, out).and_then(|()| sync_folder(folder_of(out))).map_err(refused)
 }
 
 /// Writes the files into a hidden folder beside `out`, then renames it.
-fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progress) -> Result<()> {
+fn write_folder(
+    out: &Path,
+    files: &[(&'static str, Vec<u8>)],
+    if_exists: IfExists,
+    progress: Progress,
+) -> Result<()> {
     let refused = |e: std::io::Error| Error::io(out.display(), e);
     let _lock = OutputLock::beside(out)?;
-    check_replaceable(out, files)?;
+    // A merge or a training run writes into the folder itself.
+    let replaces = if_exists == IfExists::Replace && out.is_dir();
+    let _inside = replaces.then(|| OutputLock::folder(out)).transpose()?;
+    if replaces {
+        check_replaceable(out, out, files)?;
+    }
     // Dropping the folder, on any error, removes it.
     let (temp, _held) = temporary_folder(out).map_err(refused)?;
     let (new, old) = (temp.path().join("new"), temp.path().join("old"));
@@ -100,28 +111,67 @@ fn write_folder(out: &Path, files: &[(&'static str, Vec<u8>)], progress: Progres
         let mut file = fs::File::create_new(new.join(name)).map_err(refused)?;
         write_pieces(bytes, &mut file, progress).and_then(|()| file.sync_all()).map_err(refused)?;
     }
-    match fs::copy(out.join(CARD), new.join(CARD)) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
-        _ => {}
+    if replaces {
+        match fs::copy(out.join(CARD), new.join(CARD)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
+            _ => {}
+        }
     }
     sync_folder(&new).map_err(refused)?;
-    let flush = || sync_folder(folder_of(out)).map_err(refused);
-    if exchange(&new, out) {
-        return flush();
-    }
-    match fs::rename(out, &old) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
-        _ => {}
-    }
-    fs::rename(&new, out).map_err(|e| {
-        if !old.exists() || fs::rename(&old, out).is_ok() {
-            return refused(e);
+    if !replaces {
+        place_new(&new, out).map_err(|e| match e.kind() {
+            ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty => exists(out),
+            _ => refused(e),
+        })?;
+    } else if exchange(&new, out) {
+        // Somebody may have added a file since the first check.
+        if let Err(e) = check_replaceable(&new, out, files) {
+            if exchange(&new, out) {
+                return Err(e);
+            }
+            let kept = temp.keep().join("new");
+            return Err(Error::data(format!("{} is now {}: {e}", out.display(), kept.display())));
         }
-        // The temporary folder has the only copy now, so that it stays.
-        let kept = temp.keep().join("old");
-        Error::io(format!("{} is now {}", out.display(), kept.display()), e)
-    })?;
-    flush()
+    } else {
+        fs::rename(out, &old).map_err(refused)?;
+        let placed =
+            check_replaceable(&old, out, files).and_then(|()| fs::rename(&new, out).map_err(refused));
+        placed.map_err(|e| {
+            if fs::rename(&old, out).is_ok() {
+                return e;
+            }
+            let kept = temp.keep().join("old");
+            Error::data(format!("{} is now {}: {e}", out.display(), kept.display()))
+        })?;
+    }
+    sync_folder(folder_of(out)).map_err(refused)
+}
+
+fn exists(out: &Path) -> Error {
+    Error::usage(format!("{} exists", out.display())).with(Suggestion::Replace)
+}
+
+/// Renames a folder to a name that is free.
+#[cfg(target_os = "linux")]
+fn place_new(new: &Path, out: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, new, CWD, out, RenameFlags::NOREPLACE) {
+        // Some file systems know no flags.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => place_checked(new, out),
+        placed => Ok(placed?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn place_new(new: &Path, out: &Path) -> std::io::Result<()> {
+    place_checked(new, out)
+}
+
+fn place_checked(new: &Path, out: &Path) -> std::io::Result<()> {
+    match out.symlink_metadata() {
+        Ok(_) => Err(ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(new, out),
+    }
 }
 
 /// Exchanges two folders in one step, so that the name always holds one; returns
@@ -138,19 +188,81 @@ fn exchange(_new: &Path, _out: &Path) -> bool {
     false
 }
 
-/// Fails if the folder holds anything but an adapter and its card, which replacing it would lose.
-fn check_replaceable(out: &Path, files: &[(&'static str, Vec<u8>)]) -> Result<()> {
-    remove_leftovers(out);
-    let Ok(entries) = fs::read_dir(out) else { return Ok(()) };
-    for entry in entries {
+/// Fails if `folder`, which is or was `out`, holds anything but an adapter and its card, which replacing it would lose.
+fn check_replaceable(folder: &Path, out: &Path, files: &[(&'static str, Vec<u8>)]) -> Result<()> {
+    remove_leftovers(folder);
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(out.display(), e))? {
         let entry = entry.map_err(|e| Error::io(out.display(), e))?;
         let name = entry.file_name();
         // A link or a pipe could not be copied as it is.
         let card = name == CARD && entry.file_type().is_ok_and(|kind| kind.is_file());
-        if !card && !files.iter().any(|(file, _)| name == *file) {
+        if !card && name != FOLDER_LOCK && !files.iter().any(|(file, _)| name == *file) {
             let refused = Error::usage(format!("{} holds {name:?}", out.display()));
             return Err(refused.with(Suggestion::OtherName));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
+    fn folder(byte: u8) -> Output {
+        Output::Folder(NAMES.map(|name| (name, vec![byte; 10])).to_vec())
+    }
+
+    /// Writes a folder while `meanwhile` happens, and returns its result.
+    fn write_while(out: &Path, if_exists: IfExists, meanwhile: impl Fn() + Sync) -> Result<()> {
+        write_output(out, &folder(2), if_exists, &|_| {
+            meanwhile();
+            Ok(())
+        })
+    }
+
+    /// A folder or a file that appears during a write is nobody's to replace.
+    #[test]
+    fn what_appears_meanwhile_stays() {
+        let place = tempfile::tempdir().unwrap();
+        for (i, if_exists) in [IfExists::Refuse, IfExists::Replace].into_iter().enumerate() {
+            let out = place.path().join(format!("new{i}"));
+            let error = write_while(&out, if_exists, || {
+                fs::create_dir_all(&out).unwrap();
+                fs::write(out.join("thesis.txt"), "mine").unwrap();
+            });
+            assert!(error.unwrap_err().message().contains("exists"));
+            assert_eq!(fs::read(out.join("thesis.txt")).unwrap(), b"mine");
+            assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+        }
+        let out = place.path().join("old");
+        write_output(&out, &folder(1), IfExists::Refuse, &|_| Ok(())).unwrap();
+        let error =
+            write_while(&out, IfExists::Replace, || fs::write(out.join("notes.txt"), "mine").unwrap());
+        assert!(error.unwrap_err().message().contains("notes.txt"));
+        assert_eq!(fs::read(out.join("notes.txt")).unwrap(), b"mine");
+        assert_eq!(fs::read(out.join(NAMES[1])).unwrap(), [1; 10]);
+        fs::remove_file(out.join("notes.txt")).unwrap();
+        write_output(&out, &folder(3), IfExists::Replace, &|_| Ok(())).unwrap();
+        assert_eq!(fs::read(out.join(NAMES[1])).unwrap(), [3; 10]);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3, "no temporary folder and no lock is left");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
+    }
+
+    /// A folder is locked for those who write it whole and for those who write into it.
+    #[test]
+    fn a_replaced_folder_is_locked_twice() {
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("out");
+        write_output(&out, &folder(1), IfExists::Refuse, &|_| Ok(())).unwrap();
+        write_while(&out, IfExists::Replace, || {
+            assert!(OutputLock::beside(&out).is_err() && OutputLock::folder(&out).is_err());
+        })
+        .unwrap();
+        let held = OutputLock::folder(&out).unwrap();
+        assert!(write_while(&out, IfExists::Replace, || ()).unwrap_err().message().contains("being written"));
+        drop(held);
+        assert!(write_while(&out, IfExists::Replace, || ()).is_ok());
+    }
 }

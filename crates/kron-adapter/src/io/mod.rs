@@ -36,6 +36,6 @@ pub(crate) use input::MAX_HEADER;
 pub use input::{Input, read};
 pub use layout::{Layout, METADATA};
 pub use lock::OutputLock;
-pub(crate) use names::folder_of;
 pub use names::is_temporary;
+pub(crate) use names::{FOLDER_LOCK, folder_of};
 pub use options::{Flush, IfExists};

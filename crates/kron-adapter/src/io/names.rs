@@ -8,7 +8,7 @@ pub(super) const PREFIX: &str = ".kron-";
 pub(super) const SUFFIX: &str = ".tmp";
 pub(super) const LOCK: &str = ".lock";
 /// Name of the lock in a folder.
-pub(super) const FOLDER_LOCK: &str = ".kron.lock";
+pub(crate) const FOLDER_LOCK: &str = ".kron.lock";
 
 /// Returns the folder of a path, `.` for a bare name.
 pub(crate) fn folder_of(path: &Path) -> &Path {
