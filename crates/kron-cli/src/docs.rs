@@ -1,6 +1,6 @@
 //! `kron man DIR` and `kron completions SHELL`, generated from the program's own arguments.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -66,10 +66,12 @@ pub fn completions(args: &Completions, mut program: clap::Command, form: TextOrJ
     let name = program.get_name().to_string();
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut program, name, &mut text);
-    std::io::stdout()
-        .write_all(&text)
-        .map_err(|e| Error::data(format!("the standard output cannot be written: {e}")))?;
-    Ok(ExitCode::SUCCESS)
+    match std::io::stdout().write_all(&text) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::data(format!("the standard output cannot be written: {e}")))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn no_json(form: TextOrJson, what: &str) -> Result<()> {

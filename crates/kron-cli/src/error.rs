@@ -1,5 +1,6 @@
 //! Exit codes, and how an error is printed.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use kron_adapter::text::printable;
@@ -48,10 +49,12 @@ pub fn report(error: &Error, form: TextOrJson) -> ExitCode {
         Kind::Usage => 2,
     };
     let sentence = sentence(error);
-    match form {
-        TextOrJson::Text => eprintln!("error: {}", printable(&sentence)),
-        TextOrJson::Json => eprintln!("{}", serde_json::json!({ "error": sentence, "exit_code": code })),
-    }
+    let line = match form {
+        TextOrJson::Text => format!("error: {}", printable(&sentence)),
+        TextOrJson::Json => serde_json::json!({ "error": sentence, "exit_code": code }).to_string(),
+    };
+    // Where the standard error cannot be written, the exit code says it.
+    let _ = writeln!(std::io::stderr(), "{line}");
     ExitCode::from(code)
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -84,7 +85,7 @@ fn refused(error: &clap::Error) -> ExitCode {
         error.exit();
     }
     if !std::env::args_os().any(|arg| arg == "--json") {
-        eprint!("{}", printable(&error.to_string()));
+        let _ = write!(std::io::stderr(), "{}", printable(&error.to_string()));
         return ExitCode::from(2);
     }
     // Clap adds advice after an empty line.

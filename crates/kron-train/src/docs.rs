@@ -1,6 +1,6 @@
 //! `kron-train man DIR` and `kron-train completions SHELL`, generated from the command line's definition.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use clap_complete::Shell;
@@ -34,6 +34,10 @@ pub fn completions(shell: Shell, mut program: clap::Command) -> Result<()> {
     let name = program.get_name().to_string();
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut program, name, &mut text);
-    let written = std::io::stdout().write_all(&text);
-    written.map_err(|e| Error::Invalid(format!("the standard output cannot be written: {e}")))
+    match std::io::stdout().write_all(&text) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::Invalid(format!("the standard output cannot be written: {e}")))
+        }
+        _ => Ok(()),
+    }
 }

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(refused) if refused.use_stderr() => {
-            eprint!("{}", printable(&refused.to_string()));
+            let _ = write!(std::io::stderr(), "{}", printable(&refused.to_string()));
             return ExitCode::from(REFUSED);
         }
         Err(help) => help.exit(),
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     match kron_core::start_threads().map_err(Error::from).and_then(|()| run_command(command)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", printable(&error.to_string()));
+            let _ = writeln!(std::io::stderr(), "error: {}", printable(&error.to_string()));
             if matches!(error, Error::Stopped(_)) { ExitCode::from(STOPPED) } else { ExitCode::FAILURE }
         }
     }
@@ -253,6 +253,9 @@ fn note(text: &str) {
 
 /// Writes a result to a new file, or prints it. A closed pipe is not an error.
 fn put(out: Option<&Path>, parts: impl Iterator<Item = Result<String>>) -> Result<()> {
+    let stop = Stop::on_signals()?;
+    let stopped = || Error::Stopped("a signal came before the last result; no file is written".into());
+    let parts = parts.map(|part| if stop.is_requested() { Err(stopped()) } else { part });
     let Some(path) = out else {
         let mut stdout = std::io::stdout().lock();
         for part in parts {

@@ -127,7 +127,7 @@ fn norms_with_the_earliest_names_are_read() {
         false => name.to_owned(),
     };
     let renamed = tensors.iter().map(|(name, tensor)| (old(name), tensor.clone())).collect();
-    candle_core::safetensors::save(&renamed, folder.path().join("model.safetensors")).expect("room");
+    candle_core::safetensors::save(&renamed, folder.path().join("model.safetensors")).expect("written");
     let hidden = |model: &Path| -> Vec<f32> {
         let files = Files { tokenizer: model.join("none"), model: model.into() };
         let body = build(&Weights::read(&files).expect("weights"), &Inject::nothing()).expect("a body");

@@ -19,7 +19,7 @@ fn models(folder: &Path) -> [PathBuf; 2] {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny_llama.gguf");
     let mut gguf = Gguf::open(&path).expect("a model");
     let model = gguf.hugging_face().expect("a llama");
-    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).expect("room");
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).expect("written");
     write("config.json", model.config.to_string().as_bytes());
     write("tokenizer.json", model.tokenizer.to_string().as_bytes());
     let mut weights = Vec::new();
@@ -88,7 +88,7 @@ fn both_forms_train_alike() {
 fn files_that_are_no_model_are_a_sentence() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
-    std::fs::copy(data("stories260K.bin"), &path).expect("room");
+    std::fs::copy(data("stories260K.bin"), &path).expect("written");
     let files = Files::find(&path).expect("a name");
     for error in [Weights::read(&files).expect_err("no GGUF"), Tokenizer::read(&path).expect_err("no GGUF")] {
         assert!(

@@ -90,7 +90,7 @@ fn copied(model: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for entry in std::fs::read_dir(data("models").join(model)).expect("a fixture") {
         let path = entry.expect("a file").path();
-        std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("room");
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("written");
     }
     folder
 }
@@ -132,10 +132,10 @@ fn every_changed_field_of_a_configuration_is_read_or_refused() {
         ] {
             whole.entry(name).or_insert(value);
         }
-        std::fs::write(&path, Value::Object(whole.clone()).to_string()).expect("room");
+        std::fs::write(&path, Value::Object(whole.clone()).to_string()).expect("written");
         load(folder.path()).expect(model);
         trials += each_change(&Value::Object(whole), |field, changed| {
-            std::fs::write(&path, changed.to_string()).expect("room");
+            std::fs::write(&path, changed.to_string()).expect("written");
             judge(load(folder.path()), &format!("{model} {field}"), &mut loaded);
         });
     }
@@ -167,7 +167,7 @@ fn sizes_beyond_a_models_tensors_are_named() {
         let path = folder.path().join("config.json");
         let mut config = json_of(&path);
         config.insert(field.into(), value);
-        std::fs::write(&path, Value::Object(config).to_string()).expect("room");
+        std::fs::write(&path, Value::Object(config).to_string()).expect("written");
         let message = load(folder.path()).expect_err(field).to_string();
         assert!(message.contains("config.json: ") && message.contains(want), "{message}\nwithout\n{want}");
     }
@@ -176,7 +176,7 @@ fn sizes_beyond_a_models_tensors_are_named() {
     let path = folder.path().join("config.json");
     let mut config = json_of(&path);
     config.insert("max_position_embeddings".into(), json!(1u64 << 30));
-    std::fs::write(&path, Value::Object(config).to_string()).expect("room");
+    std::fs::write(&path, Value::Object(config).to_string()).expect("written");
     load(folder.path()).expect("a model of a billion positions");
 }
 
@@ -191,13 +191,13 @@ fn every_changed_field_of_a_header_or_index_is_read_or_refused() {
     trials += each_change(&header, |field, changed| {
         let json = changed.to_string();
         let whole = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &bytes[8 + len..]].concat();
-        std::fs::write(&path, whole).expect("room");
+        std::fs::write(&path, whole).expect("written");
         judge(load(folder.path()), field, &mut loaded);
     });
     let folder = copied("llama");
     let path = folder.path().join("model.safetensors.index.json");
     trials += each_change(&Value::Object(json_of(&path)), |field, changed| {
-        std::fs::write(&path, changed.to_string()).expect("room");
+        std::fs::write(&path, changed.to_string()).expect("written");
         judge(load(folder.path()), field, &mut loaded);
     });
     eprintln!("{trials} changed headers and indices, of which {loaded} load");
@@ -215,7 +215,7 @@ fn every_changed_number_of_a_llama2c_header_is_read_or_refused() {
         for field in 0..7 {
             let mut changed = bytes.clone();
             changed[4 * field..][..4].copy_from_slice(&value.to_le_bytes());
-            std::fs::write(&model, &changed).expect("room");
+            std::fs::write(&model, &changed).expect("written");
             let files = Files { model: model.clone(), tokenizer: PathBuf::new() };
             let done = Weights::read(&files).and_then(|w| build(&w, &Inject::nothing())).map(drop);
             judge(done, &format!("{field}: {value}"), &mut loaded);
@@ -234,7 +234,7 @@ fn every_changed_field_of_a_tokenizer_is_read_or_refused() {
     for model in ["bert", "llama"] {
         let whole = Value::Object(json_of(&data("models").join(model).join("tokenizer.json")));
         trials += each_change(&whole, |field, changed| {
-            std::fs::write(&path, changed.to_string()).expect("room");
+            std::fs::write(&path, changed.to_string()).expect("written");
             let done = Tokenizer::read(&path).and_then(|t| t.encode("Hello, the  wörld 12", 8)).map(drop);
             judge(done, &format!("{model} {field}"), &mut loaded);
         });
@@ -251,7 +251,7 @@ fn a_tensor_is_in_one_shard() {
     let path = |name: &str| folder.path().join(name);
     std::fs::remove_file(path("model.safetensors.index.json")).expect("an index");
     load(folder.path()).expect("the same shards");
-    std::fs::copy(path("model-00001-of-00003.safetensors"), path("other.safetensors")).expect("room");
+    std::fs::copy(path("model-00001-of-00003.safetensors"), path("other.safetensors")).expect("written");
     let message = load(folder.path()).expect_err("doubled").to_string();
     assert!(message.contains("has two tensors \"") && message.contains("that of one tensor"), "{message}");
 }
@@ -263,19 +263,19 @@ fn an_index_names_files_of_its_folder() {
     let whole = std::fs::read_to_string(&path).expect("an index");
     let shard = "model-00002-of-00003.safetensors";
     let elsewhere = tempfile::tempdir().expect("a folder");
-    std::fs::copy(folder.path().join(shard), elsewhere.path().join("m.safetensors")).expect("room");
+    std::fs::copy(folder.path().join(shard), elsewhere.path().join("m.safetensors")).expect("written");
     let absolute = elsewhere.path().join("m.safetensors");
     for name in ["../m.safetensors", "/dev/zero", "a/m.safetensors", absolute.to_str().expect("Unicode")] {
-        std::fs::write(&path, whole.replace(shard, name)).expect("room");
+        std::fs::write(&path, whole.replace(shard, name)).expect("written");
         let message = load(folder.path()).expect_err(name).to_string();
         assert!(message.contains("but a shard is a plain name"), "{message}");
     }
-    std::fs::write(&path, whole.replace(shard, "missing.safetensors")).expect("room");
+    std::fs::write(&path, whole.replace(shard, "missing.safetensors")).expect("written");
     assert!(load(folder.path()).expect_err("no file").to_string().contains("missing.safetensors"));
     // Hugging Face's cache holds links; they lead to regular files.
     #[cfg(unix)]
     for (to, taken) in [(absolute.as_path(), true), (Path::new("/dev/zero"), false)] {
-        std::fs::write(&path, &whole).expect("room");
+        std::fs::write(&path, &whole).expect("written");
         std::fs::remove_file(folder.path().join(shard)).expect("a file");
         std::os::unix::fs::symlink(to, folder.path().join(shard)).expect("a link");
         let done = load(folder.path());

@@ -89,7 +89,7 @@ fn choice(folder: &Path) -> Config {
         })
     };
     let rows: Vec<String> = (0..24).map(|i| row(i).to_string() + "\n").collect();
-    std::fs::write(&file, rows.concat()).expect("room");
+    std::fs::write(&file, rows.concat()).expect("written");
     let mut config = Config { task: Task::Choice, ..config(Method::Kron) };
     (config.data.train, config.data.validation) = (file.clone(), Some(file));
     config
@@ -153,7 +153,7 @@ fn predicted_labels_are_those_that_an_evaluation_counts() {
     let texts = |rows: &mut dyn Iterator<Item = &Value>| {
         let path = run.path("texts.jsonl");
         let lines = rows.map(|row| serde_json::json!({ "text": row["text"] }).to_string() + "\n");
-        std::fs::write(&path, lines.collect::<String>()).expect("room");
+        std::fs::write(&path, lines.collect::<String>()).expect("written");
         path
     };
     let got = run.predictions(&texts(&mut rows.iter()), &["--batch", "1"]);
@@ -185,7 +185,7 @@ fn predicted_answers_are_those_that_an_evaluation_counts() {
     let asked = run.path("asked.jsonl");
     let asks =
         rows.iter().map(|row| serde_json::json!({ "q": row["q"], "choices": row["choices"] }).to_string());
-    std::fs::write(&asked, asks.map(|line| line + "\n").collect::<String>()).expect("room");
+    std::fs::write(&asked, asks.map(|line| line + "\n").collect::<String>()).expect("written");
     let got = run.predictions(&asked, &[]);
     assert_eq!(got.len(), rows.len());
     let (mut right, mut loss) = (0, 0.0);

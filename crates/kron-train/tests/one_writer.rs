@@ -24,7 +24,7 @@ fn config() -> Config {
 fn arguments(folder: &Path) -> Vec<(&'static str, Vec<String>)> {
     let put = |name: &str, text: String| {
         let path = folder.join(name);
-        std::fs::write(&path, text).expect("room");
+        std::fs::write(&path, text).expect("written");
         path.display().to_string()
     };
     let file = put("run.toml", config().text().expect("TOML"));
@@ -150,9 +150,9 @@ fn of_processes_that_start_together_one_writes() {
 fn no_input_lies_in_the_output_folder() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("out");
-    std::fs::create_dir(&out).expect("room");
+    std::fs::create_dir(&out).expect("written");
     let copy = |from: &Path, name: &str| {
-        std::fs::copy(from, out.join(name)).expect("room");
+        std::fs::copy(from, out.join(name)).expect("written");
         out.join(name).display().to_string()
     };
     let train = copy(&common::data("clinc.train.jsonl"), "log.csv");
@@ -183,7 +183,7 @@ fn no_input_lies_in_the_output_folder() {
     }
     for (command, arguments) in &all {
         let file = out.join("config.toml");
-        std::fs::copy(&arguments[1], &file).expect("room");
+        std::fs::copy(&arguments[1], &file).expect("written");
         let mut inside = arguments.clone();
         inside[1] = file.display().to_string();
         let ended = program(command, &inside, &out).output().expect("it starts");

@@ -31,7 +31,7 @@ fn refused(command: &mut Command) -> String {
 
 fn save(folder: &Path, config: &Config) -> PathBuf {
     let file = folder.join("run.toml");
-    std::fs::write(&file, config.text().expect("TOML")).expect("room");
+    std::fs::write(&file, config.text().expect("TOML")).expect("written");
     file
 }
 
@@ -62,10 +62,10 @@ fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
 fn a_new_run_replaces_nobodys_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let (config, out) = (save(folder.path(), &short()), folder.path().join("out"));
-    std::fs::create_dir(&out).expect("room");
+    std::fs::create_dir(&out).expect("written");
     for name in ["adapter.safetensors", "log.csv", "report.html", "notes.md", ".hidden"] {
         let path = out.join(name);
-        std::fs::write(&path, "mine").expect("room");
+        std::fs::write(&path, "mine").expect("written");
         let message = refused(&mut program("train", &config, &out));
         assert!(
             message.contains(&format!("holds {name:?}, but a new run takes an empty folder")),
@@ -88,7 +88,7 @@ fn a_run_resumes_from_its_own_settings_which_stay() {
     assert!(program("train", &file, &out).output().expect("it starts").status.success());
     let own = out.join("config.toml");
     let text = format!("# mine\n{}", std::fs::read_to_string(&own).expect("settings"));
-    std::fs::write(&own, &text).expect("room");
+    std::fs::write(&own, &text).expect("written");
     let ended = program("train", &own, &out).arg("--resume").output().expect("it starts");
     assert!(ended.status.success(), "{}", self::text(&ended.stderr));
     assert_eq!(std::fs::read_to_string(&own).expect("settings"), text);
@@ -106,10 +106,10 @@ fn a_study_takes_its_own_folder_alone() {
     let text = format!(
         "lrs = [1e-3]\nseeds = [1]\nreference = 'a'\n[[entries]]\nname = 'a'\nadapter = {{ method = 'head' }}\n[base]\n{value}"
     );
-    std::fs::write(&grid, text).expect("room");
-    std::fs::create_dir(&out).expect("room");
+    std::fs::write(&grid, text).expect("written");
+    std::fs::create_dir(&out).expect("written");
     for name in ["trials.csv", "notes.md", "report.html"] {
-        std::fs::write(out.join(name), "mine").expect("room");
+        std::fs::write(out.join(name), "mine").expect("written");
         let message = refused(&mut program("compare", &grid, &out));
         assert!(
             message.contains(&format!("holds {name:?}, but a study takes an empty folder, or its own")),
@@ -190,7 +190,8 @@ fn a_name_does_not_end_a_line() {
     let value = toml::to_string(&base).expect("TOML").replace("\n[", "\n[base.");
     let name = r#""a\nb\u001b[31m\u2028c""#;
     let head = format!("lrs = [1e-3]\nseeds = [1]\nreference = {name}\n[[entries]]\nname = {name}");
-    std::fs::write(&grid, format!("{head}\nadapter = {{ method = 'head' }}\n[base]\n{value}")).expect("room");
+    std::fs::write(&grid, format!("{head}\nadapter = {{ method = 'head' }}\n[base]\n{value}"))
+        .expect("written");
     let ended = program("compare", &grid, &folder.path().join("out")).output().expect("it starts");
     let printed = text(&ended.stdout);
     let shown = "a\u{fffd}b\u{fffd}[31m\u{fffd}c";
@@ -264,7 +265,7 @@ fn an_error_is_one_sentence_with_backtraces_too() {
         let message = refused(run.env("RUST_BACKTRACE", backtrace));
         assert!(message.contains("no linear layer of the model matches \"nothing\""), "{message}");
     }
-    std::fs::write(&file, "[train]\nlr = 1\nbatch = \n").expect("room");
+    std::fs::write(&file, "[train]\nlr = 1\nbatch = \n").expect("written");
     let message = refused(&mut program("train", &file, &folder.path().join("out")));
     assert!(message.contains("run.toml: line 3: "), "{message}");
 }
@@ -285,7 +286,7 @@ fn an_interrupted_command_ends_with_130() {
     let grid = folder.path().join("grid.toml");
     let base = toml::to_string(&config).expect("TOML").replace("\n[", "\n[base.");
     let head = "lrs = [1e-3]\nseeds = [1]\nreference = 'a'\n[[entries]]\nname = 'a'\nadapter = { method = 'head' }\n[base]\n";
-    std::fs::write(&grid, format!("{head}{base}")).expect("room");
+    std::fs::write(&grid, format!("{head}{base}")).expect("written");
     for command in ["train", "compare", "sequential"] {
         let mut run =
             program(command, if command == "compare" { &grid } else { &file }, &folder.path().join(command));
@@ -330,12 +331,12 @@ fn inputs_are_regular_files() {
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
     let file = save(folder.path(), &short());
     let tokenizer = |path: &Path| {
-        let model = tempfile::tempdir_in(folder.path()).expect("room").keep();
+        let model = tempfile::tempdir_in(folder.path()).expect("written").keep();
         for name in ["config.json", "model.safetensors"] {
-            std::fs::copy(common::data("models/bert").join(name), model.join(name)).expect("room");
+            std::fs::copy(common::data("models/bert").join(name), model.join(name)).expect("written");
         }
         std::fs::copy(common::data("models/bert/tokenizer.json"), model.join("tokenizer.json"))
-            .expect("room");
+            .expect("written");
         (model, path.to_path_buf())
     };
     let mut trials = 0;
@@ -361,7 +362,7 @@ fn inputs_are_regular_files() {
             trials += 1;
         }
         for name in ["checkpoint.safetensors", "log.csv", "evaluations.csv"] {
-            let run = tempfile::tempdir_in(folder.path()).expect("room").keep().join("run");
+            let run = tempfile::tempdir_in(folder.path()).expect("written").keep().join("run");
             assert!(program("train", &file, &run).output().expect("it starts").status.success());
             std::fs::remove_file(run.join(name)).expect("a file");
             std::os::unix::fs::symlink(special, run.join(name)).expect("a link");

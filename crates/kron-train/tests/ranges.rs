@@ -140,7 +140,7 @@ fn grids_out_of_range_are_refused() {
     let file = folder.path().join("grid.toml");
     let read = |head: &str, entries: &str| {
         let base = "[base]\nmodel = 'm'\n[base.data]\ntrain = 't'\n";
-        std::fs::write(&file, format!("{head}\nreference = 'a'\n{base}{entries}")).expect("room");
+        std::fs::write(&file, format!("{head}\nreference = 'a'\n{base}{entries}")).expect("written");
         let grid = kron_train::studies::compare::ComparisonGrid::read(&file).map(drop);
         grid.map_err(|e| e.to_string())
     };

@@ -157,7 +157,7 @@ fn a_run_without_a_checkpoint_starts_again() {
     let names = ["config.toml", "log.csv", "evaluations.csv"];
     for left in 1..=names.len() {
         let out = folder.path().join(left.to_string());
-        std::fs::create_dir(&out).expect("room");
+        std::fs::create_dir(&out).expect("written");
         for name in &names[..left] {
             std::fs::copy(whole.join(name), out.join(name)).expect(name);
         }
@@ -171,7 +171,15 @@ fn a_run_without_a_checkpoint_starts_again() {
         let message = go(&other, &out, false).expect_err("another run").to_string();
         assert!(message.contains("but a new run takes an empty folder"), "{message}");
         assert_eq!(std::fs::read_dir(&out).expect("a folder").count(), left, "nothing else");
-        std::fs::write(out.join("notes.md"), "mine").expect("room");
+        let log = std::fs::read(out.join("log.csv")).ok();
+        std::fs::write(out.join("log.csv"), "my,own\n1,data\n").expect("written");
+        assert!(go(&config, &out, true).is_err(), "somebody's log");
+        assert_eq!(std::fs::read(out.join("log.csv")).expect("a log"), b"my,own\n1,data\n");
+        match log {
+            Some(log) => std::fs::write(out.join("log.csv"), log).expect("written"),
+            None => std::fs::remove_file(out.join("log.csv")).expect("removed"),
+        }
+        std::fs::write(out.join("notes.md"), "mine").expect("written");
         let message = go(&config, &out, true).expect_err("somebody's file").to_string();
         assert!(message.contains("has no checkpoint.safetensors"), "{message}");
         std::fs::remove_file(out.join("notes.md")).expect("a file");

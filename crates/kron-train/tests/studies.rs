@@ -256,7 +256,7 @@ fn a_chain_of_tasks_evaluates_earlier_tasks() {
     assert_eq!(rows, whole);
     for kept in [2, 3] {
         let part: String = whole.split_inclusive('\n').take(kept).collect();
-        std::fs::write(&matrix, &part).expect("room");
+        std::fs::write(&matrix, &part).expect("written");
         let (again, rows) = go(&stopped);
         assert!(again.is_err() && rows == part, "{rows}");
     }

@@ -28,7 +28,7 @@ fn encode(pointer: &str, part: Value, text: &str) -> Result<Vec<u32>> {
 
 fn write(folder: &Path, whole: &Value) -> Result<Tokenizer> {
     let path = folder.join("tokenizer.json");
-    std::fs::write(&path, whole.to_string()).expect("room");
+    std::fs::write(&path, whole.to_string()).expect("written");
     Tokenizer::read(&path)
 }
 
@@ -210,7 +210,7 @@ fn texts_have_a_largest_size_and_long_paragraphs_are_cut() {
     let file = folder.path().join("t.txt");
     let line = "One day, Tom went out to see the big dog.\n";
     let text = line.repeat(2 * MAX_TEXT / line.len());
-    std::fs::write(&file, &text).expect("room");
+    std::fs::write(&file, &text).expect("written");
     let mut config = common::config(kron_train::config::Method::Kron);
     (config.task, config.data.limit_train) = (kron_train::config::Task::Lm, 0);
     (config.data.train, config.data.validation) = (file, None);
@@ -240,7 +240,7 @@ fn a_piece_of_llama2c_has_a_longest_size() {
     let whole = std::fs::read(data("tok512.bin")).expect("a fixture");
     for (len, taken) in [(256u32, true), (257, false), (1 << 20, false)] {
         let piece = [&0f32.to_le_bytes()[..], &len.to_le_bytes(), &vec![b'x'; len as usize]].concat();
-        std::fs::write(&path, [&whole[..], &piece].concat()).expect("room");
+        std::fs::write(&path, [&whole[..], &piece].concat()).expect("written");
         match Tokenizer::read(&path) {
             Ok(tokenizer) => assert!(taken && tokenizer.vocabulary() == 513, "{len}"),
             Err(e) => {

@@ -69,10 +69,10 @@ fn files_of_another_model_or_task_are_refused() {
     let questions = folder.path().join("questions.jsonl");
     let choice = model(&Config { task: Task::Choice, ..config(Method::Kron) }, None, None).expect("a model");
     std::fs::write(&questions, "{\"q\": \"a\", \"choices\": [\"b\"]}\n{\"q\": \"a\", \"choices\": []}\n")
-        .expect("room");
+        .expect("written");
     refused(predicted(&choice, &questions), "line 2 has 0 choices, but a question has from 1 to 256");
     refused(choice.evaluate(&questions), "line 1 is malformed: missing field `answer`");
-    std::fs::write(&questions, "{\"q\": \"a\", \"choices\": [\"b\", \"c\"]}\n").expect("room");
+    std::fs::write(&questions, "{\"q\": \"a\", \"choices\": [\"b\", \"c\"]}\n").expect("written");
     let both = predicted(&choice, &questions).expect("a question");
     assert!(both.starts_with("{\"answer\":") && both.lines().count() == 1, "{both}");
     let choice = model(&Config { task: Task::Choice, ..encoder }, None, None).expect("a model");
@@ -87,10 +87,10 @@ fn a_text_without_a_token_is_refused() {
     let text = std::fs::read_to_string(data("models/bert/tokenizer.json")).expect("a fixture");
     let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     json["post_processor"] = serde_json::Value::Null;
-    std::fs::write(&file, json.to_string()).expect("room");
+    std::fs::write(&file, json.to_string()).expect("written");
     let tokenizer = Tokenizer::read(&file).expect("a tokenizer");
     std::fs::write(&texts, "{\"text\": \"a\", \"label\": 0}\n{\"text\": \"\\u0001\", \"label\": 1}\n")
-        .expect("room");
+        .expect("written");
     let mut config = encoder();
     (config.data.train, config.data.validation) = (texts.clone(), None);
     let reason = "line 2 has a text of no token, but a text has at least one";
@@ -104,7 +104,7 @@ fn write_head(path: &Path, labels: Option<&str>, rows: usize, value: f32) {
     let tensors = [("head.weight", tensor(&[rows, 64])), ("head.bias", tensor(&[rows]))];
     let metadata = labels.map(|text| [("labels".to_owned(), text.to_owned())].into());
     let bytes = safetensors::serialize(tensors, metadata).expect("a file");
-    std::fs::write(path, bytes).expect("room");
+    std::fs::write(path, bytes).expect("written");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_result_that_is_not_finite_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let [head, examples] = ["head.safetensors", "examples.jsonl"].map(|name| folder.path().join(name));
     write_head(&head, Some("[\"a\",\"b\"]"), 2, 3e38);
-    std::fs::write(&examples, "{\"text\": \"Once upon a time\", \"label\": \"a\"}\n").expect("room");
+    std::fs::write(&examples, "{\"text\": \"Once upon a time\", \"label\": \"a\"}\n").expect("written");
     let model = model(&config(Method::Kron), None, Some(&head)).expect("a head");
     refused(model.evaluate(&examples), "under this model, but a loss is finite");
     refused(predicted(&model, &examples), "line 1 has a score that is NaN or infinite");

@@ -141,15 +141,19 @@ impl Sizes {
         svd_work(b_out, joined)
             .saturating_add(svd_work(first, c_in))
             .saturating_add(product(sums + first * joined * c_in + b_out * first * second))
+            // The alternation and its test each multiply the factors by themselves.
+            .saturating_add(product(2 * rank * rank * (b_out + c_in)))
     }
 
     /// Bytes that are held at one time.
     fn bytes(&self) -> u128 {
-        let &Self { a_out, a_in, b_out, c_in, lora, .. } = self;
+        let &Self { a_out, a_in, b_out, c_in, rank, lora } = self;
         let start = (a_out * a_out + a_in * a_in).saturating_mul(lora * lora).saturating_add(self.gram());
         // Both factors of the product, each with three copies while it is decomposed.
         let step = 4 * self.joined() * (b_out + c_in + self.joined());
-        8 * (lora * (a_out * b_out + a_in * c_in) + start.max(step))
+        // The factors in float64, rounded, and widened again for the error.
+        let result = rank * (b_out + c_in) + a_out * a_in;
+        8 * (lora * (a_out * b_out + a_in * c_in) + start.max(step) + 3 * result)
     }
 }
 

@@ -11,8 +11,8 @@ use ndarray::{Array1, ArrayView1, Axis, Slice};
 
 use super::factor::Factor;
 
-/// Multiply-adds that a piece takes beside those of its numbers.
-const PIECE: u128 = 8;
+/// Multiply-adds that a piece takes beside those of its numbers: two divisions and two slices.
+const PIECE: u128 = 128;
 
 /// Returns ⟨A ⊗ (B·C), A' ⊗ (B'·C')⟩ of two layers of one size.
 pub fn rows_dot(ours: &Theta, theirs: &Theta) -> f64 {

@@ -16,7 +16,7 @@ use crate::text::shown;
 use crate::{Error, Result};
 
 /// Longest text of all patterns that are not names, in bytes: a class of two characters may take 10 kB.
-const MAX_TEXT: usize = 8 << 10;
+const MAX_TEXT: usize = 16 << 10;
 /// Largest and smallest limit of the automaton, in bytes.
 const SIZES: (u64, u64) = (64 << 10, 4 << 20);
 

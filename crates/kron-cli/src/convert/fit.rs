@@ -1,9 +1,9 @@
 //! The nearest Kron-LoRA to a LoRA, a lossy replacement.
 
 use kron_adapter::algebra::{self, Delta, Fit, Join};
-use kron_adapter::limits::{Limits, shares};
+use kron_adapter::limits::{Cost, Limits, shares};
 use kron_adapter::{Adapter, Layer};
-use kron_core::{Outer, Split};
+use kron_core::{KronShape, LayerDims, Outer, Split};
 
 use crate::batches::in_batches;
 use crate::table::short;
@@ -43,7 +43,8 @@ pub fn fit(adapter: &Adapter, limits: &Limits, options: FitOptions) -> Result<Fi
     if max_error.is_nan() || max_error < 0.0 {
         return Err(Error::usage(format!("--max-error is {max_error}, but an error is at least 0")));
     }
-    let costs: Vec<_> = adapter.layers().iter().map(|layer| Fit::cost(layer.shape(), split, rank)).collect();
+    let costs: Vec<_> = adapter.layers().iter().map(|layer| cost(layer, split, rank)).collect();
+    let mut made = limits.bytes.clone();
     for (layer, cost) in adapter.layers().iter().zip(&costs) {
         if layer.shape().outer() != Outer::One {
             return Err(Error::usage(format!(
@@ -53,6 +54,10 @@ pub fn fit(adapter: &Adapter, limits: &Limits, options: FitOptions) -> Result<Fi
             )));
         }
         limits.bytes.check(format_args!("fitting layer {}", layer.module()), cost.bytes)?;
+        made.spend(
+            format_args!("the factors of layer {}", layer.module()),
+            fitted_bytes(layer, split, rank),
+        )?;
     }
     let work: Vec<u128> = costs.iter().map(|cost| cost.work).collect();
     let work = shares(limits.work.left().saturating_mul(WORK), &work);
@@ -88,6 +93,24 @@ pub fn fit(adapter: &Adapter, limits: &Limits, options: FitOptions) -> Result<Fi
         )));
     }
     Ok(Fitted { adapter: adapter.with_layers(layers)?, errors, note })
+}
+
+/// Returns the cost of a fit and of its error.
+fn cost(layer: &Layer, split: Split, rank: usize) -> Cost {
+    let (lora, fit) = (layer.shape(), Fit::cost(layer.shape(), split, rank));
+    let Ok(fitted) = fitted_shape(layer, split, rank) else { return fit };
+    let error = Delta::norm_cost(lora).then(Delta::norm_cost(&fitted)).then(Delta::inner_cost(lora, &fitted));
+    fit.then(error)
+}
+
+fn fitted_shape(layer: &Layer, split: Split, rank: usize) -> kron_core::Result<KronShape> {
+    let lora = layer.shape();
+    KronShape::kron(LayerDims { d_out: lora.d_out(), d_in: lora.d_in() }, split, rank)
+}
+
+/// Bytes of the fitted factors; a shape that is refused has none.
+fn fitted_bytes(layer: &Layer, split: Split, rank: usize) -> u128 {
+    fitted_shape(layer, split, rank).map_or(0, |shape| 4 * shape.params() as u128)
 }
 
 /// Fits one layer; returns it, its error, and whether more work would not change it.

@@ -129,6 +129,14 @@ fn small(dir: &Path) -> Vec<(&'static str, PathBuf)> {
     add("rank between the sides", lycoris([inner(500, 1, 490)]));
     let amplified = vec![("lokr_w1", 300, 300), ("lokr_w2_a", 200, 200), ("lokr_w2_b", 200, 200)];
     add("large LoRA", lycoris([amplified]));
+    for (name, [w1, w2]) in [
+        ("many pieces", [(45, 5500), (600, 1)]),
+        ("many pieces, split another way", [(45, 2750), (600, 2)]),
+        ("pieces again", [(45, 5500), (1200, 1)]),
+        ("pieces again, split another way", [(90, 2750), (600, 2)]),
+    ] {
+        add(name, lycoris([vec![("lokr_w1", w1.0, w1.1), ("lokr_w2", w2.0, w2.1)]]));
+    }
     // One module of one size in two splits, and as a LoRA.
     add("split one way", lycoris([vec![("lokr_w1", 300, 300), ("lokr_w2", 200, 200)]]));
     add("split another way", lycoris([vec![("lokr_w1", 200, 200), ("lokr_w2", 300, 300)]]));
@@ -184,6 +192,7 @@ fn a_small_file_costs_little() {
             vec!["convert", path, out, "--to", "peft-lokr"],
             vec!["convert", path, out, "--to", "lycoris", "--force"],
             vec!["convert", path, out, "--fit", "--a-out", "1", "--a-in", "5", "--rank", "1", "--force"],
+            vec!["inspect", path, "--html", out],
             vec!["diff", path, path],
             vec!["diff", path, other],
             vec!["quantise", path, "--bits", "4"],

@@ -12,11 +12,13 @@ use crate::golden::{File, Folder, serialize};
 use crate::models::{adapter, run, sharded, tensor};
 
 /// Colour, bell, the C1 form of an escape, a return to the line's start, and two changes of direction.
-const ESCAPES: [&str; 6] = ["\x1b[31m", "\x07", "\u{9b}31m", "\r", "\u{202e}", "\u{2066}"];
+const ESCAPES: [&str; 8] =
+    ["\x1b[31m", "\x07", "\u{9b}31m", "\r", "\u{202e}", "\u{2066}", "\u{2028}", "\u{200b}"];
 
 /// Characters of [`ESCAPES`] that a terminal obeys.
 fn is_obeyed(c: char) -> bool {
-    (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    (c.is_control() && c != '\n')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Calls of the program that print `bad`, by its place.

@@ -186,3 +186,20 @@ fn sources_are_left_alone() {
     assert_eq!(crate::models::run(call).0, 0);
     assert_eq!(["adapter_config.json", "adapter_model.safetensors"].map(when), before);
 }
+
+/// A standard error that takes nothing leaves the exit code, and a closed pipe is no error.
+#[test]
+#[cfg(target_os = "linux")]
+fn messages_that_cannot_be_written_are_no_panic() {
+    let kron = assert_cmd::cargo::cargo_bin!("kron");
+    for (call, code) in [("inspect nofile", 1), ("nosuch", 2), ("inspect nofile --json", 1), ("--help", 0)] {
+        let full = format!("\"$KRON\" {call} 2>/dev/full >/dev/null");
+        let run = std::process::Command::new("sh").args(["-c", &full]).env("KRON", kron).status().unwrap();
+        assert_eq!(run.code(), Some(code), "{call}");
+    }
+    for call in ["completions bash", "--help", "plan mistral-7b"] {
+        let closed = format!("(\"$KRON\" {call}; echo $? >&2) | true");
+        let run = std::process::Command::new("sh").args(["-c", &closed]).env("KRON", kron).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&run.stderr), "0\n", "{call}");
+    }
+}

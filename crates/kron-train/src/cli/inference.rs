@@ -58,6 +58,7 @@ impl Inference {
         let mut config =
             Config { model: self.model.clone(), adapter: AdapterConfig::default(), train, ..run };
         config.data.train = self.data.clone();
+        config.data.limit_eval = 0;
         config.tokenizer = self.tokenizer.clone().or(config.tokenizer);
         put(&mut config.task, self.task);
         put(&mut config.compute.device, self.device);

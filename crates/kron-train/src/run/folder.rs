@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use kron_adapter::io::OutputLock;
 
 use super::checkpoint::check_settings;
+use super::log::read_log;
+use super::records::{Evaluation, StepRecord};
 use crate::config::Config;
 use crate::error::{Result, file, invalid};
 use crate::files;
@@ -62,6 +64,9 @@ fn begun(folder: &Path, names: &[String], config: &Config) -> Option<Result<()>>
     let path = folder.join(SETTINGS);
     (names.iter().any(|name| name == SETTINGS) && names.iter().all(own)).then(|| {
         let theirs = files::text(&path, files::MAX_SETTINGS)?;
-        check_settings(&path, &theirs, config)
+        check_settings(&path, &theirs, config)?;
+        // A file of that name that is not the run's own is somebody's.
+        read_log::<StepRecord>(&folder.join(STEPS))?;
+        read_log::<Evaluation>(&folder.join(EVALUATIONS)).map(drop)
     })
 }

@@ -70,12 +70,12 @@ mod tests {
         let path = folder.path().join("evaluations.csv");
         let evaluation = |step| Evaluation { step, split: "test".into(), loss: 0.5, accuracy: None };
         let mut log = Log::start(&path, &[evaluation(1)]).expect("a file");
-        log.add(&evaluation(2)).expect("room");
+        log.add(&evaluation(2)).expect("written");
         assert_eq!(read_log::<Evaluation>(&path).expect("rows"), [evaluation(1), evaluation(2)]);
         let whole = std::fs::read_to_string(&path).expect("text");
-        std::fs::write(&path, format!("{whole}3,te")).expect("room");
+        std::fs::write(&path, format!("{whole}3,te")).expect("written");
         assert_eq!(read_log::<Evaluation>(&path).expect("rows"), [evaluation(1), evaluation(2)]);
-        std::fs::write(&path, format!("{whole}3,te\n4,test,0.5,\n")).expect("room");
+        std::fs::write(&path, format!("{whole}3,te\n4,test,0.5,\n")).expect("written");
         assert!(read_log::<Evaluation>(&path).is_err(), "a damaged row before the last");
         assert!(read_log::<StepRecord>(&path).is_err(), "rows of another kind");
     }
@@ -86,7 +86,7 @@ mod tests {
         let path = folder.path().join("log.csv");
         let text =
             "step,epoch,rate,loss,gradient,tokens,seconds,cpu_seconds,device_mib\n1,0.5,0.002,1,2,3,4,,\n";
-        std::fs::write(&path, text).expect("room");
+        std::fs::write(&path, text).expect("written");
         let rows = read_log::<StepRecord>(&path).expect("rows");
         assert_eq!((rows.len(), rows[0].lr), (1, 0.002));
         Log::start(&path, &rows).expect("a file");

@@ -151,9 +151,9 @@ mod tests {
         assert!(message.contains("\"epochs = 3\", but this grid has \"epochs = 9\""), "{message}");
         let base = Config::default();
         let save = || save(Grid { seeds: vec![1], base: base.clone(), entries: vec![entry("a", 4)] });
-        std::fs::write(folder.path().join("rows.csv"), "").expect("room");
+        std::fs::write(folder.path().join("rows.csv"), "").expect("written");
         save().expect("the study's own rows");
-        std::fs::write(folder.path().join("notes.md"), "mine").expect("room");
+        std::fs::write(folder.path().join("notes.md"), "mine").expect("written");
         let message = save().expect_err("somebody's file").to_string();
         assert!(
             message.contains("holds \"grid.toml\", \"notes.md\", \"rows.csv\", but a study"),
