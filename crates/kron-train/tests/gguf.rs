@@ -21,7 +21,8 @@ fn models(folder: &Path) -> [PathBuf; 2] {
     write("config.json", model.config.to_string().as_bytes());
     write("tokenizer.json", model.tokenizer.to_string().as_bytes());
     let mut weights = Vec::new();
-    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut weights, &|_| Ok(())).expect("finite values");
+    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut |_, _, _| Ok(()), &mut weights, &|_| Ok(()))
+        .expect("finite values");
     write("model.safetensors", &weights);
     [path, folder.into()]
 }

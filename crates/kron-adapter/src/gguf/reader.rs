@@ -6,7 +6,7 @@ use super::value::{Array, Value};
 use crate::{Error, Result};
 
 /// Longest header that is read, in bytes; a large vocabulary takes ten million.
-const MAX_HEADER: u64 = 64 << 20;
+pub(super) const MAX_HEADER: u64 = 64 << 20;
 
 /// Number of an array's type.
 const ARRAY: u32 = 9;
