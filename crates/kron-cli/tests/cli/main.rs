@@ -7,6 +7,7 @@ mod costly;
 mod escapes;
 
 mod fit;
+mod gguf_lora;
 mod golden;
 mod hugging_face;
 mod interrupt;
