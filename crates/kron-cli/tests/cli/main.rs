@@ -15,6 +15,7 @@ mod json;
 mod lycoris;
 mod merge;
 mod merge_force;
+mod merge_gguf;
 mod merge_refuse;
 mod models;
 mod one_writer;
