@@ -100,7 +100,7 @@ function compare(got, want) {
 }
 
 async function models(llama) {
-    // Two scales, so that one is multiplied into B; A on rows that a GGUF permutes, and on others.
+    // Four values of s·r, so that three are multiplied into B; A on rows that a GGUF permutes, and on others.
     const shapes = hidden => [0, 1].flatMap(block => [
         [`model.layers.${block}.self_attn.q_proj`, hidden.q, [4, 2], 8, 8],
         [`model.layers.${block}.self_attn.k_proj`, hidden.k, [2, 4], 8, 16],

@@ -27,13 +27,14 @@ fn main() -> ExitCode {
     let ours: Vec<Vec<u8>> =
         adapters::seeds().into_iter().map(|(_, adapter)| adapter.to_bytes().expect("finite")).collect();
 
-    let model = gguf::file(&gguf::llama_metadata(), &gguf::llama_tensors());
+    let (entries, factors) = gguf::lora_parts();
+    let ggufs = [gguf::file(&gguf::llama_metadata(), &gguf::llama_tensors()), gguf::file(&entries, &factors)];
 
     let (begun, mut read, mut refused) = (Instant::now(), 0u64, 0u64);
     while begun.elapsed() < seconds {
         let (kind, bytes) = match rng.random_range(0..6) {
             0 => ("adapter", mutate(&ours[rng.random_range(0..ours.len())], &ours[0], &mut rng)),
-            1 => ("gguf", mutate(&model, &model, &mut rng)),
+            1 => ("gguf", mutate(&ggufs[rng.random_range(0..ggufs.len())], &ggufs[0], &mut rng)),
             2 => ("cli", structured(&mut rng)),
             _ => ("cli", foreign::damaged(&packed, &mut rng)),
         };

@@ -7,7 +7,7 @@ use kron_adapter::gguf::{Gguf, GgufLora, LlamaTensors, read_lora, write_lora};
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::{Adapter, Format, Kind, Layer, Output, Result, ScaleRule, Scaling};
 use kron_core::{Dtype, KronShape, LayerDims, Split, Theta};
-use kron_tests::gguf::{Tensor, entry, file, llama_metadata, llama_tensors, text};
+use kron_tests::gguf::{entry, file, llama_metadata, llama_tensors, lora_parts, text};
 use kron_tests::mutate::mutate;
 use ndarray::Array2;
 use rand::SeedableRng;
@@ -259,28 +259,11 @@ fn what_the_file_cannot_hold_is_refused() {
     assert_eq!(stopped.unwrap_err().to_string(), "stopped");
 }
 
-/// Parts of a written file: its entries and tensors, to damage.
-fn parts() -> (Vec<Vec<u8>>, Vec<Tensor>) {
-    let words = [("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", "llama")];
-    let mut entries: Vec<_> = words.iter().map(|(key, value)| entry(key, 8, &text(value))).collect();
-    entries.push(entry("adapter.lora.alpha", 6, &4f32.to_le_bytes()));
-    entries.push(entry("llama.attention.key_length", 4, &16u32.to_le_bytes()));
-    let tensor = |name: &str, rows: u64, columns: u64| Tensor {
-        name: name.into(),
-        shape: vec![rows, columns],
-        id: 0,
-        bytes: vec![0; (4 * rows * columns) as usize],
-    };
-    let tensors =
-        vec![tensor("blk.0.attn_q.weight.lora_a", 2, 32), tensor("blk.0.attn_q.weight.lora_b", 32, 2)];
-    (entries, tensors)
-}
-
 #[test]
 fn files_that_are_no_adapter_are_refused_with_their_reason() {
     let place = Place::new();
     let read = |bytes: &[u8]| kron_adapter::read(place.write("damaged.gguf", bytes));
-    let (entries, tensors) = parts();
+    let (entries, tensors) = lora_parts();
     let scale = |bytes: &[u8]| f64::from(read(bytes).unwrap().adapter.layers()[0].scaling().scale().get());
     assert_eq!(scale(&file(&entries, &tensors)), 2.0);
     // Without alpha, and with 0 in its place, s is 1.
@@ -342,7 +325,7 @@ fn files_that_are_no_adapter_are_refused_with_their_reason() {
 #[test]
 fn no_damage_makes_it_panic() {
     let (place, mut rng) = (Place::new(), Pcg64Mcg::seed_from_u64(5));
-    let (entries, tensors) = parts();
+    let (entries, tensors) = lora_parts();
     let plain = file(&entries, &tensors);
     let header = plain.len() - tensors.iter().map(|tensor| tensor.bytes.len()).sum::<usize>();
     let (mut read, mut refused) = (0, 0);
