@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Settings};
+use kron_adapter::gguf::is_gguf;
 use kron_adapter::io::check_not_overwriting;
 use kron_train::data::{Dataset, Tokenizer};
 use kron_train::model::{Files, Weights};
@@ -116,6 +117,11 @@ fn print_next(config: &Config, folder: &Path) {
     say!("  kron convert {adapter} {} --to lora", folder.join("lora").display());
     if model.is_dir() {
         say!("  kron merge {} {adapter} {}", model.display(), folder.join("merged").display());
+    }
+    if is_gguf(model) {
+        let (lora, merged, model) = (folder.join("lora.gguf"), folder.join("merged.gguf"), model.display());
+        say!("  kron convert {adapter} {} --to gguf-lora --base {model}", lora.display());
+        say!("  kron merge {model} {adapter} {} --dtype f16", merged.display());
     }
 }
 
