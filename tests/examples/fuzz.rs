@@ -14,11 +14,12 @@ fn main() -> ExitCode {
     let packed = foreign::seeds();
     let ours: Vec<Vec<u8>> =
         adapters::seeds().into_iter().map(|(_, adapter)| adapter.to_bytes().expect("finite")).collect();
-    let model = gguf::file(&gguf::llama_metadata(), &gguf::llama_tensors());
+    let (entries, factors) = gguf::lora_parts();
+    let ggufs = [gguf::file(&gguf::llama_metadata(), &gguf::llama_tensors()), gguf::file(&entries, &factors)];
     fuzz::main_loop(
         |rng| match rng.random_range(0..6) {
             0 => ("adapter", mutate(&ours[rng.random_range(0..ours.len())], &ours[0], rng)),
-            1 => ("gguf", mutate(&model, &model, rng)),
+            1 => ("gguf", mutate(&ggufs[rng.random_range(0..ggufs.len())], &ggufs[0], rng)),
             2 => ("cli", structured(rng)),
             _ => ("cli", foreign::damaged(&packed, rng)),
         },

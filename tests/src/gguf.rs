@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use half::{bf16, f16};
-use kron_adapter::gguf::{BlockType, Gguf};
+use kron_adapter::gguf::{BlockType, Gguf, HuggingFaceTensor, read_lora};
 use kron_core::Dtype;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -127,13 +127,33 @@ pub fn llama_tensors() -> Vec<Tensor> {
     all
 }
 
-/// Reads all that a damaged file lets be read, as a model too; returns true if it is one.
+/// Metadata and tensors of an adapter: one layer, whose scale is 4 / 2.
+pub fn lora_parts() -> (Vec<Vec<u8>>, Vec<Tensor>) {
+    let words = [("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", "llama")];
+    let mut entries: Vec<_> = words.iter().map(|(key, value)| entry(key, 8, &text(value))).collect();
+    entries.push(entry("adapter.lora.alpha", 6, &4f32.to_le_bytes()));
+    entries.push(entry("llama.attention.key_length", 4, &16u32.to_le_bytes()));
+    let mut rng = Pcg64Mcg::seed_from_u64(12);
+    let factors = [("a", 2, 32), ("b", 32, 2)].map(|(half, rows, columns)| {
+        Tensor::random(&format!("blk.0.attn_q.weight.lora_{half}"), BlockType::F32, rows, columns, &mut rng)
+    });
+    (entries, factors.into())
+}
+
+/// Reads all that a damaged file lets be read, as an adapter and as a model; returns true if it is one.
 pub fn read_any(folder: &Path, bytes: &[u8]) -> bool {
     let path = folder.join("damaged.gguf");
     std::fs::write(&path, bytes).expect("written");
+    if read_lora(&path).is_ok() {
+        return true;
+    }
     let Ok(mut gguf) = Gguf::open(&path) else { return false };
+    let unchanged = &mut |_: &HuggingFaceTensor, _: usize, _: &mut [f32]| Ok(());
+    if let Ok(tensors) = gguf.llama_tensors() {
+        drop(gguf.write_gguf(&tensors, Dtype::F16, unchanged, &mut std::io::sink(), &|_| Ok(())));
+    }
     let Ok(model) = gguf.hugging_face() else { return false };
-    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut std::io::sink(), &|_| Ok(())).is_ok()
+    gguf.write_safetensors(&model.tensors, Dtype::F32, unchanged, &mut std::io::sink(), &|_| Ok(())).is_ok()
 }
 
 /// Places of the float16 scales in a block.

@@ -228,7 +228,8 @@ fn a_llama_has_hugging_face_s_names_and_rows() {
     let mut gguf = Gguf::open(&place.write(&file(&llama_metadata(), &tensors))).unwrap();
     let model = gguf.hugging_face().unwrap();
     let mut weights = Vec::new();
-    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut weights, &|_| Ok(())).unwrap();
+    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut |_, _, _| Ok(()), &mut weights, &|_| Ok(()))
+        .unwrap();
     let weights = Tensors::from_bytes("weights", weights).unwrap();
     assert_eq!(weights.metadata("format"), Some("pt"));
     let names = [
@@ -342,7 +343,9 @@ fn models_that_are_no_llama_are_refused_with_their_reason() {
     let mut gguf = Gguf::open(&place.write(&file(&llama_metadata(), &tensors))).unwrap();
     let model = gguf.hugging_face().unwrap();
     let mut written = Vec::new();
-    let error = gguf.write_safetensors(&model.tensors, Dtype::F16, &mut written, &|_| Ok(())).unwrap_err();
+    let error = gguf
+        .write_safetensors(&model.tensors, Dtype::F16, &mut |_, _, _| Ok(()), &mut written, &|_| Ok(()))
+        .unwrap_err();
     assert!(
         error.message().contains("model.norm.weight: row 0 holds 1000000000, which is not finite in f16"),
         "{error}"

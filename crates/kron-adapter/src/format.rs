@@ -21,6 +21,8 @@ pub enum Format {
     PeftLokr,
     /// One safetensors file of LyCORIS with LoKr modules.
     LycorisLokr,
+    /// One GGUF file with a LoRA, as llama.cpp and Ollama load it.
+    GgufLora,
 }
 
 impl std::fmt::Display for Format {
@@ -30,6 +32,7 @@ impl std::fmt::Display for Format {
             Format::PeftLora => "PEFT LoRA",
             Format::PeftLokr => "PEFT LoKr",
             Format::LycorisLokr => "LyCORIS LoKr",
+            Format::GgufLora => "GGUF LoRA",
         })
     }
 }

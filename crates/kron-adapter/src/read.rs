@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::io::Input;
 use crate::limits::{Limits, check_file};
-use crate::{Adapter, Error, Format, Loaded, Result, Tensors, kron_file, lycoris, peft, text};
+use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, lycoris, peft, text};
 
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
 ///
@@ -15,6 +15,9 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
     let path = path.as_ref();
     if let Some(folder) = peft::folder(path) {
         return peft::read(folder);
+    }
+    if gguf::is_gguf(path) {
+        return gguf::read_lora(path);
     }
     let mut input = Input::open(path)?;
     check_file(input.path(), input.len())?;

@@ -13,6 +13,7 @@ pub mod convert;
 mod count;
 pub mod diff;
 pub mod docs;
+mod dtype;
 mod error;
 pub mod inspect;
 pub mod merge;

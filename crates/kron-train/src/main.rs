@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, Inference, Settings};
+use kron_adapter::gguf::is_gguf;
 use kron_adapter::io::check_not_overwriting;
 use kron_adapter::text::{one_line, printable};
 use kron_train::data::{Dataset, Tokenizer};
@@ -126,6 +127,11 @@ fn print_next(config: &Config, folder: &Path) {
     say!("  kron convert {adapter} {lora} --to lora");
     if config.model.is_dir() {
         say!("  kron merge {model} {adapter} {merged}");
+    }
+    if is_gguf(&config.model) {
+        let [lora, merged] = ["lora.gguf", "merged.gguf"].map(|name| quoted(&folder.join(name)));
+        say!("  kron convert {adapter} {lora} --to gguf-lora --base {model}");
+        say!("  kron merge {model} {adapter} {merged} --dtype f16");
     }
 }
 

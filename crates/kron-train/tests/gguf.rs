@@ -3,6 +3,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use candle_core::{IndexOp, Tensor};
 use common::data;
@@ -23,7 +24,8 @@ fn models(folder: &Path) -> [PathBuf; 2] {
     write("config.json", model.config.to_string().as_bytes());
     write("tokenizer.json", model.tokenizer.to_string().as_bytes());
     let mut weights = Vec::new();
-    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut weights, &|_| Ok(())).expect("finite values");
+    gguf.write_safetensors(&model.tensors, Dtype::F32, &mut |_, _, _| Ok(()), &mut weights, &|_| Ok(()))
+        .expect("finite values");
     write("model.safetensors", &weights);
     [path, folder.into()]
 }
@@ -95,5 +97,28 @@ fn files_that_are_no_model_are_a_sentence() {
             error.to_string().contains("is not a GGUF file") && error.to_string().lines().count() == 1,
             "{error}"
         );
+    }
+}
+
+#[test]
+fn a_run_names_the_commands_for_llama_cpp() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let lines: String = (0..64).map(|i| format!("{{\"text\": \"{}\"}}\n", ["abba", "baab"][i % 2])).collect();
+    std::fs::write(at("texts.jsonl"), lines).expect("room");
+    let [model, _] = models(folder.path());
+    let ended = Command::new(env!("CARGO_BIN_EXE_kron-train"))
+        .args(["train", "--task", "lm", "--epochs", "1", "--targets", "q_proj", "--max-len", "16", "--model"])
+        .args([&model, Path::new("--train"), &at("texts.jsonl"), Path::new("--out"), &at("out")])
+        .output()
+        .expect("it starts");
+    let printed = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let (out, model) = (at("out").display().to_string(), model.display());
+    for line in [
+        format!("  kron convert {out}/adapter.safetensors {out}/lora.gguf --to gguf-lora --base {model}"),
+        format!("  kron merge {model} {out}/adapter.safetensors {out}/merged.gguf --dtype f16"),
+    ] {
+        assert!(printed.lines().any(|printed| printed == line), "{printed}\nwithout\n{line}");
     }
 }

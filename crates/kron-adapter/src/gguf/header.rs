@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -18,18 +19,31 @@ use crate::{Error, Result};
 /// Least bytes of a metadata entry and of a tensor's entry.
 const LEAST_ENTRY: u64 = 8 + 4 + 1;
 const LEAST_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
+/// First bytes of a file.
+pub(super) const MAGIC: [u8; 4] = *b"GGUF";
+/// Key of the alignment of the data.
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 /// Alignment of the data where a file names none, and the largest one.
-const ALIGNMENT: usize = 32;
+pub(super) const ALIGNMENT: usize = 32;
 const MAX_ALIGNMENT: usize = 1 << 20;
 /// Most dimensions of a tensor.
-const MAX_DIMS: u32 = 4;
+pub(super) const MAX_DIMS: u32 = 4;
 
 /// An open file whose header is read and checked.
 #[derive(Debug)]
 pub struct Gguf {
     path: String,
     file: File,
+    len: u64,
+    header: Header,
+}
+
+/// Parsed header of a file.
+#[derive(Debug)]
+struct Header {
     metadata: BTreeMap<String, Value>,
+    /// Bytes of each metadata entry, in the order of the file.
+    entries: IndexMap<String, Range<u64>>,
     tensors: IndexMap<String, GgufTensor>,
 }
 
@@ -65,8 +79,8 @@ impl Gguf {
         let input = Input::open(path)?;
         let (path, len) = (input.path().to_string(), input.len());
         let mut file = input.into_file();
-        let (metadata, tensors) = read(BufReader::new(&mut file), len).map_err(|e| e.about(&path))?;
-        Ok(Self { path, file, metadata, tensors })
+        let header = read(BufReader::new(&mut file), len).map_err(|e| e.about(&path))?;
+        Ok(Self { path, file, len, header })
     }
 
     /// Path of the file, as messages give it.
@@ -74,9 +88,15 @@ impl Gguf {
         &self.path
     }
 
+    /// Length of the file in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a size, not a collection")]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
     /// All metadata by key.
     pub const fn metadata(&self) -> &BTreeMap<String, Value> {
-        &self.metadata
+        &self.header.metadata
     }
 
     /// Returns a value of the metadata.
@@ -84,13 +104,13 @@ impl Gguf {
     /// # Errors
     /// Fails if the file lacks the key.
     pub fn value(&self, key: &str) -> Result<&Value> {
-        let value = self.metadata.get(key);
+        let value = self.header.metadata.get(key);
         value.ok_or_else(|| Error::data(format!("{} has no metadata {key}", self.path)))
     }
 
     /// Tensors in the order of the file.
     pub const fn tensors(&self) -> &IndexMap<String, GgufTensor> {
-        &self.tensors
+        &self.header.tensors
     }
 
     /// Reads the blocks of a tensor; one of more than two dimensions is a matrix of all its rows.
@@ -98,31 +118,74 @@ impl Gguf {
     /// # Errors
     /// Fails if the file lacks the tensor, if memory cannot hold it, and if the system refuses.
     pub fn blocks(&mut self, name: &str) -> Result<Blocks> {
-        let Some(tensor) = self.tensors.get(name) else {
-            return Err(Error::data(format!("{} has no tensor {}", self.path, shown(name))));
-        };
-        let (rows, columns) = tensor.matrix();
+        let (rows, _) = self.tensor(name)?.matrix();
+        self.rows(name, 0..rows)
+    }
+
+    /// Reads the blocks of some rows of a tensor.
+    ///
+    /// # Errors
+    /// Fails as [`Gguf::blocks`] does, and if the rows exceed the tensor.
+    pub fn rows(&mut self, name: &str, rows: Range<usize>) -> Result<Blocks> {
+        let tensor = self.tensor(name)?;
+        let ((all, columns), block_type) = (tensor.matrix(), tensor.block_type);
+        if rows.start > rows.end || rows.end > all {
+            return Err(Error::usage(format!("rows {rows:?} are wanted of a tensor of {all} rows")));
+        }
+        let row = tensor.len / all as u64;
+        let bytes = self.read(tensor.offset + rows.start as u64 * row, rows.len() as u64 * row)?;
+        Blocks::new(block_type, rows.len(), columns, bytes).map_err(|e| e.about(&self.path))
+    }
+
+    /// Reads the metadata entries again, as the file has them: key, and key, type and value in bytes.
+    ///
+    /// # Errors
+    /// Fails if the file has changed, and if the system refuses.
+    pub(super) fn entries(&mut self) -> Result<Vec<(String, Vec<u8>)>> {
+        let end = self.header.entries.values().last().map_or(0, |place| place.end);
+        let bytes = self.read(0, end)?;
+        let entries = self.header.entries.iter().map(|(key, place)| {
+            // A place was a position in a header, whose length fits.
+            let entry = &bytes[place.start as usize..place.end as usize];
+            let same = entry.get(8..).is_some_and(|entry| entry.starts_with(key.as_bytes()));
+            same.then(|| (key.clone(), entry.to_vec()))
+        });
+        let entries = entries.collect::<Option<_>>();
+        entries.ok_or_else(|| Error::data(format!("{} changed while it was read", self.path)))
+    }
+
+    fn tensor(&self, name: &str) -> Result<&GgufTensor> {
+        let tensor = self.header.tensors.get(name);
+        tensor.ok_or_else(|| Error::data(format!("{} has no tensor {}", self.path, shown(name))))
+    }
+
+    fn read(&mut self, begin: u64, len: u64) -> Result<Vec<u8>> {
+        let Self { path, file, .. } = self;
         let mut bytes = Vec::new();
-        if !usize::try_from(tensor.len).is_ok_and(|len| bytes.try_reserve_exact(len).is_ok()) {
-            let Self { path, .. } = self;
-            return Err(Error::data(format!("cannot allocate {} bytes for {path}", tensor.len)));
+        if !usize::try_from(len).is_ok_and(|len| bytes.try_reserve_exact(len).is_ok()) {
+            return Err(Error::data(format!("cannot allocate {len} bytes for {path}")));
         }
-        let refused = |e| Error::io(format!("{} cannot be read", self.path), e);
-        self.file.seek(SeekFrom::Start(tensor.offset)).map_err(refused)?;
-        Read::take(&mut self.file, tensor.len).read_to_end(&mut bytes).map_err(refused)?;
-        if bytes.len() as u64 != tensor.len {
-            return Err(Error::data(format!("{} became shorter while it was read", self.path)));
+        let refused = |e| Error::io(format!("{path} cannot be read"), e);
+        file.seek(SeekFrom::Start(begin)).map_err(refused)?;
+        Read::take(file, len).read_to_end(&mut bytes).map_err(refused)?;
+        if bytes.len() as u64 != len {
+            return Err(Error::data(format!("{path} became shorter while it was read")));
         }
-        Blocks::new(tensor.block_type, rows, columns, bytes).map_err(|e| e.about(&self.path))
+        Ok(bytes)
     }
 }
 
-type Header = (BTreeMap<String, Value>, IndexMap<String, GgufTensor>);
+/// Returns true if a regular file begins as a GGUF does; false if it cannot be read.
+pub fn is_gguf(path: &Path) -> bool {
+    let mut magic = Vec::new();
+    Input::open(path).is_ok_and(|mut input| input.append(MAGIC.len() as u64, &mut magic).is_ok())
+        && magic == MAGIC
+}
 
 fn read(from: impl Read, len: u64) -> Result<Header> {
     let mut from = Reader::new(from, len);
     let magic: [u8; 4] = from.array()?;
-    if magic != *b"GGUF" {
+    if magic != MAGIC {
         return Err(Error::data(format!(
             "is not a GGUF file: it begins with {}",
             shown(&magic.escape_ascii().to_string())
@@ -136,11 +199,13 @@ fn read(from: impl Read, len: u64) -> Result<Header> {
     }
     let (tensors, entries) = (from.u64()?, from.u64()?);
     from.check("metadata entries", entries, LEAST_ENTRY)?;
-    let mut metadata = BTreeMap::new();
+    let (mut metadata, mut places) = (BTreeMap::new(), IndexMap::new());
     for _ in 0..entries {
+        let begin = from.at();
         let key = from.text()?;
         let value = from.value().map_err(|e| e.about(format!("metadata {}", shown(&key))))?;
         let name = shown(&key);
+        places.insert(key.clone(), begin..from.at());
         if metadata.insert(key, value).is_some() {
             return Err(Error::data(format!("has metadata {name} twice")));
         }
@@ -157,14 +222,14 @@ fn read(from: impl Read, len: u64) -> Result<Header> {
         }
     }
     place(&mut all, from.at().next_multiple_of(alignment), alignment, len)?;
-    Ok((metadata, all))
+    Ok(Header { metadata, entries: places, tensors: all })
 }
 
 fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64> {
-    let alignment = metadata.get("general.alignment").map_or(Some(ALIGNMENT), Value::as_usize);
+    let alignment = metadata.get(ALIGNMENT_KEY).map_or(Some(ALIGNMENT), Value::as_usize);
     match alignment {
         Some(n) if n.is_power_of_two() && n <= MAX_ALIGNMENT => Ok(n as u64),
-        _ => Err(Error::data(format!("general.alignment is not a power of two up to {MAX_ALIGNMENT}"))),
+        _ => Err(Error::data(format!("{ALIGNMENT_KEY} is not a power of two up to {MAX_ALIGNMENT}"))),
     }
 }
 

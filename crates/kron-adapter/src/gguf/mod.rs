@@ -1,7 +1,9 @@
-//! GGUF files, versions 2 and 3: a model's metadata and its quantised tensors.
+//! GGUF files, versions 2 and 3: a model's metadata and its quantised tensors, and LoRA adapters.
 //!
 //! ```text
-//! file ── header: metadata, names, shapes, offsets ── Gguf ── Blocks of one tensor ── rows as f32
+//! file ── header: metadata, names, shapes, offsets ── Gguf ── Blocks of some rows ── rows as f32
+//!                                                      │                               │ changed
+//! Adapter + names and rows of LlamaTensors ── LoRA ◀───┴────────── GGUF, safetensors ◀─┘
 //! ```
 //!
 //! The header is checked before a tensor is read: every length against the file, the places of the
@@ -16,12 +18,15 @@ mod blocks;
 mod header;
 mod hugging_face;
 mod k_quants;
+mod lora;
 mod quants;
 mod reader;
 mod value;
+mod writer;
 
 pub use block_type::BlockType;
 pub use blocks::Blocks;
-pub use header::{Gguf, GgufTensor};
-pub use hugging_face::{HuggingFace, HuggingFaceTensor};
+pub use header::{Gguf, GgufTensor, is_gguf};
+pub use hugging_face::{ChangeRows, HuggingFace, HuggingFaceTensor, LlamaTensors};
+pub use lora::{GgufLora, read_lora, write_lora};
 pub use value::{Array, Value};

@@ -6,7 +6,7 @@ use super::value::{Array, Value};
 use crate::{Error, Result};
 
 /// Longest header that is read, in bytes; a large vocabulary takes ten million.
-const MAX_HEADER: u64 = 64 << 20;
+pub(super) const MAX_HEADER: u64 = 64 << 20;
 /// Most values of all arrays; a large vocabulary has a million. Each takes up to 24 bytes of memory.
 const MAX_VALUES: u64 = 4 << 20;
 

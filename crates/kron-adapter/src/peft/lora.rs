@@ -100,7 +100,7 @@ impl LoraOptions {
     }
 
     /// Fails if the LoRAs take more than `max_bytes`.
-    fn check_size(self, adapter: &Adapter) -> Result<()> {
+    pub(crate) fn check_size(self, adapter: &Adapter) -> Result<()> {
         let mut budget = Budget::bytes(4 * adapter.params() as u64);
         if let Some(limit) = self.max_bytes {
             budget = budget.with_limit(limit);

@@ -47,7 +47,8 @@ pub fn run(input: &Path, out: &Path, dtype: Dtype, form: TextOrJson) -> Result<E
         // `write_atomic` takes only an I/O error, so another error is kept here.
         let mut failed = None;
         let written = write_atomic(&folder.join("model.safetensors"), IfExists::Refuse, |to| {
-            let done = gguf.write_safetensors(&model.tensors, dtype, to, &|bytes| progress.advance(bytes));
+            let progress = |bytes| progress.advance(bytes);
+            let done = gguf.write_safetensors(&model.tensors, dtype, &mut |_, _, _| Ok(()), to, &progress);
             done.map_err(|error| {
                 failed = Some(error);
                 std::io::Error::other("the conversion failed")

@@ -1,6 +1,7 @@
 //! `kron convert IN OUT --to FORMAT`: writes an adapter in another format.
 
 mod fit;
+mod gguf_lora;
 mod hugging_face;
 
 use std::path::{Path, PathBuf};
@@ -12,10 +13,11 @@ use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::text::one_line;
 use kron_adapter::{Format, Loaded, OutputFormat, lycoris};
-use kron_core::{Dtype, Split};
+use kron_core::Split;
 use serde::Serialize;
 
 use crate::count::Count;
+use crate::dtype::DtypeArg;
 use crate::error::exit_codes;
 use crate::model::Base;
 use crate::overwriting::{check_model_not_overwriting, check_not_overwriting};
@@ -43,6 +45,10 @@ use crate::{Error, Result, TextOrJson, progress};
     "apart. PEFT's formats need the model's own names: give the model with --base. A module that the\n",
     "model does not have is refused.\n\n",
     "With --to hf, IN is a GGUF model of the LLaMA family, and OUT a new folder that transformers loads.\n\n",
+    "With --to gguf-lora, OUT is an adapter for llama.cpp (--lora OUT) and Ollama (ADAPTER OUT), on a GGUF of\n",
+    "the LLaMA family. --base gives names, sizes and heads: that GGUF, or the config.json of the model it was\n",
+    "made of. A GGUF has the rows of q and k in another order, and so has B there. The file has one alpha;\n",
+    "a layer of another scale has the ratio in its B, which rounds once unless the ratio is a power of two.\n\n",
     "`kron export --lora IN OUT` is an older name of `kron convert --to lora IN OUT`.\n\n",
     exit_codes!("written", "the adapter is invalid or cannot be expressed in the format"),
     "Examples:\n",
@@ -50,6 +56,7 @@ use crate::{Error, Result, TextOrJson, progress};
     "  kron convert adapter.safetensors lora/ --to lora\n",
     "  kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n",
     "  kron convert model.gguf model/ --to hf --dtype bf16\n",
+    "  kron convert adapter.safetensors lora.gguf --to gguf-lora --base model.gguf\n",
     "  kron convert lora/ fit.safetensors --fit --a-out 2 --a-in 2 --rank 16 --max-error 0.9",
 ))]
 pub struct Args {
@@ -60,7 +67,7 @@ pub struct Args {
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
     to: FormatArg,
-    /// Side of the product that takes A, with --to lora [default: the one of smaller rank]
+    /// Side of the product that takes A, with --to lora and gguf-lora [default: the one of smaller rank]
     #[arg(long, value_enum)]
     side: Option<Side>,
     /// Give all layers one rank and one scale, with --to lora
@@ -84,10 +91,11 @@ pub struct Args {
     /// Largest LoRA to write, such as 500M or 8G [default: 64 times the input, at least 32 MiB]
     #[arg(long, value_name = "BYTES", value_parser = max_size)]
     max_size: Option<u64>,
-    /// Model (a safetensors file or a folder) whose module names replace LyCORIS's
+    /// Model (a safetensors file or a folder) whose module names replace LyCORIS's; with --to gguf-lora a
+    /// GGUF, or a config.json or its folder
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
-    /// Type of the weights, with --to hf [default: f32]
+    /// Type of the values, with --to hf and gguf-lora (f32 or f16) [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
     /// Replace the output when it exists
@@ -116,29 +124,10 @@ pub enum FormatArg {
     PeftLokr,
     /// LyCORIS file with LoKr
     Lycoris,
+    /// GGUF file with a LoRA for llama.cpp and Ollama, of rank a_in·r or a_out·r
+    GgufLora,
     /// Hugging Face folder of a GGUF model, its weights dequantised
     Hf,
-}
-
-/// Type of dequantised weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum DtypeArg {
-    /// float32: exactly the values of the blocks
-    F32,
-    /// float16
-    F16,
-    /// bfloat16
-    Bf16,
-}
-
-impl From<DtypeArg> for Dtype {
-    fn from(dtype: DtypeArg) -> Self {
-        match dtype {
-            DtypeArg::F32 => Dtype::F32,
-            DtypeArg::F16 => Dtype::F16,
-            DtypeArg::Bf16 => Dtype::Bf16,
-        }
-    }
 }
 
 /// Printed result.
@@ -168,24 +157,32 @@ struct Row {
 /// The adapter is invalid or cannot be expressed in the format, a fit exceeds the largest error,
 /// or the output exists or cannot be written.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
-    if args.side.is_some() && args.to != FormatArg::Lora {
-        return Err(Error::usage("--side chooses between two LoRAs, so it goes with --to lora"));
+    let as_lora = [FormatArg::Lora, FormatArg::GgufLora].contains(&args.to);
+    if args.side.is_some() && !as_lora {
+        return Err(Error::usage(
+            "--side chooses between two LoRAs, so it goes with --to lora and --to gguf-lora",
+        ));
+    }
+    if args.max_size.is_some() && !as_lora {
+        return Err(Error::usage("--max-size limits a LoRA, so it goes with --to lora and --to gguf-lora"));
+    }
+    if args.to == FormatArg::GgufLora {
+        return gguf_lora::run(args, form);
     }
     if args.uniform && args.to != FormatArg::Lora {
         return Err(Error::usage("--uniform gives a LoRA one rank and scale, so it goes with --to lora"));
     }
     let Some(mut to) = args.to.adapter_format() else {
-        if args.fit || args.base.is_some() || args.force || args.max_size.is_some() {
+        if args.fit || args.base.is_some() || args.force {
             return Err(Error::usage("--to hf writes a new folder, and takes --dtype alone"));
         }
         let dtype = args.dtype.unwrap_or(DtypeArg::F32);
         return hugging_face::run(&args.input, &args.output, dtype.into(), form);
     };
     if args.dtype.is_some() {
-        return Err(Error::usage("--dtype is the type of a model's weights, so it goes with --to hf"));
-    }
-    if args.max_size.is_some() && args.to != FormatArg::Lora {
-        return Err(Error::usage("--max-size limits a LoRA, so it goes with --to lora"));
+        return Err(Error::usage(
+            "--dtype is the type of what a GGUF holds, so it goes with --to hf and --to gguf-lora",
+        ));
     }
     let folder = [FormatArg::Lora, FormatArg::PeftLokr].contains(&args.to);
     let sources = [Some(&args.input), args.base.as_ref()];
@@ -255,14 +252,14 @@ fn check_names(adapter: &Adapter, to: FormatArg) -> Result<()> {
 }
 
 impl FormatArg {
-    /// Returns the format of an adapter; `None` for that of a model.
+    /// Returns the format of an adapter; `None` where it takes a model as well, or is a model's.
     fn adapter_format(self) -> Option<OutputFormat> {
         match self {
             FormatArg::Kron => Some(OutputFormat::Kron),
             FormatArg::Lora => Some(OutputFormat::Lora(LoraOptions::default())),
             FormatArg::PeftLokr => Some(OutputFormat::PeftLokr),
             FormatArg::Lycoris => Some(OutputFormat::Lycoris),
-            FormatArg::Hf => None,
+            FormatArg::GgufLora | FormatArg::Hf => None,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kron_adapter::io::Flush;
 
+use crate::dtype::DtypeArg;
 use crate::error::exit_codes;
 
 /// Merge an adapter into a model: W + ΔW, rounded once to the model's dtype.
@@ -12,6 +13,9 @@ use crate::error::exit_codes;
 /// model.safetensors.index.json and its shards. Its weights are f32, f16 or bf16. ADAPTER is an adapter
 /// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
 /// file or a folder, as BASE is. The configuration and the tokenizer are copied too.
+///
+/// BASE may also be a GGUF of the LLaMA family. It is dequantised to --dtype, and OUT is a .safetensors
+/// file with Hugging Face's names and order of rows, or a .gguf file with BASE's metadata.
 ///
 /// A merge cannot be undone, as it rounds every weight. Keep BASE, which is never changed: to undo
 /// a merge, use BASE.
@@ -27,15 +31,19 @@ use crate::error::exit_codes;
     "Examples:\n",
     "  kron merge llama-3-8b adapter.safetensors merged\n",
     "  kron merge llama-3-8b peft-lora/ merged --resume\n",
-    "  kron merge model.safetensors lycoris.safetensors merged.safetensors",
+    "  kron merge model.safetensors lycoris.safetensors merged.safetensors\n",
+    "  kron merge model.gguf adapter.safetensors merged.gguf --dtype f16",
 ))]
 pub struct Args {
-    /// Model: a safetensors file or a folder
+    /// Model: a safetensors file, a folder, or a GGUF
     pub(super) base: PathBuf,
     /// Adapter: a file or a PEFT folder
     pub(super) adapter: PathBuf,
     /// Merged model: a file or a folder, as BASE is
     pub(super) out: PathBuf,
+    /// Type of the merged weights, required if BASE is a GGUF; vectors of a .gguf file stay f32
+    #[arg(long, value_enum)]
+    pub(super) dtype: Option<DtypeArg>,
     /// Replace an existing output
     #[arg(long)]
     pub(super) force: bool,

@@ -6,6 +6,8 @@
 //!                                                   journal: lists the finished shards
 //! ```
 //!
+//! A GGUF takes the same ΔW, some dequantised rows at a time, and becomes one file.
+//!
 //! A shard's header is copied unchanged, as neither names, shapes nor dtypes change.
 //! A shard is read in bands of rows. Only a few bands are resident, while one thread
 //! reads, one adds ΔW and one writes.
@@ -14,6 +16,7 @@ mod args;
 mod fold;
 mod folder;
 mod folds;
+mod gguf;
 mod journal;
 mod map;
 mod report;
@@ -22,6 +25,7 @@ mod shard;
 use std::path::Path;
 use std::process::ExitCode;
 
+use kron_adapter::gguf::is_gguf;
 use kron_adapter::resolve::{BaseModel, Resolved, resolve_module_names};
 use kron_adapter::{IfExists, Layer, Loaded};
 
@@ -41,6 +45,18 @@ use folds::Folds;
 /// The model or the adapter cannot be read, a layer matches no tensor, OUT exists, or the system
 /// refuses a read or a write.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
+    let report = if is_gguf(&args.base) { gguf::merge(args)? } else { safetensors(args)? };
+    form.print(&report, Report::table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Merges a file or a folder of safetensors.
+fn safetensors(args: &Args) -> Result<Report> {
+    if args.dtype.is_some() {
+        return Err(Error::usage(
+            "--dtype is the type to which a GGUF is dequantised; another model keeps the types of its weights",
+        ));
+    }
     let folder = args.base.is_dir();
     check_not_overwriting(&args.base, &args.out, folder)?;
     check_not_overwriting(&args.adapter, &args.out, folder)?;
@@ -56,13 +72,11 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     };
     progress.finish();
     let notes = [notes, report.notes].concat();
-    let report = Report { layers: adapter.layers().len(), bytes: base.bytes(), notes, ..report };
-    form.print(&report, Report::table)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Report { layers: adapter.layers().len(), bytes: base.bytes(), notes, ..report })
 }
 
 /// Reads the adapter and gives its modules the model's names.
-fn read(path: &Path, base: &Base) -> Result<Loaded> {
+fn read(path: &Path, base: &impl BaseModel) -> Result<Loaded> {
     let mut loaded = kron_adapter::read(path)?;
     let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, base)?;
     loaded.adapter = adapter;
@@ -75,7 +89,7 @@ fn read(path: &Path, base: &Base) -> Result<Loaded> {
         Some(layer) => Err(Error::data(format!(
             "{}: fan_in_fan_out is true, but {} does not say that the weight of {} is stored transposed",
             loaded.path,
-            base.path(),
+            base.name(),
             layer.module()
         ))),
     }
@@ -83,6 +97,15 @@ fn read(path: &Path, base: &Base) -> Result<Loaded> {
 
 /// Merges one file into one file.
 fn file(args: &Args, base: &Base, folds: &Folds, progress: &WriteProgress) -> Result<Report> {
+    let existing = existing(args)?;
+    for (i, shard) in base.shards.iter().enumerate() {
+        shard::write(shard, &folds.of_shard(i), &args.out, (existing, args.flush()), progress)?;
+    }
+    Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
+}
+
+/// Returns what is to happen to an existing OUT where BASE is a file.
+fn existing(args: &Args) -> Result<IfExists> {
     if args.out.exists() && !args.out.is_file() {
         return Err(Error::usage(format!("{} is not a regular file, but BASE is one", args.out.display())));
     }
@@ -92,9 +115,5 @@ fn file(args: &Args, base: &Base, folds: &Folds, progress: &WriteProgress) -> Re
     if !args.force && args.out.symlink_metadata().is_ok() {
         return Err(folder::exists(&args.out));
     }
-    let existing = if args.force { IfExists::Replace } else { IfExists::Refuse };
-    for (i, shard) in base.shards.iter().enumerate() {
-        shard::write(shard, &folds.of_shard(i), &args.out, (existing, args.flush()), progress)?;
-    }
-    Ok(Report { out: args.out.display().to_string(), shards: 1, ..Report::default() })
+    Ok(if args.force { IfExists::Replace } else { IfExists::Refuse })
 }

@@ -7,6 +7,7 @@ mod costly;
 mod escapes;
 
 mod fit;
+mod gguf_lora;
 mod golden;
 mod hugging_face;
 mod interrupt;
@@ -14,6 +15,7 @@ mod json;
 mod lycoris;
 mod merge;
 mod merge_force;
+mod merge_gguf;
 mod merge_refuse;
 mod models;
 mod one_writer;
