@@ -4,6 +4,7 @@
 mod allocator;
 mod cli;
 mod docs;
+mod generate;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -75,6 +76,7 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Sequential { settings, domains, out, .. } => run_chain(*settings, &domains, &out),
         Command::Eval(inference) => evaluate(&inference),
         Command::Predict(inference) => predict(&inference),
+        Command::Generate(options) => generate::generate(&options),
         Command::Demo { seed } => run_demo(seed),
         Command::Man { dir } => docs::man(&dir, Cli::command()),
         Command::Completions { shell } => docs::completions(shell, Cli::command()),

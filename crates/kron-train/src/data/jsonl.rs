@@ -76,6 +76,19 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
     Ok(rows.into_iter().map(|row| row.text).collect())
 }
 
+/// Reads lines `{"prompt": …}`; other fields are ignored.
+///
+/// # Errors
+/// The file cannot be read, has no line, or has a malformed line.
+pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Prompt {
+        prompt: String,
+    }
+    let rows = read(path, |_: &Prompt| Ok(()))?;
+    Ok(rows.into_iter().map(|row| row.prompt).collect())
+}
+
 /// Reads lines `{"q": …, "choices": […], "answer": …}`, with answers counted from 0.
 ///
 /// # Errors

@@ -3,8 +3,9 @@
 use candle_core::{DType, Tensor};
 use kron_candle::{DropoutKey, KronLinear};
 
+use super::kv_cache::KvCache;
 use crate::data::Tokens;
-use crate::error::Result;
+use crate::error::{Result, invalid};
 
 /// Attention pattern of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,15 @@ pub trait Body {
     /// # Errors
     /// candle fails.
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor>;
+
+    /// Returns the hidden state of the last of some tokens that follow those of the cache, 1 × 1 × hidden, and adds them
+    /// to the cache. The autograd graph is dropped.
+    ///
+    /// # Errors
+    /// There is no token, the model has too few positions or is an encoder, or candle fails.
+    fn continued(&self, _ids: &[u32], _cache: &mut KvCache) -> Result<Tensor> {
+        Err(invalid("the model predicts no next token: it is an encoder"))
+    }
 
     /// Returns the layer that maps a hidden state to the logits of the next token; `None` for an encoder.
     fn output(&self) -> Option<&KronLinear>;

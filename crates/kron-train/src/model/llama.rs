@@ -5,6 +5,7 @@ use kron_candle::{DropoutKey, KronLinear};
 use serde::Deserialize;
 
 use super::body::{Attention, Body, detach_in_evaluation};
+use super::kv_cache::{BlockCache, KvCache};
 use super::layers::{Embedding, Layers};
 use super::ops::{AttentionMask, Heads, attention, rms_norm, swiglu};
 use super::rope::{Rope, RopeConfig, Rotation};
@@ -180,23 +181,42 @@ impl Llama {
             eps: config.rms_norm_eps as f32,
         })
     }
+
+    fn check_len(&self, len: usize) -> Result<()> {
+        if len > self.positions {
+            let positions = self.positions;
+            return Err(invalid(format!("a text has {len} tokens, but the model has {positions} positions")));
+        }
+        Ok(())
+    }
 }
 
 impl Body for Llama {
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
-        if tokens.len > self.positions {
-            return Err(invalid(format!(
-                "a text has {} tokens, but the model has {} positions",
-                tokens.len, self.positions
-            )));
-        }
+        self.check_len(tokens.len)?;
         let mut x = self.words.forward(&tokens.tensor(&self.device)?)?;
         let mask = AttentionMask::new(&tokens.lens, 0, Attention::Causal);
         let rotation = self.rope.rotation(tokens.len, &x)?;
         for block in &self.blocks {
-            x = detach_in_evaluation(block.forward(&x, &mask, &rotation, dropout)?, dropout);
+            x = detach_in_evaluation(block.forward(&x, &mask, &rotation, dropout, None)?, dropout);
         }
         Ok(rms_norm(&x, &self.norm, self.eps)?)
+    }
+
+    fn continued(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
+        let (past, len) = (cache.len(), cache.len() + ids.len());
+        self.check_len(len)?;
+        let Some(last) = ids.len().checked_sub(1) else {
+            return Err(invalid("a text of no token has no last one, but it is what the next token follows"));
+        };
+        let mut x = self.words.forward(&Tensor::from_slice(ids, (1, ids.len()), &self.device)?)?;
+        let mask = AttentionMask::new(&[len], past, Attention::Causal);
+        let rotation = cache.rotation(&self.rope, len, &x)?;
+        for (block, cache) in self.blocks.iter().zip(cache.blocks(self.blocks.len())) {
+            x = block.forward(&x, &mask, &rotation, None, Some(cache))?.detach();
+        }
+        cache.set_len(len);
+        Ok(rms_norm(&x.narrow(1, last, 1)?, &self.norm, self.eps)?)
     }
 
     fn output(&self) -> Option<&KronLinear> {
@@ -240,10 +260,15 @@ impl Block {
         mask: &AttentionMask,
         rotation: &Rotation,
         key: Option<DropoutKey>,
+        cache: Option<&mut BlockCache>,
     ) -> Result<Tensor> {
         let normed = rms_norm(x, &self.input_norm, self.eps)?;
         let q = self.q.forward(&normed, key)?;
-        let (k, v) = (self.k.forward(&normed, key)?, self.v.forward(&normed, key)?);
+        let new = [self.k.forward(&normed, key)?, self.v.forward(&normed, key)?];
+        let [k, v] = match cache {
+            Some(cache) => cache.append(mask.past(), new)?,
+            None => new,
+        };
         let mixed = attention([&q, &k, &v], self.heads, Some(rotation), mask)?;
         let x = (self.o.forward(&mixed, key)? + x)?;
         let normed = rms_norm(&x, &self.norm, self.eps)?;

@@ -3,6 +3,7 @@
 mod bert;
 mod body;
 mod gguf;
+mod kv_cache;
 mod layers;
 mod llama;
 mod llama2c;
@@ -14,6 +15,7 @@ mod sizes;
 
 pub use bert::{Bert, BertConfig};
 pub use body::{Attention, Body, pool};
+pub use kv_cache::KvCache;
 pub use llama::{Llama, LlamaConfig};
 pub use load::{Config, Files, Weights, build};
 pub use next_token::next_token_loss;

@@ -99,6 +99,10 @@ impl Learner {
     pub fn trained(&self) -> &[NamedGroup] {
         &self.trained
     }
+    /// Returns the model without its head.
+    pub fn body(&self) -> &dyn Body {
+        &*self.body
+    }
     /// Returns the adapters.
     pub const fn adapters(&self) -> Option<&Adapters> {
         self.adapters.as_ref()

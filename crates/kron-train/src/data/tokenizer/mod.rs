@@ -2,21 +2,24 @@
 
 mod limits;
 mod llama2c;
+mod stream;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use kron_adapter::gguf::Gguf;
 use kron_adapter::io;
 use tokenizers::{PostProcessor, TruncationDirection};
 
+use super::conventions::Conventions;
 use crate::error::{Result, file, invalid};
 use crate::files;
 use limits::Limits;
 pub use limits::MAX_TEXT;
 pub use llama2c::Llama2c;
+pub use stream::TextStream;
 
 /// Largest number of special tokens that a text gets.
 const MAX_SPECIAL: usize = 256;
@@ -93,6 +96,17 @@ impl Tokenizer {
         }
     }
 
+    /// Returns the special tokens of the model that the tokenizer belongs to.
+    ///
+    /// # Errors
+    /// A file beside the tokenizer is malformed.
+    pub fn conventions(&self) -> Result<Conventions> {
+        match self {
+            Tokenizer::Hf(hf) => Conventions::read(&hf.path, |token| hf.tokenizer.token_to_id(token)),
+            Tokenizer::Llama2c(_) => Ok(Conventions { ends: llama2c::ENDS.into(), ..Conventions::default() }),
+        }
+    }
+
     /// Decodes ids to text.
     ///
     /// # Errors
@@ -111,6 +125,8 @@ impl Tokenizer {
 /// Tokenizer of Hugging Face's library, with bounds on what it makes of a text.
 #[derive(Debug)]
 pub struct HfTokenizer {
+    /// Path of the file, beside which the model's other files lie.
+    path: PathBuf,
     tokenizer: tokenizers::Tokenizer,
     limits: Limits,
 }
@@ -127,14 +143,14 @@ impl HfTokenizer {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| file(path, e))?;
         match tokenizer.get_post_processor().map_or(0, |last| last.added_tokens(false)) {
-            0..=MAX_SPECIAL => Ok(Self { tokenizer, limits }),
+            0..=MAX_SPECIAL => Ok(Self { path: path.into(), tokenizer, limits }),
             n => Err(file(path, format!("adds {n} special tokens to a text, but at most {MAX_SPECIAL}"))),
         }
     }
 
     /// Encodes a text, with special tokens and at most `max_len` ids, or without special tokens.
     fn encode(&self, text: &str, max_len: Option<usize>) -> Result<Vec<u32>> {
-        let Self { tokenizer, limits } = self;
+        let Self { tokenizer, limits, .. } = self;
         let encoded = whole(|| {
             limits.check(text, tokenizer.get_normalizer())?;
             let mut encoded = tokenizer.encode(text, false)?;
