@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use kron_adapter::text::printable;
 use kron_train::Result;
-use kron_train::data::read_prompts;
+use kron_train::data::{Message, read_conversations, read_prompts};
 use kron_train::inference::{Generation, Generator, TrainedModel};
 
 use crate::cli::Generate;
@@ -14,10 +14,7 @@ use crate::{load, note, put};
 pub fn generate(command: &Generate) -> Result<()> {
     let (config, options) = (command.config(), command.options()?);
     config.check()?;
-    let prompts = match (&command.prompts, &command.prompt) {
-        (Some(path), _) => read_prompts(path)?,
-        (None, prompt) => prompt.iter().cloned().collect(),
-    };
+    let prompts = prompts(command)?;
     let (weights, tokenizer) = load(&config)?;
     let model = TrainedModel::new(&config, &weights, tokenizer, command.adapter.as_deref(), None)?;
     model.notes().iter().for_each(|text| note(text));
@@ -28,12 +25,44 @@ pub fn generate(command: &Generate) -> Result<()> {
             prompts.iter().enumerate().map(|(i, prompt)| json(&generator, prompt, i)),
         );
     }
-    prompts.iter().try_for_each(|prompt| text(generator.text(prompt, 0)?, command))
+    prompts.iter().try_for_each(|prompt| text(prompt.start(&generator, 0)?, command))
+}
+
+/// Beginning of a text.
+enum Prompt {
+    Text(String),
+    Chat(Vec<Message>),
+}
+
+impl Prompt {
+    fn start<'a>(&self, generator: &Generator<'a>, number: usize) -> Result<Generation<'a>> {
+        match self {
+            Prompt::Text(text) => generator.text(text, number),
+            Prompt::Chat(messages) => generator.answer(messages, number),
+        }
+    }
+}
+
+/// Reads the prompts, one or a file of them.
+fn prompts(command: &Generate) -> Result<Vec<Prompt>> {
+    Ok(match (&command.prompts, command.chat) {
+        (Some(path), true) => read_conversations(path)?.into_iter().map(Prompt::Chat).collect(),
+        (Some(path), false) => read_prompts(path)?.into_iter().map(Prompt::Text).collect(),
+        (None, chat) => {
+            let user = |content| Prompt::Chat(vec![Message { role: "user".into(), content }]);
+            command
+                .prompt
+                .iter()
+                .cloned()
+                .map(|text| if chat { user(text) } else { Prompt::Text(text) })
+                .collect()
+        }
+    })
 }
 
 /// Generates the text of a prompt as a line of JSON.
-fn json(generator: &Generator, prompt: &str, number: usize) -> Result<String> {
-    let mut generation = generator.text(prompt, number)?;
+fn json(generator: &Generator, prompt: &Prompt, number: usize) -> Result<String> {
+    let mut generation = prompt.start(generator, number)?;
     let result = generation.finish()?;
     note(&generation.speed());
     result.json()

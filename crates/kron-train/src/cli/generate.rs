@@ -22,9 +22,12 @@ pub struct Generate {
     /// Text to continue.
     #[arg(long, group = "input", allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// JSONL file with a prompt in each line; the result is JSONL too.
+    /// JSONL file with a prompt in each line, with --chat the messages of a conversation; the result is JSONL too.
     #[arg(long, group = "input")]
     pub prompts: Option<PathBuf>,
+    /// Answer as an assistant, by the model's chat template; --prompt is a user's message.
+    #[arg(long)]
+    pub chat: bool,
     /// Divisor of the logits; 0 always takes the most probable token (0 to 100) [default: 0].
     #[arg(long, allow_hyphen_values = true)]
     temperature: Option<f64>,

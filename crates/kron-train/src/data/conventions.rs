@@ -1,4 +1,4 @@
-//! [`Conventions`]: the special tokens that begin and end a model's texts.
+//! [`Conventions`]: the special tokens and the chat template of a model.
 
 use std::path::Path;
 
@@ -6,10 +6,11 @@ use kron_adapter::gguf::Gguf;
 use kron_adapter::model_files::CONFIG;
 use serde_json::Value as Json;
 
-use crate::error::{Result, file};
+use super::chat::ChatTemplate;
+use crate::error::{Result, file, invalid};
 use crate::files;
 
-/// Special tokens of a model.
+/// Special tokens and chat template of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conventions {
     /// Ids that end a text, sorted.
@@ -18,12 +19,14 @@ pub struct Conventions {
     pub bos_token: String,
     /// Text of the token that ends a text; empty without one.
     pub eos_token: String,
+    /// Layout of a conversation, in the language of Jinja.
+    pub chat_template: Option<String>,
 }
 
 impl Conventions {
     /// Reads the files beside a `tokenizer.json`, or the metadata of a GGUF file; `id` is that of a token.
     ///
-    /// A folder lists its end tokens in `generation_config.json`, else in `config.json`, and names one of them in
+    /// A folder has its chat template in `chat_template.jinja`, else in `tokenizer_config.json`. It lists its end tokens in `generation_config.json`, else in `config.json`, and names one of them in
     /// `tokenizer_config.json`; every one of these files may be missing.
     ///
     /// # Errors
@@ -50,7 +53,31 @@ impl Conventions {
         ends.extend(id(&eos_token));
         ends.sort_unstable();
         ends.dedup();
-        Ok(Self { ends, bos_token, eos_token })
+        let beside = tokenizer.with_file_name("chat_template.jinja");
+        let chat_template = match !files::is_gguf(tokenizer) && beside.symlink_metadata().is_ok() {
+            true => Some(files::text(&beside, files::MAX_SETTINGS)?),
+            false => template(&names["chat_template"]).map(str::to_owned),
+        };
+        Ok(Self { ends, bos_token, eos_token, chat_template })
+    }
+
+    /// Compiles the chat template.
+    ///
+    /// # Errors
+    /// The model has none, or it is malformed.
+    pub fn chat(&self) -> Result<ChatTemplate> {
+        match &self.chat_template {
+            Some(source) => ChatTemplate::new(source.clone(), self.bos_token.clone(), self.eos_token.clone()),
+            None => Err(invalid("the model has no chat template, but a conversation needs one")),
+        }
+    }
+}
+
+/// Returns the template among the values of `chat_template`: a text, or the one named default of a list.
+fn template(value: &Json) -> Option<&str> {
+    match value {
+        Json::Array(list) => list.iter().find(|one| one["name"] == "default")?["template"].as_str(),
+        one => one.as_str(),
     }
 }
 

@@ -10,7 +10,7 @@ use kron_adapter::text::printable_json;
 use serde::Serialize;
 
 use super::TrainedModel;
-use crate::data::{Conventions, TextStream};
+use crate::data::{Conventions, Message, TextStream};
 use crate::error::{Result, invalid};
 use crate::model::KvCache;
 use sampler::Sampler;
@@ -157,6 +157,15 @@ impl<'a> Generator<'a> {
     /// The prompt has no token or too many of them.
     pub fn text(&self, prompt: &str, number: usize) -> Result<Generation<'a>> {
         self.start(self.model.tokenizer.encode(prompt, usize::MAX)?, number)
+    }
+
+    /// Starts the assistant's answer to a conversation, in the layout of the model's chat template.
+    ///
+    /// # Errors
+    /// As [`Generator::text`], or the model has no chat template, or it refuses the conversation.
+    pub fn answer(&self, messages: &[Message], number: usize) -> Result<Generation<'a>> {
+        let prompt = self.conventions.chat()?.render(messages, true)?;
+        self.start(self.model.tokenizer.encode_more(&prompt)?, number)
     }
 
     fn start(&self, prompt: Vec<u32>, number: usize) -> Result<Generation<'a>> {
