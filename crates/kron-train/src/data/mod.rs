@@ -3,6 +3,7 @@
 mod batch;
 mod chat;
 mod conventions;
+mod conversation;
 mod inputs;
 mod jsonl;
 mod order;
@@ -12,6 +13,7 @@ mod tokenizer;
 pub use batch::{Batch, Tokens};
 pub use chat::{ChatTemplate, Message};
 pub use conventions::Conventions;
+pub use conversation::Conversation;
 pub use inputs::Inputs;
 pub use jsonl::{Choice, Labelled, read_choices, read_conversations, read_labelled, read_prompts};
 pub use order::{permutation, shuffled_batches};

@@ -18,5 +18,5 @@ pub use body::{Attention, Body, pool};
 pub use kv_cache::KvCache;
 pub use llama::{Llama, LlamaConfig};
 pub use load::{Config, Files, Weights, build};
-pub use next_token::next_token_loss;
+pub use next_token::{answer_loss, next_token_loss};
 pub use rope::RopeConfig;

@@ -11,7 +11,7 @@ use std::sync::Once;
 
 use kron_adapter::gguf::Gguf;
 use kron_adapter::io;
-use tokenizers::{PostProcessor, TruncationDirection};
+use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
 use super::conventions::Conventions;
 use crate::error::{Result, file, invalid};
@@ -96,6 +96,22 @@ impl Tokenizer {
         }
     }
 
+    /// Encodes a text without special tokens, each id with the end of its part of the text in bytes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], or the tokenizer is of llama2.c, which tells no places.
+    pub fn encode_with_ends(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        check_len(text)?;
+        match self {
+            Tokenizer::Hf(hf) => {
+                let encoded = hf.encoding(text, None)?;
+                let ends = encoded.get_offsets().iter().map(|(_, end)| *end);
+                Ok(encoded.get_ids().iter().copied().zip(ends).collect())
+            }
+            Tokenizer::Llama2c(_) => Err(invalid("a tokenizer of llama2.c does not tell where a token ends")),
+        }
+    }
+
     /// Returns the special tokens of the model that the tokenizer belongs to.
     ///
     /// # Errors
@@ -150,6 +166,10 @@ impl HfTokenizer {
 
     /// Encodes a text, with special tokens and at most `max_len` ids, or without special tokens.
     fn encode(&self, text: &str, max_len: Option<usize>) -> Result<Vec<u32>> {
+        Ok(self.encoding(text, max_len)?.get_ids().to_vec())
+    }
+
+    fn encoding(&self, text: &str, max_len: Option<usize>) -> Result<Encoding> {
         let Self { tokenizer, limits, .. } = self;
         let encoded = whole(|| {
             limits.check(text, tokenizer.get_normalizer())?;
@@ -159,7 +179,7 @@ impl HfTokenizer {
             encoded.truncate(max_len.saturating_sub(special), 0, TruncationDirection::Right);
             tokenizer.post_process(encoded, None, true)
         });
-        Ok(encoded.map_err(|e| invalid(format!("the tokenizer refused a text: {e}")))?.get_ids().to_vec())
+        encoded.map_err(|e| invalid(format!("the tokenizer refused a text: {e}")))
     }
 }
 
