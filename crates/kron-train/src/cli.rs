@@ -1,11 +1,13 @@
 //! Command line: a settings file, and options that override it.
 
+mod generate;
 mod inference;
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+pub use generate::Generate;
 pub use inference::Inference;
 use kron_train::compute::{Device, Precision};
 use kron_train::config::{Config, Method, Schedule, Task};
@@ -71,6 +73,10 @@ Example: kron-train eval MODEL --config RUN/config.toml --adapter RUN/adapter.sa
     #[command(after_help = "\
 Example: kron-train predict MODEL --config RUN/config.toml --adapter RUN/adapter.safetensors --data texts.jsonl")]
     Predict(Box<Inference>),
+    /// Generate the text that follows a prompt, with a language model and an adapter that was trained for it.
+    #[command(after_help = "\
+Example: kron-train generate MODEL --adapter RUN/adapter.safetensors --prompt 'Once upon a time' --max-tokens 50")]
+    Generate(Box<Generate>),
     /// Recover a planted update with Kron-LoRA and LoRA; needs no file.
     Demo {
         /// Seed of the planted update and the data (0 to 9223372036854775807).

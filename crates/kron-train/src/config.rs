@@ -42,6 +42,8 @@ pub enum Task {
     Classify,
     /// Prediction of the next token of plain text.
     Lm,
+    /// Answers of an assistant, in the layout of the model's chat template.
+    Chat,
     /// Multiple choice: the continuation with the highest mean log-probability is the answer.
     Choice,
 }

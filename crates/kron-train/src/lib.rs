@@ -4,7 +4,7 @@
 //! Config ─┬─ model::Weights, data::Dataset ─ run::Learner ─ run::run ─ Outcome ─ report.html
 //!         └─ run::AdapterRule ─ Inject ───────┘                 │
 //!                                            studies: compare, sequential, chains
-//! Weights, adapter, head ─ inference::TrainedModel ─ evaluate, predict
+//! Weights, adapter, head ─ inference::TrainedModel ─ evaluate, predict, generate
 //! ```
 //!
 //! Modules depend on each other in one direction: `config` ← `data` ← `model` ← `run` ← `studies`, `inference`.

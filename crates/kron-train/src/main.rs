@@ -3,6 +3,7 @@
 
 mod cli;
 mod docs;
+mod generate;
 mod process;
 
 use std::borrow::Cow;
@@ -77,6 +78,7 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Sequential { settings, domains, out, .. } => run_chain(*settings, &domains, &out),
         Command::Eval(inference) => evaluate(&inference),
         Command::Predict(inference) => predict(&inference),
+        Command::Generate(options) => generate::generate(&options),
         Command::Demo { seed } => run_demo(seed),
         Command::Man { dir } => docs::man(&dir, Cli::command()),
         Command::Completions { shell } => docs::completions(shell, Cli::command()),

@@ -36,7 +36,9 @@ impl Inputs {
                 };
                 Ok(Inputs::Questions(rows.map(encode).collect::<Result<_>>()?))
             }
-            Task::Lm => Err(invalid("the task lm has no answers to predict, but classify and choice have")),
+            Task::Lm | Task::Chat => {
+                Err(invalid("the tasks lm and chat have no answers to predict, but classify and choice have"))
+            }
         }
     }
 

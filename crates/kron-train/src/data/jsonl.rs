@@ -5,9 +5,12 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::chat::Message;
 use crate::error::{Result, file};
 use crate::files;
 
+/// Largest number of messages of a conversation, each of which may be rendered with all before it.
+const MAX_MESSAGES: usize = 256;
 /// Largest number of choices of a question, each of which is encoded with the whole question.
 const MAX_CHOICES: usize = 256;
 
@@ -74,6 +77,36 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
         false => Ok(()),
     })?;
     Ok(rows.into_iter().map(|row| row.text).collect())
+}
+
+/// Reads lines `{"prompt": …}`; other fields are ignored.
+///
+/// # Errors
+/// The file cannot be read, has no line, or has a malformed line.
+pub fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Prompt {
+        prompt: String,
+    }
+    let rows = read(path, |_: &Prompt| Ok(()))?;
+    Ok(rows.into_iter().map(|row| row.prompt).collect())
+}
+
+/// Reads lines `{"messages": [{"role": …, "content": …}, …]}`; other fields of a line are ignored, but not those of a
+/// message.
+///
+/// # Errors
+/// As [`read_prompts`], or a conversation has no message or too many of them.
+pub fn read_conversations(path: &Path) -> Result<Vec<Vec<Message>>> {
+    #[derive(Deserialize)]
+    struct Conversation {
+        messages: Vec<Message>,
+    }
+    let rows = read(path, |row: &Conversation| match row.messages.len() {
+        1..=MAX_MESSAGES => Ok(()),
+        n => Err(format!("has {n} messages, but a conversation has from 1 to {MAX_MESSAGES}")),
+    })?;
+    Ok(rows.into_iter().map(|row| row.messages).collect())
 }
 
 /// Reads lines `{"q": …, "choices": […], "answer": …}`, with answers counted from 0.

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::jsonl::{Choice, Labelled, read_choices, read_labelled, read_texts};
+use super::chat::Message;
+use super::conversation::Conversation;
+use super::jsonl::{Choice, Labelled, read_choices, read_conversations, read_labelled, read_texts};
 use super::order::permutation;
 use super::tokenizer::{MAX_TEXT, Tokenizer};
 use crate::config::{Config, Data, Task};
@@ -32,6 +34,8 @@ pub enum Examples {
     Labelled(Vec<(Vec<u32>, u32)>),
     /// Plain text.
     Plain(Vec<Vec<u32>>),
+    /// Conversations, whose answers are learned.
+    Conversations(Vec<Conversation>),
     /// Multiple-choice questions.
     Questions(Vec<Question>),
 }
@@ -55,6 +59,7 @@ impl Examples {
                 encode_labelled(path, drawn(labelled(path, data)?, limit), labels, tokenizer, max_len)
             }
             Task::Lm => plain(path, tokenizer, max_len, limit),
+            Task::Chat => conversations(path, tokenizer, max_len, limit),
             Task::Choice => questions(path, tokenizer, max_len, limit),
         }
     }
@@ -64,6 +69,7 @@ impl Examples {
         match self {
             Examples::Labelled(all) => all.len(),
             Examples::Plain(all) => all.len(),
+            Examples::Conversations(all) => all.len(),
             Examples::Questions(all) => all.len(),
         }
     }
@@ -221,6 +227,16 @@ fn cut(text: &str, most: usize) -> Vec<&str> {
     }
     pieces.push(rest);
     pieces
+}
+
+fn conversations(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
+    let template = tokenizer.conventions()?.chat()?;
+    let rows: Vec<_> = (1..).zip(read_conversations(path)?).collect();
+    let encode = |(line, messages): (usize, Vec<Message>)| {
+        Conversation::new(&messages, &template, tokenizer, max_len)
+            .map_err(|e| file(path, format!("line {line}: {e}")))
+    };
+    Ok(Examples::Conversations(drawn(rows, limit).into_iter().map(encode).collect::<Result<_>>()?))
 }
 
 fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {

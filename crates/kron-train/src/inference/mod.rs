@@ -1,6 +1,7 @@
 //! Use of a trained model: a pretrained model with an adapter, a head, or both.
 
 mod evaluate;
+mod generate;
 mod predict;
 
 use std::io::ErrorKind;
@@ -15,6 +16,7 @@ use crate::error::{Result, invalid};
 use crate::model::Weights;
 use crate::run::{Learner, read_adapter, read_head};
 pub use evaluate::Evaluated;
+pub use generate::{Ended, GenerateOptions, Generated, Generation, Generator};
 
 /// Pretrained model with what was trained for it.
 pub struct TrainedModel {
@@ -24,6 +26,8 @@ pub struct TrainedModel {
     /// Names of the head's classes, sorted; empty for other tasks.
     labels: Vec<String>,
     notes: Vec<String>,
+    /// Longest text in tokens.
+    positions: usize,
 }
 
 impl TrainedModel {
@@ -52,7 +56,8 @@ impl TrainedModel {
         };
         let learner = Learner::trained_before(weights, adapter, head)?;
         let (labels, notes) = (labels.unwrap_or_default(), notes.unwrap_or_default());
-        Ok(Self { config: config.clone(), tokenizer, learner, labels, notes })
+        let positions = weights.positions();
+        Ok(Self { config: config.clone(), tokenizer, learner, labels, notes, positions })
     }
 
     /// Returns what reading the adapter changed, one sentence each.

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use kron_candle::{DropoutKey, KronLinear};
 
+use super::kv_cache::BlockCache;
 use super::layers::Layers;
 use super::llama_config::LlamaConfig;
 use super::ops::{AttentionMask, Heads, add, attention, rms_norm, swiglu};
@@ -77,11 +78,20 @@ impl Block {
         self.eps
     }
 
-    pub fn forward(&self, x: &Tensor, Pass { mask, rotation, key }: &Pass) -> Result<Tensor> {
+    /// Computes y; keys and values of a cache come before those of x, which are added to it.
+    ///
+    /// # Errors
+    /// candle fails.
+    pub fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<&mut BlockCache>) -> Result<Tensor> {
+        let Pass { mask, rotation, key } = pass;
         let key = *key;
         let normed = rms_norm(x, &self.input_norm, self.eps)?;
         let q = self.q.forward(&normed, key)?;
-        let (k, v) = (self.k.forward(&normed, key)?, self.v.forward(&normed, key)?);
+        let new = [self.k.forward(&normed, key)?, self.v.forward(&normed, key)?];
+        let [k, v] = match cache {
+            Some(cache) => cache.append(mask.past(), new)?,
+            None => new,
+        };
         let mixed = attention([&q, &k, &v], self.heads, Some(rotation), mask)?;
         let x = add(&self.o.forward(&mixed, key)?, x)?;
         let normed = rms_norm(&x, &self.norm, self.eps)?;

@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 use kron_candle::{DropoutKey, KronLinear};
 
+use super::kv_cache::KvCache;
 use crate::data::Tokens;
 use crate::error::{Result, invalid};
 
@@ -32,6 +33,15 @@ pub trait Body {
     /// The model cannot do that.
     fn recompute(&mut self) -> Result<()> {
         Err(invalid("checkpointing is on, but only a decoder's blocks are recomputed"))
+    }
+
+    /// Returns the hidden state of the last of some tokens that follow those of the cache, 1 × 1 × hidden, and adds them
+    /// to the cache. The autograd graph is dropped.
+    ///
+    /// # Errors
+    /// There is no token, the model has too few positions or is an encoder, or candle fails.
+    fn continued(&self, _ids: &[u32], _cache: &mut KvCache) -> Result<Tensor> {
+        Err(invalid("the model predicts no next token: it is an encoder"))
     }
 
     /// Returns the layer that maps a hidden state to the logits of the next token; `None` for an encoder.

@@ -7,6 +7,7 @@ use kron_candle::{DropoutKey, KronLinear};
 
 use super::block::{Block, Pass};
 use super::body::{Attention, Body, detach_in_evaluation};
+use super::kv_cache::KvCache;
 use super::layers::{Embedding, Layers};
 use super::llama_config::LlamaConfig;
 use super::ops::{AttentionMask, rms_norm};
@@ -56,6 +57,14 @@ impl Llama {
             eps: config.rms_norm_eps as f32,
         })
     }
+
+    fn check_len(&self, len: usize) -> Result<()> {
+        if len > self.positions {
+            let positions = self.positions;
+            return Err(invalid(format!("a text has {len} tokens, but the model has {positions} positions")));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -67,12 +76,7 @@ impl Llama {
 
 impl Body for Llama {
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
-        if tokens.len > self.positions {
-            return Err(invalid(format!(
-                "a text has {} tokens, but the model has {} positions",
-                tokens.len, self.positions
-            )));
-        }
+        self.check_len(tokens.len)?;
         let mut x = self.words.forward(&tokens.tensor(&self.device)?)?;
         let mask = AttentionMask::new(&tokens.lens, 0, Attention::Causal);
         let rotation = self.rope.rotation(tokens.len, &x)?;
@@ -80,7 +84,7 @@ impl Body for Llama {
         for block in &self.blocks {
             x = match dropout.is_some() && is_traceable(block, &x) {
                 true => traced_block(block, &x, &pass, !self.recomputes)?,
-                false => detach_in_evaluation(block.forward(&x, &pass)?, dropout),
+                false => detach_in_evaluation(block.forward(&x, &pass, None)?, dropout),
             };
         }
         Ok(rms_norm(&x, &self.norm, self.eps)?)
@@ -94,6 +98,23 @@ impl Body for Llama {
         }
         self.recomputes = true;
         Ok(())
+    }
+
+    fn continued(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
+        let (past, len) = (cache.len(), cache.len() + ids.len());
+        self.check_len(len)?;
+        let Some(last) = ids.len().checked_sub(1) else {
+            return Err(invalid("a text of no token has no last one, but it is what the next token follows"));
+        };
+        let mut x = self.words.forward(&Tensor::from_slice(ids, (1, ids.len()), &self.device)?)?;
+        let mask = AttentionMask::new(&[len], past, Attention::Causal);
+        let rotation = cache.rotation(&self.rope, len, &x)?;
+        let pass = Pass { mask, rotation, key: None };
+        for (block, cache) in self.blocks.iter().zip(cache.blocks(self.blocks.len())) {
+            x = block.forward(&x, &pass, Some(cache))?.detach();
+        }
+        cache.set_len(len);
+        Ok(rms_norm(&x.narrow(1, last, 1)?, &self.norm, self.eps)?)
     }
 
     fn output(&self) -> Option<&KronLinear> {

@@ -4,6 +4,7 @@ mod bert;
 mod block;
 mod body;
 mod gguf;
+mod kv_cache;
 mod layers;
 mod llama;
 mod llama2c;
@@ -17,8 +18,9 @@ mod traced_block;
 
 pub use bert::{Bert, BertConfig};
 pub use body::{Attention, Body, pool};
+pub use kv_cache::KvCache;
 pub use llama::Llama;
 pub use llama_config::LlamaConfig;
 pub use load::{Config, Files, Weights, build};
-pub use next_token::next_token_loss;
+pub use next_token::{answer_loss, next_token_loss};
 pub use rope::RopeConfig;

@@ -12,7 +12,7 @@ use super::records::Score;
 use crate::config::{Config, Method, Task};
 use crate::data::{Batch, Dataset, Examples, Inputs, Question, Row, Tokens};
 use crate::error::{Result, invalid};
-use crate::model::{Body, Weights, build, next_token_loss, pool};
+use crate::model::{Body, Weights, answer_loss, build, next_token_loss, pool};
 
 /// Variable with its name in a checkpoint.
 pub type NamedGroup = (String, Group);
@@ -102,6 +102,10 @@ impl Learner {
     pub fn trained(&self) -> &[NamedGroup] {
         &self.trained
     }
+    /// Returns the model without its head.
+    pub fn body(&self) -> &dyn Body {
+        &*self.body
+    }
     /// Returns the adapters.
     pub const fn adapters(&self) -> Option<&Adapters> {
         self.adapters.as_ref()
@@ -146,6 +150,14 @@ impl Learner {
                 let loss = next_token_loss(&*self.body, &hidden, &tokens, &vec![1; rows.len()])?;
                 Ok((loss.mean_all()?, tokens.count()))
             }
+            Examples::Conversations(all) => {
+                let rows: Vec<&[u32]> = which.iter().map(|&i| all[i].ids.as_slice()).collect();
+                let answers: Vec<&[usize]> = which.iter().map(|&i| all[i].answers.as_slice()).collect();
+                let tokens = Tokens::new(&rows);
+                let hidden = self.body.hidden(&tokens, dropout)?;
+                let loss = answer_loss(&*self.body, &hidden, &tokens, &answers)?;
+                Ok((loss.mean_all()?, tokens.count()))
+            }
             Examples::Questions(all) => {
                 let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
                 let (scores, tokens) = self.choices(questions.iter().map(|q| q.rows.as_slice()), dropout)?;
@@ -179,6 +191,7 @@ impl Learner {
         let order = by_length(0..examples.len(), |i| match examples {
             Examples::Labelled(all) => all[i].0.len(),
             Examples::Plain(all) => all[i].len(),
+            Examples::Conversations(all) => all[i].ids.len(),
             Examples::Questions(all) => longest(&all[i].rows),
         });
         let (mut loss, mut right) = (0.0, 0);
@@ -193,7 +206,9 @@ impl Learner {
                     let guesses: Vec<u32> = logits.argmax(1)?.to_vec1()?;
                     right += guesses.iter().zip(&batch.labels).filter(|(a, b)| a == b).count();
                 }
-                Examples::Plain(_) => loss += weight * scalar(&self.loss(examples, which, None)?.0)?,
+                Examples::Plain(_) | Examples::Conversations(_) => {
+                    loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
+                }
                 Examples::Questions(all) => {
                     loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
                     let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
@@ -206,7 +221,8 @@ impl Learner {
             }
         }
         let n = examples.len() as f64;
-        let accuracy = (!matches!(examples, Examples::Plain(_))).then_some(right as f64 / n);
+        let no_answers = matches!(examples, Examples::Plain(_) | Examples::Conversations(_));
+        let accuracy = (!no_answers).then_some(right as f64 / n);
         Ok(Score { loss: loss / n, accuracy })
     }
 

@@ -11,6 +11,8 @@ use crate::files;
 
 /// Id of the beginning of a sequence.
 const BOS: u32 = 1;
+/// Ids that end a text: the beginning of the next one, and the end of a sequence.
+pub(super) const ENDS: [u32; 2] = [BOS, 2];
 /// Id of the first of the 256 single bytes.
 const FIRST_BYTE: u32 = 3;
 /// Longest piece, in bytes; every pair of neighbours in a text is joined once to look for its piece.

@@ -2,21 +2,24 @@
 
 mod limits;
 mod llama2c;
+mod stream;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use kron_adapter::gguf::Gguf;
 use kron_adapter::io;
-use tokenizers::{PostProcessor, TruncationDirection};
+use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
+use super::conventions::Conventions;
 use crate::error::{Result, file, invalid};
 use crate::files;
 use limits::Limits;
 pub use limits::MAX_TEXT;
 pub use llama2c::Llama2c;
+pub use stream::TextStream;
 
 /// Largest number of special tokens that a text gets.
 const MAX_SPECIAL: usize = 256;
@@ -93,6 +96,33 @@ impl Tokenizer {
         }
     }
 
+    /// Encodes a text without special tokens, each id with the end of its part of the text in bytes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], or the tokenizer is of llama2.c, which tells no places.
+    pub fn encode_with_ends(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        check_len(text)?;
+        match self {
+            Tokenizer::Hf(hf) => {
+                let encoded = hf.encoding(text, None)?;
+                let ends = encoded.get_offsets().iter().map(|(_, end)| *end);
+                Ok(encoded.get_ids().iter().copied().zip(ends).collect())
+            }
+            Tokenizer::Llama2c(_) => Err(invalid("a tokenizer of llama2.c does not tell where a token ends")),
+        }
+    }
+
+    /// Returns the special tokens of the model that the tokenizer belongs to.
+    ///
+    /// # Errors
+    /// A file beside the tokenizer is malformed.
+    pub fn conventions(&self) -> Result<Conventions> {
+        match self {
+            Tokenizer::Hf(hf) => Conventions::read(&hf.path, |token| hf.tokenizer.token_to_id(token)),
+            Tokenizer::Llama2c(_) => Ok(Conventions { ends: llama2c::ENDS.into(), ..Conventions::default() }),
+        }
+    }
+
     /// Decodes ids to text.
     ///
     /// # Errors
@@ -111,6 +141,8 @@ impl Tokenizer {
 /// Tokenizer of Hugging Face's library, with bounds on what it makes of a text.
 #[derive(Debug)]
 pub struct HfTokenizer {
+    /// Path of the file, beside which the model's other files lie.
+    path: PathBuf,
     tokenizer: tokenizers::Tokenizer,
     limits: Limits,
 }
@@ -127,14 +159,18 @@ impl HfTokenizer {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| file(path, e))?;
         match tokenizer.get_post_processor().map_or(0, |last| last.added_tokens(false)) {
-            0..=MAX_SPECIAL => Ok(Self { tokenizer, limits }),
+            0..=MAX_SPECIAL => Ok(Self { path: path.into(), tokenizer, limits }),
             n => Err(file(path, format!("adds {n} special tokens to a text, but at most {MAX_SPECIAL}"))),
         }
     }
 
     /// Encodes a text, with special tokens and at most `max_len` ids, or without special tokens.
     fn encode(&self, text: &str, max_len: Option<usize>) -> Result<Vec<u32>> {
-        let Self { tokenizer, limits } = self;
+        Ok(self.encoding(text, max_len)?.get_ids().to_vec())
+    }
+
+    fn encoding(&self, text: &str, max_len: Option<usize>) -> Result<Encoding> {
+        let Self { tokenizer, limits, .. } = self;
         let encoded = whole(|| {
             limits.check(text, tokenizer.get_normalizer())?;
             let mut encoded = tokenizer.encode(text, false)?;
@@ -143,7 +179,7 @@ impl HfTokenizer {
             encoded.truncate(max_len.saturating_sub(special), 0, TruncationDirection::Right);
             tokenizer.post_process(encoded, None, true)
         });
-        Ok(encoded.map_err(|e| invalid(format!("the tokenizer refused a text: {e}")))?.get_ids().to_vec())
+        encoded.map_err(|e| invalid(format!("the tokenizer refused a text: {e}")))
     }
 }
 

@@ -1,0 +1,85 @@
+//! Options of the command that generates text.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+use kron_train::Result;
+use kron_train::compute::{Device, Precision};
+use kron_train::config::{Config, Task};
+use kron_train::inference::GenerateOptions;
+
+use super::put;
+
+/// Language model, and the prompts that it continues.
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("input").required(true))]
+pub struct Generate {
+    /// Hugging Face folder, a .gguf file, or a .bin file of llama2.c.
+    model: PathBuf,
+    /// Adapter to put on the model: an adapter file, a PEFT folder or a LyCORIS file.
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// Text to continue.
+    #[arg(long, group = "input", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// JSONL file with a prompt in each line, with --chat the messages of a conversation; the result is JSONL too.
+    #[arg(long, group = "input")]
+    pub prompts: Option<PathBuf>,
+    /// Answer as an assistant, by the model's chat template; --prompt is a user's message.
+    #[arg(long)]
+    pub chat: bool,
+    /// Divisor of the logits; 0 always takes the most probable token (0 to 100) [default: 0].
+    #[arg(long, allow_hyphen_values = true)]
+    temperature: Option<f64>,
+    /// Draw from the most probable tokens that have this probability together (0 to 1) [default: 1].
+    #[arg(long, allow_hyphen_values = true)]
+    top_p: Option<f64>,
+    /// Seed of the draws (0 to 9223372036854775807) [default: 0].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Largest number of tokens (1 to 1048576) [default: 256].
+    #[arg(long)]
+    max_tokens: Option<u64>,
+    /// Text before which the result ends, of at most 1024 bytes; up to 64 times.
+    #[arg(long, allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// Print one JSON object when the text is complete: text, ended, prompt_tokens and ids.
+    #[arg(long)]
+    pub json: bool,
+    /// File for the result, which does not exist yet [default: the standard output].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Tokenizer to use instead of the model's own.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Device: cpu or cuda:N.
+    #[arg(long)]
+    device: Option<Device>,
+    /// Type of the base's weights and of activations.
+    #[arg(long)]
+    precision: Option<Precision>,
+}
+
+impl Generate {
+    /// Returns the settings of the model; there are no examples among them.
+    pub fn config(&self) -> Config {
+        let mut config = Config { model: self.model.clone(), task: Task::Lm, ..Config::default() };
+        // The prompts are the data.
+        config.data.train = self.prompts.clone().unwrap_or_else(|| "-".into());
+        config.tokenizer.clone_from(&self.tokenizer);
+        put(&mut config.compute.device, self.device);
+        put(&mut config.compute.precision, self.precision);
+        config
+    }
+
+    /// Returns the settings of the generation.
+    pub fn options(&self) -> Result<GenerateOptions> {
+        let mut options = GenerateOptions { stops: self.stop.clone(), ..GenerateOptions::default() };
+        put(&mut options.temperature, self.temperature);
+        put(&mut options.top_p, self.top_p);
+        put(&mut options.seed, self.seed);
+        put(&mut options.max_tokens, self.max_tokens);
+        options.check()?;
+        Ok(options)
+    }
+}
