@@ -149,7 +149,8 @@ fn answers_alone_are_learned() {
     let tokenizer = Tokenizer::read(&config.model.join("tokenizer.json")).expect("a tokenizer");
     for one in all {
         let learned: Vec<u32> = one.answers.iter().map(|&i| one.ids[i]).collect();
-        assert_eq!(tokenizer.decode(&learned).expect("ids").replace(' ', ""), "atit");
+        // A piece may begin with the space before the answer.
+        assert_eq!(tokenizer.decode(&learned).expect("ids").replace([' ', '▁'], ""), "atit");
         assert_eq!(learned.iter().filter(|&&id| id == 2).count(), 2, "each answer has its end token");
         assert!(one.answers.len() * 2 < one.ids.len() && one.ids[0] == 1);
     }

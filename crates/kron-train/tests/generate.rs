@@ -271,7 +271,7 @@ fn options_out_of_range_and_hostile_inputs_are_refused_with_the_rule() {
         (&["--prompt", &huge], 1, "but the model has 512 positions"),
         (&[], 2, "--prompt"),
         (&["--prompt", "a", "--prompts", file], 2, "cannot be used with"),
-        (&["--prompt", "a", "--max-tokens", "-1"], 2, "--max-tokens"),
+        (&["--prompt", "a", "--max-tokens=-1"], 2, "--max-tokens"),
     ] {
         let ended = program(arguments);
         let message = String::from_utf8_lossy(&ended.stderr).into_owned();

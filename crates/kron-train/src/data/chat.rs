@@ -8,11 +8,16 @@ use minijinja::{Environment, Error, ErrorKind, State, context};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
+use super::conventions::Conventions;
 use super::tokenizer::MAX_TEXT;
 use crate::error::{Result, invalid};
 
 /// Work that a template may do: instructions, and 64 bytes of data for each.
 const FUEL: u64 = 1 << 18;
+/// Longest template in bytes; known ones have up to 20 KiB.
+const MAX_TEMPLATE: usize = 1 << 16;
+/// Stack of the library, which recurses with the depth of a template and of its values; what is not used costs nothing.
+const STACK: usize = 512 << 20;
 /// Name in the messages of errors.
 const NAME: &str = "chat_template";
 
@@ -34,12 +39,30 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
+    /// Compiles the template of a model.
+    ///
+    /// # Errors
+    /// The model has none, or it is malformed or too long.
+    pub fn of(conventions: &Conventions) -> Result<Self> {
+        let Conventions { chat_template, bos_token, eos_token, .. } = conventions;
+        match chat_template {
+            Some(source) => Self::new(source.clone(), bos_token.clone(), eos_token.clone()),
+            None => Err(invalid("the model has no chat template, but a conversation needs one")),
+        }
+    }
+
     /// Compiles a template with the settings of Hugging Face's library.
     ///
     /// # Errors
-    /// The template is malformed.
+    /// The template is malformed or too long.
     pub fn new(source: String, bos_token: String, eos_token: String) -> Result<Self> {
         let malformed = |e: Error| invalid(format!("the model's chat template is malformed: {e}"));
+        if source.len() > MAX_TEMPLATE {
+            let len = source.len();
+            return Err(invalid(format!(
+                "the model's chat template has {len} bytes, but at most {MAX_TEMPLATE}"
+            )));
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(malformed)?);
@@ -47,7 +70,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(python_method);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source).map_err(malformed)?;
+        on_own_stack(|| environment.add_template_owned(NAME, source).map_err(malformed))?;
         Ok(Self { environment, bos_token, eos_token })
     }
 
@@ -57,17 +80,19 @@ impl ChatTemplate {
     /// The template refuses the conversation, or its work or its text is too large.
     pub fn render(&self, messages: &[Message], answer_follows: bool) -> Result<String> {
         let refused = |e: Error| invalid(format!("the model's chat template refuses a conversation: {e}"));
-        let values = context! {
-            messages => Serde(messages),
-            add_generation_prompt => answer_follows,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
-            // Templates ask whether they are none, which an undefined value is not.
-            tools => (),
-            documents => (),
-        };
-        let text = self.environment.get_template(NAME).and_then(|template| template.render(values));
-        let text = text.map_err(refused)?;
+        let text = on_own_stack(|| {
+            let values = context! {
+                messages => Serde(messages),
+                add_generation_prompt => answer_follows,
+                bos_token => self.bos_token.as_str(),
+                eos_token => self.eos_token.as_str(),
+                // Templates ask whether they are none, which an undefined value is not.
+                tools => (),
+                documents => (),
+            };
+            let template = self.environment.get_template(NAME);
+            template.and_then(|template| template.render(values)).map_err(refused)
+        })?;
         match text.len() {
             0..=MAX_TEXT => Ok(text),
             len => Err(invalid(format!(
@@ -75,6 +100,17 @@ impl ChatTemplate {
             ))),
         }
     }
+}
+
+/// Calls the library on a large stack.
+fn on_own_stack<T: Send>(call: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, call);
+        let thread = thread.map_err(|e| invalid(format!("the chat template got no thread: {e}")))?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(invalid("the chat template stopped the library that renders it")))
+    })
 }
 
 /// Calls a method that Python's values have.
@@ -169,7 +205,7 @@ mod tests {
 
     /// Templates of four families of models, with the texts that transformers renders.
     #[test]
-    fn known_templates_are_rendered_as_transformers_renders_them() {
+    fn known_templates_give_the_texts_of_their_formats() {
         let chatml = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
         let talk = [message("user", " Hi "), message("assistant", "Yes?"), message("user", "Go")];
         let want = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\nGo<|im_end|>\n";
@@ -204,6 +240,15 @@ mod tests {
             Ok(want.into())
         );
         assert!(rendered("{{ 1 | tojson(indent=17) }}", &talk, false).is_err());
+    }
+
+    /// The stack suffices for the deepest expression of a template of the longest size.
+    #[test]
+    fn the_deepest_templates_end() {
+        let deepest = format!("{{{{ {}1 }}}}", "-".repeat(MAX_TEMPLATE - 10));
+        assert!(rendered(&deepest, &[], false).is_ok_and(|text| text == "1"));
+        let nots = format!("{{{{ {}1 }}}}", "not ".repeat(16_000));
+        assert_eq!(rendered(&nots, &[], false), Ok("True".into()));
     }
 
     /// Every one of them would take the machine's memory, its time or its stack.

@@ -6,8 +6,7 @@ use kron_adapter::gguf::Gguf;
 use kron_adapter::model_files::CONFIG;
 use serde_json::Value as Json;
 
-use super::chat::ChatTemplate;
-use crate::error::{Result, file, invalid};
+use crate::error::{Result, file};
 use crate::files;
 
 /// Special tokens and chat template of a model.
@@ -59,17 +58,6 @@ impl Conventions {
             false => template(&names["chat_template"]).map(str::to_owned),
         };
         Ok(Self { ends, bos_token, eos_token, chat_template })
-    }
-
-    /// Compiles the chat template.
-    ///
-    /// # Errors
-    /// The model has none, or it is malformed.
-    pub fn chat(&self) -> Result<ChatTemplate> {
-        match &self.chat_template {
-            Some(source) => ChatTemplate::new(source.clone(), self.bos_token.clone(), self.eos_token.clone()),
-            None => Err(invalid("the model has no chat template, but a conversation needs one")),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::chat::Message;
+use super::chat::{ChatTemplate, Message};
 use super::conversation::Conversation;
 use super::jsonl::{Choice, Labelled, read_choices, read_conversations, read_labelled, read_texts};
 use super::order::permutation;
@@ -230,7 +230,7 @@ fn cut(text: &str, most: usize) -> Vec<&str> {
 }
 
 fn conversations(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
-    let template = tokenizer.conventions()?.chat()?;
+    let template = ChatTemplate::of(&tokenizer.conventions()?)?;
     let rows: Vec<_> = (1..).zip(read_conversations(path)?).collect();
     let encode = |(line, messages): (usize, Vec<Message>)| {
         Conversation::new(&messages, &template, tokenizer, max_len)

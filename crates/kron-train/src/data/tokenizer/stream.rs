@@ -32,8 +32,9 @@ impl<'a> TextStream<'a> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.waiting()?;
-        // An incomplete character is decoded to this one.
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.shown < WAITING {
+        // An incomplete character is decoded to this one, a special token to nothing.
+        let is_partial = text.is_empty() || text.ends_with(char::REPLACEMENT_CHARACTER);
+        if is_partial && self.ids.len() - self.shown < WAITING {
             return Ok(String::new());
         }
         self.ids.drain(..self.shown);

@@ -10,7 +10,7 @@ use kron_adapter::text::printable_json;
 use serde::Serialize;
 
 use super::TrainedModel;
-use crate::data::{Conventions, Message, TextStream};
+use crate::data::{ChatTemplate, Conventions, Message, TextStream};
 use crate::error::{Result, invalid};
 use crate::model::KvCache;
 use sampler::Sampler;
@@ -164,7 +164,7 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// As [`Generator::text`], or the model has no chat template, or it refuses the conversation.
     pub fn answer(&self, messages: &[Message], number: usize) -> Result<Generation<'a>> {
-        let prompt = self.conventions.chat()?.render(messages, true)?;
+        let prompt = ChatTemplate::of(&self.conventions)?.render(messages, true)?;
         self.start(self.model.tokenizer.encode_more(&prompt)?, number)
     }
 
