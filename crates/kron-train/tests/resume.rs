@@ -120,12 +120,12 @@ fn killing_the_program_loses_nothing_that_was_saved() {
     let mut kills = 0;
     for wait in (0..).map(|i: u64| Duration::from_millis(i * 7 % 40)) {
         // Killed before its first checkpoint, a run starts again, and its log with it.
-        let begun = killed.join("config.toml").exists();
-        if !killed.join("checkpoint.safetensors").exists() && killed.join("log.csv").exists() {
+        let resume = killed.join("checkpoint.safetensors").exists();
+        if !resume && killed.join("log.csv").exists() {
             std::fs::remove_file(killed.join("log.csv")).expect("a file");
         }
         let before = steps(&killed);
-        let mut child = start(&killed, begun);
+        let mut child = start(&killed, resume);
         // Wait for a step of its own, so that every attempt makes progress.
         while steps(&killed) <= before && child.try_wait().expect("a child").is_none() {
             std::thread::sleep(Duration::from_millis(2));
@@ -162,18 +162,18 @@ fn a_run_without_a_checkpoint_starts_again() {
             std::fs::copy(whole.join(name), out.join(name)).expect(name);
         }
         let before = std::fs::read(out.join("config.toml")).expect("settings");
-        let message = go(&config, &out, false).expect_err("a run is there").to_string();
-        assert!(message.contains("holds a run: pass --resume to continue it"), "{message}");
+        let message = go(&config, &out, true).expect_err("no checkpoint").to_string();
+        assert!(message.contains("without --resume it begins"), "{message}");
         let mut other = config.clone();
         other.train.lr *= 2.0;
         let message = go(&other, &out, true).expect_err("another run").to_string();
-        assert!(message.contains("config.toml belongs to a run with \"lr = "), "{message}");
+        assert!(message.contains("has no checkpoint.safetensors"), "{message}");
         let message = go(&other, &out, false).expect_err("another run").to_string();
         assert!(message.contains("but a new run takes an empty folder"), "{message}");
         assert_eq!(std::fs::read_dir(&out).expect("a folder").count(), left, "nothing else");
         let log = std::fs::read(out.join("log.csv")).ok();
         std::fs::write(out.join("log.csv"), "my,own\n1,data\n").expect("written");
-        assert!(go(&config, &out, true).is_err(), "somebody's log");
+        assert!(go(&config, &out, false).is_err(), "somebody's log");
         assert_eq!(std::fs::read(out.join("log.csv")).expect("a log"), b"my,own\n1,data\n");
         match log {
             Some(log) => std::fs::write(out.join("log.csv"), log).expect("written"),
@@ -182,8 +182,9 @@ fn a_run_without_a_checkpoint_starts_again() {
         std::fs::write(out.join("notes.md"), "mine").expect("written");
         let message = go(&config, &out, true).expect_err("somebody's file").to_string();
         assert!(message.contains("has no checkpoint.safetensors"), "{message}");
+        assert!(go(&config, &out, false).is_err(), "somebody's file");
         std::fs::remove_file(out.join("notes.md")).expect("a file");
-        go(&config, &out, true).expect("it starts again");
+        go(&config, &out, false).expect("it begins");
         assert_eq!(results(&whole), results(&out));
         assert_eq!(std::fs::read(out.join("config.toml")).expect("settings"), before);
     }

@@ -1,4 +1,5 @@
-//! Output folder of a run: empty at its beginning, or with the checkpoint to resume.
+//! Output folder of a run: empty at its beginning, but for what a run of the same settings left before its first
+//! checkpoint, or with the checkpoint to resume.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,7 @@ pub(super) const EVALUATIONS: &str = "evaluations.csv";
 pub struct OutputFolder {
     /// Path of the folder.
     pub path: PathBuf,
-    /// Resumes from the folder's checkpoint, or starts the run again that ended there before its first one.
+    /// Resumes from the folder's checkpoint.
     pub resume: bool,
 }
 
@@ -32,7 +33,7 @@ impl OutputFolder {
     /// Creates the folder if it does not exist, and locks it; fails if a run there would replace anything.
     ///
     /// # Errors
-    /// A new run's folder is not empty, the folder holds no run of these settings to resume, another process writes
+    /// A new run's folder holds anything but what the same run left before its first checkpoint, the folder holds no run of these settings to resume, another process writes
     /// there, or an input lies in the folder.
     pub(super) fn open(&self, config: &Config) -> Result<OutputLock> {
         let folder = &self.path;
@@ -44,10 +45,15 @@ impl OutputFolder {
         let names = output::contents(folder)?;
         let has_checkpoint = names.iter().any(|name| name == CHECKPOINT);
         match (self.resume, has_checkpoint, begun(folder, &names, config)) {
-            (true, true, _) | (true, false, Some(Ok(()))) => Ok(lock),
-            (true, false, Some(Err(other))) => Err(other),
-            (true, false, None) => Err(unsaved()),
-            (false, true, _) | (false, false, Some(Ok(()))) => Err(invalid(format!(
+            (true, true, _) | (false, false, Some(Ok(()))) => Ok(lock),
+            (true, false, Some(Ok(()))) => Err(file(
+                folder,
+                format!(
+                    "has no {CHECKPOINT}, because its run ended before the first: without --resume it begins"
+                ),
+            )),
+            (true, false, _) => Err(unsaved()),
+            (false, true, _) => Err(invalid(format!(
                 "{} holds a run: pass --resume to continue it, or another folder",
                 folder.display()
             ))),
