@@ -1,7 +1,7 @@
 //! Float32 products on the matrix unit of recent Intel processors (AMX), which multiplies bf16 and sums in float32.
 //!
 //! A float32 number is the sum of three bf16 numbers, exactly: the nearest one, the nearest to what is left, and the
-//! rest. Six of the nine products of such parts are computed; the other three are at most a quarter of float32's
+//! rest. Six of the nine products of such parts are computed; the other three are together about half of float32's
 //! own rounding, since |x₂| ≤ 2⁻⁹·|x| and |x₃| ≤ 2⁻¹⁷·|x|.
 //!
 //! ```text
