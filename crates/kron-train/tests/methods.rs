@@ -111,6 +111,6 @@ fn the_unfused_path_trains_to_the_same_values() {
         let apart = distance(&fused, &go(false, 0));
         let moved = distance(&fused, &values(&Learner::new(&config, &weights, &data).expect("it fits")));
         assert!(0.0 < apart && apart <= 3.0 * order, "{method:?}: {apart} apart, orders {order}");
-        assert!(order < 1e-3 * moved, "{method:?}: orders are {order} apart, but it moved by {moved} alone");
+        assert!(order < 5e-3 * moved, "{method:?}: orders are {order} apart, but it moved by {moved} alone");
     }
 }
