@@ -64,7 +64,7 @@ fn files_of_another_model_or_task_are_refused() {
     assert_eq!(limited.examples, 28, "the limit of the settings");
     refused(whole.evaluate(&data("clinc.test.jsonl")), "which is not one of the training set's 7");
     let texts = model(&Config { task: Task::Lm, ..decoder }, Some(&adapter), Some(&head)).expect("no head");
-    refused(predicted(&texts, &examples), "the task lm has no answers to predict");
+    refused(predicted(&texts, &examples), "have no answers to predict");
 
     let questions = folder.path().join("questions.jsonl");
     let choice = model(&Config { task: Task::Choice, ..config(Method::Kron) }, None, None).expect("a model");
