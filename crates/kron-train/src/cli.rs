@@ -2,6 +2,7 @@
 
 mod generate;
 mod inference;
+mod way;
 
 use std::path::{Path, PathBuf};
 

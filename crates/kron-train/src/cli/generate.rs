@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 use kron_train::Result;
-use kron_train::compute::{Device, Precision};
 use kron_train::config::{Config, Task};
 use kron_train::inference::GenerateOptions;
 
 use super::put;
+use super::way::Way;
 
 /// Language model, and the prompts that it continues.
 #[derive(Args, Debug)]
@@ -49,15 +49,8 @@ pub struct Generate {
     /// File for the result, which does not exist yet [default: the standard output].
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Tokenizer to use instead of the model's own.
-    #[arg(long)]
-    tokenizer: Option<PathBuf>,
-    /// Device: cpu or cuda:N.
-    #[arg(long)]
-    device: Option<Device>,
-    /// Type of the base's weights and of activations.
-    #[arg(long)]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    way: Way,
 }
 
 impl Generate {
@@ -66,9 +59,7 @@ impl Generate {
         let mut config = Config { model: self.model.clone(), task: Task::Lm, ..Config::default() };
         // The prompts are the data.
         config.data.train = self.prompts.clone().unwrap_or_else(|| "-".into());
-        config.tokenizer.clone_from(&self.tokenizer);
-        put(&mut config.compute.device, self.device);
-        put(&mut config.compute.precision, self.precision);
+        self.way.apply(&mut config);
         config
     }
 

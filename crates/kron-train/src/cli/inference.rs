@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kron_train::Result;
-use kron_train::compute::{Device, Precision};
 use kron_train::config::{AdapterConfig, Config, MAX_BATCH, Task, Train};
 
 use super::put;
+use super::way::Way;
 
 /// Trained model, and the file that it is used on.
 #[derive(Args, Debug)]
@@ -32,15 +32,8 @@ pub struct Inference {
     /// Task that was learned.
     #[arg(long)]
     task: Option<Task>,
-    /// Tokenizer to use instead of the model's own.
-    #[arg(long)]
-    tokenizer: Option<PathBuf>,
-    /// Device: cpu or cuda:N.
-    #[arg(long)]
-    device: Option<Device>,
-    /// Type of the base's weights and of activations.
-    #[arg(long)]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    way: Way,
     /// Longest text in tokens (2 to 1048576).
     #[arg(long)]
     max_len: Option<usize>,
@@ -59,10 +52,8 @@ impl Inference {
             Config { model: self.model.clone(), adapter: AdapterConfig::default(), train, ..run };
         config.data.train = self.data.clone();
         config.data.limit_eval = 0;
-        config.tokenizer = self.tokenizer.clone().or(config.tokenizer);
         put(&mut config.task, self.task);
-        put(&mut config.compute.device, self.device);
-        put(&mut config.compute.precision, self.precision);
+        self.way.apply(&mut config);
         put(&mut config.data.max_len, self.max_len);
         put(&mut config.train.batch, self.batch);
         config.check()?;

@@ -1,0 +1,32 @@
+//! Options of the way in which a trained model computes.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kron_train::compute::{Device, Precision};
+use kron_train::config::Config;
+
+use super::put;
+
+/// Tokenizer, device and precision.
+#[derive(Args, Debug)]
+pub struct Way {
+    /// Tokenizer to use instead of the model's own.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Device: cpu or cuda:N.
+    #[arg(long)]
+    device: Option<Device>,
+    /// Type of the base's weights and of activations.
+    #[arg(long)]
+    precision: Option<Precision>,
+}
+
+impl Way {
+    /// Overrides the settings by the options that are given.
+    pub fn apply(&self, config: &mut Config) {
+        config.tokenizer = self.tokenizer.clone().or_else(|| config.tokenizer.take());
+        put(&mut config.compute.device, self.device);
+        put(&mut config.compute.precision, self.precision);
+    }
+}
