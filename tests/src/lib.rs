@@ -20,6 +20,7 @@ pub mod modules;
 pub mod mutate;
 pub mod notice;
 pub mod oracle;
+pub mod place;
 pub mod repository;
 pub mod same_dtype;
 pub mod structured;

@@ -1,37 +1,21 @@
 //! GGUF files: every value by its definition, and every damage refused.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kron_adapter::gguf::{Array, BlockType, Blocks, Gguf, Value};
 use kron_adapter::{Kind, Tensors};
 use kron_core::Dtype;
 use kron_tests::gguf::{Tensor, element, entry, file, llama_metadata, llama_tensors, text, texts};
 use kron_tests::mutate::mutate;
+use kron_tests::place::Place;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
-use tempfile::TempDir;
 
-struct Place {
-    folder: TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn write(&self, bytes: &[u8]) -> PathBuf {
-        let path = self.folder.path().join("model.gguf");
-        std::fs::write(&path, bytes).unwrap();
-        path
-    }
-
-    fn refused(&self, bytes: &[u8]) -> String {
-        let error = Gguf::open(&self.write(bytes)).expect_err("damaged");
-        assert_eq!(error.kind(), Kind::Data);
-        assert_eq!(error.message().lines().count(), 1, "{error}");
-        error.to_string()
-    }
+fn refused(place: &Place, bytes: &[u8]) -> String {
+    let error = Gguf::open(&place.write("model.gguf", bytes)).expect_err("damaged");
+    assert_eq!(error.kind(), Kind::Data);
+    assert_eq!(error.message().lines().count(), 1, "{error}");
+    error.to_string()
 }
 
 /// One matrix of each kind.
@@ -58,7 +42,7 @@ fn metadata() -> Vec<Vec<u8>> {
 fn every_value_is_the_formula_s() {
     let (place, mut rng) = (Place::new(), Pcg64Mcg::seed_from_u64(1));
     let tensors = tensors(&mut rng);
-    let mut gguf = Gguf::open(&place.write(&file(&metadata(), &tensors))).unwrap();
+    let mut gguf = Gguf::open(&place.write("model.gguf", &file(&metadata(), &tensors))).unwrap();
     for (tensor, kind) in tensors.iter().zip(BlockType::ALL) {
         let blocks = gguf.blocks(&tensor.name).unwrap();
         assert_eq!((blocks.block_type(), blocks.bytes()), (kind, &tensor.bytes[..]));
@@ -89,7 +73,7 @@ fn every_value_is_the_formula_s() {
 #[test]
 fn metadata_has_its_types() {
     let place = Place::new();
-    let gguf = Gguf::open(&place.write(&file(&metadata(), &[]))).unwrap();
+    let gguf = Gguf::open(&place.write("model.gguf", &file(&metadata(), &[]))).unwrap();
     assert_eq!(gguf.value("general.architecture").unwrap().as_str(), Some("llama"));
     assert_eq!(gguf.value("llama.block_count").unwrap().as_usize(), Some(30));
     assert_eq!(gguf.value("llama.rope.freq_base").unwrap().as_f64(), Some(1e5));
@@ -153,7 +137,7 @@ fn damaged_headers_are_refused_with_their_reason() {
         (file(&[], &[one(&[4, 4], 0), one(&[4, 4], 0)]), "\"w\" twice"),
         (file(&[], &[one(&[1000, 1000], 0)]), "cut short"),
     ] {
-        let error = place.refused(&bytes);
+        let error = refused(&place, &bytes);
         assert!(error.contains(says), "{says:?} is not in {error}");
     }
     // The second of two tensors begins within the first.
@@ -167,7 +151,7 @@ fn damaged_headers_are_refused_with_their_reason() {
     for (offset, says) in [(32u64, "overlap"), (33, "not a multiple of 32"), (u64::MAX - 31, "cut short")] {
         let mut bytes = bytes.clone();
         bytes[at + 4..at + 12].copy_from_slice(&offset.to_le_bytes());
-        assert!(place.refused(&bytes).contains(says));
+        assert!(refused(&place, &bytes).contains(says));
     }
 }
 
@@ -178,7 +162,7 @@ fn no_damage_makes_it_panic() {
     let plain = file(&metadata(), &tensors(&mut rng));
     let header = plain.len() - 3000;
     let (mut read, mut refused) = (0, 0);
-    let mut attempt = |bytes: &[u8]| match Gguf::open(&place.write(bytes)) {
+    let mut attempt = |bytes: &[u8]| match Gguf::open(&place.write("model.gguf", bytes)) {
         Ok(mut gguf) => {
             for name in gguf.tensors().keys().cloned().collect::<Vec<_>>() {
                 let blocks = gguf.blocks(&name).unwrap();
@@ -225,7 +209,7 @@ fn the_committed_model_is_the_builder_s() {
 #[test]
 fn a_llama_has_hugging_face_s_names_and_rows() {
     let (place, tensors) = (Place::new(), llama_tensors());
-    let mut gguf = Gguf::open(&place.write(&file(&llama_metadata(), &tensors))).unwrap();
+    let mut gguf = Gguf::open(&place.write("model.gguf", &file(&llama_metadata(), &tensors))).unwrap();
     let model = gguf.hugging_face().unwrap();
     let mut weights = Vec::new();
     gguf.write_safetensors(&model.tensors, Dtype::F32, &mut |_, _, _| Ok(()), &mut weights, &|_| Ok(()))
@@ -291,7 +275,7 @@ fn a_llama_has_hugging_face_s_names_and_rows() {
 fn models_that_are_no_llama_are_refused_with_their_reason() {
     let place = Place::new();
     let refused = |metadata: Vec<Vec<u8>>, tensors: &[Tensor], says: &str| {
-        let gguf = Gguf::open(&place.write(&file(&metadata, tensors))).unwrap();
+        let gguf = Gguf::open(&place.write("model.gguf", &file(&metadata, tensors))).unwrap();
         let error = gguf.hugging_face().expect_err(says).to_string();
         assert!(error.contains(says), "{says:?} is not in {error}");
     };
@@ -340,7 +324,7 @@ fn models_that_are_no_llama_are_refused_with_their_reason() {
     // A value beyond the type's range.
     let mut tensors = plain.clone();
     tensors[1].bytes[..4].copy_from_slice(&1e9f32.to_le_bytes());
-    let mut gguf = Gguf::open(&place.write(&file(&llama_metadata(), &tensors))).unwrap();
+    let mut gguf = Gguf::open(&place.write("model.gguf", &file(&llama_metadata(), &tensors))).unwrap();
     let model = gguf.hugging_face().unwrap();
     let mut written = Vec::new();
     let error = gguf

@@ -1,6 +1,6 @@
 //! LoRA adapters as GGUF: what is written, read back, and refused.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kron_adapter::algebra::{Delta, Join, Lora};
 use kron_adapter::gguf::{Gguf, GgufLora, LlamaTensors, read_lora, write_lora};
@@ -9,37 +9,21 @@ use kron_adapter::{Adapter, Format, Kind, Layer, Output, Result, ScaleRule, Scal
 use kron_core::{Dtype, KronShape, LayerDims, Split, Theta};
 use kron_tests::gguf::{entry, file, llama_metadata, llama_tensors, lora_parts, text};
 use kron_tests::mutate::mutate;
+use kron_tests::place::Place;
 use ndarray::Array2;
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
-use tempfile::TempDir;
 
 /// Rows of a head of the model.
 const HEAD: usize = 16;
 
-struct Place {
-    folder: TempDir,
+fn base(place: &Place) -> LlamaTensors {
+    let model = place.write("model.gguf", &file(&llama_metadata(), &llama_tensors()));
+    Gguf::open(&model).unwrap().llama_tensors().unwrap()
 }
 
-impl Place {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.folder.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path
-    }
-
-    fn base(&self) -> LlamaTensors {
-        let model = self.write("model.gguf", &file(&llama_metadata(), &llama_tensors()));
-        Gguf::open(&model).unwrap().llama_tensors().unwrap()
-    }
-
-    fn config(&self, config: &serde_json::Value) -> Result<LlamaTensors> {
-        LlamaTensors::of_config(&self.write("config.json", config.to_string().as_bytes()))
-    }
+fn base_of(place: &Place, config: &serde_json::Value) -> Result<LlamaTensors> {
+    LlamaTensors::of_config(&place.write("config.json", config.to_string().as_bytes()))
 }
 
 /// Configuration of the model.
@@ -103,7 +87,7 @@ fn matrix(gguf: &mut Gguf, name: &str) -> Vec<Vec<f32>> {
 #[test]
 fn every_kind_is_read_back_with_its_delta() {
     let (place, adapter) = (Place::new(), adapter());
-    let base = place.base();
+    let base = base(&place);
     // A factor's value is rounded once, and so is alpha.
     for (dtype, unit) in [(Dtype::F32, 2f64.powi(-24)), (Dtype::F16, 2f64.powi(-11))] {
         let (bytes, written) = write(&adapter, &base, dtype);
@@ -129,7 +113,7 @@ fn every_kind_is_read_back_with_its_delta() {
 #[test]
 fn factors_are_the_adapter_s_with_rows_in_the_model_s_order() {
     let place = Place::new();
-    let base = place.base();
+    let base = base(&place);
     for (part, source, heads, permuted) in [
         ("self_attn.q_proj", "attn_q", 2, true),
         ("self_attn.k_proj", "attn_k", 1, true),
@@ -158,7 +142,7 @@ fn factors_are_the_adapter_s_with_rows_in_the_model_s_order() {
         }
         let want = if permuted { rows } else { b };
         assert_eq!(matrix(&mut gguf, &format!("blk.0.{source}.weight.lora_b")), want, "{part}");
-        let again = read_lora(&place.folder.path().join("lora.gguf")).unwrap().adapter;
+        let again = read_lora(&place.path("lora.gguf")).unwrap().adapter;
         assert_eq!(again.layers()[0].theta(), theta);
     }
 }
@@ -176,7 +160,7 @@ fn other_scales_go_into_b() {
     let adapter = Adapter::new(layers.collect()).unwrap();
     let mut config = config();
     config["num_hidden_layers"] = 4.into();
-    let (bytes, written) = write(&adapter, &place.config(&config).unwrap(), Dtype::F32);
+    let (bytes, written) = write(&adapter, &base_of(&place, &config).unwrap(), Dtype::F32);
     assert_eq!(written.alpha, 2.0);
     let again = read_lora(&place.write("lora.gguf", &bytes)).unwrap().adapter;
     for (layer, ratio) in again.layers().iter().zip([1.0, 4.0, 1.0, 0.0]) {
@@ -187,7 +171,7 @@ fn other_scales_go_into_b() {
     }
     // Of scales that are all zero the alpha is not, which llama.cpp would take for a missing one.
     let none = one(&module("mlp.up_proj"), lora(64, 32, 2), Scaling::plain(0.0).unwrap());
-    let (bytes, written) = write(&none, &place.base(), Dtype::F32);
+    let (bytes, written) = write(&none, &base(&place), Dtype::F32);
     assert_eq!(written.alpha, 1.0);
     let again = read_lora(&place.write("lora.gguf", &bytes)).unwrap().adapter;
     assert!(again.layers()[0].theta().b().iter().all(|v| *v == 0.0));
@@ -196,16 +180,16 @@ fn other_scales_go_into_b() {
 #[test]
 fn a_configuration_gives_the_same_file_as_the_model() {
     let (place, adapter) = (Place::new(), adapter());
-    let of_model = write(&adapter, &place.base(), Dtype::F32).0;
+    let of_model = write(&adapter, &base(&place), Dtype::F32).0;
     for kind in ["llama", "mistral"] {
         let mut config = config();
         config["model_type"] = kind.into();
-        assert!(write(&adapter, &place.config(&config).unwrap(), Dtype::F32).0 == of_model);
+        assert!(write(&adapter, &base_of(&place, &config).unwrap(), Dtype::F32).0 == of_model);
     }
     let refused = |key: &str, value: serde_json::Value, says: &str| {
         let mut config = config();
         config[key] = value;
-        let error = place.config(&config).expect_err(says).to_string();
+        let error = base_of(&place, &config).expect_err(says).to_string();
         assert!(error.contains(says), "{says:?} is not in {error}");
     };
     refused("model_type", "qwen2".into(), "model_type is \"qwen2\"");
@@ -224,9 +208,9 @@ fn a_configuration_gives_the_same_file_as_the_model() {
 #[test]
 fn what_the_file_cannot_hold_is_refused() {
     let place = Place::new();
-    let (tied, mut config) = (place.base(), config());
+    let (tied, mut config) = (base(&place), config());
     config["tie_word_embeddings"] = false.into();
-    let untied = place.config(&config).unwrap();
+    let untied = base_of(&place, &config).unwrap();
     let scaling = Scaling::plain(0.5).unwrap();
     let refused = |adapter: &Adapter, base: &LlamaTensors, options: LoraOptions, dtype: Dtype, says: &str| {
         let error = write_lora(adapter, base, options, dtype, &|_| Ok(())).expect_err(says).to_string();

@@ -1,31 +1,13 @@
 //! Models written as GGUF again: what is kept, what changes, and in which order of rows.
 
-use std::path::PathBuf;
-
 use kron_adapter::Error;
 use kron_adapter::gguf::{BlockType, Gguf, HuggingFaceTensor, Value};
 use kron_core::Dtype;
 use kron_tests::gguf::{Tensor, entry, file, llama_metadata, llama_tensors, seeded, text};
-use tempfile::TempDir;
+use kron_tests::place::Place;
 
-struct Place {
-    folder: TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.folder.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path
-    }
-
-    fn open(&self, bytes: &[u8]) -> Gguf {
-        Gguf::open(&self.write("model.gguf", bytes)).unwrap()
-    }
+fn open(place: &Place, bytes: &[u8]) -> Gguf {
+    Gguf::open(&place.write("model.gguf", bytes)).unwrap()
 }
 
 fn unchanged(_: &HuggingFaceTensor, _: usize, _: &mut [f32]) -> kron_adapter::Result<()> {
@@ -56,7 +38,7 @@ fn a_model_keeps_its_metadata_and_every_tensor() {
     metadata.push(entry("llama.rope.scaling.type", 8, &text("linear")));
     metadata.push(entry("general.alignment", 4, &32u32.to_le_bytes()));
     let tensors = [&llama_tensors()[..], &[factors(&[8])]].concat();
-    let mut base = place.open(&file(&metadata, &tensors));
+    let mut base = open(&place, &file(&metadata, &tensors));
     assert!(base.hugging_face().unwrap_err().message().contains("rope_freqs.weight"));
     let llama = base.llama_tensors().unwrap();
     assert_eq!(llama.all().len() + 1, tensors.len());
@@ -85,7 +67,7 @@ fn a_model_keeps_its_metadata_and_every_tensor() {
     }
     for shape in [&[9][..], &[8, 1], &[1, 8]] {
         let tensors = [&llama_tensors()[..], &[factors(shape)]].concat();
-        let error = place.open(&file(&llama_metadata(), &tensors)).llama_tensors().unwrap_err().to_string();
+        let error = open(&place, &file(&llama_metadata(), &tensors)).llama_tensors().unwrap_err().to_string();
         assert!(error.contains("rope_freqs.weight") && error.contains("[8] follows"), "{error}");
     }
 }
@@ -108,7 +90,7 @@ fn bands_are_whole_heads_in_hugging_face_s_order() {
         };
         *tensor = Tensor::random(&tensor.name, BlockType::F16, rows, blocks, &mut rng);
     }
-    let mut base = place.open(&file(&metadata, &tensors));
+    let mut base = open(&place, &file(&metadata, &tensors));
     let llama = base.llama_tensors().unwrap();
     let mut bands: Vec<(String, usize, usize)> = Vec::new();
     let mut number = |tensor: &HuggingFaceTensor, first: usize, rows: &mut [f32]| {
@@ -154,7 +136,7 @@ fn bands_are_whole_heads_in_hugging_face_s_order() {
 #[test]
 fn an_error_on_the_way_ends_the_file() {
     let place = Place::new();
-    let mut base = place.open(&file(&llama_metadata(), &llama_tensors()));
+    let mut base = open(&place, &file(&llama_metadata(), &llama_tensors()));
     let llama = base.llama_tensors().unwrap();
     let stop = |_| Err(Error::data("stopped"));
     let stopped = base.write_gguf(&llama, Dtype::F32, &mut unchanged, &mut std::io::sink(), &stop);
