@@ -86,7 +86,7 @@ impl ChatTemplate {
                 add_generation_prompt => answer_follows,
                 bos_token => self.bos_token.as_str(),
                 eos_token => self.eos_token.as_str(),
-                // Templates ask whether they are none, which an undefined value is not.
+                // Templates compare these with `none`; an undefined value would differ from it.
                 tools => (),
                 documents => (),
             };
