@@ -236,6 +236,11 @@ mod tests {
             assert_eq!(fs::read(out.join("thesis.txt")).unwrap(), b"mine");
             assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
         }
+        // An empty folder may be one that a merge is about to lock.
+        let out = place.path().join("new2");
+        let error = write_while(&out, IfExists::Refuse, || fs::create_dir_all(&out).unwrap());
+        assert!(error.unwrap_err().message().contains("exists"));
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
         let out = place.path().join("old");
         write_output(&out, &folder(1), IfExists::Refuse, &|_| Ok(())).unwrap();
         let error =
@@ -246,7 +251,7 @@ mod tests {
         fs::remove_file(out.join("notes.txt")).unwrap();
         write_output(&out, &folder(3), IfExists::Replace, &|_| Ok(())).unwrap();
         assert_eq!(fs::read(out.join(NAMES[1])).unwrap(), [3; 10]);
-        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3, "no temporary folder and no lock is left");
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 4, "no temporary folder and no lock is left");
         assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
     }
 
