@@ -4,7 +4,7 @@
 //! x ─ norm ─ q, k, v ─ attention ─ o ─ (+ x) mid ─ norm ─ gate, up ─ swiglu ─ down ─ (+ mid) y
 //! ```
 //!
-//! candle's graph fills a buffer with zeros for every gradient and adds to it; a block has seventeen. Here gradients
+//! candle's graph fills a buffer with zeros for every gradient and adds to it; a block has eighteen. Here gradients
 //! are passed on as they are. With checkpointing an op keeps x alone, and computes the rest again in its backward
 //! pass.
 
