@@ -6,7 +6,8 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::amx::{Amx, LINES, Line, PANEL, STEP, Source};
+use super::amx::Amx;
+use super::amx_panel::{LINES, Line, PANEL, Panel, Parts, STEP, Source};
 use crate::Accum;
 
 /// Largest number of columns of w that are packed at one time.
@@ -64,7 +65,8 @@ fn source(matrix: ArrayView2<f32>, rows: bool) -> Source {
 /// Packed panels of one operand.
 struct Packed {
     lines: Box<[MaybeUninit<Line>]>,
-    panels: usize,
+    /// Parts of each panel.
+    panels: Vec<Parts>,
     steps: usize,
 }
 
@@ -72,30 +74,37 @@ impl Packed {
     /// Allocates for so many rows or columns, and so much of the inner dimension.
     fn new(outer: usize, inner: usize) -> Self {
         let (panels, steps) = (outer.div_ceil(PANEL), inner.div_ceil(STEP));
-        Self { lines: Box::new_uninit_slice(panels * steps * LINES), panels, steps }
+        Self {
+            lines: Box::new_uninit_slice(panels * steps * LINES),
+            panels: Vec::with_capacity(panels),
+            steps,
+        }
     }
 
     /// Packs a part of the operand.
     fn fill(&mut self, of: Source, outer: Range<usize>, inner: Range<usize>, parallel: bool) {
-        (self.panels, self.steps) = (outer.len().div_ceil(PANEL), inner.len().div_ceil(STEP));
-        let (steps, of) = (self.steps * LINES, Shared(of));
+        let panels = outer.len().div_ceil(PANEL);
+        self.steps = inner.len().div_ceil(STEP);
+        let (size, of) = (self.steps * LINES, Shared(of));
         let pack = |(panel, lines): (usize, &mut [MaybeUninit<Line>])| {
             let Shared(of) = &of;
-            for (step, lines) in lines.chunks_exact_mut(LINES).enumerate() {
-                // SAFETY: the view of which `of` was made outlives this call, and AVX-512 BW was found with the unit.
-                unsafe { of.pack(outer.start + panel * PANEL, inner.start + step * STEP, lines) };
-            }
+            // SAFETY: the view of which `of` was made outlives this call, and AVX-512 BW was found with the unit.
+            unsafe { of.pack(outer.start + panel * PANEL, inner.clone(), lines) }
         };
-        let lines = &mut self.lines[..self.panels * steps];
+        let lines = &mut self.lines[..panels * size];
         match parallel {
-            true => lines.par_chunks_exact_mut(steps).enumerate().for_each(pack),
-            false => lines.chunks_exact_mut(steps).enumerate().for_each(pack),
+            true => lines.par_chunks_exact_mut(size).enumerate().map(pack).collect_into_vec(&mut self.panels),
+            false => {
+                self.panels.clear();
+                self.panels.extend(lines.chunks_exact_mut(size).enumerate().map(pack));
+            }
         }
     }
 
-    /// Returns a panel's first line.
-    fn panel(&self, panel: usize) -> *const Line {
-        self.lines[panel * self.steps * LINES..].as_ptr().cast()
+    /// Returns a packed panel.
+    fn panel(&self, panel: usize) -> Panel {
+        let lines = self.lines[panel * self.steps * LINES..].as_ptr().cast();
+        Panel { lines, parts: self.panels[panel] }
     }
 }
 
@@ -130,14 +139,14 @@ impl Part<'_> {
         let groups = self.y.rows.div_ceil(ROWS * PANEL);
         let threads = if parallel { rayon::current_num_threads() } else { 0 };
         // Few rows leave threads idle, unless they share them and split the columns.
-        let shares = (TASKS * threads).div_ceil(groups).clamp(1, self.w.panels);
-        let share = self.w.panels.div_ceil(shares);
+        let shares = (TASKS * threads).div_ceil(groups).clamp(1, self.w.panels.len());
+        let share = self.w.panels.len().div_ceil(shares);
         let all: Vec<_> =
-            (0..groups).flat_map(|i| (0..self.w.panels).step_by(share).map(move |j| (i, j))).collect();
+            (0..groups).flat_map(|i| (0..self.w.panels.len()).step_by(share).map(move |j| (i, j))).collect();
         let part = Shared(self);
         let task = |&(group, first): &(usize, usize)| {
             let Shared(part) = &part;
-            part.task(amx, group * ROWS * PANEL, first..part.w.panels.min(first + share));
+            part.task(amx, group * ROWS * PANEL, first..part.w.panels.len().min(first + share));
         };
         if parallel { all.par_iter().for_each(task) } else { all.iter().for_each(task) }
     }
@@ -150,7 +159,8 @@ impl Part<'_> {
         let tiles = amx.configured();
         // Several squares side by side are in the same pages of y.
         let near = panels.clone().step_by(NEAR).map(|first| first..panels.end.min(first + NEAR));
-        let squares = near.flat_map(|js| (0..x.panels).flat_map(move |i| js.clone().map(move |j| (i, j))));
+        let squares =
+            near.flat_map(|js| (0..x.panels.len()).flat_map(move |i| js.clone().map(move |j| (i, j))));
         for (i, j) in squares {
             let (a, b) = (x.panel(i), self.w.panel(j));
             let at = (row + i * PANEL, self.column + j * PANEL);
@@ -204,55 +214,74 @@ mod tests {
         })
     }
 
+    /// Cuts numbers to bf16, but in the rows or columns that fill no panel.
+    fn shorten(mut panels: ArrayViewMut2<f32>) {
+        let whole = panels.nrows() / PANEL * PANEL;
+        panels.slice_mut(s![..whole, ..]).mapv_inplace(|v| f32::from_bits(v.to_bits() & 0xffff_0000));
+    }
+
     /// Compares with float64 within the rounding of a float32 sum of as many products: of sizes that no panel
-    /// divides, more than one block of each dimension, and every order of every operand.
+    /// divides, more than one block of each dimension, every order of every operand, and panels of bf16 numbers.
     #[test]
     fn results_are_as_accurate_as_float32() {
         if Amx::new().is_none() {
             return eprintln!("skipped: no matrix unit");
         }
-        for (m, n, k) in [(32, 32, 32), (33, 70, 45), (64, 48, 1100), (1030, 33, 40), (40, 1100, 64)] {
-            for order in 0..8 {
-                let operand = |turned: bool, rows, columns, seed| match turned {
-                    true => matrix(columns, rows, seed).reversed_axes(),
-                    false => matrix(rows, columns, seed),
-                };
-                let x = operand(order & 1 > 0, m, 2 * k, 1);
-                let (x, w) = (x.slice(s![.., k..]), operand(order & 2 > 0, k, n, 2));
-                let before = operand(order & 4 > 0, m, n, 3);
-                let wide = |v: &f32| f64::from(*v);
-                let (exact, size) =
-                    (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
-                for (accum, parallel) in [(Accum::Replace, true), (Accum::Add, false)] {
-                    let mut y = before.clone();
-                    assert!(multiply(&mut y.view_mut(), accum, x, w.view(), parallel));
-                    for (at, y) in y.indexed_iter() {
-                        let old = if accum == Accum::Add { wide(&before[at]) } else { 0.0 };
-                        let bound =
-                            (1.1 * k as f64 + 8.0) * f64::from(f32::EPSILON) / 2.0 * (size[at] + old.abs());
-                        let error = (wide(y) - exact[at] - old).abs();
-                        assert!(error <= bound, "{m} × {n} × {k}, {order}: {error:e} of {bound:e}");
-                    }
+        let sizes = [(32, 32, 32), (33, 70, 45), (64, 48, 1100), (1030, 33, 40), (40, 1100, 64)];
+        for ((m, n, k), case) in sizes.into_iter().flat_map(|size| (0..32).map(move |case| (size, case))) {
+            let operand = |bit: u32, rows, columns| match case >> bit & 1 {
+                1 => matrix(columns, rows, bit.into()).reversed_axes(),
+                _ => matrix(rows, columns, bit.into()),
+            };
+            let (mut x, mut w, before) = (operand(0, m, 2 * k), operand(1, k, n), operand(2, m, n));
+            if case & 8 > 0 {
+                shorten(x.view_mut());
+            }
+            if case & 16 > 0 {
+                shorten(w.view_mut().reversed_axes());
+            }
+            let x = x.slice(s![.., k..]);
+            let wide = |v: &f32| f64::from(*v);
+            let (exact, size) =
+                (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
+            for (accum, parallel) in [(Accum::Replace, true), (Accum::Add, false)] {
+                let mut y = before.clone();
+                assert!(multiply(&mut y.view_mut(), accum, x, w.view(), parallel));
+                for (at, y) in y.indexed_iter() {
+                    let old = if accum == Accum::Add { wide(&before[at]) } else { 0.0 };
+                    let bound =
+                        (1.1 * k as f64 + 8.0) * f64::from(f32::EPSILON) / 2.0 * (size[at] + old.abs());
+                    let error = (wide(y) - exact[at] - old).abs();
+                    assert!(error <= bound, "{m} × {n} × {k}, {case}: {error:e} of {bound:e}");
                 }
             }
         }
     }
 
-    /// A mean error near that of one rounding shows that no product of parts is missing.
+    /// A mean error near that of one rounding shows that no product of parts is missing, also where an operand has
+    /// one part.
     #[test]
     fn no_part_is_lost() {
         if Amx::new().is_none() {
             return eprintln!("skipped: no matrix unit");
         }
-        let (x, w) = (matrix(64, 32, 4), matrix(32, 64, 5));
-        let mut y = Array2::zeros((64, 64));
-        assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), false));
-        let wide = |v: &f32| f64::from(*v);
-        let (exact, size) =
-            (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
-        let errors = y.indexed_iter().map(|(at, y)| (wide(y) - exact[at]).abs() / size[at]);
-        let mean = errors.sum::<f64>() / y.len() as f64;
-        assert!(mean < f64::from(f32::EPSILON) / 2.0, "{mean:e}");
+        for case in 0..4 {
+            let (mut x, mut w) = (matrix(64, 32, 4), matrix(32, 64, 5));
+            if case & 1 > 0 {
+                shorten(x.view_mut());
+            }
+            if case & 2 > 0 {
+                shorten(w.view_mut().reversed_axes());
+            }
+            let mut y = Array2::zeros((64, 64));
+            assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), false));
+            let wide = |v: &f32| f64::from(*v);
+            let (exact, size) =
+                (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
+            let errors = y.indexed_iter().map(|(at, y)| (wide(y) - exact[at]).abs() / size[at]);
+            let mean = errors.sum::<f64>() / y.len() as f64;
+            assert!(mean < f64::from(f32::EPSILON) / 2.0, "{case}: {mean:e}");
+        }
     }
 
     #[test]
