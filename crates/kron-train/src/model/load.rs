@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
+use kron_adapter::gguf::{BlockType, Blocks};
 use kron_adapter::io::Input;
 use kron_adapter::model_files::{CONFIG, MAX_CONFIG_BYTES, SINGLE, ShardIndex};
 use kron_candle::Inject;
@@ -84,7 +85,7 @@ pub struct Weights {
     /// Configuration of the model.
     pub config: Config,
     tensors: HashMap<String, Tensor>,
-    /// Matrices that stay quantised.
+    /// Matrices that stay as their file has them.
     blocks: BlocksByName,
     device: Device,
     dtype: DType,
@@ -99,28 +100,19 @@ impl Weights {
         Self::read_for(files, Compute::default())
     }
 
-    /// Reads a model onto a device, in the precision of its computations. The matrices of a GGUF file stay
-    /// quantised for float32 on the CPU, and are dequantised for anything else.
+    /// Reads a model onto a device, in the precision of its computations.
+    ///
+    /// For float32 on the CPU, the matrices of a decoder stay as its files have them: in blocks of a GGUF file, or in
+    /// bf16 or f16. For anything else they are converted.
     ///
     /// # Errors
     /// A file is missing or malformed, the kind of model is not supported, or the device cannot be opened.
     pub fn read_for(files: &Files, compute: Compute) -> Result<Self> {
         let (device, dtype) = (compute.device.open()?, compute.precision.dtype());
         let convert = |tensor: &Tensor| tensor.to_dtype(dtype)?.to_device(&device);
-        let mut tensors = HashMap::new();
-        let mut take = |name: &str, tensor: Tensor| {
-            if let Some(name) = name_in_body(name) {
-                let first = tensors.insert(name.clone(), convert(&tensor)?).is_none();
-                if !first {
-                    let message = format!("has two tensors {name:?}, but every name is that of one tensor");
-                    return Err(file(&files.model, message));
-                }
-            }
-            Ok(())
-        };
+        let keeps = device.is_cpu() && dtype == DType::F32;
         if files::is_gguf(&files.model) {
-            let mut blocks = BlocksByName::new();
-            let keeps = device.is_cpu() && dtype == DType::F32;
+            let (mut tensors, mut blocks) = (HashMap::new(), BlocksByName::new());
             let config = gguf::read(&files.model, |name, matrix| {
                 match name_in_body(name) {
                     Some(name) if keeps && matrix.is_quantised() => {
@@ -143,10 +135,27 @@ impl Weights {
             return Ok(Self { tensors, ..Self::empty(Config::Llama(config), device, dtype) });
         }
         let config = read_config(&files.model.join(CONFIG))?;
+        let keeps = keeps && matches!(config, Config::Llama(_));
+        let (mut tensors, mut blocks) = (HashMap::new(), BlocksByName::new());
         for part in shards(&files.model)? {
-            read_shard(&part, &mut take)?;
+            read_shard(&part, |name, stored| {
+                let Some(name) = name_in_body(name) else { return Ok(()) };
+                if tensors.contains_key(&name) || blocks.contains_key(&name) {
+                    let message = format!("has two tensors {name:?}, but every name is that of one tensor");
+                    return Err(file(&files.model, message));
+                }
+                match (stored.block_type(), stored.shape) {
+                    (Some(block_type), &[rows, columns]) if keeps => {
+                        blocks.insert(name, Arc::new(Blocks::new(block_type, rows, columns, stored.bytes)?));
+                    }
+                    _ => {
+                        tensors.insert(name, convert(&stored.tensor()?)?);
+                    }
+                }
+                Ok(())
+            })?;
         }
-        Ok(Self { tensors, ..Self::empty(config, device, dtype) })
+        Ok(Self { config, tensors, blocks, device, dtype })
     }
 
     fn empty(config: Config, device: Device, dtype: DType) -> Self {
@@ -296,8 +305,30 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
+/// Tensor of floating-point values, as a file has it.
+struct Stored<'a> {
+    dtype: DType,
+    shape: &'a [usize],
+    bytes: Vec<u8>,
+}
+
+impl Stored<'_> {
+    /// Returns the kind of blocks that its values are, if they take less memory than float32.
+    const fn block_type(&self) -> Option<BlockType> {
+        match self.dtype {
+            DType::BF16 => Some(BlockType::Bf16),
+            DType::F16 => Some(BlockType::F16),
+            _ => None,
+        }
+    }
+
+    fn tensor(&self) -> Result<Tensor> {
+        Ok(Tensor::from_raw_buffer(&self.bytes, self.dtype, self.shape, &Device::Cpu)?)
+    }
+}
+
 /// Reads the tensors of floating-point values of one file, one after another.
-fn read_shard(path: &Path, mut take: impl FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
+fn read_shard(path: &Path, mut take: impl FnMut(&str, Stored) -> Result<()>) -> Result<()> {
     let mut input = Input::open(path)?;
     if input.len() > MAX_WEIGHTS {
         return Err(file(path, format!("is {} bytes long, but the limit is {MAX_WEIGHTS}", input.len())));
@@ -313,10 +344,29 @@ fn read_shard(path: &Path, mut take: impl FnMut(&str, Tensor) -> Result<()>) -> 
         }
         match DType::try_from(info.dtype) {
             Ok(dtype) if dtype.is_float() => {
-                take(&name, Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?)?;
+                take(&name, Stored { dtype, shape: &info.shape, bytes })?;
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads a decoder whose file is in bf16: its matrices stay so, and are float32 where they are trained.
+    #[test]
+    fn half_precision_matrices_stay_as_they_are() -> Result<()> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/models/llama3");
+        let weights = Weights::read(&Files::find(Path::new(folder))?)?;
+        assert!(weights.blocks.values().all(|blocks| blocks.block_type() == BlockType::Bf16));
+        assert!(weights.tensors.values().all(|tensor| tensor.rank() == 1));
+        let (trained, vars) = weights.trained()?;
+        assert_eq!(vars.len(), weights.blocks.len() + weights.tensors.len());
+        assert_eq!(trained.elements(), weights.elements());
+        assert!(trained.tensors.values().all(|tensor| tensor.dtype() == DType::F32));
+        Ok(())
+    }
 }
