@@ -106,11 +106,11 @@ impl Source {
                 if parts == Parts::One {
                     let (low, high) = (_mm512_castps_si512(low), _mm512_castps_si512(high));
                     all = _mm512_or_si512(all, _mm512_or_si512(low, high));
-                    to[at].write(Line::from(pairs(low, high)));
+                    store(pairs(low, high), &mut to[at]);
                     continue;
                 }
                 for (part, pairs) in split(low, high).into_iter().enumerate() {
-                    to[part * PART + at].write(Line::from(pairs));
+                    store(pairs, &mut to[part * PART + at]);
                 }
             }
         }
@@ -239,12 +239,9 @@ fn nearest(v: __m512) -> __m512i {
     _mm512_and_si512(_mm512_mask_mov_epi32(rounded, beyond, bits), upper)
 }
 
-impl Line {
-    #[target_feature(enable = "avx512f")]
-    fn from(pairs: __m512i) -> Self {
-        let mut line = Self([0; TILE]);
-        // SAFETY: a line is 64 bytes.
-        unsafe { _mm512_store_si512((&raw mut line).cast(), pairs) };
-        line
-    }
+/// Writes a line.
+#[target_feature(enable = "avx512f")]
+fn store(pairs: __m512i, to: &mut MaybeUninit<Line>) {
+    // SAFETY: a line is 64 bytes and as much aligned.
+    unsafe { _mm512_store_si512(to.as_mut_ptr().cast(), pairs) };
 }
