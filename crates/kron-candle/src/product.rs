@@ -3,7 +3,7 @@
 
 use candle_core::{Result, bail};
 use gemm::Parallelism;
-use kron_core::{Accum, matrix_unit_product};
+use kron_core::{Accum, Operands, matrix_unit_product};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 /// Threads of one product.
@@ -35,6 +35,18 @@ pub enum Threads {
 /// # Errors
 /// The sizes do not fit.
 pub fn product(
+    y: ArrayViewMut2<f32>,
+    accum: Accum,
+    x: ArrayView2<f32>,
+    w: ArrayView2<f32>,
+    threads: Threads,
+) -> Result<()> {
+    product_of(Operands::Float32, y, accum, x, w, threads)
+}
+
+/// Computes [`product`] of operands that may be rounded to bf16, which only the matrix unit does.
+pub(crate) fn product_of(
+    operands: Operands,
     mut y: ArrayViewMut2<f32>,
     accum: Accum,
     x: ArrayView2<f32>,
@@ -45,7 +57,7 @@ pub fn product(
     if k != inner || y.dim() != (m, n) {
         bail!("a product of {m} × {k} and {inner} × {n} is to fill {} × {}", y.nrows(), y.ncols());
     }
-    if matrix_unit_product(y.view_mut(), accum, x, w, threads == Threads::All) {
+    if matrix_unit_product(y.view_mut(), accum, x, w, operands, threads == Threads::All) {
         return Ok(());
     }
     let add = accum == Accum::Add;

@@ -98,7 +98,7 @@ pub use dropout::{Dropout, DropoutKey, PER_BLOCK, philox};
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};
 pub use op::KronOp;
-pub use product::matrix_unit_product;
+pub use product::{Operands, matrix_unit_product};
 pub use scale::Scale;
 pub use shape::{Inner, KronShape, LayerDims, Outer, Split};
 pub use simd::{Isa, probe};

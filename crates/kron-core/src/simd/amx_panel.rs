@@ -7,6 +7,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use crate::Operands;
+
 /// Rows or columns of a panel, and of the square of y that a step computes.
 pub(crate) const PANEL: usize = 32;
 /// Positions of the inner dimension of a step.
@@ -63,6 +65,7 @@ pub(crate) struct Source {
     pub inner_len: usize,
     /// True for the rows of x, false for the columns of w.
     pub rows: bool,
+    pub operands: Operands,
 }
 
 impl Source {
@@ -104,7 +107,10 @@ impl Source {
                 let at = tile * TILE + row;
                 let (low, high) = (low[row], high[row]);
                 if parts == Parts::One {
-                    let (low, high) = (_mm512_castps_si512(low), _mm512_castps_si512(high));
+                    let (low, high) = match self.operands {
+                        Operands::Float32 => (_mm512_castps_si512(low), _mm512_castps_si512(high)),
+                        Operands::Bf16 => (nearest(low), nearest(high)),
+                    };
                     all = _mm512_or_si512(all, _mm512_or_si512(low, high));
                     store(pairs(low, high), &mut to[at]);
                     continue;

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::amx::Amx;
 use super::amx_panel::{LINES, Line, PANEL, Panel, Parts, STEP, Source};
-use crate::Accum;
+use crate::{Accum, Operands};
 
 /// Largest number of columns of w that are packed at one time.
 const COLUMNS: usize = 1024;
@@ -30,6 +30,7 @@ pub(crate) fn multiply(
     accum: Accum,
     x: ArrayView2<f32>,
     w: ArrayView2<f32>,
+    operands: Operands,
     parallel: bool,
 ) -> bool {
     let ((m, k), n) = (x.dim(), w.ncols());
@@ -39,9 +40,10 @@ pub(crate) fn multiply(
     let Some(amx) = Amx::new() else { return false };
     if y.stride_of(Axis(1)) != 1 {
         let mut turned = y.view_mut().reversed_axes();
-        return turned.stride_of(Axis(1)) == 1 && multiply(&mut turned, accum, w.t(), x.t(), parallel);
+        return turned.stride_of(Axis(1)) == 1
+            && multiply(&mut turned, accum, w.t(), x.t(), operands, parallel);
     }
-    let (rows, columns) = (source(x, true), source(w.t(), false));
+    let (rows, columns) = (source(x, true, operands), source(w.t(), false, operands));
     let y = Target { at: y.as_mut_ptr(), stride: y.stride_of(Axis(0)), rows: m, columns: n };
     let size = k.div_ceil(k.div_ceil(INNER)).next_multiple_of(STEP);
     let mut packed = Packed::new(n.min(COLUMNS), size);
@@ -56,10 +58,10 @@ pub(crate) fn multiply(
     true
 }
 
-fn source(matrix: ArrayView2<f32>, rows: bool) -> Source {
+fn source(matrix: ArrayView2<f32>, rows: bool, operands: Operands) -> Source {
     let (outer_len, inner_len) = matrix.dim();
     let (outer, inner) = (matrix.stride_of(Axis(0)), matrix.stride_of(Axis(1)));
-    Source { at: matrix.as_ptr(), outer, inner, outer_len, inner_len, rows }
+    Source { at: matrix.as_ptr(), outer, inner, outer_len, inner_len, rows, operands }
 }
 
 /// Packed panels of one operand.
@@ -246,7 +248,7 @@ mod tests {
                 (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
             for (accum, parallel) in [(Accum::Replace, true), (Accum::Add, false)] {
                 let mut y = before.clone();
-                assert!(multiply(&mut y.view_mut(), accum, x, w.view(), parallel));
+                assert!(multiply(&mut y.view_mut(), accum, x, w.view(), Operands::Float32, parallel));
                 for (at, y) in y.indexed_iter() {
                     let old = if accum == Accum::Add { wide(&before[at]) } else { 0.0 };
                     let bound =
@@ -274,7 +276,14 @@ mod tests {
                 shorten(w.view_mut().reversed_axes());
             }
             let mut y = Array2::zeros((64, 64));
-            assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), false));
+            assert!(multiply(
+                &mut y.view_mut(),
+                Accum::Replace,
+                x.view(),
+                w.view(),
+                Operands::Float32,
+                false
+            ));
             let wide = |v: &f32| f64::from(*v);
             let (exact, size) =
                 (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
@@ -282,6 +291,24 @@ mod tests {
             let mean = errors.sum::<f64>() / y.len() as f64;
             assert!(mean < f64::from(f32::EPSILON) / 2.0, "{case}: {mean:e}");
         }
+    }
+
+    /// Compares with the product of rounded operands, which is of one part each.
+    #[test]
+    fn operands_are_rounded_on_demand() {
+        if Amx::new().is_none() {
+            return eprintln!("skipped: no matrix unit");
+        }
+        let (x, w) = (matrix(33, 64, 6), matrix(64, 70, 7));
+        let product = |x: &Array2<f32>, w: &Array2<f32>, operands| {
+            let mut y = Array2::zeros((33, 70));
+            assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), operands, false));
+            y
+        };
+        let rounded = |matrix: &Array2<f32>| matrix.mapv(|v| half::bf16::from_f32(v).to_f32());
+        let want = product(&rounded(&x), &rounded(&w), Operands::Float32);
+        assert_eq!(product(&x, &w, Operands::Bf16), want);
+        assert_ne!(product(&x, &w, Operands::Float32), want);
     }
 
     #[test]
@@ -293,7 +320,14 @@ mod tests {
             let (mut x, mut w) = (Array2::zeros((32, 32)), Array2::zeros((32, 32)));
             (x[(3, 5)], w[(5, 7)]) = (value, factor);
             let mut y = Array2::zeros((32, 32));
-            assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), false));
+            assert!(multiply(
+                &mut y.view_mut(),
+                Accum::Replace,
+                x.view(),
+                w.view(),
+                Operands::Float32,
+                false
+            ));
             y[(3, 7)]
         };
         for value in [f32::MAX, f32::MIN, 1.0 + f32::EPSILON, -1.0 + f32::EPSILON, 1e-30, 0.0] {
@@ -318,12 +352,19 @@ mod tests {
         for (rows, columns, inner) in [(64, 64, 31), (31, 64, 64), (64, 31, 64)] {
             let mut y = Array2::from_elem((rows, columns), 7.0);
             let (x, w) = (x.slice(s![..rows, ..inner]), w.slice(s![..inner, ..columns]));
-            assert!(!multiply(&mut y.view_mut(), Accum::Add, x, w, false));
+            assert!(!multiply(&mut y.view_mut(), Accum::Add, x, w, Operands::Float32, false));
             assert!(y.iter().all(|y| *y == 7.0));
         }
         let mut apart = Array2::from_elem((128, 128), 7.0);
-        assert!(!multiply(&mut apart.slice_mut(s![..;2, ..;2]), Accum::Add, x.view(), w.view(), false));
-        assert!(!multiply(&mut apart.view_mut(), Accum::Add, x.view(), w.view(), false));
+        assert!(!multiply(
+            &mut apart.slice_mut(s![..;2, ..;2]),
+            Accum::Add,
+            x.view(),
+            w.view(),
+            Operands::Float32,
+            false
+        ));
+        assert!(!multiply(&mut apart.view_mut(), Accum::Add, x.view(), w.view(), Operands::Float32, false));
         assert!(apart.iter().all(|y| *y == 7.0));
     }
 }
