@@ -18,10 +18,13 @@ use crate::product::{Threads, product};
 const TILE: usize = 1024;
 /// Least number of rows that a thread dequantises at once.
 const SHARE: usize = 16;
+/// Largest number of rows of x for which each row of W is used as soon as it is dequantised.
+const FEW: usize = 4;
 
 /// Frozen linear layer over a quantised matrix, for float32 activations on the CPU.
 ///
-/// Both passes dequantise at most 1024 rows of W at a time, so memory is that of the blocks and one such tile.
+/// Both passes dequantise at most 1024 rows of W at a time, so memory is that of the blocks and one such tile; a forward
+/// pass of one to four rows, as in generation, dequantises one row at a time, into the cache of the core that uses it.
 /// Products are float32; activations are not quantised.
 pub struct QuantisedLinear {
     blocks: Arc<Blocks>,
@@ -88,6 +91,37 @@ impl QuantisedLinear {
         }
         Ok(())
     }
+
+    /// Computes x·Wᵀ for a few rows of x, without the packing of a large product.
+    ///
+    /// A thread dequantises a row of W and multiplies it with all rows of x. The order of the sums is that of one row,
+    /// whatever the number of threads.
+    fn few_rows(&self, x: ArrayView2<f32>) -> Result<Vec<f32>> {
+        let LayerDims { d_out, d_in } = self.dims();
+        let (rows, x) = (x.nrows(), x.to_slice().unwrap_or_default());
+        let mut columns = vec![0.0; d_out * rows]; // [d_out, rows]
+        let shares = columns.par_chunks_mut(SHARE * rows).enumerate();
+        shares
+            .try_for_each_init(
+                || vec![0.0; d_in],
+                |w, (share, columns)| {
+                    for (i, y) in columns.chunks_mut(rows).enumerate() {
+                        let row = share * SHARE + i;
+                        self.blocks.dequantise(row..row + 1, w)?;
+                        pulp::Arch::new().dispatch(|| {
+                            y.iter_mut().zip(x.chunks(d_in)).for_each(|(y, x)| *y = dot(w, x));
+                        });
+                    }
+                    Ok(())
+                },
+            )
+            .map_err(|e: kron_adapter::Error| candle_core::Error::wrap(e))?;
+        if rows == 1 {
+            return Ok(columns);
+        }
+        let value = |i: usize| columns[i % d_out * rows + i / d_out];
+        Ok((0..columns.len()).map(value).collect())
+    }
 }
 
 impl FrozenLinear for QuantisedLinear {
@@ -98,6 +132,13 @@ impl FrozenLinear for QuantisedLinear {
     fn cpu_forward(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
         let LayerDims { d_out, d_in } = self.dims();
         let x = matrix(x, layout, d_in)?;
+        if (1..=FEW).contains(&x.nrows()) && d_in > 0 {
+            let mut values = self.few_rows(x)?;
+            for y in values.chunks_mut(d_out) {
+                y.iter_mut().zip(self.bias.iter().flatten()).for_each(|(y, bias)| *y += bias);
+            }
+            return Ok(CpuStorage::F32(values));
+        }
         let mut values = vec![0.0; x.nrows() * d_out];
         let mut y = matrix_mut(&mut values, d_out)?;
         self.tiles(|rows, w| {
@@ -119,6 +160,23 @@ impl FrozenLinear for QuantisedLinear {
         self.tiles(|rows, w| product(dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All))?;
         Ok(CpuStorage::F32(values))
     }
+}
+
+/// Computes Σ a·b of equal lengths in 32 partial sums, which vector instructions add in parallel.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 32;
+    let mut sums = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += a * b;
+    }
+    sums.iter().sum()
 }
 
 /// Views a contiguous float32 operand, … × width, as a matrix.
