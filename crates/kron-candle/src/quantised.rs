@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use kron_adapter::gguf::Blocks;
 use kron_core::{Accum, LayerDims};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, s};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::base::FrozenLinear;
@@ -108,9 +109,9 @@ impl QuantisedLinear {
                     for (i, y) in columns.chunks_mut(rows).enumerate() {
                         let row = share * SHARE + i;
                         self.blocks.dequantise(row..row + 1, w)?;
-                        pulp::Arch::new().dispatch(|| {
-                            y.iter_mut().zip(x.chunks(d_in)).for_each(|(y, x)| *y = dot(w, x));
-                        });
+                        for (y, x) in y.iter_mut().zip(x.chunks(d_in)) {
+                            *y = pulp::Arch::new().dispatch(Dot(w, x));
+                        }
                     }
                     Ok(())
                 },
@@ -162,21 +163,29 @@ impl FrozenLinear for QuantisedLinear {
     }
 }
 
-/// Computes Σ a·b of equal lengths in 32 partial sums, which vector instructions add in parallel.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 32;
-    let mut sums = [0.0; LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
+/// Σ a·b of equal lengths, in four vectors of partial sums, whose length is the processor's.
+struct Dot<'a>(&'a [f32], &'a [f32]);
+
+impl WithSimd for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(self.0), S::as_simd_f32s(self.1));
+        let ((a, a_odd), (b, b_odd)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+        let mut sums = [simd.splat_f32s(0.0); 4];
+        for (a, b) in a.iter().zip(b) {
+            for i in 0..4 {
+                sums[i] = simd.mul_add_e_f32s(a[i], b[i], sums[i]);
+            }
         }
+        for (i, (a, b)) in a_odd.iter().zip(b_odd).enumerate() {
+            sums[i] = simd.mul_add_e_f32s(*a, *b, sums[i]);
+        }
+        let [s0, s1, s2, s3] = sums;
+        let sum = simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(s0, s1), simd.add_f32s(s2, s3)));
+        a_rest.iter().zip(b_rest).fold(sum, |sum, (a, b)| sum + a * b)
     }
-    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *sum += a * b;
-    }
-    sums.iter().sum()
 }
 
 /// Views a contiguous float32 operand, … × width, as a matrix.
