@@ -77,7 +77,7 @@ pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, ScaleRule, Scalin
 pub use kron_core::{Accum, Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
-pub use product::{Threads, product};
+pub use product::{Threads, product, product_time};
 pub use quantised::QuantisedLinear;
 pub use trace::Trace;
 pub use trainable_delta::TrainableDelta;

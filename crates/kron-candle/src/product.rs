@@ -1,6 +1,9 @@
 //! [`product`]: a float32 matrix product into memory of the caller, on the CPU.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
 use candle_core::{Result, bail};
 use gemm::Parallelism;
 use kron_core::{Accum, Operands, matrix_unit_product};
@@ -13,6 +16,17 @@ pub enum Threads {
     One,
     /// All threads of rayon's current pool.
     All,
+}
+
+thread_local! {
+    static TIME: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Returns the time that the calling thread has spent in products with [`Threads::All`] so far.
+///
+/// Those are the products with frozen matrices; a benchmark takes the difference of two calls.
+pub fn product_time() -> Duration {
+    TIME.get()
 }
 
 /// Computes y = x·w, or y += x·w; y is m × n, x is m × k and w is k × n, each with any strides.
@@ -46,6 +60,23 @@ pub fn product(
 
 /// Computes [`product`] of operands that may be rounded to bf16, which only the matrix unit does.
 pub(crate) fn product_of(
+    operands: Operands,
+    y: ArrayViewMut2<f32>,
+    accum: Accum,
+    x: ArrayView2<f32>,
+    w: ArrayView2<f32>,
+    threads: Threads,
+) -> Result<()> {
+    if threads == Threads::One {
+        return untimed(operands, y, accum, x, w, threads);
+    }
+    let begin = Instant::now();
+    let done = untimed(operands, y, accum, x, w, threads);
+    TIME.set(TIME.get() + begin.elapsed());
+    done
+}
+
+fn untimed(
     operands: Operands,
     mut y: ArrayViewMut2<f32>,
     accum: Accum,

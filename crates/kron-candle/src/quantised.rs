@@ -6,26 +6,31 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use kron_adapter::gguf::Blocks;
-use kron_core::{Accum, LayerDims};
+use kron_core::{Accum, LayerDims, Operands};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, s};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::base::FrozenLinear;
 use crate::device_ops::range;
-use crate::product::{Threads, product};
+use crate::product::{Threads, product_of};
 
 /// Largest number of rows of W that are dequantised at once.
 const TILE: usize = 1024;
 /// Least number of rows that a thread dequantises at once.
 const SHARE: usize = 16;
+/// Largest number of rows of x for which each row of W is used as soon as it is dequantised.
+const FEW: usize = 4;
 
 /// Frozen linear layer over a quantised matrix, for float32 activations on the CPU.
 ///
-/// Both passes dequantise at most 1024 rows of W at a time, so memory is that of the blocks and one such tile.
-/// Products are float32; activations are not quantised.
+/// Both passes dequantise at most 1024 rows of W at a time, so memory is that of the blocks and one such tile; a forward
+/// pass of one to four rows, as in generation, dequantises one row at a time, into the cache of the core that uses it.
+/// Products are float32, unless [`with_operands`](Self::with_operands) allows bf16; activations are not quantised.
 pub struct QuantisedLinear {
     blocks: Arc<Blocks>,
     bias: Option<Vec<f32>>,
+    operands: Operands,
 }
 
 impl std::fmt::Debug for QuantisedLinear {
@@ -42,9 +47,18 @@ impl QuantisedLinear {
     pub fn new(blocks: impl Into<Arc<Blocks>>, bias: Option<Vec<f32>>) -> Result<Self> {
         let blocks = blocks.into();
         match bias.as_ref().map_or(blocks.rows(), Vec::len) {
-            len if len == blocks.rows() => Ok(Self { blocks, bias }),
+            len if len == blocks.rows() => Ok(Self { blocks, bias, operands: Operands::default() }),
             len => bail!("a bias has {len} values, but its weight has {} rows", blocks.rows()),
         }
+    }
+
+    /// Sets the numbers that products multiply.
+    ///
+    /// bf16 is taken where that is faster: on processors with a matrix unit, for 32 rows of x or more. All other
+    /// products stay float32.
+    #[must_use]
+    pub fn with_operands(self, operands: Operands) -> Self {
+        Self { operands, ..self }
     }
 
     /// Dequantises the rows of some token ids, … × d_in, for ids of any shape.
@@ -88,6 +102,37 @@ impl QuantisedLinear {
         }
         Ok(())
     }
+
+    /// Computes x·Wᵀ for a few rows of x, without the packing of a large product.
+    ///
+    /// A thread dequantises a row of W and multiplies it with all rows of x. The order of the sums is that of one row,
+    /// whatever the number of threads.
+    fn few_rows(&self, x: ArrayView2<f32>) -> Result<Vec<f32>> {
+        let LayerDims { d_out, d_in } = self.dims();
+        let (rows, x) = (x.nrows(), x.to_slice().unwrap_or_default());
+        let mut columns = vec![0.0; d_out * rows]; // [d_out, rows]
+        let shares = columns.par_chunks_mut(SHARE * rows).enumerate();
+        shares
+            .try_for_each_init(
+                || vec![0.0; d_in],
+                |w, (share, columns)| {
+                    for (i, y) in columns.chunks_mut(rows).enumerate() {
+                        let row = share * SHARE + i;
+                        self.blocks.dequantise(row..row + 1, w)?;
+                        for (y, x) in y.iter_mut().zip(x.chunks(d_in)) {
+                            *y = pulp::Arch::new().dispatch(Dot(w, x));
+                        }
+                    }
+                    Ok(())
+                },
+            )
+            .map_err(|e: kron_adapter::Error| candle_core::Error::wrap(e))?;
+        if rows == 1 {
+            return Ok(columns);
+        }
+        let value = |i: usize| columns[i % d_out * rows + i / d_out];
+        Ok((0..columns.len()).map(value).collect())
+    }
 }
 
 impl FrozenLinear for QuantisedLinear {
@@ -98,11 +143,18 @@ impl FrozenLinear for QuantisedLinear {
     fn cpu_forward(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
         let LayerDims { d_out, d_in } = self.dims();
         let x = matrix(x, layout, d_in)?;
+        if (1..=FEW).contains(&x.nrows()) && d_in > 0 {
+            let mut values = self.few_rows(x)?;
+            for y in values.chunks_mut(d_out) {
+                y.iter_mut().zip(self.bias.iter().flatten()).for_each(|(y, bias)| *y += bias);
+            }
+            return Ok(CpuStorage::F32(values));
+        }
         let mut values = vec![0.0; x.nrows() * d_out];
         let mut y = matrix_mut(&mut values, d_out)?;
         self.tiles(|rows, w| {
             let mut y = y.slice_mut(s![.., rows.clone()]);
-            product(y.view_mut(), Accum::Replace, x, w.t(), Threads::All)?;
+            product_of(self.operands, y.view_mut(), Accum::Replace, x, w.t(), Threads::All)?;
             if let Some(bias) = &self.bias {
                 y += &ArrayView1::from(&bias[rows]);
             }
@@ -116,8 +168,33 @@ impl FrozenLinear for QuantisedLinear {
         let dy = matrix(dy, layout, d_out)?;
         let mut values = vec![0.0; dy.nrows() * d_in];
         let mut dx = matrix_mut(&mut values, d_in)?;
-        self.tiles(|rows, w| product(dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All))?;
+        self.tiles(|rows, w| product_of(self.operands, dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All))?;
         Ok(CpuStorage::F32(values))
+    }
+}
+
+/// Σ a·b of equal lengths, in four vectors of partial sums, whose length is the processor's.
+struct Dot<'a>(&'a [f32], &'a [f32]);
+
+impl WithSimd for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(self.0), S::as_simd_f32s(self.1));
+        let ((a, a_odd), (b, b_odd)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+        let mut sums = [simd.splat_f32s(0.0); 4];
+        for (a, b) in a.iter().zip(b) {
+            for i in 0..4 {
+                sums[i] = simd.mul_add_e_f32s(a[i], b[i], sums[i]);
+            }
+        }
+        for (i, (a, b)) in a_odd.iter().zip(b_odd).enumerate() {
+            sums[i] = simd.mul_add_e_f32s(*a, *b, sums[i]);
+        }
+        let [s0, s1, s2, s3] = sums;
+        let sum = simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(s0, s1), simd.add_f32s(s2, s3)));
+        a_rest.iter().zip(b_rest).fold(sum, |sum, (a, b)| sum + a * b)
     }
 }
 

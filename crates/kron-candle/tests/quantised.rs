@@ -77,6 +77,30 @@ fn outputs_and_gradients_are_the_dequantised_layers() -> Result<()> {
     Ok(())
 }
 
+/// One to five rows are on both sides of the way for a few; the bits do not depend on the number of threads.
+#[test]
+fn a_few_rows_are_the_dequantised_layers() -> Result<()> {
+    for block_type in TYPES {
+        let (blocks, dense) = matrix(block_type, 83)?;
+        let bias: Vec<f32> = (0..83).map(|i| i as f32 - 9.0).collect();
+        let quantised = KronLinear::frozen(Arc::new(QuantisedLinear::new(blocks, Some(bias.clone()))?));
+        let linear = Linear::new(dense.clone(), Some(Tensor::new(bias, &Device::Cpu)?));
+        for rows in 1..=5 {
+            let x = Tensor::randn(0f32, 1.0, (rows, dense.dim(1)?), &Device::Cpu)?;
+            let want = linear.forward(&x)?;
+            let on = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                pool.expect("threads").install(|| quantised.forward(&x, None)?.to_vec2::<f32>())
+            };
+            let (one, three) = (on(1)?, on(3)?);
+            let off = largest(&(Tensor::new(one.clone(), &Device::Cpu)? - &want)?)?;
+            assert!(off <= 1e-5 * largest(&want)?, "{block_type:?}, {rows} rows: {off}");
+            assert!(one == three, "{block_type:?}, {rows} rows");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn what_does_not_fit_is_refused() -> Result<()> {
     let (blocks, dense) = matrix(BlockType::Q8_0, 8)?;

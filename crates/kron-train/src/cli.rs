@@ -1,17 +1,21 @@
 //! Command line: a settings file, and options that override it.
 
+mod adapter;
+mod bench;
 mod generate;
 mod inference;
 mod way;
 
 use std::path::{Path, PathBuf};
 
+use adapter::{AdapterOptions, BatchOptions};
+pub use bench::Bench;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 pub use generate::Generate;
 pub use inference::Inference;
 use kron_train::compute::{Device, Precision};
-use kron_train::config::{Config, Method, Schedule, Task};
+use kron_train::config::{Config, Schedule, Task};
 use kron_train::studies::MAX_RUNS;
 
 /// Fine-tunes pretrained models with Kron-LoRA, LoRA and related methods.
@@ -78,6 +82,10 @@ Example: kron-train predict MODEL --config RUN/config.toml --adapter RUN/adapter
     #[command(after_help = "\
 Example: kron-train generate MODEL --adapter RUN/adapter.safetensors --prompt 'Once upon a time' --max-tokens 50")]
     Generate(Box<Generate>),
+    /// Time the parts of a training step of a language model on random tokens, and measure its memory.
+    #[command(after_help = "\
+Example: kron-train bench --model MODEL --batch 8 --max-len 128 --rank 8")]
+    Bench(Box<Bench>),
     /// Recover a planted update with Kron-LoRA and LoRA; needs no file.
     Demo {
         /// Seed of the planted update and the data (0 to 9223372036854775807).
@@ -140,48 +148,13 @@ pub struct Settings {
     /// Number of validation examples and of test examples; 0 takes all (0 to 4294967296).
     #[arg(long)]
     limit_eval: Option<usize>,
-    /// Fine-tuning method.
-    #[arg(long)]
-    method: Option<Method>,
-    /// Names or patterns of the adapted layers.
-    #[arg(long, value_delimiter = ',')]
-    targets: Option<Vec<String>>,
-    /// Rank r (1 to 65536).
-    #[arg(long)]
-    rank: Option<usize>,
-    /// alpha of the scale s = alpha / r (0 to 1e6).
-    #[arg(long)]
-    alpha: Option<f32>,
-    /// Rows of A; 0 takes the method's rule (0 to 1048576).
-    #[arg(long)]
-    a_out: Option<usize>,
-    /// Columns of A; 0 takes the method's rule (0 to 1048576).
-    #[arg(long)]
-    a_in: Option<usize>,
-    /// Factor of LoKr; 0 takes a near-square shape (0 to 1048576).
-    #[arg(long)]
-    factor: Option<usize>,
-    /// Dropout probability on the adapter's input (0 to 0.99).
-    #[arg(long)]
-    dropout: Option<f32>,
-    /// Compute adapters by the fused op; false takes candle's own products and autograd.
-    #[arg(long)]
-    fused: Option<bool>,
-    /// Number of adapter parameters to approximate (0 to 1099511627776).
-    #[arg(long)]
-    match_params: Option<u64>,
+    #[command(flatten)]
+    adapter: AdapterOptions,
     /// Passes over the training set (1 to 1000000).
     #[arg(long)]
     epochs: Option<u64>,
-    /// Examples per step (1 to 1048576).
-    #[arg(long)]
-    batch: Option<usize>,
-    /// Examples per forward pass; 0 takes the whole batch (0 to 1048576).
-    #[arg(long)]
-    micro_batch: Option<usize>,
-    /// Keep the inputs of a decoder's blocks alone and compute the rest again, to save memory.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    checkpointing: Option<bool>,
+    #[command(flatten)]
+    batches: BatchOptions,
     /// Highest learning rate (0 to 1e30).
     #[arg(long, alias = "rate")]
     lr: Option<f64>,
@@ -235,22 +208,10 @@ impl Settings {
         put(&mut data.max_len, self.max_len);
         put(&mut data.limit_train, self.limit_train);
         put(&mut data.limit_eval, self.limit_eval);
-        let adapter = &mut config.adapter;
-        put(&mut adapter.method, self.method);
-        put(&mut adapter.targets, self.targets);
-        put(&mut adapter.rank, self.rank);
-        put(&mut adapter.alpha, self.alpha);
-        put(&mut adapter.a_in, self.a_in);
-        put(&mut adapter.a_out, self.a_out);
-        put(&mut adapter.factor, self.factor);
-        put(&mut adapter.dropout, self.dropout);
-        put(&mut adapter.fused, self.fused);
-        put(&mut adapter.match_params, self.match_params);
+        self.adapter.apply(&mut config.adapter);
         let train = &mut config.train;
         put(&mut train.epochs, self.epochs);
-        put(&mut train.batch, self.batch);
-        put(&mut train.micro_batch, self.micro_batch);
-        put(&mut train.checkpointing, self.checkpointing);
+        self.batches.apply(train);
         put(&mut train.lr, self.lr);
         put(&mut train.head_lr, self.head_lr);
         put(&mut train.lora_plus, self.lora_plus);

@@ -19,7 +19,7 @@ pub fn generate(command: &Generate) -> Result<()> {
     let model = TrainedModel::new(&config, &weights, tokenizer, command.adapter.as_deref(), None)?;
     model.notes().iter().for_each(|text| note(text));
     let generator = model.generator(&options)?;
-    if command.json || command.prompts.is_some() {
+    if command.is_json() {
         return put(
             command.out.as_deref(),
             prompts.iter().enumerate().map(|(i, prompt)| json(&generator, prompt, i)),

@@ -1,6 +1,7 @@
 //! The program `kron-train`: parses arguments, runs the library, prints results.
 #![deny(unsafe_code)]
 
+mod bench;
 mod cli;
 mod docs;
 mod generate;
@@ -79,6 +80,7 @@ fn run_command(command: Command) -> Result<ExitCode> {
         Command::Eval(inference) => evaluate(&inference),
         Command::Predict(inference) => predict(&inference),
         Command::Generate(options) => generate::generate(&options),
+        Command::Bench(options) => bench::run(*options),
         Command::Demo { seed } => run_demo(seed),
         Command::Man { dir } => docs::man(&dir, Cli::command()),
         Command::Completions { shell } => docs::completions(shell, Cli::command()),

@@ -15,16 +15,25 @@ fn every_command_has_a_man_page() {
         assert!(run(&["man", dir]).status.success());
     }
     let page = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect(name);
-    for command in
-        ["train", "compare", "sequential", "eval", "predict", "generate", "demo", "man", "completions"]
-    {
+    for command in [
+        "train",
+        "compare",
+        "sequential",
+        "eval",
+        "predict",
+        "generate",
+        "bench",
+        "demo",
+        "man",
+        "completions",
+    ] {
         let page = page(&format!("kron-train-{command}.1"));
         let title = format!(".TH KRON-TRAIN-{} ", command.to_uppercase());
         assert!(page.contains(&title), "{page}");
     }
     assert!(page("kron-train-train.1").contains("\\-\\-lr"), "{}", page("kron-train-train.1"));
     assert!(page("kron-train.1").contains("kron\\-train"));
-    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 10);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 11);
     let missing = run(&["man", folder.path().join("none").to_str().expect("Unicode")]);
     assert!(!missing.status.success() && String::from_utf8_lossy(&missing.stderr).starts_with("error: "));
 }

@@ -135,8 +135,13 @@ fn an_adapter_and_its_merged_model_generate_the_same() {
 #[test]
 fn draws_are_reproducible_and_differ_by_seed_and_text() {
     let model = model(&data("stories260K.bin"), None);
-    let options =
-        |seed| GenerateOptions { temperature: 1.0, top_p: 0.9, seed, max_tokens: 40, stops: Vec::new() };
+    let options = |seed| GenerateOptions {
+        temperature: 1.0,
+        top_p: 0.9,
+        seed,
+        max_tokens: 40,
+        ..GenerateOptions::default()
+    };
     let text = |seed, number| {
         let options = options(seed);
         model.generator(&options).and_then(|all| all.text("One day", number)?.finish()).expect("a text")
@@ -224,6 +229,20 @@ fn the_program_prints_text_json_and_jsonl() {
     let object: Value = serde_json::from_str(stdout(&json)).expect("JSON");
     assert_eq!(stdout(&text), format!("{}\n", object["text"].as_str().expect("a text")));
     assert_eq!((&object["ended"], object["prompt_tokens"].as_u64()), (&"length".into(), Some(5)));
+    let probable: Value =
+        serde_json::from_str(stdout(&program(&[&short[..], &["--json", "--log-probs", "3"]].concat())))
+            .expect("JSON");
+    assert!(object.get("log_probs").is_none() && probable["ids"] == object["ids"]);
+    let places = probable["log_probs"].as_array().expect("places");
+    assert_eq!(places.len(), 20);
+    for (place, id) in places.iter().zip(ids(&probable["ids"])) {
+        let (first, ln) = (&place[0], |i: usize| place[i][1].as_f64().expect("ln p"));
+        assert!(place.as_array().expect("tokens").len() == 3 && first[0] == id, "{place}");
+        assert!(0.0 >= ln(0) && ln(0) >= ln(1) && ln(1) >= ln(2) && ln(2) > -30.0, "{place}");
+    }
+    let refused = program(&[&short[..], &["--log-probs", "3"]].concat());
+    assert!(String::from_utf8_lossy(&refused.stderr).starts_with("error: --log-probs is given, but only"));
+    assert_eq!(program(&[&short[..], &["--json", "--log-probs", "1001"]].concat()).status.code(), Some(1));
     let told = String::from_utf8_lossy(&text.stderr).into_owned();
     assert!(told.contains("text: 20 tokens") && told.contains("cache: 0."), "{told}");
 

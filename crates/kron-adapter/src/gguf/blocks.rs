@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::bf16;
 use kron_core::Element;
+use pulp::{Simd, WithSimd};
 
 use super::block_type::BlockType;
 use super::{k_quants, quants};
@@ -107,27 +108,53 @@ pub(super) fn row_bytes(block_type: BlockType, columns: usize) -> Result<usize> 
 
 /// Dequantises whole blocks; `to` has their number of values.
 fn dequantise(block_type: BlockType, bytes: &[u8], to: &mut [f32]) {
-    let block: fn(&[u8], &mut [f32]) = match block_type {
-        BlockType::F32 => return plain::<f32>(bytes, to),
-        BlockType::F16 => return plain::<f16>(bytes, to),
-        BlockType::Bf16 => return plain::<bf16>(bytes, to),
-        BlockType::Q4_0 => quants::q4_0,
-        BlockType::Q4_1 => quants::q4_1,
-        BlockType::Q5_0 => quants::q5_0,
-        BlockType::Q5_1 => quants::q5_1,
-        BlockType::Q8_0 => quants::q8_0,
-        BlockType::Q2K => k_quants::q2,
-        BlockType::Q3K => k_quants::q3,
-        BlockType::Q4K => k_quants::q4,
-        BlockType::Q5K => k_quants::q5,
-        BlockType::Q6K => k_quants::q6,
-    };
-    let blocks = bytes.chunks_exact(block_type.bytes());
-    for (bytes, to) in blocks.zip(to.chunks_exact_mut(block_type.values())) {
-        block(bytes, to);
+    pulp::Arch::new().dispatch(Dequantise { block_type, bytes, to });
+}
+
+/// Operation that is compiled for each instruction set: all that it calls is inlined, which a closure would not be.
+struct Dequantise<'a> {
+    block_type: BlockType,
+    bytes: &'a [u8],
+    to: &'a mut [f32],
+}
+
+impl WithSimd for Dequantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { block_type, bytes, to } = self;
+        /// Calls a function with each block, of a length that the compiler knows; as an argument it would be a call.
+        macro_rules! each {
+            ($type:ident, $block:path) => {{
+                let blocks = bytes.as_chunks::<{ BlockType::$type.bytes() }>().0;
+                let values = to.as_chunks_mut::<{ BlockType::$type.values() }>().0;
+                for (bytes, to) in blocks.iter().zip(values) {
+                    $block(bytes, to);
+                }
+            }};
+        }
+        match block_type {
+            BlockType::F32 => plain::<f32>(bytes, to),
+            BlockType::F16 => each!(F16, quants::f16),
+            BlockType::Bf16 => plain::<bf16>(bytes, to),
+            BlockType::Q4_0 => each!(Q4_0, quants::q4_0),
+            BlockType::Q4_1 => each!(Q4_1, quants::q4_1),
+            BlockType::Q5_0 => each!(Q5_0, quants::q5_0),
+            BlockType::Q5_1 => each!(Q5_1, quants::q5_1),
+            BlockType::Q8_0 => each!(Q8_0, quants::q8_0),
+            BlockType::Q2K => each!(Q2K, k_quants::q2),
+            BlockType::Q3K => each!(Q3K, k_quants::q3),
+            BlockType::Q4K => each!(Q4K, k_quants::q4),
+            BlockType::Q5K => each!(Q5K, k_quants::q5),
+            BlockType::Q6K => each!(Q6K, k_quants::q6),
+        }
     }
 }
 
+#[inline(always)]
 fn plain<E: Element>(bytes: &[u8], to: &mut [f32]) {
-    to.iter_mut().zip(decode::<E>(bytes)).for_each(|(to, v)| *to = v.to_f32());
+    for (to, v) in to.iter_mut().zip(decode::<E>(bytes)) {
+        *to = v.to_f32();
+    }
 }

@@ -3,6 +3,7 @@
 use super::quants::half;
 
 /// Splits a block into its fields, in their order.
+#[inline(always)]
 fn fields<const N: usize>(mut block: &[u8], lens: [usize; N]) -> [&[u8]; N] {
     lens.map(|len| {
         let (field, rest) = block.split_at(len);
@@ -12,6 +13,7 @@ fn fields<const N: usize>(mut block: &[u8], lens: [usize; N]) -> [&[u8]; N] {
 }
 
 /// v = d·scale·q − dmin·min, q of 2 bits.
+#[inline(always)]
 pub(super) fn q2(block: &[u8], to: &mut [f32]) {
     let [scales, quants, d, dmin] = fields(block, [16, 64, 2, 2]);
     let (d, dmin) = (half(d), half(dmin));
@@ -25,6 +27,7 @@ pub(super) fn q2(block: &[u8], to: &mut [f32]) {
 }
 
 /// v = d·(scale − 32)·q, q of 3 bits in −4..4.
+#[inline(always)]
 pub(super) fn q3(block: &[u8], to: &mut [f32]) {
     let [high, quants, scales, d] = fields(block, [32, 64, 12, 2]);
     let d = half(d);
@@ -43,6 +46,7 @@ pub(super) fn q3(block: &[u8], to: &mut [f32]) {
 }
 
 /// Returns scale and minimum number i of 8, six bits each, packed into twelve bytes.
+#[inline(always)]
 fn scale_and_min(packed: &[u8], i: usize) -> (f32, f32) {
     let (scale, min) = match i {
         0..4 => (packed[i] & 63, packed[i + 4] & 63),
@@ -52,6 +56,7 @@ fn scale_and_min(packed: &[u8], i: usize) -> (f32, f32) {
 }
 
 /// v = d·scale·q − dmin·min, q of 4 bits.
+#[inline(always)]
 pub(super) fn q4(block: &[u8], to: &mut [f32]) {
     let [d, dmin, scales, quants] = fields(block, [2, 2, 12, 128]);
     let (d, dmin) = (half(d), half(dmin));
@@ -65,6 +70,7 @@ pub(super) fn q4(block: &[u8], to: &mut [f32]) {
 }
 
 /// v = d·scale·q − dmin·min, q of 5 bits.
+#[inline(always)]
 pub(super) fn q5(block: &[u8], to: &mut [f32]) {
     let [d, dmin, scales, high, quants] = fields(block, [2, 2, 12, 32, 128]);
     let (d, dmin) = (half(d), half(dmin));
@@ -78,6 +84,7 @@ pub(super) fn q5(block: &[u8], to: &mut [f32]) {
 }
 
 /// v = d·scale·q, q of 6 bits in −32..32.
+#[inline(always)]
 pub(super) fn q6(block: &[u8], to: &mut [f32]) {
     let [low, high, scales, d] = fields(block, [128, 64, 16, 2]);
     let d = half(d);

@@ -43,6 +43,9 @@ pub struct Generate {
     /// Text before which the result ends, of at most 1024 bytes; up to 64 times.
     #[arg(long, allow_hyphen_values = true)]
     stop: Vec<String>,
+    /// Add to the JSON the most probable tokens of every place, this many of them, with ln p (0 to 1000) [default: 0].
+    #[arg(long)]
+    log_probs: Option<usize>,
     /// Print one JSON object when the text is complete: text, ended, prompt_tokens and ids.
     #[arg(long)]
     pub json: bool,
@@ -63,14 +66,28 @@ impl Generate {
         config
     }
 
+    /// Returns `true` if results are JSON.
+    pub const fn is_json(&self) -> bool {
+        self.json || self.prompts.is_some()
+    }
+
     /// Returns the settings of the generation.
+    ///
+    /// # Errors
+    /// An option is out of range, or has no effect.
     pub fn options(&self) -> Result<GenerateOptions> {
         let mut options = GenerateOptions { stops: self.stop.clone(), ..GenerateOptions::default() };
         put(&mut options.temperature, self.temperature);
         put(&mut options.top_p, self.top_p);
         put(&mut options.seed, self.seed);
         put(&mut options.max_tokens, self.max_tokens);
+        put(&mut options.log_probs, self.log_probs);
         options.check()?;
+        if options.log_probs > 0 && !self.is_json() {
+            return Err(kron_train::Error::Invalid(
+                "--log-probs is given, but only the results of --json and --prompts have them".into(),
+            ));
+        }
         Ok(options)
     }
 }

@@ -4,6 +4,7 @@
 //! continues bit for bit.
 
 mod adapter_rule;
+mod bench;
 mod checkpoint;
 mod folder;
 mod head;
@@ -19,6 +20,7 @@ mod stop;
 mod trainer;
 
 pub use adapter_rule::read_adapter;
+pub use bench::{PartTimes, StepTimes, bench};
 pub use folder::OutputFolder;
 pub use head::read as read_head;
 pub use learner::{Learner, NamedGroup};

@@ -1,5 +1,6 @@
 //! Generation of text: one forward pass over the prompt, then one for each token, over a cache of keys and values.
 
+mod log_probs;
 mod sampler;
 mod stop_texts;
 
@@ -13,6 +14,7 @@ use super::TrainedModel;
 use crate::data::{ChatTemplate, Conventions, Message, TextStream};
 use crate::error::{Result, invalid};
 use crate::model::KvCache;
+use log_probs::most_probable;
 use sampler::Sampler;
 use stop_texts::StopTexts;
 
@@ -20,6 +22,8 @@ use stop_texts::StopTexts;
 const MAX_STOPS: usize = 64;
 /// Longest stop text in bytes.
 const MAX_STOP: usize = 1024;
+/// Largest number of tokens whose log-probabilities are kept at a place.
+const MAX_LOG_PROBS: u64 = 1000;
 
 /// Settings of a generation.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,11 +38,13 @@ pub struct GenerateOptions {
     pub max_tokens: u64,
     /// Texts before which a generation ends.
     pub stops: Vec<String>,
+    /// Number of most probable tokens whose log-probabilities are kept at every place.
+    pub log_probs: usize,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { temperature: 0.0, top_p: 1.0, seed: 0, max_tokens: 256, stops: Vec::new() }
+        Self { temperature: 0.0, top_p: 1.0, seed: 0, max_tokens: 256, stops: Vec::new(), log_probs: 0 }
     }
 }
 
@@ -53,9 +59,11 @@ impl GenerateOptions {
                 return Err(invalid(format!("{name} is {value:?}, but it is a number from 0 to {high}")));
             }
         }
-        for (name, value, low, high) in
-            [("seed", self.seed, 0, i64::MAX as u64), ("max_tokens", self.max_tokens, 1, 1 << 20)]
-        {
+        for (name, value, low, high) in [
+            ("seed", self.seed, 0, i64::MAX as u64),
+            ("max_tokens", self.max_tokens, 1, 1 << 20),
+            ("log_probs", self.log_probs as u64, 0, MAX_LOG_PROBS),
+        ] {
             if !(low..=high).contains(&value) {
                 return Err(invalid(format!("{name} is {value}, but it is an integer from {low} to {high}")));
             }
@@ -96,6 +104,9 @@ pub struct Generation<'a> {
     next: Vec<u32>,
     /// Ids chosen, without an end token.
     ids: Vec<u32>,
+    /// For each of them the most probable tokens, as many as were asked for.
+    log_probs: Vec<Vec<(u32, f64)>>,
+    likeliest: usize,
     sampler: Sampler,
     stream: TextStream<'a>,
     stops: StopTexts<'a>,
@@ -116,6 +127,10 @@ pub struct Generated {
     pub prompt_tokens: usize,
     /// Tokens that the model chose, without an end token.
     pub ids: Vec<u32>,
+    /// For each of them the most probable tokens of its place and ln p of each, before the temperature; empty unless
+    /// they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log_probs: Vec<Vec<(u32, f64)>>,
 }
 
 impl Generated {
@@ -190,6 +205,8 @@ impl<'a> Generator<'a> {
             stream: TextStream::new(&model.tokenizer, &prompt),
             next: prompt,
             ids: Vec::new(),
+            log_probs: Vec::new(),
+            likeliest: options.log_probs,
             sampler: Sampler::new(options, u32::try_from(number).unwrap_or(u32::MAX)),
             stops: StopTexts::new(&options.stops),
             ended: None,
@@ -208,7 +225,8 @@ impl Generation<'_> {
     pub fn finish(&mut self) -> Result<Generated> {
         let text = self.collect::<Result<String>>()?;
         let ended = self.ended.unwrap_or(Ended::Length);
-        Ok(Generated { text, ended, prompt_tokens: self.prompt, ids: self.ids.clone() })
+        let (ids, log_probs) = (self.ids.clone(), self.log_probs.clone());
+        Ok(Generated { text, ended, prompt_tokens: self.prompt, ids, log_probs })
     }
 
     /// Describes the time that the tokens so far took, and the memory of the cache.
@@ -243,6 +261,9 @@ impl Generation<'_> {
             return self.end(Ended::End, String::new());
         }
         self.ids.push(id);
+        if self.likeliest > 0 {
+            self.log_probs.push(most_probable(&logits, self.likeliest));
+        }
         self.next = vec![id];
         let (text, stopped) = self.stops.push(&self.stream.push(id)?);
         if stopped {
