@@ -168,7 +168,9 @@ impl FrozenLinear for QuantisedLinear {
         let dy = matrix(dy, layout, d_out)?;
         let mut values = vec![0.0; dy.nrows() * d_in];
         let mut dx = matrix_mut(&mut values, d_in)?;
-        self.tiles(|rows, w| product_of(self.operands, dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All))?;
+        self.tiles(|rows, w| {
+            product_of(self.operands, dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All)
+        })?;
         Ok(CpuStorage::F32(values))
     }
 }

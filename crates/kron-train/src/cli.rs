@@ -127,7 +127,7 @@ pub struct Settings {
     /// Device: cpu or cuda:N.
     #[arg(long)]
     device: Option<Device>,
-    /// Type of the base's weights and of activations; trained parameters are float32.
+    /// Type of the base's weights and of activations (on the CPU, bf16 is that of products alone); trained parameters are float32.
     #[arg(long)]
     precision: Option<Precision>,
     /// File of training examples.

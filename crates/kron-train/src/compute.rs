@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::DType;
+use kron_candle::Operands;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, invalid};
@@ -14,7 +15,8 @@ use crate::error::{Error, Result, invalid};
 pub struct Compute {
     /// Device of all tensors.
     pub device: Device,
-    /// Type of the base's weights and of activations.
+    /// Type of the base's weights and of activations; on the CPU, bf16 is that of the frozen matrices, and of the
+    /// activations that are multiplied with them.
     ///
     /// Adapters, head, optimizer and loss are float32, and so are the sums inside norms and softmax.
     pub precision: Precision,
@@ -48,27 +50,22 @@ pub enum Precision {
 }
 
 impl Compute {
-    /// Fails if candle cannot compute in this precision on this device.
+    /// Returns candle's type of the activations.
     ///
-    /// # Errors
-    /// Bfloat16 on the CPU.
-    pub fn check(self) -> Result<()> {
-        if self == (Self { device: Device::Cpu, precision: Precision::Bf16 }) {
-            return Err(invalid(
-                "compute.precision is bf16, but candle multiplies no bf16 matrices on the CPU",
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl Precision {
-    /// Returns candle's type.
+    /// On the CPU, bfloat16 is that of the numbers that are multiplied; all others are float32.
     pub const fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
+        match (self.device, self.precision) {
+            (Device::Cpu, Precision::Bf16) | (_, Precision::F32) => DType::F32,
+            (_, Precision::Bf16) => DType::BF16,
+            (_, Precision::F16) => DType::F16,
+        }
+    }
+
+    /// Returns the numbers that products with frozen matrices on the CPU multiply.
+    pub const fn operands(self) -> Operands {
+        match self.precision {
+            Precision::Bf16 => Operands::Bf16,
+            Precision::F32 | Precision::F16 => Operands::Float32,
         }
     }
 }

@@ -17,7 +17,7 @@ pub struct Way {
     /// Device: cpu or cuda:N.
     #[arg(long)]
     device: Option<Device>,
-    /// Type of the base's weights and of activations.
+    /// Type of the base's weights and of activations; on the CPU, bf16 is that of products alone.
     #[arg(long)]
     precision: Option<Precision>,
 }

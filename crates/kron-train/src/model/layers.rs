@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Module, Tensor};
 use candle_nn::{Linear, VarBuilder};
 use kron_adapter::gguf::Blocks;
-use kron_candle::{Inject, KronLinear, QuantisedLinear};
+use kron_candle::{Inject, KronLinear, Operands, QuantisedLinear};
 
 use crate::error::{Result, invalid};
 
@@ -19,12 +19,18 @@ pub struct Layers<'a> {
     inject: &'a Inject<'a>,
     vb: VarBuilder<'a>,
     blocks: &'a BlocksByName,
+    operands: Operands,
 }
 
 impl<'a> Layers<'a> {
-    /// Makes layers from a builder's tensors, and from blocks where they have the name.
-    pub const fn new(inject: &'a Inject<'a>, vb: VarBuilder<'a>, blocks: &'a BlocksByName) -> Self {
-        Self { inject, vb, blocks }
+    /// Makes layers from a builder's tensors, and from blocks where they have the name, which multiply `operands`.
+    pub const fn new(
+        inject: &'a Inject<'a>,
+        vb: VarBuilder<'a>,
+        blocks: &'a BlocksByName,
+        operands: Operands,
+    ) -> Self {
+        Self { inject, vb, blocks, operands }
     }
 
     /// Returns the maker under a longer prefix.
@@ -50,7 +56,7 @@ impl<'a> Layers<'a> {
             return Ok(self.inject.linear(d_in, d_out, bias, vb)?);
         };
         let bias = bias.then(|| vb.get(d_out, "bias")?.to_vec1()).transpose()?;
-        let base = Arc::new(QuantisedLinear::new(blocks, bias)?);
+        let base = Arc::new(QuantisedLinear::new(blocks, bias)?.with_operands(self.operands));
         Ok(self.inject.wrap_frozen(base, &vb.prefix(), vb.device())?)
     }
 
@@ -60,7 +66,10 @@ impl<'a> Layers<'a> {
     /// The tensor is missing or has another shape.
     pub fn embedding(&self, count: usize, width: usize, name: &str) -> Result<Embedding> {
         Ok(match self.matrix(name, count, width)? {
-            Some(blocks) => Embedding::Blocks(Arc::new(QuantisedLinear::new(blocks, None)?)),
+            Some(blocks) => {
+                let table = QuantisedLinear::new(blocks, None)?;
+                Embedding::Blocks(Arc::new(table.with_operands(self.operands)))
+            }
             None => Embedding::Table(candle_nn::embedding(count, width, self.vb.pp(name))?),
         })
     }

@@ -180,7 +180,9 @@ mod tests {
 
     use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
-    use kron_candle::{Dropout, DropoutKey, Inject, KronShape, LayerDims, ScaleRule, Scaling, Split};
+    use kron_candle::{
+        Dropout, DropoutKey, Inject, KronShape, LayerDims, Operands, ScaleRule, Scaling, Split,
+    };
 
     use super::*;
     use crate::data::Tokens;
@@ -240,7 +242,8 @@ mod tests {
         let inject = if fused { inject } else { inject.unfused() };
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let blocks = HashMap::new();
-        let llama = Llama::new(&config, &Layers::new(&inject, vb, &blocks), &Device::Cpu).expect("a model");
+        let llama = Llama::new(&config, &Layers::new(&inject, vb, &blocks, Operands::Float32), &Device::Cpu)
+            .expect("a model");
         let deltas = inject.finish().expect("every pattern").deltas().to_vec();
         for delta in &deltas {
             // A new adapter's B is zero.
