@@ -1,16 +1,17 @@
-//! Damaged inputs for every reader of `kron-train`, for so many seconds: tokenizers, settings, grids, examples, a
-//! checkpoint and a head; each run has other ones.
+//! Damaged inputs for every reader of `kron-train`, for so many seconds: tokenizers, settings, grids, examples,
+//! conversations and their template, a model's configuration, a checkpoint and a head; each run has other ones.
 //!
 //! `cargo run -p kron-train --example fuzz-train -- 60`
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use kron_candle::Inject;
 use kron_tests::fuzz::main_loop;
 use kron_tests::mutate::mutate;
 use kron_train::config::Task;
-use kron_train::data::{Dataset, Tokenizer};
-use kron_train::model::{Files, Weights};
+use kron_train::data::{ChatTemplate, Dataset, Message, Tokenizer};
+use kron_train::model::{Files, Weights, build};
 use kron_train::run::{OutputFolder, Stop, read_head, run};
 use kron_train::studies::chains::ChainGrid;
 use kron_train::studies::compare::ComparisonGrid;
@@ -20,11 +21,20 @@ use rand::RngExt;
 /// Folder of `kron-train`'s own fixtures.
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 
+/// Folder of a model with a chat template, among the inputs.
+const CHAT: &str = "chat";
+
+/// Template with the constructs that real ones have.
+const TEMPLATE: &str = "{{ bos_token }}{% set ns = namespace(last='') %}{% for m in messages %}\
+     {% if loop.first and m['role'] != 'system' %}{{ 'You are ' + eos_token }}{% endif %}\
+     {{ '<' + m['role'] + '>' + m['content'] | trim }}{% set ns.last = m.role %}{% endfor %}\
+     {% if add_generation_prompt and ns.last == 'user' %}{{ '<assistant>' }}{% endif %}";
+
 const ENTRY: &str =
     "reference = 'a'\n[[entries]]\nname = 'a'\nlrs = [1e-3]\nadapter = { a_out = 4, a_in = 2 }\n";
 
 /// Names of the inputs, each with the reader that its end selects.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 15] = [
     "bert.tokenizer.json",
     "llama.tokenizer.json",
     "tok.bin",
@@ -34,6 +44,10 @@ const NAMES: [&str; 11] = [
     "classify.jsonl",
     "lm.jsonl",
     "choice.jsonl",
+    "chat/messages.jsonl",
+    "chat/config.json",
+    "chat/tokenizer_config.json",
+    "chat/chat_template.jinja",
     "checkpoint.safetensors",
     "head.safetensors",
 ];
@@ -70,6 +84,7 @@ impl Readers {
         let data = Dataset::read(&config, &tokenizer)?;
         let output = OutputFolder { path: folder.join("run"), resume: false };
         run(&config, &weights, &data, Some(&output), &Stop::default(), &Progress::Hidden)?;
+        copy(&fixture("models/llama"), &folder.join(CHAT));
         let settings = config.text()?;
         let base = settings.replace("\n[", "\n[base.");
         let read = |path: PathBuf| std::fs::read(path).expect("a fixture");
@@ -90,12 +105,26 @@ impl Readers {
                 "choice.jsonl" => {
                     b"{\"q\": \"Grass is\", \"choices\": [\"green\", \"red\"], \"answer\": 0}\n".repeat(3)
                 }
+                "chat/messages.jsonl" => {
+                    let user = r#"{"role": "user", "content": "the big dog"}"#;
+                    let answer = r#"{"role": "assistant", "content": "Tom went out"}"#;
+                    format!("{{\"messages\": [{user}, {answer}]}}\n").repeat(3).into_bytes()
+                }
+                "chat/config.json" => read(fixture("models/llama/config.json")),
+                "chat/tokenizer_config.json" => {
+                    br#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": "none"}"#
+                        .to_vec()
+                }
+                "chat/chat_template.jinja" => TEMPLATE.into(),
                 "checkpoint.safetensors" | "head.safetensors" => read(output.path.join(name)),
                 _ => read(fixture("models").join(name.replace(".token", "/token"))),
             };
             (name, bytes)
         };
-        let seeds = NAMES.into_iter().map(seed).collect();
+        let seeds: Vec<(&str, Vec<u8>)> = NAMES.into_iter().map(seed).collect();
+        for (name, bytes) in seeds.iter().filter(|(name, _)| name.starts_with(CHAT)) {
+            std::fs::write(folder.join(name), bytes).expect("room");
+        }
         Ok(Self { folder: folder.into(), seeds, config, tokenizer, weights, data })
     }
 
@@ -119,11 +148,17 @@ impl Readers {
             if name.ends_with(".safetensors") { self.folder.join("run") } else { self.folder.clone() };
         let path = folder.join(name);
         std::fs::write(&path, bytes).expect("a folder that can be written");
-        let examples = |task| {
+        let read_examples = |task, tokenizer: &Tokenizer| {
             let mut config = Config { task, ..self.config.clone() };
             config.data.train = path.clone();
-            Dataset::read(&config, &self.tokenizer).map(drop)
+            if task == Task::Chat {
+                // A layout takes more tokens than a text.
+                config.data.max_len = 256;
+            }
+            Dataset::read(&config, tokenizer).map(drop)
         };
+        let examples = |task| read_examples(task, &self.tokenizer);
+        let chat = || Tokenizer::read(&self.folder.join(CHAT).join("tokenizer.json"));
         let done = match name {
             "run.toml" => Config::read(&path).and_then(|config| config.check()),
             "rates.grid.toml" => ComparisonGrid::read(&path).and_then(|grid| grid.text()).map(drop),
@@ -131,6 +166,13 @@ impl Readers {
             "classify.jsonl" => examples(Task::Classify),
             "lm.jsonl" => examples(Task::Lm),
             "choice.jsonl" => examples(Task::Choice),
+            "chat/messages.jsonl" => chat().and_then(|tokenizer| read_examples(Task::Chat, &tokenizer)),
+            "chat/config.json" => Files::find(&self.folder.join(CHAT))
+                .and_then(|files| build(&Weights::read(&files)?, &Inject::nothing()).map(drop)),
+            "chat/tokenizer_config.json" | "chat/chat_template.jinja" => chat().and_then(|tokenizer| {
+                let message = Message { role: "user".into(), content: " <s>{{ 1 }} dog".into() };
+                ChatTemplate::of(&tokenizer.conventions()?)?.render(&[message], true).map(drop)
+            }),
             "checkpoint.safetensors" => {
                 let output = OutputFolder { path: folder, resume: true };
                 let (stop, progress) = (Stop::default(), Progress::Hidden);
@@ -143,10 +185,23 @@ impl Readers {
                 tokenizer.decode(&ids).map(drop)
             }),
         };
+        // The other files of the folder belong to the valid model again.
+        if let Some((_, seed)) = self.seeds.iter().find(|(seed, _)| *seed == name && name.starts_with(CHAT)) {
+            std::fs::write(&path, seed).expect("a folder that can be written");
+        }
         done.map_err(|error| {
             let message = error.to_string();
             assert!(!message.is_empty() && !message.chars().any(char::is_control), "{message:?}");
         })
         .is_ok()
+    }
+}
+
+/// Copies the files of a folder into a new one.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("room");
+    for entry in std::fs::read_dir(from).expect("a fixture") {
+        let entry = entry.expect("a file");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("room");
     }
 }
