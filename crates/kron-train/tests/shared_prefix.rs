@@ -30,7 +30,8 @@ fn questions(vocabulary: u32) -> Vec<Question> {
     let prefix = draw(11, 1);
     let ragged = [3, 1, 5, 2].map(|len| row(&prefix, &draw(len, 20 + len as u32), 11));
     // No common token at the start.
-    let apart = [(6, 3), (9, 5), (4, 1)].map(|(len, from)| row(&[len % vocabulary], &draw(len as usize, len), from));
+    let apart =
+        [(6, 3), (9, 5), (4, 1)].map(|(len, from)| row(&[len % vocabulary], &draw(len as usize, len), from));
     // One choice begins with another, and two are equal; some scored tokens are in the common prefix.
     let nested = [row(&prefix, &[], 8), row(&prefix, &draw(4, 9), 9), row(&prefix, &draw(4, 9), 9)];
     let alone = [row(&draw(5, 30), &draw(2, 31), 5)];
@@ -53,7 +54,8 @@ fn config(method: Method) -> Config {
 
 /// Builds a learner whose adapters have an effect.
 fn learner(config: &Config, examples: &Examples) -> Learner {
-    let weights = Weights::read_for(&Files::find(&config.model).expect("a model"), config.compute).expect("weights");
+    let weights =
+        Weights::read_for(&Files::find(&config.model).expect("a model"), config.compute).expect("weights");
     let data = Dataset { labels: vec![], train: examples.clone(), validation: None, test: None };
     let learner = Learner::new(config, &weights, &data).expect("it fits");
     for (_, group) in learner.trained().iter().filter(|_| config.adapter.method != Method::Full) {
@@ -65,7 +67,11 @@ fn learner(config: &Config, examples: &Examples) -> Learner {
 }
 
 /// Computes loss and scores with each choice in a row of its own.
-fn in_rows(learner: &Learner, questions: &[Question], key: Option<DropoutKey>) -> Result<(Tensor, Vec<Vec<f32>>)> {
+fn in_rows(
+    learner: &Learner,
+    questions: &[Question],
+    key: Option<DropoutKey>,
+) -> Result<(Tensor, Vec<Vec<f32>>)> {
     let all = questions.iter().flat_map(|question| &question.rows);
     let (rows, from): (Vec<&[u32]>, Vec<usize>) = all.map(|(ids, from)| (ids.as_slice(), *from)).unzip();
     let tokens = Tokens::new(&rows);
@@ -84,7 +90,8 @@ fn in_rows(learner: &Learner, questions: &[Question], key: Option<DropoutKey>) -
 /// Returns the gradient of every trained parameter.
 fn gradients(learner: &Learner, loss: &Tensor) -> Vec<Vec<f32>> {
     let grads = loss.backward().expect("gradients");
-    let of = |group: &kron_candle::Group| grads.get(group.var()).expect("a gradient").flatten_all()?.to_vec1();
+    let of =
+        |group: &kron_candle::Group| grads.get(group.var()).expect("a gradient").flatten_all()?.to_vec1();
     learner.trained().iter().map(|(_, group)| of(group).expect("values")).collect()
 }
 

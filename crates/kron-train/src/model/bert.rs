@@ -198,7 +198,9 @@ impl Bert {
             )));
         }
         if tokens.texts.len() != tokens.rows() {
-            return Err(invalid("texts share a prefix or a row, but the model is an encoder, which reads each text alone"));
+            return Err(invalid(
+                "texts share a prefix or a row, but the model is an encoder, which reads each text alone",
+            ));
         }
         let ids = tokens.tensor(self.words.embeddings().device())?;
         let positions = self.positions.embeddings().narrow(0, 0, tokens.len)?;

@@ -157,30 +157,36 @@ impl Group<'_> {
     fn parts(&self, mut f: impl FnMut(Part) -> Result<()>) -> Result<()> {
         let Attention { heads, mask, .. } = self.op;
         for segment in mask.segments(self.row) {
-            let queries = mask.queries_of(segment);
-            for (head, first) in (0..heads.shared()).flat_map(|head| queries.clone().step_by(QUERIES).map(move |first| (head, first))) {
-                let columns = head * heads.width..(head + 1) * heads.width;
-                let rows = first..queries.end.min(first + QUERIES);
-                let position = mask.position(segment, first);
-                let given = self.q.slice(s![rows.clone(), columns.clone()]);
-                let mut q = Array2::zeros(given.dim());
-                rotate(self.tables, position, 1.0, given, q.view_mut());
-                let (spans, keys) = spans(mask.visible_keys(segment, rows.end - 1));
-                let mut weights = Array2::zeros((rows.len(), keys));
-                for Span { keys, weights: columns } in &spans {
-                    let k = self.k.slice(s![keys.clone(), ..]);
-                    let scores = weights.slice_mut(s![.., columns.clone()]);
-                    product(scores, Accum::Replace, q.view(), k.t(), Threads::One)?;
+            for head in 0..heads.shared() {
+                for first in mask.queries_of(segment).step_by(QUERIES) {
+                    f(self.part(segment, head, first)?)?;
                 }
-                for (query, mut row) in rows.clone().zip(weights.rows_mut()) {
-                    let Some(row) = row.as_slice_mut() else { continue };
-                    let visible = mask.visible_keys(segment, query).map(|keys| keys.len()).iter().sum();
-                    softmax(row, visible, heads.scale());
-                }
-                f(Part { rows, columns, position, q, weights, spans })?;
             }
         }
         Ok(())
+    }
+
+    fn part(&self, segment: &Segment, head: usize, first: usize) -> Result<Part> {
+        let Attention { heads, mask, .. } = self.op;
+        let columns = head * heads.width..(head + 1) * heads.width;
+        let rows = first..mask.queries_of(segment).end.min(first + QUERIES);
+        let position = mask.position(segment, first);
+        let given = self.q.slice(s![rows.clone(), columns.clone()]);
+        let mut q = Array2::zeros(given.dim());
+        rotate(self.tables, position, 1.0, given, q.view_mut());
+        let (spans, keys) = spans(mask.visible_keys(segment, rows.end - 1));
+        let mut weights = Array2::zeros((rows.len(), keys));
+        for Span { keys, weights: columns } in &spans {
+            let k = self.k.slice(s![keys.clone(), ..]);
+            let scores = weights.slice_mut(s![.., columns.clone()]);
+            product(scores, Accum::Replace, q.view(), k.t(), Threads::One)?;
+        }
+        for (query, mut row) in rows.clone().zip(weights.rows_mut()) {
+            let Some(row) = row.as_slice_mut() else { continue };
+            let visible = mask.visible_keys(segment, query).map(|keys| keys.len()).iter().sum();
+            softmax(row, visible, heads.scale());
+        }
+        Ok(Part { rows, columns, position, q, weights, spans })
     }
 }
 

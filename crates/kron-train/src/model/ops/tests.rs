@@ -115,7 +115,8 @@ fn attention_is_the_long_form() -> Result<()> {
 /// computed at once.
 #[test]
 fn segments_attend_as_texts_in_rows_of_their_own() -> Result<()> {
-    let text = |prefix: u32, first: u32, own: u32| (0..prefix).chain(first..first + own).collect::<Vec<u32>>();
+    let text =
+        |prefix: u32, first: u32, own: u32| (0..prefix).chain(first..first + own).collect::<Vec<u32>>();
     let groups = [
         vec![text(7, 20, 3), text(7, 30, 1), text(7, 40, 5)],
         vec![text(0, 1, 4), text(0, 2, 2)],
