@@ -10,7 +10,7 @@ mod order;
 mod set;
 mod tokenizer;
 
-pub use batch::{Batch, Tokens};
+pub use batch::{Batch, Segment, Tokens};
 pub use chat::{ChatTemplate, Message};
 pub use conventions::Conventions;
 pub use conversation::Conversation;

@@ -197,6 +197,11 @@ impl Bert {
                 tokens.len, self.max_len
             )));
         }
+        if tokens.texts.len() != tokens.rows() {
+            return Err(invalid(
+                "texts share a prefix or a row, but the model is an encoder, which reads each text alone",
+            ));
+        }
         let ids = tokens.tensor(self.words.embeddings().device())?;
         let positions = self.positions.embeddings().narrow(0, 0, tokens.len)?;
         let mut x = self.words.forward(&ids)?.broadcast_add(&positions)?;
@@ -204,7 +209,7 @@ impl Bert {
             x = x.broadcast_add(segment)?;
         }
         let mut states = vec![self.norm.forward(&x)?];
-        let mask = AttentionMask::new(&tokens.lens, 0, Attention::Bidirectional);
+        let mask = AttentionMask::new(tokens.segments(), 0, Attention::Bidirectional);
         for block in &self.blocks {
             let state = block.forward(&states[states.len() - 1], &mask, dropout)?;
             states.push(detach_in_evaluation(state, dropout));

@@ -13,7 +13,7 @@ use super::llama_config::LlamaConfig;
 use super::ops::{AttentionMask, rms_norm};
 use super::rope::Rope;
 use super::traced_block::{is_traceable, traced_block};
-use crate::data::Tokens;
+use crate::data::{Segment, Tokens};
 use crate::error::{Result, invalid};
 
 /// LLaMA or Mistral decoder.
@@ -76,10 +76,10 @@ impl Llama {
 
 impl Body for Llama {
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
-        self.check_len(tokens.len)?;
+        self.check_len(tokens.positions())?;
         let mut x = self.words.forward(&tokens.tensor(&self.device)?)?;
-        let mask = AttentionMask::new(&tokens.lens, 0, Attention::Causal);
-        let rotation = self.rope.rotation(tokens.len, &x)?;
+        let mask = AttentionMask::new(tokens.segments(), 0, Attention::Causal);
+        let rotation = self.rope.rotation(tokens.positions(), &x)?;
         let pass = Pass { mask, rotation, key: dropout };
         for block in &self.blocks {
             x = match dropout.is_some() && is_traceable(block, &x) {
@@ -107,7 +107,7 @@ impl Body for Llama {
             return Err(invalid("a text of no token has no last one, but it is what the next token follows"));
         };
         let mut x = self.words.forward(&Tensor::from_slice(ids, (1, ids.len()), &self.device)?)?;
-        let mask = AttentionMask::new(&[len], past, Attention::Causal);
+        let mask = AttentionMask::new(vec![vec![Segment::whole(0, len)]], past, Attention::Causal);
         let rotation = cache.rotation(&self.rope, len, &x)?;
         let pass = Pass { mask, rotation, key: None };
         for (block, cache) in self.blocks.iter().zip(cache.blocks(self.blocks.len())) {

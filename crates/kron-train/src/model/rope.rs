@@ -113,10 +113,12 @@ impl Rotation {
         [&self.cos, &self.sin]
     }
 
-    /// Rotates the pairs (i, i + head/2) of x, n × heads × len × head, whose first token stands at `from`.
-    pub fn apply(&self, x: &Tensor, from: usize) -> candle_core::Result<Tensor> {
-        let (.., len, width) = x.dims4()?;
-        let (cos, sin) = (self.cos.narrow(0, from, len)?, self.sin.narrow(0, from, len)?);
+    /// Rotates the pairs (i, i + head/2) of x, n × heads × len × head, by the positions of its tokens, n × len.
+    pub fn apply(&self, x: &Tensor, positions: &Tensor) -> candle_core::Result<Tensor> {
+        let (n, _, len, width) = x.dims4()?;
+        let positions = positions.flatten_all()?;
+        let table = |table: &Tensor| table.index_select(&positions, 0)?.reshape((n, 1, len, width / 2));
+        let (cos, sin) = (table(&self.cos)?, table(&self.sin)?);
         let (a, b) = (x.narrow(3, 0, width / 2)?, x.narrow(3, width / 2, width / 2)?);
         let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Linear, Module};
-use kron_candle::{Adapter, Adapters, DropoutKey, Group, Inject};
+use kron_candle::{Adapter, Adapters, Dropout, DropoutKey, Group, Inject};
 use kron_core::philox;
 
 use super::adapter_rule::AdapterRule;
@@ -12,7 +12,7 @@ use super::records::Score;
 use crate::config::{Config, Method, Task};
 use crate::data::{Batch, Dataset, Examples, Inputs, Question, Row, Tokens};
 use crate::error::{Result, invalid};
-use crate::model::{Body, Weights, answer_loss, build, next_token_loss, pool};
+use crate::model::{Attention, Body, Weights, answer_loss, build, next_token_loss, pool};
 
 /// Variable with its name in a checkpoint.
 pub type NamedGroup = (String, Group);
@@ -161,12 +161,7 @@ impl Learner {
             Examples::Questions(all) => {
                 let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
                 let (scores, tokens) = self.choices(questions.iter().map(|q| q.rows.as_slice()), dropout)?;
-                let loss = |(scores, question): (Tensor, &Question)| {
-                    let logs = candle_nn::ops::log_softmax(&scores, 0)?;
-                    Ok(logs.narrow(0, question.answer, 1)?.neg()?)
-                };
-                let losses = scores.into_iter().zip(questions).map(loss).collect::<Result<Vec<_>>>()?;
-                Ok((Tensor::cat(&losses, 0)?.mean_all()?, tokens))
+                Ok((question_loss(&scores, &questions)?, tokens))
             }
         }
     }
@@ -210,9 +205,9 @@ impl Learner {
                     loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
                 }
                 Examples::Questions(all) => {
-                    loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
                     let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
                     let (scores, _) = self.choices(questions.iter().map(|q| q.rows.as_slice()), None)?;
+                    loss += weight * scalar(&question_loss(&scores, &questions)?)?;
                     for (scores, question) in scores.iter().zip(questions) {
                         right +=
                             usize::from(scores.argmax(0)?.to_scalar::<u32>()? as usize == question.answer);
@@ -269,9 +264,13 @@ impl Learner {
         questions: impl Iterator<Item = &'a [Row]> + Clone,
         dropout: Option<DropoutKey>,
     ) -> Result<(Vec<Tensor>, usize)> {
-        let all = questions.clone().flatten();
-        let (rows, from): (Vec<&[u32]>, Vec<usize>) = all.map(|(ids, from)| (ids.as_slice(), *from)).unzip();
-        let tokens = Tokens::new(&rows);
+        let ids = |rows: &'a [Row]| rows.iter().map(|(ids, _)| ids.as_slice()).collect();
+        let groups: Vec<Vec<&[u32]>> = questions.clone().map(ids).collect();
+        let from: Vec<usize> = questions.clone().flatten().map(|(_, from)| *from).collect();
+        let tokens = match self.shares_prefixes(dropout) {
+            true => Tokens::sharing(&groups),
+            false => Tokens::new(&groups.concat()),
+        };
         let hidden = self.body.hidden(&tokens, dropout)?;
         let scores = next_token_loss(&*self.body, &hidden, &tokens, &from)?.neg()?;
         let mut start = 0;
@@ -282,6 +281,25 @@ impl Learner {
         });
         Ok((each.collect::<Result<_>>()?, tokens.count()))
     }
+
+    /// Returns true if a token's hidden state depends only on the tokens before it.
+    ///
+    /// Dropout draws another mask for each row, and a shared prefix would have one for all its texts.
+    fn shares_prefixes(&self, dropout: Option<DropoutKey>) -> bool {
+        let mut deltas = self.adapters.iter().flat_map(Adapters::deltas);
+        let drops = dropout.is_some() && deltas.any(|delta| delta.op().dropout != Dropout::NONE);
+        self.body.attention() == Attention::Causal && !drops
+    }
+}
+
+/// Returns the mean of −log softmax(scores)[answer] over some questions.
+fn question_loss(scores: &[Tensor], questions: &[&Question]) -> Result<Tensor> {
+    let loss = |(scores, question): (&Tensor, &&Question)| {
+        let logs = candle_nn::ops::log_softmax(scores, 0)?;
+        Ok(logs.narrow(0, question.answer, 1)?.neg()?)
+    };
+    let losses = scores.iter().zip(questions).map(loss).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&losses, 0)?.mean_all()?)
 }
 
 /// Makes a head with weights uniform in ±1/√hidden and zero bias, trained unless the method is `none`.

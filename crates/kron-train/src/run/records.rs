@@ -41,7 +41,7 @@ pub struct StepRecord {
     pub loss: f32,
     /// Norm of the gradient before clipping.
     pub gradient: f64,
-    /// Tokens of the batch.
+    /// Tokens of the batch, those of a shared prefix once.
     pub tokens: usize,
     /// Wall-clock seconds.
     pub seconds: f64,

@@ -13,6 +13,7 @@ use super::exp::exp;
 use super::heads::Heads;
 use super::rms_norm::dot;
 use super::slices::{floats, is_fusable, like, read};
+use crate::data::Segment;
 use crate::model::rope::Rotation;
 
 /// Number of queries whose scores are computed at once.
@@ -20,9 +21,9 @@ const QUERIES: usize = 128;
 
 /// Computes softmax(rotated q · (rotated k)ᵀ/√width)·v of each head over its visible keys.
 ///
-/// q and the output are n × queries × (heads·width), k and v are n × keys × (key heads·width). The first query stands
-/// at the mask's `past`, the first key at 0. The fused op gives padding an output of 0. It does not keep the scores:
-/// the backward pass computes them again, a few queries at a time.
+/// q and the output are n × queries × (heads·width), k and v are n × keys × (key heads·width). The mask knows the
+/// position of each. The fused op gives padding an output of 0, and computes no score of a segment's token and
+/// another segment's. It does not keep the scores: the backward pass computes them again, a few queries at a time.
 ///
 /// # Errors
 /// The shapes do not fit, or candle fails.
@@ -64,11 +65,11 @@ struct Attention {
     mask: AttentionMask,
 }
 
-/// Key head of one text, with the query heads that share it.
+/// Key head of one row, with the query heads that share it.
 struct Group<'a> {
     op: &'a Attention,
     tables: Option<[&'a [f32]; 2]>,
-    text: usize,
+    row: usize,
     head: usize,
     /// Queries × (shared heads·width), without padding.
     q: ArrayView2<'a, f32>,
@@ -81,10 +82,19 @@ struct Group<'a> {
 struct Part {
     rows: Range<usize>,
     columns: Range<usize>,
+    /// Position of the first query.
+    position: usize,
     /// Rotated.
     q: Array2<f32>,
     /// Queries × visible keys.
     weights: Array2<f32>,
+    spans: Vec<Span>,
+}
+
+/// Visible keys in a row, of the prefix or of the segment itself, and their columns of the weights.
+struct Span {
+    keys: Range<usize>,
+    weights: Range<usize>,
 }
 
 impl Attention {
@@ -115,43 +125,83 @@ impl Attention {
             }
         }
         parts.into_par_iter().enumerate().try_for_each(|(i, outputs)| {
-            let (text, head) = (i / heads.keys, i % heads.keys);
-            let (queries, keys) = (self.mask.queries(text), self.mask.keys(text));
+            let (row, head) = (i / heads.keys, i % heads.keys);
+            let (queries, keys) = (self.mask.queries(row), self.mask.keys(row));
             let tables = tables.as_ref().map(|[cos, sin]| [&**cos, &**sin]);
-            let given = k.slice(s![text, ..keys, head, ..]);
-            let mut k = Array2::zeros(given.dim());
-            rotate(tables, 0, 1.0, given, k.view_mut());
-            let (q, v) = (q.slice(s![text, ..queries, head, ..]), v.slice(s![text, ..keys, head, ..]));
+            let (q, v) = (q.slice(s![row, ..queries, head, ..]), v.slice(s![row, ..keys, head, ..]));
+            let mut rotated = Array2::zeros(v.dim());
+            self.rotate_keys(tables, row, 1.0, k.slice(s![row, ..keys, head, ..]), rotated.view_mut());
             let outputs = outputs.try_into().map_err(|_| candle_core::Error::msg("an output has no part"))?;
-            f(Group { op: self, tables, text, head, q, k, v }, outputs)
+            f(Group { op: self, tables, row, head, q, k: rotated, v }, outputs)
         })
+    }
+
+    /// Copies the keys of a row, rotated by `sign` times the angles of their positions.
+    fn rotate_keys(
+        &self,
+        tables: Option<[&[f32]; 2]>,
+        row: usize,
+        sign: f32,
+        given: ArrayView2<f32>,
+        mut to: ArrayViewMut2<f32>,
+    ) {
+        for Segment { prefix, own, .. } in self.mask.segments(row) {
+            let own = s![own.clone(), ..];
+            rotate(tables, prefix.len(), sign, given.slice(own), to.slice_mut(own));
+        }
     }
 }
 
 impl Group<'_> {
-    /// Calls `f` with the weights of a few queries of a head at a time.
+    /// Calls `f` with the weights of a few queries of a segment and a head at a time.
     fn parts(&self, mut f: impl FnMut(Part) -> Result<()>) -> Result<()> {
         let Attention { heads, mask, .. } = self.op;
-        for head in 0..heads.shared() {
-            let columns = head * heads.width..(head + 1) * heads.width;
-            for first in (0..self.q.nrows()).step_by(QUERIES) {
-                let rows = first..self.q.nrows().min(first + QUERIES);
-                let given = self.q.slice(s![rows.clone(), columns.clone()]);
-                let mut q = Array2::zeros(given.dim());
-                rotate(self.tables, mask.past() + first, 1.0, given, q.view_mut());
-                let keys = mask.visible_keys(self.text, rows.end - 1);
-                let mut weights = Array2::zeros((rows.len(), keys));
-                let k = self.k.slice(s![..keys, ..]);
-                product(weights.view_mut(), Accum::Replace, q.view(), k.t(), Threads::One)?;
-                for (query, mut row) in rows.clone().zip(weights.rows_mut()) {
-                    let Some(row) = row.as_slice_mut() else { continue };
-                    softmax(row, mask.visible_keys(self.text, query), heads.scale());
+        for segment in mask.segments(self.row) {
+            for head in 0..heads.shared() {
+                for first in mask.queries_of(segment).step_by(QUERIES) {
+                    f(self.part(segment, head, first)?)?;
                 }
-                f(Part { rows, columns: columns.clone(), q, weights })?;
             }
         }
         Ok(())
     }
+
+    fn part(&self, segment: &Segment, head: usize, first: usize) -> Result<Part> {
+        let Attention { heads, mask, .. } = self.op;
+        let columns = head * heads.width..(head + 1) * heads.width;
+        let rows = first..mask.queries_of(segment).end.min(first + QUERIES);
+        let position = mask.position(segment, first);
+        let given = self.q.slice(s![rows.clone(), columns.clone()]);
+        let mut q = Array2::zeros(given.dim());
+        rotate(self.tables, position, 1.0, given, q.view_mut());
+        let (spans, keys) = spans(mask.visible_keys(segment, rows.end - 1));
+        let mut weights = Array2::zeros((rows.len(), keys));
+        for Span { keys, weights: columns } in &spans {
+            let k = self.k.slice(s![keys.clone(), ..]);
+            let scores = weights.slice_mut(s![.., columns.clone()]);
+            product(scores, Accum::Replace, q.view(), k.t(), Threads::One)?;
+        }
+        for (query, mut row) in rows.clone().zip(weights.rows_mut()) {
+            let Some(row) = row.as_slice_mut() else { continue };
+            let visible = mask.visible_keys(segment, query).map(|keys| keys.len()).iter().sum();
+            softmax(row, visible, heads.scale());
+        }
+        Ok(Part { rows, columns, position, q, weights, spans })
+    }
+}
+
+/// Places runs of keys side by side, without empty ones; returns the number of keys, too.
+fn spans(keys: [Range<usize>; 2]) -> (Vec<Span>, usize) {
+    let mut columns = 0;
+    let mut spans = Vec::with_capacity(2);
+    for keys in keys {
+        let weights = columns..columns + keys.len();
+        columns = weights.end;
+        if !keys.is_empty() {
+            spans.push(Span { keys, weights });
+        }
+    }
+    (spans, columns)
 }
 
 /// Replaces scores by their softmax over the first `visible` keys, and the others by 0.
@@ -208,15 +258,17 @@ impl Attention {
         let qkv = [&*given_q, &*given_k, &*given_v];
         self.each(qkv, n, [&mut dq, &mut dk, &mut dv], |group, [mut dq, mut dk, mut dv]| {
             let mut drotated = Array2::zeros(group.k.dim());
-            group.parts(|Part { rows, columns, q, weights }| {
-                let first = self.mask.past() + rows.start;
-                let dy = dy.slice(s![group.text, .., group.head, ..]);
+            group.parts(|Part { rows, columns, position, q, weights, spans }| {
+                let dy = dy.slice(s![group.row, .., group.head, ..]);
                 let dy = dy.slice(s![rows.clone(), columns.clone()]);
-                let keys = weights.ncols();
-                let (k, v) = (group.k.slice(s![..keys, ..]), group.v.slice(s![..keys, ..]));
-                product(dv.slice_mut(s![..keys, ..]), Accum::Add, weights.t(), dy, Threads::One)?;
                 let mut scores = Array2::zeros(weights.dim());
-                product(scores.view_mut(), Accum::Replace, dy, v.t(), Threads::One)?;
+                for Span { keys, weights: columns } in &spans {
+                    let (keys, columns) = (s![keys.clone(), ..], s![.., columns.clone()]);
+                    let weights = weights.slice(columns);
+                    product(dv.slice_mut(keys), Accum::Add, weights.t(), dy, Threads::One)?;
+                    let v = group.v.slice(keys);
+                    product(scores.slice_mut(columns), Accum::Replace, dy, v.t(), Threads::One)?;
+                }
                 for (mut scores, weights) in scores.rows_mut().into_iter().zip(weights.rows()) {
                     let (Some(scores), Some(weights)) = (scores.as_slice_mut(), weights.as_slice()) else {
                         continue;
@@ -225,12 +277,17 @@ impl Attention {
                     scores.iter_mut().zip(weights).for_each(|(d, p)| *d = scale * p * (*d - mean));
                 }
                 let mut back = Array2::zeros(q.dim());
-                product(back.view_mut(), Accum::Replace, scores.view(), k, Threads::One)?;
-                rotate(group.tables, first, -1.0, back.view(), dq.slice_mut(s![rows, columns]));
-                product(drotated.slice_mut(s![..keys, ..]), Accum::Add, scores.t(), q.view(), Threads::One)
+                for Span { keys, weights: columns } in &spans {
+                    let (keys, scores) = (s![keys.clone(), ..], scores.slice(s![.., columns.clone()]));
+                    product(back.view_mut(), Accum::Add, scores, group.k.slice(keys), Threads::One)?;
+                    product(drotated.slice_mut(keys), Accum::Add, scores.t(), q.view(), Threads::One)?;
+                }
+                rotate(group.tables, position, -1.0, back.view(), dq.slice_mut(s![rows, columns]));
+                Ok(())
             })?;
             let keys = drotated.nrows();
-            rotate(group.tables, 0, -1.0, drotated.view(), dk.slice_mut(s![..keys, ..]));
+            let dk = dk.slice_mut(s![..keys, ..]);
+            self.rotate_keys(group.tables, group.row, -1.0, drotated.view(), dk);
             Ok(())
         })?;
         let tensor = |gradient: Array4<f32>, of| like(gradient.into_raw_vec_and_offset().0, of);
@@ -256,10 +313,13 @@ impl CustomOp3 for Attention {
         let (n, queries, wide) = layout.shape().dims3()?;
         let mut y = Array4::zeros((n, queries, self.heads.keys, wide / self.heads.keys));
         self.each(qkv, n, [&mut y], |group, [mut y]| {
-            group.parts(|part| {
-                let v = group.v.slice(s![..part.weights.ncols(), ..]);
-                let y = y.slice_mut(s![part.rows, part.columns]);
-                product(y, Accum::Replace, part.weights.view(), v, Threads::One)
+            group.parts(|Part { rows, columns, weights, spans, .. }| {
+                let mut y = y.slice_mut(s![rows, columns]);
+                for Span { keys, weights: columns } in spans {
+                    let (weights, v) = (weights.slice(s![.., columns]), group.v.slice(s![keys, ..]));
+                    product(y.view_mut(), Accum::Add, weights, v, Threads::One)?;
+                }
+                Ok(())
             })
         })?;
         Ok((CpuStorage::F32(y.into_raw_vec_and_offset().0), layout.shape().clone()))

@@ -1,61 +1,98 @@
 //! [`AttentionMask`]: visible keys of each query.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Result, Tensor};
 
+use crate::data::Segment;
 use crate::model::body::Attention;
 
 /// Attention mask of one forward pass, shared by all blocks.
 #[derive(Clone, Debug)]
 pub(in crate::model) struct AttentionMask {
-    /// Number of keys of each text, without padding.
-    lens: Vec<usize>,
+    /// Segments of each row, in the order of their columns.
+    rows: Arc<[Vec<Segment>]>,
     /// Number of keys before the first query, which a cache holds.
     past: usize,
     attention: Attention,
-    /// Mask as a tensor, made on first use.
-    tensor: Arc<OnceLock<Tensor>>,
+    /// Mask and positions as tensors, made on first use.
+    tensors: Arc<OnceLock<[Tensor; 2]>>,
 }
 
 impl AttentionMask {
-    pub fn new(lens: &[usize], past: usize, attention: Attention) -> Self {
-        Self { lens: lens.to_vec(), past, attention, tensor: Arc::default() }
+    pub fn new(rows: Vec<Vec<Segment>>, past: usize, attention: Attention) -> Self {
+        Self { rows: rows.into(), past, attention, tensors: Arc::default() }
     }
 
-    /// Returns the position of the first query.
+    /// Returns the column of the first query.
     pub const fn past(&self) -> usize {
         self.past
     }
 
-    /// Returns the number of queries of a text that are tokens; those after them are padding.
-    pub fn queries(&self, text: usize) -> usize {
-        self.lens[text].saturating_sub(self.past)
+    /// Returns the segments of a row.
+    pub fn segments(&self, row: usize) -> &[Segment] {
+        &self.rows[row]
     }
 
-    /// Returns the number of keys of a text.
-    pub fn keys(&self, text: usize) -> usize {
-        self.lens[text]
+    /// Returns the number of keys of a row, without padding.
+    pub fn keys(&self, row: usize) -> usize {
+        self.rows[row].last().map_or(0, |segment| segment.own.end)
     }
 
-    /// Returns the number of leading keys that a query of a text attends to.
-    pub fn visible_keys(&self, text: usize, query: usize) -> usize {
-        match self.attention {
-            Attention::Bidirectional => self.lens[text],
-            Attention::Causal => self.lens[text].min(self.past + query + 1),
-        }
+    /// Returns the number of queries of a row that are tokens; those after them are padding.
+    pub fn queries(&self, row: usize) -> usize {
+        self.keys(row).saturating_sub(self.past)
     }
 
-    /// Returns the mask to add to scores, n × 1 × queries × keys: 0 for visible keys and −∞ for the others.
-    pub fn tensor(&self, queries: usize, keys: usize, device: &Device) -> Result<&Tensor> {
-        if let Some(tensor) = self.tensor.get() {
-            return Ok(tensor);
+    /// Returns the queries of a segment.
+    pub fn queries_of(&self, segment: &Segment) -> Range<usize> {
+        segment.own.start.saturating_sub(self.past)..segment.own.end.saturating_sub(self.past)
+    }
+
+    /// Returns the position of a query of a segment.
+    pub fn position(&self, segment: &Segment, query: usize) -> usize {
+        segment.prefix.len() + self.past + query - segment.own.start
+    }
+
+    /// Returns the keys that a query of a segment attends to: those of the prefix and the segment's own.
+    pub fn visible_keys(&self, segment: &Segment, query: usize) -> [Range<usize>; 2] {
+        let end = match self.attention {
+            Attention::Bidirectional => segment.own.end,
+            Attention::Causal => segment.own.end.min(self.past + query + 1),
+        };
+        [segment.prefix.clone(), segment.own.start..end]
+    }
+
+    /// Returns the mask to add to scores, n × 1 × queries × keys, and the positions of the keys, n × keys.
+    ///
+    /// The mask is 0 for visible keys and −∞ for the others.
+    pub fn tensors(&self, queries: usize, keys: usize, device: &Device) -> Result<&[Tensor; 2]> {
+        if let Some(tensors) = self.tensors.get() {
+            return Ok(tensors);
         }
-        let mut mask = vec![f32::NEG_INFINITY; self.lens.len() * queries * keys];
-        for (row, mask) in mask.chunks_mut(keys).enumerate() {
-            mask[..self.visible_keys(row / queries, row % queries)].fill(0.0);
+        let n = self.rows.len();
+        let mut mask = vec![f32::NEG_INFINITY; n * queries * keys];
+        let mut positions = vec![0; n * keys];
+        for (row, segments) in self.rows.iter().enumerate() {
+            let mask = &mut mask[row * queries * keys..][..queries * keys];
+            for segment in segments {
+                for query in self.queries_of(segment) {
+                    for visible in self.visible_keys(segment, query) {
+                        mask[query * keys..][visible].fill(0.0);
+                    }
+                }
+                let first = segment.prefix.len() as u32;
+                positions[row * keys..][segment.own.clone()]
+                    .iter_mut()
+                    .zip(first..)
+                    .for_each(|(to, at)| *to = at);
+            }
+            // A softmax over no key would be NaN.
+            mask.chunks_mut(keys.max(1)).skip(self.queries(row)).for_each(|padding| padding[0] = 0.0);
         }
-        let tensor = Tensor::from_vec(mask, (self.lens.len(), 1, queries, keys), device)?;
-        Ok(self.tensor.get_or_init(|| tensor))
+        let mask = Tensor::from_vec(mask, (n, 1, queries, keys), device)?;
+        let positions = Tensor::from_vec(positions, (n, keys), device)?;
+        Ok(self.tensors.get_or_init(|| [mask, positions]))
     }
 }

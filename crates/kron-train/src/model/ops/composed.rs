@@ -36,8 +36,9 @@ pub(super) fn attention(
 ) -> Result<Tensor> {
     let ((n, queries, _), keys, width) = (q.dims3()?, k.dim(1)?, heads.width);
     let split = |x: &Tensor, len, count| x.reshape((n, len, count, width))?.transpose(1, 2)?.contiguous();
-    let turn = |x: Tensor, from| match rotation {
-        Some(rotation) => rotation.apply(&x, from),
+    let [mask, positions] = mask.tensors(queries, keys, q.device())?;
+    let turn = |x: Tensor, positions: &Tensor| match rotation {
+        Some(rotation) => rotation.apply(&x, positions),
         None => Ok(x),
     };
     // Each key and value head is repeated for the consecutive query heads that share it.
@@ -49,11 +50,11 @@ pub(super) fn attention(
             width,
         ))
     };
-    let q = turn(split(q, queries, heads.queries)?, mask.past())?;
-    let k = repeat(turn(split(k, keys, heads.keys)?, 0)?)?;
+    let q = turn(split(q, queries, heads.queries)?, &positions.narrow(1, keys - queries, queries)?)?;
+    let k = repeat(turn(split(k, keys, heads.keys)?, positions)?)?;
     let v = repeat(split(v, keys, heads.keys)?)?;
     let scores = q.matmul(&k.transpose(2, 3)?)?;
-    let weights = softmax(&scores, heads.scale(), mask.tensor(queries, keys, q.device())?)?;
+    let weights = softmax(&scores, heads.scale(), mask)?;
     weights.matmul(&v.contiguous()?)?.transpose(1, 2)?.reshape((n, queries, heads.queries * width))
 }
 

@@ -5,6 +5,7 @@ use candle_nn::Linear;
 use kron_candle::KronLinear;
 
 use super::*;
+use crate::data::{Segment, Tokens};
 use crate::model::body::Attention;
 use crate::model::rope::{Rope, Rotation};
 
@@ -68,6 +69,12 @@ fn rotation(len: usize, width: usize, dtype: DType) -> Result<Rotation> {
     Ok(Rope::new(frequencies).rotation(len, &like).expect("tables"))
 }
 
+/// Makes the mask of texts in rows of their own.
+fn mask(lens: &[usize], past: usize, attention: Attention) -> AttentionMask {
+    let rows = lens.iter().enumerate().map(|(row, &len)| vec![Segment::whole(row, len)]);
+    AttentionMask::new(rows.collect(), past, attention)
+}
+
 /// Zeroes the rows of padding, which the fused op leaves at 0.
 fn without_padding(y: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
     let (n, queries, _) = y.dims3()?;
@@ -92,7 +99,7 @@ fn attention_is_the_long_form() -> Result<()> {
         let turned = rotation(keys, heads.width, DType::F32)?;
         for attention_kind in [Attention::Causal, Attention::Bidirectional] {
             for rotation in [None, Some(&turned)] {
-                let mask = AttentionMask::new(&lens, past, attention_kind);
+                let mask = mask(&lens, past, attention_kind);
                 let run =
                     |of: fn([&Tensor; 3], Heads, Option<&Rotation>, &AttentionMask) -> Result<Tensor>| {
                         without_padding(&of([&q, &k, &v], heads, rotation, &mask)?, &mask)
@@ -104,11 +111,54 @@ fn attention_is_the_long_form() -> Result<()> {
     Ok(())
 }
 
+/// Texts that share prefixes attend as in rows of their own; some prefixes and texts have more queries than are
+/// computed at once.
+#[test]
+fn segments_attend_as_texts_in_rows_of_their_own() -> Result<()> {
+    let text =
+        |prefix: u32, first: u32, own: u32| (0..prefix).chain(first..first + own).collect::<Vec<u32>>();
+    let groups = [
+        vec![text(7, 20, 3), text(7, 30, 1), text(7, 40, 5)],
+        vec![text(0, 1, 4), text(0, 2, 2)],
+        vec![text(150, 1000, 2), text(150, 2000, 131)],
+        vec![text(2, 60, 3), text(2, 70, 3)],
+    ];
+    let (packed, rows) = (Tokens::sharing(&groups), Tokens::new(&groups.concat()));
+    assert!(packed.count() < rows.count() && packed.rows() < rows.rows());
+    // Where each token of the rows is in the packed ones; padding takes any.
+    let mut places = vec![0; rows.ids.len()];
+    for (own, text) in rows.texts.iter().zip(&packed.texts) {
+        (0..text.count()).for_each(|at| places[rows.index(own, at)] = packed.index(text, at) as u32);
+    }
+    let places = Tensor::new(places, &Device::Cpu)?;
+    let apart = |x: &Tensor| -> Result<Tensor> {
+        x.flatten(0, 1)?.index_select(&places, 0)?.reshape((rows.rows(), rows.len, x.dim(2)?))
+    };
+    let heads = Heads { queries: 4, keys: 2, width: 6 };
+    let sized = |count: usize, seed| var(&[packed.rows(), packed.len, count * heads.width], seed);
+    let (q, k, v) = (sized(heads.queries, 1), sized(heads.keys, 2), sized(heads.keys, 3));
+    let turned = rotation(rows.len, heads.width, DType::F32)?;
+    let together = AttentionMask::new(packed.segments(), 0, Attention::Causal);
+    let each = mask(&rows.lens, 0, Attention::Causal);
+    for rotation in [None, Some(&turned)] {
+        for of in [attention, composed::attention] {
+            let ours = || without_padding(&apart(&of([&q, &k, &v], heads, rotation, &together)?)?, &each);
+            let qkv = || Ok::<_, candle_core::Error>([apart(&q)?, apart(&k)?, apart(&v)?]);
+            let theirs = || {
+                let [q, k, v] = qkv()?;
+                without_padding(&of([&q, &k, &v], heads, rotation, &each)?, &each)
+            };
+            agree(&[&q, &k, &v], &ours, &theirs);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn attention_gives_masked_keys_no_weight() -> Result<()> {
     let heads = Heads { queries: 2, keys: 1, width: 4 };
     let (q, k, v) = (var(&[1, 6, 8], 1), var(&[1, 6, 4], 2), var(&[1, 6, 4], 3));
-    let mask = AttentionMask::new(&[4], 0, Attention::Causal);
+    let mask = mask(&[4], 0, Attention::Causal);
     for of in [attention, composed::attention] {
         let y = of([&q, &k, &v], heads, None, &mask)?.narrow(1, 0, 2)?;
         let grads = y.sqr()?.sum_all()?.backward()?;
@@ -151,7 +201,7 @@ fn output_loss_is_the_long_form() -> Result<()> {
 #[test]
 fn half_precision_loses_its_roundings_alone() -> Result<()> {
     let (x, w, b) = (var(&[2, 4, 4], 6), var(&[4], 7), var(&[4], 8));
-    let mask = AttentionMask::new(&[3, 4], 0, Attention::Causal);
+    let mask = mask(&[3, 4], 0, Attention::Causal);
     let heads = Heads { queries: 2, keys: 2, width: 2 };
     type Of<'a> = &'a dyn Fn(&Var) -> Result<Tensor>;
     type Way<'a> = &'a dyn Fn(Of) -> Result<Tensor>;
