@@ -78,6 +78,7 @@ pub mod resolve;
 mod tensor_data;
 mod tensors;
 pub mod text;
+mod trained;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};
@@ -87,3 +88,4 @@ pub use output::{Output, write_new_folder, write_output};
 pub use output_format::{OutputFormat, write};
 pub use read::read;
 pub use tensors::Tensors;
+pub use trained::TrainedTensor;
