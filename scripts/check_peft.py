@@ -63,6 +63,60 @@ def peft(tmp):
         merge(tmp, name)
 
 
+@torch.no_grad()
+def saved(tmp):
+    """A classifier in modules_to_save: PEFT → ours → PEFT, for a task that PEFT knows and without one."""
+    from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
+    from safetensors import safe_open
+    from torch import nn
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.out_proj = nn.Linear(24, 10), nn.Linear(10, 3)
+
+        def forward(self, x):
+            return self.out_proj(self.dense(x).tanh())
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(24, 36), nn.SiLU(), nn.Linear(36, 24))
+            self.norm = nn.LayerNorm(24)
+            self.classifier = Head()
+            self.config = {"model_type": "custom"}
+
+        def forward(self, x):
+            return self.classifier(self.norm(self.body(x)))
+
+    torch.manual_seed(2)
+    start, x = Classifier().state_dict(), torch.randn(7, 24)
+
+    def model():
+        model = Classifier()
+        model.load_state_dict(start)
+        return model.eval()
+
+    without = model()(x)
+    for kind, to in [(LoraConfig, ["lora"]), (LoKrConfig, ["peft-lokr", "lora"])]:
+        for task in [None, "SEQ_CLS"]:
+            what = f"{kind.__name__} with modules_to_save, task {task}"
+            trained = get_peft_model(model(), kind(r=2, task_type=task, target_modules=["body.0", "body.2"], modules_to_save=["classifier", "norm"]))
+            for name, parameter in trained.named_parameters():
+                if "lora_" in name or "lokr_" in name or "modules_to_save" in name:
+                    parameter.copy_(torch.randn_like(parameter) * 0.3)
+            want = trained.eval().base_model(x)
+            theirs, ours = tmp / f"saved-{kind.__name__}-{task}", tmp / f"saved-{kind.__name__}-{task}.safetensors"
+            trained.save_pretrained(theirs)
+            run("convert", theirs, ours)
+            with safe_open(ours, "pt") as file:
+                assert torch.equal(file.get_tensor("norm.bias"), trained.state_dict()["base_model.model.norm.modules_to_save.default.bias"])
+            for to_format in to:
+                back = tmp / f"{theirs.name}-{to_format}"
+                run("convert", ours, back, "--to", to_format)
+                compare(f"{what} → ours → {to_format}", PeftModel.from_pretrained(model(), back).eval().base_model(x), want, without)
+
+
 def merge(tmp, name):
     """kron merge against merge_and_unload, tensor by tensor."""
     from peft import PeftModel
@@ -123,5 +177,6 @@ def lycoris(tmp):
 
 with tempfile.TemporaryDirectory() as folder:
     peft(Path(folder))
+    saved(Path(folder))
     lycoris(Path(folder))
 sys.exit(f"check-peft: {len(failed)} of the comparisons fail" if failed else 0)
