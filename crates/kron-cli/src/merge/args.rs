@@ -12,7 +12,8 @@ use crate::error::exit_codes;
 /// BASE is one safetensors file, or a folder with model.safetensors or with
 /// model.safetensors.index.json and its shards. Its weights are f32, f16 or bf16. ADAPTER is an adapter
 /// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
-/// file or a folder, as BASE is. The configuration and the tokenizer are copied too.
+/// file or a folder, as BASE is. The configuration and the tokenizer are copied too. Tensors trained beside
+/// the factors, such as a classification head, are not merged; a note names them.
 ///
 /// BASE may also be a GGUF of the LLaMA family. It is dequantised to --dtype, and OUT is a .safetensors
 /// file with Hugging Face's names and order of rows, or a .gguf file with BASE's metadata.

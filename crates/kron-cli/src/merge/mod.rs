@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use kron_adapter::gguf::is_gguf;
 use kron_adapter::resolve::{BaseModel, Resolved, resolve_module_names};
-use kron_adapter::{IfExists, Layer, Loaded};
+use kron_adapter::{Adapter, IfExists, Layer, Loaded};
 
 use crate::model::Base;
 use crate::overwriting::{check_model_not_overwriting, check_not_overwriting};
@@ -81,6 +81,7 @@ fn read(path: &Path, base: &impl BaseModel) -> Result<Loaded> {
     let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, base)?;
     loaded.adapter = adapter;
     loaded.notes.extend(notes);
+    loaded.notes.extend(not_merged(&loaded.adapter));
     let layers = loaded.adapter.layers();
     // A square weight would take the transposed ΔW without an error.
     let plain = |layer: &&Layer| base.is_transposed(layer.module()) != Some(true);
@@ -93,6 +94,12 @@ fn read(path: &Path, base: &impl BaseModel) -> Result<Loaded> {
             layer.module()
         ))),
     }
+}
+
+/// Returns a note on tensors that are no ΔW: the model may have no tensor of that name.
+fn not_merged(adapter: &Adapter) -> Option<String> {
+    let names = adapter.trained_summary()?;
+    Some(format!("tensors trained beside the factors are not merged, keep the adapter for them: {names}"))
 }
 
 /// Merges one file into one file.

@@ -27,5 +27,6 @@ mod speed;
 mod stopped;
 mod text;
 mod threads;
+mod trained;
 mod unwritable;
 mod verify;
