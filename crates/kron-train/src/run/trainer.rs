@@ -291,13 +291,20 @@ impl<'a> Trainer<'a> {
         checkpoint::write(&files.checkpoint, config, learner.trained(), optimizer, *scale)
     }
 
-    /// Writes the adapter, the head and the report.
+    /// Writes the adapter with its head, or a head alone, and the report.
     fn write_results(&self, folder: &Path) -> Result<()> {
-        if let Some(adapters) = self.learner.adapters() {
-            adapters.save(folder.join("adapter.safetensors"), IfExists::Replace)?;
-        }
-        if let Some(head) = self.learner.head() {
-            head::write(&folder.join("head.safetensors"), head, &self.data.labels)?;
+        let (head, labels) = (self.learner.head(), &self.data.labels);
+        match (self.learner.adapters(), head) {
+            (Some(adapters), head) => {
+                let adapter = adapters.to_adapter()?;
+                let adapter = match head {
+                    Some(head) => head::put_into(adapter, head, labels)?,
+                    None => adapter,
+                };
+                adapter.write(folder.join("adapter.safetensors"), IfExists::Replace)?;
+            }
+            (None, Some(head)) => head::write(&folder.join("head.safetensors"), head, labels)?,
+            (None, None) => {}
         }
         let html = run_page(self.config, self.learner.description(), &self.steps, &self.evaluations)?;
         let path = folder.join("report.html");
