@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::dotted_path::{MAX_NAME, check_path};
 use crate::text::shown;
 use crate::trained::{self, TrainedTensor};
 use crate::{Error, Result};
 use kron_core::{KronOp, KronShape, Scale, Theta};
-
-/// Longest module or target name, in bytes.
-pub(crate) const MAX_NAME: usize = 512;
 
 /// Rule that derives s from alpha and a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -273,19 +271,4 @@ impl Adapter {
     pub fn params(&self) -> usize {
         self.layers.iter().map(|layer| layer.shape().params()).sum()
     }
-}
-
-/// Fails unless the name of a module or tensor is a dotted path.
-pub(crate) fn check_path(kind: &str, module: &str) -> Result<()> {
-    let part = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-    };
-    if module.len() <= MAX_NAME && module.split('.').all(part) {
-        return Ok(());
-    }
-    Err(Error::data(format!(
-        "{kind} {} is refused: a {kind}'s name is parts of ASCII letters, digits, _ and - joined by dots, \
-         at most {MAX_NAME} bytes",
-        shown(module)
-    )))
 }

@@ -58,6 +58,7 @@
 
 mod adapter;
 pub mod algebra;
+mod dotted_path;
 pub mod elements;
 mod error;
 mod format;

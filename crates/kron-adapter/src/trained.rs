@@ -1,6 +1,6 @@
 //! [`TrainedTensor`]: a tensor that was trained beside the factors.
 
-use crate::adapter::check_path;
+use crate::dotted_path::check_path;
 use crate::elements::first_not_finite;
 use crate::text::shown;
 use crate::{Error, Result};
@@ -59,9 +59,12 @@ impl TrainedTensor {
     pub fn values(&self) -> &[f32] {
         &self.values
     }
-    /// The values, for an optimizer.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+    /// Returns the same tensor under another name.
+    ///
+    /// # Errors
+    /// Fails if the name is not a dotted path.
+    pub fn renamed(&self, name: impl Into<String>) -> Result<Self> {
+        Self::new(name, self.shape.clone(), self.values.clone())
     }
 
     /// Fails on a value that is NaN or infinite.

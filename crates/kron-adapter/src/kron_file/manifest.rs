@@ -18,7 +18,7 @@ pub(super) struct Manifest {
     version: u64,
     pub target_modules: Vec<String>,
     pub layers: Vec<LayerRecord>,
-    /// Names of the trained tensors; version 2 has the field, version 1 has not.
+    /// Names of the trained tensors; version 1 lacks the field.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub trained_tensors: Option<Vec<String>>,
 }

@@ -2,7 +2,7 @@
 
 use super::base::BaseModel;
 use crate::Error;
-use crate::adapter::MAX_NAME;
+use crate::dotted_path::MAX_NAME;
 use crate::text::name;
 
 /// Number of modules that an error lists, and of near names for each.
