@@ -17,6 +17,7 @@ mod merge;
 mod merge_force;
 mod merge_gguf;
 mod merge_refuse;
+mod merge_trained;
 mod models;
 mod one_writer;
 mod overwriting;

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kron_adapter::{Adapter, IfExists, TrainedTensor};
+use kron_core::{KronShape, LayerDims};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::adapters::{config, convert, dir, peft, refused, report, run, same, tensors};
 use crate::golden::{File, Tensor, golden, serialize};
-use crate::models::{self, load, merge};
+use crate::models;
 
 const PREFIX: &str = "base_model.model.";
 
 /// Copies a golden PEFT folder, with these modules to save and these tensors of them.
-fn folder(name: &str, modules: Value, saved: &[(&str, Tensor)]) -> TempDir {
+pub fn folder(name: &str, modules: Value, saved: &[(&str, Tensor)]) -> TempDir {
     let to = dir();
     let mut fields = config(&peft(name));
     fields["modules_to_save"] = modules;
@@ -29,8 +30,8 @@ fn folder(name: &str, modules: Value, saved: &[(&str, Tensor)]) -> TempDir {
     to
 }
 
-/// A head of 3 classes: a weight and a bias.
-fn head() -> [(&'static str, Tensor); 2] {
+/// Returns a head of 3 classes: a weight and a bias.
+pub fn head() -> [(&'static str, Tensor); 2] {
     let tensor = |shape: &[usize], seed| models::tensor(Dtype::F32, shape, seed);
     [("score.weight", tensor(&[3, 8], 1)), ("score.bias", tensor(&[3], 2))]
 }
@@ -39,12 +40,12 @@ fn weights(folder: &Path) -> File {
     tensors(&folder.join("adapter_model.safetensors"))
 }
 
-fn notes(report: &Value) -> Vec<&str> {
+pub fn notes(report: &Value) -> Vec<&str> {
     report["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap()).collect()
 }
 
 /// Converts a folder with a head to our file.
-fn ours(name: &str, out: &Path) -> PathBuf {
+pub fn ours(name: &str, out: &Path) -> PathBuf {
     let (from, file) = (folder(name, json!(["score"]), &head()), out.join(format!("{name}.safetensors")));
     assert_eq!(notes(&convert(from.path(), &file, "kron")), Vec::<&str>::new());
     file
@@ -87,8 +88,8 @@ fn values_of_other_types_are_exact_in_float32() {
     for dtype in [Dtype::F16, Dtype::BF16] {
         let weight = models::tensor(dtype, &[2, 3, 2], 5);
         let want = models::values(&weight);
-        let from = folder("lora", json!(["norm"]), &[("model.norm.weight", weight)]);
-        let file = from.path().join("file");
+        let (from, out) = (folder("lora", json!(["norm"]), &[("model.norm.weight", weight)]), dir());
+        let file = out.path().join("file");
         convert(from.path(), &file, "kron");
         let adapter = Adapter::read(&file).unwrap();
         let [read] = adapter.trained_tensors() else { panic!("one tensor") };
@@ -113,7 +114,8 @@ fn modules_inside_a_classifier_are_saved_with_it() {
         fields["task_type"] = task.into();
         fields["base_model_name_or_path"] = "a/model".into();
         std::fs::write(path, fields.to_string()).unwrap();
-        let (file, back) = (from.path().join("file"), from.path().join("back"));
+        let out = dir();
+        let (file, back) = (out.path().join("file"), out.path().join("back"));
         convert(from.path(), &file, "kron");
         convert(&file, &back, "lora");
         let written = config(&back);
@@ -189,6 +191,27 @@ fn a_note_names_what_lycoris_cannot_hold() {
 }
 
 #[test]
+fn a_note_names_what_a_gguf_lora_cannot_hold() {
+    let out = dir();
+    let [plain, with, lora, want] =
+        ["plain.safetensors", "with.safetensors", "lora.gguf", "want.gguf"].map(|name| out.path().join(name));
+    let shape = KronShape::lora(LayerDims { d_out: 32, d_in: 32 }, 3).unwrap();
+    let adapter = crate::adapters::ours(
+        &[("model.layers.0.self_attn.q_proj", shape, crate::adapters::scaling(6.0, 3))],
+        &plain,
+    );
+    let bias = TrainedTensor::new("score.bias", [3], vec![0.5; 3]).unwrap();
+    adapter.with_trained_tensors(vec![bias]).unwrap().write(&with, IfExists::Refuse).unwrap();
+    let model = golden().join("tiny_llama.gguf");
+    let gguf = |from: &Path, to: &Path| {
+        notes(&report(&[&"convert", &from, &to, &"--to", &"gguf-lora", &"--base", &model])).join("; ")
+    };
+    let note = "a GGUF LoRA holds factors alone, so these trained tensors are left out: score.bias";
+    assert_eq!((gguf(&with, &lora).as_str(), gguf(&plain, &want).as_str()), (note, ""));
+    assert!(std::fs::read(&lora).unwrap() == std::fs::read(&want).unwrap());
+}
+
+#[test]
 fn quantise_and_fit_keep_them_and_diff_compares_them() {
     let out = dir();
     let (file, rounded) = (ours("lokr", out.path()), out.path().join("rounded"));
@@ -222,29 +245,14 @@ fn quantise_and_fit_keep_them_and_diff_compares_them() {
 }
 
 #[test]
-fn merge_says_that_they_are_not_merged() {
-    let out = dir();
-    let base = golden().join("model_llama/base.safetensors");
-    let [merged, plain] = ["merged", "plain"].map(|name| out.path().join(name));
-    let (code, text, err) = merge(&base, &ours("lokr", out.path()), &merged, &["--json"]);
-    assert_eq!((code, err.as_str()), (0, ""));
-    let report: Value = serde_json::from_str(&text).unwrap();
-    let note =
-        "tensors trained beside the factors are not merged, keep the adapter for them: score.bias and 1 more";
-    assert_eq!(notes(&report), [note]);
-    assert_eq!(merge(&base, &peft("lokr"), &plain, &[]).0, 0);
-    same(&load(&merged), &load(&plain));
-}
-
-#[test]
 fn tensors_that_cannot_be_carried_are_refused() {
     let f32 = |shape: &[usize]| models::tensor(Dtype::F32, shape, 7);
     let with = |dtype, shape: &[usize], bytes: Vec<u8>| Tensor { dtype, shape: shape.to_vec(), bytes };
     let score = json!(["score"]);
     let q = "model.layers.0.self_attn.q_proj";
     for (modules, name, tensor, says) in [
-        (score.clone(), "other.weight", f32(&[2]), "no module in modules_to_save"),
-        (json!([""]), "score.weight", f32(&[2]), "no module in modules_to_save"),
+        (score.clone(), "other.weight", f32(&[2]), "lies in no module in modules_to_save"),
+        (json!([""]), "score.weight", f32(&[2]), "lies in no module in modules_to_save"),
         (json!("score"), "score.weight", f32(&[2]), "not an adapter's configuration"),
         (json!([q]), &format!("{q}.weight")[..], f32(&[2]), "which has a layer"),
         (score.clone(), "score.steps", with(Dtype::I64, &[], vec![0; 8]), "is I64, but values are"),
