@@ -14,7 +14,7 @@ use crate::config::{Config, Task};
 use crate::data::Tokenizer;
 use crate::error::{Result, invalid};
 use crate::model::Weights;
-use crate::run::{LabelledHead, Learner, head_of_adapter, read_adapter, read_head};
+use crate::run::{LabelledHead, Learner, head_of_adapter, read_adapter, read_head, unused_tensors};
 pub use evaluate::Evaluated;
 pub use generate::{Ended, GenerateOptions, Generated, Generation, Generator};
 
@@ -37,7 +37,8 @@ impl TrainedModel {
     /// Of the settings, those of the model, the task, the data and the batch have an effect.
     ///
     /// # Errors
-    /// A setting is out of range, a file is damaged, or the adapter or the head belongs to another model.
+    /// A setting is out of range, a file is damaged, the adapter or the head belongs to another model, or a trained
+    /// tensor would replace one of the model's.
     pub fn new(
         config: &Config,
         weights: &Weights,
@@ -46,7 +47,11 @@ impl TrainedModel {
         head: Option<&Path>,
     ) -> Result<Self> {
         config.check()?;
-        let read = |path| read_adapter(path, &config.model, weights);
+        let read = |path| -> Result<_> {
+            let (adapter, mut notes) = read_adapter(path, &config.model, weights)?;
+            notes.extend(unused_tensors(path, &adapter, weights)?);
+            Ok((adapter, notes))
+        };
         let (trained, notes) = adapter.map(read).transpose()?.unzip();
         let (head, labels) = match (config.task, head) {
             (Task::Classify, Some(path)) => Some(read_head(path, weights)?),
@@ -60,7 +65,7 @@ impl TrainedModel {
         Ok(Self { config: config.clone(), tokenizer, learner, labels, notes, positions })
     }
 
-    /// Returns what reading the adapter changed, one sentence each.
+    /// Returns what reading the adapter changed and what of it is not used, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

@@ -59,6 +59,28 @@ pub fn of_adapter(path: &Path, adapter: &Adapter, weights: &Weights) -> Result<O
     Ok(weight.map(|weight| (Linear::new(weight, bias), labels)))
 }
 
+/// Returns a note on an adapter's trained tensors that are no head of ours; `path` names the adapter in messages.
+///
+/// # Errors
+/// A tensor would take the place of one of the model's, and the model without it is another one.
+pub fn unused_tensors(path: &Path, adapter: &Adapter, weights: &Weights) -> Result<Option<String>> {
+    let names = adapter.trained_tensors().iter().map(TrainedTensor::name);
+    let others: Vec<&str> = names.filter(|name| ![WEIGHT, BIAS].contains(name)).collect();
+    if let Some(name) = others.iter().find(|name| weights.has_a(name)) {
+        return Err(file(
+            path,
+            format!(
+                "has the trained tensor {name}, which is to replace the model's; merge the adapter (kron merge) and \
+                 use the merged model"
+            ),
+        ));
+    }
+    Ok(others.first().map(|first| match others.len() {
+        1 => format!("a trained tensor of the adapter is not used: {first}"),
+        count => format!("trained tensors of the adapter are not used: {first} and {} more", count - 1),
+    }))
+}
+
 /// Writes a head and the names of its classes.
 ///
 /// # Errors
