@@ -139,6 +139,19 @@ fn trained_tensors_of_the_model_are_refused_and_a_foreign_head_is_noted() {
     assert_eq!(notes, ["a trained tensor of the adapter is not used: score.bias"]);
 }
 
+/// PEFT's configuration names the model that an adapter is for.
+#[test]
+fn an_adapter_names_the_folder_of_its_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let name = |config: &Config, out: &str| {
+        let adapter = Adapter::read(trained(config, &folder.path().join(out))).expect("an adapter");
+        adapter.metadata().get("base_model_name_or_path").cloned()
+    };
+    let encoder = encoder();
+    assert_eq!(name(&encoder, "folder").as_deref(), encoder.model.to_str());
+    assert_eq!(name(&config(Method::Kron), "file"), None);
+}
+
 /// Takes the special tokens from a tokenizer that drops control characters.
 #[test]
 fn a_text_without_a_token_is_refused() {

@@ -296,11 +296,10 @@ impl<'a> Trainer<'a> {
         let (head, labels) = (self.learner.head(), &self.data.labels);
         match (self.learner.adapters(), head) {
             (Some(adapters), head) => {
-                let adapter = adapters.to_adapter()?;
-                let adapter = match head {
-                    Some(head) => head::put_into(adapter, head, labels)?,
-                    None => adapter,
-                };
+                let mut adapter = of_model(adapters.to_adapter()?, &self.config.model)?;
+                if let Some(head) = head {
+                    adapter = head::put_into(adapter, head, labels)?;
+                }
                 adapter.write(folder.join("adapter.safetensors"), IfExists::Replace)?;
             }
             (None, Some(head)) => head::write(&folder.join("head.safetensors"), head, labels)?,
@@ -310,6 +309,14 @@ impl<'a> Trainer<'a> {
         let path = folder.join("report.html");
         Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(html.as_bytes()))?)
     }
+}
+
+/// Returns the adapter with the model's folder in its metadata, under PEFT's key.
+fn of_model(adapter: Adapter, model: &Path) -> Result<Adapter> {
+    let mut metadata = adapter.metadata().clone();
+    let folder = model.to_str().filter(|_| model.is_dir());
+    metadata.extend(folder.map(|folder| ("base_model_name_or_path".to_owned(), folder.to_owned())));
+    Ok(adapter.with_metadata(metadata)?)
 }
 
 #[cfg(test)]
