@@ -60,20 +60,83 @@ def peft(tmp):
             run("convert", ours, folder, "--to", to, *how)
             got = logits(PeftModel.from_pretrained(base(), folder))
             compare(f"PEFT {name} → ours → {to} {' '.join(how)}", got, want, without)
-        merge(tmp, name)
+        merge(tmp, name, golden / "base.safetensors", base(), golden / name)
 
 
-def merge(tmp, name):
+@torch.no_grad()
+def saved(tmp):
+    """A classifier in modules_to_save: PEFT → ours → PEFT, for a task that PEFT knows and without one."""
+    from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
+    from safetensors import safe_open
+    from torch import nn
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.out_proj = nn.Linear(24, 10), nn.Linear(10, 3)
+
+        def forward(self, x):
+            return self.out_proj(self.dense(x).tanh())
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(24, 36), nn.SiLU(), nn.Linear(36, 24))
+            self.norm = nn.LayerNorm(24)
+            self.classifier = Head()
+            self.config = {"model_type": "custom"}
+
+        def forward(self, x):
+            return self.classifier(self.norm(self.body(x)))
+
+    torch.manual_seed(2)
+    start, x = Classifier().state_dict(), torch.randn(7, 24)
+
+    def model():
+        model = Classifier()
+        model.load_state_dict(start)
+        return model.eval()
+
+    without, weights = model()(x), tmp / "saved-base.safetensors"
+    save_file(start, weights)
+    for kind, to in [(LoraConfig, ["lora"]), (LoKrConfig, ["peft-lokr", "lora"])]:
+        for task in [None, "SEQ_CLS"]:
+            what = f"{kind.__name__} with modules_to_save, task {task}"
+            trained = get_peft_model(model(), kind(r=2, task_type=task, target_modules=["body.0", "body.2"], modules_to_save=["classifier", "norm"]))
+            for name, parameter in trained.named_parameters():
+                if "lora_" in name or "lokr_" in name or "modules_to_save" in name:
+                    parameter.copy_(torch.randn_like(parameter) * 0.3)
+            want = trained.eval().base_model(x)
+            theirs, ours = tmp / f"saved-{kind.__name__}-{task}", tmp / f"saved-{kind.__name__}-{task}.safetensors"
+            trained.save_pretrained(theirs)
+            # PEFT 0.21.2 cannot unload a LoKr beside a saved module that has no weight of its own.
+            if kind is LoraConfig:
+                merge(tmp, what, weights, model(), theirs)
+            run("merge", weights, theirs, tmp / "saved-merged.safetensors", "--force")
+            merged = model()
+            merged.load_state_dict(load_file(tmp / "saved-merged.safetensors"))
+            compare(f"{what} → kron merge", merged(x), want, without)
+            run("convert", theirs, ours)
+            with safe_open(ours, "pt") as file:
+                assert torch.equal(file.get_tensor("norm.bias"), trained.state_dict()["base_model.model.norm.modules_to_save.default.bias"])
+            for to_format in to:
+                back = tmp / f"{theirs.name}-{to_format}"
+                run("convert", ours, back, "--to", to_format)
+                compare(f"{what} → ours → {to_format}", PeftModel.from_pretrained(model(), back).eval().base_model(x), want, without)
+
+
+def merge(tmp, what, weights, model, adapter):
     """kron merge against merge_and_unload, tensor by tensor."""
     from peft import PeftModel
 
-    run("merge", golden / "base.safetensors", golden / name, tmp / f"{name}-merged.safetensors")
-    ours, before = load_file(tmp / f"{name}-merged.safetensors"), load_file(golden / "base.safetensors")
-    theirs = PeftModel.from_pretrained(base(), golden / name).merge_and_unload().state_dict()
+    out = tmp / f"{adapter.name}-merged.safetensors"
+    run("merge", weights, adapter, out)
+    ours, before = load_file(out), load_file(weights)
+    theirs = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
     changed = [key for key in ours if not torch.equal(ours[key], before[key])]
     assert changed == [key for key in ours if not torch.equal(theirs[key], before[key])]
     got, want, without = (torch.cat([state[key].flatten() for key in changed]) for state in (ours, theirs, before))
-    compare(f"kron merge and merge_and_unload of {name}, {len(changed)} tensors", got, want, without, bound=1e-6)
+    compare(f"kron merge and merge_and_unload of {what}, {len(changed)} tensors", got, want, without, bound=1e-6)
 
 
 @torch.no_grad()
@@ -123,5 +186,6 @@ def lycoris(tmp):
 
 with tempfile.TemporaryDirectory() as folder:
     peft(Path(folder))
+    saved(Path(folder))
     lycoris(Path(folder))
 sys.exit(f"check-peft: {len(failed)} of the comparisons fail" if failed else 0)

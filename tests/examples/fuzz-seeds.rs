@@ -1,5 +1,5 @@
-//! Writes the valid files of `fuzz/seeds`: the adapters by which version 1 of the format is
-//! frozen, and packed files of others.
+//! Writes the valid files of `fuzz/seeds`: the adapters by which the versions of the format
+//! are frozen, and packed files of others.
 //!
 //! Only for a new version or a new kind: `cargo run -p kron-tests --example fuzz-seeds`.
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kron_adapter::{Adapter, Layer, ScaleRule, Scaling};
+use kron_adapter::{Adapter, Layer, ScaleRule, Scaling, TrainedTensor};
 use kron_core::{KronShape, LayerDims, Split, Theta};
 
 /// The folder of the valid files that a fuzzer starts from.
@@ -16,7 +16,8 @@ pub const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/adapter
 pub fn read_any(bytes: &[u8]) -> bool {
     match Adapter::from_bytes(bytes) {
         Ok(adapter) => {
-            assert!(4 * adapter.params() <= bytes.len(), "numbers out of nothing");
+            let values = adapter.params() + adapter.trained_values();
+            assert!(4 * values <= bytes.len(), "numbers out of nothing");
             let written = adapter.to_bytes().expect("what was read can be written");
             let again = Adapter::from_bytes(&written).expect("what was written can be read");
             assert_eq!(adapter, again);
@@ -32,7 +33,7 @@ pub fn read_any(bytes: &[u8]) -> bool {
     }
 }
 
-/// The files of `fuzz/seeds/adapter`, by name: one of each kind, and one of all.
+/// The files of `fuzz/seeds/adapter`, by name: one of each kind, one with a trained head, and one of all kinds.
 pub fn seeds() -> Vec<(&'static str, Adapter)> {
     let kron = layer(
         "q",
@@ -62,11 +63,24 @@ pub fn seeds() -> Vec<(&'static str, Adapter)> {
         .with_target_modules(vec!["q_proj".into(), "*.mlp.*".into(), "lm_head".into()])
         .and_then(|a| a.with_metadata(BTreeMap::from([("base_model".into(), "a \"small\" one\n".into())])))
         .expect("names and texts");
+    // Names before and after the layer's, in an order that is not theirs.
+    let head =
+        [("head.weight", vec![3, 2]), ("gain", vec![]), ("head.bias", vec![3])].map(|(name, shape)| {
+            let len = shape.iter().product::<usize>();
+            let values = (0..len).map(|i| (i as f32 - 1.0) / 4.0).collect();
+            TrainedTensor::new(name, shape, values).expect("a tensor")
+        });
+    let labels = BTreeMap::from([(Adapter::LABELS_KEY.into(), r#"["no","so \"so\"","yes"]"#.into())]);
+    let head = adapter(vec![kron.clone()])
+        .with_trained_tensors(head.into())
+        .and_then(|a| a.with_metadata(labels))
+        .expect("names of their own");
     vec![
         ("kron", adapter(vec![kron])),
         ("lora", adapter(vec![lora])),
         ("rslora", adapter(vec![root])),
         ("krona", adapter(vec![krona])),
+        ("head", head),
         ("mixed", mixed),
     ]
 }

@@ -72,7 +72,19 @@ fn valid() -> Parts {
 /// # Panics
 /// Panics if a case no longer fits the valid file that it is made from.
 pub fn hostile() -> Vec<Hostile> {
-    [frame(), twice(), places(), tensors(), document(), shapes(), scales(), names(), numbers()].concat()
+    let parts = [
+        frame(),
+        twice(),
+        places(),
+        tensors(),
+        document(),
+        shapes(),
+        scales(),
+        names(),
+        numbers(),
+        trained(),
+    ];
+    parts.concat()
 }
 
 /// The valid file with a piece of its header replaced.
@@ -207,7 +219,7 @@ fn document() -> Vec<Hostile> {
         edit("document that is not JSON", OWN, &format!(r#"{OWN}"no","x":"#), "breaks the format"),
         edit("deep document", OWN, &deep, "breaks the format"),
         edit("version 0", version, r#"\"version\":0"#, "is of version 0"),
-        edit("version 2", version, r#"\"version\":2,\"new\":[]"#, "reads version 1"),
+        edit("version 3", version, r#"\"version\":3,\"new\":[]"#, "reads version 1 to 2"),
         edit("version as text", version, r#"\"version\":\"1\""#, "breaks the format"),
         edit("no version", r#"\"version\":1,"#, "", "missing field `version`"),
         edit("unknown field", MODULE, &format!(r#"\"dropout\":0.1,{MODULE}"#), "unknown field `dropout`"),
@@ -290,5 +302,64 @@ fn numbers() -> Vec<Hostile> {
     vec![
         data("NaN", put(1, f32::NAN), "value 1 of θ of q is NaN"),
         data("infinity", put(12, f32::NEG_INFINITY), "value 12 of θ of q is -inf"),
+    ]
+}
+
+/// Faults of trained tensors, in version 2: beside layer q, gain of no dimension, head.bias [3], head.weight [3, 2].
+fn trained() -> Vec<Hostile> {
+    let seeds = seeds();
+    let (_, adapter) = seeds.iter().find(|(name, _)| *name == "head").expect("a seed");
+    let whole = Parts::of(&adapter.to_bytes().expect("a valid adapter"));
+    let edit =
+        |name, piece: &str, by: &str, says| Hostile { name, bytes: whole.edit(piece, by).join(), says };
+    let renamed = |name, to: &str, says| {
+        let parts = whole.edit(r#"\"gain\""#, &format!(r#"\"{to}\""#));
+        Hostile { name, bytes: parts.edit(r#""gain":"#, &format!(r#""{to}":"#)).join(), says }
+    };
+    let names = r#"\"trained_tensors\":[\"gain\",\"head.bias\",\"head.weight\"]"#;
+    let bias = r#"\"head.bias\","#;
+    let shape = |name, shape: &str, says| edit(name, r#""shape":[]"#, &format!(r#""shape":{shape}"#), says);
+    let mut not_a_number = whole.clone();
+    let last = not_a_number.data.len() - 4;
+    not_a_number.data[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let half = whole.edit(r#"{"dtype":"F32","shape":[]"#, r#"{"dtype":"BF16","shape":[2]"#);
+    vec![
+        edit("trained tensors in version 1", r#"\"version\":2"#, r#"\"version\":1"#, "a field of version 2"),
+        edit("no trained tensors in version 2", &format!(",{names}"), "", "names no trained_tensors"),
+        edit("empty list of trained tensors", names, r#"\"trained_tensors\":[]"#, "names no trained_tensors"),
+        edit("trained tensors that are null", names, r#"\"trained_tensors\":null"#, "breaks the format"),
+        edit("trained tensors that are a map", names, r#"\"trained_tensors\":{}"#, "breaks the format"),
+        edit("trained tensor that is not listed", bias, "", r#""head.bias" that belongs to no layer"#),
+        edit(
+            "trained tensor that is missing",
+            bias,
+            r#"\"head.b\","#,
+            r#"lacks the trained tensor "head.b""#,
+        ),
+        edit("trained tensor listed twice", bias, &bias.repeat(2), r#"trained tensor "head.bias" twice"#),
+        edit("factor listed as trained", bias, &format!(r#"\"q.kron_a\",{bias}"#), r#""q.kron_a" twice"#),
+        Hostile {
+            name: "trained bfloat16",
+            bytes: half.join(),
+            says: "in BF16, but trained tensors are F32",
+        },
+        shape("trained tensor of 9 dimensions", "[1,1,1,1,1,1,1,1,1]", "has 9 dimensions"),
+        shape(
+            "trained tensor of 5000 dimensions",
+            &format!("[1{}]", ",1".repeat(4999)),
+            "has 5000 dimensions",
+        ),
+        shape("trained tensor of another size", "[2]", "breaks safetensors' rules"),
+        renamed("trained tensor in a layer's module", "q.bias", "lies in module \"q\", which has a layer"),
+        renamed("trained tensor below a layer's module", "q.x.bias", "lies in module \"q\""),
+        renamed("trained tensor named as a layer's module", "q", "lies in module \"q\""),
+        renamed("trained tensor with a path", "../gain", "a trained tensor's name is"),
+        renamed("trained tensor without a name", "", "a trained tensor's name is"),
+        renamed("trained tensor of 513 bytes", &"x".repeat(513), "a trained tensor's name is"),
+        Hostile {
+            name: "NaN in a trained tensor",
+            bytes: not_a_number.join(),
+            says: "value 5 of head.weight is NaN",
+        },
     ]
 }

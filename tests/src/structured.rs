@@ -19,11 +19,15 @@ const LARGE: &str = r"(\w{9}){9}";
 pub fn structured(rng: &mut impl Rng) -> Vec<u8> {
     let modules = if rng.random_range(0..32) == 0 { 100 } else { rng.random_range(1..=4) };
     let rank = side(rng);
+    let saved = rng.random_range(0..4) == 0;
+    let head =
+        |rng: &mut _| saved.then(|| ("base_model.model.score.weight".into(), vec![side(rng), side(rng)]));
     match rng.random_range(0..3) {
         0 => pack(Kind::File, &file(&lokr("", modules, None, rng)), &[]),
         1 => {
-            let tensors = lokr("base_model.model.", modules, Some(rank), rng);
-            pack(Kind::Peft, &config("LOKR", "alpha", rank, rng), &file(&tensors))
+            let mut tensors = lokr("base_model.model.", modules, Some(rank), rng);
+            tensors.extend(head(rng));
+            pack(Kind::Peft, &config("LOKR", "alpha", (rank, saved), rng), &file(&tensors))
         }
         _ => {
             let tensors = (0..modules).flat_map(|i| {
@@ -31,8 +35,9 @@ pub fn structured(rng: &mut impl Rng) -> Vec<u8> {
                 let (m, n) = (side(rng), side(rng));
                 [(name("A"), vec![changed(rank, rng), n]), (name("B"), vec![m, changed(rank, rng)])]
             });
-            let tensors: Vec<_> = tensors.collect();
-            pack(Kind::Peft, &config("LORA", "lora_alpha", rank, rng), &file(&tensors))
+            let mut tensors: Vec<_> = tensors.collect();
+            tensors.extend(head(rng));
+            pack(Kind::Peft, &config("LORA", "lora_alpha", (rank, saved), rng), &file(&tensors))
         }
     }
 }
@@ -70,7 +75,8 @@ fn lokr(prefix: &str, modules: usize, rank: Option<usize>, rng: &mut impl Rng) -
     tensors
 }
 
-fn config(kind: &str, alpha: &str, rank: usize, rng: &mut impl Rng) -> Vec<u8> {
+/// Draws a configuration of this rank, with or without a head in `modules_to_save`.
+fn config(kind: &str, alpha: &str, (rank, saved): (usize, bool), rng: &mut impl Rng) -> Vec<u8> {
     let mut patterns = |value: &Value| {
         let count = if rng.random_range(0..32) == 0 { 500 } else { rng.random_range(0..4) };
         let pattern = |_| {
@@ -84,7 +90,7 @@ fn config(kind: &str, alpha: &str, rank: usize, rng: &mut impl Rng) -> Vec<u8> {
         Value::Object((0..count).map(pattern).collect::<Map<_, _>>())
     };
     let mut fields = json!({ "peft_type": kind, "r": rank, "rank_pattern": patterns(&json!(rank)),
-        "alpha_pattern": patterns(&json!(2.5)) });
+        "alpha_pattern": patterns(&json!(2.5)), "modules_to_save": saved.then_some(["score"]) });
     fields[alpha] = json!(3);
     text(&fields)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kron_adapter::kron_file::MAX_HEADER;
-use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
+use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling, TrainedTensor};
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split, Theta};
 use kron_tests::adapters::{SEEDS, read_any, seeds};
 use kron_tests::hostile::{Parts, hostile};
@@ -48,14 +48,24 @@ fn any_layer() -> impl Strategy<Value = Layer> {
         .prop_map(|(scaling, theta, n)| Layer::new(format!("blocks.{n}.to-q_0"), scaling, theta).unwrap())
 }
 
+fn any_trained() -> impl Strategy<Value = TrainedTensor> {
+    (vec(1usize..4, 0..4), any::<u64>()).prop_flat_map(|(shape, n)| {
+        let values = vec(any_finite(), shape.iter().product::<usize>());
+        values.prop_map(move |values| TrainedTensor::new(format!("head.{n}"), &shape[..], values).unwrap())
+    })
+}
+
 fn any_adapter() -> impl Strategy<Value = Adapter> {
+    let trained = btree_map(any::<u8>(), any_trained(), 0..3);
     let targets = vec("\\PC{1,20}", 0..4);
     let metadata = btree_map(any::<String>(), any::<String>(), 0..4);
-    (vec(any_layer(), 1..5), targets, metadata).prop_map(|(layers, targets, metadata)| {
+    (vec(any_layer(), 1..5), targets, metadata, trained).prop_map(|(layers, targets, metadata, trained)| {
         // Two equal names are one layer.
         let layers: BTreeMap<_, _> = layers.into_iter().map(|l| (l.module().to_string(), l)).collect();
         let adapter = Adapter::new(layers.into_values().collect()).unwrap();
-        adapter.with_target_modules(targets).unwrap().with_metadata(metadata).unwrap()
+        let adapter = adapter.with_target_modules(targets).unwrap().with_metadata(metadata).unwrap();
+        let trained: BTreeMap<_, _> = trained.into_values().map(|t| (t.name().to_string(), t)).collect();
+        adapter.with_trained_tensors(trained.into_values().rev().collect()).unwrap()
     })
 }
 
@@ -68,6 +78,10 @@ fn assert_same(left: &Adapter, right: &Adapter) {
             (theta, l.scaling().alpha().to_bits(), l.scaling().scale().get().to_bits())
         };
         assert_eq!(bits(l), bits(r), "{}", l.module());
+    }
+    for (l, r) in left.trained_tensors().iter().zip(right.trained_tensors()) {
+        let bits = |t: &TrainedTensor| t.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(l), bits(r), "{}", l.name());
     }
 }
 
@@ -123,7 +137,8 @@ fn the_data_are_the_thetas_and_the_tensors_are_the_factors() {
     for (name, adapter) in seeds() {
         let bytes = adapter.to_bytes().unwrap();
         let thetas = adapter.layers().iter().flat_map(|l| l.theta().as_slice());
-        let expected: Vec<u8> = thetas.flat_map(|v| v.to_le_bytes()).collect();
+        let trained = adapter.trained_tensors().iter().flat_map(|t| t.values());
+        let expected: Vec<u8> = thetas.chain(trained).flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(Parts::of(&bytes).data, expected, "{name}");
         assert_eq!((bytes.len() - expected.len()) % 8, 0, "{name}: the data are not aligned");
 
@@ -144,6 +159,12 @@ fn the_data_are_the_thetas_and_the_tensors_are_the_factors() {
                 count += 1;
             }
         }
+        for trained in adapter.trained_tensors() {
+            let tensor = file.tensor(trained.name()).unwrap();
+            let bytes: Vec<u8> = trained.values().iter().flat_map(|v| v.to_le_bytes()).collect();
+            assert_eq!((tensor.shape(), tensor.data()), (trained.shape(), &bytes[..]), "{name}");
+            count += 1;
+        }
         assert_eq!(file.len(), count, "{name}");
     }
 }
@@ -151,14 +172,15 @@ fn the_data_are_the_thetas_and_the_tensors_are_the_factors() {
 /// Other writers sort the tensors by name; the layers keep the order of the document.
 #[test]
 fn tensors_sorted_by_name_are_read_as_well() {
-    let (_, adapter) = seeds().pop().unwrap();
-    let bytes = adapter.to_bytes().unwrap();
-    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensors: Vec<(&str, TensorView)> = file.iter().collect();
-    let sorted = safetensors::serialize(tensors, header.metadata().clone()).unwrap();
-    assert_ne!(Parts::of(&sorted).data, Parts::of(&bytes).data, "the order should differ");
-    assert_same(&adapter, &Adapter::from_bytes(&sorted).unwrap());
+    for (_, adapter) in seeds().into_iter().filter(|(name, _)| ["mixed", "head"].contains(name)) {
+        let bytes = adapter.to_bytes().unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors: Vec<(&str, TensorView)> = file.iter().collect();
+        let sorted = safetensors::serialize(tensors, header.metadata().clone()).unwrap();
+        assert_ne!(Parts::of(&sorted).data, Parts::of(&bytes).data, "the order should differ");
+        assert_same(&adapter, &Adapter::from_bytes(&sorted).unwrap());
+    }
 }
 
 /// `python.safetensors` is what `save_file` of safetensors.numpy 0.8.0 makes of
@@ -169,13 +191,17 @@ fn a_file_from_python_is_read_as_well() {
     assert_same(&adapter, &Adapter::read(format!("{SEEDS}/python.safetensors")).unwrap());
 }
 
-/// Version 1 does not change: files of today are read tomorrow, and written alike.
+/// Versions do not change: files of today are read tomorrow, and written alike.
 #[test]
-fn version_1_is_frozen() {
+fn the_versions_are_frozen() {
     for (name, adapter) in seeds() {
         let bytes = std::fs::read(format!("{SEEDS}/{name}.safetensors")).unwrap();
         assert_same(&adapter, &Adapter::from_bytes(&bytes).unwrap());
         assert!(bytes == adapter.to_bytes().unwrap(), "{name}: the bytes that are written have changed");
+        // A reader of version 1 alone reads every adapter without trained tensors, and refuses the others by the version.
+        let version = if adapter.trained_tensors().is_empty() { 1 } else { 2 };
+        let header = Parts::of(&bytes).header;
+        assert!(header.contains(&format!(r#"{{\"version\":{version},"#)), "{name}: {header}");
     }
 }
 
@@ -263,6 +289,12 @@ fn a_header_above_the_limit_is_not_written() {
 fn adapters_that_could_not_be_written_cannot_be_made() {
     let (_, adapter) = seeds().remove(0);
     let layer = || adapter.layers()[0].clone();
+    let trained = |name: &str| TrainedTensor::new(name, [2], vec![0.5; 2]).unwrap();
+    let with = |names: &[&str]| {
+        let tensors = names.iter().map(|name| trained(name)).collect();
+        adapter.clone().with_trained_tensors(tensors).map(drop)
+    };
+    let shaped = |shape: &[usize]| TrainedTensor::new("head.bias", shape, vec![0.5; 2]).unwrap_err();
     let named = |module: &str| Layer::new(module, layer().scaling(), layer().theta().clone());
     let reserved = BTreeMap::from([(Adapter::RESERVED_KEY.to_string(), String::new())]);
     let errors = [
@@ -277,11 +309,28 @@ fn adapters_that_could_not_be_written_cannot_be_made() {
         (Scaling::new(f32::NAN, 1, ScaleRule::AlphaOverR).unwrap_err(), "alpha is NaN"),
         (Scaling::new(1.0, 0, ScaleRule::AlphaOverSqrtR).unwrap_err(), "over rank 0"),
         (Scaling::plain(f32::INFINITY).unwrap_err(), "is inf"),
+        (with(&["b", "a", "b"]).unwrap_err(), "trained tensor \"b\" occurs twice"),
+        (with(&["q.bias"]).unwrap_err(), "\"q.bias\" lies in module \"q\", which has a layer"),
+        (TrainedTensor::new("a b", [], vec![0.5]).unwrap_err(), "trained tensor \"a b\" is refused"),
+        (shaped(&[3]), "trained tensor head.bias has 2 values, but its shape is [3]"),
+        (shaped(&[2, 0]), "every dimension is at least 1"),
+        (shaped(&[1; 9]), "has 9 dimensions"),
+        (shaped(&[usize::MAX, 2]), "has 2 values"),
     ];
     for (error, says) in errors {
         assert!(error.to_string().contains(says), "{error}");
     }
     assert!(named(&"x".repeat(512)).is_ok());
+    assert!(with(&["qq.bias", "p.q.bias"]).is_ok(), "modules of other names");
+    // Layers that are changed later are compared with the tensors, too.
+    let kept = adapter.clone().with_trained_tensors(vec![trained("k.bias")]).unwrap();
+    assert_eq!(kept.with_layers(vec![layer()]).unwrap(), kept);
+    let error = kept.with_layers(vec![named("k").unwrap()]).unwrap_err().to_string();
+    assert!(error.contains("lies in module \"k\""), "{error}");
+    let broken = TrainedTensor::new("head.bias", [2], vec![0.5, f32::NAN]).unwrap();
+    let error =
+        adapter.clone().with_trained_tensors(vec![broken]).unwrap().to_bytes().unwrap_err().to_string();
+    assert!(error.contains("value 1 of head.bias is NaN"), "{error}");
 }
 
 #[test]
@@ -301,5 +350,9 @@ fn a_layer_is_found_and_computed_by_its_module() {
     assert_eq!(layer.op().shape, KronShape::lora(LayerDims { d_out: 4, d_in: 3 }, 2).unwrap());
     assert_eq!(layer.op().scale.get(), 0.05);
     assert!(adapter.layer("lm_hea").is_none());
+    let (_, head) = seeds().into_iter().find(|(name, _)| *name == "head").unwrap();
+    assert_eq!(head.trained_tensor("head.bias").unwrap().values(), [-0.25, 0.0, 0.25]);
+    assert_eq!((head.trained_tensor("head").is_none(), head.trained_values()), (true, 10));
+    assert_eq!(head.trained_summary().unwrap(), "gain and 2 more");
     assert_eq!(adapter.params(), adapter.layers().iter().map(|l| l.theta().as_slice().len()).sum::<usize>());
 }

@@ -30,6 +30,7 @@ fn bombs() -> Vec<(&'static str, Parts)> {
         valid.header.split_once(r#"\"layers\":["#).unwrap().1.split_once(r#"]}"}"#).unwrap().0.to_string();
     let layers = (0..30_000).map(|i| layer.replace(r#"\"q\""#, &format!(r#"\"q{i}\""#))).collect::<Vec<_>>();
     vec![
+        ("trained tensors", trained(&valid)),
         header("tensors", format!("{{{}}}", tensors(60_000))),
         header(
             "dimensions",
@@ -55,6 +56,27 @@ fn bombs() -> Vec<(&'static str, Parts)> {
     ]
 }
 
+/// A file of many trained tensors of one value, the last of which is NaN.
+fn trained(valid: &Parts) -> Parts {
+    let name = |i: usize| format!("{i:x}");
+    let count = 60_000;
+    let start = valid.data.len();
+    let tensors: String = (0..count)
+        .map(|i| {
+            let at = start + 4 * i;
+            format!(r#","{}":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{}]}}"#, name(i), at + 4)
+        })
+        .collect();
+    let names: Vec<String> = (0..count).map(|i| format!(r#"\"{}\""#, name(i))).collect();
+    let listed = format!(r#"],\"trained_tensors\":[{}]}}"}}"#, names.join(","));
+    let mut parts = valid.edit(r#"\"version\":1"#, r#"\"version\":2"#).edit(r#"]}"}"#, &listed);
+    let end = parts.header.trim_end().len() - 1;
+    parts.header = format!("{}{tensors}}}", &parts.header[..end]);
+    parts.data.resize(start + 4 * count, 0);
+    parts.data[start + 4 * (count - 1)..].copy_from_slice(&f32::NAN.to_le_bytes());
+    parts
+}
+
 // One test: the allocator counts for the whole process.
 #[test]
 fn the_size_of_the_file_bounds_the_memory_of_reading_it() {
@@ -68,6 +90,10 @@ fn the_size_of_the_file_bounds_the_memory_of_reading_it() {
         let (peak, read) = peak(&bytes);
         eprintln!("{name}: {:.1} of {:.1} MB", peak as f64 / 1e6, bytes.len() as f64 / 1e6);
         assert!(!read, "{name} was read");
+        // This one is refused when all else has been read.
+        if name == "trained tensors" {
+            assert!(Adapter::from_bytes(&bytes).is_err_and(|e| e.to_string().contains(" is NaN")));
+        }
         assert!(peak <= 16 * bytes.len(), "{name}: {peak} of {}", bytes.len());
     }
     let (_, valid) = seeds().remove(0);

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::dotted_path::{MAX_NAME, check_path};
 use crate::text::shown;
+use crate::trained::{self, TrainedTensor};
 use crate::{Error, Result};
 use kron_core::{KronOp, KronShape, Scale, Theta};
-
-/// Longest module or target name, in bytes.
-pub(crate) const MAX_NAME: usize = 512;
 
 /// Rule that derives s from alpha and a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,7 +102,7 @@ impl Layer {
     /// tensor names, and must not mean anything else there.
     pub fn new(module: impl Into<String>, scaling: Scaling, theta: Theta) -> Result<Self> {
         let module = module.into();
-        check_module(&module)?;
+        check_path("module", &module)?;
         Ok(Self { module, scaling, theta })
     }
 
@@ -150,13 +149,18 @@ pub struct Adapter {
     layers: Vec<Layer>,
     target_modules: Vec<String>,
     metadata: BTreeMap<String, String>,
+    /// Sorted by name.
+    trained_tensors: Vec<TrainedTensor>,
 }
 
 impl Adapter {
     /// Key of `__metadata__` that belongs to the format.
     pub const RESERVED_KEY: &str = "kron-lora";
+    /// Key of the metadata for the names of a trained head's classes: a JSON list, in the order of the head's rows.
+    /// It travels with the trained tensors.
+    pub const LABELS_KEY: &str = "labels";
 
-    /// Makes an adapter of these layers, without target names or metadata.
+    /// Makes an adapter of these layers, without target names, metadata or trained tensors.
     ///
     /// # Errors
     /// Fails without a layer, and on two layers of one module.
@@ -171,16 +175,28 @@ impl Adapter {
                 twice.module
             )));
         }
-        Ok(Self { layers, target_modules: Vec::new(), metadata: BTreeMap::new() })
+        let (target_modules, metadata, trained_tensors) = Default::default();
+        Ok(Self { layers, target_modules, metadata, trained_tensors })
     }
 
-    /// Returns an adapter of other layers with the same target names and metadata.
+    /// Returns an adapter of other layers with the same target names, metadata and trained tensors.
     ///
     /// # Errors
-    /// Fails as [`Adapter::new`] does.
+    /// Fails as [`Adapter::new`] and [`Adapter::with_trained_tensors`] do.
     pub fn with_layers(&self, layers: Vec<Layer>) -> Result<Self> {
         let (target_modules, metadata) = (self.target_modules.clone(), self.metadata.clone());
-        Ok(Self { target_modules, metadata, ..Self::new(layers)? })
+        let adapter = Self { target_modules, metadata, ..Self::new(layers)? };
+        adapter.with_trained_tensors(self.trained_tensors.clone())
+    }
+
+    /// Returns the adapter with these tensors, trained beside the factors, in the place of those that it had.
+    ///
+    /// # Errors
+    /// Fails on two tensors of one name, and on a tensor in a module that has a layer.
+    pub fn with_trained_tensors(self, tensors: Vec<TrainedTensor>) -> Result<Self> {
+        let adapted: HashSet<&str> = self.layers.iter().map(Layer::module).collect();
+        let trained_tensors = trained::sorted(tensors, |module| adapted.contains(module))?;
+        Ok(Self { trained_tensors, ..self })
     }
 
     /// Returns the adapter with the names or patterns by which its modules were chosen.
@@ -234,22 +250,25 @@ impl Adapter {
     pub const fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
+    /// The tensors trained beside the factors, sorted by name.
+    pub fn trained_tensors(&self) -> &[TrainedTensor] {
+        &self.trained_tensors
+    }
+    /// Returns the trained tensor of this name.
+    pub fn trained_tensor(&self, name: &str) -> Option<&TrainedTensor> {
+        let at = self.trained_tensors.binary_search_by(|tensor| tensor.name().cmp(name)).ok()?;
+        Some(&self.trained_tensors[at])
+    }
+    /// Names the trained tensors for a sentence, `head.bias and 1 more`; `None` without any.
+    pub fn trained_summary(&self) -> Option<String> {
+        trained::summary(&self.trained_tensors)
+    }
+    /// Returns the number of values of all trained tensors.
+    pub fn trained_values(&self) -> usize {
+        self.trained_tensors.iter().map(|tensor| tensor.values().len()).sum()
+    }
     /// Returns the number of trained parameters of all layers.
     pub fn params(&self) -> usize {
         self.layers.iter().map(|layer| layer.shape().params()).sum()
     }
-}
-
-fn check_module(module: &str) -> Result<()> {
-    let part = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-    };
-    if module.len() <= MAX_NAME && module.split('.').all(part) {
-        return Ok(());
-    }
-    Err(Error::data(format!(
-        "module {} is refused: a module's name is parts of ASCII letters, digits, _ and - joined by dots, \
-         at most {MAX_NAME} bytes",
-        shown(module)
-    )))
 }

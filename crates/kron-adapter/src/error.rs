@@ -45,6 +45,8 @@ pub enum Suggestion {
     OtherName,
     /// Set [`LoraOptions::max_bytes`](crate::peft::LoraOptions::max_bytes): the adapter is large as LoRAs.
     MaxBytes,
+    /// Merge without the trained tensors.
+    FactorsOnly,
 }
 
 impl Error {
@@ -125,6 +127,7 @@ impl std::fmt::Display for Suggestion {
             Suggestion::Replace => "give another name, or ask to replace it",
             Suggestion::OtherName => "a folder is replaced only when it holds an adapter and nothing else",
             Suggestion::MaxBytes => "max_bytes allows more",
+            Suggestion::FactorsOnly => "without its trained tensors the adapter can be merged",
         })
     }
 }

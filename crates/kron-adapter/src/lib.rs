@@ -58,6 +58,7 @@
 
 mod adapter;
 pub mod algebra;
+mod dotted_path;
 pub mod elements;
 mod error;
 mod format;
@@ -78,6 +79,7 @@ pub mod resolve;
 mod tensor_data;
 mod tensors;
 pub mod text;
+mod trained;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};
@@ -87,3 +89,4 @@ pub use output::{Output, write_new_folder, write_output};
 pub use output_format::{OutputFormat, write};
 pub use read::read;
 pub use tensors::Tensors;
+pub use trained::TrainedTensor;

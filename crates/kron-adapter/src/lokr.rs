@@ -42,7 +42,7 @@ pub fn reason(name: &str) -> &'static str {
             "it belongs to DoRA, which rescales the whole weight"
         }
         _ => {
-            "it is not a factor of ΔW, and leaving it out would change the model (modules_to_save and other methods are not supported)"
+            "it is not a factor of ΔW and lies in no module in modules_to_save, and leaving it out would change the model"
         }
     }
 }

@@ -104,7 +104,7 @@ pub(crate) fn write(adapter: &Adapter) -> Result<Vec<u8>> {
             twice[0].0
         )));
     }
-    serialize(&stored)
+    serialize(&stored, None)
 }
 
 /// Returns the module's name as LyCORIS writes it; one that it wrote stays.

@@ -1,6 +1,5 @@
 //! Factors of foreign files as matrices.
 
-use crate::elements::first_not_finite;
 use crate::{Error, Result, Tensors, text};
 
 /// A row-major float32 matrix.
@@ -31,24 +30,7 @@ impl Matrix {
                 "is {rows} × {cols}, but every dimension of a factor is at least 1"
             )));
         }
-        let data = match tensors.values_f32(name)? {
-            Some(data) => data,
-            None => {
-                let wide = tensors.values_f64(name)?;
-                let lost = wide.iter().position(|&v| v.is_finite() && f64::from(v as f32) != v);
-                if let Some(at) = lost.filter(|&at| (wide[at] as f32).is_finite()) {
-                    let v = wide[at];
-                    return Err(refused(format!("has {v} at {at}, which float32 does not hold exactly")));
-                }
-                wide.into_iter().map(|v| v as f32).collect()
-            }
-        };
-        if let Some(at) = first_not_finite(&data) {
-            let v = data[at];
-            return Err(refused(format!(
-                "has {v} at {at}, but every value of a factor is finite in float32"
-            )));
-        }
+        let data = tensors.finite_f32(name, "a factor")?;
         Ok(Self { rows, cols, data })
     }
 

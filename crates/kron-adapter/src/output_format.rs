@@ -19,22 +19,33 @@ pub enum OutputFormat {
 }
 
 impl OutputFormat {
+    /// Returns a note on the trained tensors that the format cannot hold, which are left out.
+    pub fn left_out(self, adapter: &Adapter) -> Option<String> {
+        match self {
+            OutputFormat::Kron | OutputFormat::Lora(_) | OutputFormat::PeftLokr => None,
+            OutputFormat::Lycoris => adapter.trained_summary().map(|names| {
+                format!("LyCORIS holds factors alone, so these trained tensors are left out: {names}")
+            }),
+        }
+    }
+
     /// Encodes an adapter for [`write_output`]. Equal adapters give equal bytes.
     /// `progress` counts the layers that a LoRA is made of.
     ///
     /// Factors are copied bit for bit. In a LoRA each product A_ij·B_pq is rounded
-    /// once to float32, and nothing else is.
+    /// once to float32, and nothing else is. Trained tensors go along, except those that
+    /// [`OutputFormat::left_out`] names.
     ///
     /// # Errors
     /// Fails on NaN or infinity in a factor, if `progress` fails, and if a layer does not
     /// fit the format:
     ///
     /// * [`PeftLokr`](Self::PeftLokr): a LoRA, or a shape that PEFT would derive
-    ///   differently when it loads the folder.
+    ///   differently when it loads the folder; a trained tensor in no module.
     /// * [`Lycoris`](Self::Lycoris): a LoRA, a shape that LyCORIS would derive
     ///   differently, or a scale that it cannot express.
     /// * [`Lora`](Self::Lora): a product beyond float32, or LoRAs larger than
-    ///   [`LoraOptions::max_bytes`](peft::LoraOptions::max_bytes) allows.
+    ///   [`LoraOptions::max_bytes`](peft::LoraOptions::max_bytes) allows; a trained tensor in no module.
     pub fn encode(self, adapter: &Adapter, progress: Progress) -> Result<Output> {
         adapter.check_finite()?;
         Ok(match self {

@@ -6,7 +6,7 @@ use kron_core::Element;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
-use crate::elements::{decode, element_dtype};
+use crate::elements::{decode, element_dtype, first_not_finite};
 use crate::io::{Input, Layout, MAX_HEADER};
 use crate::{Error, Result, text, with_dtype};
 
@@ -137,6 +137,34 @@ impl Tensors {
             )));
         };
         Ok(Some(with_dtype!(dtype, E => decode::<E>(bytes).map(Element::to_f32).collect())))
+    }
+
+    /// Returns the values of `kind`, a factor or another tensor of an adapter.
+    ///
+    /// # Errors
+    /// Fails as [`Tensors::values_f64`] does, and on a value that is not finite or that float32
+    /// does not hold exactly.
+    pub(crate) fn finite_f32(&self, name: &str, kind: &str) -> Result<Vec<f32>> {
+        let refused = |what: String| Error::data(format!("{}: {} {what}", self.path, text::name(name)));
+        let data = match self.values_f32(name)? {
+            Some(data) => data,
+            None => {
+                let wide = self.values_f64(name)?;
+                let lost = wide.iter().position(|&v| v.is_finite() && f64::from(v as f32) != v);
+                if let Some(at) = lost.filter(|&at| (wide[at] as f32).is_finite()) {
+                    let v = wide[at];
+                    return Err(refused(format!("has {v} at {at}, which float32 does not hold exactly")));
+                }
+                wide.into_iter().map(|v| v as f32).collect()
+            }
+        };
+        match first_not_finite(&data) {
+            None => Ok(data),
+            Some(at) => Err(refused(format!(
+                "has {} at {at}, but every value of {kind} is finite in float32",
+                data[at]
+            ))),
+        }
     }
 
     fn stored(&self, name: &str) -> Result<(Dtype, &[u8])> {

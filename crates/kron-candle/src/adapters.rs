@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Error, Result, Var};
-use kron_adapter::{Adapter, IfExists, Layer, OutputFormat};
+use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, TrainedTensor};
 
 use crate::trainable_delta::TrainableDelta;
 
@@ -38,6 +38,8 @@ pub struct Adapters {
     targets: Vec<String>,
     /// Metadata of the adapter file.
     metadata: BTreeMap<String, String>,
+    /// Tensors of the adapter file beside the factors.
+    trained_tensors: Vec<TrainedTensor>,
 }
 
 impl Adapters {
@@ -45,8 +47,9 @@ impl Adapters {
         deltas: Vec<TrainableDelta>,
         targets: Vec<String>,
         metadata: BTreeMap<String, String>,
+        trained_tensors: Vec<TrainedTensor>,
     ) -> Self {
-        Self { deltas, targets, metadata }
+        Self { deltas, targets, metadata, trained_tensors }
     }
 
     /// Returns the adapters in the order of the model's layers.
@@ -64,7 +67,8 @@ impl Adapters {
         self.deltas.iter().map(|d| d.op().shape.params()).sum()
     }
 
-    /// Copies the current factors.
+    /// Copies the current factors, and the trained tensors of the adapter that [`Inject::trained`](crate::Inject::trained)
+    /// was given.
     ///
     /// # Errors
     /// The model has no adapter.
@@ -73,6 +77,7 @@ impl Adapters {
         Adapter::new(layers)
             .and_then(|adapter| adapter.with_target_modules(self.targets.clone()))
             .and_then(|adapter| adapter.with_metadata(self.metadata.clone()))
+            .and_then(|adapter| adapter.with_trained_tensors(self.trained_tensors.clone()))
             .map_err(Error::wrap)
     }
 

@@ -122,7 +122,8 @@ impl<'a> Inject<'a> {
         Ok(Self::from(patterns, Source::New { rule: Box::new(rule), seed }))
     }
 
-    /// Puts a trained adapter, for example from `load`, on the modules that it names.
+    /// Puts a trained adapter, for example from `load`, on the modules that it names. Its trained tensors are kept
+    /// for saving; the caller puts them into the model.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -271,10 +272,14 @@ impl<'a> Inject<'a> {
                 );
             }
         }
-        let (targets, metadata) = match self.source {
-            Source::Trained(adapter) => (adapter.target_modules().to_vec(), adapter.metadata().clone()),
-            _ => (self.patterns.into_iter().map(|p| p.text).collect(), BTreeMap::new()),
+        let (targets, metadata, trained_tensors) = match self.source {
+            Source::Trained(adapter) => (
+                adapter.target_modules().to_vec(),
+                adapter.metadata().clone(),
+                adapter.trained_tensors().to_vec(),
+            ),
+            _ => (self.patterns.into_iter().map(|p| p.text).collect(), BTreeMap::new(), Vec::new()),
         };
-        Ok(Adapters::new(deltas, targets, metadata))
+        Ok(Adapters::new(deltas, targets, metadata, trained_tensors))
     }
 }

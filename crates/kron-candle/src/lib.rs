@@ -73,7 +73,7 @@ pub use gradients::Gradients;
 pub use inject::{Inject, Pattern};
 pub use kron_adapter::algebra::Join;
 pub use kron_adapter::peft::LoraOptions;
-pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, ScaleRule, Scaling};
+pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, ScaleRule, Scaling, TrainedTensor};
 pub use kron_core::{Accum, Dropout, DropoutKey, KronOp, KronShape, LayerDims, Operands, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};

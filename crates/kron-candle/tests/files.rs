@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use candle_nn::VarBuilder;
 use kron_adapter::algebra::Delta;
-use kron_candle::{IfExists, Inject, KronLinear, LoraOptions, OutputFormat, load};
+use kron_candle::{IfExists, Inject, KronLinear, LoraOptions, OutputFormat, TrainedTensor, load};
 use kron_core::reference;
 use ndarray::Array2;
 
@@ -83,7 +83,9 @@ fn peft_folders_compute_what_peft_computed() -> Result<()> {
 #[test]
 fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
     let (vb, folder) = (base()?, tempfile::tempdir()?);
-    let inject = Inject::trained(load(golden().join("lokr"))?);
+    let bias = TrainedTensor::new("classifier.bias", [2], vec![0.5, -1.5]).expect("a tensor");
+    let lokr = load(golden().join("lokr"))?.with_trained_tensors(vec![bias]).expect("no layer of that name");
+    let inject = Inject::trained(lokr);
     model(&inject, &vb)?;
     let adapters = inject.finish()?;
     // Stands for training.
@@ -98,6 +100,7 @@ fn a_peft_folder_comes_back_to_the_bit() -> Result<()> {
         assert_eq!(read.layer(layer.module()).map(|l| l.theta()), Some(layer.theta()), "{}", layer.module());
     }
     assert_eq!((read.metadata(), read.metadata().is_empty()), (saved.metadata(), false));
+    assert_eq!((read.trained_tensors(), read.trained_values()), (saved.trained_tensors(), 2));
 
     // As a LoRA, ΔW is the same and the factors differ.
     let taken = adapters.save_as(&out, OutputFormat::Lora(LoraOptions::default()), IfExists::Refuse);

@@ -69,6 +69,7 @@ fn sentence(error: &Error) -> String {
             "--force replaces a folder only when it holds an adapter and nothing else"
         }
         Some(Suggestion::MaxBytes) => "--max-size allows more",
+        Some(Suggestion::FactorsOnly) => "--factors-only merges the layers alone",
     };
     format!("{}; {option}", error.message())
 }

@@ -12,7 +12,7 @@ use kron_tests::mutate::mutate;
 use kron_train::config::Task;
 use kron_train::data::{ChatTemplate, Dataset, Message, Tokenizer};
 use kron_train::model::{Files, Weights, build};
-use kron_train::run::{OutputFolder, Stop, read_head, run};
+use kron_train::run::{OutputFolder, Stop, head_of_adapter, read_adapter, read_head, run};
 use kron_train::studies::chains::ChainGrid;
 use kron_train::studies::compare::ComparisonGrid;
 use kron_train::{Config, Progress, Result};
@@ -116,7 +116,9 @@ impl Readers {
                         .to_vec()
                 }
                 "chat/chat_template.jinja" => TEMPLATE.into(),
-                "checkpoint.safetensors" | "head.safetensors" => read(output.path.join(name)),
+                "checkpoint.safetensors" => read(output.path.join(name)),
+                // An adapter's file is one of its head, too.
+                "head.safetensors" => read(output.path.join("adapter.safetensors")),
                 _ => read(fixture("models").join(name.replace(".token", "/token"))),
             };
             (name, bytes)
@@ -178,7 +180,12 @@ impl Readers {
                 let (stop, progress) = (Stop::default(), Progress::Hidden);
                 run(&self.config, &self.weights, &self.data, Some(&output), &stop, &progress).map(drop)
             }
-            "head.safetensors" => read_head(&path, &self.weights).map(drop),
+            "head.safetensors" => {
+                let adapter = read_adapter(&path, &self.config.model, &self.weights);
+                let own = adapter.and_then(|(adapter, _)| head_of_adapter(&path, &adapter, &self.weights));
+                let head = read_head(&path, &self.weights);
+                own.and(head.map(drop))
+            }
             _ => Tokenizer::read(&path).and_then(|tokenizer| {
                 let ids = tokenizer.encode("Hello, the  wörld 12 [CLS] <s>", 64)?;
                 tokenizer.encode_more("a tale")?;

@@ -250,8 +250,8 @@ fn predict(inference: &Inference) -> Result<()> {
 fn trained_model(inference: &Inference) -> Result<TrainedModel> {
     let config = inference.config()?;
     let (weights, tokenizer) = load(&config)?;
-    let (adapter, head) = (inference.adapter.as_deref(), inference.head());
-    let model = TrainedModel::new(&config, &weights, tokenizer, adapter, head.as_deref())?;
+    let (adapter, head) = (inference.adapter.as_deref(), inference.head.as_deref());
+    let model = TrainedModel::new(&config, &weights, tokenizer, adapter, head)?;
     model.notes().iter().for_each(|text| note(text));
     Ok(model)
 }

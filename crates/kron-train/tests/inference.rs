@@ -6,9 +6,10 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use candle_core::{Device, Tensor};
 use common::{config, data};
 use kron_adapter::peft::LoraOptions;
-use kron_candle::{IfExists, OutputFormat};
+use kron_candle::{Adapter, IfExists, OutputFormat, TrainedTensor};
 use kron_train::config::{Method, Task};
 use kron_train::run::{Outcome, OutputFolder, Stop, run};
 use kron_train::{Config, Progress};
@@ -48,13 +49,11 @@ impl Run {
         self.path("run/adapter.safetensors")
     }
 
-    /// Evaluates the validation set with an adapter.
-    fn evaluation(&self, adapter: Option<&Path>) -> Value {
+    /// Evaluates the validation set with an adapter, and with the head of another file.
+    fn evaluation(&self, adapter: Option<&Path>, head: Option<&Path>) -> Value {
         let examples = self.config.data.validation.as_ref().expect("a validation set");
         let mut command = self.command("eval", adapter, examples);
-        if self.config.task == Task::Classify {
-            command.arg("--head").arg(self.path("run/head.safetensors"));
-        }
+        head.map(|path| command.arg("--head").arg(path));
         lines(&command.output().expect("it starts")).remove(0)
     }
 
@@ -111,14 +110,15 @@ fn an_evaluation_is_that_of_the_run() {
         config.data.limit_eval = 0;
         let run = Run::new(config);
         let score = run.outcome.validation.expect("a score");
-        let got = run.evaluation(Some(&run.adapter()));
+        let got = run.evaluation(Some(&run.adapter()), None);
         assert_eq!(number(&got["loss"]), score.loss, "{got}");
         assert_eq!(got.get("accuracy").map(number), score.accuracy, "{got}");
-        assert_ne!(run.evaluation(None)["loss"], got["loss"], "the adapter has an effect");
+        let head = Some(run.adapter()).filter(|_| run.config.task == Task::Classify);
+        assert_ne!(run.evaluation(None, head.as_deref())["loss"], got["loss"], "the adapter has an effect");
     }
 }
 
-/// Writes an adapter in every format; all but LoRA copy its factors.
+/// Writes an adapter in every format; all but LoRA copy its factors, and all but LyCORIS have its head.
 #[test]
 fn an_adapter_is_read_in_every_format() {
     // Small enough factors that one of them is a product, in which LyCORIS keeps the scale.
@@ -126,21 +126,54 @@ fn an_adapter_is_read_in_every_format() {
     decoder.adapter.factor = 4;
     for config in [decoder, encoder()] {
         let run = Run::new(config);
-        let own = number(&run.evaluation(Some(&run.adapter()))["loss"]);
-        let adapters = run.outcome.learner.adapters().expect("an adapter");
+        let own = number(&run.evaluation(Some(&run.adapter()), None)["loss"]);
+        let adapter = Adapter::read(run.adapter()).expect("an adapter");
         for (name, to, exact) in [
             ("lokr", OutputFormat::PeftLokr, true),
             ("lycoris.safetensors", OutputFormat::Lycoris, true),
             ("lora", OutputFormat::Lora(LoraOptions::default()), false),
         ] {
             let path = run.path(name);
-            adapters.save_as(&path, to, IfExists::Refuse).expect(name);
-            let loss = number(&run.evaluation(Some(&path))["loss"]);
+            kron_adapter::write(&adapter, to, &path, IfExists::Refuse).expect(name);
+            let head = to.left_out(&adapter).map(|_| run.adapter());
+            assert_eq!(head.is_some(), name == "lycoris.safetensors");
+            let loss = number(&run.evaluation(Some(&path), head.as_deref())["loss"]);
             // A LoRA's products are rounded once more to 24 bits, over a few hundred terms.
             let near = if exact { 0.0 } else { 1e-5 };
             assert!((loss / own - 1.0).abs() <= near, "{name}: {loss}, not {own}");
         }
     }
+}
+
+/// Takes an adapter and its head apart, as runs wrote them once.
+#[test]
+fn a_head_beside_its_adapter_is_found() {
+    let run = Run::new(config(Method::Kron));
+    let want = run.evaluation(Some(&run.adapter()), None);
+    let (alone, head) = (run.path("adapter.safetensors"), run.path("head.safetensors"));
+    let whole = Adapter::read(run.adapter()).expect("an adapter");
+    whole
+        .clone()
+        .with_trained_tensors(Vec::new())
+        .expect("layers")
+        .write(&alone, IfExists::Refuse)
+        .expect("room");
+    let tensors = whole.trained_tensors().iter().map(|tensor| {
+        let shape = tensor.shape().to_vec();
+        (tensor.name(), Tensor::from_vec(tensor.values().to_vec(), shape, &Device::Cpu).expect("a tensor"))
+    });
+    let labels = [("labels".to_owned(), whole.metadata()["labels"].clone())].into();
+    let bytes = safetensors::serialize(tensors, Some(labels)).expect("a file");
+    std::fs::write(&head, bytes).expect("room");
+    assert_eq!(run.evaluation(Some(&alone), None), want);
+    // The adapter's own head comes first, and a given one before it.
+    let other = whole.trained_tensors().iter().map(|tensor| {
+        TrainedTensor::new(tensor.name(), tensor.shape(), vec![0.0; tensor.values().len()]).expect("a tensor")
+    });
+    let other = whole.clone().with_trained_tensors(other.collect()).expect("layers");
+    other.write(&alone, IfExists::Replace).expect("room");
+    assert_ne!(run.evaluation(Some(&alone), None)["loss"], want["loss"]);
+    assert_eq!(run.evaluation(Some(&alone), Some(&head)), want);
 }
 
 /// Predicts the labels of texts, in batches of one, so that there are several groups of batches.

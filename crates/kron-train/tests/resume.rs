@@ -17,12 +17,12 @@ fn output(folder: &Path, resume: bool) -> OutputFolder {
     OutputFolder { path: folder.into(), resume }
 }
 
-/// Reads the results of a run: adapter, head, evaluations, and the loss of every step.
-fn results(folder: &Path) -> ([Vec<u8>; 3], Vec<(u64, f32)>) {
+/// Reads the results of a run: adapter with its head, evaluations, and the loss of every step.
+fn results(folder: &Path) -> ([Vec<u8>; 2], Vec<(u64, f32)>) {
     let bytes = |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let rows: Vec<StepRecord> = read_log(&folder.join("log.csv")).expect("a log");
     let losses = rows.iter().map(|row| (row.step, row.loss)).collect();
-    (["adapter.safetensors", "head.safetensors", "evaluations.csv"].map(bytes), losses)
+    (["adapter.safetensors", "evaluations.csv"].map(bytes), losses)
 }
 
 fn config() -> Config {

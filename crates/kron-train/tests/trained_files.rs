@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use common::{config, data};
+use kron_candle::{Adapter, IfExists, TrainedTensor};
 use kron_train::config::{Method, Task};
 use kron_train::data::{Dataset, Inputs, Tokenizer};
 use kron_train::inference::TrainedModel;
@@ -13,12 +14,13 @@ use kron_train::model::{Files, Weights};
 use kron_train::run::{OutputFolder, Stop, read_head, run};
 use kron_train::{Config, Progress, Result};
 
-/// Trains for an epoch; returns the paths of the adapter and the head.
-fn trained(config: &Config, out: &Path) -> [PathBuf; 2] {
+/// Trains for an epoch; returns the path of the adapter with its head.
+fn trained(config: &Config, out: &Path) -> PathBuf {
     let (weights, data) = common::load(config);
     let output = OutputFolder { path: out.into(), resume: false };
     run(config, &weights, &data, Some(&output), &Stop::default(), &Progress::Hidden).expect("it runs");
-    ["adapter.safetensors", "head.safetensors"].map(|name| out.join(name))
+    assert!(!out.join("head.safetensors").exists(), "one file to carry");
+    out.join("adapter.safetensors")
 }
 
 fn encoder() -> Config {
@@ -46,24 +48,26 @@ fn refused<T>(result: Result<T>, reason: &str) {
 fn files_of_another_model_or_task_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let (decoder, encoder) = (config(Method::Kron), encoder());
-    let [adapter, head] = trained(&decoder, &folder.path().join("decoder"));
-    let [other_adapter, other_head] = trained(&encoder, &folder.path().join("encoder"));
-    refused(model(&decoder, Some(&other_adapter), Some(&head)), "matches no tensor");
-    refused(model(&decoder, Some(&adapter), Some(&other_head)), "head.weight is F32 [7, ");
-    refused(model(&decoder, Some(&adapter), Some(&adapter)), "is not a head: it has no labels");
+    let adapter = trained(&decoder, &folder.path().join("decoder"));
+    let other = trained(&encoder, &folder.path().join("encoder"));
+    let [head, headless] = ["own-head", "headless"].map(|name| folder.path().join(name));
+    write_head(&head, Some("[\"a\",\"b\"]"), 2, 0.5);
+    without_head(&adapter).write(&headless, IfExists::Refuse).expect("room");
+    refused(model(&decoder, Some(&other), Some(&adapter)), "matches no tensor");
+    refused(model(&decoder, Some(&adapter), Some(&other)), "head.weight is F32 [7, ");
+    refused(model(&decoder, Some(&adapter), Some(&headless)), "is not a head: it has no labels");
     refused(model(&decoder, Some(&head), Some(&head)), "is not an adapter");
     refused(model(&decoder, Some(&adapter), Some(&folder.path().join("none"))), "none");
 
     let examples = data("snips.test.jsonl");
-    refused(
-        model(&decoder, Some(&adapter), None),
-        "the task classify needs a trained head, but none is given",
-    );
-    let whole = model(&decoder, Some(&adapter), Some(&head)).expect("its own files");
+    let needs = "the task classify needs a trained head, but ";
+    refused(model(&decoder, None, None), &format!("{needs}none is given"));
+    refused(model(&decoder, Some(&headless), None), &format!("{needs}{} holds none", headless.display()));
+    let whole = model(&decoder, Some(&adapter), None).expect("its own files");
     let limited = whole.evaluate(&examples).expect("labels that it knows");
     assert_eq!(limited.examples, 28, "the limit of the settings");
     refused(whole.evaluate(&data("clinc.test.jsonl")), "which is not one of the training set's 7");
-    let texts = model(&Config { task: Task::Lm, ..decoder }, Some(&adapter), Some(&head)).expect("no head");
+    let texts = model(&Config { task: Task::Lm, ..decoder }, Some(&adapter), None).expect("no head");
     refused(predicted(&texts, &examples), "have no answers to predict");
 
     let questions = folder.path().join("questions.jsonl");
@@ -77,6 +81,75 @@ fn files_of_another_model_or_task_are_refused() {
     assert!(both.starts_with("{\"answer\":") && both.lines().count() == 1, "{both}");
     let choice = model(&Config { task: Task::Choice, ..encoder }, None, None).expect("a model");
     refused(predicted(&choice, &questions), "it is an encoder");
+}
+
+/// Reads an adapter without its head.
+fn without_head(adapter: &Path) -> Adapter {
+    let adapter = Adapter::read(adapter).expect("an adapter");
+    assert_eq!(adapter.trained_summary().expect("a head"), "head.bias and 1 more");
+    let plain = adapter.with_trained_tensors(Vec::new()).and_then(|a| a.with_metadata(Default::default()));
+    plain.expect("an adapter alone")
+}
+
+/// Changes an adapter's head in one respect at a time.
+#[test]
+fn a_head_in_an_adapter_belongs_to_the_model_and_has_labels() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, file) = (config(Method::Kron), folder.path().join("changed"));
+    let whole = Adapter::read(trained(&config, &folder.path().join("run"))).expect("an adapter");
+    let head = |labels: Option<&str>, rows: usize, width: usize| {
+        let tensor = |name, shape: &[usize]| {
+            TrainedTensor::new(name, shape, vec![0.5; shape.iter().product()]).expect("a tensor")
+        };
+        let metadata = labels.map(|text| (Adapter::LABELS_KEY.to_owned(), text.to_owned()));
+        let tensors = vec![tensor("head.weight", &[rows, width]), tensor("head.bias", &[rows])];
+        let changed = whole.clone().with_metadata(metadata.into_iter().collect());
+        let changed = changed.and_then(|adapter| adapter.with_trained_tensors(tensors)).expect("an adapter");
+        changed.write(&file, IfExists::Replace).expect("room");
+        model(&config, Some(&file), None)
+    };
+    head(Some("[\"a\",\"b\"]"), 2, 64).expect("a head");
+    refused(head(None, 2, 64), "has a head, but no labels of it");
+    refused(head(Some("[\"a\",\"b\"]"), 3, 64), "head.weight is [3, 64], but [2, 64] was expected");
+    refused(head(Some("[\"a\",\"b\"]"), 2, 63), "head.weight is [2, 63], but [2, 64] was expected");
+    refused(head(Some("[\"b\",\"a\"]"), 2, 64), "labels that are not sorted");
+}
+
+/// An adapter from elsewhere may replace the model's tensors, or bring a head of another name.
+#[test]
+fn trained_tensors_of_the_model_are_refused_and_a_foreign_head_is_noted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, file) = (config(Method::Kron), folder.path().join("changed"));
+    let whole = Adapter::read(trained(&config, &folder.path().join("run"))).expect("an adapter");
+    let with = |names: &[&str]| {
+        let own = whole.trained_tensors().to_vec();
+        let others = names.iter().map(|name| TrainedTensor::new(*name, [1], vec![0.5]).expect("a tensor"));
+        let changed = whole.clone().with_trained_tensors(own.into_iter().chain(others).collect());
+        changed.expect("an adapter").write(&file, IfExists::Replace).expect("room");
+        model(&config, Some(&file), None)
+    };
+    assert_eq!(with(&[]).expect("its own head").notes(), [] as [&str; 0]);
+    for name in ["model.norm.weight", "norm.weight", "a.model.norm.weight", "lm_head.weight"] {
+        let reason = format!("has the trained tensor {name}, which is to replace the model's");
+        refused(with(&[name, "score.bias"]), &reason);
+    }
+    let notes = with(&["score.bias", "xnorm.weight"]).expect("a foreign head").notes().to_vec();
+    assert_eq!(notes, ["trained tensors of the adapter are not used: score.bias and 1 more"]);
+    let notes = with(&["score.bias"]).expect("a foreign head").notes().to_vec();
+    assert_eq!(notes, ["a trained tensor of the adapter is not used: score.bias"]);
+}
+
+/// PEFT's configuration names the model that an adapter is for.
+#[test]
+fn an_adapter_names_the_folder_of_its_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let name = |config: &Config, out: &str| {
+        let adapter = Adapter::read(trained(config, &folder.path().join(out))).expect("an adapter");
+        adapter.metadata().get("base_model_name_or_path").cloned()
+    };
+    let encoder = encoder();
+    assert_eq!(name(&encoder, "folder").as_deref(), encoder.model.to_str());
+    assert_eq!(name(&config(Method::Kron), "file"), None);
 }
 
 /// Takes the special tokens from a tokenizer that drops control characters.

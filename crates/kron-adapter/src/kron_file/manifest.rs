@@ -2,13 +2,15 @@
 //! safetensors' metadata.
 
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::text::shortened;
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling};
 
-/// Version of the format: the one that is written, and the only one that is read.
-pub const VERSION: u64 = 1;
+/// Newest version of the format. An adapter without trained tensors is written as version 1.
+pub const VERSION: u64 = 2;
+/// Version without trained tensors.
+const FACTORS_ALONE: u64 = 1;
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -16,6 +18,14 @@ pub(super) struct Manifest {
     version: u64,
     pub target_modules: Vec<String>,
     pub layers: Vec<LayerRecord>,
+    /// Names of the trained tensors; version 1 lacks the field.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub trained_tensors: Option<Vec<String>>,
+}
+
+/// Reads a field that may be missing, but not null.
+fn present<'de, D: Deserializer<'de>>(json: D) -> Result<Option<Vec<String>>, D::Error> {
+    Vec::deserialize(json).map(Some)
 }
 
 /// One layer: the fields of its [`KronShape`] and [`Scaling`].
@@ -68,20 +78,29 @@ pub(super) fn decode(json: &str) -> Result<Manifest> {
         Error::data(shortened(&format!("has metadata {key} that breaks the format: {e}")))
     };
     let Versioned { version } = serde_json::from_str(json).map_err(broken)?;
-    if version != VERSION {
+    if !(FACTORS_ALONE..=VERSION).contains(&version) {
         return Err(Error::data(format!(
-            "is of version {version} of the format, but this program reads version {VERSION}"
+            "is of version {version} of the format, but this program reads version {FACTORS_ALONE} to {VERSION}"
         )));
     }
-    serde_json::from_str(json).map_err(broken)
+    let manifest: Manifest = serde_json::from_str(json).map_err(broken)?;
+    match (version, manifest.trained_tensors.as_deref()) {
+        (FACTORS_ALONE, None) | (VERSION, Some([_, ..])) => Ok(manifest),
+        (FACTORS_ALONE, Some(_)) => Err(Error::data(format!(
+            "has trained_tensors, a field of version {VERSION}, but is of version 1"
+        ))),
+        _ => Err(Error::data(format!("is of version {VERSION}, but names no trained_tensors"))),
+    }
 }
 
 /// Writes the document of an adapter.
 pub(super) fn encode(adapter: &Adapter) -> Result<String> {
+    let trained: Vec<_> = adapter.trained_tensors().iter().map(|tensor| tensor.name().to_string()).collect();
     let manifest = Manifest {
-        version: VERSION,
+        version: if trained.is_empty() { FACTORS_ALONE } else { VERSION },
         target_modules: adapter.target_modules().to_vec(),
         layers: adapter.layers().iter().map(LayerRecord::of).collect(),
+        trained_tensors: Some(trained).filter(|names| !names.is_empty()),
     };
     serde_json::to_string(&manifest).map_err(|e| Error::data(format!("the metadata cannot be written: {e}")))
 }

@@ -21,14 +21,15 @@ mod table;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use kron_core::{KronShape, Theta};
+use kron_core::Theta;
 
 use crate::elements::first_not_finite;
 use crate::io::{IfExists, Input, Layout, write_atomic};
-use crate::{Adapter, Error, Layer, Result};
+use crate::{Adapter, Error, Layer, Result, TrainedTensor};
 
 pub use manifest::VERSION;
 pub use table::MAX_HEADER;
+use table::TrainedEntry;
 
 impl Adapter {
     /// Reads an adapter file of this project.
@@ -71,17 +72,18 @@ impl Adapter {
     /// Fails if a factor holds NaN or infinity, or the header is longer than [`MAX_HEADER`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let header = self.checked_header()?;
-        let mut bytes = Vec::with_capacity(header.len() + 4 * self.params());
+        let mut bytes = Vec::with_capacity(header.len() + 4 * (self.params() + self.trained_values()));
         self.encode(&header, &mut bytes).map_err(|source| Error::io("bytes", source))?;
         Ok(bytes)
     }
 
-    /// Checks that every value of every factor is finite.
+    /// Checks that every value of every factor and of every trained tensor is finite.
     ///
     /// # Errors
-    /// Fails on the first value that is NaN or infinite, with its layer and index.
+    /// Fails on the first value that is NaN or infinite, with its layer or tensor and its index.
     pub fn check_finite(&self) -> Result<()> {
-        self.layers().iter().try_for_each(|layer| check_finite(layer.module(), layer.theta()))
+        self.layers().iter().try_for_each(|layer| check_finite(layer.module(), layer.theta()))?;
+        self.trained_tensors().iter().try_for_each(TrainedTensor::check_finite)
     }
 
     fn checked_header(&self) -> Result<Vec<u8>> {
@@ -91,7 +93,8 @@ impl Adapter {
 
     fn encode(&self, header: &[u8], out: &mut dyn Write) -> std::io::Result<()> {
         out.write_all(header)?;
-        self.layers().iter().try_for_each(|layer| write_values(layer.theta().as_slice(), out))
+        self.layers().iter().try_for_each(|layer| write_values(layer.theta().as_slice(), out))?;
+        self.trained_tensors().iter().try_for_each(|tensor| write_values(tensor.values(), out))
     }
 }
 
@@ -107,15 +110,24 @@ pub(crate) fn check_header(header: &[u8]) -> Result<()> {
 /// Reads the layers of a file whose header was read; `from` stands behind the header.
 pub(crate) fn decode(layout: Layout, mut from: impl Read) -> Result<Adapter> {
     let table = table::decode(layout)?;
-    let entries = table.entries()?;
+    let (entries, trained) = table.entries()?;
 
-    // The file's order need not be the layers' order.
-    let mut order: Vec<usize> = (0..entries.len()).collect();
-    order.sort_by_key(|&i| entries[i].start);
+    // The file's order need not be the layers' order; trained tensors have the indices after theirs.
+    let starts = entries.iter().map(|entry| entry.start).chain(trained.iter().map(|entry| entry.start));
+    let mut order: Vec<(usize, usize)> = starts.enumerate().map(|(i, start)| (start, i)).collect();
+    order.sort_unstable();
     let mut thetas: Vec<Option<Theta>> = vec![None; entries.len()];
-    for i in order {
-        let theta = read_theta(&mut from, entries[i].shape)?;
-        check_finite(&entries[i].module, &theta)?;
+    let mut tensors = Vec::with_capacity(trained.len());
+    for (_, i) in order {
+        let Some(entry) = entries.get(i) else {
+            let TrainedEntry { name, shape, len, .. } = trained[i - entries.len()];
+            let tensor = TrainedTensor::new(name, shape, read_values(&mut from, len)?)?;
+            tensor.check_finite()?;
+            tensors.push(tensor);
+            continue;
+        };
+        let theta = Theta::from_vec(entry.shape, read_values(&mut from, entry.shape.params())?)?;
+        check_finite(&entry.module, &theta)?;
         thetas[i] = Some(theta);
     }
 
@@ -123,21 +135,22 @@ pub(crate) fn decode(layout: Layout, mut from: impl Read) -> Result<Adapter> {
     let layers = layers.map(|(entry, theta)| Layer::new(entry.module, entry.scaling, theta));
     Adapter::new(layers.collect::<Result<_>>()?)?
         .with_target_modules(table.target_modules)?
-        .with_metadata(table.metadata)
+        .with_metadata(table.metadata)?
+        .with_trained_tensors(tensors)
 }
 
-/// Reads the next layer's θ. The header has shown that the file holds this many bytes.
-fn read_theta(from: &mut impl Read, shape: KronShape) -> Result<Theta> {
+/// Reads the next values. The header has shown that the file holds as many.
+fn read_values(from: &mut impl Read, len: usize) -> Result<Vec<f32>> {
     let mut data = Vec::new();
-    data.try_reserve_exact(shape.params()).map_err(|_| {
-        Error::data(format!("holds a layer of {} values, which do not fit in memory", shape.params()))
+    data.try_reserve_exact(len).map_err(|_| {
+        Error::data(format!("holds a layer or tensor of {len} values, which do not fit in memory"))
     })?;
-    data.resize(shape.params(), 0.0f32);
+    data.resize(len, 0.0f32);
     from.read_exact(bytemuck::cast_slice_mut(&mut data)).map_err(Error::reading)?;
     for v in &mut data {
         *v = f32::from_bits(u32::from_le(v.to_bits()));
     }
-    Ok(Theta::from_vec(shape, data)?)
+    Ok(data)
 }
 
 fn write_values(values: &[f32], out: &mut dyn Write) -> std::io::Result<()> {

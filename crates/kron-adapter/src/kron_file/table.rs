@@ -1,4 +1,4 @@
-//! The table of an adapter file: its tensors are exactly its layers' factors.
+//! The table of an adapter file: its tensors are exactly its layers' factors and its trained tensors.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,6 +10,7 @@ use serde::ser::{SerializeMap, Serializer};
 use super::manifest::{self, LayerRecord, Manifest};
 use crate::io::{Layout, METADATA};
 use crate::text::shown;
+use crate::trained::check_shape;
 use crate::{Adapter, Error, Result, Scaling};
 
 /// Longest header that is read or written, in bytes: enough for some 30 000 layers.
@@ -19,6 +20,7 @@ pub const MAX_HEADER: u64 = 1 << 24;
 pub(super) struct Table {
     tensors: Metadata,
     layers: Vec<LayerRecord>,
+    trained: Vec<String>,
     pub target_modules: Vec<String>,
     /// Without the format's own key.
     pub metadata: BTreeMap<String, String>,
@@ -33,6 +35,16 @@ pub(super) struct LayerEntry {
     pub start: usize,
 }
 
+/// Position of a trained tensor in the file.
+pub(super) struct TrainedEntry<'a> {
+    pub name: &'a str,
+    pub shape: &'a [usize],
+    /// Number of its values.
+    pub len: usize,
+    /// First byte, counted from the end of the header.
+    pub start: usize,
+}
+
 /// Decodes the header of a file of this project.
 pub(super) fn decode(layout: Layout) -> Result<Table> {
     let Layout { tensors, metadata } = layout;
@@ -43,14 +55,15 @@ pub(super) fn decode(layout: Layout) -> Result<Table> {
         let key = Adapter::RESERVED_KEY;
         return Err(Error::data(format!("has no key {key} in {METADATA}, so it is not an adapter")));
     };
-    let Manifest { target_modules, layers, .. } = manifest::decode(&own)?;
-    Ok(Table { tensors, layers, target_modules, metadata })
+    let Manifest { target_modules, layers, trained_tensors, .. } = manifest::decode(&own)?;
+    let trained = trained_tensors.unwrap_or_default();
+    Ok(Table { tensors, layers, trained, target_modules, metadata })
 }
 
 impl Table {
-    /// Returns every layer with its position, after checking that the tensors are
-    /// exactly the layers' factors: in the order of `start` they fill the data.
-    pub fn entries(&self) -> Result<Vec<LayerEntry>> {
+    /// Returns every layer and every trained tensor with its position, after checking that the
+    /// tensors are exactly these: in the order of `start` they fill the data.
+    pub fn entries(&self) -> Result<(Vec<LayerEntry>, Vec<TrainedEntry<'_>>)> {
         let mut expected = HashSet::new();
         let entries = self.layers.iter().map(|record| {
             let module = record.module.clone();
@@ -64,12 +77,32 @@ impl Table {
             Ok(LayerEntry { module, scaling, shape, start })
         });
         let entries = entries.collect::<Result<_>>()?;
+        let trained = self.trained.iter().map(|name| {
+            if !expected.insert(name.clone()) {
+                return Err(Error::data(format!("has trained tensor {} twice, or as a factor", shown(name))));
+            }
+            self.trained_entry(name)
+        });
+        let trained = trained.collect::<Result<_>>()?;
         match self.tensors.offset_keys().into_iter().find(|name| !expected.contains(name)) {
             Some(extra) => {
                 Err(Error::data(format!("has a tensor {} that belongs to no layer", shown(&extra))))
             }
-            None => Ok(entries),
+            None => Ok((entries, trained)),
         }
+    }
+
+    fn trained_entry<'a>(&'a self, name: &'a str) -> Result<TrainedEntry<'a>> {
+        let Some(info) = self.tensors.info(name) else {
+            return Err(Error::data(format!("lacks the trained tensor {}", shown(name))));
+        };
+        let refused = |why: String| Error::data(format!("has trained tensor {} {why}", shown(name)));
+        if info.dtype != Dtype::F32 {
+            return Err(refused(format!("in {}, but trained tensors are F32", info.dtype)));
+        }
+        check_shape(&info.shape).map_err(|e| refused(format!("that {}", e.message())))?;
+        let (start, end) = info.data_offsets;
+        Ok(TrainedEntry { name, shape: &info.shape, len: (end - start) / size_of::<f32>(), start })
     }
 
     /// Checks that a layer's factors exist and follow each other; returns the start of the first.
@@ -113,7 +146,7 @@ fn factors(module: &str, shape: &KronShape) -> Vec<Factor> {
     a.into_iter().chain(inner).map(|(letter, dims)| (format!("{module}.kron_{letter}"), dims)).collect()
 }
 
-/// Encodes the header, length and JSON, of an adapter whose θs follow in the layers' order.
+/// Encodes the header, length and JSON, of an adapter whose θs follow in the layers' order, and its trained tensors after them.
 pub(super) fn encode(adapter: &Adapter) -> Result<Vec<u8>> {
     let mut metadata = adapter.metadata().clone();
     metadata.insert(Adapter::RESERVED_KEY.into(), manifest::encode(adapter)?);
@@ -145,6 +178,12 @@ fn tensors_json(
             map.serialize_entry(&name, &info)?;
             at = end;
         }
+    }
+    for tensor in adapter.trained_tensors() {
+        let end = at + size_of_val(tensor.values());
+        let info = TensorInfo { dtype: Dtype::F32, shape: tensor.shape().to_vec(), data_offsets: (at, end) };
+        map.serialize_entry(tensor.name(), &info)?;
+        at = end;
     }
     map.end()
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::patterns::{Patterns, compile};
+use super::saved::saved_modules;
 use crate::text::{shortened, shown};
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling, text};
 
@@ -28,6 +29,8 @@ pub struct Config {
     alphas: Patterns<f64>,
     rule: ScaleRule,
     target_modules: Vec<String>,
+    /// Names of whole modules that were trained beside the adapter.
+    pub modules_to_save: Vec<String>,
     /// True if the model's weights are stored as d_in × d_out.
     pub fan_in_fan_out: bool,
     /// Fields about the base model, kept as metadata.
@@ -43,6 +46,7 @@ struct Fields {
     rank_pattern: Option<IndexMap<String, usize>>,
     alpha_pattern: Option<IndexMap<String, f64>>,
     target_modules: Option<Targets>,
+    modules_to_save: Option<Vec<String>>,
     use_rslora: Option<bool>,
     fan_in_fan_out: Option<bool>,
     #[serde(flatten)]
@@ -134,6 +138,7 @@ impl Config {
                 Some(Targets::One(name)) => vec![name],
                 Some(Targets::Many(names)) => names,
             },
+            modules_to_save: fields.modules_to_save.unwrap_or_default(),
             fan_in_fan_out: fields.fan_in_fan_out.unwrap_or(false),
             about: about.collect(),
         })
@@ -174,7 +179,6 @@ fn check(name: &str, value: &Value) -> Result<()> {
         return Ok(());
     }
     let why = match name {
-        "modules_to_save" => "whole modules trained beside the adapter have no place in ΔW",
         "bias" | "lora_bias" => "trained biases have no place in ΔW",
         "use_dora" => "DoRA rescales the whole weight, which ΔW cannot express",
         "init_lora_weights" => "this start changes the base weights, so ΔW alone is not the change",
@@ -185,18 +189,20 @@ fn check(name: &str, value: &Value) -> Result<()> {
 }
 
 /// Encodes a configuration: the fields that every method has, then the method's own.
-pub fn encoded(about: &BTreeMap<String, String>, modules: Vec<&str>, own: Value) -> Result<Vec<u8>> {
+pub fn encoded(adapter: &Adapter, own: Value) -> Result<Vec<u8>> {
+    let modules: Vec<&str> = adapter.layers().iter().map(Layer::module).collect();
+    let saved = saved_modules(adapter)?;
     let mut fields = Map::from_iter([
         ("auto_mapping".to_string(), Value::Null),
         ("exclude_modules".into(), Value::Null),
         ("inference_mode".into(), json!(true)),
         ("layers_pattern".into(), Value::Null),
         ("layers_to_transform".into(), Value::Null),
-        ("modules_to_save".into(), Value::Null),
+        ("modules_to_save".into(), if saved.is_empty() { Value::Null } else { json!(saved) }),
         ("target_modules".into(), json!(modules)),
     ]);
     for name in METADATA_FIELDS {
-        fields.insert(name.into(), about.get(name).map_or(Value::Null, |v| json!(v)));
+        fields.insert(name.into(), adapter.metadata().get(name).map_or(Value::Null, |v| json!(v)));
     }
     if let Value::Object(own) = own {
         fields.extend(own);

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::config::{Config, bits, encoded, number, shortest};
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
+use super::saved::{labels, trained};
 use crate::algebra::scale64;
 use crate::limits::Limits;
 use crate::lokr::{self, Factors};
@@ -16,14 +17,22 @@ use crate::plan::{divisors, peft_first};
 use crate::tensor_data::{TensorData, serialize};
 use crate::{Adapter, Error, Format, Layer, Loaded, Output, Result, ScaleRule, Suggestion, Tensors, text};
 
-pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<Loaded> {
-    let names = tensors.names();
-    let layers = lokr::group(tensors, &names, |name| {
-        let (module, part) = name.strip_prefix(PREFIX)?.rsplit_once('.')?;
-        lokr::NAMES.contains(&part).then_some((module, part))
-    })?;
+/// Returns the module of a factor, and the factor's name in it.
+pub(super) fn parts(name: &str) -> Option<(&str, &str)> {
+    let (module, part) = name.strip_prefix(PREFIX)?.rsplit_once('.')?;
+    lokr::NAMES.contains(&part).then_some((module, part))
+}
+
+/// Reads the factors, whose tensors have these names.
+pub(super) fn read(
+    folder: &Path,
+    config: &Config,
+    tensors: &Tensors,
+    names: &[String],
+    mut limits: Limits,
+) -> Result<Loaded> {
+    let layers = lokr::group(tensors, names, parts)?;
     let mut products = 0;
-    let mut limits = Limits::new(tensors.len());
     let layers = layers.iter().map(|(module, parts)| {
         let factors = Factors::read(tensors, module, parts, &mut limits)?;
         products += usize::from(factors.rank1.is_some());
@@ -85,16 +94,13 @@ pub fn write(adapter: &Adapter) -> Result<Output> {
         "rank_dropout_scale": false,
         "use_effective_conv2d": false,
     });
-    let modules = layers.iter().map(Layer::module).collect();
-    let config = encoded(adapter.metadata(), modules, own)?;
-    let tensors: Vec<_> = layers
-        .iter()
-        .flat_map(|layer| {
-            let name = |part| format!("{PREFIX}{}.{part}", layer.module());
-            lokr::factors(layer).into_iter().map(move |(part, matrix)| (name(part), TensorData::F32(matrix)))
-        })
-        .collect();
-    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors)?)]))
+    let config = encoded(adapter, own)?;
+    let factors = layers.iter().flat_map(|layer| {
+        let name = |part| format!("{PREFIX}{}.{part}", layer.module());
+        lokr::factors(layer).into_iter().map(move |(part, matrix)| (name(part), TensorData::F32(matrix)))
+    });
+    let tensors: Vec<_> = factors.chain(trained(adapter)).collect();
+    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter))?)]))
 }
 
 /// Returns r and alpha with s = alpha / r, such that PEFT gives w2 the layer's form.

@@ -9,6 +9,7 @@ use super::config::{Config, bits, encoded, number, shortest};
 use super::joined::joined;
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
+use super::saved::{labels, trained};
 use crate::algebra::{Join, scale64};
 use crate::elements::first_not_finite;
 use crate::limits::{Budget, Limits};
@@ -22,13 +23,22 @@ use crate::{
 const DOWN: &str = "lora_A.weight";
 const UP: &str = "lora_B.weight";
 
-pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<Loaded> {
+/// Returns the module of a factor, and the factor's name in it.
+pub(super) fn parts(name: &str) -> Option<(&str, &str)> {
+    let name = name.strip_prefix(PREFIX)?;
+    [DOWN, UP].into_iter().find_map(|part| Some((name.strip_suffix(part)?.strip_suffix('.')?, part)))
+}
+
+/// Reads the factors, whose tensors have these names.
+pub(super) fn read(
+    folder: &Path,
+    config: &Config,
+    tensors: &Tensors,
+    names: &[String],
+    limits: Limits,
+) -> Result<Loaded> {
     let refused = |what: String| Error::data(format!("{}: {what}", folder.display()));
-    let names = tensors.names();
-    let layers = group(tensors, &names, |name| {
-        let name = name.strip_prefix(PREFIX)?;
-        [DOWN, UP].into_iter().find_map(|part| Some((name.strip_suffix(part)?.strip_suffix('.')?, part)))
-    })?;
+    let layers = group(tensors, names, parts)?;
     let layers = layers.iter().map(|(module, parts)| {
         let (Some(down), Some(up)) = (parts.get(DOWN), parts.get(UP)) else {
             return Err(refused(format!("{} needs both {DOWN} and {UP}", text::name(module))));
@@ -55,7 +65,7 @@ pub(super) fn read(folder: &Path, config: &Config, tensors: &Tensors) -> Result<
     Ok(Loaded {
         path: folder.display().to_string(),
         bytes: tensors.len(),
-        limits: Limits::new(tensors.len()),
+        limits,
         format: Format::PeftLora,
         adapter,
         fan_in_fan_out: config.fan_in_fan_out,
@@ -195,8 +205,9 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
         "lora_bias": false,
         "lora_dropout": 0.0,
     });
-    let config = encoded(adapter.metadata(), layers.iter().map(Layer::module).collect(), own)?;
-    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors)?)]))
+    tensors.extend(trained(adapter));
+    let config = encoded(adapter, own)?;
+    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter))?)]))
 }
 
 fn is_lora(layer: &Layer) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Names are `base_model.model.<module>.lokr_*` or `….lora_A.weight`. LoKr has
 //! s = alpha / r even if w2 is full; LoRA has alpha / r, rsLoRA alpha / √r.
+//! The modules of `modules_to_save` have their parameters' names, `base_model.model.classifier.weight`.
 
 mod config;
 mod joined;
@@ -10,10 +11,11 @@ mod lora;
 mod names;
 mod patterns;
 mod plain;
+mod saved;
 
 use std::path::Path;
 
-use crate::limits::{check_file, work};
+use crate::limits::{Limits, check_file, work};
 use crate::{Error, Loaded, Result, Tensors, io};
 use config::Config;
 use patterns::automaton_limit;
@@ -47,10 +49,22 @@ pub(crate) fn read(folder: &Path) -> Result<Loaded> {
     let limit = tensors.as_ref().map_or(automaton_limit(0, 0), pattern_limit);
     let config = Config::parse(&text, limit).map_err(|e| e.about(path.display()))?;
     let tensors = tensors?;
-    match config.kind {
-        config::Kind::Lokr => lokr::read(folder, &config, &tensors),
-        config::Kind::Lora => lora::read(folder, &config, &tensors),
-    }
+    let mut limits = Limits::new(tensors.len());
+    let saved = &config.modules_to_save;
+    let mut split = |part: fn(&str) -> Option<(&str, &str)>| {
+        saved::split(&tensors, saved, |name| part(name).is_some(), &mut limits)
+    };
+    let (factors, trained) = match config.kind {
+        config::Kind::Lokr => split(lokr::parts)?,
+        config::Kind::Lora => split(lora::parts)?,
+    };
+    let mut loaded = match config.kind {
+        config::Kind::Lokr => lokr::read(folder, &config, &tensors, &factors, limits)?,
+        config::Kind::Lora => lora::read(folder, &config, &tensors, &factors, limits)?,
+    };
+    loaded.notes.extend(saved::missing(saved, &trained));
+    loaded.adapter = saved::with_tensors(loaded.adapter, trained, &tensors)?;
+    Ok(loaded)
 }
 
 fn read_weights(path: &Path) -> Result<Tensors> {

@@ -48,6 +48,14 @@ pub(super) fn weight_name(module: &str) -> String {
     format!("{module}.weight")
 }
 
+/// Modules whose weights a model ties to each other.
+const TIED: [&str; 4] = ["lm_head", "embed_tokens", "wte", "word_embeddings"];
+
+/// True for the module of an input embedding or an output head.
+pub(super) fn can_be_tied(module: &str) -> bool {
+    module.rsplit('.').next().is_some_and(|last| TIED.contains(&last))
+}
+
 /// A base model without a configuration: a list of tensors.
 #[derive(Clone, Debug)]
 pub struct BaseTensors {

@@ -30,7 +30,7 @@ mod root;
 mod unmatched;
 
 pub use base::{BaseModel, BaseTensors};
-pub use placement::{Placement, place_layers};
+pub use placement::{Placement, place_layers, place_trained_tensors};
 
 use crate::{Adapter, Layer, Result};
 
@@ -48,6 +48,7 @@ pub struct Resolved {
 /// Names that LyCORIS wrote with underscores get the model's dots back. If no
 /// layer has a place then, one leading component is added to all names or
 /// dropped from all, provided that exactly one such change gives every layer a place.
+/// The same change is made to a trained tensor whose name the model has only after it.
 ///
 /// # Errors
 /// Fails if two modules of the model have one name in LyCORIS, and if a layer
@@ -55,7 +56,7 @@ pub struct Resolved {
 pub fn resolve_module_names(adapter: &Adapter, base: &impl BaseModel) -> Result<Resolved> {
     let modules: Vec<&str> = base.modules().collect();
     let adapter = lycoris_names::with_dots(adapter, &modules)?;
-    let (adapter, notes) = match root::aligned(&adapter, &modules) {
+    let (adapter, notes) = match root::aligned(&adapter, &modules, base) {
         Some((adapter, note)) => (adapter, vec![note]),
         None => (adapter, Vec::new()),
     };

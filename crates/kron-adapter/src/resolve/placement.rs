@@ -1,16 +1,18 @@
-//! The tensor that each layer's ΔW is added to, after all checks of shape and dtype.
+//! The tensor that each layer's ΔW is added to, or that a trained tensor replaces, after all checks of shape and dtype.
 
 use kron_core::Dtype;
+use safetensors::Dtype as FileDtype;
 
-use super::base::{BaseModel, weight_name};
+use super::base::{BaseModel, can_be_tied, weight_name};
 use super::unmatched;
 use crate::elements::element_dtype;
-use crate::{Adapter, Error, Layer, Result};
+use crate::{Adapter, Error, Layer, Result, Suggestion, TrainedTensor};
 
-/// Modules whose weights a model ties to each other.
-const TIED: [&str; 4] = ["lm_head", "embed_tokens", "wte", "word_embeddings"];
+/// Reason why a tied weight is refused, and the remedy.
+const TIED: &str = "is tied: input embedding and output head are one tensor";
+const UNTIE: &str = "untie them first (tie_word_embeddings)";
 
-/// The tensor that takes one layer's ΔW.
+/// The tensor that takes one layer's ΔW, or a trained tensor's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// Name of the tensor in the model.
@@ -30,6 +32,46 @@ pub fn place_layers(adapter: &Adapter, base: &impl BaseModel) -> Result<Vec<Plac
     adapter.layers().iter().map(|layer| find_placement(layer, base)).collect()
 }
 
+/// Finds the tensor of the model that each trained tensor replaces, in their order.
+///
+/// # Errors
+/// Fails if the model has no tensor of that name, and if the tensor is tied, of another shape,
+/// or of a dtype that is not F32, F16 or BF16.
+pub fn place_trained_tensors(adapter: &Adapter, base: &impl BaseModel) -> Result<Vec<Placement>> {
+    find_replaced(adapter.trained_tensors(), base).map_err(|e| e.with(Suggestion::FactorsOnly))
+}
+
+fn find_replaced(trained: &[TrainedTensor], base: &impl BaseModel) -> Result<Vec<Placement>> {
+    let found: Vec<_> = trained.iter().map(|tensor| (tensor, base.tensor(tensor.name()))).collect();
+    let missing = found.iter().filter(|(_, found)| found.is_none()).map(|(tensor, _)| tensor.name());
+    let missing: Vec<&str> = missing.collect();
+    if !missing.is_empty() {
+        return Err(unmatched::tensors_error(base, &missing)?);
+    }
+    let found = found.into_iter().filter_map(|(tensor, found)| Some((tensor, found?)));
+    found.map(|(tensor, (dtype, shape))| check_replaced(tensor, dtype, shape, base)).collect()
+}
+
+fn check_replaced(
+    trained: &TrainedTensor,
+    dtype: FileDtype,
+    shape: &[usize],
+    base: &impl BaseModel,
+) -> Result<Placement> {
+    let name = trained.name();
+    let refused = |why: String| Error::data(format!("{}: {name} {why}", base.name()));
+    if name.strip_suffix(".weight").is_some_and(can_be_tied) && base.is_tied()? {
+        return Err(refused(format!("{TIED}, and replacing it would change both; {UNTIE}")));
+    }
+    let Some(dtype) = element_dtype(dtype) else {
+        return Err(refused(format!("is {dtype}, but a tensor that can be replaced is F32, F16 or BF16")));
+    };
+    if shape != trained.shape() {
+        return Err(refused(format!("is {shape:?}, but the trained tensor is {:?}", trained.shape())));
+    }
+    Ok(Placement { tensor: name.into(), dtype, transposed: false })
+}
+
 fn find_placement(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
     let module = layer.module();
     let Some((dtype, shape)) = base.weight(module) else {
@@ -37,8 +79,8 @@ fn find_placement(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
     };
     let tensor = weight_name(module);
     let refused = |why: String| Error::data(format!("{}: {tensor} {why}", base.name()));
-    if module.rsplit('.').next().is_some_and(|last| TIED.contains(&last)) && base.is_tied()? {
-        return Err(refused("is tied: input embedding and output head are one tensor, and folding into it would change both; untie them first (tie_word_embeddings)".into()));
+    if can_be_tied(module) && base.is_tied()? {
+        return Err(refused(format!("{TIED}, and folding into it would change both; {UNTIE}")));
     }
     let Some(dtype) = element_dtype(dtype) else {
         return Err(refused(format!("is {dtype}, but a weight that can be added to is F32, F16 or BF16")));
@@ -68,11 +110,9 @@ fn find_placement(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
 
 #[cfg(test)]
 mod tests {
-    use kron_core::{KronShape, LayerDims, Theta};
-    use safetensors::Dtype as FileDtype;
-
     use super::*;
     use crate::Scaling;
+    use kron_core::{KronShape, LayerDims, Theta};
 
     /// One tensor, with the facts of a configuration.
     struct Model {

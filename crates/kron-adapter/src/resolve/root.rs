@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::{Adapter, Layer};
+use super::base::BaseModel;
+use crate::{Adapter, Layer, Result, TrainedTensor};
 
 /// One leading component, with its dot, that the names have too much or lack.
 enum Change<'a> {
@@ -32,7 +33,11 @@ impl Change<'_> {
 ///
 /// `None` if a layer has its place already, or if no change or more than one
 /// gives every layer a place.
-pub(super) fn aligned(adapter: &Adapter, modules: &[&str]) -> Option<(Adapter, String)> {
+pub(super) fn aligned(
+    adapter: &Adapter,
+    modules: &[&str],
+    base: &impl BaseModel,
+) -> Option<(Adapter, String)> {
     let modules: HashSet<&str> = modules.iter().copied().collect();
     let layers = adapter.layers();
     if layers.iter().any(|layer| modules.contains(layer.module())) {
@@ -47,7 +52,21 @@ pub(super) fn aligned(adapter: &Adapter, modules: &[&str]) -> Option<(Adapter, S
     });
     let (Some(change), None) = (fitting.next(), fitting.next()) else { return None };
     let renamed = layers.iter().map(|layer| layer.renamed(change.apply(layer.module())?).ok());
-    Some((adapter.with_layers(renamed.collect::<Option<_>>()?).ok()?, change.note()))
+    let layers = renamed.collect::<Option<_>>()?;
+    let trained = adapter.trained_tensors().iter().map(|tensor| renamed_tensor(tensor, &change, base));
+    let trained = trained.collect::<Result<_>>().ok()?;
+    let alone = adapter.clone().with_trained_tensors(Vec::new()).ok()?;
+    let adapter = alone.with_layers(layers).and_then(|adapter| adapter.with_trained_tensors(trained)).ok()?;
+    Some((adapter, change.note()))
+}
+
+/// Changes the name of a trained tensor if the model has only the changed one: a new head keeps its name.
+fn renamed_tensor(tensor: &TrainedTensor, change: &Change, base: &impl BaseModel) -> Result<TrainedTensor> {
+    let has = |name: &str| base.tensor(name).is_some();
+    match change.apply(tensor.name()).filter(|name| has(name) && !has(tensor.name())) {
+        Some(name) => tensor.renamed(name),
+        None => Ok(tensor.clone()),
+    }
 }
 
 /// Returns a name's first component with its dot, if more follows.

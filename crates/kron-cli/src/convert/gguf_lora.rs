@@ -50,6 +50,9 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     progress::write_output(&args.output, &output, args.force)?;
     notes.extend(resolved.notes);
     notes.extend(scales);
+    notes.extend(adapter.trained_summary().map(|names| {
+        format!("a GGUF LoRA holds factors alone, so these trained tensors are left out: {names}")
+    }));
     let report = Report {
         input: path,
         from: format,

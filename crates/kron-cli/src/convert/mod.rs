@@ -26,7 +26,9 @@ use crate::{Error, Result, TextOrJson, progress};
 
 /// Write an adapter in another format.
 ///
-/// Factors are copied bit for bit. An adapter that the other format cannot express is refused.
+/// Factors are copied bit for bit. An adapter that the other format cannot express is refused. Tensors
+/// trained beside the factors go along, as modules_to_save in a PEFT folder; LyCORIS and GGUF hold none, and
+/// a note names those that are left out.
 ///
 /// As a LoRA (--to lora) every adapter runs in any engine: ΔW = s·(A ⊗ B)·(I ⊗ C) is a LoRA of rank
 /// a_in·r, or a_out·r from the other side. The smaller rank is written, as a PEFT folder. Each product
@@ -216,6 +218,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         *options = lora;
     }
     write(&adapter, to, &args.output, args.force)?;
+    notes.extend(to.left_out(&adapter));
     let ranks = if args.to == FormatArg::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {

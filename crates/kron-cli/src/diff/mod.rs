@@ -8,8 +8,7 @@ use kron_adapter::algebra::Delta;
 use kron_adapter::limits::{Cost, Limits};
 use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::text::one_line;
-use kron_adapter::{Adapter, Layer};
-use kron_adapter::{Loaded, lycoris};
+use kron_adapter::{Adapter, Layer, Loaded, TrainedTensor, lycoris};
 use serde::Serialize;
 
 use crate::batches::in_batches;
@@ -20,7 +19,8 @@ use crate::{Error, Result, TextOrJson, progress};
 /// Compare two adapters layer by layer.
 ///
 /// Prints the cosine and the distance of ΔW and ΔW', computed from the factors. The adapters may be of
-/// different kinds. A module that only one of them adapts has ΔW = 0 in the other.
+/// different kinds. A module that only one of them adapts has ΔW = 0 in the other. Of tensors trained beside the
+/// factors, a note says whether they are equal.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The distance is ‖ΔW − ΔW'‖; `relative` divides it by ‖ΔW‖ of the first adapter. A relative distance\n\
@@ -72,6 +72,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
     notes.extend(no_shared_module(&first, &second));
+    notes.extend(trained_tensors(&first.adapter, &second.adapter));
     let bar = progress::items(modules.len(), "layers");
     let [ours, theirs] = [&first, &second].map(|loaded| by_module(&loaded.adapter));
     let pairs: Vec<Pair> = modules
@@ -123,6 +124,19 @@ fn no_shared_module(first: &Loaded, second: &Loaded) -> Option<String> {
     (!shared).then(|| {
         format!("no module is in both adapters, so each is compared with 0: names are as {one} and as {other}{hint}")
     })
+}
+
+/// Returns a note on the tensors trained beside the factors, which are compared for equality alone.
+fn trained_tensors(first: &Adapter, second: &Adapter) -> Option<String> {
+    let both = [first, second].map(Adapter::trained_tensors);
+    let names: BTreeSet<&str> = both.into_iter().flatten().map(TrainedTensor::name).collect();
+    let mut differ = names.iter().filter(|name| first.trained_tensor(name) != second.trained_tensor(name));
+    let differ = match (differ.next(), differ.count()) {
+        (None, _) => "are equal in both adapters".to_string(),
+        (Some(name), 0) => format!("differ in {name}"),
+        (Some(name), more) => format!("differ in {name} and {more} more"),
+    };
+    (!names.is_empty()).then(|| format!("the tensors trained beside the factors, {}, {differ}", names.len()))
 }
 
 fn modules(adapter: &Adapter) -> impl Iterator<Item = &str> {

@@ -2,7 +2,7 @@
 
 use kron_report::{Axis, Chart, Colour, Figure, Page, Series, Table};
 
-use super::report::{HEADER, Report, Row};
+use super::report::{HEADER, Report, Row, TRAINED_HEADER};
 use crate::{Error, Result};
 
 /// Smaller values, relative to the largest, are noise of float32 factors.
@@ -37,6 +37,10 @@ pub fn page(report: &Report) -> Result<String> {
         )
         .section("Layers")
         .table(Table::new(HEADER, report.rows()));
+    let page = match report.trained_tensors.is_empty() {
+        true => page,
+        false => page.section("Trained tensors").table(Table::new(TRAINED_HEADER, report.trained_rows())),
+    };
     let page = report.notes.iter().fold(page, Page::note);
     page.html().map_err(|e| Error::data(format!("the page cannot be made: {e}")))
 }

@@ -19,7 +19,8 @@ pub use report::Report;
 /// Show an adapter's format, layers, scales, norms and ranks.
 ///
 /// Reads files of this project, PEFT folders (LoRA, rsLoRA, LoKr) and LyCORIS files (LoKr).
-/// The norm and the effective rank of each layer's ΔW are computed from the factors.
+/// The norm and the effective rank of each layer's ΔW are computed from the factors. Tensors trained beside
+/// the factors, such as a classification head, have a table of their own.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
     "A is the outer factor, a_out × a_in. ‖ΔW‖ is the root of the sum of squares. The effective rank is\n",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kron_adapter::algebra::{Delta, effective_rank, scale64};
 use kron_adapter::limits::{Cost, Limits, made_bytes, shares, size, work};
 use kron_adapter::text::one_line;
-use kron_adapter::{Format, Layer, Loaded, ScaleRule};
+use kron_adapter::{Format, Layer, Loaded, ScaleRule, TrainedTensor};
 use kron_core::Outer;
 use serde::Serialize;
 
@@ -17,6 +17,9 @@ use crate::{Result, progress};
 pub(super) const HEADER: [&str; 8] =
     ["module", "layer", "A", "rank", "scale", "parameters", "‖ΔW‖", "effective rank"];
 
+/// Columns of the table of trained tensors.
+pub(super) const TRAINED_HEADER: [&str; 3] = ["trained tensor", "shape", "parameters"];
+
 /// Printed result.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -24,9 +27,18 @@ pub struct Report {
     format: Format,
     pub(super) layers: Vec<Row>,
     params: usize,
+    pub(super) trained_tensors: Vec<TrainedRow>,
     target_modules: Vec<String>,
     metadata: BTreeMap<String, String>,
     pub(super) notes: Vec<String>,
+}
+
+/// Tensor trained beside the factors.
+#[derive(Debug, Serialize)]
+pub(super) struct TrainedRow {
+    name: String,
+    shape: Vec<usize>,
+    params: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,6 +93,7 @@ impl Report {
             format,
             layers,
             params: adapter.params(),
+            trained_tensors: adapter.trained_tensors().iter().map(TrainedRow::new).collect(),
             target_modules: adapter.target_modules().to_vec(),
             metadata: adapter.metadata().clone(),
             notes,
@@ -89,7 +102,20 @@ impl Report {
 
     /// Format and totals in one line.
     pub(super) fn summary(&self) -> String {
-        format!("{}, {} layers, {} parameters", self.format, self.layers.len(), self.params)
+        let summary = format!("{}, {} layers, {} parameters", self.format, self.layers.len(), self.params);
+        let params: usize = self.trained_tensors.iter().map(|row| row.params).sum();
+        match self.trained_tensors.len() {
+            0 => summary,
+            count => format!("{summary}; trained tensors beside them: {count}, {params} parameters"),
+        }
+    }
+
+    /// Cells of the table under [`TRAINED_HEADER`].
+    pub(super) fn trained_rows(&self) -> impl Iterator<Item = Vec<String>> {
+        self.trained_tensors.iter().map(|row| {
+            let sides: Vec<String> = row.shape.iter().map(usize::to_string).collect();
+            vec![row.name.clone(), sides.join("×"), row.params.to_string()]
+        })
     }
 
     /// Cells of the table under [`HEADER`].
@@ -109,6 +135,9 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let mut text =
             format!("{}: {}\n\n{}", one_line(&self.path), self.summary(), table(&HEADER, 1, self.rows()));
+        if !self.trained_tensors.is_empty() {
+            text += &format!("\n\n{}", table(&TRAINED_HEADER, 1, self.trained_rows()));
+        }
         for note in &self.notes {
             text += &format!("\n\nnote: {}", one_line(note));
         }
@@ -159,6 +188,13 @@ fn without_spectrum(rows: &[Row], bytes: u64) -> Option<String> {
         work(bytes) as f64,
         size(made_bytes(bytes).into())
     ))
+}
+
+impl TrainedRow {
+    fn new(tensor: &TrainedTensor) -> Self {
+        let (name, shape) = (tensor.name().into(), tensor.shape().to_vec());
+        Self { name, shape, params: tensor.values().len() }
+    }
 }
 
 impl Row {

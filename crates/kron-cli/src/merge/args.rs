@@ -14,6 +14,9 @@ use crate::error::exit_codes;
 /// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
 /// file or a folder, as BASE is. The configuration and the tokenizer are copied too.
 ///
+/// Tensors trained beside the factors, such as a classification head, replace BASE's tensors of the same
+/// names, rounded once to their dtype. If BASE lacks one, nothing is written unless --factors-only is given.
+///
 /// BASE may also be a GGUF of the LLaMA family. It is dequantised to --dtype, and OUT is a .safetensors
 /// file with Hugging Face's names and order of rows, or a .gguf file with BASE's metadata.
 ///
@@ -44,6 +47,9 @@ pub struct Args {
     /// Type of the merged weights, required if BASE is a GGUF; vectors of a .gguf file stay f32
     #[arg(long, value_enum)]
     pub(super) dtype: Option<DtypeArg>,
+    /// Leave out the tensors that were trained beside the factors, which a note names
+    #[arg(long)]
+    pub(super) factors_only: bool,
     /// Replace an existing output
     #[arg(long)]
     pub(super) force: bool,

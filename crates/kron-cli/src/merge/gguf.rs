@@ -1,16 +1,14 @@
 //! Merge of a GGUF: some rows at a time are dequantised, take ΔW, and are rounded once.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::path::Path;
 
 use kron_adapter::Loaded;
 use kron_adapter::gguf::{Gguf, HuggingFaceTensor};
 use kron_adapter::io::write_whole;
-use kron_adapter::resolve::place_layers;
 
 use super::args::Args;
-use super::fold::Fold;
+use super::folds::by_tensor;
 use super::report::Report;
 use crate::overwriting::check_not_overwriting;
 use crate::progress::WriteProgress;
@@ -57,16 +55,13 @@ pub fn merge(args: &Args) -> Result<Report> {
     let existing = super::existing(args)?;
     let mut gguf = Gguf::open(&args.base)?;
     let tensors = gguf.llama_tensors()?;
-    let Loaded { adapter, mut notes, .. } = super::read(&args.adapter, &tensors)?;
-    let mut folds = HashMap::new();
-    for (layer, placement) in adapter.layers().iter().zip(place_layers(&adapter, &tensors)?) {
-        // Rows are float32 when they take ΔW.
-        folds.insert(placement.tensor, Fold::new(layer, placement.dtype, placement.transposed)?);
-    }
+    let Loaded { adapter, mut notes, .. } = super::read(args, &tensors)?;
+    // Rows are float32 when they are changed.
+    let folds = by_tensor(&tensors, &adapter)?;
     let mut workspace = Vec::new();
     let mut fold =
         |tensor: &HuggingFaceTensor, first_row: usize, rows: &mut [f32]| match folds.get(&tensor.name) {
-            Some(fold) => fold.add(&tensor.name, first_row, bytemuck::cast_slice_mut(rows), &mut workspace),
+            Some(fold) => fold.apply(&tensor.name, first_row, bytemuck::cast_slice_mut(rows), &mut workspace),
             None => Ok(()),
         };
     let values: usize = tensors.all().iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
@@ -93,6 +88,7 @@ pub fn merge(args: &Args) -> Result<Report> {
     if format == Format::Safetensors && tensors.all().len() < gguf.tensors().len() {
         notes.push("rope_freqs.weight was left out: Hugging Face computes it from the configuration".into());
     }
-    let (out, layers) = (args.out.display().to_string(), adapter.layers().len());
-    Ok(Report { out, layers, shards: 1, bytes: bytes.get(), notes, ..Report::default() })
+    let (out, layers, replaced) =
+        (args.out.display().to_string(), adapter.layers().len(), adapter.trained_tensors().len());
+    Ok(Report { out, layers, replaced, shards: 1, bytes: bytes.get(), notes, ..Report::default() })
 }

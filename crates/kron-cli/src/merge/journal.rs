@@ -147,6 +147,10 @@ fn job(base: &Base, adapter: &Adapter) -> Result<String> {
         hash.update(&layer.scaling().scale().get().to_le_bytes());
         hash.update(bytemuck::cast_slice(layer.theta().as_slice()));
     }
+    for tensor in adapter.trained_tensors() {
+        hash.update(tensor.name().as_bytes());
+        hash.update(bytemuck::cast_slice(tensor.values()));
+    }
     Ok(hex(hash.digest128()))
 }
 

@@ -1,8 +1,8 @@
-//! `kron merge BASE ADAPTER OUT`: writes W + ΔW, shard by shard.
+//! `kron merge BASE ADAPTER OUT`: writes W + ΔW and the trained tensors, shard by shard.
 //!
 //! ```text
 //! BASE ── Base: headers of all shards ─┐
-//! ADAPTER ── Adapter ──────────────────┴─ Folds ── shard: copies bytes, adds ΔW to adapted rows ── OUT
+//! ADAPTER ── Adapter ──────────────────┴─ Folds ── shard: copies bytes, changes bands of rows ── OUT
 //!                                                   journal: lists the finished shards
 //! ```
 //!
@@ -10,7 +10,7 @@
 //!
 //! A shard's header is copied unchanged, as neither names, shapes nor dtypes change.
 //! A shard is read in bands of rows. Only a few bands are resident, while one thread
-//! reads, one adds ΔW and one writes.
+//! reads, one changes them and one writes.
 
 mod args;
 mod fold;
@@ -22,7 +22,6 @@ mod map;
 mod report;
 mod shard;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use kron_adapter::gguf::is_gguf;
@@ -62,7 +61,7 @@ fn safetensors(args: &Args) -> Result<Report> {
     check_not_overwriting(&args.adapter, &args.out, folder)?;
     let base = Base::open(&args.base)?;
     check_model_not_overwriting(&args.base, &base, &args.out, folder)?;
-    let Loaded { adapter, notes, .. } = read(&args.adapter, &base)?;
+    let Loaded { adapter, notes, .. } = read(args, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let progress = WriteProgress::new(base.bytes())?;
     map::catch_bus_errors()?;
@@ -72,15 +71,20 @@ fn safetensors(args: &Args) -> Result<Report> {
     };
     progress.finish();
     let notes = [notes, report.notes].concat();
-    Ok(Report { layers: adapter.layers().len(), bytes: base.bytes(), notes, ..report })
+    let (layers, replaced) = (adapter.layers().len(), adapter.trained_tensors().len());
+    Ok(Report { layers, replaced, bytes: base.bytes(), notes, ..report })
 }
 
 /// Reads the adapter and gives its modules the model's names.
-fn read(path: &Path, base: &impl BaseModel) -> Result<Loaded> {
-    let mut loaded = kron_adapter::read(path)?;
+fn read(args: &Args, base: &impl BaseModel) -> Result<Loaded> {
+    let mut loaded = kron_adapter::read(&args.adapter)?;
     let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, base)?;
     loaded.adapter = adapter;
     loaded.notes.extend(notes);
+    if let Some(names) = loaded.adapter.trained_summary().filter(|_| args.factors_only) {
+        loaded.notes.push(format!("--factors-only leaves these trained tensors out: {names}"));
+        loaded.adapter = loaded.adapter.with_trained_tensors(Vec::new())?;
+    }
     let layers = loaded.adapter.layers();
     // A square weight would take the transposed ΔW without an error.
     let plain = |layer: &&Layer| base.is_transposed(layer.module()) != Some(true);

@@ -10,6 +10,8 @@ pub struct Report {
     pub out: String,
     /// Number of layers of the adapter.
     pub layers: usize,
+    /// Number of the model's tensors that trained ones replaced.
+    pub replaced: usize,
     /// Number of files with weights.
     pub shards: usize,
     /// Number of those that an interrupted merge had finished.
@@ -28,8 +30,10 @@ impl Report {
     /// Returns the report as text.
     pub(super) fn table(&self) -> String {
         let kept = if self.kept > 0 { format!(" ({} of them kept)", self.kept) } else { String::new() };
+        let replaced =
+            if self.replaced > 0 { format!(", tensors replaced: {}", self.replaced) } else { String::new() };
         let mut lines = vec![format!(
-            "{}: layers folded: {}, files with weights: {}{kept}, {} bytes",
+            "{}: layers folded: {}{replaced}, files with weights: {}{kept}, {} bytes",
             one_line(&self.out),
             self.layers,
             self.shards,

@@ -1,4 +1,4 @@
-//! Merge of one shard: copies its bytes and adds ΔW to the adapted tensors on the way.
+//! Merge of one shard: copies its bytes and changes the adapted and the replaced tensors on the way.
 //!
 //! ```text
 //! read ──▶ add ΔW ──▶ hash and write        one thread each, a few bands in flight
@@ -24,8 +24,8 @@ use crate::{Error, Result};
 /// Number of bands in flight: one per thread and some between them.
 const BANDS: usize = 6;
 
-/// ΔW for the adapted tensors of a shard, by their index in it.
-type Folds<'a> = HashMap<usize, &'a Fold>;
+/// Folds of a shard, by the index of the tensor in it.
+type Folds<'a> = HashMap<usize, &'a Fold<'a>>;
 
 /// Writes the merged shard to `out`, completely or not at all, and returns the hash of its bytes.
 ///
@@ -136,7 +136,7 @@ fn fold_bands(shard: &Shard, folds: &Folds, from: &Receiver<Result<Band>>, to: &
             if let Some((slot, first_row)) = band.cut.rows
                 && let Some(fold) = folds.get(&slot)
             {
-                fold.add(&shard.tensors[slot].name, first_row, band.bytes_mut(), &mut workspace)?;
+                fold.apply(&shard.tensors[slot].name, first_row, band.bytes_mut(), &mut workspace)?;
             }
             Ok(band)
         });
@@ -151,11 +151,11 @@ fn fold_bands(shard: &Shard, folds: &Folds, from: &Receiver<Result<Band>>, to: &
 #[derive(Clone, Copy)]
 struct Cut {
     len: usize,
-    /// Index of the tensor and the first of these rows, where ΔW is added.
+    /// Index of the tensor and the first of these rows, where it changes.
     rows: Option<(usize, usize)>,
 }
 
-/// Cuts a shard's bytes after the header into bands of rows where ΔW is added, and runs over the
+/// Cuts a shard's bytes after the header into bands of rows that change, and runs over the
 /// tensors between them.
 fn cuts(shard: &Shard, folds: &Folds) -> Vec<Cut> {
     let mut cuts = Vec::new();

@@ -63,6 +63,8 @@ struct Report {
     layers: Vec<Row>,
     /// √Σ‖ΔW' − ΔW‖² / √Σ‖ΔW‖² over the layers.
     error: f64,
+    /// One sentence each.
+    notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -117,7 +119,10 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let square = |of: fn(&Row) -> f64| rows.iter().map(|row| of(row).powi(2)).sum::<f64>().sqrt();
     let (lost, all) = (square(|row| row.error * row.norm), square(|row| row.norm));
     let error = if lost == 0.0 { 0.0 } else { lost / all };
-    form.print(&Report { path: loaded.path, bits: bits.count(), block, layers: rows, error }, Report::table)?;
+    let kept = |names| format!("tensors trained beside the factors stay as they are: {names}");
+    let notes = loaded.adapter.trained_summary().map(kept).into_iter().collect();
+    let report = Report { path: loaded.path, bits: bits.count(), block, layers: rows, error, notes };
+    form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -151,13 +156,17 @@ impl Report {
             let rest = [row.bytes.to_string(), row.quantised_bytes.to_string(), short(row.error)];
             [vec![row.module.clone(), row.shape.clone()], rest.to_vec()].concat()
         });
-        format!(
+        let mut text = format!(
             "{}: {} bits, blocks of {}, A in float32\n\n{}\n\nall layers: error {}",
             one_line(&self.path),
             self.bits,
             self.block,
             table(&["module", "shape", "bytes", "rounded", "error of ΔW"], 2, rows),
             short(self.error)
-        )
+        );
+        for note in &self.notes {
+            text += &format!("\n\nnote: {}", one_line(note));
+        }
+        text
     }
 }

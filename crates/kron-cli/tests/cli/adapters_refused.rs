@@ -113,7 +113,7 @@ fn fields_of_the_configuration() {
         ("lokr", "alpha", json!(null), "no alpha"),
         ("lokr", "alpha", json!(1e300), "alpha is inf"),
         ("lokr", "lora_alpha", json!(3), "has lora_alpha, but LoKr uses alpha"),
-        ("lokr", "modules_to_save", json!(["classifier"]), "modules_to_save is"),
+        ("lokr", "modules_to_save", json!(3), "not an adapter's configuration"),
         ("lokr", "rank_pattern", json!({"(?=x)": 3}), "not a regular expression"),
         ("lokr", "rank_pattern", json!({"(": 3}), "not a regular expression"),
         ("lokr", "a_new_trick", json!(true), "a_new_trick is true, which is refused"),

@@ -17,9 +17,9 @@ pub struct Inference {
     /// Adapter to put on the model: an adapter file, a PEFT folder or a LyCORIS file.
     #[arg(long)]
     pub adapter: Option<PathBuf>,
-    /// Head of the task classify [default: head.safetensors beside the adapter].
+    /// Head of the task classify [default: the adapter's own, or head.safetensors beside the adapter].
     #[arg(long)]
-    head: Option<PathBuf>,
+    pub head: Option<PathBuf>,
     /// File of examples; predict needs no answers in it.
     #[arg(long)]
     pub data: PathBuf,
@@ -58,10 +58,5 @@ impl Inference {
         put(&mut config.train.batch, self.batch);
         config.check()?;
         Ok(config)
-    }
-
-    /// Returns the path of the head.
-    pub fn head(&self) -> Option<PathBuf> {
-        self.head.clone().or_else(|| Some(self.adapter.as_ref()?.with_file_name("head.safetensors")))
     }
 }

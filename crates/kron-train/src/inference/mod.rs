@@ -8,13 +8,13 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::IfExists;
+use kron_candle::{Adapter, IfExists};
 
 use crate::config::{Config, Task};
 use crate::data::Tokenizer;
 use crate::error::{Result, invalid};
 use crate::model::Weights;
-use crate::run::{Learner, read_adapter, read_head};
+use crate::run::{LabelledHead, Learner, head_of_adapter, read_adapter, read_head, unused_tensors};
 pub use evaluate::Evaluated;
 pub use generate::{Ended, GenerateOptions, Generated, Generation, Generator};
 
@@ -33,10 +33,12 @@ pub struct TrainedModel {
 impl TrainedModel {
     /// Puts an adapter of any readable format, and for the task `classify` a head, on a pretrained model.
     ///
+    /// Without `head`, the head is the adapter's own, or that of `head.safetensors` beside the adapter.
     /// Of the settings, those of the model, the task, the data and the batch have an effect.
     ///
     /// # Errors
-    /// A setting is out of range, a file is damaged, or the adapter or the head belongs to another model.
+    /// A setting is out of range, a file is damaged, the adapter or the head belongs to another model, or a trained
+    /// tensor would replace one of the model's.
     pub fn new(
         config: &Config,
         weights: &Weights,
@@ -45,25 +47,47 @@ impl TrainedModel {
         head: Option<&Path>,
     ) -> Result<Self> {
         config.check()?;
-        let read = |path| read_adapter(path, &config.model, weights);
-        let (adapter, notes) = adapter.map(read).transpose()?.unzip();
-        let (head, labels) = match (config.task, head) {
-            (Task::Classify, Some(path)) => Some(read_head(path, weights)?).unzip(),
-            (Task::Classify, None) => {
-                return Err(invalid("the task classify needs a trained head, but none is given"));
-            }
-            _ => (None, None),
+        let read = |path| -> Result<_> {
+            let (adapter, mut notes) = read_adapter(path, &config.model, weights)?;
+            notes.extend(unused_tensors(path, &adapter, weights)?);
+            Ok((adapter, notes))
         };
-        let learner = Learner::trained_before(weights, adapter, head)?;
+        let (trained, notes) = adapter.map(read).transpose()?.unzip();
+        let (head, labels) = match (config.task, head) {
+            (Task::Classify, Some(path)) => Some(read_head(path, weights)?),
+            (Task::Classify, None) => Some(default_head(adapter.zip(trained.as_ref()), weights)?),
+            _ => None,
+        }
+        .unzip();
+        let learner = Learner::trained_before(weights, trained, head)?;
         let (labels, notes) = (labels.unwrap_or_default(), notes.unwrap_or_default());
         let positions = weights.positions();
         Ok(Self { config: config.clone(), tokenizer, learner, labels, notes, positions })
     }
 
-    /// Returns what reading the adapter changed, one sentence each.
+    /// Returns what reading the adapter changed and what of it is not used, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
+}
+
+/// Returns the head that an adapter holds, or the one beside it.
+fn default_head(adapter: Option<(&Path, &Adapter)>, weights: &Weights) -> Result<LabelledHead> {
+    let Some((path, adapter)) = adapter else {
+        return Err(invalid("the task classify needs a trained head, but none is given"));
+    };
+    if let Some(head) = head_of_adapter(path, adapter, weights)? {
+        return Ok(head);
+    }
+    let beside = path.with_file_name("head.safetensors");
+    if !beside.exists() {
+        return Err(invalid(format!(
+            "the task classify needs a trained head, but {} holds none, and {} does not exist",
+            path.display(),
+            beside.display()
+        )));
+    }
+    read_head(&beside, weights)
 }
 
 /// Writes a new file of these parts, whole or not at all.

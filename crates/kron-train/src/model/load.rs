@@ -150,6 +150,16 @@ impl Weights {
         &self.device
     }
 
+    /// Returns true if the model has a tensor of this name, in which leading components may be more or fewer than
+    /// in the model's, or an output head that is its embedding.
+    pub fn has_a(&self, name: &str) -> bool {
+        let ends = |long: &str, short: &str| {
+            long.strip_suffix(short).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        let mut own = self.tensors.keys().chain(self.blocks.keys());
+        ends(name, "lm_head.weight") || own.any(|own| ends(own, name) || ends(name, own))
+    }
+
     /// Returns the number of elements of all tensors.
     pub fn elements(&self) -> u128 {
         let blocks = self.blocks.values().map(|blocks| blocks.rows() as u128 * blocks.columns() as u128);

@@ -1,21 +1,85 @@
-//! File of a classification head: weight, bias, and the names of its classes.
+//! Classification head in an adapter, or in a file of its own: weight, bias, and the names of its classes.
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use candle_nn::Linear;
-use kron_adapter::Tensors;
 use kron_adapter::io::{self, write_atomic};
-use kron_candle::IfExists;
+use kron_adapter::{Tensors, TrainedTensor};
+use kron_candle::{Adapter, IfExists};
 
 use super::checkpoint::tensor;
-use crate::error::{Result, file};
+use crate::error::{Result, file, invalid};
 use crate::files;
 use crate::model::Weights;
 
-/// Key of the names in the file's metadata: a JSON list, because a name may hold any character.
-const LABELS: &str = "labels";
+/// Key of the names in the metadata: a JSON list, because a name may hold any character.
+const LABELS: &str = Adapter::LABELS_KEY;
 const WEIGHT: &str = "head.weight";
 const BIAS: &str = "head.bias";
+
+/// A head, and the sorted names of its classes.
+pub type LabelledHead = (Linear, Vec<String>);
+
+/// Returns the adapter with a head and the names of its classes.
+///
+/// # Errors
+/// The adapter has a layer of the head's name.
+pub fn put_into(adapter: Adapter, head: &Linear, labels: &[String]) -> Result<Adapter> {
+    let trained = |(name, tensor): (&str, &Tensor)| -> Result<TrainedTensor> {
+        let values = tensor.flatten_all()?.to_vec1()?;
+        Ok(TrainedTensor::new(name, tensor.dims(), values)?)
+    };
+    let parts = [(WEIGHT, head.weight())].into_iter().chain(head.bias().map(|bias| (BIAS, bias)));
+    let tensors = parts.map(trained).collect::<Result<_>>()?;
+    let mut metadata = adapter.metadata().clone();
+    metadata.insert(LABELS.into(), serde_json::to_string(labels).map_err(|e| invalid(e.to_string()))?);
+    Ok(adapter.with_metadata(metadata)?.with_trained_tensors(tensors)?)
+}
+
+/// Returns the head that an adapter holds, for a model; `path` names the adapter in messages.
+///
+/// # Errors
+/// The head has no names of classes, or belongs to a model of another width.
+pub fn of_adapter(path: &Path, adapter: &Adapter, weights: &Weights) -> Result<Option<LabelledHead>> {
+    if adapter.trained_tensor(WEIGHT).is_none() {
+        return Ok(None);
+    }
+    let text = adapter.metadata().get(LABELS).ok_or_else(|| file(path, "has a head, but no labels of it"))?;
+    let labels = parse_labels(path, text)?;
+    let read = |name: &str, dims: &[usize]| {
+        let Some(tensor) = adapter.trained_tensor(name) else { return Ok(None) };
+        if tensor.shape() != dims {
+            let shape = tensor.shape();
+            return Err(file(path, format!("{name} is {shape:?}, but {dims:?} was expected")));
+        }
+        Ok(Some(Tensor::from_slice(tensor.values(), dims, weights.device())?))
+    };
+    let (weight, bias) = (read(WEIGHT, &[labels.len(), weights.hidden()])?, read(BIAS, &[labels.len()])?);
+    Ok(weight.map(|weight| (Linear::new(weight, bias), labels)))
+}
+
+/// Returns a note on an adapter's trained tensors that are no head of ours; `path` names the adapter in messages.
+///
+/// # Errors
+/// A tensor would take the place of one of the model's, and the model without it is another one.
+pub fn unused_tensors(path: &Path, adapter: &Adapter, weights: &Weights) -> Result<Option<String>> {
+    let names = adapter.trained_tensors().iter().map(TrainedTensor::name);
+    let others: Vec<&str> = names.filter(|name| ![WEIGHT, BIAS].contains(name)).collect();
+    if let Some(name) = others.iter().find(|name| weights.has_a(name)) {
+        return Err(file(
+            path,
+            format!(
+                "has the trained tensor {name}, which is to replace the model's; merge the adapter (kron merge) and \
+                 use the merged model"
+            ),
+        ));
+    }
+    Ok(others.first().map(|first| match others.len() {
+        1 => format!("a trained tensor of the adapter is not used: {first}"),
+        count => format!("trained tensors of the adapter are not used: {first} and {} more", count - 1),
+    }))
+}
 
 /// Writes a head and the names of its classes.
 ///
@@ -30,20 +94,15 @@ pub fn write(path: &Path, head: &Linear, labels: &[String]) -> Result<()> {
     Ok(write_atomic(path, IfExists::Replace, |out| out.write_all(&bytes))?)
 }
 
-/// Reads a head for a model, and the names of its classes.
+/// Reads a head for a model, and the names of its classes, from its own file or from an adapter file that holds one.
 ///
 /// # Errors
 /// The file is damaged, belongs to a model of another width, or holds a value that is not finite.
-pub fn read(path: &Path, weights: &Weights) -> Result<(Linear, Vec<String>)> {
+pub fn read(path: &Path, weights: &Weights) -> Result<LabelledHead> {
     let bytes = io::read(path, files::MAX_WEIGHTS)?;
     let tensors = Tensors::from_bytes(path.display().to_string(), bytes)?;
     let text = tensors.metadata(LABELS).ok_or_else(|| file(path, "is not a head: it has no labels"))?;
-    // Earlier heads have one name on each line.
-    let labels: Vec<String> =
-        serde_json::from_str(text).unwrap_or_else(|_| text.split('\n').map(str::to_owned).collect());
-    if !labels.is_sorted_by(|a, b| a < b) {
-        return Err(file(path, "has labels that are not sorted, or one label twice"));
-    }
+    let labels = parse_labels(path, text)?;
     let read = |name: &str, dims: &[usize]| {
         let values = tensor(path, &tensors, name, dims, weights.device())?;
         match values.flatten_all()?.to_vec1::<f32>()?.iter().find(|value| !value.is_finite()) {
@@ -54,4 +113,14 @@ pub fn read(path: &Path, weights: &Weights) -> Result<(Linear, Vec<String>)> {
     let weight = read(WEIGHT, &[labels.len(), weights.hidden()])?;
     let bias = tensors.has(BIAS).then(|| read(BIAS, &[labels.len()])).transpose()?;
     Ok((Linear::new(weight, bias), labels))
+}
+
+fn parse_labels(path: &Path, text: &str) -> Result<Vec<String>> {
+    // Earlier heads have one name on each line.
+    let labels: Vec<String> =
+        serde_json::from_str(text).unwrap_or_else(|_| text.split('\n').map(str::to_owned).collect());
+    match labels.is_sorted_by(|a, b| a < b) {
+        true => Ok(labels),
+        false => Err(file(path, "has labels that are not sorted, or one label twice")),
+    }
 }

@@ -22,7 +22,7 @@ mod trainer;
 pub use adapter_rule::read_adapter;
 pub use bench::{PartTimes, StepTimes, bench};
 pub use folder::OutputFolder;
-pub use head::read as read_head;
+pub use head::{LabelledHead, of_adapter as head_of_adapter, read as read_head, unused_tensors};
 pub use learner::{Learner, NamedGroup};
 pub use log::{Log, read_log};
 pub use progress::Progress;

@@ -291,18 +291,32 @@ impl<'a> Trainer<'a> {
         checkpoint::write(&files.checkpoint, config, learner.trained(), optimizer, *scale)
     }
 
-    /// Writes the adapter, the head and the report.
+    /// Writes the adapter with its head, or a head alone, and the report.
     fn write_results(&self, folder: &Path) -> Result<()> {
-        if let Some(adapters) = self.learner.adapters() {
-            adapters.save(folder.join("adapter.safetensors"), IfExists::Replace)?;
-        }
-        if let Some(head) = self.learner.head() {
-            head::write(&folder.join("head.safetensors"), head, &self.data.labels)?;
+        let (head, labels) = (self.learner.head(), &self.data.labels);
+        match (self.learner.adapters(), head) {
+            (Some(adapters), head) => {
+                let mut adapter = of_model(adapters.to_adapter()?, &self.config.model)?;
+                if let Some(head) = head {
+                    adapter = head::put_into(adapter, head, labels)?;
+                }
+                adapter.write(folder.join("adapter.safetensors"), IfExists::Replace)?;
+            }
+            (None, Some(head)) => head::write(&folder.join("head.safetensors"), head, labels)?,
+            (None, None) => {}
         }
         let html = run_page(self.config, self.learner.description(), &self.steps, &self.evaluations)?;
         let path = folder.join("report.html");
         Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(html.as_bytes()))?)
     }
+}
+
+/// Returns the adapter with the model's folder in its metadata, under PEFT's key.
+fn of_model(adapter: Adapter, model: &Path) -> Result<Adapter> {
+    let mut metadata = adapter.metadata().clone();
+    let folder = model.to_str().filter(|_| model.is_dir());
+    metadata.extend(folder.map(|folder| ("base_model_name_or_path".to_owned(), folder.to_owned())));
+    Ok(adapter.with_metadata(metadata)?)
 }
 
 #[cfg(test)]
