@@ -4,8 +4,8 @@
     compare_steps.py KRON_TRAIN MODEL [--rounds 3] [--steps 6] [--threads 2] [--out steps.json]
 
 KRON_TRAIN is the program, MODEL a Hugging Face folder of the LLaMA family (scripts/fetch-smollm2.sh, then
-kron convert --to hf). Needs torch, peft and transformers; scripts/check-peft.sh makes such a Python in
-target/peft-venv. Each arm is a process of its own that takes a few steps of 8 x 128 tokens in float32,
+kron convert --to hf --dtype bf16). Needs torch, peft and transformers; scripts/check-peft.sh makes such a Python in
+target/peft-venv. Each arm is a process of its own that takes a few steps of 8 x 128 tokens in float32 or bf16,
 rank 8, alpha 32, adapters on all seven linear layers of a block; the arms take turns. Printed are the
 medians over all steps but the first of each process, and the highest resident memory.
 """
@@ -27,6 +27,10 @@ ARMS = {
     "PyTorch + PEFT, LoKr (4, 4)": ["--arm", "lokr"],
     "kron-train, LoRA": ["--method", "lora"],
     "kron-train, Kron-LoRA (4, 4)": ["--method", "kron", "--a-out", "4", "--a-in", "4"],
+    "PyTorch + PEFT, LoRA, autocast to bf16": ["--arm", "lora", "--autocast"],
+    "kron-train, LoRA, precision bf16": ["--method", "lora", "--precision", "bf16"],
+    "kron-train, Kron-LoRA (4, 4), precision bf16":
+        ["--method", "kron", "--a-out", "4", "--a-in", "4", "--precision", "bf16"],
 }
 
 
@@ -49,7 +53,9 @@ def torch_steps(options):
     for _ in range(options.steps):
         ids = torch.randint(0, model.config.vocab_size, (BATCH, TOKENS))
         begin = time.perf_counter()
-        model(input_ids=ids, labels=ids).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.autocast):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
@@ -104,6 +110,7 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arm", choices=["lora", "lokr"], help=argparse.SUPPRESS)
+    parser.add_argument("--autocast", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out")
     options = parser.parse_args()
     if options.arm:
