@@ -1,8 +1,8 @@
 //! Float32 products on the matrix unit of recent Intel processors (AMX), which multiplies bf16 and sums in float32.
 //!
 //! A float32 number is the sum of three bf16 numbers, exactly: the nearest one, the nearest to what is left, and the
-//! rest. Six of the nine products of such parts are computed; the other three are together about half of float32's
-//! own rounding, since |x₂| ≤ 2⁻⁹·|x| and |x₃| ≤ 2⁻¹⁷·|x|.
+//! rest. Six of the nine products of such parts are computed; the other three are together at most 2⁻²⁴·|x·w|, one
+//! rounding of float32, since |x₂| ≤ 2⁻⁸·|x| and |x₃| ≤ 2⁻¹⁷·|x|. The unit takes subnormal numbers for zeros.
 //!
 //! ```text
 //! x = x₁ + x₂ + x₃        x·w ≈ x₁w₁ + x₁w₂ + x₂w₁ + x₂w₂ + x₁w₃ + x₃w₁
@@ -13,6 +13,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::amx_panel::{Panel, Parts, TILE};
@@ -47,14 +48,17 @@ impl Amx {
     }
 
     /// Configures the tiles of this thread until the guard is dropped.
-    pub fn configured(self) -> Tiles {
+    ///
+    /// # Safety
+    /// The thread has no other guard.
+    pub unsafe fn configured(self) -> Tiles {
         let mut config = Config { palette: 1, start: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         config.bytes[..8].fill(64);
         config.rows[..8].fill(TILE as u8);
-        // SAFETY: `Amx` proves that the unit exists and is lent; the configuration is legal, and no tile that is in
-        // use is lost, because the guards of a thread do not overlap: `product` makes one in a task that calls no other.
+        // SAFETY: `Amx` proves that the unit exists and is lent; the configuration is legal, and by the caller's promise
+        // no tile is in use.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-        Tiles(())
+        Tiles(PhantomData)
     }
 }
 
@@ -88,8 +92,8 @@ fn is_permitted() -> bool {
     false
 }
 
-/// A thread's configured tiles.
-pub(crate) struct Tiles(());
+/// A thread's configured tiles; another thread has its own.
+pub(crate) struct Tiles(PhantomData<*const ()>);
 
 impl Drop for Tiles {
     fn drop(&mut self) {
@@ -148,7 +152,7 @@ impl Tiles {
     /// Computes the square y = a·b of two packed panels, or y += a·b.
     ///
     /// # Safety
-    /// `a` and `b` are `steps` packed steps of a panel, `y` is [`PANEL`] rows of as many float32 numbers, `stride`
+    /// `a` and `b` are `steps` packed steps of a panel, at least one, `y` is [`PANEL`] rows of as many float32 numbers, `stride`
     /// numbers apart, and nobody else uses them.
     pub unsafe fn multiply(&self, a: Panel, b: Panel, steps: usize, y: *mut f32, stride: usize, add: bool) {
         let down = TILE * stride;
@@ -171,7 +175,7 @@ impl Tiles {
                     options(nostack, nomem)
                 ),
             }
-            // The smallest products come first.
+            // The largest product, x₁w₁, comes last.
             match (a.parts, b.parts) {
                 (Parts::One, Parts::One) => steps!(a, b, steps, x!(0), w!(0), xw!()),
                 (Parts::One, Parts::Three) => {

@@ -4,8 +4,11 @@
 //! A pair is positions k and k + 16, so that both operands are split lane by lane.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+
+use ndarray::{ArrayView2, Axis};
 
 use crate::Operands;
 
@@ -55,24 +58,35 @@ impl Parts {
 
 /// A matrix to be packed: its outer dimension is that of the panels, its inner one is summed over.
 #[derive(Clone, Copy)]
-pub(crate) struct Source {
-    pub at: *const f32,
+pub(crate) struct Source<'a> {
+    at: *const f32,
     /// Numbers from one position to the next.
-    pub outer: isize,
-    pub inner: isize,
+    outer: isize,
+    inner: isize,
     /// Positions that exist; the others are zeros.
-    pub outer_len: usize,
-    pub inner_len: usize,
+    outer_len: usize,
+    inner_len: usize,
     /// True for the rows of x, false for the columns of w.
-    pub rows: bool,
-    pub operands: Operands,
+    rows: bool,
+    operands: Operands,
+    of: PhantomData<&'a f32>,
 }
 
-impl Source {
+// SAFETY: the numbers are borrowed and only read.
+unsafe impl Sync for Source<'_> {}
+
+impl<'a> Source<'a> {
+    /// Takes the rows of x, or the transposed w.
+    pub fn new(matrix: ArrayView2<'a, f32>, rows: bool, operands: Operands) -> Self {
+        let (outer_len, inner_len) = matrix.dim();
+        let (outer, inner) = (matrix.stride_of(Axis(0)), matrix.stride_of(Axis(1)));
+        Self { at: matrix.as_ptr(), outer, inner, outer_len, inner_len, rows, operands, of: PhantomData }
+    }
+
     /// Packs the steps of a panel, and returns the parts that it has.
     ///
     /// # Safety
-    /// The matrix exists, and the processor has AVX-512 BW.
+    /// The processor has AVX-512 BW.
     pub unsafe fn pack(&self, outer: usize, inner: Range<usize>, to: &mut [MaybeUninit<Line>]) -> Parts {
         let packed = |parts: Parts, to: &mut [MaybeUninit<Line>]| {
             let mut steps = inner.clone().step_by(STEP).zip(to.chunks_exact_mut(parts.lines()));
@@ -138,7 +152,7 @@ impl Source {
         let at = unsafe { self.at.offset(outer as isize * self.outer + inner as isize * self.inner) };
         let (outer, inner) = ((self.outer, outers), (self.inner, inners));
         let ((row, rows), (lane, lanes)) = if self.rows { (outer, inner) } else { (inner, outer) };
-        // SAFETY: so many rows and lanes from there exist.
+        // SAFETY: as many rows, and as many numbers in each, exist from there on.
         unsafe {
             if lane == 1 {
                 load(at, row, rows, lanes)
@@ -250,4 +264,46 @@ fn nearest(v: __m512) -> __m512i {
 fn store(pairs: __m512i, to: &mut MaybeUninit<Line>) {
     // SAFETY: a line is 64 bytes and as much aligned.
     unsafe { _mm512_store_si512(to.as_mut_ptr().cast(), pairs) };
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+
+    /// Sums the parts of every packed number, which is the number itself, in either order of either operand.
+    #[test]
+    fn parts_sum_to_the_number() {
+        if !(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")) {
+            return eprintln!("skipped: no AVX-512");
+        }
+        let numbers = Array2::from_shape_fn((PANEL + 3, 2 * STEP), |(i, j)| {
+            (i as f32 - 17.3) * 1.37_f32.powi(j as i32 % 40 - 20) / 7.0
+        });
+        for rows in [true, false] {
+            for order in [numbers.clone(), numbers.t().to_owned().reversed_axes()] {
+                for (outer, inner) in [(0, 0), (0, STEP), (PANEL, 0)] {
+                    let mut lines = vec![MaybeUninit::new(Line([0; TILE])); LINES];
+                    let source = Source::new(order.view(), rows, Operands::Float32);
+                    // SAFETY: AVX-512 BW was found.
+                    let parts = unsafe { source.pack(outer, inner..inner + STEP, &mut lines) };
+                    assert_eq!(parts, Parts::Three);
+                    // SAFETY: the lines had values before.
+                    let lines: Vec<Line> = lines.iter().map(|line| unsafe { line.assume_init() }).collect();
+                    for (i, k) in (0..PANEL).flat_map(|i| (0..STEP).map(move |k| (i, k))) {
+                        let (pair, upper) = (k % TILE, k >= TILE);
+                        // A row of x is a line; a column of w is a lane, and its pairs are lines.
+                        let (line, lane) = if rows { (i % TILE, pair) } else { (pair, i % TILE) };
+                        let part = |part: usize| {
+                            let word = lines[part * PART + i / TILE * TILE + line].0[lane];
+                            f32::from_bits(if upper { word & 0xffff_0000 } else { word << 16 })
+                        };
+                        let want = order.get((outer + i, inner + k)).copied().unwrap_or_default();
+                        assert_eq!(part(0) + (part(1) + part(2)), want, "{i}, {k}, {rows}");
+                    }
+                }
+            }
+        }
+    }
 }

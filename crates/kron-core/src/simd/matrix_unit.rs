@@ -1,5 +1,6 @@
 //! Blocks of a float32 product on the matrix unit, in the order of the caches.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -14,8 +15,8 @@ use crate::{Accum, Operands};
 const COLUMNS: usize = 1024;
 /// Largest part of the inner dimension that is packed at one time, after which y is stored.
 const INNER: usize = 640;
-/// Panels of x that a task packs and keeps in the second cache, at most 960 kB.
-const ROWS: usize = 8;
+/// Panels of x that a task packs and keeps in the second cache, at most 480 KiB.
+const ROWS: usize = 4;
 /// Panels of w that the second cache holds beside them.
 const NEAR: usize = 4;
 /// Tasks for each thread, at least: a thread that begins late has fewer.
@@ -43,8 +44,8 @@ pub(crate) fn multiply(
         return turned.stride_of(Axis(1)) == 1
             && multiply(&mut turned, accum, w.t(), x.t(), operands, parallel);
     }
-    let (rows, columns) = (source(x, true, operands), source(w.t(), false, operands));
-    let y = Target { at: y.as_mut_ptr(), stride: y.stride_of(Axis(0)), rows: m, columns: n };
+    let (rows, columns) = (Source::new(x, true, operands), Source::new(w.t(), false, operands));
+    let y = Target { at: y.as_mut_ptr(), stride: y.stride_of(Axis(0)), rows: m, columns: n, of: PhantomData };
     let size = k.div_ceil(k.div_ceil(INNER)).next_multiple_of(STEP);
     let mut packed = Packed::new(n.min(COLUMNS), size);
     for inner in (0..k).step_by(size) {
@@ -56,12 +57,6 @@ pub(crate) fn multiply(
         }
     }
     true
-}
-
-fn source(matrix: ArrayView2<f32>, rows: bool, operands: Operands) -> Source {
-    let (outer_len, inner_len) = matrix.dim();
-    let (outer, inner) = (matrix.stride_of(Axis(0)), matrix.stride_of(Axis(1)));
-    Source { at: matrix.as_ptr(), outer, inner, outer_len, inner_len, rows, operands }
 }
 
 /// Packed panels of one operand.
@@ -87,10 +82,9 @@ impl Packed {
     fn fill(&mut self, of: Source, outer: Range<usize>, inner: Range<usize>, parallel: bool) {
         let panels = outer.len().div_ceil(PANEL);
         self.steps = inner.len().div_ceil(STEP);
-        let (size, of) = (self.steps * LINES, Shared(of));
+        let size = self.steps * LINES;
         let pack = |(panel, lines): (usize, &mut [MaybeUninit<Line>])| {
-            let Shared(of) = &of;
-            // SAFETY: the view of which `of` was made outlives this call, and AVX-512 BW was found with the unit.
+            // SAFETY: AVX-512 BW was found with the unit.
             unsafe { of.pack(outer.start + panel * PANEL, inner.clone(), lines) }
         };
         let lines = &mut self.lines[..panels * size];
@@ -110,29 +104,27 @@ impl Packed {
     }
 }
 
-/// Value that threads share.
-struct Shared<T>(T);
-
-// SAFETY: the pointers of a `Source` are read only, and each task writes its own square of a `Target`.
-unsafe impl<T> Sync for Shared<T> {}
-
 /// The matrix y.
 #[derive(Clone, Copy)]
-struct Target {
+struct Target<'a> {
     at: *mut f32,
     stride: isize,
     rows: usize,
     columns: usize,
+    of: PhantomData<&'a mut f32>,
 }
+
+// SAFETY: the matrix is borrowed exclusively, and each task writes its own square of it.
+unsafe impl Sync for Target<'_> {}
 
 /// Part of the inner dimension and of the columns of w: what is packed of w, times x.
 struct Part<'a> {
-    rows: Source,
+    rows: Source<'a>,
     inner: Range<usize>,
     w: &'a Packed,
     /// First column of y.
     column: usize,
-    y: Target,
+    y: Target<'a>,
     add: bool,
 }
 
@@ -145,10 +137,8 @@ impl Part<'_> {
         let share = self.w.panels.len().div_ceil(shares);
         let all: Vec<_> =
             (0..groups).flat_map(|i| (0..self.w.panels.len()).step_by(share).map(move |j| (i, j))).collect();
-        let part = Shared(self);
         let task = |&(group, first): &(usize, usize)| {
-            let Shared(part) = &part;
-            part.task(amx, group * ROWS * PANEL, first..part.w.panels.len().min(first + share));
+            self.task(amx, group * ROWS * PANEL, first..self.w.panels.len().min(first + share));
         };
         if parallel { all.par_iter().for_each(task) } else { all.iter().for_each(task) }
     }
@@ -158,7 +148,8 @@ impl Part<'_> {
         let rows = row..self.y.rows.min(row + ROWS * PANEL);
         let mut x = Packed::new(rows.len(), self.inner.len());
         x.fill(self.rows, rows, self.inner.clone(), false);
-        let tiles = amx.configured();
+        // SAFETY: the guard lives to the end of this function, which calls none that makes another.
+        let tiles = unsafe { amx.configured() };
         // Several squares side by side are in the same pages of y.
         let near = panels.clone().step_by(NEAR).map(|first| first..panels.end.min(first + NEAR));
         let squares =
@@ -166,7 +157,8 @@ impl Part<'_> {
         for (i, j) in squares {
             let (a, b) = (x.panel(i), self.w.panel(j));
             let at = (row + i * PANEL, self.column + j * PANEL);
-            // SAFETY: both panels are packed, and no other task has this square.
+            // SAFETY: both panels are packed, of a step or more as no dimension is zero, and no other task has this
+            // square.
             self.y.square(at, self.add, |y, stride, add| unsafe {
                 tiles.multiply(a, b, x.steps, y, stride, add);
             });
@@ -174,7 +166,7 @@ impl Part<'_> {
     }
 }
 
-impl Target {
+impl Target<'_> {
     /// Calls `multiply` on the square from a position on; one that y cuts off goes through a whole one.
     fn square(&self, (row, column): (usize, usize), add: bool, multiply: impl Fn(*mut f32, usize, bool)) {
         let (rows, columns) = (PANEL.min(self.rows - row), PANEL.min(self.columns - column));
@@ -333,6 +325,9 @@ mod tests {
         for value in [f32::MAX, f32::MIN, 1.0 + f32::EPSILON, -1.0 + f32::EPSILON, 1e-30, 0.0] {
             assert_eq!(product(value, 1.0), value);
             assert_eq!(product(1.0, value), value);
+        }
+        for value in [f32::MIN_POSITIVE * 2.5, f32::MIN_POSITIVE / 3.0, -1e-40] {
+            assert!((product(value, 1.0) - value).abs() < f32::MIN_POSITIVE, "{value:e}");
         }
         for value in [
             f32::INFINITY,
