@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use candle_core::{Result, bail};
 use gemm::Parallelism;
 use kron_core::{Accum, Operands, matrix_unit_product};
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 
 /// Threads of one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,56 @@ pub(crate) fn product_of(
     done
 }
 
+/// A new matrix whose columns are the results of products, one after another; its memory is not zeroed before.
+pub(crate) struct NewMatrix {
+    values: Vec<f32>,
+    rows: usize,
+    columns: usize,
+    /// Number of columns that are written.
+    filled: usize,
+}
+
+impl NewMatrix {
+    /// Allocates rows × columns.
+    pub fn new(rows: usize, columns: usize) -> Self {
+        Self { values: Vec::with_capacity(rows * columns), rows, columns, filled: 0 }
+    }
+
+    /// Sets the next columns to x·w, on all threads.
+    ///
+    /// # Errors
+    /// The sizes do not fit.
+    pub fn push(&mut self, operands: Operands, x: ArrayView2<f32>, w: ArrayView2<f32>) -> Result<()> {
+        let columns = self.filled..self.filled + w.ncols();
+        if columns.end > self.columns {
+            bail!("{} columns are to fill {} of {}", w.ncols(), self.columns - self.filled, self.columns);
+        }
+        let values = &mut self.values.spare_capacity_mut()[..self.rows * self.columns];
+        let y = ArrayViewMut2::from_shape((self.rows, self.columns), values);
+        let mut y = y.map_err(candle_core::Error::wrap)?;
+        let y = y.slice_mut(s![.., columns.clone()]).raw_view_mut().cast::<f32>();
+        // SAFETY: the memory is borrowed exclusively while `self` is. It is not read: products that replace y write
+        // it alone.
+        let y = unsafe { y.deref_into_view_mut() };
+        product_of(operands, y, Accum::Replace, x, w, Threads::All)?;
+        self.filled = columns.end;
+        Ok(())
+    }
+
+    /// Returns the values, row after row.
+    ///
+    /// # Errors
+    /// Columns are missing.
+    pub fn finish(mut self) -> Result<Vec<f32>> {
+        if self.filled != self.columns {
+            bail!("{} of {} columns of a new matrix are filled", self.filled, self.columns);
+        }
+        // SAFETY: so much was allocated, and `push` filled all columns of all rows.
+        unsafe { self.values.set_len(self.rows * self.columns) };
+        Ok(self.values)
+    }
+}
+
 fn untimed(
     operands: Operands,
     mut y: ArrayViewMut2<f32>,
@@ -131,7 +181,7 @@ fn untimed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::{Array2, s};
+    use ndarray::Array2;
 
     fn matrix(rows: usize, cols: usize, seed: usize) -> Array2<f32> {
         Array2::from_shape_fn((rows, cols), |(i, j)| ((i * 31 + j * 17 + seed * 7) % 23) as f32 - 11.0)
@@ -161,5 +211,23 @@ mod tests {
         let refused = product(y.view_mut(), Accum::Replace, x.view(), w.view(), Threads::One);
         let message = refused.expect_err("4 and 5").to_string();
         assert!(message.starts_with("a product of 2 × 4 and 5 × 3 is to fill 2 × 3"), "{message}");
+    }
+
+    #[test]
+    fn a_new_matrix_is_filled_by_columns() -> Result<()> {
+        for (rows, inner) in [(40, 64), (3, 5), (0, 4), (4, 0)] {
+            let (x, w) = (matrix(rows, inner, 1), matrix(inner, 77, 2));
+            let mut y = NewMatrix::new(rows, 77);
+            for columns in [0..33, 33..70, 70..77] {
+                y.push(Operands::Float32, x.view(), w.slice(s![.., columns]))?;
+            }
+            assert_eq!(y.finish()?, x.dot(&w).into_raw_vec_and_offset().0, "{rows} × {inner}");
+        }
+        let (x, w) = (matrix(2, 3, 1), matrix(3, 4, 2));
+        let mut y = NewMatrix::new(2, 6);
+        y.push(Operands::Float32, x.view(), w.view())?;
+        assert!(y.push(Operands::Float32, x.view(), w.view()).is_err());
+        assert!(y.finish().is_err());
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! [`QuantisedLinear`]: a frozen base whose weight stays in blocks.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,13 +8,13 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use kron_adapter::gguf::Blocks;
 use kron_core::{Accum, LayerDims, Operands};
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, s};
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::base::FrozenLinear;
 use crate::device_ops::range;
-use crate::product::{Threads, product_of};
+use crate::product::{NewMatrix, Threads, product_of};
 
 /// Largest number of rows of W that are dequantised at once.
 const TILE: usize = 1024;
@@ -21,6 +22,11 @@ const TILE: usize = 1024;
 const SHARE: usize = 16;
 /// Largest number of rows of x for which each row of W is used as soon as it is dequantised.
 const FEW: usize = 4;
+
+thread_local! {
+    /// Memory of a tile, which the next product uses again.
+    static WEIGHTS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// Frozen linear layer over a quantised matrix, for float32 activations on the CPU.
 ///
@@ -43,9 +49,12 @@ impl QuantisedLinear {
     /// Takes W, d_out × d_in, which layers may share, and a bias, d_out.
     ///
     /// # Errors
-    /// The bias has another length.
+    /// W has no rows or no columns, or the bias has another length.
     pub fn new(blocks: impl Into<Arc<Blocks>>, bias: Option<Vec<f32>>) -> Result<Self> {
         let blocks = blocks.into();
+        if blocks.rows() == 0 || blocks.columns() == 0 {
+            bail!("a weight is {} × {}, but a layer has rows and columns", blocks.rows(), blocks.columns());
+        }
         match bias.as_ref().map_or(blocks.rows(), Vec::len) {
             len if len == blocks.rows() => Ok(Self { blocks, bias, operands: Operands::default() }),
             len => bail!("a bias has {len} values, but its weight has {} rows", blocks.rows()),
@@ -91,15 +100,18 @@ impl QuantisedLinear {
     /// Calls `take` with each tile of W, and the numbers of its rows.
     fn tiles(&self, mut take: impl FnMut(Range<usize>, ArrayView2<f32>) -> Result<()>) -> Result<()> {
         let LayerDims { d_out, d_in } = self.dims();
-        let mut weights = vec![0.0; TILE.min(d_out) * d_in];
+        // Taken out, for a thread that waits within a product may begin another.
+        let mut weights = WEIGHTS.take();
+        weights.resize(TILE.min(d_out) * d_in, 0.0);
         for first in (0..d_out).step_by(TILE) {
             let rows = first..d_out.min(first + TILE);
             let weights = &mut weights[..rows.len() * d_in];
-            let each = weights.par_chunks_mut(d_in.max(1)).zip(rows.clone()).with_min_len(SHARE);
+            let each = weights.par_chunks_mut(d_in).zip(rows.clone()).with_min_len(SHARE);
             each.try_for_each(|(weights, row)| self.blocks.dequantise(row..row + 1, weights))
                 .map_err(candle_core::Error::wrap)?;
             take(rows, matrix_of(weights, d_in)?)?;
         }
+        WEIGHTS.set(weights);
         Ok(())
     }
 
@@ -143,33 +155,37 @@ impl FrozenLinear for QuantisedLinear {
     fn cpu_forward(&self, x: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
         let LayerDims { d_out, d_in } = self.dims();
         let x = matrix(x, layout, d_in)?;
-        if (1..=FEW).contains(&x.nrows()) && d_in > 0 {
+        if (1..=FEW).contains(&x.nrows()) {
             let mut values = self.few_rows(x)?;
             for y in values.chunks_mut(d_out) {
                 y.iter_mut().zip(self.bias.iter().flatten()).for_each(|(y, bias)| *y += bias);
             }
             return Ok(CpuStorage::F32(values));
         }
-        let mut values = vec![0.0; x.nrows() * d_out];
-        let mut y = matrix_mut(&mut values, d_out)?;
-        self.tiles(|rows, w| {
-            let mut y = y.slice_mut(s![.., rows.clone()]);
-            product_of(self.operands, y.view_mut(), Accum::Replace, x, w.t(), Threads::All)?;
-            if let Some(bias) = &self.bias {
-                y += &ArrayView1::from(&bias[rows]);
-            }
-            Ok(())
-        })?;
+        let mut y = NewMatrix::new(x.nrows(), d_out);
+        self.tiles(|_, w| y.push(self.operands, x, w.t()))?;
+        let mut values = y.finish()?;
+        if let Some(bias) = &self.bias {
+            let rows = values.par_chunks_mut(d_out);
+            rows.for_each(|y| y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+        }
         Ok(CpuStorage::F32(values))
     }
 
     fn cpu_backward(&self, dy: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
         let LayerDims { d_out, d_in } = self.dims();
         let dy = matrix(dy, layout, d_out)?;
-        let mut values = vec![0.0; dy.nrows() * d_in];
-        let mut dx = matrix_mut(&mut values, d_in)?;
+        let mut values = Vec::new();
         self.tiles(|rows, w| {
-            product_of(self.operands, dx.view_mut(), Accum::Add, dy.slice(s![.., rows]), w, Threads::All)
+            let first = rows.start == 0;
+            let dy = dy.slice(s![.., rows]);
+            if first {
+                let mut dx = NewMatrix::new(dy.nrows(), d_in);
+                dx.push(self.operands, dy, w)?;
+                values = dx.finish()?;
+                return Ok(());
+            }
+            product_of(self.operands, matrix_mut(&mut values, d_in)?, Accum::Add, dy, w, Threads::All)
         })?;
         Ok(CpuStorage::F32(values))
     }
