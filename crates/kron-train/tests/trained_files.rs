@@ -136,7 +136,7 @@ fn trained_tensors_of_the_model_are_refused_and_a_foreign_head_is_noted() {
     let notes = with(&["score.bias", "xnorm.weight"]).expect("a foreign head").notes().to_vec();
     assert_eq!(notes, ["trained tensors of the adapter are not used: score.bias and 1 more"]);
     let notes = with(&["score.bias"]).expect("a foreign head").notes().to_vec();
-    assert_eq!(notes, ["a trained tensor of the adapter is not used: score.bias"]);
+    assert_eq!(notes, ["trained tensors of the adapter are not used: score.bias"]);
 }
 
 /// PEFT's configuration names the model that an adapter is for.

@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use candle_nn::Linear;
 use kron_adapter::io::{self, write_atomic};
+use kron_adapter::text::first_and_more;
 use kron_adapter::{Tensors, TrainedTensor};
 use kron_candle::{Adapter, IfExists};
 
@@ -15,6 +16,7 @@ use crate::model::Weights;
 
 /// Key of the names in the metadata: a JSON list, because a name may hold any character.
 const LABELS: &str = Adapter::LABELS_KEY;
+/// Tensors in the module [`Adapter::HEAD`].
 const WEIGHT: &str = "head.weight";
 const BIAS: &str = "head.bias";
 
@@ -75,10 +77,7 @@ pub fn unused_tensors(path: &Path, adapter: &Adapter, weights: &Weights) -> Resu
             ),
         ));
     }
-    Ok(others.first().map(|first| match others.len() {
-        1 => format!("a trained tensor of the adapter is not used: {first}"),
-        count => format!("trained tensors of the adapter are not used: {first} and {} more", count - 1),
-    }))
+    Ok(first_and_more(others).map(|names| format!("trained tensors of the adapter are not used: {names}")))
 }
 
 /// Writes a head and the names of its classes.
