@@ -256,6 +256,12 @@ fn the_program_prints_text_json_and_jsonl() {
     assert!(lines.len() == 2 && lines[0] == object, "{written}");
     assert_eq!(program(&many).status.code(), Some(1), "an existing file stays");
     assert_eq!(std::fs::read_to_string(&out).expect("the result"), written);
+    for (max_tokens, taken) in [(16_777, true), (16_778, false)] {
+        let checked = GenerateOptions { max_tokens, log_probs: 1000, ..GenerateOptions::default() }.check();
+        let said = checked.map_err(|e| e.to_string());
+        let want = "max_tokens is 16778 and log_probs is 1000, but their product is at most 16777216";
+        assert_eq!(said, if taken { Ok(()) } else { Err(want.to_string()) });
+    }
 }
 
 #[test]
