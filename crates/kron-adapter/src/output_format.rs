@@ -36,7 +36,7 @@ impl OutputFormat {
     /// [`OutputFormat::left_out`] names.
     ///
     /// # Errors
-    /// Fails on NaN or infinity in a factor, if `progress` fails, and if a layer does not
+    /// Fails on NaN or infinity in a factor or a trained tensor, if `progress` fails, and if a layer does not
     /// fit the format:
     ///
     /// * [`PeftLokr`](Self::PeftLokr): a LoRA, or a shape that PEFT would derive

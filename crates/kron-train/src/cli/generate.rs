@@ -16,7 +16,7 @@ use super::way::Way;
 pub struct Generate {
     /// Hugging Face folder, a .gguf file, or a .bin file of llama2.c.
     model: PathBuf,
-    /// Adapter to put on the model: an adapter file, a PEFT folder or a LyCORIS file.
+    /// Adapter to put on the model: an adapter file, a PEFT folder, a LyCORIS file or a LoRA in GGUF.
     #[arg(long)]
     pub adapter: Option<PathBuf>,
     /// Text to continue.
