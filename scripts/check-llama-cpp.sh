@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Checks the GGUF files that kron writes in llama.cpp: a base with an exported adapter against the merged
-# model, and the tokenizer of `kron convert --to hf` against llama.cpp's own.
+# model, the text that kron-train generates, and the tokenizer of `kron convert --to hf` against llama.cpp's.
 #
-#   scripts/check-llama-cpp.sh MODEL.gguf [FOLDER [KRON]]
+#   scripts/check-llama-cpp.sh MODEL.gguf [FOLDER [KRON KRON_TRAIN [TOKENS.json]]]
 #
 # MODEL is a GGUF of the LLaMA family, as scripts/fetch-smollm2.sh brings one. FOLDER takes the packages
-# (100 MB, made when missing) and, while it runs, four models; target/llama-cpp by default. KRON is the
-# program, built by default. Needs Node.js and npm.
+# (100 MB, made when missing) and, while it runs, four models; target/llama-cpp by default. KRON and
+# KRON_TRAIN are the programs, built by default. TOKENS.json takes llama.cpp's tokens of sixty texts, as in
+# crates/kron-train/tests/data/smollm2_tokens.json. Needs Node.js and npm.
 #
 # Exits 0 and says "skipped" where the packages cannot be installed, 1 where something differs.
 set -euo pipefail
@@ -31,11 +32,11 @@ mkdir -p "$folder"
 [ -e "$folder/node_modules/node-llama-cpp" ] || npm_packages || skip "node-llama-cpp cannot be installed"
 "$folder/venv/bin/python" -c 'import tokenizers' 2>/dev/null || python_packages || skip "tokenizers cannot be installed"
 
-kron=${3:-}
-if [ -z "$kron" ]; then
-    cargo build --quiet -p kron-cli
-    kron=${CARGO_TARGET_DIR:-target}/debug/kron
+kron=${3:-} train=${4:-}
+if [ -z "$train" ]; then
+    cargo build --quiet --workspace --bin kron --bin kron-train
+    kron=${CARGO_TARGET_DIR:-target}/debug/kron train=${CARGO_TARGET_DIR:-target}/debug/kron-train
 fi
 scratch=$(mktemp -d -p "$folder")
 trap 'rm -rf "$scratch"' EXIT
-node scripts/check_llama_cpp.mjs "$kron" "$model" "$(realpath "$folder")" "$scratch"
+node scripts/check_llama_cpp.mjs "$kron" "$train" "$model" "$(realpath "$folder")" "$scratch" ${5:+"$5"}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains an adapter on SmolLM2-135M, a quantised GGUF, and uses it: the loss falls, the adapter is exported, and
-# the merged model generates the same text as the base with the adapter.
+# the merged model generates the same text as the base with the adapter. The tokens of sixty
+# texts are those of llama.cpp, which a test of cargo compares.
 #   scripts/check-smollm2.sh KRON KRON_TRAIN MODEL.gguf FOLDER
 set -euo pipefail
 (($# == 4)) || { echo "usage: $0 KRON KRON_TRAIN MODEL.gguf FOLDER" >&2; exit 2; }
@@ -32,3 +33,8 @@ text=$(generate "$model" --adapter "$adapter")
 [[ $text == "$(generate "$out/merged.gguf")" ]] || { echo "the merged model generates another text" >&2; exit 1; }
 [[ $text != "$(generate "$model")" ]] || { echo "the adapter changes no text: $text" >&2; exit 1; }
 echo "base with adapter, and merged model: The lighthouse keeper$text"
+
+KRON_SMOLLM2=$(realpath "$model")
+export KRON_SMOLLM2
+cd "$(dirname "$0")/.."
+cargo test --quiet --workspace --locked --test tokenizers -- --exact smollm2_has_the_tokens_of_llama_cpp

@@ -1,6 +1,6 @@
 // Both directions against llama.cpp; run by check-llama-cpp.sh.
 //
-//   node check_llama_cpp.mjs KRON MODEL.gguf PACKAGES SCRATCH
+//   node check_llama_cpp.mjs KRON KRON_TRAIN MODEL.gguf PACKAGES SCRATCH [TOKENS.json]
 //
 // Models are compared in float32: products with quantised weights quantise the activations as well.
 
@@ -9,12 +9,14 @@ import fs from "node:fs";
 import path from "node:path";
 import {pathToFileURL} from "node:url";
 
-const [, , kron, model, packages, scratch] = process.argv;
+const [, , kron, kronTrain, model, packages, scratch, tokensFile] = process.argv;
 const modules = path.join(packages, "node_modules/node-llama-cpp/dist/index.js");
 const {getLlama} = await import(pathToFileURL(modules));
 
 const PROMPT = "The largest river of South America is the Amazon. The capital of France is";
 const GREEDY = 24;
+// Number of texts whose tokens are written on demand.
+const WRITTEN = 60;
 // Bound on log-probabilities: sums of some thousand float32 products in another order.
 const BOUND = 1e-3;
 
@@ -99,6 +101,20 @@ function compare(got, want) {
     return {difference, same, text: `log-probabilities differ by ${difference.toExponential(1)}, ${same} of ${GREEDY} greedy tokens are equal`};
 }
 
+/// Compares the greedy tokens of kron-train, which has no end token among them, with those of llama.cpp.
+function generated(adapter, want) {
+    const printed = execFileSync(kronTrain, [
+        "generate", at("base.gguf"), ...(adapter ? ["--adapter", at(adapter)] : []),
+        "--prompt", PROMPT, "--max-tokens", GREEDY, "--json",
+    ], {stdio: ["ignore", "pipe", "ignore"]});
+    const {ids, ended, prompt_tokens} = JSON.parse(printed);
+    const theirs = want.tokens.slice(0, ended === "end" ? -1 : GREEDY);
+    let same = 0;
+    while (same < GREEDY && same < ids.length && ids[same] === theirs[same]) same++;
+    const equal = same === ids.length && same === theirs.length && same > 0 && prompt_tokens === want.all.length;
+    return {equal, text: `${same} of ${theirs.length} greedy tokens are equal, prompts of ${prompt_tokens} and ${want.all.length} tokens`};
+}
+
 async function models(llama) {
     // Four values of s·r, so that three are multiplied into B; A on rows that a GGUF permutes, and on others.
     const shapes = hidden => [0, 1].flatMap(block => [
@@ -127,8 +143,12 @@ async function models(llama) {
     const want = await outputs(llama, "merged.gguf"), base = await outputs(llama, "base.gguf");
     const without = compare(base, want);
     check(without.difference > 100 * BOUND, `the adapter changes the model: ${without.text}`);
-    const exact = compare(await outputs(llama, "base.gguf", "lora.gguf"), want);
+    const adapted = await outputs(llama, "base.gguf", "lora.gguf"), exact = compare(adapted, want);
     check(exact.difference <= BOUND && exact.same === GREEDY, `base + adapter against the merged model: ${exact.text}`);
+    for (const [file, theirs] of [["random.safetensors", adapted], ["lora.gguf", adapted], [null, base]]) {
+        const {equal, text} = generated(file, theirs);
+        check(equal, `kron-train generate, ${file ? `base + ${file}` : "base alone"}, against llama.cpp: ${text}`);
+    }
     const half = compare(await outputs(llama, "base.gguf", "half.gguf"), want);
     check(half.difference < without.difference / 10, `with the adapter in float16: ${half.text}`);
     fs.rmSync(at("base.gguf"));
@@ -166,6 +186,10 @@ async function tokenizer(llama) {
     const vocabulary = await llama.loadModel({modelPath: model, gpuLayers: 0, vocabOnly: true});
     const all = texts().map(text => ({text, special: vocabulary.tokenize(text, true), plain: vocabulary.tokenize(text, false)}));
     fs.writeFileSync(at("texts.json"), JSON.stringify(all));
+    if (tokensFile) {
+        const lines = all.slice(0, WRITTEN).map(({text, special}) => JSON.stringify([text, special]));
+        fs.writeFileSync(tokensFile, `[\n${lines.join(",\n")}\n]\n`);
+    }
     const program = `
 import json, sys
 from tokenizers import Tokenizer

@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,22 @@ def peft(tmp):
             got = logits(PeftModel.from_pretrained(base(), folder))
             compare(f"PEFT {name} → ours → {to} {' '.join(how)}", got, want, without)
         merge(tmp, name, golden / "base.safetensors", base(), golden / name)
+    headed(tmp, lambda folder: logits(PeftModel.from_pretrained(base(), folder)), without)
+
+
+def headed(tmp, logits, without):
+    """A head of kron-train is left out: PEFT would take lm_head for it."""
+    folder, ours, back = tmp / "headed", tmp / "headed.safetensors", tmp / "headed-back"
+    shutil.copytree(golden / "lokr", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["head"]}))
+    weights = folder / "adapter_model.safetensors"
+    head = {"base_model.model.head.weight": torch.ones(2, 8), "base_model.model.head.bias": torch.ones(2)}
+    save_file(load_file(weights) | head, weights, metadata={"format": "pt", "labels": '["a","b"]'})
+    run("convert", folder, ours)
+    assert {"head.weight", "head.bias"} <= set(load_file(ours)), "our file keeps the head"
+    run("convert", ours, back, "--to", "peft-lokr")
+    compare("a head of kron-train is left out → peft-lokr", logits(back), logits(golden / "lokr"), without)
 
 
 @torch.no_grad()

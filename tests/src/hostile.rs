@@ -219,7 +219,7 @@ fn document() -> Vec<Hostile> {
         edit("document that is not JSON", OWN, &format!(r#"{OWN}"no","x":"#), "breaks the format"),
         edit("deep document", OWN, &deep, "breaks the format"),
         edit("version 0", version, r#"\"version\":0"#, "is of version 0"),
-        edit("version 3", version, r#"\"version\":3,\"new\":[]"#, "reads version 1 to 2"),
+        edit("version 3", version, r#"\"version\":3,\"new\":[]"#, "reads versions 1 to 2"),
         edit("version as text", version, r#"\"version\":\"1\""#, "breaks the format"),
         edit("no version", r#"\"version\":1,"#, "", "missing field `version`"),
         edit("unknown field", MODULE, &format!(r#"\"dropout\":0.1,{MODULE}"#), "unknown field `dropout`"),
@@ -329,7 +329,12 @@ fn trained() -> Vec<Hostile> {
         edit("empty list of trained tensors", names, r#"\"trained_tensors\":[]"#, "names no trained_tensors"),
         edit("trained tensors that are null", names, r#"\"trained_tensors\":null"#, "breaks the format"),
         edit("trained tensors that are a map", names, r#"\"trained_tensors\":{}"#, "breaks the format"),
-        edit("trained tensor that is not listed", bias, "", r#""head.bias" that belongs to no layer"#),
+        edit(
+            "trained tensor that is not listed",
+            bias,
+            "",
+            r#""head.bias" that belongs to no layer and is not among the trained tensors"#,
+        ),
         edit(
             "trained tensor that is missing",
             bias,

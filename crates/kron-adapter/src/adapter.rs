@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::dotted_path::{MAX_NAME, check_path};
-use crate::text::shown;
+use crate::text::{first_and_more, shown};
 use crate::trained::{self, TrainedTensor};
 use crate::{Error, Result};
 use kron_core::{KronOp, KronShape, Scale, Theta};
@@ -159,6 +159,8 @@ impl Adapter {
     /// Key of the metadata for the names of a trained head's classes: a JSON list, in the order of the head's rows.
     /// It travels with the trained tensors.
     pub const LABELS_KEY: &str = "labels";
+    /// Module of the head that `kron-train` trains, which no model has; its tensors are `head.weight` and `head.bias`.
+    pub const HEAD: &str = "head";
 
     /// Makes an adapter of these layers, without target names, metadata or trained tensors.
     ///
@@ -261,7 +263,12 @@ impl Adapter {
     }
     /// Names the trained tensors for a sentence, `head.bias and 1 more`; `None` without any.
     pub fn trained_summary(&self) -> Option<String> {
-        trained::summary(&self.trained_tensors)
+        first_and_more(self.trained_tensors.iter().map(TrainedTensor::name))
+    }
+    /// Returns a note on the trained tensors, which files of this format leave out; `None` without any.
+    pub(crate) fn factors_alone(&self, format: &str) -> Option<String> {
+        let names = self.trained_summary()?;
+        Some(format!("{format} holds factors alone, so these trained tensors are left out: {names}"))
     }
     /// Returns the number of values of all trained tensors.
     pub fn trained_values(&self) -> usize {

@@ -28,8 +28,8 @@ pub struct Factors {
 /// Names of the factors.
 pub const NAMES: [&str; 6] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
 
-/// Returns why a tensor that often accompanies the factors is refused.
-pub fn reason(name: &str) -> &'static str {
+/// Returns why a tensor is refused: the reason for one that often accompanies the factors, or else `otherwise`.
+fn reason(name: &str, otherwise: &'static str) -> &'static str {
     let tail = name.rsplit('.').next().unwrap_or(name);
     match tail {
         "lokr_t2" => "it is the Tucker core of a convolution, and only linear layers are supported",
@@ -41,9 +41,7 @@ pub fn reason(name: &str) -> &'static str {
         "weight" if name.contains("lora_magnitude_vector") => {
             "it belongs to DoRA, which rescales the whole weight"
         }
-        _ => {
-            "it is not a factor of ΔW and lies in no module in modules_to_save, and leaving it out would change the model"
-        }
+        _ => otherwise,
     }
 }
 
@@ -128,10 +126,12 @@ impl Pair {
     }
 }
 
-/// Groups tensors by module; `split` returns a tensor's module and its name in it.
+/// Groups tensors by module; `split` returns a tensor's module and its name in it, and `otherwise` is the reason
+/// against tensors that it does not know.
 pub fn group<'a>(
     tensors: &Tensors,
     names: &'a [String],
+    otherwise: &'static str,
     split: impl Fn(&'a str) -> Option<(&'a str, &'a str)>,
 ) -> Result<BTreeMap<&'a str, Parts<'a>>> {
     let mut layers: BTreeMap<&str, Parts> = BTreeMap::new();
@@ -141,7 +141,7 @@ pub fn group<'a>(
                 "{}: tensor {} is refused: {}",
                 tensors.path(),
                 text::name(name),
-                reason(name)
+                reason(name, otherwise)
             )));
         };
         layers.entry(module).or_default().insert(part, name.clone());

@@ -20,6 +20,9 @@ use crate::{Adapter, Error, Format, Layer, Loaded, Result, ScaleRule, Scaling, T
 /// trainers for a denoiser and for one text encoder or two.
 const PREFIXES: [&str; 5] = ["lycoris_", "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_"];
 
+/// Reason against a tensor that is no factor.
+const NO_FACTOR: &str = "it is not a factor of ΔW, and leaving it out would change the model";
+
 /// Reads a file.
 ///
 /// # Errors
@@ -27,7 +30,7 @@ const PREFIXES: [&str; 5] = ["lycoris_", "lora_unet_", "lora_te_", "lora_te1_", 
 /// that do not fit together.
 pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
     let names = tensors.names();
-    let layers = lokr::group(tensors, &names, |name| {
+    let layers = lokr::group(tensors, &names, NO_FACTOR, |name| {
         let (module, part) = name.rsplit_once('.')?;
         (lokr::NAMES.contains(&part) || part == "alpha").then_some((module, part))
     })?;

@@ -22,10 +22,9 @@ impl OutputFormat {
     /// Returns a note on the trained tensors that the format cannot hold, which are left out.
     pub fn left_out(self, adapter: &Adapter) -> Option<String> {
         match self {
-            OutputFormat::Kron | OutputFormat::Lora(_) | OutputFormat::PeftLokr => None,
-            OutputFormat::Lycoris => adapter.trained_summary().map(|names| {
-                format!("LyCORIS holds factors alone, so these trained tensors are left out: {names}")
-            }),
+            OutputFormat::Kron => None,
+            OutputFormat::Lora(_) | OutputFormat::PeftLokr => peft::left_out(adapter),
+            OutputFormat::Lycoris => adapter.factors_alone("LyCORIS"),
         }
     }
 
@@ -37,7 +36,7 @@ impl OutputFormat {
     /// [`OutputFormat::left_out`] names.
     ///
     /// # Errors
-    /// Fails on NaN or infinity in a factor, if `progress` fails, and if a layer does not
+    /// Fails on NaN or infinity in a factor or a trained tensor, if `progress` fails, and if a layer does not
     /// fit the format:
     ///
     /// * [`PeftLokr`](Self::PeftLokr): a LoRA, or a shape that PEFT would derive

@@ -1,6 +1,7 @@
 //! Foreign text in messages and on terminals.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 
 /// Longest name in a message, in characters.
 const NAME: usize = 200;
@@ -85,6 +86,23 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
         false => c.to_string(),
     });
     escaped.collect::<String>().into()
+}
+
+/// Names the first of some things and counts the others; `None` for none.
+///
+/// ```
+/// use kron_adapter::text::first_and_more;
+///
+/// assert_eq!(first_and_more(["a", "b", "c"]).as_deref(), Some("a and 2 more"));
+/// assert_eq!(first_and_more(["a"]).as_deref(), Some("a"));
+/// ```
+pub fn first_and_more<T: Display>(names: impl IntoIterator<Item = T>) -> Option<String> {
+    let mut names = names.into_iter();
+    let first = names.next()?;
+    Some(match names.count() {
+        0 => first.to_string(),
+        more => format!("{first} and {more} more"),
+    })
 }
 
 fn replaced(text: Cow<'_, str>, is_bad: fn(char) -> bool) -> Cow<'_, str> {

@@ -119,12 +119,3 @@ pub(crate) fn modules(name: &str) -> impl Iterator<Item = &str> {
     let ends = name.match_indices('.').map(|(at, _)| at).chain([name.len()]);
     ends.map(|end| &name[..end])
 }
-
-/// Names some tensors in a sentence: `head.bias and 1 more`; `None` for none.
-pub(crate) fn summary(tensors: &[TrainedTensor]) -> Option<String> {
-    let first = &tensors.first()?.name;
-    Some(match tensors.len() {
-        1 => first.clone(),
-        count => format!("{first} and {} more", count - 1),
-    })
-}

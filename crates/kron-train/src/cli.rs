@@ -37,7 +37,7 @@ pub enum Command {
         /// Folder for checkpoint, adapter, logs and report; empty for a new run.
         #[arg(long)]
         out: PathBuf,
-        /// Resume the run in that folder from its checkpoint; without one, start it again.
+        /// Resume the run in that folder from its checkpoint; a folder without one is refused.
         #[arg(long)]
         resume: bool,
     },

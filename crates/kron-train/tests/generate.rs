@@ -8,7 +8,11 @@ use std::process::{Command, Output};
 use candle_core::{Device, IndexOp};
 use candle_nn::Linear;
 use common::{config, data};
+use kron_adapter::gguf::{LlamaTensors, write_lora};
+use kron_adapter::peft::LoraOptions;
+use kron_adapter::write_output;
 use kron_candle::{IfExists, Inject};
+use kron_core::Dtype;
 use kron_train::config::{Method, Task};
 use kron_train::data::{Tokenizer, Tokens};
 use kron_train::inference::{Ended, GenerateOptions, Generated, TrainedModel};
@@ -119,13 +123,22 @@ fn an_adapter_and_its_merged_model_generate_the_same() {
         std::fs::copy(config.model.join(name), merged.join(name)).expect("room");
     }
 
+    // llama.cpp's form of the adapter: a LoRA, with the rows of q and k in a GGUF's order.
+    let llama_cpp = folder.path().join("adapter.gguf");
+    let names = LlamaTensors::of_config(&config.model.join("config.json")).expect("a configuration");
+    let whole = adapters.to_adapter().expect("an adapter");
+    let lora = write_lora(&whole, &names, LoraOptions::default(), Dtype::F32, &|_| Ok(())).expect("a LoRA");
+    write_output(&llama_cpp, &lora.output, IfExists::Refuse, &|_| Ok(())).expect("room");
+
     let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
     let (mut changed, mut tokens) = (0, 0);
     let (with, base) = (model(&config.model, Some(&adapter)), model(&config.model, None));
     let merged = model(&merged, None);
+    let llama_cpp = model(&config.model, Some(&llama_cpp));
     for prompt in ["the dog", "play the", "a", "what is it"] {
         let got = generated(&with, prompt, &options);
         assert_eq!(got, generated(&merged, prompt, &options));
+        assert_eq!(got, generated(&llama_cpp, prompt, &options));
         tokens += got.ids.len();
         changed += usize::from(got != generated(&base, prompt, &options));
     }
@@ -243,6 +256,12 @@ fn the_program_prints_text_json_and_jsonl() {
     let refused = program(&[&short[..], &["--log-probs", "3"]].concat());
     assert!(String::from_utf8_lossy(&refused.stderr).starts_with("error: --log-probs is given, but only"));
     assert_eq!(program(&[&short[..], &["--json", "--log-probs", "1001"]].concat()).status.code(), Some(1));
+    for (max_tokens, taken) in [(16_777, true), (16_778, false)] {
+        let checked = GenerateOptions { max_tokens, log_probs: 1000, ..GenerateOptions::default() }.check();
+        let said = checked.map_err(|e| e.to_string());
+        let want = "max_tokens is 16778 and log_probs is 1000, but their product is at most 16777216";
+        assert_eq!(said, if taken { Ok(()) } else { Err(want.to_string()) });
+    }
     let told = String::from_utf8_lossy(&text.stderr).into_owned();
     assert!(told.contains("text: 20 tokens") && told.contains("cache: 0."), "{told}");
 

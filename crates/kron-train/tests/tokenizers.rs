@@ -250,3 +250,18 @@ fn a_piece_of_llama2c_has_a_longest_size() {
         }
     }
 }
+
+/// The file of the model is named by the environment variable `KRON_SMOLLM2`, as scripts/check-smollm2.sh sets it.
+#[test]
+fn smollm2_has_the_tokens_of_llama_cpp() {
+    let Some(model) = std::env::var_os("KRON_SMOLLM2") else {
+        return eprintln!("skipped: KRON_SMOLLM2 names no GGUF, scripts/fetch-smollm2.sh fetches it");
+    };
+    let tokenizer = Tokenizer::read(Path::new(&model)).expect("a tokenizer");
+    let text = std::fs::read(data("smollm2_tokens.json")).expect("a fixture");
+    let all: Vec<(String, Vec<u32>)> = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(all.len(), 60);
+    for (text, want) in all {
+        assert_eq!(tokenizer.encode_more(&text).expect("tokens"), want, "{text:?}");
+    }
+}

@@ -113,6 +113,9 @@ fn a_head_in_an_adapter_belongs_to_the_model_and_has_labels() {
     refused(head(Some("[\"a\",\"b\"]"), 3, 64), "head.weight is [3, 64], but [2, 64] was expected");
     refused(head(Some("[\"a\",\"b\"]"), 2, 63), "head.weight is [2, 63], but [2, 64] was expected");
     refused(head(Some("[\"b\",\"a\"]"), 2, 64), "labels that are not sorted");
+    refused(head(Some("a\nb"), 2, 64), "has labels that are not a JSON list of texts: ");
+    let weights = Weights::read(&Files::find(&config.model).expect("a model")).expect("weights");
+    refused(read_head(&file, &weights), "has labels that are not a JSON list of texts: ");
 }
 
 /// An adapter from elsewhere may replace the model's tensors, or bring a head of another name.
@@ -136,7 +139,7 @@ fn trained_tensors_of_the_model_are_refused_and_a_foreign_head_is_noted() {
     let notes = with(&["score.bias", "xnorm.weight"]).expect("a foreign head").notes().to_vec();
     assert_eq!(notes, ["trained tensors of the adapter are not used: score.bias and 1 more"]);
     let notes = with(&["score.bias"]).expect("a foreign head").notes().to_vec();
-    assert_eq!(notes, ["a trained tensor of the adapter is not used: score.bias"]);
+    assert_eq!(notes, ["trained tensors of the adapter are not used: score.bias"]);
 }
 
 /// PEFT's configuration names the model that an adapter is for.

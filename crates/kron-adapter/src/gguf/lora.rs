@@ -43,7 +43,7 @@ pub struct GgufLora {
     pub output: Output,
     /// alpha of all layers.
     pub alpha: f32,
-    /// Changes of the layers' scales, one sentence each.
+    /// Changes of the layers' scales, and the trained tensors that are left out, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -120,7 +120,7 @@ pub fn write_lora(
     Ok(GgufLora {
         output: Output::File(bytes),
         alpha,
-        notes: if scaled > 0 { vec![note] } else { Vec::new() },
+        notes: (scaled > 0).then_some(note).into_iter().chain(adapter.factors_alone("a GGUF LoRA")).collect(),
     })
 }
 

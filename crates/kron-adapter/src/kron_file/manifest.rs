@@ -80,7 +80,7 @@ pub(super) fn decode(json: &str) -> Result<Manifest> {
     let Versioned { version } = serde_json::from_str(json).map_err(broken)?;
     if !(FACTORS_ALONE..=VERSION).contains(&version) {
         return Err(Error::data(format!(
-            "is of version {version} of the format, but this program reads version {FACTORS_ALONE} to {VERSION}"
+            "is of version {version} of the format, but this program reads versions {FACTORS_ALONE} to {VERSION}"
         )));
     }
     let manifest: Manifest = serde_json::from_str(json).map_err(broken)?;

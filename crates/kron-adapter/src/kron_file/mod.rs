@@ -36,8 +36,8 @@ impl Adapter {
     ///
     /// # Errors
     /// Fails if the system refuses, if the path names anything but a regular file,
-    /// and if the file breaks a rule of `docs/FORMAT.md`; a factor with NaN or
-    /// infinity breaks one.
+    /// and if the file breaks a rule of `docs/FORMAT.md`; NaN or infinity in a
+    /// factor or a trained tensor breaks one.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let mut input = Input::open(path.as_ref())?;
         let (_, layout) = input.layout_within(MAX_HEADER)?;
@@ -58,8 +58,8 @@ impl Adapter {
     /// Writes an adapter file by [`write_atomic`]. Equal adapters give equal bytes.
     ///
     /// # Errors
-    /// Fails if a factor holds NaN or infinity, if names make the header longer than
-    /// [`MAX_HEADER`], if the file exists under [`IfExists::Refuse`], and if the
+    /// Fails if a factor or a trained tensor holds NaN or infinity, if names make the header
+    /// longer than [`MAX_HEADER`], if the file exists under [`IfExists::Refuse`], and if the
     /// system refuses. A file that was there before is then still there.
     pub fn write(&self, path: impl AsRef<Path>, if_exists: IfExists) -> Result<()> {
         let header = self.checked_header()?;
@@ -69,7 +69,7 @@ impl Adapter {
     /// Returns the bytes of the file.
     ///
     /// # Errors
-    /// Fails if a factor holds NaN or infinity, or the header is longer than [`MAX_HEADER`].
+    /// Fails if a factor or a trained tensor holds NaN or infinity, or the header is longer than [`MAX_HEADER`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let header = self.checked_header()?;
         let mut bytes = Vec::with_capacity(header.len() + 4 * (self.params() + self.trained_values()));

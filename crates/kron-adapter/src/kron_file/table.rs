@@ -85,9 +85,10 @@ impl Table {
         });
         let trained = trained.collect::<Result<_>>()?;
         match self.tensors.offset_keys().into_iter().find(|name| !expected.contains(name)) {
-            Some(extra) => {
-                Err(Error::data(format!("has a tensor {} that belongs to no layer", shown(&extra))))
-            }
+            Some(extra) => Err(Error::data(format!(
+                "has a tensor {} that belongs to no layer and is not among the trained tensors",
+                shown(&extra)
+            ))),
             None => Ok((entries, trained)),
         }
     }

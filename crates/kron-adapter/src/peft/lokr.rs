@@ -9,7 +9,7 @@ use serde_json::json;
 use super::config::{Config, bits, encoded, number, shortest};
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
-use super::saved::{labels, trained};
+use super::saved::{UNSAVED, labels, trained};
 use crate::algebra::scale64;
 use crate::limits::Limits;
 use crate::lokr::{self, Factors};
@@ -31,7 +31,7 @@ pub(super) fn read(
     names: &[String],
     mut limits: Limits,
 ) -> Result<Loaded> {
-    let layers = lokr::group(tensors, names, parts)?;
+    let layers = lokr::group(tensors, names, UNSAVED, parts)?;
     let mut products = 0;
     let layers = layers.iter().map(|(module, parts)| {
         let factors = Factors::read(tensors, module, parts, &mut limits)?;

@@ -9,7 +9,7 @@ use super::config::{Config, bits, encoded, number, shortest};
 use super::joined::joined;
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
-use super::saved::{labels, trained};
+use super::saved::{UNSAVED, labels, trained};
 use crate::algebra::{Join, scale64};
 use crate::elements::first_not_finite;
 use crate::limits::{Budget, Limits};
@@ -38,7 +38,7 @@ pub(super) fn read(
     limits: Limits,
 ) -> Result<Loaded> {
     let refused = |what: String| Error::data(format!("{}: {what}", folder.display()));
-    let layers = group(tensors, names, parts)?;
+    let layers = group(tensors, names, UNSAVED, parts)?;
     let layers = layers.iter().map(|(module, parts)| {
         let (Some(down), Some(up)) = (parts.get(DOWN), parts.get(UP)) else {
             return Err(refused(format!("{} needs both {DOWN} and {UP}", text::name(module))));

@@ -25,6 +25,7 @@ pub use lora::LoraOptions;
 pub(crate) use lora::write as write_lora;
 pub(crate) use names::PREFIX;
 pub use names::{CONFIG, WEIGHTS, folder};
+pub(crate) use saved::left_out;
 
 /// Longest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;

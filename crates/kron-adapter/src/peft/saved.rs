@@ -14,6 +14,9 @@ use crate::{Adapter, Error, Result, Tensors, TrainedTensor, text};
 const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 const CLASSIFYING: [&str; 2] = ["SEQ_CLS", "TOKEN_CLS"];
 
+/// Reason against a tensor that is neither a factor nor saved.
+pub const UNSAVED: &str = "it is not a factor of ΔW and lies in no module in modules_to_save, and leaving it out would change the model";
+
 /// Names of the factors, and the trained tensors.
 pub type Split = (Vec<String>, Vec<TrainedTensor>);
 
@@ -58,11 +61,31 @@ fn read(tensors: &Tensors, stored: &str, name: &str) -> Result<TrainedTensor> {
         .map_err(|e| e.about(tensors.path()))
 }
 
+/// Returns a note on the head of `kron-train`, which no folder takes.
+pub fn left_out(adapter: &Adapter) -> Option<String> {
+    let head = adapter.trained_tensors().iter().filter(|tensor| is_own_head(adapter, tensor));
+    let names = text::first_and_more(head.map(TrainedTensor::name))?;
+    Some(format!(
+        "PEFT saves only modules that the model has, so the head that kron-train trained is left out: {names}"
+    ))
+}
+
+/// True for a tensor of the head of `kron-train`: PEFT would take `lm_head` for the module `head`, by its end.
+fn is_own_head(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
+    let module = tensor.name().rsplit_once('.').map(|(module, _)| module);
+    module == Some(Adapter::HEAD) && adapter.metadata().contains_key(Adapter::LABELS_KEY)
+}
+
+/// Returns the trained tensors that a folder takes.
+fn carried(adapter: &Adapter) -> impl Iterator<Item = &TrainedTensor> {
+    adapter.trained_tensors().iter().filter(|tensor| !is_own_head(adapter, tensor))
+}
+
 /// Returns a note if the configuration has such modules, but the file none of their tensors.
 pub fn missing(saved: &[String], trained: &[TrainedTensor]) -> Option<String> {
-    let first = saved.first().filter(|_| trained.is_empty())?;
-    let others = if saved.len() == 1 { String::new() } else { format!(" and {} more", saved.len() - 1) };
-    Some(format!("modules_to_save has {}{others}, but the file has no tensor of them", text::name(first)))
+    let names = saved.iter().filter(|_| trained.is_empty()).map(|name| text::name(name));
+    let names = text::first_and_more(names)?;
+    Some(format!("modules_to_save has {names}, but the file has no tensor of them"))
 }
 
 /// Puts the trained tensors into an adapter, with the names of their classes.
@@ -79,14 +102,13 @@ pub fn with_tensors(adapter: Adapter, trained: Vec<TrainedTensor>, from: &Tensor
 
 /// Returns the trained tensors to write, by PEFT's names.
 pub fn trained(adapter: &Adapter) -> impl Iterator<Item = (String, TensorData<'_>)> {
-    let tensors = adapter.trained_tensors().iter();
-    tensors.map(|tensor| (format!("{PREFIX}{}", tensor.name()), TensorData::Trained(tensor)))
+    carried(adapter).map(|tensor| (format!("{PREFIX}{}", tensor.name()), TensorData::Trained(tensor)))
 }
 
 /// Returns the text for the weights' metadata: PEFT's configuration has no place for the names of classes.
 pub fn labels(adapter: &Adapter) -> Option<(&'static str, &str)> {
     let labels = adapter.metadata().get(Adapter::LABELS_KEY)?;
-    (!adapter.trained_tensors().is_empty()).then_some((Adapter::LABELS_KEY, labels))
+    carried(adapter).next().map(|_| (Adapter::LABELS_KEY, labels.as_str()))
 }
 
 /// Returns the modules whose tensors the adapter holds, for `modules_to_save`.
@@ -96,7 +118,7 @@ pub fn labels(adapter: &Adapter) -> Option<(&'static str, &str)> {
 pub fn saved_modules(adapter: &Adapter) -> Result<BTreeSet<&str>> {
     let task = adapter.metadata().get("task_type");
     let classifying = task.is_some_and(|task| CLASSIFYING.contains(&task.as_str()));
-    adapter.trained_tensors().iter().map(|tensor| saved_module(tensor.name(), classifying)).collect()
+    carried(adapter).map(|tensor| saved_module(tensor.name(), classifying)).collect()
 }
 
 fn saved_module(tensor: &str, classifying: bool) -> Result<&str> {

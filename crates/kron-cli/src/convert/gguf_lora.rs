@@ -46,13 +46,10 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         Ok(())
     })?;
     bar.finish_and_clear();
-    let GgufLora { output, notes: scales, .. } = written;
+    let GgufLora { output, notes: changes, .. } = written;
     progress::write_output(&args.output, &output, args.force)?;
     notes.extend(resolved.notes);
-    notes.extend(scales);
-    notes.extend(adapter.trained_summary().map(|names| {
-        format!("a GGUF LoRA holds factors alone, so these trained tensors are left out: {names}")
-    }));
+    notes.extend(changes);
     let report = Report {
         input: path,
         from: format,

@@ -27,8 +27,8 @@ use crate::{Error, Result, TextOrJson, progress};
 /// Write an adapter in another format.
 ///
 /// Factors are copied bit for bit. An adapter that the other format cannot express is refused. Tensors
-/// trained beside the factors go along, as modules_to_save in a PEFT folder; LyCORIS and GGUF hold none, and
-/// a note names those that are left out.
+/// trained beside the factors go along, as modules_to_save in a PEFT folder, except a head that kron-train
+/// trained; LyCORIS and GGUF hold none. A note names those that are left out.
 ///
 /// As a LoRA (--to lora) every adapter runs in any engine: ΔW = s·(A ⊗ B)·(I ⊗ C) is a LoRA of rank
 /// a_in·r, or a_out·r from the other side. The smaller rank is written, as a PEFT folder. Each product

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use kron_adapter::algebra::Delta;
 use kron_adapter::limits::{Cost, Limits};
 use kron_adapter::resolve::resolve_module_names;
-use kron_adapter::text::one_line;
+use kron_adapter::text::{first_and_more, one_line};
 use kron_adapter::{Adapter, Layer, Loaded, TrainedTensor, lycoris};
 use serde::Serialize;
 
@@ -130,11 +130,10 @@ fn no_shared_module(first: &Loaded, second: &Loaded) -> Option<String> {
 fn trained_tensors(first: &Adapter, second: &Adapter) -> Option<String> {
     let both = [first, second].map(Adapter::trained_tensors);
     let names: BTreeSet<&str> = both.into_iter().flatten().map(TrainedTensor::name).collect();
-    let mut differ = names.iter().filter(|name| first.trained_tensor(name) != second.trained_tensor(name));
-    let differ = match (differ.next(), differ.count()) {
-        (None, _) => "are equal in both adapters".to_string(),
-        (Some(name), 0) => format!("differ in {name}"),
-        (Some(name), more) => format!("differ in {name} and {more} more"),
+    let differ = names.iter().filter(|name| first.trained_tensor(name) != second.trained_tensor(name));
+    let differ = match first_and_more(differ) {
+        None => "are equal in both adapters".to_string(),
+        Some(names) => format!("differ in {names}"),
     };
     (!names.is_empty()).then(|| format!("the tensors trained beside the factors, {}, {differ}", names.len()))
 }

@@ -137,7 +137,11 @@ fn tensors_that_are_no_factor() {
         ("lokr", &format!("{Q}.lokr_t2")[..], "Tucker"),
         ("lokr", &format!("{Q}.dora_scale"), "DoRA"),
         ("lokr", &format!("{Q}.bias"), "biases"),
-        ("lokr", "model.layers.0.self_attn.q_proj.lokr_w1", "not a factor"),
+        (
+            "lokr",
+            "model.layers.0.self_attn.q_proj.lokr_w1",
+            "not a factor of ΔW and lies in no module in modules_to_save, and",
+        ),
         ("lora", &format!("{Q}.lora_magnitude_vector.weight"), "DoRA"),
         ("lora", "base_model.model.embed.lora_embedding_A", "embedding"),
         ("lora", &format!("{Q}.lora_B.bias"), "biases"),

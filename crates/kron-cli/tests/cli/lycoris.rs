@@ -155,6 +155,17 @@ fn diff_compares_modules_by_the_model_s_names() {
     refused(&call, 1, &["block", "no module"]);
 }
 
+#[test]
+fn a_tensor_that_is_no_factor_is_refused() {
+    let (dir, mut with) = (dir(), tensors(&file("factor_4")));
+    with.insert("lycoris_up.weight".into(), tensor(Dtype::F32, &[2], 1));
+    let path = dir.path().join("with.safetensors");
+    std::fs::write(&path, serialize(&with)).unwrap();
+    let says =
+        "lycoris_up.weight is refused: it is not a factor of ΔW, and leaving it out would change the model";
+    refused(&[&"inspect", &path], 1, &[says]);
+}
+
 /// No loader would find a module that the model lacks.
 #[test]
 fn every_module_that_the_model_lacks_is_refused() {

@@ -159,6 +159,51 @@ fn the_names_of_the_classes_go_along() {
     }
 }
 
+/// PEFT would take a decoder's `lm_head` for the module `head`, and the folder would not load.
+#[test]
+fn a_note_names_the_head_that_a_peft_folder_does_not_take() {
+    let (out, labels) = (dir(), Adapter::LABELS_KEY);
+    let plain = Adapter::read(ours("lokr", out.path())).unwrap();
+    let file = |name: &str, labelled: bool, names: &[&str]| {
+        let path = out.path().join(name);
+        let tensors = names.iter().map(|name| TrainedTensor::new(*name, [2], vec![0.5, 1.0]).unwrap());
+        let labels = labelled.then(|| (labels.to_string(), "[\"a\",\"b\"]".to_string()));
+        let adapter = plain.clone().with_metadata(labels.into_iter().collect()).unwrap();
+        let adapter = adapter.with_trained_tensors(tensors.collect()).unwrap();
+        adapter.write(&path, IfExists::Refuse).unwrap();
+        path
+    };
+    let head = file("head", true, &["head.weight", "head.bias"]);
+    let both = file("both", true, &["head.weight", "head.bias", "score.bias"]);
+    // Without the names of classes it is a module of the model's.
+    let other = file("other", false, &["head.weight"]);
+    let nested = file("nested", true, &["a.head.weight", "head.a.weight"]);
+    let note = "PEFT saves only modules that the model has, so the head that kron-train trained is left out: \
+                head.bias and 1 more";
+    for to in ["lora", "peft-lokr"] {
+        for (from, left_out, saved, labelled) in [
+            (&head, vec![note], json!(null), false),
+            (&both, vec![note], json!(["score"]), true),
+            (&other, vec![], json!(["head"]), false),
+            (&nested, vec![], json!(["a.head", "head.a"]), true),
+        ] {
+            let folder = from.with_extension(to);
+            assert_eq!(notes(&convert(from, &folder, to)), left_out, "{from:?}");
+            assert_eq!(config(&folder)["modules_to_save"], saved, "{from:?}");
+            let read = kron_adapter::read(&folder).unwrap();
+            let whole = Adapter::read(from).unwrap();
+            let kept = whole.trained_tensors().iter();
+            let kept = kept.filter(|tensor| left_out.is_empty() || !tensor.name().starts_with("head."));
+            assert!(kept.eq(read.adapter.trained_tensors()), "{from:?}");
+            assert_eq!(read.adapter.metadata().contains_key(labels), labelled, "{from:?}");
+        }
+    }
+    // Our file keeps it.
+    let copy = out.path().join("copy");
+    assert_eq!(notes(&convert(&head, &copy, "kron")), Vec::<&str>::new());
+    assert!(std::fs::read(&head).unwrap() == std::fs::read(&copy).unwrap());
+}
+
 #[test]
 fn inspect_counts_them() {
     let (out, page) = (dir(), "page.html");

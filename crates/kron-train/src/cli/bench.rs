@@ -22,7 +22,7 @@ pub struct Bench {
     /// Device: cpu or cuda:N.
     #[arg(long)]
     device: Option<Device>,
-    /// Type of the base's weights and of activations; trained parameters are float32.
+    /// Type of the base's weights and of activations (on the CPU, bf16 is that of products alone); trained parameters are float32.
     #[arg(long)]
     precision: Option<Precision>,
     #[command(flatten)]

@@ -16,7 +16,7 @@ use super::way::Way;
 pub struct Generate {
     /// Hugging Face folder, a .gguf file, or a .bin file of llama2.c.
     model: PathBuf,
-    /// Adapter to put on the model: an adapter file, a PEFT folder or a LyCORIS file.
+    /// Adapter to put on the model: an adapter file, a PEFT folder, a LyCORIS file or a LoRA in GGUF.
     #[arg(long)]
     pub adapter: Option<PathBuf>,
     /// Text to continue.
@@ -43,7 +43,8 @@ pub struct Generate {
     /// Text before which the result ends, of at most 1024 bytes; up to 64 times.
     #[arg(long, allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// Add to the JSON the most probable tokens of every place, this many of them, with ln p (0 to 1000) [default: 0].
+    /// Add to the JSON the most probable tokens of every place, this many of them, with ln p (0 to 1000, and times
+    /// --max-tokens at most 16777216) [default: 0].
     #[arg(long)]
     log_probs: Option<usize>,
     /// Print one JSON object when the text is complete: text, ended, prompt_tokens and ids.

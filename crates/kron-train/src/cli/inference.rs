@@ -14,7 +14,7 @@ use super::way::Way;
 pub struct Inference {
     /// Hugging Face folder, a .gguf file, or a .bin file of llama2.c.
     model: PathBuf,
-    /// Adapter to put on the model: an adapter file, a PEFT folder or a LyCORIS file.
+    /// Adapter to put on the model: an adapter file, a PEFT folder, a LyCORIS file or a LoRA in GGUF.
     #[arg(long)]
     pub adapter: Option<PathBuf>,
     /// Head of the task classify [default: the adapter's own, or head.safetensors beside the adapter].

@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use candle_nn::Linear;
 use kron_adapter::io::{self, write_atomic};
+use kron_adapter::text::first_and_more;
 use kron_adapter::{Tensors, TrainedTensor};
 use kron_candle::{Adapter, IfExists};
 
@@ -15,6 +16,7 @@ use crate::model::Weights;
 
 /// Key of the names in the metadata: a JSON list, because a name may hold any character.
 const LABELS: &str = Adapter::LABELS_KEY;
+/// Tensors in the module [`Adapter::HEAD`].
 const WEIGHT: &str = "head.weight";
 const BIAS: &str = "head.bias";
 
@@ -46,7 +48,7 @@ pub fn of_adapter(path: &Path, adapter: &Adapter, weights: &Weights) -> Result<O
         return Ok(None);
     }
     let text = adapter.metadata().get(LABELS).ok_or_else(|| file(path, "has a head, but no labels of it"))?;
-    let labels = parse_labels(path, text)?;
+    let labels = parse_labels(path, text, false)?;
     let read = |name: &str, dims: &[usize]| {
         let Some(tensor) = adapter.trained_tensor(name) else { return Ok(None) };
         if tensor.shape() != dims {
@@ -75,10 +77,7 @@ pub fn unused_tensors(path: &Path, adapter: &Adapter, weights: &Weights) -> Resu
             ),
         ));
     }
-    Ok(others.first().map(|first| match others.len() {
-        1 => format!("a trained tensor of the adapter is not used: {first}"),
-        count => format!("trained tensors of the adapter are not used: {first} and {} more", count - 1),
-    }))
+    Ok(first_and_more(others).map(|names| format!("trained tensors of the adapter are not used: {names}")))
 }
 
 /// Writes a head and the names of its classes.
@@ -102,7 +101,8 @@ pub fn read(path: &Path, weights: &Weights) -> Result<LabelledHead> {
     let bytes = io::read(path, files::MAX_WEIGHTS)?;
     let tensors = Tensors::from_bytes(path.display().to_string(), bytes)?;
     let text = tensors.metadata(LABELS).ok_or_else(|| file(path, "is not a head: it has no labels"))?;
-    let labels = parse_labels(path, text)?;
+    // An adapter holds a head since the names are JSON.
+    let labels = parse_labels(path, text, tensors.metadata(Adapter::RESERVED_KEY).is_none())?;
     let read = |name: &str, dims: &[usize]| {
         let values = tensor(path, &tensors, name, dims, weights.device())?;
         match values.flatten_all()?.to_vec1::<f32>()?.iter().find(|value| !value.is_finite()) {
@@ -115,10 +115,13 @@ pub fn read(path: &Path, weights: &Weights) -> Result<LabelledHead> {
     Ok((Linear::new(weight, bias), labels))
 }
 
-fn parse_labels(path: &Path, text: &str) -> Result<Vec<String>> {
-    // Earlier heads have one name on each line.
-    let labels: Vec<String> =
-        serde_json::from_str(text).unwrap_or_else(|_| text.split('\n').map(str::to_owned).collect());
+/// Parses names of classes: a JSON list, or in a head's own file one name on each line, as earlier heads have them.
+fn parse_labels(path: &Path, text: &str, own_file: bool) -> Result<Vec<String>> {
+    let labels: Vec<String> = match serde_json::from_str(text) {
+        Ok(labels) => labels,
+        Err(_) if own_file => text.split('\n').map(str::to_owned).collect(),
+        Err(e) => return Err(file(path, format!("has labels that are not a JSON list of texts: {e}"))),
+    };
     match labels.is_sorted_by(|a, b| a < b) {
         true => Ok(labels),
         false => Err(file(path, "has labels that are not sorted, or one label twice")),

@@ -4,6 +4,7 @@ mod log_probs;
 mod sampler;
 mod stop_texts;
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
@@ -24,6 +25,8 @@ const MAX_STOPS: usize = 64;
 const MAX_STOP: usize = 1024;
 /// Largest number of tokens whose log-probabilities are kept at a place.
 const MAX_LOG_PROBS: u64 = 1000;
+/// Largest number of log-probabilities of a text, which take 16 bytes each.
+const MAX_KEPT: u64 = 1 << 24;
 
 /// Settings of a generation.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +70,12 @@ impl GenerateOptions {
             if !(low..=high).contains(&value) {
                 return Err(invalid(format!("{name} is {value}, but it is an integer from {low} to {high}")));
             }
+        }
+        let (tokens, kept) = (self.max_tokens, self.log_probs as u64);
+        if tokens * kept > MAX_KEPT {
+            return Err(invalid(format!(
+                "max_tokens is {tokens} and log_probs is {kept}, but their product is at most {MAX_KEPT}"
+            )));
         }
         let stops = self.stops.len();
         if stops > MAX_STOPS {
@@ -225,7 +234,7 @@ impl Generation<'_> {
     pub fn finish(&mut self) -> Result<Generated> {
         let text = self.collect::<Result<String>>()?;
         let ended = self.ended.unwrap_or(Ended::Length);
-        let (ids, log_probs) = (self.ids.clone(), self.log_probs.clone());
+        let (ids, log_probs) = (self.ids.clone(), mem::take(&mut self.log_probs));
         Ok(Generated { text, ended, prompt_tokens: self.prompt, ids, log_probs })
     }
 
