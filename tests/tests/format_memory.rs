@@ -1,17 +1,51 @@
 //! Reading never allocates more than the file's own size justifies.
 
 use kron_adapter::Adapter;
+use kron_adapter::gguf::Gguf;
 use kron_tests::adapters::seeds;
+use kron_tests::gguf::{Tensor, entry, file};
 use kron_tests::hostile::{Parts, hostile};
+use kron_tests::place::Place;
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 /// The most bytes in use at once while the file is read, and whether it is one.
 fn peak(bytes: &[u8]) -> (usize, bool) {
+    peak_of(|| Adapter::from_bytes(bytes).is_ok())
+}
+
+fn peak_of(read: impl FnOnce() -> bool) -> (usize, bool) {
     let _profiler = dhat::Profiler::builder().testing().build();
-    let read = Adapter::from_bytes(bytes).is_ok();
+    let read = read();
     (dhat::HeapStats::get().max_bytes, read)
+}
+
+/// GGUF headers that cost as little to write as they can, each refused at its end.
+fn gguf_bombs() -> Vec<(&'static str, Vec<u8>)> {
+    let array = |kind: u32, count: usize, item: &[u8]| {
+        [&kind.to_le_bytes()[..], &(count as u64).to_le_bytes(), &item.repeat(count)].concat()
+    };
+    // A type that does not exist.
+    let last = || entry("last", 13, &[]);
+    let entries = (0..229_377).map(|i| entry(&format!("{i:x}"), 0, &[7])).chain([last()]);
+    // Tensors without bytes of their own: all begin at the end of the file or behind it.
+    let tensor = |i| Tensor { name: format!("{i:x}"), shape: vec![1; 4], id: 0, bytes: vec![] };
+    let tensors: Vec<Tensor> = (0..100_000).map(tensor).collect();
+    let huge = u64::MAX.to_le_bytes();
+    let claims = |kind: u32| entry("a", 9, &[&kind.to_le_bytes()[..], &huge].concat());
+    vec![
+        ("empty texts", file(&[entry("a", 9, &array(8, (1 << 19) + 1, &[0; 8])), last()], &[])),
+        ("bytes", file(&[entry("a", 9, &array(0, (2 << 20) + 1, &[1])), last()], &[])),
+        ("truth values", file(&[entry("a", 9, &array(7, (2 << 20) + 1, &[1])), last()], &[])),
+        ("entries", file(&entries.collect::<Vec<_>>(), &[])),
+        ("tensors", file(&[], &tensors)),
+        ("one long key", file(&[entry(&"x".repeat(4 << 20), 13, &[])], &[])),
+        ("one long text", file(&[entry("a", 8, &kron_tests::gguf::text(&"x".repeat(4 << 20))), last()], &[])),
+        ("a long text that is claimed", file(&[entry("a", 8, &huge)], &[])),
+        ("texts that are claimed", file(&[claims(8)], &[])),
+        ("bytes that are claimed", file(&[claims(0)], &[])),
+    ]
 }
 
 /// Headers of some megabytes that cost as little to write as they can.
@@ -95,6 +129,14 @@ fn the_size_of_the_file_bounds_the_memory_of_reading_it() {
             assert!(Adapter::from_bytes(&bytes).is_err_and(|e| e.to_string().contains(" is NaN")));
         }
         assert!(peak <= 16 * bytes.len(), "{name}: {peak} of {}", bytes.len());
+    }
+    let place = Place::new();
+    for (name, bytes) in gguf_bombs() {
+        let path = place.write("model.gguf", &bytes);
+        let (peak, read) = peak_of(|| Gguf::open(&path).is_ok());
+        eprintln!("GGUF, {name}: {:.1} of {:.1} MB", peak as f64 / 1e6, bytes.len() as f64 / 1e6);
+        assert!(!read, "{name} was read");
+        assert!(peak <= 16 * bytes.len() + (16 << 10), "GGUF, {name}: {peak} of {}", bytes.len());
     }
     let (_, valid) = seeds().remove(0);
     assert!(peak(&valid.to_bytes().unwrap()).1);

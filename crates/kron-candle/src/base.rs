@@ -10,6 +10,26 @@ use kron_core::LayerDims;
 /// It is the base of an adapter in [`KronLinear::over`](crate::KronLinear::over). The trait has both passes, since a
 /// module without a backward pass, such as candle's `QMatMul`, would silently cut the gradients of all layers below.
 /// Operands are contiguous, … × d_in and … × d_out, in the dtype of the activations; results are of the same dtype.
+///
+/// ```
+/// # use std::sync::Arc;
+/// use kron_candle::{KronLinear, QuantisedLinear, TrainableDelta};
+///
+/// fn adapt(base: QuantisedLinear, delta: TrainableDelta) -> candle_core::Result<KronLinear> {
+///     KronLinear::over(Arc::new(base), delta)
+/// }
+/// ```
+///
+/// The same code does not compile for candle's type:
+///
+/// ```compile_fail,E0277
+/// # use std::sync::Arc;
+/// # use candle_core::quantized::QMatMul;
+/// # use kron_candle::{KronLinear, TrainableDelta};
+/// fn adapt(base: QMatMul, delta: TrainableDelta) -> candle_core::Result<KronLinear> {
+///     KronLinear::over(Arc::new(base), delta)
+/// }
+/// ```
 pub trait FrozenLinear: std::fmt::Debug + Send + Sync {
     /// Returns the sizes.
     fn dims(&self) -> LayerDims;

@@ -1,14 +1,24 @@
-//! Allocations of a forward pass of an adapted layer: one y, and little else.
+//! Allocations of an adapted layer's passes: one y, and of a quantised base no whole matrix.
 
-use candle_core::{DType, Device, Result, Tensor};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor};
 use candle_nn::Linear;
-use kron_candle::{KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split, TrainableDelta};
+use kron_adapter::gguf::{BlockType, Blocks};
+use kron_candle::{
+    FrozenLinear, KronLinear, KronShape, LayerDims, QuantisedLinear, ScaleRule, Scaling, Split,
+    TrainableDelta,
+};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
+/// The allocator counts for the whole process, so the tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn there_is_no_second_y() -> Result<()> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (rows, d_out, d_in) = (4096, 512, 64);
     let shape = KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 4, a_in: 2 }, 4).expect("legal");
     let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR).expect("legal");
@@ -22,5 +32,36 @@ fn there_is_no_second_y() -> Result<()> {
     let bytes = dhat::HeapStats::get().total_bytes;
     let one = 4 * y.elem_count() as u64;
     assert!(bytes >= one && bytes < one + one / 2, "{bytes} bytes were allocated for a y of {one}");
+    Ok(())
+}
+
+/// Both passes over a matrix of eight tiles hold one tile, the result, and what a product packs.
+#[test]
+fn a_quantised_base_is_never_whole() -> Result<()> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (rows, tile, columns, threads) = (40usize, 1024, 1024, 2);
+    let d_out = 8 * tile;
+    let blocks = BlockType::Q4_0;
+    let bytes = vec![0x33; d_out * columns / blocks.values() * blocks.bytes()];
+    let blocks = Blocks::new(blocks, d_out, columns, bytes).map_err(candle_core::Error::wrap)?;
+    let layer = QuantisedLinear::new(blocks, None)?;
+    // A packed number has up to three parts of two bytes; of w, 1024 columns by 640 are packed, and of x, each
+    // thread's rows, filled up to panels of 32.
+    let packed = 6 * 640 * (1024 + threads * rows.next_multiple_of(32));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    for (inner, outer, backward) in [(columns, d_out, false), (d_out, columns, true)] {
+        let x = CpuStorage::F32(vec![1.0; rows * inner]);
+        let layout = Layout::contiguous((rows, inner));
+        let pass = || if backward { layer.cpu_backward(&x, &layout) } else { layer.cpu_forward(&x, &layout) };
+        // The first pass starts threads and makes tables.
+        pool.install(pass)?;
+        let profiler = dhat::Profiler::builder().testing().build();
+        let y = pool.install(pass)?;
+        let peak = dhat::HeapStats::get().max_bytes;
+        drop((profiler, y));
+        let most = 4 * tile * columns + 4 * rows * outer + packed + (64 << 10);
+        assert!(peak >= 4 * tile * columns && peak <= most, "{peak} bytes at once, backward: {backward}");
+        assert!(2 * most < 4 * d_out * columns);
+    }
     Ok(())
 }

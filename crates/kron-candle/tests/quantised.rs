@@ -6,8 +6,11 @@ use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::Linear;
 use kron_adapter::gguf::{BlockType, Blocks};
 use kron_candle::{
-    KronLinear, KronShape, LayerDims, QuantisedLinear, ScaleRule, Scaling, Split, TrainableDelta,
+    Accum, KronLinear, KronShape, LayerDims, Operands, QuantisedLinear, ScaleRule, Scaling, Split,
+    TrainableDelta,
 };
+use kron_core::matrix_unit_product;
+use ndarray::{Array1, Array2, ArrayView2};
 
 const TYPES: [BlockType; 13] = [
     BlockType::F32,
@@ -46,7 +49,6 @@ fn largest(tensor: &Tensor) -> Result<f32> {
 #[test]
 fn outputs_and_gradients_are_the_dequantised_layers() -> Result<()> {
     for (i, block_type) in TYPES.into_iter().enumerate() {
-        // More rows than one tile, and not a multiple of it.
         let (blocks, dense) = matrix(block_type, 300)?;
         let (d_out, d_in) = dense.dims2()?;
         let bias: Vec<f32> = (0..d_out).map(|i| i as f32 - 9.0).collect();
@@ -73,6 +75,83 @@ fn outputs_and_gradients_are_the_dequantised_layers() -> Result<()> {
                 assert!(largest(&(got - want)?)? <= 2e-5 * largest(want)?, "{block_type:?}");
             }
         }
+    }
+    Ok(())
+}
+
+/// Draws values between -1 and 1.
+fn values(rows: usize, columns: usize, seed: u32) -> Array2<f32> {
+    let mut state = seed;
+    Array2::from_shape_simple_fn((rows, columns), || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    })
+}
+
+fn array(tensor: &Tensor) -> Result<Array2<f32>> {
+    let values = tensor.flatten_all()?.to_vec1()?;
+    Array2::from_shape_vec(tensor.dims2()?, values).map_err(candle_core::Error::wrap)
+}
+
+fn tensor(array: &Array2<f32>) -> Result<Tensor> {
+    Tensor::from_iter(array.iter().copied(), &Device::Cpu)?.reshape(array.dim())
+}
+
+/// Returns y of a layer, and dX of `dy`.
+fn passes(layer: QuantisedLinear, x: &Array2<f32>, dy: &Array2<f32>) -> Result<[Array2<f32>; 2]> {
+    let x = Var::from_tensor(&tensor(x)?)?;
+    let y = KronLinear::frozen(Arc::new(layer)).forward(&x, None)?;
+    let gradients = (&y * tensor(dy)?)?.sum_all()?.backward()?;
+    Ok([array(&y)?, array(gradients.get(&x).expect("a gradient"))?])
+}
+
+/// Compares with the product in float64 within the rounding of a float32 sum of so many products, and a bias.
+fn near_product(got: &Array2<f32>, x: &Array2<f32>, w: ArrayView2<f32>, bias: &Array1<f32>) {
+    let wide = |v: &f32| f64::from(*v);
+    let exact = x.map(wide).dot(&w.map(wide)) + bias.map(wide);
+    let size = x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())) + bias.map(|v| wide(v).abs());
+    let terms = (1.1 * w.nrows() as f64 + 8.0) * f64::from(f32::EPSILON) / 2.0;
+    for (at, got) in got.indexed_iter() {
+        let (error, bound) = ((wide(got) - exact[at]).abs(), terms * size[at]);
+        assert!(error <= bound, "{at:?}: {got}, not {}: {error:e} of {bound:e}", exact[at]);
+    }
+}
+
+/// A matrix of two whole tiles of 1024 rows and a part of one, for enough rows of x that a matrix unit is used.
+#[test]
+fn several_tiles_are_the_dequantised_layer() -> Result<()> {
+    let (rows, d_out) = (40, 2 * 1024 + 7);
+    for block_type in [BlockType::Bf16, BlockType::Q4_1] {
+        let (blocks, dense) = matrix(block_type, d_out)?;
+        let (w, bias) = (array(&dense)?, values(1, d_out, 1).row(0).to_owned());
+        let (x, dy) = (values(rows, w.ncols(), 2), values(rows, d_out, 3));
+        let layer = QuantisedLinear::new(blocks, Some(bias.to_vec()))?;
+        let [y, dx] = passes(layer, &x, &dy)?;
+        near_product(&y, &x, w.t(), &bias);
+        near_product(&dx, &dy, w.view(), &Array1::zeros(w.ncols()));
+    }
+    Ok(())
+}
+
+/// Products of bf16 operands are those of the rounded operands where there is a matrix unit, and float32 elsewhere.
+#[test]
+fn operands_are_rounded_where_there_is_a_matrix_unit() -> Result<()> {
+    let (blocks, dense) = matrix(BlockType::Q4_1, 320)?;
+    let w = array(&dense)?;
+    let (x, dy) = (values(40, w.ncols(), 4), values(40, w.nrows(), 5));
+    let run = |operands| passes(QuantisedLinear::new(blocks.clone(), None)?.with_operands(operands), &x, &dy);
+    let (float, short) = (run(Operands::Float32)?, run(Operands::Bf16)?);
+    let mut y = Array2::zeros((x.nrows(), w.nrows()));
+    if !matrix_unit_product(y.view_mut(), Accum::Replace, x.view(), w.t(), Operands::Bf16, false) {
+        assert_eq!(short, float);
+        return Ok(());
+    }
+    let rounded = |matrix: &Array2<f32>| matrix.mapv(|v| half::bf16::from_f32(v).to_f32());
+    let [x, dy, w] = [&x, &dy, &w].map(rounded);
+    near_product(&short[0], &x, w.t(), &Array1::zeros(w.nrows()));
+    near_product(&short[1], &dy, w.view(), &Array1::zeros(w.ncols()));
+    for (short, float) in short.iter().zip(&float) {
+        assert_ne!(short, float);
     }
     Ok(())
 }

@@ -35,7 +35,9 @@ fn the_parts_of_a_step_are_the_step() {
         assert!(parts.named().iter().all(|(_, ms)| *ms > 0.0), "{times:?}");
         let sum: f64 = parts.named().iter().map(|(_, ms)| ms).sum();
         assert!((sum - times.sum_of_parts_ms).abs() < 1e-9 * sum, "{times:?}");
-        assert!(sum <= times.step_ms * (1.0 + 1e-9) && sum > 0.9 * times.step_ms, "{times:?}");
+        // Another program may take the processor between two parts.
+        let between = 0.1 * times.step_ms + 20.0;
+        assert!(sum <= times.step_ms * (1.0 + 1e-9) && sum > times.step_ms - between, "{times:?}");
         assert!((times.tokens_per_second * times.step_ms / 1000.0 / 160.0 - 1.0).abs() < 1e-9, "{times:?}");
         assert_eq!((times.steps, times.batch, times.max_len), (3, 5, 32));
         assert_eq!(times.products_ms.is_some(), has_products, "{times:?}");

@@ -2,17 +2,26 @@
 
 mod common;
 
-use candle_core::DType;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+use kron_candle::{Accum, Inject, Operands};
+use kron_core::matrix_unit_product;
 use kron_train::compute::{Compute, Device, Precision};
 use kron_train::config::Method;
+use kron_train::data::Tokens;
+use kron_train::model::{Files, Weights, build};
 use kron_train::run::{Outcome, OutputFolder, StepRecord, Stop, run};
 use kron_train::{Config, Progress};
+use ndarray::Array2;
 
-/// Lists half precision on the CPU and, with the feature `cuda`, every precision on the first GPU.
+/// Lists both half precisions on the CPU and, with the feature `cuda`, every precision on the first GPU.
 ///
 /// Without a GPU the reason is printed to stderr.
 fn other_ways() -> Vec<Compute> {
-    let mut ways = vec![Compute { device: Device::Cpu, precision: Precision::F16 }];
+    let mut ways = [Precision::F16, Precision::Bf16]
+        .map(|precision| Compute { device: Device::Cpu, precision })
+        .to_vec();
     if cfg!(feature = "cuda") {
         match Device::Cuda(0).open() {
             Ok(_) => ways.extend(
@@ -51,6 +60,53 @@ fn other_devices_and_precisions_learn_the_same() {
         let (late, wanted) = (mean(&got.steps[half..]), mean(&want.steps[half..]));
         assert!((late / wanted - 1.0).abs() < 0.1, "{compute:?}: later losses {late}, not {wanted}");
         assert!(late < mean(&got.steps[..half]), "{compute:?} does not learn");
+    }
+}
+
+/// Writes the small decoder with all its numbers rounded to bf16, so that both precisions have the same weights.
+fn rounded_decoder(folder: &Path) -> PathBuf {
+    let mut bytes = std::fs::read(common::data("stories260K.bin")).expect("a model");
+    let (header, numbers) = bytes.split_at_mut(28);
+    assert_eq!(header[..4], 64i32.to_le_bytes(), "the width");
+    for number in numbers.chunks_exact_mut(4) {
+        let value = f32::from_le_bytes(number.try_into().expect("four bytes"));
+        number.copy_from_slice(&half::bf16::from_f32(value).to_f32().to_le_bytes());
+    }
+    std::fs::copy(common::data("tok512.bin"), folder.join("tok512.bin")).expect("copied");
+    let path = folder.join("model.bin");
+    std::fs::write(&path, bytes).expect("written");
+    path
+}
+
+/// With equal weights, bf16 on the CPU differs from float32 by the rounding of activations alone, where a matrix unit
+/// does it: in the blocks, and in the output matrix.
+#[test]
+fn bf16_on_the_cpu_rounds_the_activations_of_every_product() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Files::find(&rounded_decoder(folder.path())).expect("files");
+    let [float, short] = [Precision::F32, Precision::Bf16].map(|precision| {
+        let weights =
+            Weights::read_for(&files, Compute { precision, ..Compute::default() }).expect("weights");
+        build(&weights, &Inject::nothing()).expect("a body")
+    });
+    let ids: Vec<u32> = (0..64).map(|i| i * 7919 % 509).collect();
+    let tokens = Tokens::new(&[&ids]);
+    let hidden = [&float, &short].map(|body| body.hidden(&tokens, None).expect("states"));
+    let logits = [&float, &short].map(|body| body.logits(&hidden[0]).expect("logits").expect("a decoder"));
+    let has_unit = {
+        let (x, mut y) = (Array2::<f32>::zeros((64, 64)), Array2::zeros((64, 64)));
+        matrix_unit_product(y.view_mut(), Accum::Replace, x.view(), x.view(), Operands::Bf16, false)
+    };
+    let largest = |tensor: &Tensor| -> f32 {
+        tensor.abs().and_then(|values| values.max_all()?.to_scalar()).expect("values")
+    };
+    // bf16 rounds by up to 2⁻⁹, float32 by 2⁻²⁴ for each of at most 172 terms; five blocks of seven products follow
+    // each other.
+    for (what, [want, got], products) in [("states", &hidden, 35.0), ("logits", &logits, 1.0)] {
+        let error = largest(&(want - got).expect("a difference")) / largest(want);
+        let float = products * 172.0 / (1 << 24) as f32;
+        let range = if has_unit { float..products / 256.0 } else { 0.0..float };
+        assert!(range.contains(&error), "{what}: {error:e} in {range:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use kron_train::compute::Precision;
-use kron_train::config::Method;
+use kron_train::config::{Method, Task};
 use kron_train::run::{Evaluation, OutputFolder, StepRecord, Stop, read_log, run};
 use kron_train::{Config, Progress};
 
@@ -35,17 +35,48 @@ fn config() -> Config {
 #[test]
 fn stopping_after_every_step_changes_no_bit() {
     for precision in [Precision::F32, Precision::F16] {
-        stopping_changes_no_bit(precision);
+        let mut config = config();
+        config.compute.precision = precision;
+        stopping_changes_no_bit(&config);
     }
 }
 
-fn stopping_changes_no_bit(precision: Precision) {
-    let (mut config, folder) = (config(), tempfile::tempdir().expect("a folder"));
-    config.compute.precision = precision;
-    let (weights, data) = common::load(&config);
+#[test]
+fn stopping_changes_no_bit_over_a_quantised_base_with_checkpointing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "abbaabbaababba".repeat(120)).expect("written");
+    let mut config = Config { task: Task::Lm, ..config() };
+    config.model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tiny_llama.gguf");
+    (config.data.train, config.data.validation, config.data.max_len) = (text.clone(), Some(text), 12);
+    (config.adapter.a_out, config.train.checkpointing) = (2, true);
+    stopping_changes_no_bit(&config);
+}
+
+/// Without dropout the choices of a question share its prefix.
+#[test]
+fn stopping_changes_no_bit_of_choices_that_share_a_prefix() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("choice.jsonl");
+    let row = |i: usize| {
+        let (name, more) = (["Tom", "Lily", "Ben"][i % 3], " and happy".repeat(i % 4));
+        let choices = &["a stone", "very happy", "not here"][..2 + i % 2];
+        let question = format!("{name} is happy{more}. What is {name}?");
+        serde_json::json!({ "q": question, "choices": choices, "answer": i % 2 }).to_string() + "\n"
+    };
+    std::fs::write(&file, (0..48).map(row).collect::<String>()).expect("written");
+    let mut config = Config { task: Task::Choice, ..config() };
+    (config.data.train, config.data.validation, config.adapter.dropout) = (file.clone(), Some(file), 0.0);
+    stopping_changes_no_bit(&config);
+}
+
+/// Compares a run in one piece with one that stops after each of its twelve steps.
+fn stopping_changes_no_bit(config: &Config) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (weights, data) = common::load(config);
     let [whole, pieces] = ["whole", "pieces"].map(|name| folder.path().join(name));
     let go = |output: &OutputFolder, stop: &Stop| {
-        run(&config, &weights, &data, Some(output), stop, &Progress::Hidden).expect("it runs")
+        run(config, &weights, &data, Some(output), stop, &Progress::Hidden).expect("it runs")
     };
     assert!(!go(&output(&whole, false), &Stop::default()).stopped);
     let mut runs = 0;
