@@ -2,17 +2,7 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use crate::Accum;
-
-/// Numbers that a product multiplies; its sums are float32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Operands {
-    /// Float32.
-    #[default]
-    Float32,
-    /// Nearest bf16 numbers of both operands.
-    Bf16,
-}
+use crate::{Accum, Operands};
 
 /// Computes y = x·w, or y += x·w, on the processor's matrix unit; y is m × n, x is m × k and w is k × n.
 ///
