@@ -60,7 +60,9 @@ fn main() -> ExitCode {
         }
         Err(help) => help.exit(),
     };
-    match kron_core::start_threads().map_err(Error::from).and_then(|()| run_command(command)) {
+    // On a thread of the pool: from outside, every parallel loop of a step would wake one and wait for it.
+    let run = || rayon::scope(|_| run_command(command));
+    match kron_core::start_threads().map_err(Error::from).and_then(|()| run()) {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {}", printable(&error.to_string()));
