@@ -1,7 +1,7 @@
 //! Products of a language model's sizes under criterion: `cargo bench -p kron-candle`.
 //!
 //! A frozen weight in float32 and one of bf16 numbers, on one thread and on all. Where the processor has a matrix unit,
-//! bf16 numbers take half the time.
+//! bf16 numbers take half the products.
 
 use candle_core::Result;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
