@@ -60,7 +60,8 @@ fn a_quantised_base_is_never_whole() -> Result<()> {
         let peak = dhat::HeapStats::get().max_bytes;
         drop((profiler, y));
         let most = 4 * tile * columns + 4 * rows * outer + packed + (64 << 10);
-        assert!(peak >= 4 * tile * columns && peak <= most, "{peak} bytes at once, backward: {backward}");
+        // The thread may have kept its tile from the first pass.
+        assert!(peak >= 4 * rows * outer && peak <= most, "{peak} bytes at once, backward: {backward}");
         assert!(2 * most < 4 * d_out * columns);
     }
     Ok(())

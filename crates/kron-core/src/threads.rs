@@ -2,9 +2,6 @@
 
 use crate::{Error, Result};
 
-/// Stack of a thread in bytes, as large as the main thread's: a program may run as a whole on one of them.
-const STACK: usize = 8 << 20;
-
 /// Starts the threads of rayon's global pool, which the CPU's passes run on.
 ///
 /// A program calls it first: without it the pool starts with the first parallel loop, and a system that grants no
@@ -14,7 +11,7 @@ const STACK: usize = 8 << 20;
 /// Fails if the system grants no further thread.
 pub fn start_threads() -> Result<()> {
     use std::error::Error as _;
-    match rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global() {
+    match rayon::ThreadPoolBuilder::new().build_global() {
         // Without a cause the pool exists already.
         Err(e) if e.source().is_some() => Err(Error::Unsupported(format!(
             "no threads can be started: {e}; RAYON_NUM_THREADS limits their number"

@@ -13,8 +13,9 @@ const LARGE_PAGES: mi_option_t = 6;
 /// Each option with its value, and the variable by which a user sets it.
 const OPTIONS: [(mi_option_t, c_long, &str); 2] =
     [(PURGE_DELAY, NEVER, "MIMALLOC_PURGE_DELAY"), (LARGE_PAGES, 1, "MIMALLOC_ALLOW_LARGE_OS_PAGES")];
-/// Variable that gives candle's own pool its threads.
-const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
+/// Variables of the threads, each with its value: candle's own pool has none beside the one that calls it, and a thread
+/// has a stack in bytes as large as the main thread's, for the program runs as a whole on one of rayon's.
+const THREADS: [(&str, &str); 2] = [("CANDLE_NUM_THREADS", "1"), ("RUST_MIN_STACK", "8388608")];
 
 /// Keeps freed blocks in the process, in large pages, unless the user has set these options. Runs before any thread starts.
 ///
@@ -31,12 +32,15 @@ pub fn keep_blocks() {
     }
 }
 
-/// Leaves candle's own pool without threads, unless the user has set their number. Runs before any thread starts.
+/// Sets the threads' variables, unless the user has. Runs before any thread starts.
 ///
-/// Its threads wait by spinning, on the cores that rayon's threads compute on: a sixth of a step's samples.
+/// The threads of candle's own pool wait by spinning, on the cores that rayon's threads compute on: a sixth of a step's
+/// samples.
 pub fn keep_one_pool() {
-    if std::env::var_os(CANDLE_THREADS).is_none() {
-        // SAFETY: it runs before any other thread, which could read the environment.
-        unsafe { std::env::set_var(CANDLE_THREADS, "1") };
+    for (variable, value) in THREADS {
+        if std::env::var_os(variable).is_none() {
+            // SAFETY: it runs before any other thread, which could read the environment.
+            unsafe { std::env::set_var(variable, value) };
+        }
     }
 }
