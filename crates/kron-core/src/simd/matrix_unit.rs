@@ -208,6 +208,12 @@ mod tests {
         })
     }
 
+    fn multiplied(x: &Array2<f32>, w: &Array2<f32>, operands: Operands) -> Array2<f32> {
+        let mut y = Array2::zeros((x.nrows(), w.ncols()));
+        assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), operands, false));
+        y
+    }
+
     /// Cuts numbers to bf16, but in the rows or columns that fill no panel.
     fn shorten(mut panels: ArrayViewMut2<f32>) {
         let whole = panels.nrows() / PANEL * PANEL;
@@ -267,15 +273,7 @@ mod tests {
             if case & 2 > 0 {
                 shorten(w.view_mut().reversed_axes());
             }
-            let mut y = Array2::zeros((64, 64));
-            assert!(multiply(
-                &mut y.view_mut(),
-                Accum::Replace,
-                x.view(),
-                w.view(),
-                Operands::Float32,
-                false
-            ));
+            let y = multiplied(&x, &w, Operands::Float32);
             let wide = |v: &f32| f64::from(*v);
             let (exact, size) =
                 (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
@@ -292,15 +290,10 @@ mod tests {
             return eprintln!("skipped: no matrix unit");
         }
         let (x, w) = (matrix(33, 64, 6), matrix(64, 70, 7));
-        let product = |x: &Array2<f32>, w: &Array2<f32>, operands| {
-            let mut y = Array2::zeros((33, 70));
-            assert!(multiply(&mut y.view_mut(), Accum::Replace, x.view(), w.view(), operands, false));
-            y
-        };
         let rounded = |matrix: &Array2<f32>| matrix.mapv(|v| half::bf16::from_f32(v).to_f32());
-        let want = product(&rounded(&x), &rounded(&w), Operands::Float32);
-        assert_eq!(product(&x, &w, Operands::Bf16), want);
-        assert_ne!(product(&x, &w, Operands::Float32), want);
+        let want = multiplied(&rounded(&x), &rounded(&w), Operands::Float32);
+        assert_eq!(multiplied(&x, &w, Operands::Bf16), want);
+        assert_ne!(multiplied(&x, &w, Operands::Float32), want);
     }
 
     #[test]
@@ -311,16 +304,7 @@ mod tests {
         let product = |value: f32, factor: f32| {
             let (mut x, mut w) = (Array2::zeros((32, 32)), Array2::zeros((32, 32)));
             (x[(3, 5)], w[(5, 7)]) = (value, factor);
-            let mut y = Array2::zeros((32, 32));
-            assert!(multiply(
-                &mut y.view_mut(),
-                Accum::Replace,
-                x.view(),
-                w.view(),
-                Operands::Float32,
-                false
-            ));
-            y[(3, 7)]
+            multiplied(&x, &w, Operands::Float32)[(3, 7)]
         };
         for value in [f32::MAX, f32::MIN, 1.0 + f32::EPSILON, -1.0 + f32::EPSILON, 1e-30, 0.0] {
             assert_eq!(product(value, 1.0), value);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use kron_candle::{AdamW, AdamWConfig, DropoutKey, Gradients, product_time};
+use kron_candle::{AdamW, DropoutKey, Gradients, product_time};
 use kron_core::philox;
 use serde::Serialize;
 
@@ -147,9 +147,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(config: &'a Config, weights: &'a Weights, learner: Learner) -> Result<Self> {
-        let groups = learner.trained().iter().map(|(_, group)| group.clone()).collect();
-        let [beta1, beta2] = config.train.betas;
-        let optimizer = AdamW::new(groups, AdamWConfig { beta1, beta2, eps: config.train.eps })?;
+        let optimizer = learner.optimizer(&config.train)?;
         let scale = LossScale::new(config.compute.precision);
         let (device, vocabulary) = (weights.device(), weights.vocabulary());
         Ok(Self { config, learner, optimizer, scale, device, vocabulary, device_mib: None })

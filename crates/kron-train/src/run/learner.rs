@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Linear, Module};
-use kron_candle::{Adapter, Adapters, Dropout, DropoutKey, Group, Inject};
+use kron_candle::{AdamW, AdamWConfig, Adapter, Adapters, Dropout, DropoutKey, Group, Inject};
 use kron_core::philox;
 
 use super::adapter_rule::AdapterRule;
 use super::records::Score;
-use crate::config::{Config, Method, Task};
+use crate::config::{Config, Method, Task, Train};
 use crate::data::{Batch, Dataset, Examples, Inputs, Question, Row, Tokens};
 use crate::error::{Result, invalid};
 use crate::model::{Attention, Body, Weights, answer_loss, build, next_token_loss, pool};
@@ -96,6 +96,16 @@ impl Learner {
             trained: Vec::new(),
             description: format!("adapters on {layers} layers"),
         })
+    }
+
+    /// Makes the optimizer of the trained parameters.
+    ///
+    /// # Errors
+    /// candle fails.
+    pub fn optimizer(&self, train: &Train) -> Result<AdamW> {
+        let groups = self.trained().iter().map(|(_, group)| group.clone()).collect();
+        let [beta1, beta2] = train.betas;
+        Ok(AdamW::new(groups, AdamWConfig { beta1, beta2, eps: train.eps })?)
     }
 
     /// Returns the trained variables in a fixed order.

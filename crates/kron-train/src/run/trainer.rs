@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::{AdamW, AdamWConfig, Adapter, DropoutKey, Gradients, IfExists};
+use kron_candle::{AdamW, Adapter, DropoutKey, Gradients, IfExists};
 
 use super::checkpoint;
 use super::folder::{CHECKPOINT, EVALUATIONS, OutputFolder, SETTINGS, STEPS};
@@ -130,9 +130,7 @@ struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     fn new(config: &'a Config, data: &'a Dataset, learner: Learner) -> Result<Self> {
-        let groups = learner.trained().iter().map(|(_, group)| group.clone()).collect();
-        let [beta1, beta2] = config.train.betas;
-        let optimizer = AdamW::new(groups, AdamWConfig { beta1, beta2, eps: config.train.eps })?;
+        let optimizer = learner.optimizer(&config.train)?;
         let scale = LossScale::new(config.compute.precision);
         let (steps, evaluations) = (Vec::new(), Vec::new());
         Ok(Self { config, data, learner, optimizer, scale, files: None, steps, evaluations })
