@@ -17,7 +17,7 @@ use crate::device_ops::range;
 use crate::product::{NewMatrix, Threads, product_of};
 
 /// Largest number of rows of W that are dequantised at once.
-const TILE: usize = 1024;
+const TILE: usize = 2048;
 /// Least number of rows that a thread dequantises at once.
 const SHARE: usize = 16;
 /// Largest number of rows of x for which each row of W is used as soon as it is dequantised.
@@ -30,7 +30,7 @@ thread_local! {
 
 /// Frozen linear layer over a quantised matrix, for float32 activations on the CPU.
 ///
-/// Both passes dequantise at most 1024 rows of W at a time, so memory is that of the blocks and one such tile; a forward
+/// Both passes dequantise at most 2048 rows of W at a time, so memory is that of the blocks and one such tile; a forward
 /// pass of one to four rows, as in generation, dequantises one row at a time, into the cache of the core that uses it.
 /// Products are float32, unless [`with_operands`](Self::with_operands) allows bf16; activations are not quantised.
 pub struct QuantisedLinear {

@@ -16,7 +16,7 @@ use crate::{Accum, Operands};
 /// Returns false and leaves y alone where another product has to do it: on processors and systems without the unit,
 /// where a dimension is below 32, the sizes do not fit, or neither dimension of y is contiguous.
 ///
-/// `parallel` uses all threads of rayon's current pool. Packing takes up to 3.75 MiB, and 0.47 MiB a thread. With
+/// `parallel` uses all threads of rayon's current pool. Packing takes up to 7.5 MiB, and 0.47 MiB a thread. With
 /// [`Accum::Replace`], y is written and never read.
 ///
 /// ```

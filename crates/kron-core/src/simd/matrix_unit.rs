@@ -12,7 +12,7 @@ use super::amx_panel::{LINES, Line, PANEL, Panel, Parts, STEP, Source};
 use crate::{Accum, Operands};
 
 /// Largest number of columns of w that are packed at one time.
-const COLUMNS: usize = 1024;
+const COLUMNS: usize = 2048;
 /// Largest part of the inner dimension that is packed at one time, after which y is stored.
 const INNER: usize = 640;
 /// Panels of x that a task packs and keeps in the second cache, at most 480 KiB.

@@ -34,9 +34,7 @@ impl CustomOp2 for Add {
         y_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, y) = (floats(x, layout)?, floats(y, y_layout)?);
-        let mut sum = x.to_vec();
-        let parts = sum.par_chunks_mut(PART).zip(y.par_chunks(PART));
-        parts.for_each(|(sum, y)| sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y));
+        let sum = x.par_iter().zip(y).with_min_len(PART).map(|(x, y)| x + y).collect();
         Ok((CpuStorage::F32(sum), layout.shape().clone()))
     }
 

@@ -17,7 +17,7 @@ use crate::data::Segment;
 use crate::model::rope::Rotation;
 
 /// Number of queries whose scores are computed at once.
-const QUERIES: usize = 128;
+const QUERIES: usize = 64;
 
 /// Computes softmax(rotated q · (rotated k)ᵀ/√width)·v of each head over its visible keys.
 ///
