@@ -1,7 +1,7 @@
 //! Same input, same bits: whatever the number of threads, and from run to run.
 
 use half::{bf16, f16};
-use kron_core::{Backend, Cpu, Element, Pass};
+use kron_core::{Backend, Cpu, Element, Pass, Team};
 use kron_tests::backends;
 use kron_tests::call::{self, Dx, bits};
 use kron_tests::cases;
@@ -47,6 +47,13 @@ fn compare<E: Element>(name: &str, backends: &[Cpu]) {
     for cpu in backends {
         assert!(is_partitioned(cpu, &problem), "{name} is one partition: nothing to get wrong");
         let want = outputs(cpu, &problem, &old);
+        let spawned = Team::Custom(|count, task| {
+            std::thread::scope(|scope| (0..count).rev().for_each(|i| drop(scope.spawn(move || task(i)))));
+        });
+        for team in [Team::Caller, spawned] {
+            let got = outputs(&cpu.on(team), &problem, &old);
+            assert!(want == got, "{name}, {}, {:?}: {team:?} gives other bits", E::DTYPE, cpu.isa());
+        }
         for threads in THREADS {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             for run in ["first", "second"] {

@@ -94,7 +94,7 @@ mod threads;
 
 pub use accum::Accum;
 pub use backend::{Backend, Backward, Forward, Merge, Pass};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, Team};
 pub use dropout::{Dropout, DropoutKey, PER_BLOCK, philox};
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};

@@ -1,7 +1,6 @@
 //! dU = s·dY·B, dB += s·Σ dYᵀ·U, dT = Aᵀ·dU, dA += Σ dU·Tᵀ, dC += Σ dTᵀ·X, dX (+)= dT·C.
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-use rayon::prelude::*;
 
 use super::check;
 use super::device::Cpu;
@@ -9,7 +8,8 @@ use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{blocks_first, mix, transpose};
 use super::packed::{PackedLen, b_factor, c_factor};
-use super::partition::{Partitioned, RowPartition};
+use super::partition::{MAX_PARTS, Partitioned, RowPartition};
+use super::team::Team;
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::{split, split_mut};
 use crate::{Accum, Backward, Element, KronOp, Outer, Result};
@@ -62,17 +62,17 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -
     BackwardLayout { call, gradient }
 }
 
-pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>) -> Result<()> {
+pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Backward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
     let partition = RowPartition::new(Partitioned::Backward, &op.shape, rows);
-    let BackwardLayout { call: layout, gradient } = layout(isa, op, partition, call.dx.is_some());
+    let BackwardLayout { call: layout, gradient } = layout(cpu.isa, op, partition, call.dx.is_some());
     check::backward(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());
     }
     let Backward { theta, x, t, dy, dx, grad, workspace, dropout } = call;
     let s = &op.shape;
-    let kernels = Kernels::new(isa, E::DTYPE, Products::Native)?;
+    let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
     let mask = Mask::new(op, dropout);
     // A masked dX is summed in float32 first, so that it is rounded once.
     let up = if mask.is_some() { kernels.float32() } else { kernels };
@@ -88,19 +88,16 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>)
         transpose(theta.a, dims, a_rows);
         a_t = Some(k.groups(a_rows, (1, dims.1, dims.0), 1.0, packed_a_t));
     }
-    let job = Job { op: *op, kernels, up, a, a_t, b, c, mask, layout, gradient };
+    let job = Job { team: cpu.team, op: *op, kernels, up, a, a_t, b, c, mask, layout, gradient };
     let t = &t[..op.t_len(rows)];
     match dx {
         Some((mut dx, accum)) => {
-            let dx = dx.axis_chunks_iter_mut(Axis(0), partition.part).into_par_iter();
+            let dx = dx.axis_chunks_iter_mut(Axis(0), partition.part);
             job.parts(x, t, dy, dx.map(|dx| Some((dx, accum))), grads, scratch);
         }
-        None => {
-            let none = (0..partition.parts).into_par_iter().map(|_| None);
-            job.parts(x, t, dy, none, grads, scratch);
-        }
+        None => job.parts(x, t, dy, std::iter::repeat_with(|| None), grads, scratch),
     }
-    let [da, db, dc] = gradient.split(reduce(grads, gradient.len()));
+    let [da, db, dc] = gradient.split(reduce(cpu.team, grads, gradient.len()));
     let grad = split_mut(s, grad);
     grad.a.iter_mut().zip(&*da).for_each(|(g, sum)| *g += sum);
     if let Some(b) = b_factor(s, theta.b) {
@@ -111,20 +108,18 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Backward<'_, Cpu, E>)
 }
 
 /// Adds the partitions' gradients, first to last, into the first.
-fn reduce(grads: &mut [f32], len: usize) -> &mut [f32] {
+fn reduce(team: Team, grads: &mut [f32], len: usize) -> &mut [f32] {
+    /// Least elements of a piece that is worth a thread.
     const PIECE: usize = 4096;
     let (sum, rest) = grads.split_at_mut(len);
-    let add = |(i, sum): (usize, &mut [f32])| {
+    let team = if rest.len() > 64 * PIECE { team } else { Team::Caller };
+    let piece = len.div_ceil(MAX_PARTS).max(PIECE);
+    team.each(sum.chunks_mut(piece), |i, sum| {
         for part in rest.chunks_exact(len) {
-            let part = &part[i * PIECE..][..sum.len()];
+            let part = &part[i * piece..][..sum.len()];
             sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
         }
-    };
-    if rest.len() > 64 * PIECE {
-        sum.par_chunks_mut(PIECE).enumerate().for_each(add);
-    } else {
-        sum.chunks_mut(PIECE).enumerate().for_each(add);
-    }
+    });
     sum
 }
 
@@ -133,6 +128,7 @@ type Dx<'a, E> = Option<(ArrayViewMut2<'a, E>, Accum)>;
 
 /// Operands that all partitions share.
 struct Job<'a> {
+    team: Team,
     op: KronOp,
     kernels: Kernels,
     up: Kernels,
@@ -164,22 +160,20 @@ impl Job<'_> {
         x: ArrayView2<E>,
         t: &[f32],
         dy: ArrayView2<E>,
-        dx: impl IndexedParallelIterator<Item = Dx<'a, E>>,
+        dx: impl Iterator<Item = Dx<'a, E>>,
         grads: &mut [f32],
         scratch: &mut [f32],
     ) {
         let part = self.layout.partition.part;
-        let one = |(i, (((((x, t), dy), dx), grad), scratch))| {
-            self.part(i * part, x, t, dy, dx, grad, scratch);
-        };
-        (x.axis_chunks_iter(Axis(0), part).into_par_iter())
-            .zip(t.par_chunks(self.op.t_len(part)))
+        let parts = (x.axis_chunks_iter(Axis(0), part))
+            .zip(t.chunks(self.op.t_len(part)))
             .zip(dy.axis_chunks_iter(Axis(0), part))
             .zip(dx)
-            .zip(grads.par_chunks_mut(self.gradient.len()))
-            .zip(scratch.par_chunks_mut(self.layout.scratch_len()))
-            .enumerate()
-            .for_each(one);
+            .zip(grads.chunks_mut(self.gradient.len()))
+            .zip(scratch.chunks_mut(self.layout.scratch_len()));
+        self.team.each(parts, |i, (((((x, t), dy), dx), grad), scratch)| {
+            self.part(i * part, x, t, dy, dx, grad, scratch);
+        });
     }
 
     /// Computes one partition, block by block, into one gradient; `first` is its first row.

@@ -1,9 +1,10 @@
 //! [`Cpu`]: the host with one instruction set.
 
+use super::team::Team;
 use crate::simd::Isa;
 use crate::{Error, Result};
 
-/// Forward, backward and merge on the host, on rayon's current thread pool.
+/// Forward, backward and merge on the host, on rayon's current thread pool or a given [`Team`].
 ///
 /// ```
 /// use kron_core::{Cpu, Isa};
@@ -14,10 +15,11 @@ use crate::{Error, Result};
 /// assert_eq!(Cpu::with_isa(Isa::Portable)?.isa(), Isa::Portable);
 /// # Ok::<(), kron_core::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     /// Available on this machine: the constructors check it.
     pub(super) isa: Isa,
+    pub(super) team: Team,
 }
 
 impl Default for Cpu {
@@ -29,7 +31,7 @@ impl Default for Cpu {
 impl Cpu {
     /// Returns a backend with the best instruction set of this machine.
     pub fn new() -> Self {
-        Self { isa: Isa::detect() }
+        Self { isa: Isa::detect(), team: Team::default() }
     }
 
     /// Returns a backend with a given instruction set.
@@ -43,7 +45,23 @@ impl Cpu {
                 Isa::detect()
             )));
         }
-        Ok(Self { isa })
+        Ok(Self { isa, team: Team::default() })
+    }
+
+    /// Returns a backend that computes on other threads, with the same results bit for bit.
+    ///
+    /// ```
+    /// use kron_core::{Cpu, Team};
+    ///
+    /// let alone = Cpu::new().on(Team::Caller);
+    /// let scoped = Cpu::new().on(Team::Custom(|count, task| {
+    ///     std::thread::scope(|threads| (0..count).for_each(|i| drop(threads.spawn(move || task(i)))));
+    /// }));
+    /// # let _ = (alone, scoped);
+    /// ```
+    #[must_use]
+    pub const fn on(self, team: Team) -> Self {
+        Self { team, ..self }
     }
 
     /// Instruction set in use.

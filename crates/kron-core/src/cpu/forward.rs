@@ -1,7 +1,6 @@
 //! T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ.
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-use rayon::prelude::*;
 
 use super::check;
 use super::device::Cpu;
@@ -34,15 +33,15 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayo
     )
 }
 
-pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, E>) -> Result<()> {
+pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Forward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
-    let layout = layout(isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
+    let layout = layout(cpu.isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
     check::forward(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());
     }
     let Forward { theta, x, mut y, accum, t, workspace, dropout } = call;
-    let kernels = Kernels::new(isa, E::DTYPE, Products::Native)?;
+    let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
     let mask = Mask::new(op, dropout);
     let theta = split(&op.shape, theta);
     let ([packed_c, packed_b, packed_a], scratch) = layout.split(workspace);
@@ -65,16 +64,11 @@ pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Forward<'_, Cpu, E>) 
     let job =
         Job { op: *op, kernels, down, a, b, c, mask, accum, block: partition.block, scratch: layout.scratch };
     let t = &mut t[..op.t_len(rows)];
-    if partition.parts == 1 {
-        job.part(0, x, y, t, scratch);
-        return Ok(());
-    }
-    (x.axis_chunks_iter(Axis(0), partition.part).into_par_iter())
+    let parts = (x.axis_chunks_iter(Axis(0), partition.part))
         .zip(y.axis_chunks_iter_mut(Axis(0), partition.part))
-        .zip(t.par_chunks_mut(op.t_len(partition.part)))
-        .zip(scratch.par_chunks_mut(layout.scratch_len()))
-        .enumerate()
-        .for_each(|(i, (((x, y), t), scratch))| job.part(i * partition.part, x, y, t, scratch));
+        .zip(t.chunks_mut(op.t_len(partition.part)))
+        .zip(scratch.chunks_mut(layout.scratch_len()));
+    cpu.team.each(parts, |i, (((x, y), t), scratch)| job.part(i * partition.part, x, y, t, scratch));
     Ok(())
 }
 

@@ -2,7 +2,6 @@
 //! Σ_ρ (s·A_ij·B_pρ)·C_ρ, the product that also computes dX from dT.
 
 use ndarray::{ArrayViewMut2, Axis, s};
-use rayon::prelude::*;
 
 use super::check;
 use super::device::Cpu;
@@ -26,29 +25,23 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayo
     )
 }
 
-pub(super) fn run<E: Element>(isa: Isa, op: &KronOp, call: Merge<'_, Cpu, E>) -> Result<()> {
+pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Merge<'_, Cpu, E>) -> Result<()> {
     let rows = call.w.nrows();
-    let layout = layout(isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
+    let layout = layout(cpu.isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
     check::merge(op, &call, layout.workspace_len())?;
     if rows == 0 {
         return Ok(());
     }
     let Merge { theta, mut w, first_row, accum, workspace } = call;
-    let kernels = Kernels::new(isa, E::DTYPE, Products::Float32)?;
+    let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Float32)?;
     let theta = split(&op.shape, theta);
     let ([packed_c], scratch) = layout.split(workspace);
     let c = (op.shape.rank().is_some())
         .then(|| kernels.pack(c_factor(&op.shape, theta.c, 1.0), PackFor::Up, packed_c));
     let partition = layout.partition;
     let job = Job { op: *op, kernels, theta, c, accum, block: partition.block, scratch: layout.scratch };
-    if partition.parts == 1 {
-        job.part(first_row, w, scratch);
-        return Ok(());
-    }
-    (w.axis_chunks_iter_mut(Axis(0), partition.part).into_par_iter())
-        .zip(scratch.par_chunks_mut(layout.scratch_len()))
-        .enumerate()
-        .for_each(|(i, (w, scratch))| job.part(first_row + i * partition.part, w, scratch));
+    let parts = w.axis_chunks_iter_mut(Axis(0), partition.part).zip(scratch.chunks_mut(layout.scratch_len()));
+    cpu.team.each(parts, |i, (w, scratch)| job.part(first_row + i * partition.part, w, scratch));
     Ok(())
 }
 

@@ -11,17 +11,18 @@ mod merge;
 mod mix;
 mod packed;
 mod partition;
+mod team;
 #[cfg(test)]
 mod tests;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 pub use device::Cpu;
+pub use team::Team;
 
 use partition::{Partitioned, RowPartition};
 
 use crate::element::sealed::PerElement;
-use crate::simd::Isa;
 use crate::{Backend, Backward, Element, Forward, KronOp, Merge, Pass, Result};
 
 impl Backend for Cpu {
@@ -46,15 +47,15 @@ impl Backend for Cpu {
     }
 
     fn forward<E: Element>(&self, op: &KronOp, call: Forward<'_, Self, E>) -> Result<()> {
-        E::run::<ForwardPass>((self.isa, *op, call))
+        E::run::<ForwardPass>((*self, *op, call))
     }
 
     fn backward<E: Element>(&self, op: &KronOp, call: Backward<'_, Self, E>) -> Result<()> {
-        E::run::<BackwardPass>((self.isa, *op, call))
+        E::run::<BackwardPass>((*self, *op, call))
     }
 
     fn merge<E: Element>(&self, op: &KronOp, call: Merge<'_, Self, E>) -> Result<()> {
-        E::run::<MergePass>((self.isa, *op, call))
+        E::run::<MergePass>((*self, *op, call))
     }
 }
 
@@ -64,15 +65,15 @@ macro_rules! passes {
         struct $pass<'a>(std::marker::PhantomData<&'a ()>);
 
         impl<'a> PerElement for $pass<'a> {
-            type Arguments<E: Element> = (Isa, KronOp, $call<'a, Cpu, E>);
-            fn f32((isa, op, call): Self::Arguments<f32>) -> Result<()> {
-                $run(isa, &op, call)
+            type Arguments<E: Element> = (Cpu, KronOp, $call<'a, Cpu, E>);
+            fn f32((cpu, op, call): Self::Arguments<f32>) -> Result<()> {
+                $run(cpu, &op, call)
             }
-            fn f16((isa, op, call): Self::Arguments<half::f16>) -> Result<()> {
-                $run(isa, &op, call)
+            fn f16((cpu, op, call): Self::Arguments<half::f16>) -> Result<()> {
+                $run(cpu, &op, call)
             }
-            fn bf16((isa, op, call): Self::Arguments<half::bf16>) -> Result<()> {
-                $run(isa, &op, call)
+            fn bf16((cpu, op, call): Self::Arguments<half::bf16>) -> Result<()> {
+                $run(cpu, &op, call)
             }
         }
     )*};

@@ -7,7 +7,7 @@ use crate::KronShape;
 const MIN_WORK: usize = 1 << 20;
 
 /// Largest number of partitions of a call; in backward, each has a gradient of its own.
-const MAX_PARTS: usize = 32;
+pub(super) const MAX_PARTS: usize = 32;
 
 /// Elements of dY in a block of backward, which reads them twice and finds them in L2 again.
 const BLOCK_ELEMENTS: usize = 64 << 10;

@@ -9,6 +9,7 @@ use ndarray::Array2;
 
 use super::device::Cpu;
 use super::partition::{Partitioned, RowPartition};
+use super::team::Team;
 use super::{backward, forward, merge};
 use crate::dropout::philox;
 use crate::simd::Isa;
@@ -119,7 +120,7 @@ fn calls_run_with_exactly_the_elements_of_their_layout() {
         partitioned[0] += usize::from(parts(Pass::Forward) > 1);
         partitioned[1] += usize::from(parts(Pass::Backward { dx: case.dx }) > 1);
         for isa in instruction_sets() {
-            let cpu = Cpu { isa };
+            let cpu = Cpu { isa, team: Team::default() };
             run::<f32>(cpu, case);
             run::<f16>(cpu, case);
             run::<bf16>(cpu, case);
@@ -151,11 +152,11 @@ fn a_workspace_serves_every_call_over_fewer_rows() {
         let rows = bits[0] as usize % if bits[1].is_multiple_of(8) { 1 << 20 } else { 400 };
         let pass = passes[bits[2] as usize % passes.len()];
         let isa = instruction_sets().nth(i as usize % instruction_sets().count()).expect("at least one");
-        let len = Cpu { isa }.workspace_len(&op, pass, rows);
+        let len = Cpu { isa, team: Team::default() }.workspace_len(&op, pass, rows);
         let (own, mut largest) = (taken(isa, &op, pass, rows), 0);
         for k in 0..64 {
             let fewer = philox([i, k, 2, 0], [8, 0])[0] as usize % (rows + 1);
-            let shorter = Cpu { isa }.workspace_len(&op, pass, fewer);
+            let shorter = Cpu { isa, team: Team::default() }.workspace_len(&op, pass, fewer);
             largest = largest.max(taken(isa, &op, pass, fewer));
             assert!(largest <= len, "{op:?}, {pass:?}: {rows} rows have {len}, {fewer} need {largest}");
             assert!(shorter <= len, "{op:?}, {pass:?}: {rows} rows have {len}, {fewer} have {shorter}");

@@ -1,0 +1,91 @@
+//! [`Team`]: the threads that compute the partitions of a call.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::partition::MAX_PARTS;
+
+/// Threads that compute a call's partitions, which do not depend on them, and neither does any bit of a result.
+#[derive(Clone, Copy, Default)]
+pub enum Team {
+    /// Rayon's current thread pool.
+    #[default]
+    Rayon,
+    /// The calling thread.
+    Caller,
+    /// Threads of another runtime, such as OpenMP's. The function calls its task once with each number below the
+    /// count, on any threads, and returns when all calls have. A number that it leaves out is computed by the caller.
+    Custom(fn(count: usize, task: &(dyn Fn(usize) + Sync))),
+}
+
+impl fmt::Debug for Team {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rayon => "Rayon",
+            Self::Caller => "Caller",
+            Self::Custom(_) => "Custom",
+        })
+    }
+}
+
+impl Team {
+    /// Calls `f` with each of at most [`MAX_PARTS`] parts and its number; one part stays on the calling thread.
+    pub(super) fn each<T: Send>(self, mut parts: impl Iterator<Item = T>, f: impl Fn(usize, T) + Sync) {
+        let (first, second) = (parts.next(), parts.next());
+        let Some(second) = second else {
+            return first.into_iter().for_each(|only| f(0, only));
+        };
+        let slots = [const { Mutex::new(None) }; MAX_PARTS];
+        let mut count = 0;
+        for (slot, part) in slots.iter().zip(first.into_iter().chain([second]).chain(parts)) {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(part);
+            count += 1;
+        }
+        let task = |i: usize| {
+            let part =
+                slots.get(i).and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+            if let Some(part) = part {
+                f(i, part);
+            }
+        };
+        match self {
+            Self::Rayon => (0..count).into_par_iter().for_each(task),
+            Self::Caller => {}
+            Self::Custom(run) => run(count, &task),
+        }
+        (0..count).for_each(task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+
+    /// Counts the calls of each part, on each kind of team; two of them do not keep the promise.
+    #[test]
+    fn every_part_is_computed_once() {
+        let threads = |count: usize, task: &(dyn Fn(usize) + Sync)| {
+            std::thread::scope(|scope| (0..count).for_each(|i| drop(scope.spawn(move || task(i)))));
+        };
+        let lazy = |_: usize, task: &(dyn Fn(usize) + Sync)| task(1);
+        let eager = |count: usize, task: &(dyn Fn(usize) + Sync)| (0..3 * count).for_each(|i| task(i / 2));
+        for team in
+            [Team::Rayon, Team::Caller, Team::Custom(threads), Team::Custom(lazy), Team::Custom(eager)]
+        {
+            for count in 0..=MAX_PARTS {
+                let calls = [const { AtomicUsize::new(0) }; MAX_PARTS];
+                team.each(0..count, |i, part| {
+                    assert_eq!(i, part);
+                    calls[i].fetch_add(1, Relaxed);
+                });
+                let calls = calls.map(AtomicUsize::into_inner);
+                assert!(calls[..count].iter().all(|&n| n == 1), "{team:?}, {count}: {calls:?}");
+                assert!(calls[count..].iter().all(|&n| n == 0), "{team:?}, {count}: {calls:?}");
+            }
+        }
+    }
+}
