@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """A training step of a language model: kron-train beside PyTorch with PEFT.
 
-    compare_steps.py KRON_TRAIN MODEL [--rounds 3] [--steps 6] [--threads 2] [--out steps.json]
+    compare_steps.py KRON_TRAIN MODEL [--rounds 3] [--steps 6] [--threads 2] [--only PyTorch] [--out steps.json]
 
 KRON_TRAIN is the program, MODEL a Hugging Face folder of the LLaMA family (scripts/fetch-smollm2.sh, then
 kron convert --to hf --dtype bf16). Needs torch, peft and transformers; scripts/check-peft.sh makes such a Python in
-target/peft-venv. Each arm is a process of its own that takes a few steps of 8 x 128 tokens in float32 or bf16,
+target/peft-venv, and scripts/check-python.sh adds kron_lora, whose arm is left out without it. --only takes the arms
+that begin with a text. Each arm is a process of its own that takes a few steps of 8 x 128 tokens in float32 or bf16,
 rank 8, alpha 32, adapters on all seven linear layers of a block; the arms take turns. Printed are the
 medians over all steps but the first of each process, and the highest resident memory.
 """
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import statistics
@@ -25,6 +27,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 ARMS = {
     "PyTorch + PEFT, LoRA": ["--arm", "lora"],
     "PyTorch + PEFT, LoKr (4, 4)": ["--arm", "lokr"],
+    "PyTorch + PEFT, LoKr (4, 4), accelerated": ["--arm", "lokr", "--accelerate"],
     "kron-train, LoRA": ["--method", "lora"],
     "kron-train, Kron-LoRA (4, 4)": ["--method", "kron", "--a-out", "4", "--a-in", "4"],
     "PyTorch + PEFT, LoRA, autocast to bf16": ["--arm", "lora", "--autocast"],
@@ -48,6 +51,11 @@ def torch_steps(options):
     else:
         config = peft.LoKrConfig(r=RANK, alpha=ALPHA, target_modules=TARGETS, decompose_factor=4)
     model = peft.get_peft_model(model, config)
+    if options.accelerate:
+        import kron_lora
+
+        report = kron_lora.accelerate(model)
+        assert not report.left, report
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     seconds = []
     for _ in range(options.steps):
@@ -111,26 +119,31 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--arm", choices=["lora", "lokr"], help=argparse.SUPPRESS)
     parser.add_argument("--autocast", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--accelerate", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="")
     parser.add_argument("--out")
     options = parser.parse_args()
     if options.arm:
         return torch_steps(options)
-    seconds, peaks = {arm: [] for arm in ARMS}, {arm: 0 for arm in ARMS}
+    arms = [arm for arm in ARMS if arm.startswith(options.only)]
+    if importlib.util.find_spec("kron_lora") is None:
+        arms = [arm for arm in arms if "--accelerate" not in ARMS[arm]]
+    seconds, peaks = {arm: [] for arm in arms}, {arm: 0 for arm in arms}
     with tempfile.TemporaryDirectory() as folder:
         for round_ in range(options.rounds):
-            order = list(ARMS)[round_ % len(ARMS):] + list(ARMS)[:round_ % len(ARMS)]
+            order = arms[round_ % len(arms):] + arms[:round_ % len(arms)]
             for arm in order:
                 taken, peak = steps_of(arm, options, folder)
                 seconds[arm] += taken[1:]
                 peaks[arm] = max(peaks[arm], peak)
     print(f"{options.threads} threads, {options.rounds} rounds of {options.steps} steps\n")
     print("| program | ms a step, median (lowest … highest) | peak MiB |\n|---|--:|--:|")
-    for arm in ARMS:
+    for arm in arms:
         low, middle, high = min(seconds[arm]), statistics.median(seconds[arm]), max(seconds[arm])
         print(f"| {arm} | {1e3 * middle:.0f} ({1e3 * low:.0f} … {1e3 * high:.0f}) | {peaks[arm]:.0f} |")
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
-            json.dump({arm: {"seconds": seconds[arm], "peak_mib": peaks[arm]} for arm in ARMS}, file, indent=1)
+            json.dump({arm: {"seconds": seconds[arm], "peak_mib": peaks[arm]} for arm in arms}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,14 @@
+"""The extension. Addresses are of elements that the caller owns; nothing is checked but null, alignment and strides."""
+
+_Sizes = tuple[int, int, int, int, int]
+_Rows = tuple[int, int]
+
+def forward(
+    sizes: _Sizes, scale: float, dtype: int, rows: int, x: _Rows, y: _Rows, add: bool, theta: int, t: int,
+    threads: int, /,
+) -> None: ...
+def backward(
+    sizes: _Sizes, scale: float, dtype: int, rows: int, x: _Rows, dy: _Rows, dx: _Rows, add: bool, theta: int,
+    t: int, grad: int, threads: int, /,
+) -> None: ...
+def use_openmp(path: str, /) -> bool: ...
