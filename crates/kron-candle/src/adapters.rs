@@ -1,11 +1,12 @@
 //! [`Adapters`]: all adapters of one model, and their files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{Error, Result, Var};
+use candle_core::{Error, Result, Tensor, Var, bail};
 use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, TrainedTensor};
 
+use crate::op;
 use crate::trainable_delta::TrainableDelta;
 
 /// All adapters of one model.
@@ -79,6 +80,46 @@ impl Adapters {
             .and_then(|adapter| adapter.with_metadata(self.metadata.clone()))
             .and_then(|adapter| adapter.with_trained_tensors(self.trained_tensors.clone()))
             .map_err(Error::wrap)
+    }
+
+    /// Replaces the weight `MODULE.weight` of each adapted module by W + ΔW, in the dtype of W, rounded once.
+    ///
+    /// All weights are replaced, or none.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    ///
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::VarBuilder;
+    /// use kron_candle::{Inject, Method};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let weight = Tensor::ones((64, 96), DType::F32, &Device::Cpu)?;
+    /// let mut tensors = HashMap::from([("0.q_proj.weight".to_owned(), weight)]);
+    /// let inject = Inject::of_method(&["q_proj"], 1, Method::Lora { rank: 4 }, 8.0)?;
+    /// let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+    /// let layer = inject.linear(96, 64, false, vb.pp("0.q_proj"))?;
+    /// inject.finish()?.merge_into(&mut tensors)?; // of a new adapter, so that nothing changes
+    /// assert_eq!(tensors["0.q_proj.weight"].to_vec2::<f32>()?, vec![vec![1.0; 96]; 64]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// A weight is missing or has another shape, dtype or device than its adapter takes.
+    pub fn merge_into(&self, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
+        let merged = |delta: &TrainableDelta| {
+            let name = format!("{}.weight", delta.module());
+            let (Some(weight), shape) = (tensors.get(&name), delta.op().shape) else {
+                bail!("the tensors have no {name}, which an adapter changes");
+            };
+            if weight.dims() != [shape.d_out(), shape.d_in()] {
+                bail!("{name} is {:?}, but its adapter is {shape}", weight.shape());
+            }
+            Ok((name, op::merge(delta.op(), delta.theta(), weight)?))
+        };
+        let merged = self.deltas.iter().map(merged).collect::<Result<Vec<_>>>()?;
+        tensors.extend(merged);
+        Ok(())
     }
 
     /// Writes the adapter file of `docs/FORMAT.md`, atomically.

@@ -28,6 +28,10 @@ impl DeviceOps for CpuStorage {
         Storage::Cpu(self)
     }
 
+    fn len_of<E: Activation>(&self) -> Result<usize> {
+        Ok(self.as_slice::<E>()?.len())
+    }
+
     fn product((x, x_layout): Operand<Self>, (m, m_layout): Operand<Self>, rows: usize) -> Result<Self> {
         let (inner, cols) = m_layout.shape().dims2()?;
         let x_layout = Layout::contiguous_with_offset((rows, inner), x_layout.start_offset());

@@ -56,6 +56,9 @@ pub(crate) trait DeviceOps: BackendStorage<Device: BackendDevice<Storage = Self>
     /// Converts into the storage of a new tensor.
     fn into_storage(self) -> Storage;
 
+    /// Returns the number of elements of type E.
+    fn len_of<E: Activation>(&self) -> Result<usize>;
+
     /// Computes the product of x, n × k, and m, k × cols; m has any strides.
     fn product(x: Operand<Self>, m: Operand<Self>, rows: usize) -> Result<Self>;
     /// Adds a bias, d_out, to every row of `y`.

@@ -63,6 +63,74 @@ fn forward_is_merged_and_is_not_the_base() -> Result<()> {
 }
 
 /// Merging copies the weight, which may be any view, before ΔW is added in the weight's dtype.
+/// Compares the sum in place with the adapted layer, in bits for float32 and 2000 rows.
+#[test]
+fn a_sum_in_place_is_the_adapted_layer() -> Result<()> {
+    for (shape, device) in shapes_on_devices() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let (linear, delta, x) = layer(shape, dtype, &device)?;
+            for x in [x.clone(), x.repeat((20, 10, 1))?, x.narrow(1, 0, 0)?, x.transpose(0, 1)?] {
+                let y = KronLinear::from(linear.clone()).forward(&x.contiguous()?, None)?;
+                let want = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
+                let (before, shared) = (y.copy()?, y.clone());
+                delta.add_to(&y, &x)?;
+                assert_eq!(y.dims(), want.dims());
+                if x.elem_count() > 0 {
+                    assert_eq!(max_difference(&y, &want)?, 0.0, "{shape}, {dtype:?}");
+                    assert_eq!(max_difference(&shared, &want)?, 0.0, "{shape}, {dtype:?}");
+                    assert!(max_difference(&y, &before)? > 1e-2, "{shape}, {dtype:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sum_in_place_refuses_what_does_not_fit_and_changes_nothing() -> Result<()> {
+    let (_, delta, x) = layer(shapes()[0], DType::F32, &Device::Cpu)?;
+    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu);
+    let wide = zeros(&[2, 5, 80], DType::F32)?;
+    let variable = Var::zeros((2, 5, 40), DType::F32, &Device::Cpu)?;
+    let refusals = [
+        (zeros(&[2, 5, 41], DType::F32)?, x.clone(), "y is [2, 5, 41]"),
+        (zeros(&[2, 4, 40], DType::F32)?, x.clone(), "y is [2, 4, 40]"),
+        (zeros(&[], DType::F32)?, x.clone(), "y is []"),
+        (zeros(&[2, 5, 40], DType::F32)?, x.narrow(2, 0, 53)?, "y is [2, 5, 40] and x is [2, 5, 53]"),
+        (zeros(&[2, 5, 40], DType::BF16)?, x.clone(), "y is BF16, x F32"),
+        (zeros(&[2, 5, 40], DType::F64)?, x.to_dtype(DType::F64)?, "y is F64"),
+        (wide.narrow(2, 0, 40)?, x.clone(), "an operand of an adapter has strides"),
+        (zeros(&[3, 5, 40], DType::F32)?.narrow(0, 0, 2)?, x.clone(), "y is [2, 5, 40] within"),
+        (zeros(&[1, 5, 40], DType::F32)?.expand((2, 5, 40))?, x.clone(), "kron-residual: dst has repeated"),
+        (variable.as_tensor().clone(), x.clone(), "y or x is tracked"),
+    ];
+    for (y, x, message) in refusals {
+        let error = delta.add_to(&y, &x).expect_err(message).to_string();
+        assert!(error.starts_with(message), "{error}");
+        assert_eq!(y.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn adapters_merge_into_a_map_of_tensors() -> Result<()> {
+    let (linear, delta, x) = layer(shapes()[0], DType::F32, &Device::Cpu)?;
+    let inject = Inject::trained(Adapter::new(vec![delta.to_layer()?]).map_err(candle_core::Error::wrap)?);
+    let adapted = inject.wrap(linear.clone(), "m")?;
+    let adapters = inject.finish()?;
+    let mut tensors = std::collections::HashMap::from([("other".to_owned(), x.clone())]);
+    let error = adapters.merge_into(&mut tensors).expect_err("no weight").to_string();
+    assert!(error.starts_with("the tensors have no m.weight"), "{error}");
+    tensors.insert("m.weight".to_owned(), linear.weight().t()?);
+    let error = adapters.merge_into(&mut tensors).expect_err("turned").to_string();
+    assert!(error.starts_with("m.weight is [54, 40]"), "{error}");
+    tensors.insert("m.weight".to_owned(), linear.weight().clone());
+    adapters.merge_into(&mut tensors)?;
+    let merged = Linear::new(tensors["m.weight"].clone(), linear.bias().cloned());
+    assert_eq!(max_difference(&merged.forward(&x)?, &adapted.merge()?.forward(&x)?)?, 0.0);
+    Ok(())
+}
+
 #[test]
 fn merging_leaves_the_base_as_it_is() -> Result<()> {
     for (shape, device) in shapes_on_devices() {
