@@ -139,6 +139,9 @@ pub struct Settings {
     /// File of test examples.
     #[arg(long)]
     test: Option<PathBuf>,
+    /// Number of training examples held out as the validation set (0 to 4294967296).
+    #[arg(long)]
+    holdout: Option<usize>,
     /// Longest text in tokens (2 to 1048576).
     #[arg(long)]
     max_len: Option<usize>,
@@ -205,6 +208,7 @@ impl Settings {
         put(&mut data.train, self.train);
         data.validation = self.validation.or(data.validation.take());
         data.test = self.test.or(data.test.take());
+        put(&mut data.holdout, self.holdout);
         put(&mut data.max_len, self.max_len);
         put(&mut data.limit_train, self.limit_train);
         put(&mut data.limit_eval, self.limit_eval);

@@ -63,6 +63,8 @@ pub struct Data {
     /// Domain to select; examples of other domains are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Number of training examples held out as the validation set, drawn with seed 0 whatever the run's seed.
+    pub holdout: usize,
     /// Longest text in tokens; longer ones are truncated.
     pub max_len: usize,
     /// Number of training examples, drawn with seed 0 whatever the run's seed; 0 takes all.
@@ -78,6 +80,7 @@ impl Default for Data {
             validation: None,
             test: None,
             domain: None,
+            holdout: 0,
             max_len: 64,
             limit_train: 0,
             limit_eval: 0,
@@ -118,6 +121,8 @@ pub struct AdapterConfig {
     pub rank: usize,
     /// alpha of the scale s = alpha / r.
     pub alpha: f32,
+    /// Scale s, whatever the rank; 0 takes alpha / r.
+    pub scale: f32,
     /// Rows of A; 0 takes the paper's rule (Kron-LoRA) or a near-square shape (KronA).
     pub a_out: usize,
     /// Columns of A; 0 as for `a_out`.
@@ -128,7 +133,8 @@ pub struct AdapterConfig {
     pub dropout: f32,
     /// Computes adapters by the fused op; `false` takes candle's own products and autograd, for comparison.
     pub fused: bool,
-    /// Number of adapter parameters to approximate by the rank (KronA: by the shape); 0 keeps the rank.
+    /// Largest number of adapter parameters, which the rank (KronA: the shape) comes as near to as it can; 0 keeps the
+    /// rank.
     pub match_params: u64,
 }
 
@@ -139,6 +145,7 @@ impl Default for AdapterConfig {
             targets: vec!["layer*".into()],
             rank: 8,
             alpha: 32.0,
+            scale: 0.0,
             a_out: 0,
             a_in: 0,
             factor: 0,

@@ -71,16 +71,42 @@ fn parameters_are_counted_by_hand() {
     assert_eq!(all, 512 * 64 + matrices + 11 * 64);
 }
 
+/// A rank of LoRA has 5780 parameters; one of Kron-LoRA has 2140, beside the 280 of A.
 #[test]
-fn a_budget_is_met_as_nearly_as_the_rank_allows() {
-    for (method, step) in [(Method::Lora, 5780), (Method::Kron, 2140)] {
-        let learner = learner(|c| (c.adapter.method, c.adapter.match_params) = (method, 20_000));
-        let off = learner.body_params().abs_diff(20_000);
-        assert!(2 * off <= step, "{method:?}: {} parameters, a rank is {step}", learner.body_params());
+fn a_budget_is_met_by_the_largest_adapter_within_it() {
+    let params = |method, limit| {
+        learner(|c| (c.adapter.method, c.adapter.match_params) = (method, limit)).body_params()
+    };
+    for (method, limit, want) in [
+        (Method::Lora, 17_340, 17_340),
+        (Method::Lora, 17_339, 11_560),
+        (Method::Kron, 280 + 9 * 2140, 280 + 9 * 2140),
+        (Method::Kron, 279 + 9 * 2140, 280 + 8 * 2140),
+    ] {
+        assert_eq!(params(method, limit), want, "{method:?} {limit}");
     }
     for method in [Method::Krona, Method::Lokr] {
-        let learner = learner(|c| (c.adapter.method, c.adapter.match_params) = (method, 20_000));
-        assert!(learner.body_params().abs_diff(20_000) < 6000, "{method:?}: {}", learner.body_params());
+        let n = params(method, 20_000);
+        assert!((14_000..=20_000).contains(&n), "{method:?}: {n}");
+        assert!(params(method, n as u64 - 1) < n);
+    }
+    let mut config = common::config(Method::Lora);
+    config.adapter.match_params = 5779;
+    let (weights, data) = common::load(&config);
+    let message = Learner::new(&config, &weights, &data).map(drop).expect_err("too few").to_string();
+    let want = "adapter.match_params is 5779, but the smallest adapter of lora r 1 has 5780 parameters";
+    assert_eq!(message, want);
+}
+
+#[test]
+fn a_scale_holds_for_every_rank() {
+    for (method, rank, want) in
+        [(Method::Lora, 3, "lora r 3, s = 12/3"), (Method::Kron, 5, "kron 4×2 r 5, s = 20/5")]
+    {
+        let learner = learner(|c| {
+            (c.adapter.method, c.adapter.rank, c.adapter.scale) = (method, rank, 4.0);
+        });
+        assert_eq!(learner.description(), want);
     }
 }
 

@@ -1,16 +1,14 @@
-//! Comparisons, chains of tasks and the demo, each at a small size.
+//! Chains of tasks, the tasks and the demo, each at a small size.
 
 mod common;
 
 use std::path::Path;
-use std::process::Command;
 
 use kron_train::config::{AdapterConfig, Method, Task};
 use kron_train::data::{Dataset, Examples, Tokenizer};
 use kron_train::model::Files;
-use kron_train::run::{Stop, read_log, run};
+use kron_train::run::{Stop, run};
 use kron_train::studies::chains::{self, ChainGrid, ChainResult};
-use kron_train::studies::compare::{ComparisonGrid, Trial, compare, markdown, summarise};
 use kron_train::studies::sequential::sequential;
 use kron_train::studies::{Entry, demo};
 use kron_train::{Config, Progress};
@@ -30,112 +28,6 @@ fn a_planted_update_is_found_by_its_own_kind() {
 }
 
 #[test]
-fn a_comparison_runs_missing_trials_and_picks_learning_rates_on_the_validation_set() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut base = common::config(Method::Kron);
-    base.train.epochs = 1;
-    base.data.test = base.data.validation.clone();
-    let entry = |name: &str, method| Entry {
-        name: name.into(),
-        lrs: Vec::new(),
-        adapter: AdapterConfig { method, rank: 2, ..base.adapter.clone() },
-    };
-    let grid = ComparisonGrid {
-        lrs: vec![1e-4, 1e-2],
-        seeds: vec![1, 2],
-        screen: 0,
-        entries: vec![entry("lora", Method::Lora), entry("kron", Method::Kron), entry("head", Method::Head)],
-        reference: "lora".into(),
-        base,
-    };
-    let (weights, data) = common::load(&grid.base);
-    let mut done = 0;
-    let mut go = |stop: &Stop| {
-        compare(&grid, &weights, &data, folder.path(), stop, &Progress::Hidden, |_| {
-            done += 1;
-            if done == 5 {
-                stop.request();
-            }
-        })
-        .expect("it runs")
-    };
-    assert_eq!(go(&Stop::default()).len(), 5, "stopped in the middle");
-    let trials = go(&Stop::default());
-    assert_eq!((trials.len(), done), (12, 12), "three entries, two learning rates, two seeds, each once");
-    let mut results = summarise(&grid, &trials);
-    assert_eq!(results.len(), 3);
-    for result in &results {
-        let of = |lr: f64| trials.iter().filter(move |t| t.name == result.name && t.lr == lr);
-        let score = |lr: f64| of(lr).map(|t| t.validation).sum::<f64>();
-        assert!(score(result.lr) >= score(1e-4).max(score(1e-2)) - 1e-12, "{result:?}");
-        assert_eq!(result.test.len(), 2);
-        assert_eq!(result.p.is_none(), result.name == "lora");
-    }
-    assert!(results[0].params > results[1].params && results[2].params == 0);
-    assert_eq!(markdown(&results).lines().count(), 5);
-    assert!(!markdown(&results).contains("GPU"));
-    results[1].device_mib = Some(4321);
-    assert_eq!(markdown(&results).matches(", GPU 4321 |").count(), 1);
-    (results[1].step_seconds, results[1].step_cpu_seconds) = (Some(1.2344), Some(7.6541));
-    assert_eq!(markdown(&results).matches(" | 1234 | 7654 | ").count(), 1);
-    assert!(folder.path().join("report.html").exists());
-}
-
-#[test]
-fn only_the_best_learning_rate_of_the_first_seeds_runs_with_the_others() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut base = common::config(Method::Head);
-    base.train.epochs = 1;
-    base.data.test = base.data.validation.clone();
-    let entry = Entry { name: "head".into(), lrs: Vec::new(), adapter: base.adapter.clone() };
-    let (lrs, seeds) = (vec![1e-5, 1e-2, 3e-5], vec![1, 2, 3]);
-    let grid = ComparisonGrid { lrs, seeds, screen: 1, entries: vec![entry], reference: "head".into(), base };
-    let (weights, data) = common::load(&grid.base);
-    let stop = Stop::default();
-    let trials =
-        compare(&grid, &weights, &data, folder.path(), &stop, &Progress::Hidden, |_| ()).expect("it runs");
-    let ran: Vec<(f64, u64)> = trials.iter().map(|t| (t.lr, t.seed)).collect();
-    let best = summarise(&grid, &trials)[0].lr;
-    let score = |lr: f64| trials.iter().find(|t| t.lr == lr && t.seed == 1).map(|t| t.validation);
-    assert!(grid.lrs.iter().all(|lr| score(*lr) <= score(best)), "{trials:?}");
-    assert_eq!(grid.unfinished(&trials), None);
-    assert_eq!(grid.unfinished(&trials[..4]).as_deref(), Some("4 of 5 runs done"));
-    // The higher one of equals wins, wherever it stands.
-    let equal: Vec<Trial> = trials[..3].iter().map(|t| Trial { validation: 0.5, ..t.clone() }).collect();
-    assert_eq!(summarise(&grid, &equal)[0].lr, 1e-2);
-    assert_eq!(ran, [(1e-5, 1), (1e-2, 1), (3e-5, 1), (best, 2), (best, 3)]);
-    assert_eq!(summarise(&grid, &trials)[0].test.len(), 3);
-}
-
-/// Runs the program repeatedly, as a study with one process per run does.
-#[test]
-fn a_comparison_may_be_done_a_few_runs_at_a_time() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut base = common::config(Method::Head);
-    (base.train.epochs, base.data.test) = (1, base.data.validation.clone());
-    let entry = Entry { name: "head".into(), lrs: Vec::new(), adapter: base.adapter.clone() };
-    let (lrs, seeds) = (vec![1e-3, 1e-2, 3e-2], vec![1]);
-    let grid = ComparisonGrid { lrs, seeds, screen: 0, entries: vec![entry], reference: "head".into(), base };
-    let file = folder.path().join("grid.toml");
-    std::fs::write(&file, grid.text().expect("TOML")).expect("a file");
-    let out = folder.path().join("out");
-    for (runs, done) in [("2", 2), ("2", 3), ("1", 3)] {
-        let mut program = Command::new(env!("CARGO_BIN_EXE_kron-train"));
-        program.args(["compare", "--runs", runs, "--grid"]).arg(&file).arg("--out").arg(&out);
-        let ended = program.output().expect("it starts");
-        assert!(ended.status.success());
-        let (printed, page) =
-            (String::from_utf8_lossy(&ended.stdout), std::fs::read_to_string(out.join("report.html")));
-        for text in [&*printed, &page.expect("a report")] {
-            assert_eq!(text.contains("2 of 3 runs done"), done == 2, "{text}");
-            assert_eq!(text.contains("runs done"), done == 2, "{text}");
-        }
-        let trials: Vec<Trial> = read_log(&out.join("trials.csv")).expect("trials");
-        assert_eq!(trials.len(), done);
-    }
-}
-
-#[test]
 fn a_grid_of_chains_runs_missing_chains() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut base = common::config(Method::Kron);
@@ -148,6 +40,7 @@ fn a_grid_of_chains_runs_missing_chains() {
         name: name.into(),
         lrs: vec![1e-3],
         adapter: AdapterConfig { method, rank: 2, ..base.adapter.clone() },
+        ..Entry::default()
     };
     let grid = ChainGrid {
         seeds: vec![1, 2],

@@ -20,6 +20,9 @@ pub struct AdapterOptions {
     /// alpha of the scale s = alpha / r (0 to 1e6).
     #[arg(long)]
     alpha: Option<f32>,
+    /// Scale s, whatever the rank; 0 takes alpha / r (0 to 1e6).
+    #[arg(long)]
+    scale: Option<f32>,
     /// Rows of A; 0 takes the method's rule (0 to 1048576).
     #[arg(long)]
     a_out: Option<usize>,
@@ -35,7 +38,7 @@ pub struct AdapterOptions {
     /// Compute adapters by the fused op; false takes candle's own products and autograd.
     #[arg(long)]
     fused: Option<bool>,
-    /// Number of adapter parameters to approximate (0 to 1099511627776).
+    /// Largest number of adapter parameters, met by the rank; 0 keeps --rank (0 to 1099511627776).
     #[arg(long)]
     match_params: Option<u64>,
 }
@@ -47,6 +50,7 @@ impl AdapterOptions {
         put(&mut adapter.targets, self.targets);
         put(&mut adapter.rank, self.rank);
         put(&mut adapter.alpha, self.alpha);
+        put(&mut adapter.scale, self.scale);
         put(&mut adapter.a_in, self.a_in);
         put(&mut adapter.a_out, self.a_out);
         put(&mut adapter.factor, self.factor);

@@ -27,7 +27,8 @@ where
 pub const MAX_BATCH: usize = 1 << 20;
 
 /// Ranges of all integers.
-pub const INTEGERS: [Range<u64>; 13] = [
+pub const INTEGERS: [Range<u64>; 14] = [
+    range("data.holdout", 0, 1 << 32, |c| c.data.holdout as u64),
     range("data.max_len", 2, 1 << 20, |c| c.data.max_len as u64),
     range("data.limit_train", 0, 1 << 32, |c| c.data.limit_train as u64),
     range("data.limit_eval", 0, 1 << 32, |c| c.data.limit_eval as u64),
@@ -45,8 +46,9 @@ pub const INTEGERS: [Range<u64>; 13] = [
 ];
 
 /// Ranges of all floating-point numbers.
-pub const FLOATS: [Range<f64>; 11] = [
+pub const FLOATS: [Range<f64>; 12] = [
     range("adapter.alpha", 0.0, 1e6, |c| c.adapter.alpha.into()),
+    range("adapter.scale", 0.0, 1e6, |c| c.adapter.scale.into()),
     range("adapter.dropout", 0.0, 0.99, |c| c.adapter.dropout.into()),
     range("train.lr", 0.0, 1e30, |c| c.train.lr),
     range("train.head_lr", 0.0, 1e30, |c| c.train.head_lr),
@@ -95,6 +97,12 @@ impl Config {
                 "train.lr is 0 and train.head_lr {}, but a head's own learning rate needs another beside it: \
                  method head trains the head alone, at train.lr",
                 train.head_lr
+            )));
+        }
+        if let (holdout @ 1.., Some(validation)) = (self.data.holdout, &self.data.validation) {
+            return Err(invalid(format!(
+                "data.holdout is {holdout} and data.validation {}, but there is one validation set",
+                validation.display()
             )));
         }
         if !adapter.fused && adapter.dropout > 0.0 {

@@ -15,6 +15,9 @@ use crate::files;
 /// Largest number of classes of a head.
 const MAX_CLASSES: usize = 1 << 16;
 
+/// Stream of the draw of held-out examples; limits draw from stream 0.
+const HOLDOUT: u64 = 1;
+
 /// Ids of question and choice, and the index at which the choice starts.
 pub type Row = (Vec<u32>, usize);
 
@@ -74,6 +77,33 @@ impl Examples {
         }
     }
 
+    /// Splits off `count` examples, independently of the run's seed; returns the others first.
+    fn hold_out(self, count: usize) -> (Self, Self) {
+        fn split<T>(all: Vec<T>, count: usize, kind: fn(Vec<T>) -> Examples) -> (Examples, Examples) {
+            let mut held = vec![false; all.len()];
+            permutation(all.len(), 0, HOLDOUT).into_iter().take(count).for_each(|i| held[i] = true);
+            let (held, others): (Vec<_>, Vec<_>) = all.into_iter().zip(held).partition(|(_, held)| *held);
+            let items = |part: Vec<(T, bool)>| kind(part.into_iter().map(|(item, _)| item).collect());
+            (items(others), items(held))
+        }
+        match self {
+            Examples::Labelled(all) => split(all, count, Examples::Labelled),
+            Examples::Plain(all) => split(all, count, Examples::Plain),
+            Examples::Conversations(all) => split(all, count, Examples::Conversations),
+            Examples::Questions(all) => split(all, count, Examples::Questions),
+        }
+    }
+
+    /// Draws at most `limit` examples.
+    fn limited(self, limit: usize) -> Self {
+        match self {
+            Examples::Labelled(all) => Examples::Labelled(drawn(all, limit)),
+            Examples::Plain(all) => Examples::Plain(drawn(all, limit)),
+            Examples::Conversations(all) => Examples::Conversations(drawn(all, limit)),
+            Examples::Questions(all) => Examples::Questions(drawn(all, limit)),
+        }
+    }
+
     /// Returns `true` without examples.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
@@ -87,7 +117,7 @@ pub struct Dataset {
     pub labels: Vec<String>,
     /// Training examples.
     pub train: Examples,
-    /// Validation examples.
+    /// Validation examples: of a file, or held out of the training examples.
     pub validation: Option<Examples>,
     /// Test examples.
     pub test: Option<Examples>,
@@ -97,24 +127,39 @@ impl Dataset {
     /// Reads and encodes the files that the settings name.
     ///
     /// # Errors
-    /// A file is malformed, or a class occurs in the validation or test set alone.
+    /// A file is malformed, a class occurs in the validation or test set alone, or all training examples are held
+    /// out.
     pub fn read(config: &Config, tokenizer: &Tokenizer) -> Result<Self> {
         let data = &config.data;
+        // What is held out is drawn from the whole file, whatever the limit of the others.
+        let limit = if data.holdout > 0 { 0 } else { data.limit_train };
         let (labels, train) = match config.task {
             Task::Classify => {
                 let rows = labelled(&data.train, data)?;
                 let labels = classes(&data.train, &rows)?;
-                let rows = drawn(rows, data.limit_train);
+                let rows = drawn(rows, limit);
                 let train = encode_labelled(&data.train, rows, &labels, tokenizer, data.max_len)?;
                 (labels, train)
             }
-            task => (Vec::new(), Examples::read(&data.train, task, &[], data, data.limit_train, tokenizer)?),
+            task => (Vec::new(), Examples::read(&data.train, task, &[], data, limit, tokenizer)?),
         };
         let read =
             |path: &PathBuf| Examples::read(path, config.task, &labels, data, data.limit_eval, tokenizer);
-        let validation = data.validation.as_ref().map(read).transpose()?;
         let test = data.test.as_ref().map(read).transpose()?;
-        Ok(Self { labels, train, validation, test })
+        if data.holdout == 0 {
+            let validation = data.validation.as_ref().map(read).transpose()?;
+            return Ok(Self { labels, train, validation, test });
+        }
+        let n = train.len();
+        if n <= data.holdout {
+            let holdout = data.holdout;
+            return Err(file(
+                &data.train,
+                format!("has {n} examples, but data.holdout takes {holdout} of more"),
+            ));
+        }
+        let (train, held) = train.hold_out(data.holdout);
+        Ok(Self { labels, train: train.limited(data.limit_train), validation: Some(held), test })
     }
 }
 

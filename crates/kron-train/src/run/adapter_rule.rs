@@ -13,6 +13,8 @@ use crate::config::{AdapterConfig, Method};
 use crate::error::{Result, invalid};
 use crate::model::{Weights, build};
 
+/// Largest rank that a limit of parameters gives, as of `adapter.rank`.
+const MAX_RANK: usize = 1 << 16;
 /// Largest number of an adapter's parameters, relative to the model's elements.
 const MAX_RATIO: u128 = 16;
 
@@ -60,7 +62,8 @@ impl AdapterRule {
             Rule::Kron { rank, .. } | Rule::Lora { rank } | Rule::Lokr { rank, .. } => rank,
             Rule::Krona { .. } => rank,
         };
-        let scaling = Scaling::new(config.alpha, rank, ScaleRule::AlphaOverR)?;
+        let alpha = if config.scale > 0.0 { config.scale * rank as f32 } else { config.alpha };
+        let scaling = Scaling::new(alpha, rank, ScaleRule::AlphaOverR)?;
         let (dropout, fused) = (Dropout::new(config.dropout)?, config.fused);
         // Before anything is allocated: a rank may be far beyond the layers' sizes.
         let (params, elements) = (AdapterPlan::new(&model, rule)?.adapter_params(), weights.elements());
@@ -155,23 +158,49 @@ pub fn read_adapter(path: &Path, model: &Path, weights: &Weights) -> Result<(Ada
     Ok((adapter, [loaded.notes, notes].concat()))
 }
 
-/// Returns the rule at the rank (for KronA at the shape) nearest to a number of parameters.
-fn matched(model: &Model, rule: Rule, params: u64) -> Result<Rule> {
-    if let Rule::Krona { .. } = rule {
-        let choices = search(model, Family::Krona, Budget::Nearest(params))?;
-        return choices.first().map(|c| c.method).ok_or_else(|| invalid("KronA has no shape on this model"));
-    }
-    let off = |rank| -> Result<u128> {
-        Ok(AdapterPlan::new(model, rule.with_rank(rank))?.adapter_params().abs_diff(params.into()))
+/// Returns the rule at the largest rank within a limit of parameters.
+///
+/// KronA has no rank: of the shapes with nine tenths of the most parameters within the limit, it takes the one whose
+/// ΔW has the highest rank.
+///
+/// # Errors
+/// The smallest such adapter has more.
+fn matched(model: &Model, rule: Rule, limit: u64) -> Result<Rule> {
+    let refused = |smallest: u128| {
+        let rule = rule.with_rank(1);
+        invalid(format!(
+            "adapter.match_params is {limit}, but the smallest adapter of {rule} has {smallest} parameters"
+        ))
     };
-    let (mut best, mut nearest) = (1, off(1)?);
-    for rank in 2..=model.hidden() {
-        let distance = off(rank)?;
-        if distance < nearest {
-            (best, nearest) = (rank, distance);
-        } else if distance > nearest && !matches!(rule, Rule::Lokr { .. }) {
+    if let Rule::Krona { .. } = rule {
+        let within = search(model, Family::Krona, Budget::AtMost(limit))?;
+        let most = within.iter().map(|c| c.trained_params).max().unwrap_or(0);
+        let near = within.iter().filter(|c| 10 * c.trained_params >= 9 * most);
+        return match near.max_by_key(|c| (c.rank_sum, c.trained_params)) {
+            Some(choice) => Ok(choice.method),
+            None => {
+                let all = search(model, Family::Krona, Budget::Nearest(0))?;
+                Err(refused(all.first().map_or(0, |c| c.trained_params)))
+            }
+        };
+    }
+    let params =
+        |rank| -> Result<u128> { Ok(AdapterPlan::new(model, rule.with_rank(rank))?.adapter_params()) };
+    let mut best: Option<(u128, usize)> = None;
+    for rank in 1..=MAX_RANK {
+        let n = params(rank)?;
+        let fits = n <= limit.into();
+        if fits && best.is_none_or(|(most, _)| n > most) {
+            best = Some((n, rank));
+        }
+        // A high rank makes LoKr's inner factor full, which may have fewer parameters.
+        let may_shrink = matches!(rule, Rule::Lokr { .. }) && rank <= model.hidden();
+        if !fits && !may_shrink {
             break;
         }
     }
-    Ok(rule.with_rank(best))
+    match best {
+        Some((_, rank)) => Ok(rule.with_rank(rank)),
+        None => Err(refused(params(1)?)),
+    }
 }

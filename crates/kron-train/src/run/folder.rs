@@ -30,6 +30,11 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
+    /// Returns `true` if the folder has a checkpoint to resume from.
+    pub(crate) fn has_checkpoint(folder: &Path) -> bool {
+        folder.join(CHECKPOINT).symlink_metadata().is_ok()
+    }
+
     /// Creates the folder if it does not exist, and locks it; fails if a run there would replace anything.
     ///
     /// # Errors

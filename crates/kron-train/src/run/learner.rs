@@ -1,16 +1,13 @@
 //! [`Learner`]: a model with its trained parameters, its loss and its score.
 
-use std::ops::Range;
-
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Linear, Module};
 use kron_candle::{AdamW, AdamWConfig, Adapter, Adapters, Dropout, DropoutKey, Group, Inject};
 use kron_core::philox;
 
 use super::adapter_rule::AdapterRule;
-use super::records::Score;
 use crate::config::{Config, Method, Task, Train};
-use crate::data::{Batch, Dataset, Examples, Inputs, Question, Row, Tokens};
+use crate::data::{Batch, Dataset, Examples, Question, Row, Tokens};
 use crate::error::{Result, invalid};
 use crate::model::{Attention, Body, Weights, answer_loss, build, next_token_loss, pool};
 
@@ -176,91 +173,13 @@ impl Learner {
         }
     }
 
-    /// Evaluates a set in batches of `batch`.
-    ///
-    /// # Errors
-    /// As [`Learner::loss`].
-    pub fn score(&self, examples: &Examples, batch: usize) -> Result<Score> {
-        self.score_by(self.head.as_ref(), examples, batch)
-    }
-
-    /// Evaluates a set with another head.
-    ///
-    /// # Errors
-    /// As [`Learner::loss`].
-    pub fn score_with(&self, head: &Linear, examples: &Examples, batch: usize) -> Result<Score> {
-        self.score_by(Some(head), examples, batch)
-    }
-
-    fn score_by(&self, head: Option<&Linear>, examples: &Examples, batch: usize) -> Result<Score> {
-        let order = by_length(0..examples.len(), |i| match examples {
-            Examples::Labelled(all) => all[i].0.len(),
-            Examples::Plain(all) => all[i].len(),
-            Examples::Conversations(all) => all[i].ids.len(),
-            Examples::Questions(all) => longest(&all[i].rows),
-        });
-        let (mut loss, mut right) = (0.0, 0);
-        for which in order.chunks(batch) {
-            let weight = which.len() as f64;
-            match examples {
-                Examples::Labelled(all) => {
-                    let batch = Batch::of(all, which);
-                    let logits = self.classes(head, &batch.tokens, None)?.detach();
-                    let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
-                    loss += weight * scalar(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
-                    let guesses: Vec<u32> = logits.argmax(1)?.to_vec1()?;
-                    right += guesses.iter().zip(&batch.labels).filter(|(a, b)| a == b).count();
-                }
-                Examples::Plain(_) | Examples::Conversations(_) => {
-                    loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
-                }
-                Examples::Questions(all) => {
-                    let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
-                    let (scores, _) = self.choices(questions.iter().map(|q| q.rows.as_slice()), None)?;
-                    loss += weight * scalar(&question_loss(&scores, &questions)?)?;
-                    for (scores, question) in scores.iter().zip(questions) {
-                        right +=
-                            usize::from(scores.argmax(0)?.to_scalar::<u32>()? as usize == question.answer);
-                    }
-                }
-            }
-        }
-        let n = examples.len() as f64;
-        let no_answers = matches!(examples, Examples::Plain(_) | Examples::Conversations(_));
-        let accuracy = (!no_answers).then_some(right as f64 / n);
-        Ok(Score { loss: loss / n, accuracy })
-    }
-
-    /// Returns the logits of each text's classes, or the mean log-probability of each question's choices, for a range
-    /// of inputs in batches of `batch`.
-    ///
-    /// # Errors
-    /// As [`Learner::loss`].
-    pub fn predict(&self, inputs: &Inputs, which: Range<usize>, batch: usize) -> Result<Vec<Vec<f32>>> {
-        let start = which.start;
-        let mut all = vec![Vec::new(); which.len()];
-        let order = by_length(which, |i| match inputs {
-            Inputs::Texts(texts) => texts[i].len(),
-            Inputs::Questions(questions) => longest(&questions[i]),
-        });
-        for which in order.chunks(batch) {
-            let scores = match inputs {
-                Inputs::Texts(texts) => {
-                    let rows: Vec<&[u32]> = which.iter().map(|&i| texts[i].as_slice()).collect();
-                    self.classes(self.head.as_ref(), &Tokens::new(&rows), None)?.to_vec2()?
-                }
-                Inputs::Questions(questions) => {
-                    let (scores, _) = self.choices(which.iter().map(|&i| questions[i].as_slice()), None)?;
-                    scores.iter().map(Tensor::to_vec1).collect::<Result<_, _>>()?
-                }
-            };
-            which.iter().zip(scores).for_each(|(&i, scores)| all[i - start] = scores);
-        }
-        Ok(all)
-    }
-
     /// Returns the logits of the classes, n × classes.
-    fn classes(&self, head: Option<&Linear>, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
+    pub(super) fn classes(
+        &self,
+        head: Option<&Linear>,
+        tokens: &Tokens,
+        dropout: Option<DropoutKey>,
+    ) -> Result<Tensor> {
         let Some(head) = head else {
             return Err(invalid("the model has no head, but the task classify needs one"));
         };
@@ -269,7 +188,7 @@ impl Learner {
     }
 
     /// Returns the mean log-probability of each choice of each question, and the number of tokens.
-    fn choices<'a>(
+    pub(super) fn choices<'a>(
         &self,
         questions: impl Iterator<Item = &'a [Row]> + Clone,
         dropout: Option<DropoutKey>,
@@ -303,7 +222,7 @@ impl Learner {
 }
 
 /// Returns the mean of −log softmax(scores)[answer] over some questions.
-fn question_loss(scores: &[Tensor], questions: &[&Question]) -> Result<Tensor> {
+pub(super) fn question_loss(scores: &[Tensor], questions: &[&Question]) -> Result<Tensor> {
     let loss = |(scores, question): (&Tensor, &&Question)| {
         let logs = candle_nn::ops::log_softmax(scores, 0)?;
         Ok(logs.narrow(0, question.answer, 1)?.neg()?)
@@ -339,20 +258,4 @@ fn new_head(
         }
     }
     Ok(head)
-}
-
-/// Sorts indices from the shortest example to the longest, so that batches have little padding.
-fn by_length(which: Range<usize>, len: impl Fn(usize) -> usize) -> Vec<usize> {
-    let mut order: Vec<usize> = which.collect();
-    order.sort_by_key(|&i| len(i));
-    order
-}
-
-/// Returns the length of a question with its longest choice.
-fn longest(rows: &[Row]) -> usize {
-    rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0)
-}
-
-fn scalar(tensor: &Tensor) -> Result<f64> {
-    Ok(f64::from(tensor.to_scalar::<f32>()?))
 }

@@ -16,9 +16,11 @@ mod progress;
 mod records;
 pub(crate) mod resources;
 mod schedule;
+mod scoring;
 mod stop;
 mod trainer;
 
+pub(crate) use adapter_rule::AdapterRule;
 pub use adapter_rule::read_adapter;
 pub use bench::{PartTimes, StepTimes, bench};
 pub use folder::OutputFolder;
@@ -26,7 +28,7 @@ pub use head::{LabelledHead, of_adapter as head_of_adapter, read as read_head, u
 pub use learner::{Learner, NamedGroup};
 pub use log::{Log, read_log};
 pub use progress::Progress;
-pub use records::{Evaluation, Score, StepRecord};
+pub use records::{Answers, Evaluation, Score, StepRecord};
 pub use schedule::learning_rate;
 pub use stop::Stop;
 pub use trainer::{Outcome, run, run_from};

@@ -27,6 +27,15 @@ impl std::fmt::Display for Score {
     }
 }
 
+/// Examples of a set that are answered correctly, in the set's order; empty for a language model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Correct answers; of a question, the choice with the highest mean log-probability of its tokens is the answer.
+    pub right: Vec<bool>,
+    /// Correct answers if a question's answer is the choice with the highest log-probability; empty for other tasks.
+    pub right_by_sum: Vec<bool>,
+}
+
 /// One training step: a row of `log.csv`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub struct StepRecord {

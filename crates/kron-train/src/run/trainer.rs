@@ -14,7 +14,7 @@ use super::log::{Log, read_log};
 use super::loss_scale::LossScale;
 use super::page::run_page;
 use super::progress::Progress;
-use super::records::{Evaluation, Score, StepRecord};
+use super::records::{Answers, Evaluation, Score, StepRecord};
 use super::resources::{cpu_seconds, device_mib};
 use super::schedule::learning_rate;
 use super::stop::Stop;
@@ -35,6 +35,8 @@ pub struct Outcome {
     pub validation: Option<Score>,
     /// Final score on the test set.
     pub test: Option<Score>,
+    /// Examples of the test set that the trained model answers correctly.
+    pub test_answers: Option<Answers>,
     /// `true` if the run was stopped before its end.
     pub stopped: bool,
 }
@@ -77,10 +79,10 @@ pub fn run(
     let mut trainer = Trainer::new(config, data, Learner::new(config, weights, data)?)?;
     let start = trainer.start(output)?;
     let stopped = trainer.train(start, stop, progress)?;
-    let (mut validation, mut test) = (None, None);
+    let (mut validation, mut test, mut test_answers) = (None, None, None);
     if !stopped {
-        validation = trainer.evaluate("validation")?;
-        test = trainer.evaluate("test")?;
+        validation = trainer.evaluate("validation")?.map(|(score, _)| score);
+        (test, test_answers) = trainer.evaluate("test")?.unzip();
     }
     if let Some(output) = output {
         trainer.save()?;
@@ -89,7 +91,7 @@ pub fn run(
         }
     }
     let Trainer { learner, steps, evaluations, .. } = trainer;
-    Ok(Outcome { learner, steps, evaluations, validation, test, stopped })
+    Ok(Outcome { learner, steps, evaluations, validation, test, test_answers, stopped })
 }
 
 /// Trains in memory, starting from an adapter that was trained before.
@@ -271,16 +273,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// Evaluates the validation or test set, if there is one.
-    fn evaluate(&mut self, split: &str) -> Result<Option<Score>> {
+    fn evaluate(&mut self, split: &str) -> Result<Option<(Score, Answers)>> {
         let examples = if split == "test" { &self.data.test } else { &self.data.validation };
         let Some(examples) = examples else { return Ok(None) };
-        let score = self.learner.score(examples, 2 * self.config.train.batch)?;
+        let (score, answers) = self.learner.answers(examples, 2 * self.config.train.batch)?;
         let evaluation = Evaluation::new(self.optimizer.state().0, split, score);
         if let Some(files) = &mut self.files {
             files.evaluations.add(&evaluation)?;
         }
         self.evaluations.push(evaluation);
-        Ok(Some(score))
+        Ok(Some((score, answers)))
     }
 
     fn save(&self) -> Result<()> {

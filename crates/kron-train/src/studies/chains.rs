@@ -109,6 +109,9 @@ impl ChainGrid {
             let (name, n) = (&entry.name, entry.lrs.len());
             return Err(file(path, format!("gives {name:?} {n} learning rates, but a chain runs with one")));
         }
+        if let Some(entry) = grid.entries.iter().find(|e| !e.budgets.is_empty()) {
+            return Err(file(path, format!("gives {:?} budgets, which only a comparison has", entry.name)));
+        }
         let plain = |name: &str| {
             !name.is_empty()
                 && !name.starts_with('.')

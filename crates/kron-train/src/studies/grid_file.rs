@@ -20,7 +20,7 @@ const REPORT: &str = "report.html";
 pub const MAX_RUNS: usize = 100_000;
 
 /// Method of a grid: one row of its result table.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Name in the tables.
@@ -28,6 +28,9 @@ pub struct Entry {
     /// Learning rates that replace the grid's.
     #[serde(alias = "rates", default, skip_serializing_if = "Vec::is_empty")]
     pub lrs: Vec<f64>,
+    /// Budgets of parameters that replace the grid's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<u64>,
     /// Method and shape.
     pub adapter: AdapterConfig,
 }
@@ -130,6 +133,7 @@ mod tests {
         let entry = |name: &str, rank| Entry {
             name: name.into(),
             lrs: Vec::new(),
+            budgets: Vec::new(),
             adapter: AdapterConfig { rank, ..AdapterConfig::default() },
         };
         let save = |grid: Grid| {
