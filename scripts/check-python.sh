@@ -20,9 +20,21 @@ skip() { echo "check-python: skipped: $1"; exit 0; }
 
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
+tests=$PWD/crates/kron-py/tests
+
 # A target folder of its own: pyo3's features and the optimised profile are not those of the workspace.
-(cd crates/kron-py && CARGO_TARGET_DIR=$target/python "$venv/bin/maturin" build --quiet --locked --release \
-    --out "$wheels" --interpreter "$venv/bin/python")
+build() {
+    (cd crates/kron-py && CARGO_TARGET_DIR=$target/python "$venv/bin/maturin" build --quiet --locked \
+        --interpreter "$venv/bin/python" "$@")
+}
+
+echo "the kernels of a GPU, emulated"
+build --features emulate --out "$wheels/emulated"
+"$venv/bin/python" -m zipfile -e "$wheels"/emulated/*.whl "$wheels/package"
+(cd "$wheels" && PYTHONPATH=$wheels/package "$venv/bin/python" -m pytest -q -p no:cacheprovider "$tests")
+
+echo "the wheel"
+build --release --out "$wheels"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
-(cd "$wheels" && "$venv/bin/python" -m pytest -q -p no:cacheprovider "$OLDPWD/crates/kron-py/tests")
+(cd "$wheels" && "$venv/bin/python" -m pytest -q -p no:cacheprovider "$tests")
 "$venv/bin/python" crates/kron-py/examples/train.py "$wheels/adapter"

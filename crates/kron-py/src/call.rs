@@ -19,10 +19,10 @@ thread_local! {
 }
 
 /// Address of the first element of a matrix, and elements from row to row.
-type Rows = (usize, usize);
+pub type Rows = (usize, usize);
 
 /// Sizes of the factors: a_out, a_in, b_out, c_in, and the rank, 0 for a full inner factor.
-type Sizes = (usize, usize, usize, usize, usize);
+pub type Sizes = (usize, usize, usize, usize, usize);
 
 /// Number of a dtype: 0 for float32, 1 for float16, 2 for bfloat16.
 macro_rules! with_dtype {
@@ -40,10 +40,13 @@ macro_rules! with_dtype {
                 type $E = bf16;
                 $body
             }
-            other => Err(refused(format!("dtype {other} is none of 0, 1 and 2"))),
+            other => Err($crate::call::refused(format!("dtype {other} is none of 0, 1 and 2"))),
         }
     };
 }
+
+#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), expect(unused_imports))]
+pub(crate) use with_dtype;
 
 /// Adds s·x·(A ⊗ B·C)ᵀ to y, or writes it, and writes T.
 #[pyfunction]
@@ -81,7 +84,7 @@ pub fn forward(
     })
 }
 
-/// Adds dX to `dx`, or writes it, unless its address is 0, and writes the gradient of θ.
+/// Adds dX to `dx`, or writes it, unless its address is 0, and adds the gradient of θ to `grad`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // as above
 pub fn backward(
@@ -104,7 +107,7 @@ pub fn backward(
         with_dtype!(dtype, E => {
             let (d_out, d_in) = (op.shape.d_out(), op.shape.d_in());
             let wants_dx = dx.0 != 0;
-            // SAFETY: as in `forward`; dx and grad are new.
+            // SAFETY: as in `forward`; dx and grad are the caller's alone.
             let (x, dy, dx, theta, t, grad) = unsafe { (
                 matrix::<E>(x, rows, d_in)?,
                 matrix::<E>(dy, rows, d_out)?,
@@ -113,7 +116,6 @@ pub fn backward(
                 floats(t, op.t_len(rows))?,
                 floats_mut(grad, op.shape.params())?,
             ) };
-            grad.fill(0.0);
             with_workspace(&op, Pass::Backward { dx: wants_dx }, rows, threads, |cpu, workspace| {
                 let dx = dx.map(|dx| (dx, if add { Accum::Add } else { Accum::Replace }));
                 cpu.backward(&op, Backward { theta, x, t, dy, dx, grad, workspace, dropout: None })
@@ -122,11 +124,11 @@ pub fn backward(
     })
 }
 
-fn refused(error: impl ToString) -> PyErr {
+pub fn refused(error: impl ToString) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-fn op((a_out, a_in, b_out, c_in, rank): Sizes, scale: f32) -> PyResult<KronOp> {
+pub fn op((a_out, a_in, b_out, c_in, rank): Sizes, scale: f32) -> PyResult<KronOp> {
     let overflow = || refused("the sizes of a layer exceed 64 bits");
     let layer = LayerDims {
         d_out: a_out.checked_mul(b_out).ok_or_else(overflow)?,

@@ -3,14 +3,22 @@
 //! The package's own Python code is the only caller; it checks the tensors and passes their addresses.
 
 mod call;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod device;
 mod team;
 
 use pyo3::prelude::*;
 
 #[pymodule]
 mod _kron {
+    #[cfg(feature = "emulate")]
+    #[pymodule_export]
+    const EMULATES: bool = true;
     #[pymodule_export]
     use crate::call::{backward, forward};
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    #[pymodule_export]
+    use crate::device::{device_backward, device_forward, device_workspace_len};
     #[pymodule_export]
     use crate::team::use_openmp;
 }

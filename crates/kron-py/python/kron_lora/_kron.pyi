@@ -12,3 +12,16 @@ def backward(
     t: int, grad: int, threads: int, /,
 ) -> None: ...
 def use_openmp(path: str, /) -> bool: ...
+
+# Where the extension was built with the feature `cuda`.
+_Place = tuple[int, int]
+
+def device_workspace_len(sizes: _Sizes, rows: int, place: _Place, backward: bool, dx: bool, /) -> int: ...
+def device_forward(
+    sizes: _Sizes, scale: float, dtype: int, rows: int, x: _Rows, y: _Rows, add: bool, theta: int, t: int,
+    workspace: tuple[int, int], place: _Place, /,
+) -> None: ...
+def device_backward(
+    sizes: _Sizes, scale: float, dtype: int, rows: int, x: _Rows, dy: _Rows, dx: _Rows, add: bool, theta: int,
+    t: int, grad: int, workspace: tuple[int, int], place: _Place, /,
+) -> None: ...

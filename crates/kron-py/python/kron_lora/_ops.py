@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from . import _kron
 
+_DEVICES = ("cpu", "cuda") if hasattr(_kron, "device_forward") else ("cpu",)
+# A build for tests runs the device's kernels on the host.
+_emulates = bool(getattr(_kron, "EMULATES", False))
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -38,7 +41,7 @@ def linear(
     and the bias.
 
     Args:
-        x: … × d_in, float32, float16 or bfloat16, on the CPU.
+        x: … × d_in, float32, float16 or bfloat16, on the CPU, or on a GPU in a build with the feature `cuda`.
         weight: W, d_out × d_in, in the dtype of x.
         bias: d_out, or None.
         a: A, a_out × a_in, where a_out divides d_out and a_in divides d_in; in any dtype, computed in float32.
@@ -53,10 +56,10 @@ def linear(
         TypeError: A dtype or device is not supported.
         ValueError: Sizes do not fit.
     """
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, weight.shape, a, b, c)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if weight.dtype != x.dtype or weight.device != x.device:
         raise TypeError(f"weight is {weight.dtype} on {weight.device}, but x is {x.dtype} on {x.device}")
     return _linear(x, weight, bias, a, b, c, float(scale))[0]
@@ -84,8 +87,12 @@ def delta(x: Tensor, a: Tensor, b: Optional[Tensor], c: Tensor, scale: float) ->
 
 def _check(x: Tensor, weight, a: Tensor, b: Optional[Tensor], c: Tensor) -> None:
     for name, tensor in (("x", x), ("a", a), ("b", b), ("c", c)):
-        if tensor is not None and (tensor.device.type != "cpu" or tensor.layout != torch.strided):
-            raise TypeError(f"{name} is {tensor.layout} on {tensor.device}, but this op takes strided tensors on the CPU")
+        if tensor is not None and (tensor.device.type not in _DEVICES or tensor.layout != torch.strided):
+            raise TypeError(
+                f"{name} is {tensor.layout} on {tensor.device}, but this build takes strided tensors on {' and '.join(_DEVICES)}"
+            )
+        if tensor is not None and tensor.device != x.device:
+            raise TypeError(f"{name} is on {tensor.device}, but x is on {x.device}")
         if tensor is not None and tensor.dtype not in _DTYPES and tensor.dtype != torch.float64:
             raise TypeError(f"{name} is {tensor.dtype}, but the op takes real floating-point numbers")
     if x.dtype not in _DTYPES:
@@ -123,6 +130,13 @@ def _t_len(a: Tensor, b: Optional[Tensor], c: Tensor, rows: int) -> int:
     return rows * a.shape[1] * (c.shape[0] if b is None else b.shape[1])
 
 
+def _place(x: Tensor) -> tuple[int, int]:
+    """Returns the number of a tensor's device, and torch's current stream on it."""
+    if x.device.type == "cpu":
+        return 0, 0  # the emulated device of a test
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
 def _matrix(x: Tensor) -> Tensor:
     """Returns … × d as rows of contiguous elements: a view where the strides allow it."""
     rows = x.reshape(-1, x.shape[-1])
@@ -137,12 +151,15 @@ def _add_forward(
     x: Tensor, y: Tensor, add: bool, a: Tensor, b: Optional[Tensor], c: Tensor, scale: float
 ) -> Tensor:
     """Adds the adapter's output to y, n × d_out, or writes it there; returns T."""
-    x, rows, theta = _matrix(x), y.shape[0], _theta(a, b, c)
-    t = torch.empty(_t_len(a, b, c, rows), dtype=torch.float32)
-    _kron.forward(
-        _sizes(a, b, c), scale, _DTYPES[x.dtype], rows, _at(x), _at(y), add, theta.data_ptr(), t.data_ptr(),
-        torch.get_num_threads(),
-    )
+    x, rows, theta, sizes = _matrix(x), y.shape[0], _theta(a, b, c), _sizes(a, b, c)
+    t = theta.new_empty(_t_len(a, b, c, rows))
+    call = sizes, scale, _DTYPES[x.dtype], rows, _at(x), _at(y), add, theta.data_ptr(), t.data_ptr()
+    if x.device.type == "cpu" and not _emulates:
+        _kron.forward(*call, torch.get_num_threads())
+    else:
+        place = _place(x)
+        workspace = theta.new_empty(_kron.device_workspace_len(sizes, rows, place, False, False))
+        _kron.device_forward(*call, (workspace.data_ptr(), workspace.numel()), place)
     return t
 
 
@@ -151,16 +168,20 @@ def _add_backward(
     a: Tensor, b: Optional[Tensor], c: Tensor, scale: float,
 ) -> Tensor:
     """Adds the adapter's dX to dx, n × d_in, or writes it there; returns the gradient of θ."""
-    x, theta = _matrix(x), _theta(a, b, c)
-    grad = torch.empty_like(theta)
-    _kron.backward(
-        _sizes(a, b, c), scale, _DTYPES[x.dtype], x.shape[0], _at(x), _at(dy), (0, 0) if dx is None else _at(dx), add,
-        theta.data_ptr(), t.data_ptr(), grad.data_ptr(), torch.get_num_threads(),
-    )
+    x, theta, sizes = _matrix(x), _theta(a, b, c), _sizes(a, b, c)
+    grad, rows = torch.zeros_like(theta), x.shape[0]
+    at = _at(x), _at(dy), (0, 0) if dx is None else _at(dx)
+    call = sizes, scale, _DTYPES[x.dtype], rows, *at, add, theta.data_ptr(), t.data_ptr(), grad.data_ptr()
+    if x.device.type == "cpu" and not _emulates:
+        _kron.backward(*call, torch.get_num_threads())
+    else:
+        place = _place(x)
+        workspace = theta.new_empty(_kron.device_workspace_len(sizes, rows, place, True, dx is not None))
+        _kron.device_backward(*call, (workspace.data_ptr(), workspace.numel()), place)
     return grad
 
 
-@torch.library.custom_op("kron_lora::linear", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kron_lora::linear", mutates_args=(), device_types=_DEVICES)
 def _linear(
     x: Tensor, weight: Tensor, bias: Optional[Tensor], a: Tensor, b: Optional[Tensor], c: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -174,7 +195,7 @@ def _(x, weight, bias, a, b, c, scale):
     return x.new_empty((*x.shape[:-1], weight.shape[0])), t
 
 
-@torch.library.custom_op("kron_lora::linear_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kron_lora::linear_backward", mutates_args=(), device_types=_DEVICES)
 def _linear_backward(
     x: Tensor, weight: Tensor, dy: Tensor, t: Tensor, a: Tensor, b: Optional[Tensor], c: Tensor, scale: float,
     wants_dx: bool,
@@ -185,7 +206,7 @@ def _linear_backward(
     return x.new_empty(0) if dx is None else dx.view(x.shape), grad
 
 
-@torch.library.custom_op("kron_lora::delta", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kron_lora::delta", mutates_args=(), device_types=_DEVICES)
 def _delta(x: Tensor, a: Tensor, b: Optional[Tensor], c: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     y = x.new_empty((*x.shape[:-1], a.shape[0] * (c if b is None else b).shape[0]))
     return y, _add_forward(x, y.view(-1, y.shape[-1]), False, a, b, c, scale)
@@ -197,7 +218,7 @@ def _(x, a, b, c, scale):
     return x.new_empty((*x.shape[:-1], a.shape[0] * (c if b is None else b).shape[0])), t
 
 
-@torch.library.custom_op("kron_lora::delta_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kron_lora::delta_backward", mutates_args=(), device_types=_DEVICES)
 def _delta_backward(
     x: Tensor, dy: Tensor, t: Tensor, a: Tensor, b: Optional[Tensor], c: Tensor, scale: float, wants_dx: bool
 ) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from peft.tuners.lokr.layer import Linear as LoKrLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ._ops import _DTYPES, delta, linear
+from ._ops import _DEVICES, _DTYPES, delta, linear
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _FastLinear(LoKrLinear):
         factors = [self.lokr_w1, self.lokr_w1_a, self.lokr_w2, self.lokr_w2_a]
         dtype = next(f[name].dtype for f in factors if name in f)
         return (
-            x.device.type == "cpu"
+            x.device.type in _DEVICES
             and x.dtype in _DTYPES
             and dtype in (torch.float32, x.dtype)
             and self.cast_input_dtype_enabled
