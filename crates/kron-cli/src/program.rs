@@ -1,18 +1,17 @@
-//! The `kron` program: parses the arguments, runs one command, returns its exit code.
-#![forbid(unsafe_code)]
+//! The program `kron`: parses the arguments, runs one command, returns its exit code.
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use kron_adapter::text::printable;
-use kron_cli::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
 
 /// Plan, convert, compare and merge LoRA, LoKr, KronA and Kron-LoRA adapters: ΔW = s·A ⊗ (B·C)
 #[derive(Parser)]
-#[command(name = "kron", version, arg_required_else_help = true, after_help = kron_cli::HELP)]
+#[command(name = "kron", version, arg_required_else_help = true, after_help = crate::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,10 +33,14 @@ enum Command {
     Verify(verify::Args),
 }
 
-fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments()) {
+/// Runs the program with its arguments, of which the first is its own name; prints, and returns the exit code.
+///
+/// `--help` and `--version` end the process.
+pub fn program(args: Vec<OsString>) -> ExitCode {
+    let json = args.iter().any(|arg| arg == "--json");
+    let cli = match Cli::try_parse_from(arguments(args)) {
         Ok(cli) => cli,
-        Err(error) => return refused(&error),
+        Err(error) => return refused(&error, json),
     };
     let form = if cli.json { TextOrJson::Json } else { TextOrJson::Text };
     if let Err(error) = kron_core::start_threads() {
@@ -57,11 +60,10 @@ fn main() -> ExitCode {
     done.unwrap_or_else(|error| report(&error, form))
 }
 
-/// The program's arguments, in which `export --lora` becomes `convert --to=lora`, and
+/// Returns the arguments, in which `export --lora` becomes `convert --to=lora`, and
 /// `export --help` the help of `convert`. A clap alias would let `export` without `--lora`
 /// write another format.
-fn arguments() -> Vec<OsString> {
-    let mut args: Vec<OsString> = std::env::args_os().collect();
+fn arguments(mut args: Vec<OsString>) -> Vec<OsString> {
     let is_option = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
     let command = args.iter().skip(1).position(|arg| !is_option(arg)).map(|at| at + 1);
     let Some(command) = command.filter(|&at| args[at] == "export") else { return args };
@@ -78,13 +80,13 @@ fn arguments() -> Vec<OsString> {
 
 /// Prints clap's refusal or its help, the refusal as JSON where `--json` is given. A refusal repeats the
 /// arguments, which may be names of files.
-fn refused(error: &clap::Error) -> ExitCode {
+fn refused(error: &clap::Error, json: bool) -> ExitCode {
     let help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     // Parsing failed, so that only the raw arguments tell.
     if help {
         error.exit();
     }
-    if !std::env::args_os().any(|arg| arg == "--json") {
+    if !json {
         let _ = write!(std::io::stderr(), "{}", printable(&error.to_string()));
         return ExitCode::from(2);
     }
