@@ -110,7 +110,7 @@ fn a_charts_file_is_an_image_with_a_legend() {
         file.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" ") && file.trim_end().ends_with("</svg>")
     );
     assert_eq!((file.matches("<svg").count(), file.matches("</svg>").count()), (1, 1));
-    assert!(!file.contains("<script") && !file.contains(|c: char| c == '\0' || c == '\u{1b}'), "{file}");
+    assert!(!file.contains("<script") && !file.contains(['\0', '\u{1b}']), "{file}");
     // A line for each series with a name, in its colour, in the room below the chart.
     let legend: Vec<&str> = file.split("<text x=\"86\" ").skip(1).collect();
     assert_eq!(legend.len(), 2);
