@@ -9,12 +9,15 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::axis::Scale;
 use crate::chart::{Chart, Mark, Point, Series};
+use crate::colour::Colour;
 use crate::error::Error;
 
 /// Drawing units. A unit is half a pixel on a wide screen, because plotters rounds to whole units.
 const SIZE: (u32, u32) = (1040, 640);
 /// Height of the text, as plotters counts it.
 const TEXT: f64 = 32.0;
+/// Height of a line of a file's legend.
+const LEGEND_LINE: u32 = 44;
 /// Mean width of a letter.
 const LETTER: f64 = 14.5;
 const LINE: u32 = 4;
@@ -40,19 +43,67 @@ struct Svg<'a> {
     drawn: &'a str,
 }
 
+/// The file of a chart, with a legend below it on white.
+#[derive(Template)]
+#[template(
+    ext = "svg",
+    source = "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" viewBox=\"0 0 {{ width }} {{ height }}\" \
+              color=\"#222222\" font-family=\"sans-serif\" font-size=\"{{ text }}\"><title>{{ title }}</title>\
+              <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>{% for line in legend %}<circle cx=\"60\" \
+              cy=\"{{ line.y }}\" r=\"10\" fill=\"{{ line.colour }}\"/><text x=\"86\" y=\"{{ line.y }}\" dy=\"0.35em\" \
+              fill=\"currentColor\">{{ line.name }}</text>{% endfor %}{{ drawn|safe }}"
+)]
+struct SvgFile<'a> {
+    width: u32,
+    height: u32,
+    text: f64,
+    title: &'a str,
+    legend: Vec<LegendLine<'a>>,
+    drawn: &'a str,
+}
+
+/// A line of the legend of a chart's file.
+struct LegendLine<'a> {
+    y: u32,
+    colour: Colour,
+    name: &'a str,
+}
+
 impl Chart {
     /// Draws the chart as one SVG element, without title and legend.
     ///
     /// # Errors
     /// Fails if the drawing library does; no value of the data is a reason.
     pub fn svg(&self) -> Result<String, Error> {
+        let (width, height) = SIZE;
+        let (title, drawn) = (&self.description(), &self.drawn()?);
+        Svg { width, height, title, drawn }.render().map_err(Error::new)
+    }
+
+    /// Draws the chart with its legend as the text of an SVG file.
+    ///
+    /// # Errors
+    /// As [`Chart::svg`].
+    pub fn svg_file(&self) -> Result<String, Error> {
+        let (width, below) = SIZE;
+        let named = self.series.iter().zip(self.colours()).filter(|(series, _)| !series.name.is_empty());
+        let line = |(i, (series, colour))| {
+            let (series, y): (&Series, u32) = (series, below + i * LEGEND_LINE + LEGEND_LINE / 2);
+            LegendLine { y, colour, name: &series.name }
+        };
+        let legend: Vec<LegendLine> = (0..).zip(named).map(line).collect();
+        let height = below + LEGEND_LINE * legend.len() as u32;
+        let (title, drawn) = (&self.description(), &self.drawn()?);
+        SvgFile { width, height, text: TEXT, title, legend, drawn }.render().map_err(Error::new)
+    }
+
+    /// Draws axes and series; the text ends with the element's end.
+    fn drawn(&self) -> Result<String, Error> {
         let mut svg = String::new();
         plot(self, &mut svg).map_err(Error::new)?;
         let (_, drawn) = svg.split_once('>').unwrap_or_default();
         // Black stands for the text's colour, which the page sets. Text of the chart cannot hold a quote.
-        let drawn = drawn.replace("=\"#000000\"", "=\"currentColor\"");
-        let (width, height) = SIZE;
-        Svg { width, height, title: &self.description(), drawn: &drawn }.render().map_err(Error::new)
+        Ok(drawn.replace("=\"#000000\"", "=\"currentColor\""))
     }
 }
 

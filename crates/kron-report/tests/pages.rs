@@ -100,6 +100,31 @@ fn charts_have_titles_and_tables_have_headers() {
 }
 
 #[test]
+fn a_charts_file_is_an_image_with_a_legend() {
+    let chart = Chart::new(Axis::linear("step"), Axis::linear(HOSTILE))
+        .series(Series::line("fused", [(0.0, 1.0), (1.0, 0.5)]))
+        .series(Series::line("", [(0.0, 0.7)]))
+        .series(Series::scatter(HOSTILE, [(0.0, 0.2)]).colour(Colour::rgb(0xd1, 0x49, 0x5b)));
+    let file = chart.svg_file().unwrap();
+    assert!(
+        file.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" ") && file.trim_end().ends_with("</svg>")
+    );
+    assert_eq!((file.matches("<svg").count(), file.matches("</svg>").count()), (1, 1));
+    assert!(!file.contains("<script") && !file.contains(['\0', '\u{1b}']), "{file}");
+    // A line for each series with a name, in its colour, in the room below the chart.
+    let legend: Vec<&str> = file.split("<text x=\"86\" ").skip(1).collect();
+    assert_eq!(legend.len(), 2);
+    assert!(legend[0].contains(">fused</text>") && legend[1].contains("y=\"706\""), "{legend:?}");
+    assert!(
+        file.contains("viewBox=\"0 0 1040 728\"") && file.contains("cy=\"706\" r=\"10\" fill=\"#D1495B\"")
+    );
+    // Everything else is the chart of a page.
+    let page = chart.svg().unwrap();
+    let drawn = page.split_once("</title>").unwrap().1;
+    assert!(drawn.len() > 1000 && file.ends_with(drawn));
+}
+
+#[test]
 fn a_gap_divides_a_line_and_a_lonely_point_has_a_dot() {
     let values = (0..200).map(|i| (f64::from(i), if i == 100 || i == 102 { f64::NAN } else { 1.0 }));
     let svg =

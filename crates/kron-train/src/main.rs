@@ -174,7 +174,7 @@ fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCod
     let trials = compare::compare(&grid, &weights, &data, out, &stop, &Progress::Shown, print_trial)?;
     let summaries = compare::summarise(&grid, &trials);
     print(&compare::markdown(&summaries));
-    print(&compare::differences(&summaries));
+    print(&format!("\n{}", compare::differences(&summaries)));
     if let Some(part) = grid.unfinished(&trials) {
         say!("{part}: repeat the command to continue with the others");
     }

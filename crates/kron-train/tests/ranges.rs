@@ -157,6 +157,14 @@ fn grids_out_of_range_are_refused() {
         ("lrs = [1e-3]\nseeds = [-1]", entry, "line 2: invalid value"),
         ("lrs = [1e-3]\nseeds = [1]\nscreen = 2", entry, "screen is 2"),
         ("lrs = [1e-3]\nseeds = [1]\nscreen = -2", entry, "line 3: invalid value"),
+        ("lrs = [1e-3, 2e-3]\nseeds = [1]\nwiden = 101", entry, "widen is 101"),
+        ("lrs = [1e-3]\nseeds = [1]\nwiden = 1", entry, "widen is 1, but \"a\" has no two learning rates"),
+        (
+            "lrs = [0.0, 1e-3]\nseeds = [1]\nwiden = 1",
+            entry,
+            "widen is 1, but \"a\" has no two learning rates",
+        ),
+        ("lrs = [1e-3]\nseeds = [1]\nbudgets = [-1]", entry, "line 3: invalid value"),
         ("lrs = [1e-3]\nseeds = [1]", doubled.as_str(), "two entries \"a\""),
         (
             "lrs = [1e-3]\nseeds = [1]",
@@ -169,4 +177,10 @@ fn grids_out_of_range_are_refused() {
         let message = read(head, entries).expect_err(want);
         assert!(message.contains(want) && message.lines().count() == 1, "{message}\nwithout\n{want}");
     }
+    read("lrs = [1e-3, 2e-3]\nseeds = [1]\nwiden = 100\nbudgets = [5000]", entry).expect("a grid");
+    let chains = "seeds = [1]\norders = [['x', 'y']]\nreference = 'a'\n[base]\nmodel = 'm'\n[base.data]\n\
+                  train = 't'\n[[entries]]\nname = 'a'\nbudgets = [5000]\nadapter = { rank = 4 }\n";
+    std::fs::write(&file, chains).expect("written");
+    let message = kron_train::studies::chains::ChainGrid::read(&file).expect_err("refused").to_string();
+    assert!(message.contains("gives \"a\" budgets, which only a comparison has"), "{message}");
 }

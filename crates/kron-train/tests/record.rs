@@ -40,6 +40,11 @@ fn the_comparisons_are_the_recorded_ones() {
             true => check(&format!("{name}'s learning rates"), &sweep(&grid, &trials)),
             false => check(&format!("{name}'s differences"), &compare::differences(&summaries)),
         }
+        if !grid.budgets.is_empty() {
+            let file = record("../../../docs").join(format!("{name}.svg"));
+            let drawn = std::fs::read_to_string(file).expect("its chart");
+            assert_eq!(drawn, compare::chart_file(&summaries).expect("a chart"), "docs/{name}.svg");
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
 
 pub use grid::{ComparisonGrid, Point};
-pub use page::{differences, markdown};
+pub use page::{chart_file, differences, markdown};
 pub use summary::{EntrySummary, summarise};
 pub use trial::Trial;
 
@@ -33,8 +33,11 @@ const ROWS: &str = "trials.csv";
 const RUNNING: &str = "running";
 /// Name of the file of tables.
 const TABLES: &str = "tables.md";
+/// Name of the file of the chart.
+const CHART: &str = "chart.svg";
 
-/// Runs the trials missing in `folder/trials.csv`, then writes `folder/report.html` and `folder/tables.md`.
+/// Runs the trials missing in `folder/trials.csv`, then writes `folder/report.html`, `folder/tables.md` and
+/// `folder/chart.svg`.
 ///
 /// A run whose loss or gradient is not finite gets the worst score, and the comparison continues.
 ///
@@ -51,7 +54,7 @@ pub fn compare(
     mut done: impl FnMut(&Trial),
 ) -> Result<Vec<Trial>> {
     let (path, running) = (folder.join(ROWS), folder.join(RUNNING));
-    let is_own = |name: &str| [ROWS, RUNNING, TABLES].contains(&name);
+    let is_own = |name: &str| [ROWS, RUNNING, TABLES, CHART].contains(&name);
     let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
     let points = grid.points();
     for point in &points {
@@ -73,7 +76,7 @@ pub fn compare(
             Err(Error::Diverged { .. } | Error::Exploded { .. }) => None,
             other => Some(other?),
         };
-        if stop.is_requested() {
+        if outcome.as_ref().is_some_and(|outcome| outcome.stopped) {
             break;
         }
         let trial = Trial::new(&point.name, lr, seed, outcome.as_ref(), worst);
@@ -82,9 +85,13 @@ pub fn compare(
         trials.push(trial);
         remove(&running)?;
     }
-    let (html, tables) = (page::html(grid, &trials)?, page::tables(grid, &trials));
-    write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
-    write_atomic(&folder.join(TABLES), IfExists::Replace, |out| out.write_all(tables.as_bytes()))?;
+    for (name, text) in [
+        ("report.html", page::html(grid, &trials)?),
+        (TABLES, page::tables(grid, &trials)),
+        (CHART, chart_file(&summarise(grid, &trials))?),
+    ] {
+        write_atomic(&folder.join(name), IfExists::Replace, |out| out.write_all(text.as_bytes()))?;
+    }
     Ok(trials)
 }
 

@@ -5,7 +5,7 @@ use kron_report::{Axis, Chart, Page, Series, Table};
 use super::grid::ComparisonGrid;
 use super::summary::{EntrySummary, summarise};
 use super::trial::Trial;
-use crate::error::Result;
+use crate::error::{Result, invalid};
 use crate::report;
 use crate::studies::stats::{Spread, deviation, interval, mean};
 use crate::studies::table::{markdown as markdown_table, p_value};
@@ -201,6 +201,14 @@ fn chart(summaries: &[EntrySummary]) -> Chart {
     };
     let axes = Chart::new(Axis::log("trained parameters"), Axis::linear(label));
     names.into_iter().map(series).fold(axes, Chart::series)
+}
+
+/// Draws the chart as the text of an SVG file.
+///
+/// # Errors
+/// The chart cannot be drawn.
+pub fn chart_file(summaries: &[EntrySummary]) -> Result<String> {
+    chart(summaries).svg_file().map_err(|e| invalid(e.to_string()))
 }
 
 /// Renders both tables with their explanations as Markdown.
