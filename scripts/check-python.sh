@@ -29,7 +29,7 @@ build() {
 }
 
 echo "the kernels of a GPU, emulated"
-build --features emulate --out "$wheels/emulated"
+build --no-default-features --features emulate --out "$wheels/emulated"
 "$venv/bin/python" -m zipfile -e "$wheels"/emulated/*.whl "$wheels/package"
 (cd "$wheels" && PYTHONPATH=$wheels/package "$venv/bin/python" -m pytest -q -p no:cacheprovider "$tests")
 
@@ -37,4 +37,7 @@ echo "the wheel"
 build --release --out "$wheels"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
 (cd "$wheels" && "$venv/bin/python" -m pytest -q -p no:cacheprovider "$tests")
+"$venv/bin/kron" plan --help > /dev/null
+"$venv/bin/kron-train" demo | tail -n 2
+"$venv/bin/kron-train" nothing 2> /dev/null && exit 1
 "$venv/bin/python" crates/kron-py/examples/train.py "$wheels/adapter"

@@ -32,7 +32,7 @@ for crate in kernels capi candle train bench tests; do
   features+=kron-$crate/cuda,
 done
 export NVCC=$nvcc DOCS_RS=1 CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000
-cargo clippy --locked --manifest-path crates/kron-py/Cargo.toml --all-targets --features cuda -- -D warnings
+cargo clippy --locked --manifest-path crates/kron-py/Cargo.toml --all-targets --no-default-features --features cuda -- -D warnings
 cargo clippy --locked -p kron-kernels -p kron-capi -p kron-candle -p kron-train \
   -p kron-bench -p kron-tests --lib --bins --examples --test gpu --test primitives --test device \
   --test gradients --test finetune --bench gpu_engines \

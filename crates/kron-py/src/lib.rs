@@ -5,6 +5,8 @@
 mod call;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod device;
+#[cfg(feature = "programs")]
+mod programs;
 mod team;
 
 use pyo3::prelude::*;
@@ -19,6 +21,9 @@ mod _kron {
     #[cfg(any(feature = "cuda", feature = "emulate"))]
     #[pymodule_export]
     use crate::device::{device_backward, device_forward, device_workspace_len};
+    #[cfg(feature = "programs")]
+    #[pymodule_export]
+    use crate::programs::{kron, kron_train};
     #[pymodule_export]
     use crate::team::use_openmp;
 }

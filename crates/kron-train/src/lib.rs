@@ -18,10 +18,12 @@ mod files;
 pub mod inference;
 pub mod model;
 mod output;
+mod program;
 mod report;
 pub mod run;
 pub mod studies;
 
 pub use config::Config;
 pub use error::{Error, Result};
+pub use program::program;
 pub use run::{Learner, NamedGroup, Progress, Score};

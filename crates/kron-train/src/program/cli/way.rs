@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::compute::{Device, Precision};
+use crate::config::Config;
 use clap::Args;
-use kron_train::compute::{Device, Precision};
-use kron_train::config::Config;
 
 use super::put;
 

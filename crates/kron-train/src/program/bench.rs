@@ -1,11 +1,11 @@
 //! The command `bench`: the times of a training step as a table or as JSON.
 
-use kron_train::Result;
-use kron_train::model::{Files, Weights};
-use kron_train::run::{StepTimes, bench};
+use crate::Result;
+use crate::model::{Files, Weights};
+use crate::run::{StepTimes, bench};
 
-use crate::cli::Bench;
-use crate::print;
+use super::cli::Bench;
+use super::print::print;
 
 /// Times the steps, and prints the result.
 pub fn run(command: Bench) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Options of an adapter and of a step, which training and its benchmark share.
 
+use crate::config::{AdapterConfig, Method, Train};
 use clap::Args;
-use kron_train::config::{AdapterConfig, Method, Train};
 
 use super::put;
 

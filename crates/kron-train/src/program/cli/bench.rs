@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use crate::Result;
+use crate::compute::{Device, Precision};
+use crate::config::{Config, Task};
 use clap::Args;
-use kron_train::Result;
-use kron_train::compute::{Device, Precision};
-use kron_train::config::{Config, Task};
 
 use super::adapter::{AdapterOptions, BatchOptions};
 use super::put;

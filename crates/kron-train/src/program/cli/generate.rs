@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use crate::Result;
+use crate::config::{Config, Task};
+use crate::inference::GenerateOptions;
 use clap::{ArgGroup, Args};
-use kron_train::Result;
-use kron_train::config::{Config, Task};
-use kron_train::inference::GenerateOptions;
 
 use super::put;
 use super::way::Way;
@@ -85,7 +85,7 @@ impl Generate {
         put(&mut options.log_probs, self.log_probs);
         options.check()?;
         if options.log_probs > 0 && !self.is_json() {
-            return Err(kron_train::Error::Invalid(
+            return Err(crate::Error::Invalid(
                 "--log-probs is given, but only the results of --json and --prompts have them".into(),
             ));
         }

@@ -2,13 +2,14 @@
 
 use std::io::IsTerminal;
 
+use crate::Result;
+use crate::data::{Message, read_conversations, read_prompts};
+use crate::inference::{Generation, Generator, TrainedModel};
 use kron_adapter::text::printable;
-use kron_train::Result;
-use kron_train::data::{Message, read_conversations, read_prompts};
-use kron_train::inference::{Generation, Generator, TrainedModel};
 
-use crate::cli::Generate;
-use crate::{load, note, put};
+use super::cli::Generate;
+use super::load::load;
+use super::print::{note, put};
 
 /// Continues one prompt as text or JSON, or each line of a file as JSON.
 pub fn generate(command: &Generate) -> Result<()> {

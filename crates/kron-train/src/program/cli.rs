@@ -8,15 +8,15 @@ mod way;
 
 use std::path::{Path, PathBuf};
 
+use crate::compute::{Device, Precision};
+use crate::config::{Config, Schedule, Task};
+use crate::studies::MAX_RUNS;
 use adapter::{AdapterOptions, BatchOptions};
 pub use bench::Bench;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 pub use generate::Generate;
 pub use inference::Inference;
-use kron_train::compute::{Device, Precision};
-use kron_train::config::{Config, Schedule, Task};
-use kron_train::studies::MAX_RUNS;
 
 /// Fine-tunes pretrained models with Kron-LoRA, LoRA and related methods.
 #[derive(Debug, Parser)]
@@ -197,7 +197,7 @@ impl Settings {
     }
 
     /// Returns the file's settings, overridden by the options.
-    pub fn config(self) -> kron_train::Result<Config> {
+    pub fn config(self) -> crate::Result<Config> {
         let mut config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
         put(&mut config.model, self.model);
         config.tokenizer = self.tokenizer.or(config.tokenizer);

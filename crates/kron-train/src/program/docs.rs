@@ -3,10 +3,10 @@
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+use crate::{Error, Result};
 use clap_complete::Shell;
 use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
-use kron_train::{Error, Result};
 
 /// Writes a page for the program and one for each command.
 ///

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::Result;
+use crate::config::{AdapterConfig, Config, MAX_BATCH, Task, Train};
 use clap::Args;
-use kron_train::Result;
-use kron_train::config::{AdapterConfig, Config, MAX_BATCH, Task, Train};
 
 use super::put;
 use super::way::Way;

@@ -1,0 +1,76 @@
+//! `kron-train train`.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::process::ExitCode;
+
+use kron_adapter::gguf::is_gguf;
+use kron_adapter::io::check_not_overwriting;
+
+use super::STOPPED;
+use super::cli::Settings;
+use super::load::load;
+use super::print::{print, say};
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::error::Result;
+use crate::run::{OutputFolder, Progress, Stop, run};
+
+/// Trains one adapter, and prints what came out.
+pub fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
+    // A resumed run leaves its settings file as it is.
+    if let Some(file) = settings.file().filter(|_| !output.resume) {
+        check_not_overwriting(file, &output.path)?;
+    }
+    let config = settings.config()?;
+    print(&config.text()?);
+    let (weights, tokenizer) = load(&config)?;
+    let data = Dataset::read(&config, &tokenizer)?;
+    let outcome = run(&config, &weights, &data, Some(&output), &Stop::on_signals()?, &Progress::Shown)?;
+    if outcome.stopped {
+        say!("stopped and saved: pass --resume to continue");
+        return Ok(ExitCode::from(STOPPED));
+    }
+    say!(
+        "{}, {} trained parameters without the head",
+        outcome.learner.description(),
+        outcome.learner.body_params()
+    );
+    for (name, score) in [("validation", outcome.validation), ("test", outcome.test)] {
+        if let Some(score) = score {
+            say!("{name}: {score}");
+        }
+    }
+    say!("report: {}", output.path.join("report.html").display());
+    if outcome.learner.adapters().is_some() {
+        print_next(&config, &output.path);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints where the adapter is, and what can be done with it.
+fn print_next(config: &Config, folder: &Path) {
+    let adapter = folder.join("adapter.safetensors");
+    say!("adapter: {}", adapter.display());
+    let [settings, lora, merged] = ["config.toml", "lora", "merged"].map(|name| quoted(&folder.join(name)));
+    let [adapter, model] = [&adapter, &config.model].map(|path| quoted(path));
+    say!("next:");
+    say!("  kron-train eval {model} --config {settings} --adapter {adapter} --data FILE");
+    say!("  kron inspect {adapter}");
+    say!("  kron convert {adapter} {lora} --to lora");
+    if config.model.is_dir() {
+        say!("  kron merge {model} {adapter} {merged}");
+    }
+    if is_gguf(&config.model) {
+        let [lora, merged] = ["lora.gguf", "merged.gguf"].map(|name| quoted(&folder.join(name)));
+        say!("  kron convert {adapter} {lora} --to gguf-lora --base {model}");
+        say!("  kron merge {model} {adapter} {merged} --dtype f16");
+    }
+}
+
+/// Quotes a path for a shell where it needs quotes.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    // A path has no zero byte, the only text that a shell cannot quote.
+    shlex::try_quote(&text).unwrap_or(Cow::Borrowed(&text)).into_owned()
+}
