@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use kron_adapter::text::printable;
-use kron_cli::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
+use kron_cli::{
+    Error, TextOrJson, combine, convert, diff, docs, inspect, merge, plan, quantise, report, verify,
+};
 
 /// Plan, convert, compare and merge LoRA, LoKr, KronA and Kron-LoRA adapters: ΔW = s·A ⊗ (B·C)
 #[derive(Parser)]
@@ -23,6 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Combine(combine::Args),
     Completions(docs::Completions),
     Convert(convert::Args),
     Diff(diff::Args),
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         return report(&Error::from(error), form);
     }
     let done = match &cli.command {
+        Command::Combine(args) => combine::run(args, form),
         Command::Completions(args) => docs::completions(args, Cli::command(), form),
         Command::Convert(args) => convert::run(args, form),
         Command::Diff(args) => diff::run(args, form),
