@@ -157,6 +157,76 @@ def merge(tmp, what, weights, model, adapter):
 
 
 @torch.no_grad()
+def beyond(tmp):
+    """What merge folds beyond ΔW: DoRA, embeddings, biases, experts; and several adapters as one."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from torch import nn
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up_proj, self.down_proj = nn.Parameter(torch.randn(4, 32, 16)), nn.Parameter(torch.randn(4, 16, 16))
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed_tokens, self.norm = nn.Embedding(30, 16), nn.LayerNorm(16)
+            self.q_proj, self.experts = nn.Linear(16, 40), Experts()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = Body()
+            self.config = {"model_type": "custom"}
+
+        get_input_embeddings = lambda self: self.model.embed_tokens
+        get_output_embeddings = lambda self: None
+
+    torch.manual_seed(3)
+    start, weights = Model().state_dict(), tmp / "beyond.safetensors"
+    save_file(start, weights)
+
+    def model():
+        fresh = Model()
+        fresh.load_state_dict(start)
+        return fresh.eval()
+
+    def trained(name, **options):
+        peft = get_peft_model(model(), LoraConfig(**{"r": 4, "lora_alpha": 6, **options}))
+        for key, parameter in peft.named_parameters():
+            if "lora_" in key:
+                noise = torch.randn_like(parameter) * 0.2
+                parameter.copy_(parameter + noise if "magnitude" in key else noise)
+        peft.save_pretrained(tmp / name)
+        return tmp / name
+
+    experts = ["experts.gate_up_proj", "experts.down_proj"]
+    for name, options in {
+        "dora": dict(use_dora=True, target_modules=["q_proj", "embed_tokens"]),
+        "rank-stabilised embedding": dict(use_rslora=True, target_modules=["embed_tokens"]),
+        "lora_bias": dict(lora_bias=True, target_modules=["q_proj"]),
+        "experts": dict(target_modules=[], target_parameters=experts),
+    }.items():
+        merge(tmp, name, weights, model(), trained(name, **options))
+
+    paths = [trained("one", target_modules=["q_proj"]), trained("two", target_modules=["q_proj"], lora_alpha=2)]
+    both = PeftModel.from_pretrained(model(), paths[0], adapter_name="one")
+    both.load_adapter(paths[1], adapter_name="two")
+    for how, options in {"cat": {}, "linear": {}, "ties": {"density": 0.5}, "magnitude_prune": {"density": 0.25}}.items():
+        both.add_weighted_adapter(["one", "two"], [0.7, -0.3], how, combination_type=how, **options)
+        folder = tmp / f"combined-{how}"
+        flags = [text for key, value in options.items() for text in (f"--{key}", value)]
+        run("combine", f"{paths[0]}:0.7", f"{paths[1]}:-0.3", folder, "--to", "lora", "--how", how.replace("_", "-"), *flags)
+        layer = PeftModel.from_pretrained(model(), folder).base_model.model.model.q_proj
+        want = both.base_model.model.model.q_proj.get_delta_weight(how)
+        compare(f"kron combine --how {how}", layer.get_delta_weight("default"), want, torch.zeros_like(want))
+    out = tmp / "both-merged.safetensors"
+    run("merge", weights, f"{paths[0]}:0.7", f"{paths[1]}:-0.3", out)
+    key, layer = "model.q_proj.weight", both.base_model.model.model.q_proj
+    compare("kron merge A:0.7 B:-0.3", load_file(out)[key], start[key] + layer.get_delta_weight("cat"), start[key], bound=1e-6)
+
+
+@torch.no_grad()
 def lycoris(tmp):
     from lycoris import create_lycoris, create_lycoris_from_weights
     from peft import PeftModel
@@ -173,6 +243,7 @@ def lycoris(tmp):
         return model
 
     without = model()(x)
+    weight_decomposed(tmp, model, x, without)
     for options in [dict(linear_dim=2, linear_alpha=3), dict(linear_dim=2, linear_alpha=5, decompose_both=True), dict(linear_dim=100000, linear_alpha=1)]:
         trained = model()
         net = create_lycoris(trained, 1.0, algo="lokr", factor=-1, **options)
@@ -201,8 +272,28 @@ def lycoris(tmp):
         compare(f"LyCORIS {options} → kron merge", merged(x), want, without)
 
 
+def weight_decomposed(tmp, model, x, without):
+    """LyCORIS's DoRA of LoKr, with norms of outputs and of inputs."""
+    from lycoris import create_lycoris
+
+    for on_output in [True, False]:
+        trained = model()
+        net = create_lycoris(trained, 1.0, algo="lokr", factor=-1, linear_dim=2, linear_alpha=3, dora_wd=True, wd_on_output=on_output)
+        net.apply_to()
+        for name, parameter in net.named_parameters():
+            noise = torch.randn_like(parameter) * 0.3
+            parameter.copy_(parameter + noise if "dora_scale" in name else noise)
+        theirs, out = (tmp / f"dora-{on_output}-{end}.safetensors" for end in ["theirs", "merged"])
+        save_file({k: v.contiguous().clone() for k, v in net.state_dict().items()}, theirs)
+        run("merge", tmp / "base.safetensors", theirs, out)
+        merged = model()
+        merged.load_state_dict(load_file(out))
+        compare(f"LyCORIS dora_wd, wd_on_output {on_output} → kron merge", merged(x), trained(x), without)
+
+
 with tempfile.TemporaryDirectory() as folder:
     peft(Path(folder))
     saved(Path(folder))
+    beyond(Path(folder))
     lycoris(Path(folder))
 sys.exit(f"check-peft: {len(failed)} of the comparisons fail" if failed else 0)

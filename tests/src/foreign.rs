@@ -118,7 +118,9 @@ fn write_all(adapter: &Adapter) {
         let values = Delta::new(layer).singular_values_within(SMALL.into());
         assert!(values.is_none_or(|values| values.len() <= layer.shape().max_rank()), "{}", layer.shape());
     }
-    let lora = |uniform| OutputFormat::Lora(LoraOptions { uniform, max_bytes: Some(SMALL), join: None });
+    let lora = |uniform| {
+        OutputFormat::Lora(LoraOptions { uniform, max_bytes: Some(SMALL), ..LoraOptions::default() })
+    };
     for to in [lora(false), lora(true), OutputFormat::PeftLokr, OutputFormat::Lycoris] {
         if let Ok(output) = to.encode(adapter, &|_| Ok(())) {
             assert!(output.bytes() <= 4 * SMALL + 64 * bytes.len() as u64, "{} bytes", output.bytes());

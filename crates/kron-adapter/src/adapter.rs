@@ -181,6 +181,12 @@ impl Adapter {
         Ok(Self { layers, target_modules, metadata, trained_tensors })
     }
 
+    /// Makes an adapter without a layer, for a file that changes other tensors alone.
+    pub(crate) fn without_layers() -> Self {
+        let (layers, target_modules, metadata, trained_tensors) = Default::default();
+        Self { layers, target_modules, metadata, trained_tensors }
+    }
+
     /// Returns an adapter of other layers with the same target names, metadata and trained tensors.
     ///
     /// # Errors

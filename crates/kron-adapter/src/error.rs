@@ -47,6 +47,8 @@ pub enum Suggestion {
     MaxBytes,
     /// Merge without the trained tensors.
     FactorsOnly,
+    /// Leave out what cannot be merged.
+    SkipUnsupported,
 }
 
 impl Error {
@@ -128,6 +130,7 @@ impl std::fmt::Display for Suggestion {
             Suggestion::OtherName => "a folder is replaced only when it holds an adapter and nothing else",
             Suggestion::MaxBytes => "max_bytes allows more",
             Suggestion::FactorsOnly => "without its trained tensors the adapter can be merged",
+            Suggestion::SkipUnsupported => "what cannot be merged can be left out",
         })
     }
 }

@@ -57,16 +57,16 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Checks that a file can hold the whole adapter.
+    /// Checks that a file other than a PEFT LoRA can hold the whole adapter.
     ///
     /// # Errors
-    /// Fails if `fan_in_fan_out` is set, which no written format keeps: a weight
+    /// Fails if `fan_in_fan_out` is set, which no other format keeps: a weight
     /// stored as d_in × d_out would later take ΔW as if it were d_out × d_in.
     pub fn check_writable(&self) -> Result<()> {
         match self.fan_in_fan_out {
             false => Ok(()),
             true => Err(Error::data(format!(
-                "{}: fan_in_fan_out is true, which no format that is written keeps; merge the adapter as it is",
+                "{}: fan_in_fan_out is true, which a PEFT LoRA alone keeps: write it as one, or merge the adapter as it is",
                 self.path
             ))),
         }

@@ -44,8 +44,10 @@
 //! |---|---|
 //! | convert between formats | [`read`], [`write`](fn@write), [`OutputFormat`] |
 //! | match an adapter with a model's tensors | [`resolve`] |
+//! | read what lies beyond ΔW, such as DoRA, for a merge | [`read_whole`], [`extras`] |
 //! | find a model's files | [`model_files`] |
 //! | norms, spectra, cosine, the nearest Kron-LoRA of a LoRA | [`algebra`] |
+//! | several adapters as one | [`combine`] |
 //! | choose shapes for a budget of parameters | [`plan`] |
 //! | read a GGUF model, dequantise it, name its tensors as Hugging Face does | [`gguf`] |
 //! | read any safetensors file strictly | [`Tensors`], [`io::Layout`] |
@@ -58,9 +60,11 @@
 
 mod adapter;
 pub mod algebra;
+pub mod combine;
 mod dotted_path;
 pub mod elements;
 mod error;
+pub mod extras;
 mod format;
 pub mod gguf;
 pub mod io;
@@ -87,6 +91,6 @@ pub use format::{Format, Loaded, Progress};
 pub use io::IfExists;
 pub use output::{Output, write_new_folder, write_output};
 pub use output_format::{OutputFormat, write};
-pub use read::read;
+pub use read::{read, read_whole};
 pub use tensors::Tensors;
 pub use trained::TrainedTensor;

@@ -29,7 +29,7 @@ pub struct Factors {
 pub const NAMES: [&str; 6] = ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"];
 
 /// Returns why a tensor is refused: the reason for one that often accompanies the factors, or else `otherwise`.
-fn reason(name: &str, otherwise: &'static str) -> &'static str {
+pub fn reason(name: &str, otherwise: &'static str) -> &'static str {
     let tail = name.rsplit('.').next().unwrap_or(name);
     match tail {
         "lokr_t2" => "it is the Tucker core of a convolution, and only linear layers are supported",
@@ -38,6 +38,9 @@ fn reason(name: &str, otherwise: &'static str) -> &'static str {
             "it belongs to an embedding, and only linear layers are supported"
         }
         "bias" => "biases are not part of ΔW",
+        "weight" if name.ends_with(".base_layer.weight") => {
+            "it is a copy of a base weight beside the factors of an embedding, and only linear layers are supported"
+        }
         "weight" if name.contains("lora_magnitude_vector") => {
             "it belongs to DoRA, which rescales the whole weight"
         }

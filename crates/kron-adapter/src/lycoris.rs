@@ -10,6 +10,7 @@
 use kron_core::{Inner, KronShape};
 
 use crate::algebra::scale64;
+use crate::extras::{Convention, Extras, Scope, Taken, take};
 use crate::limits::Limits;
 use crate::lokr::{self, Factors, Parts};
 use crate::plan::peft_factorization;
@@ -28,12 +29,21 @@ const NO_FACTOR: &str = "it is not a factor of ΔW, and leaving it out would cha
 /// # Errors
 /// Fails on a tensor that is not part of a LoKr of a linear layer, and on factors
 /// that do not fit together.
-pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
-    let names = tensors.names();
-    let layers = lokr::group(tensors, &names, NO_FACTOR, |name| {
-        let (module, part) = name.rsplit_once('.')?;
-        (lokr::NAMES.contains(&part) || part == "alpha").then_some((module, part))
-    })?;
+pub(crate) fn read(tensors: &Tensors, scope: Scope) -> Result<(Loaded, Extras)> {
+    let convention = Convention {
+        prefix: "",
+        module: &|name| Some(parts(name)?.0),
+        // No tensor of LyCORIS but a factor is multiplied by s.
+        scaling: &|_| Scaling::plain(1.0),
+        target_parameters: &[],
+        biases: false,
+        otherwise: NO_FACTOR,
+    };
+    let Taken { left, extras, .. } = take(tensors, tensors.names(), &convention, scope)?;
+    let layers = match left.is_empty() && !extras.is_empty() {
+        true => Default::default(),
+        false => lokr::group(tensors, &left, NO_FACTOR, parts)?,
+    };
     let mut products = 0;
     let mut limits = Limits::new(tensors.len());
     let layers = layers.iter().map(|(module, parts)| {
@@ -43,11 +53,19 @@ pub(crate) fn read(tensors: &Tensors) -> Result<Loaded> {
         Layer::new(*module, scaling, factors.theta).map_err(|e| e.about(tensors.path()))
     });
     let layers = layers.collect::<Result<Vec<_>>>()?;
-    let adapter = Adapter::new(layers).map_err(|e| e.about(tensors.path()))?;
+    let adapter = match layers.is_empty() {
+        true => Adapter::without_layers(),
+        false => Adapter::new(layers).map_err(|e| e.about(tensors.path()))?,
+    };
     let notes = lokr::rounded(products).into_iter().collect();
-    let path = tensors.path().into();
-    let bytes = tensors.len();
-    Ok(Loaded { path, bytes, limits, format: Format::LycorisLokr, adapter, fan_in_fan_out: false, notes })
+    let (path, bytes, format) = (tensors.path().into(), tensors.len(), Format::LycorisLokr);
+    Ok((Loaded { path, bytes, limits, format, adapter, fan_in_fan_out: false, notes }, extras))
+}
+
+/// Returns the module of a factor or an alpha, and its name in it.
+fn parts(name: &str) -> Option<(&str, &str)> {
+    let (module, part) = name.rsplit_once('.')?;
+    (lokr::NAMES.contains(&part) || part == "alpha").then_some((module, part))
 }
 
 fn scaling(tensors: &Tensors, parts: &Parts, factors: &Factors) -> Result<Scaling> {

@@ -34,6 +34,13 @@ impl Matrix {
         Ok(Self { rows, cols, data })
     }
 
+    /// Returns the transposed matrix.
+    pub fn transposed(&self) -> Self {
+        let column = |j: usize| self.data.iter().skip(j).step_by(self.cols).copied();
+        let data = (0..self.cols).flat_map(column).collect();
+        Self { rows: self.cols, cols: self.rows, data }
+    }
+
     /// Multiply-adds of [`Matrix::product`].
     pub const fn product_work(&self, other: &Self) -> u128 {
         self.rows as u128 * self.cols as u128 * other.cols as u128

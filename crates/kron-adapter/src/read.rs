@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::extras::{Extras, Scope, is_beyond};
 use crate::io::Input;
 use crate::limits::{Limits, check_file};
 use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, lycoris, peft, text};
@@ -12,12 +13,26 @@ use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, ly
 /// Fails if the file is damaged or of no known format, or holds what
 /// ΔW = s·A ⊗ (B·C) cannot express.
 pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
-    let path = path.as_ref();
+    Ok(read_scope(path.as_ref(), Scope::Delta)?.0)
+}
+
+/// Reads an adapter as [`read`] does, and what a merge folds beyond ΔW: magnitudes of DoRA, layers of embeddings,
+/// changes of biases and norms. With `skip_unsupported` tensors that no merge can fold are left out and listed.
+/// An adapter that changes other tensors alone has no layers.
+///
+/// # Errors
+/// Fails if the file is damaged or of no known format, and on a tensor that cannot be folded, unless
+/// `skip_unsupported` is set.
+pub fn read_whole(path: impl AsRef<Path>, skip_unsupported: bool) -> Result<(Loaded, Extras)> {
+    read_scope(path.as_ref(), Scope::Whole { skip_unsupported })
+}
+
+fn read_scope(path: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
     if let Some(folder) = peft::folder(path) {
-        return peft::read(folder);
+        return peft::read(folder, scope);
     }
     if gguf::is_gguf(path) {
-        return gguf::read_lora(path);
+        return Ok((gguf::read_lora(path)?, Extras::default()));
     }
     let mut input = Input::open(path)?;
     check_file(input.path(), input.len())?;
@@ -27,15 +42,9 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
         kron_file::check_header(&header).map_err(|e| e.about(&path))?;
         let adapter = kron_file::decode(layout, input.into_file()).map_err(|e| e.about(&path))?;
         let (limits, notes) = (Limits::new(bytes), Vec::new());
-        return Ok(Loaded {
-            path,
-            bytes,
-            limits,
-            format: Format::Kron,
-            adapter,
-            fan_in_fan_out: false,
-            notes,
-        });
+        let format = Format::Kron;
+        let loaded = Loaded { path, bytes, limits, format, adapter, fan_in_fan_out: false, notes };
+        return Ok((loaded, Extras::default()));
     }
     let tensors = Tensors::load(input, header, layout)?;
     let names = tensors.names();
@@ -48,8 +57,9 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
             peft::WEIGHTS
         )));
     }
-    if names.iter().any(|name| name.contains(".lokr_")) {
-        return lycoris::read(&tensors);
+    let is_merged = |name: &String| scope != Scope::Delta && is_beyond(name);
+    if names.iter().any(|name| name.contains(".lokr_") || is_merged(name)) {
+        return lycoris::read(&tensors, scope);
     }
     Err(Error::data(format!(
         "{path} is not an adapter: it has neither the metadata {} nor a LoKr tensor, and a PEFT adapter is a folder with an {}",

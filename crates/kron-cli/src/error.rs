@@ -70,6 +70,7 @@ fn sentence(error: &Error) -> String {
         }
         Some(Suggestion::MaxBytes) => "--max-size allows more",
         Some(Suggestion::FactorsOnly) => "--factors-only merges the layers alone",
+        Some(Suggestion::SkipUnsupported) => "--skip-unsupported leaves it out",
     };
     format!("{}; {option}", error.message())
 }

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod batches;
+pub mod combine;
 pub mod convert;
 mod count;
 pub mod diff;
@@ -26,6 +27,7 @@ mod progress;
 pub mod quantise;
 mod table;
 pub mod verify;
+mod weighted;
 
 pub use error::{HELP, report};
 pub use kron_adapter::{Error, Result};

@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::{Error, TextOrJson, convert, diff, docs, inspect, merge, plan, quantise, report, verify};
+use crate::{
+    Error, TextOrJson, combine, convert, diff, docs, inspect, merge, plan, quantise, report, verify,
+};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use kron_adapter::text::printable;
@@ -22,6 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Combine(combine::Args),
     Completions(docs::Completions),
     Convert(convert::Args),
     Diff(diff::Args),
@@ -47,6 +50,7 @@ pub fn program(args: Vec<OsString>) -> ExitCode {
         return report(&Error::from(error), form);
     }
     let done = match &cli.command {
+        Command::Combine(args) => combine::run(args, form),
         Command::Completions(args) => docs::completions(args, Cli::command(), form),
         Command::Convert(args) => convert::run(args, form),
         Command::Diff(args) => diff::run(args, form),

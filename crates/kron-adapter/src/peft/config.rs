@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::patterns::{Patterns, compile};
 use super::saved::saved_modules;
+use crate::extras::Scope;
 use crate::text::{shortened, shown};
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling, text};
 
@@ -33,6 +34,12 @@ pub struct Config {
     pub modules_to_save: Vec<String>,
     /// True if the model's weights are stored as d_in × d_out.
     pub fan_in_fan_out: bool,
+    /// Paths of parameters, or their ends, that have factors of their own.
+    pub target_parameters: Vec<String>,
+    /// True if biases were trained beside the factors.
+    pub biases: bool,
+    /// True if every layer has a magnitude of DoRA.
+    pub dora: bool,
     /// Fields about the base model, kept as metadata.
     about: BTreeMap<String, String>,
 }
@@ -88,9 +95,12 @@ const IGNORED_FIELDS: [&str; 21] = [
     "use_effective_conv2d",
 ];
 
+/// Fields about tensors beyond ΔW, which a merge folds.
+const MERGED_FIELDS: [&str; 4] = ["bias", "lora_bias", "target_parameters", "use_dora"];
+
 impl Config {
     /// Parses and checks the file's text; patterns are compiled into at most `limit` bytes.
-    pub fn parse(text: &[u8], limit: usize) -> Result<Self> {
+    pub fn parse(text: &[u8], limit: usize, scope: Scope) -> Result<Self> {
         let fields: Fields = serde_json::from_slice(text).map_err(|e| {
             Error::data(format!("it is not an adapter's configuration: {}", shortened(&e.to_string())))
         })?;
@@ -105,7 +115,7 @@ impl Config {
             }
             None => return Err(Error::data("it has no peft_type, which is LORA or LOKR")),
         };
-        fields.rest.iter().try_for_each(|(name, value)| check(name, value))?;
+        fields.rest.iter().try_for_each(|(name, value)| check(name, value, scope))?;
         let (method, name, alpha, other, of_other) = match kind {
             Kind::Lora => ("LoRA", "lora_alpha", fields.lora_alpha, "alpha", fields.alpha),
             Kind::Lokr => ("LoKr", "alpha", fields.alpha, "lora_alpha", fields.lora_alpha),
@@ -140,6 +150,9 @@ impl Config {
             },
             modules_to_save: fields.modules_to_save.unwrap_or_default(),
             fan_in_fan_out: fields.fan_in_fan_out.unwrap_or(false),
+            target_parameters: fields.rest.get("target_parameters").map_or_else(Vec::new, texts),
+            biases: fields.rest.get("bias").is_some_and(|bias| !is_unset("bias", bias)),
+            dora: fields.rest.get("use_dora") == Some(&Value::Bool(true)),
             about: about.collect(),
         })
     }
@@ -161,17 +174,29 @@ impl Config {
     }
 }
 
-/// Fails if a field that is not read here may change ΔW.
-fn check(name: &str, value: &Value) -> Result<()> {
-    let empty = match value {
+/// Returns the texts of a list.
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect()
+}
+
+/// True for a field that changes nothing.
+fn is_unset(name: &str, value: &Value) -> bool {
+    match value {
         Value::Null => true,
         Value::Bool(v) => !v,
         Value::Number(v) => v.as_f64() == Some(0.0),
         Value::String(v) => v.is_empty() || (name == "bias" && v == "none"),
         Value::Array(v) => v.is_empty(),
         Value::Object(v) => v.is_empty(),
-    };
-    if empty || IGNORED_FIELDS.contains(&name) || METADATA_FIELDS.contains(&name) {
+    }
+}
+
+/// Fails if a field that is not read here may change ΔW.
+fn check(name: &str, value: &Value, scope: Scope) -> Result<()> {
+    if is_unset(name, value) || IGNORED_FIELDS.contains(&name) || METADATA_FIELDS.contains(&name) {
+        return Ok(());
+    }
+    if scope != Scope::Delta && MERGED_FIELDS.contains(&name) {
         return Ok(());
     }
     let start = ["gaussian", "orthogonal", "eva"];
@@ -241,7 +266,8 @@ mod tests {
         let parse = |ranks: usize, alphas: usize| {
             let config = json!({ "peft_type": "LORA", "r": 8, "lora_alpha": 8,
                 "rank_pattern": map(ranks), "alpha_pattern": map(alphas) });
-            Config::parse(config.to_string().as_bytes(), 64 << 20).map(drop).map_err(|e| e.to_string())
+            let parsed = Config::parse(config.to_string().as_bytes(), 64 << 20, Scope::Delta);
+            parsed.map(drop).map_err(|e| e.to_string())
         };
         assert!(parse(1800, 0).is_ok() && parse(0, 1800).is_ok() && parse(900, 900).is_ok());
         assert!(parse(1800, 1800).unwrap_err().contains("with 2 maps of patterns"));

@@ -93,6 +93,8 @@ pub struct LoraOptions {
     /// Most bytes of all LoRAs together. `None` is what may be made of a file as long as
     /// the adapter's parameters, see [`made_bytes`](crate::limits::made_bytes).
     pub max_bytes: Option<u64>,
+    /// Declare that the model's weights are stored as d_in × d_out, as GPT-2's `Conv1D` stores them.
+    pub fan_in_fan_out: bool,
 }
 
 impl LoraOptions {
@@ -134,7 +136,7 @@ struct Common {
 impl Common {
     /// Takes the largest rank, and the commonest scale that is not 0.
     fn of(layers: &[Layer], join: Option<Join>) -> Self {
-        let ranks = LoraOptions { join, uniform: true, max_bytes: None }.ranks(layers);
+        let ranks = LoraOptions { join, uniform: true, ..Default::default() }.ranks(layers);
         let scales: Vec<_> =
             layers.iter().map(|l| ("", scale64(l.scaling()))).filter(|(_, s)| *s != 0.0).collect();
         let scale = patterns(&scales, bits).map_or(1.0, |(scale, _)| scale);
@@ -200,7 +202,7 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
         "use_rslora": rs,
         "use_dora": false,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": options.fan_in_fan_out,
         "init_lora_weights": true,
         "lora_bias": false,
         "lora_dropout": 0.0,

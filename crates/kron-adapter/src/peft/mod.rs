@@ -15,11 +15,13 @@ mod saved;
 
 use std::path::Path;
 
+use crate::extras::{Convention, Extras, Scope, Taken, take};
 use crate::limits::{Limits, check_file, work};
-use crate::{Error, Loaded, Result, Tensors, io};
+use crate::{Adapter, Error, Format, Loaded, Result, Tensors, io, text};
 use config::Config;
 use patterns::automaton_limit;
 
+pub(crate) use joined::joined;
 pub(crate) use lokr::write as write_lokr;
 pub use lora::LoraOptions;
 pub(crate) use lora::write as write_lora;
@@ -35,7 +37,7 @@ const MAX_CONFIG: u64 = 16 << 20;
 /// # Errors
 /// Fails on a file that is missing or damaged, on another `peft_type`, on a field
 /// that changes the layer beyond ΔW, and on tensors that contradict the configuration.
-pub(crate) fn read(folder: &Path) -> Result<Loaded> {
+pub(crate) fn read(folder: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
     let weights = folder.join(WEIGHTS);
     if !weights.exists() && folder.join("adapter_model.bin").exists() {
         return Err(Error::data(format!(
@@ -48,24 +50,73 @@ pub(crate) fn read(folder: &Path) -> Result<Loaded> {
     let tensors = read_weights(&weights);
     // A fault of the configuration comes first.
     let limit = tensors.as_ref().map_or(automaton_limit(0, 0), pattern_limit);
-    let config = Config::parse(&text, limit).map_err(|e| e.about(path.display()))?;
+    let config = Config::parse(&text, limit, scope).map_err(|e| e.about(path.display()))?;
     let tensors = tensors?;
     let mut limits = Limits::new(tensors.len());
     let saved = &config.modules_to_save;
     let mut split = |part: fn(&str) -> Option<(&str, &str)>| {
         saved::split(&tensors, saved, |name| part(name).is_some(), &mut limits)
     };
-    let (factors, trained) = match config.kind {
-        config::Kind::Lokr => split(lokr::parts)?,
-        config::Kind::Lora => split(lora::parts)?,
+    let parts = match config.kind {
+        config::Kind::Lokr => lokr::parts,
+        config::Kind::Lora => lora::parts,
     };
+    let (names, trained) = split(parts)?;
+    let convention = Convention {
+        prefix: PREFIX,
+        module: &|name| Some(parts(name)?.0),
+        scaling: &|module| config.scaling(module),
+        target_parameters: &config.target_parameters,
+        biases: config.biases,
+        otherwise: saved::UNSAVED,
+    };
+    let Taken { left, layers, extras } = take(&tensors, names, &convention, scope)?;
     let mut loaded = match config.kind {
-        config::Kind::Lokr => lokr::read(folder, &config, &tensors, &factors, limits)?,
-        config::Kind::Lora => lora::read(folder, &config, &tensors, &factors, limits)?,
+        _ if left.is_empty() && !extras.is_empty() => without_factors(folder, &config, &tensors, limits),
+        config::Kind::Lokr => lokr::read(folder, &config, &tensors, &left, limits)?,
+        config::Kind::Lora => lora::read(folder, &config, &tensors, &left, limits)?,
     };
+    if !layers.is_empty() {
+        loaded.adapter = loaded.adapter.with_layers([loaded.adapter.layers(), &layers].concat())?;
+    }
+    check_magnitudes(&config, &loaded.adapter, &extras).map_err(|e| e.about(folder.display()))?;
     loaded.notes.extend(saved::missing(saved, &trained));
     loaded.adapter = saved::with_tensors(loaded.adapter, trained, &tensors)?;
-    Ok(loaded)
+    Ok((loaded, extras))
+}
+
+/// Returns a folder's adapter without layers.
+fn without_factors(folder: &Path, config: &Config, tensors: &Tensors, limits: Limits) -> Loaded {
+    Loaded {
+        path: folder.display().to_string(),
+        bytes: tensors.len(),
+        limits,
+        format: if config.kind == config::Kind::Lora { Format::PeftLora } else { Format::PeftLokr },
+        adapter: Adapter::without_layers(),
+        fan_in_fan_out: config.fan_in_fan_out,
+        notes: Vec::new(),
+    }
+}
+
+/// Fails unless every layer has a magnitude where the configuration has DoRA, and none where it does not.
+fn check_magnitudes(config: &Config, adapter: &Adapter, extras: &Extras) -> Result<()> {
+    if !config.dora {
+        return match extras.magnitudes.keys().next() {
+            None => Ok(()),
+            Some(module) => Err(Error::data(format!(
+                "{} has a lora_magnitude_vector, but {CONFIG} does not have use_dora",
+                text::name(module)
+            ))),
+        };
+    }
+    let without = adapter.layers().iter().find(|layer| !extras.magnitudes.contains_key(layer.module()));
+    match without {
+        Some(layer) if extras.skipped.is_empty() => Err(Error::data(format!(
+            "{CONFIG} has use_dora, but {} has no lora_magnitude_vector",
+            layer.module()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn read_weights(path: &Path) -> Result<Tensors> {

@@ -24,12 +24,17 @@
 //! ```
 
 mod base;
+mod experts;
+mod extras;
 mod lycoris_names;
+mod other_names;
 mod placement;
 mod root;
 mod unmatched;
 
 pub use base::{BaseModel, BaseTensors};
+pub use experts::{PlacedExperts, place_experts};
+pub use extras::{place_change, resolve_extras};
 pub use placement::{Placement, place_layers, place_trained_tensors};
 
 use crate::{Adapter, Layer, Result};

@@ -38,7 +38,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let resolved = resolve_module_names(&adapter, &base)?;
     let adapter = resolved.adapter;
     let max_bytes = Some(args.max_size.unwrap_or(made_bytes(bytes)));
-    let options = LoraOptions { join: args.side.map(Side::of), uniform: false, max_bytes };
+    let options = LoraOptions { join: args.side.map(Side::of), max_bytes, ..LoraOptions::default() };
     let bar = progress::items(adapter.layers().len(), "layers");
     let dtype = args.dtype.unwrap_or(DtypeArg::F32).into();
     let written = write_lora(&adapter, &base, options, dtype, &|layers| {

@@ -193,8 +193,10 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         .flatten()
         .try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
     let loaded = kron_adapter::read(&args.input)?;
-    loaded.check_writable()?;
-    let Loaded { path, limits, format, mut adapter, mut notes, .. } = loaded;
+    if args.to != FormatArg::Lora {
+        loaded.check_writable()?;
+    }
+    let Loaded { path, limits, format, fan_in_fan_out, mut adapter, mut notes, .. } = loaded;
     if let Some(path) = &args.base {
         let base = Base::open(path)?;
         check_model_not_overwriting(path, &base, &args.output, folder)?;
@@ -213,7 +215,8 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         notes.extend(fitted.note);
     }
     let max_bytes = Some(args.max_size.unwrap_or(limits.bytes.left()));
-    let lora = LoraOptions { join: args.side.map(Side::of), uniform: args.uniform, max_bytes };
+    let lora =
+        LoraOptions { join: args.side.map(Side::of), uniform: args.uniform, max_bytes, fan_in_fan_out };
     if let OutputFormat::Lora(options) = &mut to {
         *options = lora;
     }

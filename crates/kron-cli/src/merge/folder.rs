@@ -3,16 +3,17 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use kron_adapter::IfExists;
 use kron_adapter::io::{Input, OutputLock, is_temporary, remove_leftovers, write_atomic};
 use kron_adapter::peft::{CONFIG, WEIGHTS as ADAPTER};
-use kron_adapter::{Adapter, IfExists};
 
 use super::args::Args;
 use super::folds::Folds;
+use super::inputs::Inputs;
 use super::journal::{JOURNAL, Journal};
 use super::report::Report;
 use super::shard;
-use crate::model::{Base, INDEX};
+use crate::model::{Base, CONFIG as MODEL_CONFIG, INDEX};
 use crate::progress::WriteProgress;
 use crate::{Error, Result};
 
@@ -30,18 +31,18 @@ pub fn merge(
     args: &Args,
     from: &Path,
     base: &Base,
-    adapter: &Adapter,
+    inputs: &Inputs,
     folds: &Folds,
-    progress: &WriteProgress,
+    (config, progress): (Option<&[u8]>, &WriteProgress),
 ) -> Result<Report> {
     let out = args.out.as_path();
-    let (_lock, mut journal) = begin(args, base, adapter)?;
+    let (_lock, mut journal) = begin(args, base, inputs)?;
     let mut report =
         Report { out: out.display().to_string(), shards: base.shards.len(), ..Report::default() };
     for (i, shard) in base.shards.iter().enumerate() {
         if journal.has(out, &shard.name)? {
             report.kept += 1;
-            progress.advance(shard.len)?;
+            progress.advance(shard.out_len())?;
             continue;
         }
         if out.join(&shard.name).exists() {
@@ -50,9 +51,9 @@ pub fn merge(
         }
         let how = (IfExists::Replace, args.flush());
         let hash = shard::write(shard, &folds.of_shard(i), &out.join(&shard.name), how, progress)?;
-        journal.add(&shard.name, shard.len, hash)?;
+        journal.add(&shard.name, shard.out_len(), hash)?;
     }
-    copy_others(from, out, base, &mut report)?;
+    copy_others(from, out, (base, config), &mut report)?;
     // Loaders need the index, so the model cannot look complete before all shards are.
     if let Some(index) = &base.index {
         write_atomic(&out.join(INDEX), IfExists::Replace, |to| to.write_all(index))?;
@@ -65,7 +66,7 @@ pub fn merge(
 
 /// Makes and locks the folder, and begins or resumes its journal. A merge that cannot begin leaves no
 /// empty folder.
-fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<(OutputLock, Journal)> {
+fn begin(args: &Args, base: &Base, inputs: &Inputs) -> Result<(OutputLock, Journal)> {
     let out = args.out.as_path();
     let refused = |e: std::io::Error| Error::data(format!("{}: {e}", out.display()));
     if out.symlink_metadata().is_ok() && !out.is_dir() {
@@ -80,7 +81,7 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<(OutputLock, Jou
             lock => break lock,
         }
     };
-    let begun = lock.and_then(|lock| Ok((lock, journal(args, base, adapter)?)));
+    let begun = lock.and_then(|lock| Ok((lock, journal(args, base, inputs)?)));
     if begun.is_err() && new {
         let _ = std::fs::remove_dir(out);
     }
@@ -88,13 +89,13 @@ fn begin(args: &Args, base: &Base, adapter: &Adapter) -> Result<(OutputLock, Jou
 }
 
 /// Begins or resumes the journal of a locked folder.
-fn journal(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
+fn journal(args: &Args, base: &Base, inputs: &Inputs) -> Result<Journal> {
     let out = args.out.as_path();
     remove_leftovers(out);
     let names: Vec<String> = names(out)?.into_iter().filter(|name| !is_temporary(name.as_ref())).collect();
     let unfinished = names.iter().any(|name| name == JOURNAL);
     match (args.resume, unfinished) {
-        (true, true) => return Journal::resume(out, base, adapter),
+        (true, true) => return Journal::resume(out, base, inputs),
         (true, false) => {
             let message = "holds no unfinished merge; without --resume a merge begins";
             return Err(Error::usage(format!("{} {message}", out.display())));
@@ -117,7 +118,7 @@ fn journal(args: &Args, base: &Base, adapter: &Adapter) -> Result<Journal> {
         )));
     }
     let stale = names.into_iter().filter(|name| is_stale(out, base, name)).collect();
-    Journal::begin(out, base, adapter, stale)
+    Journal::begin(out, base, inputs, stale)
 }
 
 /// Returns true for a file in `out` that a loader could take for one of the merged model's.
@@ -147,8 +148,13 @@ fn remove(out: &Path, name: &str) -> Result<()> {
 }
 
 /// Copies all files but weights, an index, a journal and an adapter's configuration. A README.md in OUT
-/// is its owner's and stays.
-fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Result<()> {
+/// is its owner's and stays. The model's configuration may be another one.
+fn copy_others(
+    from: &Path,
+    out: &Path,
+    (base, config): (&Base, Option<&[u8]>),
+    report: &mut Report,
+) -> Result<()> {
     for name in names(from)? {
         let source = from.join(&name);
         if name == JOURNAL || name == INDEX || base.shards.iter().any(|shard| shard.name == name) {
@@ -164,8 +170,12 @@ fn copy_others(from: &Path, out: &Path, base: &Base, report: &mut Report) -> Res
             continue;
         }
         let mut file = Input::open(&source)?.into_file();
-        let copied =
-            write_atomic(&out.join(&name), IfExists::Replace, |to| std::io::copy(&mut file, to).map(drop));
+        let copied = write_atomic(&out.join(&name), IfExists::Replace, |to| {
+            match config.filter(|_| name == MODEL_CONFIG) {
+                Some(config) => to.write_all(config),
+                None => std::io::copy(&mut file, to).map(drop),
+            }
+        });
         copied?;
         report.copied.push(name);
     }

@@ -1,25 +1,41 @@
 //! Changes of a model's tensors, by the tensor.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
-use kron_adapter::Adapter;
-use kron_adapter::resolve::{BaseModel, Placement, place_layers, place_trained_tensors};
+use kron_adapter::extras::ChangeKind;
+use kron_adapter::resolve::{BaseModel, place_change, place_experts, place_layers, place_trained_tensors};
+use kron_adapter::text;
+use kron_core::Dtype;
 
-use super::fold::Fold;
-use crate::Result;
+use super::fold::{Fold, Workspace};
+use super::inputs::{Input, Inputs};
+use super::shard;
 use crate::model::Base;
+use crate::{Error, Result};
 
 /// Folds by the index of a shard, and of a tensor in it.
 pub struct Folds<'a>(HashMap<(usize, usize), Fold<'a>>);
 
 impl<'a> Folds<'a> {
-    /// Finds the tensor of every layer and of every trained tensor.
+    /// Finds the tensor of every layer and of every trained tensor, and measures norms that need all rows.
     ///
     /// # Errors
-    /// As [`by_tensor`].
-    pub fn new(base: &Base, adapter: &'a Adapter) -> Result<Self> {
-        let folds = by_tensor(base, adapter)?.into_iter();
-        Ok(Self(folds.filter_map(|(tensor, fold)| Some((base.find(&tensor)?, fold))).collect()))
+    /// As [`by_tensor`], and if a tensor cannot be read.
+    pub fn new(base: &Base, inputs: &'a Inputs) -> Result<Self> {
+        let mut folds = HashMap::new();
+        let mut workspace = Workspace::default();
+        for (tensor, mut fold) in by_tensor(base, inputs)? {
+            let Some((shard, index)) = base.find(&tensor) else { continue };
+            if fold.needs_norms() {
+                let bands: Vec<_> = fold.bands().collect();
+                shard::read_tensor(&base.shards[shard], index, 0, bands, |first_row, band| {
+                    fold.measure(band, first_row, &mut workspace)
+                })?;
+            }
+            folds.insert((shard, index), fold);
+        }
+        Ok(Self(folds))
     }
 
     /// Returns the folds of a shard, by the index of the tensor in it.
@@ -32,15 +48,79 @@ impl<'a> Folds<'a> {
 /// Returns the folds by the tensor's name.
 ///
 /// # Errors
-/// As [`place_layers`] and [`place_trained_tensors`].
-pub fn by_tensor<'a>(base: &impl BaseModel, adapter: &'a Adapter) -> Result<HashMap<String, Fold<'a>>> {
-    let mut folds = HashMap::new();
-    for (layer, Placement { tensor, dtype, transposed }) in
-        adapter.layers().iter().zip(place_layers(adapter, base)?)
-    {
-        folds.insert(tensor, Fold::add(layer, dtype, transposed)?);
+/// As [`place_layers`], [`place_trained_tensors`] and [`place_change`], and if two adapters change one tensor and
+/// one of them replaces or rescales it.
+pub fn by_tensor<'a>(base: &impl BaseModel, inputs: &'a Inputs) -> Result<HashMap<String, Fold<'a>>> {
+    let mut folds = ByTensor(HashMap::new());
+    inputs.all.iter().try_for_each(|input| folds.add(base, input))?;
+    Ok(folds.0)
+}
+
+struct ByTensor<'a>(HashMap<String, Fold<'a>>);
+
+impl<'a> ByTensor<'a> {
+    fn add(&mut self, base: &impl BaseModel, input: &'a Input) -> Result<()> {
+        let Input { adapter, extras, weight, .. } = input;
+        for (layer, place) in adapter.layers().iter().zip(place_layers(adapter, base)?) {
+            let sides = [layer.shape().d_out(), layer.shape().d_in()];
+            let [rows, columns] = if place.transposed { [sides[1], sides[0]] } else { sides };
+            let magnitude = extras.magnitudes.get(layer.module());
+            let fold = self.fold(input, place.tensor, place.dtype, (rows, columns), magnitude.is_some())?;
+            fold.add_delta(layer, *weight, place.transposed)?;
+            if let Some(magnitude) = magnitude {
+                fold.rescale(magnitude, place.transposed);
+            }
+        }
+        for placed in place_experts(&extras.experts, base)? {
+            let Some(shape) = placed.experts.first().map(|theta| *theta.shape()) else { continue };
+            let size = (placed.experts.len() * shape.d_out(), shape.d_in());
+            let fold = self.fold(input, placed.tensor.clone(), placed.dtype, size, false)?;
+            fold.add_experts(placed, *weight)?;
+        }
+        for (trained, place) in adapter.trained_tensors().iter().zip(place_trained_tensors(adapter, base)?) {
+            let size = size(trained.shape(), trained.values());
+            self.fold(input, place.tensor, place.dtype, size, true)?.replace(trained.values());
+        }
+        for change in &extras.changes {
+            let (tensor, dtype) = place_change(change, base)?;
+            let size = size(change.shape(), change.values());
+            match change.kind() {
+                ChangeKind::Copy => {}
+                ChangeKind::Replace => {
+                    self.fold(input, tensor, dtype, size, true)?.replace(change.values());
+                }
+                ChangeKind::Add(scale) => {
+                    let scale = (f64::from(scale) * weight) as f32;
+                    self.fold(input, tensor, dtype, size, false)?.add_values(change.values(), scale);
+                }
+            }
+        }
+        Ok(())
     }
-    let replaced = adapter.trained_tensors().iter().zip(place_trained_tensors(adapter, base)?);
-    folds.extend(replaced.map(|(trained, to)| (to.tensor, Fold::replace(trained, to.dtype))));
-    Ok(folds)
+
+    /// Returns the fold of a tensor; one that is `alone` takes no other change.
+    fn fold(
+        &mut self,
+        input: &Input,
+        tensor: String,
+        dtype: Dtype,
+        (rows, columns): (usize, usize),
+        alone: bool,
+    ) -> Result<&mut Fold<'a>> {
+        match self.0.entry(tensor) {
+            Entry::Vacant(entry) => Ok(entry.insert(Fold::new(dtype, rows, columns))),
+            Entry::Occupied(entry) if alone || entry.get().is_alone() => Err(Error::data(format!(
+                "{}: {} changes twice, but a tensor that is replaced or rescaled by DoRA takes no other change",
+                input.path,
+                text::name(entry.key())
+            ))),
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+        }
+    }
+}
+
+/// Returns the rows and columns of a tensor, whose rows lie along its last dimension.
+fn size(shape: &[usize], values: &[f32]) -> (usize, usize) {
+    let columns = shape.last().copied().unwrap_or(1).max(1);
+    (values.len() / columns, columns)
 }

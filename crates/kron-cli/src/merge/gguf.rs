@@ -3,12 +3,14 @@
 use std::cell::Cell;
 use std::path::Path;
 
-use kron_adapter::Loaded;
 use kron_adapter::gguf::{Gguf, HuggingFaceTensor};
 use kron_adapter::io::write_whole;
 
 use super::args::Args;
+use super::copies::copies;
+use super::fold::Workspace;
 use super::folds::by_tensor;
+use super::inputs::{self, Inputs};
 use super::report::Report;
 use crate::overwriting::check_not_overwriting;
 use crate::progress::WriteProgress;
@@ -42,8 +44,8 @@ impl Format {
 /// `--dtype` is missing, the model or the adapter cannot be read, a layer matches no tensor, OUT exists,
 /// or the system refuses a read or a write.
 pub fn merge(args: &Args) -> Result<Report> {
-    [&args.base, &args.adapter]
-        .iter()
+    std::iter::once(&args.base)
+        .chain(args.adapters.iter().map(|adapter| &adapter.path))
         .try_for_each(|source| check_not_overwriting(source, &args.out, false))?;
     let Some(dtype) = args.dtype.map(kron_core::Dtype::from) else {
         return Err(Error::usage(format!(
@@ -55,10 +57,19 @@ pub fn merge(args: &Args) -> Result<Report> {
     let existing = super::existing(args)?;
     let mut gguf = Gguf::open(&args.base)?;
     let tensors = gguf.llama_tensors()?;
-    let Loaded { adapter, mut notes, .. } = super::read(args, &tensors)?;
+    let inputs = Inputs::new(args, inputs::read(args)?, &tensors)?;
     // Rows are float32 when they are changed.
-    let folds = by_tensor(&tensors, &adapter)?;
-    let mut workspace = Vec::new();
+    let folds = by_tensor(&tensors, &inputs)?;
+    if let Some((tensor, _)) = folds.iter().find(|(_, fold)| fold.needs_norms()) {
+        return Err(Error::data(format!(
+            "{tensor} is rescaled by norms of its columns, which need all rows at once; a GGUF is dequantised some rows at a time, so merge into the model in safetensors"
+        )));
+    }
+    let of_copy = |change: &str| {
+        format!("{change} was left out; a GGUF holds no weight that it could be compared with")
+    };
+    let mut notes: Vec<_> = copies(&inputs).map(|(_, copy)| of_copy(copy.source())).collect();
+    let mut workspace = Workspace::default();
     let mut fold =
         |tensor: &HuggingFaceTensor, first_row: usize, rows: &mut [f32]| match folds.get(&tensor.name) {
             Some(fold) => fold.apply(&tensor.name, first_row, bytemuck::cast_slice_mut(rows), &mut workspace),
@@ -88,7 +99,6 @@ pub fn merge(args: &Args) -> Result<Report> {
     if format == Format::Safetensors && tensors.all().len() < gguf.tensors().len() {
         notes.push("rope_freqs.weight was left out: Hugging Face computes it from the configuration".into());
     }
-    let (out, layers, replaced) =
-        (args.out.display().to_string(), adapter.layers().len(), adapter.trained_tensors().len());
-    Ok(Report { out, layers, replaced, shards: 1, bytes: bytes.get(), notes, ..Report::default() })
+    let (out, bytes) = (args.out.display().to_string(), bytes.get());
+    Ok(Report { out, shards: 1, bytes, ..Report::default() }.of(inputs, notes))
 }

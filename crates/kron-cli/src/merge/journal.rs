@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use kron_adapter::extras::Norm;
 use kron_adapter::io::write_atomic;
-use kron_adapter::{Adapter, IfExists, io};
+use kron_adapter::{IfExists, io};
 use kron_core::{Inner, Outer};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::inputs::{Input, Inputs};
 use super::shard;
 use crate::model::Base;
 use crate::{Error, Result};
@@ -48,10 +50,10 @@ impl Journal {
     ///
     /// # Errors
     /// The journal cannot be written.
-    pub fn begin(folder: &Path, base: &Base, adapter: &Adapter, stale: Vec<String>) -> Result<Self> {
+    pub fn begin(folder: &Path, base: &Base, inputs: &Inputs, stale: Vec<String>) -> Result<Self> {
         let journal = Self {
             path: folder.join(JOURNAL),
-            state: State { job: job(base, adapter)?, shards: BTreeMap::new(), stale },
+            state: State { job: job(base, inputs)?, shards: BTreeMap::new(), stale },
         };
         journal.save()?;
         Ok(journal)
@@ -61,11 +63,11 @@ impl Journal {
     ///
     /// # Errors
     /// The journal is damaged or belongs to another merge.
-    pub fn resume(folder: &Path, base: &Base, adapter: &Adapter) -> Result<Self> {
+    pub fn resume(folder: &Path, base: &Base, inputs: &Inputs) -> Result<Self> {
         let path = folder.join(JOURNAL);
         let state: State = serde_json::from_slice(&io::read(&path, MAX_BYTES)?)
             .map_err(|e| Error::data(format!("{} is not a journal of a merge: {e}", path.display())))?;
-        if state.job != job(base, adapter)? {
+        if state.job != job(base, inputs)? {
             return Err(Error::usage(format!(
                 "{} is of another merge: the model or the adapter is not the same; --force begins anew",
                 path.display()
@@ -123,9 +125,9 @@ impl Journal {
     }
 }
 
-/// Hashes the shards' headers, lengths and modification times, and the whole adapter.
+/// Hashes the shards' headers, lengths and modification times, and the whole adapters.
 /// The hash detects mistakes; it is not meant to withstand an attacker.
-fn job(base: &Base, adapter: &Adapter) -> Result<String> {
+fn job(base: &Base, inputs: &Inputs) -> Result<String> {
     let mut hash = Xxh3::new();
     for shard in &base.shards {
         let meta = shard.path.metadata().and_then(|meta| meta.modified());
@@ -135,6 +137,15 @@ fn job(base: &Base, adapter: &Adapter) -> Result<String> {
         hash.update(&shard.len.to_le_bytes());
         hash.update(&time.to_le_bytes());
         hash.update(&shard.header);
+    }
+    inputs.all.iter().for_each(|input| hash_input(input, &mut hash));
+    Ok(hex(hash.digest128()))
+}
+
+fn hash_input(Input { adapter, extras, weight, .. }: &Input, hash: &mut Xxh3) {
+    // A job of one adapter with the weight 1 and without extras is that of earlier programs.
+    if *weight != 1.0 {
+        hash.update(&weight.to_le_bytes());
     }
     for layer in adapter.layers() {
         let s = layer.shape();
@@ -151,7 +162,22 @@ fn job(base: &Base, adapter: &Adapter) -> Result<String> {
         hash.update(tensor.name().as_bytes());
         hash.update(bytemuck::cast_slice(tensor.values()));
     }
-    Ok(hex(hash.digest128()))
+    for (module, magnitude) in &extras.magnitudes {
+        hash.update(module.as_bytes());
+        hash.update(&[u8::from(magnitude.norm() == Norm::OfInputs)]);
+        hash.update(bytemuck::cast_slice(magnitude.values()));
+    }
+    for stack in &extras.experts {
+        hash.update(stack.source().as_bytes());
+        stack.parameters().iter().for_each(|(name, scaling)| {
+            hash.update(format!("{} {name} {scaling}", stack.module()).as_bytes());
+        });
+        stack.values().iter().for_each(|values| hash.update(bytemuck::cast_slice(values)));
+    }
+    for change in &extras.changes {
+        hash.update(format!("{} {:?}", change.tensor(), change.kind()).as_bytes());
+        hash.update(bytemuck::cast_slice(change.values()));
+    }
 }
 
 fn hex(hash: u128) -> String {

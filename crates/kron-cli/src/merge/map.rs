@@ -23,6 +23,16 @@ impl Map {
         Self { file, path: path.into(), at }
     }
 
+    /// Goes to the byte `at`.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn jump(&mut self, at: u64) -> Result<()> {
+        let moved = std::io::Seek::seek(&mut self.file, std::io::SeekFrom::Start(at));
+        self.at = moved.map_err(|e| cannot_read(&self.path, &e))?;
+        Ok(())
+    }
+
     /// Copies the next `to.len()` bytes.
     ///
     /// # Errors

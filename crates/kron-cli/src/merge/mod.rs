@@ -13,20 +13,24 @@
 //! reads, one changes them and one writes.
 
 mod args;
+mod copies;
 mod fold;
 mod folder;
 mod folds;
 mod gguf;
+mod inputs;
 mod journal;
 mod map;
 mod report;
+mod rescale;
 mod shard;
+mod tied;
+mod transpose;
 
 use std::process::ExitCode;
 
+use kron_adapter::IfExists;
 use kron_adapter::gguf::is_gguf;
-use kron_adapter::resolve::{BaseModel, Resolved, resolve_module_names};
-use kron_adapter::{IfExists, Layer, Loaded};
 
 use crate::model::Base;
 use crate::overwriting::{check_model_not_overwriting, check_not_overwriting};
@@ -37,6 +41,7 @@ pub use args::Args;
 pub use report::Report;
 
 use folds::Folds;
+use inputs::Inputs;
 
 /// Merges, and prints the report.
 ///
@@ -58,45 +63,30 @@ fn safetensors(args: &Args) -> Result<Report> {
     }
     let folder = args.base.is_dir();
     check_not_overwriting(&args.base, &args.out, folder)?;
-    check_not_overwriting(&args.adapter, &args.out, folder)?;
-    let base = Base::open(&args.base)?;
+    let adapters = args.adapters.iter();
+    adapters
+        .map(|adapter| &adapter.path)
+        .try_for_each(|path| check_not_overwriting(path, &args.out, folder))?;
+    let mut base = Base::open(&args.base)?;
     check_model_not_overwriting(&args.base, &base, &args.out, folder)?;
-    let Loaded { adapter, notes, .. } = read(args, &base)?;
-    let folds = Folds::new(&base, &adapter)?;
-    let progress = WriteProgress::new(base.bytes())?;
     map::catch_bus_errors()?;
+    let adapters = inputs::read(args)?;
+    let untied = tied::untie(&mut base, &adapters)?;
+    let inputs = Inputs::new(args, adapters, &base)?;
+    let mut notes = copies::check(&base, &inputs)?;
+    notes.extend(untied.note);
+    let folds = Folds::new(&base, &inputs)?;
+    let progress = WriteProgress::new(base.bytes())?;
     let report = match base.folder() {
-        Some(folder) => folder::merge(args, folder, &base, &adapter, &folds, &progress)?,
+        Some(folder) => {
+            let config = untied.config.as_deref();
+            folder::merge(args, folder, &base, &inputs, &folds, (config, &progress))?
+        }
         None => file(args, &base, &folds, &progress)?,
     };
     progress.finish();
-    let notes = [notes, report.notes].concat();
-    let (layers, replaced) = (adapter.layers().len(), adapter.trained_tensors().len());
-    Ok(Report { layers, replaced, bytes: base.bytes(), notes, ..report })
-}
-
-/// Reads the adapter and gives its modules the model's names.
-fn read(args: &Args, base: &impl BaseModel) -> Result<Loaded> {
-    let mut loaded = kron_adapter::read(&args.adapter)?;
-    let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, base)?;
-    loaded.adapter = adapter;
-    loaded.notes.extend(notes);
-    if let Some(names) = loaded.adapter.trained_summary().filter(|_| args.factors_only) {
-        loaded.notes.push(format!("--factors-only leaves these trained tensors out: {names}"));
-        loaded.adapter = loaded.adapter.with_trained_tensors(Vec::new())?;
-    }
-    let layers = loaded.adapter.layers();
-    // A square weight would take the transposed ΔW without an error.
-    let plain = |layer: &&Layer| base.is_transposed(layer.module()) != Some(true);
-    match layers.iter().find(|layer| loaded.fan_in_fan_out && plain(layer)) {
-        None => Ok(loaded),
-        Some(layer) => Err(Error::data(format!(
-            "{}: fan_in_fan_out is true, but {} does not say that the weight of {} is stored transposed",
-            loaded.path,
-            base.name(),
-            layer.module()
-        ))),
-    }
+    let report = Report { bytes: base.bytes(), ..report };
+    Ok(report.of(inputs, notes))
 }
 
 /// Merges one file into one file.

@@ -6,7 +6,7 @@
 //! ```
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -15,7 +15,7 @@ use kron_adapter::io::Input;
 use kron_adapter::io::{Flush, write_whole};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::fold::{BAND, Fold};
+use super::fold::{BAND, Fold, Workspace};
 use super::map::{Map, cannot_read};
 use crate::model::Shard;
 use crate::progress::WriteProgress;
@@ -74,6 +74,31 @@ pub fn hash(path: &Path) -> Result<u128> {
     }
 }
 
+/// Reads a tensor from a byte of it on, in bands of these lengths, and calls `with` with the first row and the bytes of each.
+///
+/// # Errors
+/// The shard cannot be read, and if `with` fails.
+pub fn read_tensor(
+    shard: &Shard,
+    index: usize,
+    from: u64,
+    bands: Vec<(usize, usize)>,
+    mut with: impl FnMut(usize, &mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let at = shard.position(index) + from;
+    let mut file = Input::open(&shard.path)?.into_file();
+    file.seek(SeekFrom::Start(at)).map_err(|e| cannot_read(&shard.path, &e))?;
+    let mut from = Map::new(file, &shard.path, at);
+    let mut words: Vec<u32> = Vec::new();
+    for (first_row, len) in bands {
+        words.resize(len.div_ceil(4), 0);
+        let band = &mut bytemuck::cast_slice_mut(&mut words)[..len];
+        from.next(band)?;
+        with(first_row, band)?;
+    }
+    Ok(())
+}
+
 /// Sends the header and all bands of a shard through three threads.
 fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
     let mut input = Input::open(&shard.path)?;
@@ -83,7 +108,7 @@ fn pass(shard: &Shard, folds: &Folds, to: &mut Sink) -> Result<()> {
     if header != shard.header || len != shard.len {
         return Err(Error::data(format!("{} changed while it was merged", shard.path.display())));
     }
-    to.put(&header)?;
+    to.put(shard.out_header())?;
     let from = Map::new(input.into_file(), &shard.path, header.len() as u64);
     std::thread::scope(|scope| {
         let (give_back, empty) = sync_channel(BANDS);
@@ -121,7 +146,8 @@ fn read_bands(
     for cut in cuts(shard, folds) {
         let Ok(words) = empty.recv() else { return };
         let mut band = Band::new(cut, words);
-        let read = from.next(band.bytes_mut());
+        let positioned = cut.at.map_or(Ok(()), |at| from.jump(at));
+        let read = positioned.and_then(|()| from.next(band.bytes_mut()));
         let failed = read.is_err();
         if to.send(read.map(|()| band)).is_err() || failed {
             return;
@@ -130,7 +156,7 @@ fn read_bands(
 }
 
 fn fold_bands(shard: &Shard, folds: &Folds, from: &Receiver<Result<Band>>, to: &SyncSender<Result<Band>>) {
-    let mut workspace = Vec::new();
+    let mut workspace = Workspace::default();
     for band in from {
         let folded = band.and_then(|mut band| {
             if let Some((slot, first_row)) = band.cut.rows
@@ -151,6 +177,8 @@ fn fold_bands(shard: &Shard, folds: &Folds, from: &Receiver<Result<Band>>, to: &
 #[derive(Clone, Copy)]
 struct Cut {
     len: usize,
+    /// Position of the bytes in the file, where they do not follow those before.
+    at: Option<u64>,
     /// Index of the tensor and the first of these rows, where it changes.
     rows: Option<(usize, usize)>,
 }
@@ -163,16 +191,31 @@ fn cuts(shard: &Shard, folds: &Folds) -> Vec<Cut> {
     let runs = |cuts: &mut Vec<Cut>, mut left: u64| {
         while left > 0 {
             let len = left.min(BAND as u64) as usize;
-            cuts.push(Cut { len, rows: None });
+            cuts.push(Cut { len, at: None, rows: None });
             left -= len as u64;
         }
     };
     for (i, slot) in shard.tensors.iter().enumerate() {
+        let copied = shard.appended.as_ref().filter(|_| i + 1 == shard.tensors.len());
+        if copied.is_some() {
+            runs(&mut cuts, std::mem::take(&mut between));
+        }
+        let begun = cuts.len();
         match folds.get(&i) {
             None => between += slot.len,
             Some(fold) => {
                 runs(&mut cuts, std::mem::take(&mut between));
-                cuts.extend(fold.bands().map(|(first_row, len)| Cut { len, rows: Some((i, first_row)) }));
+                cuts.extend(fold.bands().map(|(first_row, len)| Cut {
+                    len,
+                    at: None,
+                    rows: Some((i, first_row)),
+                }));
+            }
+        }
+        if let Some(copied) = copied {
+            runs(&mut cuts, std::mem::take(&mut between));
+            if let Some(first) = cuts.get_mut(begun) {
+                first.at = Some(copied.at);
             }
         }
     }

@@ -9,6 +9,7 @@ use kron_adapter::resolve::BaseModel;
 use kron_adapter::text;
 use safetensors::Dtype;
 
+use super::append;
 use super::config::Config;
 use crate::{Error, Result};
 
@@ -22,6 +23,8 @@ pub struct Base {
     pub config: Option<Config>,
     /// Bytes of [`INDEX`].
     pub index: Option<Vec<u8>>,
+    /// True if embedding and head are known to be one weight, false if they are known to be two.
+    pub tied: Option<bool>,
     /// Index of the shard, and of the tensor in it, by the tensor's name.
     places: HashMap<String, (usize, usize)>,
 }
@@ -36,8 +39,18 @@ pub struct Shard {
     pub header: Vec<u8>,
     /// Length of the file in bytes.
     pub len: u64,
-    /// Tensors in the order of the file, without gaps.
+    /// Tensors in the order of the file, without gaps; after them the appended one.
     pub tensors: Vec<TensorEntry>,
+    /// Header of the output and place of the last tensor's bytes, where a copy of a tensor is appended.
+    pub appended: Option<Appended>,
+}
+
+/// Copy of a tensor at the end of a shard.
+pub struct Appended {
+    /// First bytes of the output: length and JSON of its header.
+    pub header: Vec<u8>,
+    /// Position of the copied bytes in the file.
+    pub at: u64,
 }
 
 /// One tensor in a shard's header.
@@ -77,7 +90,7 @@ impl Base {
         let config = Some(folder.join(CONFIG)).filter(|config| config.exists());
         let config = config.map(|config| Config::read(&config)).transpose()?;
         let places = places(&shards)?;
-        let base = Self { path: path.into(), is_folder, shards, config, index, places };
+        let base = Self { path: path.into(), is_folder, shards, config, index, tied: None, places };
         map.map_or(Ok(()), |map| base.check_map(&map))?;
         Ok(base)
     }
@@ -92,9 +105,28 @@ impl Base {
         self.path.display()
     }
 
-    /// Returns the bytes of all shards.
+    /// Returns the bytes of all shards, as they are written.
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.len).sum()
+        self.shards.iter().map(Shard::out_len).sum()
+    }
+
+    /// Appends a copy of a tensor, under another name, to the shard that has it.
+    ///
+    /// # Errors
+    /// The model has no such tensor, or its index is malformed.
+    pub fn append_copy(&mut self, tensor: &str, name: &str) -> Result<()> {
+        let Some((i, j)) = self.find(tensor) else {
+            return Err(Error::data(format!("{} has no tensor {}", self.path(), text::name(tensor))));
+        };
+        let index = self
+            .index
+            .as_deref()
+            .map(|index| append::index(index, name, &self.shards[i].name, self.shards[i].tensors[j].len));
+        let index = index.transpose().map_err(|e| Error::data(format!("{}: {INDEX}: {e}", self.path())))?;
+        self.index = index.or(self.index.take());
+        self.shards[i].append_copy(j, name);
+        self.places.insert(name.into(), (i, self.shards[i].tensors.len() - 1));
+        Ok(())
     }
 
     /// Returns the index of a tensor's shard, and the tensor's index in it.
@@ -138,7 +170,7 @@ impl BaseModel for Base {
     }
 
     fn is_tied(&self) -> Result<bool> {
-        self.config.as_ref().map_or(Ok(false), Config::tied)
+        self.tied.map_or_else(|| self.config.as_ref().map_or(Ok(false), Config::tied), Ok)
     }
 }
 
@@ -180,6 +212,38 @@ impl Shard {
         }
         let len = input.len();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { path, name, header, len, tensors })
+        Ok(Self { path, name, header, len, tensors, appended: None })
+    }
+
+    /// Returns the first bytes of the output.
+    pub fn out_header(&self) -> &[u8] {
+        self.appended.as_ref().map_or(&self.header, |appended| &appended.header)
+    }
+
+    /// Returns the length of the output.
+    pub fn out_len(&self) -> u64 {
+        let data: u64 = self.tensors.iter().map(|tensor| tensor.len).sum();
+        self.out_header().len() as u64 + data
+    }
+
+    /// Returns the position of a tensor's bytes in the file.
+    pub fn position(&self, tensor: usize) -> u64 {
+        match &self.appended {
+            Some(appended) if tensor + 1 == self.tensors.len() => appended.at,
+            _ => {
+                let before: u64 = self.tensors[..tensor].iter().map(|tensor| tensor.len).sum();
+                self.header.len() as u64 + before
+            }
+        }
+    }
+
+    /// Appends a copy of a tensor, under another name.
+    fn append_copy(&mut self, tensor: usize, name: &str) {
+        let TensorEntry { dtype, shape, len, .. } = &self.tensors[tensor];
+        let start = self.len - self.header.len() as u64;
+        let header = append::header(&self.header, name, &dtype.to_string(), shape, (start, start + len));
+        let copy = TensorEntry { name: name.into(), dtype: *dtype, shape: shape.clone(), len: *len };
+        self.appended = Some(Appended { header, at: self.position(tensor) });
+        self.tensors.push(copy);
     }
 }

@@ -1,6 +1,7 @@
 //! A base model on disk: the headers of its safetensors files, and its `config.json` with the sizes of its
 //! linear layers. Weights are not read here.
 
+mod append;
 mod base;
 mod config;
 mod family;

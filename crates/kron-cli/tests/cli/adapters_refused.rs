@@ -77,7 +77,7 @@ fn refuse(args: &[&str], code: i32, says: &[&str]) {
     }
 }
 
-/// No written format keeps the flag, and merge's check needs it.
+/// A PEFT LoRA alone keeps the flag, and merge's check needs it.
 #[test]
 fn fan_in_fan_out_is_not_dropped() {
     let place = TempDir::new().unwrap();
@@ -87,11 +87,10 @@ fn fan_in_fan_out_is_not_dropped() {
         let folder = Peft::of(name).config(|config| config["fan_in_fan_out"] = true.into());
         let path = folder.0.path().to_str().unwrap();
         let says = ["fan_in_fan_out is true", "merge the adapter as it is"];
-        for to in ["kron", "lora", "peft-lokr", "lycoris"] {
+        for to in ["kron", "peft-lokr", "lycoris"] {
             refuse(&["convert", path, out, "--to", to], 1, &says);
         }
         refuse(&["convert", path, out, "--fit", "--a-out", "2", "--a-in", "2", "--rank", "2"], 1, &says);
-        refuse(&["export", "--lora", path, out], 1, &says);
         refuse(&["quantise", path, "--bits", "8", "--out", out], 1, &says);
         assert!(kron().args(["quantise", path, "--bits", "8"]).output().unwrap().status.success());
         assert!(kron().args(["inspect", path]).output().unwrap().status.success());
@@ -292,7 +291,7 @@ fn every_command_s_help_has_an_example_and_the_exit_codes() {
     let all = String::from_utf8(commands.stdout).unwrap();
     let commands = all.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(commands.len(), 10, "{commands:?}");
+    assert_eq!(commands.len(), 11, "{commands:?}");
     assert!(all.contains("  130  a second signal ended the run at once"), "{all}");
     for command in commands.into_iter().filter(|command| *command != "help") {
         let run = kron().args([command, "--help"]).output().unwrap();

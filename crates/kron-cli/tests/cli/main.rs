@@ -2,6 +2,7 @@
 
 mod adapters;
 mod adapters_refused;
+mod combine;
 mod convert;
 mod costly;
 mod escapes;
@@ -14,9 +15,11 @@ mod interrupt;
 mod json;
 mod lycoris;
 mod merge;
+mod merge_extras;
 mod merge_force;
 mod merge_gguf;
 mod merge_refuse;
+mod merge_tied;
 mod merge_trained;
 mod models;
 mod one_writer;

@@ -153,8 +153,6 @@ fn tensors_without_a_place_are_refused_and_nothing_is_written() {
             "trained tensor score.weight matches no tensor; near are ",
         ),
         (&untied, trained("model.norm.bias", &[4], 1), "near are model.norm.weight, "),
-        (&tied, trained("lm_head.weight", &[9, 4], 1), "lm_head.weight has no tensor of its own"),
-        (&tied, trained("model.embed_tokens.weight", &[9, 4], 1), "model.embed_tokens.weight is tied"),
         (&untied, trained("lm_head.weight", &[4, 9], 1), "is [9, 4], but the trained tensor is [4, 9]"),
         (&untied, trained("model.steps", &[1], 1), "model.steps is I64"),
         (&untied, large, "a value of the trained tensor in rows 0..1 is not finite in f16"),
@@ -167,10 +165,14 @@ fn tensors_without_a_place_are_refused_and_nothing_is_written() {
         assert!(!out.join("model-00001-of-00001.safetensors").exists());
         let _ = std::fs::remove_dir_all(&out);
     }
-    // An untied model takes both.
+    // An untied model takes both, and a tied one is untied.
     let both = ["lm_head.weight", "model.embed_tokens.weight"].map(|name| trained(name, &[9, 4], 8));
     let (adapter, _) = with_tensors(dir.path(), Q, both.into());
     assert_eq!(merged(&untied, &adapter, &out, &[])["replaced"], json!(2));
+    assert_eq!(merged(&tied, &adapter, &out, &["--force"])["replaced"], json!(2));
+    // Layers alone leave it tied.
+    merged(&tied, &adapter, &out, &["--force", "--factors-only"]);
+    assert!(!load(&out.join("model-00001-of-00001.safetensors")).contains_key("lm_head.weight"));
 }
 
 /// A head that the model lacks is left out only on request; PEFT's own golden model has none.

@@ -1,0 +1,227 @@
+//! Takes what lies beyond ΔW out of a file's tensors; the factors of ΔW are left for the format's reader.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kron_core::{KronShape, LayerDims, Theta};
+
+use super::experts::{self, Experts, Pair};
+use super::{ChangeKind, Extras, Magnitude, Scope, Skipped, TensorChange};
+use crate::lokr::reason;
+use crate::matrix::Matrix;
+use crate::{Error, Layer, Result, Scaling, Tensors, text};
+
+/// How a format names its tensors.
+pub(crate) struct Convention<'a> {
+    /// Prefix of every name.
+    pub prefix: &'a str,
+    /// Returns the module of a factor's name that the format's reader understands.
+    pub module: &'a dyn Fn(&str) -> Option<&str>,
+    /// Returns the scaling of a module.
+    pub scaling: &'a dyn Fn(&str) -> Result<Scaling>,
+    /// Paths of parameters that have factors beside the layers' weights, or their ends.
+    pub target_parameters: &'a [String],
+    /// True if the configuration says that biases were trained.
+    pub biases: bool,
+    /// Reason against any other tensor.
+    pub otherwise: &'static str,
+}
+
+/// What was taken, and what is left.
+#[derive(Default)]
+pub(crate) struct Taken {
+    /// Names of the factors.
+    pub left: Vec<String>,
+    /// Layers of embeddings.
+    pub layers: Vec<Layer>,
+    pub extras: Extras,
+}
+
+/// Meaning of a tensor, by the end of its name.
+#[derive(Clone, Copy)]
+enum Role {
+    /// Magnitude, with ε.
+    Magnitude(f64),
+    EmbeddingA,
+    EmbeddingB,
+    /// Added to this parameter; multiplied by the layer's scale if true.
+    Add(&'static str, bool),
+    Replace(&'static str),
+    Copy(&'static str),
+}
+
+/// Ends of names. PEFT's first, then LyCORIS's.
+const ROLES: [(&str, Role); 11] = [
+    ("lora_magnitude_vector", Role::Magnitude(0.0)),
+    ("lora_magnitude_vector.weight", Role::Magnitude(0.0)),
+    ("lora_embedding_A", Role::EmbeddingA),
+    ("lora_embedding_B", Role::EmbeddingB),
+    ("lora_B.bias", Role::Add("bias", true)),
+    ("base_layer.weight", Role::Copy("weight")),
+    ("dora_scale", Role::Magnitude(f32::EPSILON as f64)),
+    ("diff", Role::Add("weight", false)),
+    ("diff_b", Role::Add("bias", false)),
+    ("w_norm", Role::Add("weight", false)),
+    ("b_norm", Role::Add("bias", false)),
+];
+
+/// Modules of input embeddings and output heads, which PEFT saves beside the factors.
+const EMBEDDINGS: [&str; 5] = ["embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out"];
+
+/// Takes the tensors beyond ΔW out of these names.
+///
+/// # Errors
+/// Fails on a tensor of another shape than its role has, and on values that are not finite in float32.
+pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope: Scope) -> Result<Taken> {
+    let Scope::Whole { skip_unsupported } = scope else {
+        return Ok(Taken { left: names, ..Taken::default() });
+    };
+    let mut taken = Taken::default();
+    let mut embeddings: BTreeMap<&str, [Option<&String>; 2]> = BTreeMap::new();
+    let mut stacks: BTreeMap<(&str, usize), Pair> = BTreeMap::new();
+    let skipped = if skip_unsupported { unsupported(tensors, &names, of)? } else { BTreeMap::new() };
+    for stored in &names {
+        let name = stored.strip_prefix(of.prefix).unwrap_or(stored);
+        if let Some(why) = skipped.get(stored) {
+            taken.extras.skipped.push(Skipped { tensor: stored.clone(), why: why.clone() });
+            continue;
+        }
+        if let Some((module, depth, is_up)) = experts::parts(name, of.target_parameters) {
+            let pair = stacks.entry((module, depth)).or_default();
+            *(if is_up { &mut pair.up } else { &mut pair.down }) = Some(stored);
+            continue;
+        }
+        let Some((module, role)) = role(name, of) else {
+            taken.left.push(stored.clone());
+            continue;
+        };
+        let change = |parameter, kind| TensorChange::read(tensors, stored, (module, parameter), kind);
+        let scale = || (of.scaling)(module).map(|scaling| scaling.scale().get());
+        match role {
+            Role::Magnitude(epsilon) => {
+                let magnitude = Magnitude::read(tensors, stored, epsilon)?;
+                if taken.extras.magnitudes.insert(module.into(), magnitude).is_some() {
+                    let twice = format!("{}: {} has two magnitudes", tensors.path(), text::name(module));
+                    return Err(Error::data(twice));
+                }
+            }
+            Role::EmbeddingA => embeddings.entry(module).or_default()[0] = Some(stored),
+            Role::EmbeddingB => embeddings.entry(module).or_default()[1] = Some(stored),
+            Role::Add(parameter, scaled) => {
+                let scale = if scaled { scale()? } else { 1.0 };
+                taken.extras.changes.push(change(parameter, ChangeKind::Add(scale))?);
+            }
+            Role::Replace(parameter) => {
+                taken.extras.changes.push(change(parameter, ChangeKind::Replace)?);
+            }
+            Role::Copy(parameter) => taken.extras.changes.push(change(parameter, ChangeKind::Copy)?),
+        }
+    }
+    for ((module, _), pair) in stacks {
+        let scaled =
+            |parameter: &str| Ok((parameter.to_string(), (of.scaling)(&format!("{module}.{parameter}"))?));
+        let parameters =
+            experts::parameters(module, of.target_parameters).map(scaled).collect::<Result<_>>()?;
+        taken.extras.experts.push(Experts::read(tensors, module, &pair, parameters)?);
+    }
+    for (module, factors) in embeddings {
+        let layer = embedding(tensors, module, factors, of)?;
+        if let Some(magnitude) = taken.extras.magnitudes.remove(module) {
+            taken.extras.magnitudes.insert(module.into(), magnitude.of_columns());
+        }
+        taken.extras.embeddings.insert(module.into());
+        taken.layers.push(layer);
+    }
+    Ok(taken)
+}
+
+/// True for the name of a tensor that a merge folds beside factors.
+pub(crate) fn is_beyond(name: &str) -> bool {
+    ROLES.iter().any(|(end, _)| module(name, end).is_some())
+}
+
+/// Returns the module and the role of a tensor that is no factor of ΔW.
+fn role<'a>(name: &'a str, of: &Convention) -> Option<(&'a str, Role)> {
+    let known = ROLES.iter().find_map(|(end, role)| Some((module(name, end)?, *role)));
+    if known.is_some() {
+        return known;
+    }
+    let biases = ["base_layer.bias", "bias"].into_iter().filter(|_| of.biases);
+    if let Some(module) = biases.filter_map(|end| module(name, end)).next() {
+        return Some((module, Role::Replace("bias")));
+    }
+    let module = module(name, "weight")?;
+    let last = module.rsplit('.').next().unwrap_or(module);
+    EMBEDDINGS.contains(&last).then_some((module, Role::Copy("weight")))
+}
+
+fn module<'a>(name: &'a str, end: &str) -> Option<&'a str> {
+    name.strip_suffix(end)?.strip_suffix('.')
+}
+
+/// Makes the layer of an embedding: W, n × d, takes s·(B·A)ᵀ = s·Aᵀ·Bᵀ.
+fn embedding(
+    tensors: &Tensors,
+    module: &str,
+    factors: [Option<&String>; 2],
+    of: &Convention,
+) -> Result<Layer> {
+    let refused = |why: String| Error::data(format!("{}: {} {why}", tensors.path(), text::name(module)));
+    let [Some(a), Some(b)] = factors else {
+        return Err(refused("needs both lora_embedding_A and lora_embedding_B".into()));
+    };
+    let (a, b) = (Matrix::read(tensors, a)?, Matrix::read(tensors, b)?);
+    let scaling = (of.scaling)(module)?;
+    if (a.rows, b.cols) != (scaling.rank(), scaling.rank()) {
+        return Err(refused(format!(
+            "has factors of ranks {} and {}, but its configuration has r = {}",
+            a.rows,
+            b.cols,
+            scaling.rank()
+        )));
+    }
+    let (up, down) = (a.transposed(), b.transposed());
+    let theta = KronShape::lora(LayerDims { d_out: up.rows, d_in: down.cols }, up.cols)
+        .and_then(|shape| Theta::from_factors(shape, &[], &up.data, &down.data));
+    theta
+        .map_err(Error::from)
+        .and_then(|theta| Layer::new(module, scaling, theta))
+        .map_err(|e| e.about(format_args!("layer {}", text::name(module))).about(tensors.path()))
+}
+
+/// Returns the tensors that no reader understands, with the reason, and the factors of their modules: what is left
+/// of a module without one of its tensors would be another change.
+fn unsupported(tensors: &Tensors, names: &[String], of: &Convention) -> Result<BTreeMap<String, String>> {
+    let mut skipped = BTreeMap::new();
+    let mut modules = BTreeSet::new();
+    for stored in names {
+        let name = stored.strip_prefix(of.prefix).unwrap_or(stored);
+        if role(name, of).is_some() || experts::parts(name, of.target_parameters).is_some() {
+            continue;
+        }
+        let (module, why) = match (of.module)(stored) {
+            Some(module) if is_convolution(&tensors.info(stored)?.shape) => {
+                (Some(module), "it belongs to a convolution, and only linear layers are supported")
+            }
+            Some(_) => continue,
+            // A bias and a whole weight stand beside the factors, and change no ΔW.
+            None if name.ends_with(".bias") || name.ends_with(".weight") => {
+                (None, reason(name, of.otherwise))
+            }
+            None => (name.rsplit_once('.').map(|(module, _)| module), reason(name, of.otherwise)),
+        };
+        skipped.insert(stored.clone(), why.to_string());
+        modules.extend(module);
+    }
+    for stored in names {
+        let module = (of.module)(stored).filter(|module| modules.contains(module));
+        if let (Some(module), false) = (module, skipped.contains_key(stored)) {
+            let why = format!("other tensors of {} cannot be merged", text::name(module));
+            skipped.insert(stored.clone(), why);
+        }
+    }
+    Ok(skipped)
+}
+
+fn is_convolution(shape: &[usize]) -> bool {
+    shape.len() > 2 && shape[2..].iter().any(|dim| *dim != 1)
+}
