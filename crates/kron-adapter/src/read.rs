@@ -4,6 +4,8 @@ use std::path::Path;
 
 use crate::io::Input;
 use crate::limits::{Limits, check_file};
+use crate::read_options::ReadOptions;
+use crate::tensor_names::{Prefix, plain_names};
 use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, lycoris, peft, text};
 
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
@@ -12,12 +14,20 @@ use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, ly
 /// Fails if the file is damaged or of no known format, or holds what
 /// ΔW = s·A ⊗ (B·C) cannot express.
 pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
+    read_with(path, &ReadOptions::default())
+}
+
+/// Reads as [`read`] does, and of a file with several adapters or parts the chosen one.
+///
+/// # Errors
+/// Fails as [`read`] does, and if the choice matches nothing.
+pub fn read_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Loaded> {
     let path = path.as_ref();
     if let Some(folder) = peft::folder(path) {
-        return peft::read(folder);
+        return peft::read(folder, options);
     }
     if gguf::is_gguf(path) {
-        return gguf::read_lora(path);
+        return options.choose_layers(gguf::read_lora(path)?);
     }
     let mut input = Input::open(path)?;
     check_file(input.path(), input.len())?;
@@ -26,16 +36,8 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
     if layout.metadata.as_ref().is_some_and(|texts| texts.contains_key(Adapter::RESERVED_KEY)) {
         kron_file::check_header(&header).map_err(|e| e.about(&path))?;
         let adapter = kron_file::decode(layout, input.into_file()).map_err(|e| e.about(&path))?;
-        let (limits, notes) = (Limits::new(bytes), Vec::new());
-        return Ok(Loaded {
-            path,
-            bytes,
-            limits,
-            format: Format::Kron,
-            adapter,
-            fan_in_fan_out: false,
-            notes,
-        });
+        let limits = Limits::new(bytes);
+        return options.choose_layers(Loaded::new(path, limits, bytes, Format::Kron, adapter));
     }
     let tensors = Tensors::load(input, header, layout)?;
     let names = tensors.names();
@@ -48,11 +50,12 @@ pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
             peft::WEIGHTS
         )));
     }
-    if names.iter().any(|name| name.contains(".lokr_")) {
-        return lycoris::read(&tensors);
+    let (tensors, found) = plain_names(tensors, Prefix::Any, options)?;
+    if tensors.names().iter().any(|name| lycoris::is_factor(name)) {
+        return Ok(found.add_to(lycoris::read(&tensors)?));
     }
     Err(Error::data(format!(
-        "{path} is not an adapter: it has neither the metadata {} nor a LoKr tensor, and a PEFT adapter is a folder with an {}",
+        "{path} is not an adapter: it has neither the metadata {} nor a tensor of a LoKr or LoRA, and a PEFT adapter is a folder with an {}",
         Adapter::RESERVED_KEY,
         peft::CONFIG
     )))

@@ -16,11 +16,14 @@ mod saved;
 use std::path::Path;
 
 use crate::limits::{Limits, check_file, work};
+use crate::matrix::pointwise;
+use crate::read_options::ReadOptions;
+use crate::tensor_names::{Prefix, plain_names};
 use crate::{Error, Loaded, Result, Tensors, io};
-use config::Config;
 use patterns::automaton_limit;
 
-pub(crate) use lokr::write as write_lokr;
+pub(crate) use config::Config;
+pub(crate) use lokr::{check_shapes, write as write_lokr};
 pub use lora::LoraOptions;
 pub(crate) use lora::write as write_lora;
 pub(crate) use names::PREFIX;
@@ -34,8 +37,9 @@ const MAX_CONFIG: u64 = 16 << 20;
 ///
 /// # Errors
 /// Fails on a file that is missing or damaged, on another `peft_type`, on a field
-/// that changes the layer beyond ΔW, and on tensors that contradict the configuration.
-pub(crate) fn read(folder: &Path) -> Result<Loaded> {
+/// that changes the layer beyond ΔW, on tensors that contradict the configuration, and on a choice that matches
+/// nothing.
+pub(crate) fn read(folder: &Path, options: &ReadOptions) -> Result<Loaded> {
     let weights = folder.join(WEIGHTS);
     if !weights.exists() && folder.join("adapter_model.bin").exists() {
         return Err(Error::data(format!(
@@ -49,7 +53,7 @@ pub(crate) fn read(folder: &Path) -> Result<Loaded> {
     // A fault of the configuration comes first.
     let limit = tensors.as_ref().map_or(automaton_limit(0, 0), pattern_limit);
     let config = Config::parse(&text, limit).map_err(|e| e.about(path.display()))?;
-    let tensors = tensors?;
+    let (tensors, found) = plain_names(tensors?, Prefix::Peft, options)?;
     let mut limits = Limits::new(tensors.len());
     let saved = &config.modules_to_save;
     let mut split = |part: fn(&str) -> Option<(&str, &str)>| {
@@ -63,9 +67,11 @@ pub(crate) fn read(folder: &Path) -> Result<Loaded> {
         config::Kind::Lokr => lokr::read(folder, &config, &tensors, &factors, limits)?,
         config::Kind::Lora => lora::read(folder, &config, &tensors, &factors, limits)?,
     };
+    loaded.notes.extend(config.notes(&tensors.names()));
+    loaded.notes.extend(pointwise(&tensors, &factors));
     loaded.notes.extend(saved::missing(saved, &trained));
     loaded.adapter = saved::with_tensors(loaded.adapter, trained, &tensors)?;
-    Ok(loaded)
+    Ok(found.add_to(loaded))
 }
 
 fn read_weights(path: &Path) -> Result<Tensors> {
@@ -76,7 +82,7 @@ fn read_weights(path: &Path) -> Result<Tensors> {
 }
 
 /// Returns the bytes that the patterns may take, so that all names are matched within the file's work.
-fn pattern_limit(tensors: &Tensors) -> usize {
+pub(crate) fn pattern_limit(tensors: &Tensors) -> usize {
     let names = tensors.names().iter().map(|name| name.len() as u64).sum();
     automaton_limit(names, work(tensors.len()))
 }

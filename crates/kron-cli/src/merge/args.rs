@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kron_adapter::io::Flush;
 
+use crate::choice::Choice;
 use crate::dtype::DtypeArg;
 use crate::error::exit_codes;
 
@@ -11,8 +12,8 @@ use crate::error::exit_codes;
 ///
 /// BASE is one safetensors file, or a folder with model.safetensors or with
 /// model.safetensors.index.json and its shards. Its weights are f32, f16 or bf16. ADAPTER is an adapter
-/// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
-/// file or a folder, as BASE is. The configuration and the tokenizer are copied too.
+/// file of this project, a PEFT folder with LoRA or LoKr, a LyCORIS file, or a LoRA of Kohya's trainers or of
+/// diffusers. OUT is a file or a folder, as BASE is. The configuration and the tokenizer are copied too.
 ///
 /// Tensors trained beside the factors, such as a classification head, replace BASE's tensors of the same
 /// names, rounded once to their dtype. If BASE lacks one, nothing is written unless --factors-only is given.
@@ -44,6 +45,8 @@ pub struct Args {
     pub(super) adapter: PathBuf,
     /// Merged model: a file or a folder, as BASE is
     pub(super) out: PathBuf,
+    #[command(flatten)]
+    pub(super) choice: Choice,
     /// Type of the merged weights, required if BASE is a GGUF; vectors of a .gguf file stay f32
     #[arg(long, value_enum)]
     pub(super) dtype: Option<DtypeArg>,

@@ -55,7 +55,7 @@ pub fn merge(args: &Args) -> Result<Report> {
     let existing = super::existing(args)?;
     let mut gguf = Gguf::open(&args.base)?;
     let tensors = gguf.llama_tensors()?;
-    let Loaded { adapter, mut notes, .. } = super::read(args, &tensors)?;
+    let Loaded { adapter, mut notes, left_out, .. } = super::read(args, &tensors)?;
     // Rows are float32 when they are changed.
     let folds = by_tensor(&tensors, &adapter)?;
     let mut workspace = Vec::new();
@@ -90,5 +90,15 @@ pub fn merge(args: &Args) -> Result<Report> {
     }
     let (out, layers, replaced) =
         (args.out.display().to_string(), adapter.layers().len(), adapter.trained_tensors().len());
-    Ok(Report { out, layers, replaced, shards: 1, bytes: bytes.get(), notes, ..Report::default() })
+    let adapter_left_out = left_out;
+    Ok(Report {
+        out,
+        layers,
+        replaced,
+        shards: 1,
+        bytes: bytes.get(),
+        notes,
+        adapter_left_out,
+        ..Report::default()
+    })
 }

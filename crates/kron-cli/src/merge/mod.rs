@@ -61,7 +61,7 @@ fn safetensors(args: &Args) -> Result<Report> {
     check_not_overwriting(&args.adapter, &args.out, folder)?;
     let base = Base::open(&args.base)?;
     check_model_not_overwriting(&args.base, &base, &args.out, folder)?;
-    let Loaded { adapter, notes, .. } = read(args, &base)?;
+    let Loaded { adapter, notes, left_out, .. } = read(args, &base)?;
     let folds = Folds::new(&base, &adapter)?;
     let progress = WriteProgress::new(base.bytes())?;
     map::catch_bus_errors()?;
@@ -72,12 +72,12 @@ fn safetensors(args: &Args) -> Result<Report> {
     progress.finish();
     let notes = [notes, report.notes].concat();
     let (layers, replaced) = (adapter.layers().len(), adapter.trained_tensors().len());
-    Ok(Report { layers, replaced, bytes: base.bytes(), notes, ..report })
+    Ok(Report { layers, replaced, bytes: base.bytes(), notes, adapter_left_out: left_out, ..report })
 }
 
 /// Reads the adapter and gives its modules the model's names.
 fn read(args: &Args, base: &impl BaseModel) -> Result<Loaded> {
-    let mut loaded = kron_adapter::read(&args.adapter)?;
+    let mut loaded = args.choice.read(&args.adapter)?;
     let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, base)?;
     loaded.adapter = adapter;
     loaded.notes.extend(notes);

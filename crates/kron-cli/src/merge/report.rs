@@ -22,6 +22,8 @@ pub struct Report {
     pub copied: Vec<String>,
     /// Names of files and folders that were not copied: weights in other formats, sub-folders.
     pub left_out: Vec<String>,
+    /// Names of tensors or modules of the adapter that were not merged.
+    pub adapter_left_out: Vec<String>,
     /// Changes made while reading the adapter and matching its modules, and files removed, one sentence each.
     pub notes: Vec<String>,
 }
@@ -39,7 +41,12 @@ impl Report {
             self.shards,
             self.bytes
         )];
-        for (what, names) in [("copied", &self.copied), ("left out", &self.left_out)] {
+        let lists = [
+            ("copied", &self.copied),
+            ("left out", &self.left_out),
+            ("left out of the adapter", &self.adapter_left_out),
+        ];
+        for (what, names) in lists {
             if !names.is_empty() {
                 lines.push(format!("{what}: {}", one_line(&names.join(", "))));
             }
