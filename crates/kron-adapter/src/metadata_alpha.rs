@@ -18,7 +18,7 @@ const ALPHAS: [&str; 3] = ["alpha", "lora_alpha", "network_alpha"];
 /// Key of the rank that Kohya's trainers and LyCORIS were given.
 const RANK: &str = "ss_network_dim";
 
-/// What the metadata says of alpha, and how many layers took it.
+/// Alphas in the metadata, and the number of layers that took each.
 pub struct MetadataAlpha {
     /// Configurations by the part's name.
     configs: BTreeMap<String, Config>,

@@ -39,7 +39,7 @@ const NAMED: [&str; 11] = [
 /// Prefix of all names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Prefix {
-    /// That of PEFT, which is put before a name without it.
+    /// Prefix of PEFT, put before a name without it.
     Peft,
     /// Names stay as they are.
     Any,

@@ -30,7 +30,7 @@ pub struct Config {
     alphas: Patterns<f64>,
     rule: ScaleRule,
     target_modules: Vec<String>,
-    /// Which biases were trained, if any.
+    /// Biases that were trained: all, or those of the layers; `None` for none.
     bias: Option<String>,
     /// Names of whole modules that were trained beside the adapter.
     pub modules_to_save: Vec<String>,

@@ -139,7 +139,7 @@ impl Report {
             String::new(),
             table(&METHODS, &self.methods),
             String::new(),
-            "MB: what is trained, in float32; a gradient takes as much, and Adam's moments twice that".into(),
+            "MB: what is trained, in float32; a gradient as much, Adam's moments twice that".into(),
         ];
         let reduced = self
             .layers

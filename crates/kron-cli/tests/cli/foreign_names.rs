@@ -129,7 +129,7 @@ fn wrapped_and_compiled_names_are_the_module_s() {
         let report = merged(&base, &adapter, &[], &want);
         assert_eq!(report["notes"].as_array().unwrap().is_empty(), says.is_empty(), "{module}: {report}");
         assert!(notes(&report).contains(says), "{module}: {report}");
-        // What is written has the module's own name.
+        // The written file has the module's own name.
         let out = dir.path().join("lora");
         report_of(&["convert", adapter.to_str().unwrap(), out.to_str().unwrap(), "--to", "lora", "--force"]);
         assert_eq!(config(&out)["target_modules"], json!([Q]), "{module}");
