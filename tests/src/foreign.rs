@@ -5,14 +5,19 @@
 //! kind (1 byte) · length of the first file (4 bytes, little-endian) · first file · second file
 //! ```
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use kron_adapter::Adapter;
 use kron_adapter::OutputFormat;
+use kron_adapter::ReadOptions;
 use kron_adapter::algebra::Delta;
 use kron_adapter::peft::LoraOptions;
-use kron_adapter::resolve::BaseModel;
-use kron_cli::model::{Base, Config, linear_layers};
+use kron_adapter::resolve::{BaseModel, resolve_module_names};
+use kron_adapter::{Layer, Scaling};
+use kron_cli::inspect::Diagnosis;
+use kron_cli::model::{Base, Config, linear_layers, scanned_layers};
+use kron_core::{KronShape, LayerDims, Theta};
 use rand::RngExt;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -70,17 +75,30 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
         std::fs::write(folder.join(name), bytes).expect("a folder that can be written");
     }
     let first = folder.join(names[0]);
+    let diagnosed = |error: kron_adapter::Error, path: &Path| {
+        drop(Diagnosis::of(path, &ReadOptions::default(), &error).map(|diagnosis| diagnosis.table()));
+        error
+    };
     let read = match kind {
-        Kind::Peft => kron_adapter::read(folder).map(|loaded| write_all(&loaded.adapter)),
-        Kind::File => kron_adapter::read(&first).map(|loaded| write_all(&loaded.adapter)),
+        Kind::Peft => kron_adapter::read(folder)
+            .map(|loaded| write_all(&loaded.adapter))
+            .map_err(|error| diagnosed(error, folder)),
+        Kind::File => kron_adapter::read(&first)
+            .map(|loaded| write_all(&loaded.adapter))
+            .map_err(|error| diagnosed(error, &first)),
         Kind::Config => Config::read(&first).and_then(|config| {
             config.transposed("h.0.attn.c_attn");
             config.tied()?;
             linear_layers(&config).map(drop)
         }),
-        Kind::Model => {
-            Base::open(folder).map(|base| assert!(base.modules().count() <= base.tensor_names().count()))
-        }
+        Kind::Model => Base::open(folder).map(|base| {
+            assert!(base.modules().count() <= base.tensor_names().count());
+            drop(scanned_layers(&base));
+            // Names of another's adapter are matched with whatever names the model has.
+            for adapter in others() {
+                drop(resolve_module_names(&adapter, &base));
+            }
+        }),
     };
     read.map_err(|error| {
         let message = error.to_string();
@@ -146,6 +164,30 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("lycoris_a_q.lokr_w2_b".into(), vec![1, 5]),
         ("lycoris_a_q.alpha".into(), vec![]),
     ];
+    let kohya = [
+        ("lora_unet_a_q.lora_down.weight".to_string(), vec![2, 5, 1, 1]),
+        ("lora_unet_a_q.lora_up.weight".into(), vec![4, 2, 1, 1]),
+        ("lora_unet_a_q.alpha".into(), vec![1, 1]),
+        ("lora_te1_a_q.lokr_w1".into(), vec![3, 2]),
+        ("lora_te1_a_q.lokr_w2".into(), vec![2, 2]),
+    ];
+    let diffusers = [
+        ("transformer.a.0.q.lora_A.weight".to_string(), vec![2, 5]),
+        ("transformer.a.0.q.lora_B.weight".into(), vec![4, 2]),
+        ("unet.a.0.q.lora.down.weight".into(), vec![1, 5]),
+        ("unet.a.0.q.lora.up.weight".into(), vec![4, 1]),
+    ];
+    let part = json!({ "transformer.r": 2, "transformer.lora_alpha": 8, "transformer.target_modules": "(?x)\n q",
+        "transformer.alpha_pattern": { "a\\.(?!1\\.).*q": 2 } });
+    let metadata = [("lora_adapter_metadata", part.to_string())];
+    let wrapped = [
+        ("_orig_mod.base_model.model.a.0.q.lora_A.default.weight".to_string(), [2, 5]),
+        ("base_model.model._fsdp_wrapped_module.a.0.q.lora_B.default.weight".into(), [4, 2]),
+        ("score.modules_to_save.default.weight".into(), [2, 3]),
+        ("score.original_module.weight".into(), [2, 3]),
+    ];
+    let wrapped_config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "modules_to_save": ["score"],
+        "rank_pattern": { "(?=a)a.*q": 2 }, "bias": "lora_only", "init_lora_weights": "mica" });
     let shard = file(&[("q.weight".to_string(), vec![4, 5]), ("norm.bias".into(), vec![3])]);
     let index = json!({ "metadata": { "total_size": 92 }, "weight_map": {
         "q.weight": "model.safetensors", "norm.bias": "model.safetensors" } });
@@ -158,6 +200,9 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("peft-lokr".to_string(), pack(Kind::Peft, &text(&lokr_config), &file(&two(&lokr)))),
         ("peft-lora".into(), pack(Kind::Peft, &text(&lora_config), &file(&two(&lora)))),
         ("lycoris".into(), pack(Kind::File, &file(&lycoris), &[])),
+        ("kohya".into(), pack(Kind::File, &file(&kohya), &[])),
+        ("diffusers".into(), pack(Kind::File, &file_with(&diffusers, &metadata), &[])),
+        ("peft-wrapped".into(), pack(Kind::Peft, &text(&wrapped_config), &file(&two(&wrapped)))),
         ("model".into(), pack(Kind::Model, &text(&index), &shard)),
     ];
     let (_, ours) = crate::adapters::seeds().pop().expect("an adapter of all kinds");
@@ -193,14 +238,35 @@ fn two(tensors: &[(String, [usize; 2])]) -> Vec<(String, Vec<usize>)> {
     tensors.iter().map(|(name, shape)| (name.clone(), shape.to_vec())).collect()
 }
 
+/// Adapters whose names are written in the ways that a model's own may be told from.
+fn others() -> Vec<Adapter> {
+    let names = [
+        ["lora_unet_a_q", "lora_te1_a_q"],
+        ["mine_q_weight", "mine_q"],
+        ["model.layers.0.q", "model.visual.blocks.0.q"],
+        ["q", "t.q"],
+    ];
+    let shape = KronShape::lora(LayerDims { d_out: 4, d_in: 5 }, 1).expect("a legal shape");
+    let layer = |name: &str| Layer::new(name, Scaling::plain(1.0)?, Theta::random(shape, 1));
+    let adapter = |names: [&str; 2]| Adapter::new(names.map(|name| layer(name).expect("a name")).into());
+    names.map(|names| adapter(names).expect("two modules")).into()
+}
+
 /// A safetensors file of float32 tensors.
 pub(crate) fn file(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+    file_with(tensors, &[])
+}
+
+/// A safetensors file of float32 tensors, with these texts in its metadata.
+fn file_with(tensors: &[(String, Vec<usize>)], metadata: &[(&str, String)]) -> Vec<u8> {
     let numbers = |len: usize| (0..len).flat_map(|i| (0.25 * i as f32 + 1.0).to_le_bytes()).collect();
     let data: Vec<Vec<u8>> = tensors.iter().map(|(_, shape)| numbers(shape.iter().product())).collect();
     let views = tensors.iter().zip(&data).map(|((name, shape), data)| {
         (name, TensorView::new(Dtype::F32, shape.clone(), data).expect("bytes that fit the shape"))
     });
-    safetensors::serialize(views, None).expect("a file")
+    let metadata = metadata.iter().map(|(key, text)| (key.to_string(), text.clone()));
+    let metadata = Some(metadata.collect()).filter(|texts: &HashMap<_, _>| !texts.is_empty());
+    safetensors::serialize(views, metadata).expect("a file")
 }
 
 pub(crate) fn text(value: &Value) -> Vec<u8> {

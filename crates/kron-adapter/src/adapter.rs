@@ -140,6 +140,11 @@ impl Layer {
     }
 }
 
+/// True for a name or pattern that an adapter keeps among its target modules.
+pub fn is_target(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control)
+}
+
 /// The adapted layers of one model, in an order of the caller's choosing.
 ///
 /// [`Adapter::write`] and [`Adapter::read`] keep it in one safetensors file;
@@ -213,7 +218,7 @@ impl Adapter {
     /// Fails on a name that is empty, has more than 512 bytes, or holds a control character.
     pub fn with_target_modules(self, target_modules: Vec<String>) -> Result<Self> {
         for name in &target_modules {
-            if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+            if !is_target(name) {
                 return Err(Error::data(format!(
                     "target module {} is refused: it is between 1 and {MAX_NAME} bytes without control characters",
                     shown(name)

@@ -49,6 +49,10 @@ pub enum Suggestion {
     FactorsOnly,
     /// Leave out what cannot be merged.
     SkipUnsupported,
+    /// Set [`ReadOptions::adapter_name`](crate::ReadOptions::adapter_name): the file has several adapters.
+    AdapterName,
+    /// Set [`ReadOptions::only`](crate::ReadOptions::only): the file has parts for several models.
+    Only,
 }
 
 impl Error {
@@ -81,6 +85,12 @@ impl Error {
     /// Puts a name before the sentence: `name: sentence`.
     pub(crate) fn about(self, name: impl std::fmt::Display) -> Self {
         let message = sentence(format!("{name}: {}", self.message));
+        Self { message, ..self }
+    }
+
+    /// Puts more behind the sentence: `sentence; more`.
+    pub(crate) fn and(self, more: impl std::fmt::Display) -> Self {
+        let message = sentence(format!("{}; {more}", self.message));
         Self { message, ..self }
     }
 
@@ -129,6 +139,8 @@ impl std::fmt::Display for Suggestion {
             Suggestion::Replace => "give another name, or ask to replace it",
             Suggestion::OtherName => "a folder is replaced only when it holds an adapter and nothing else",
             Suggestion::MaxBytes => "max_bytes allows more",
+            Suggestion::AdapterName => "the name of one chooses it",
+            Suggestion::Only => "the start of its modules' names chooses one part",
             Suggestion::FactorsOnly => "without its trained tensors the adapter can be merged",
             Suggestion::SkipUnsupported => "what cannot be merged can be left out",
         })

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::limits::Limits;
-use crate::{Adapter, Error, Result};
+use crate::lycoris_names::is_lycoris;
+use crate::{Adapter, Error, Layer, Result};
 
 /// Callback for progress: takes the amount done since the last call. An error
 /// ends the work and removes what was begun; `&|_| Ok(())` never does.
@@ -21,6 +22,12 @@ pub enum Format {
     PeftLokr,
     /// One safetensors file of LyCORIS with LoKr modules.
     LycorisLokr,
+    /// One safetensors file of LyCORIS with LoKr modules and LoRA modules.
+    LycorisMixed,
+    /// One safetensors file of Kohya's trainers with LoRA modules, `lora_down` and `lora_up`.
+    KohyaLora,
+    /// One safetensors file of diffusers with LoRA modules, without a configuration.
+    DiffusersLora,
     /// One GGUF file with a LoRA, as llama.cpp and Ollama load it.
     GgufLora,
 }
@@ -32,6 +39,9 @@ impl std::fmt::Display for Format {
             Format::PeftLora => "PEFT LoRA",
             Format::PeftLokr => "PEFT LoKr",
             Format::LycorisLokr => "LyCORIS LoKr",
+            Format::LycorisMixed => "LyCORIS LoKr and LoRA",
+            Format::KohyaLora => "Kohya LoRA",
+            Format::DiffusersLora => "diffusers LoRA",
             Format::GgufLora => "GGUF LoRA",
         })
     }
@@ -54,9 +64,24 @@ pub struct Loaded {
     pub fan_in_fan_out: bool,
     /// Changes made by reading, one sentence each.
     pub notes: Vec<String>,
+    /// Names of tensors or modules of the file that the adapter does not have.
+    pub left_out: Vec<String>,
 }
 
 impl Loaded {
+    pub(crate) fn new(path: String, limits: Limits, bytes: u64, format: Format, adapter: Adapter) -> Self {
+        let (notes, left_out) = (Vec::new(), Vec::new());
+        Self { path, bytes, limits, format, adapter, fan_in_fan_out: false, notes, left_out }
+    }
+
+    /// Returns the first module whose name has an underscore for each dot, as LyCORIS and Kohya's trainers write
+    /// it with whatever prefix. Only the model tells its own name.
+    pub fn underscored(&self) -> Option<&str> {
+        let flat = matches!(self.format, Format::LycorisLokr | Format::LycorisMixed | Format::KohyaLora);
+        let mut modules = self.adapter.layers().iter().map(Layer::module);
+        modules.find(|module| is_lycoris(module) || (flat && !module.contains('.')))
+    }
+
     /// Checks that a file other than a PEFT LoRA can hold the whole adapter.
     ///
     /// # Errors

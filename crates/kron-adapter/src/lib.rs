@@ -5,7 +5,7 @@
 //! ```text
 //! ours.safetensors ───────────────┐              ┌─ ours.safetensors
 //! PEFT folder: LoRA, rsLoRA, LoKr ┼─ read ─────▶ ┼─ PEFT folder: LoKr, LoRA       ◀── write
-//! lycoris.safetensors: LoKr ──────┘   .adapter   └─ lycoris.safetensors: LoKr
+//! LyCORIS, Kohya, diffusers ──────┘   .adapter   └─ lycoris.safetensors: LoKr
 //! ```
 //!
 //! A reader refuses by name what ΔW = s·A ⊗ (B·C) cannot express, a writer what
@@ -72,15 +72,19 @@ pub mod kron_file;
 pub mod limits;
 mod lokr;
 pub mod lycoris;
+mod lycoris_names;
 mod matrix;
+mod metadata_alpha;
 pub mod model_files;
 mod output;
 mod output_format;
 pub mod peft;
 pub mod plan;
 mod read;
+mod read_options;
 pub mod resolve;
 mod tensor_data;
+mod tensor_names;
 mod tensors;
 pub mod text;
 mod trained;
@@ -91,6 +95,7 @@ pub use format::{Format, Loaded, Progress};
 pub use io::IfExists;
 pub use output::{Output, write_new_folder, write_output};
 pub use output_format::{OutputFormat, write};
-pub use read::{read, read_whole};
+pub use read::{read, read_whole, read_with};
+pub use read_options::ReadOptions;
 pub use tensors::Tensors;
 pub use trained::TrainedTensor;

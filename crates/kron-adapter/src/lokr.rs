@@ -41,6 +41,9 @@ pub fn reason(name: &str, otherwise: &'static str) -> &'static str {
         "weight" if name.ends_with(".base_layer.weight") => {
             "it is a copy of a base weight beside the factors of an embedding, and only linear layers are supported"
         }
+        "weight" if name.ends_with("lora_mid.weight") => {
+            "it is the Tucker core of a convolution, and only linear layers are supported"
+        }
         "weight" if name.contains("lora_magnitude_vector") => {
             "it belongs to DoRA, which rescales the whole weight"
         }
@@ -147,7 +150,15 @@ pub fn group<'a>(
                 reason(name, otherwise)
             )));
         };
-        layers.entry(module).or_default().insert(part, name.clone());
+        if let Some(other) = layers.entry(module).or_default().insert(part, name.clone()) {
+            return Err(Error::data(format!(
+                "{}: {} and {} are one factor of {}",
+                tensors.path(),
+                text::name(&other),
+                text::name(name),
+                text::name(module)
+            )));
+        }
     }
     if layers.is_empty() {
         return Err(Error::data(format!(
@@ -180,14 +191,22 @@ pub fn factors(layer: &Layer) -> Vec<(&'static str, Matrix)> {
     }
 }
 
+/// A module and the shape of its layer.
+pub type Shaped<'a> = (&'a str, KronShape);
+
+/// Returns a layer's module and shape.
+pub fn shaped(layer: &Layer) -> Shaped<'_> {
+    (layer.module(), *layer.shape())
+}
+
 /// Returns the error about a layer that `program` cannot load as a LoKr.
-pub fn refused(layer: &Layer, program: &str, why: &str) -> Error {
-    Error::data(format!("layer {} ({}) has no {program} LoKr form: {why}", layer.module(), layer.shape()))
+pub fn refused((module, shape): Shaped, program: &str, why: &str) -> Error {
+    Error::data(format!("layer {module} ({shape}) has no {program} LoKr form: {why}"))
 }
 
 /// Checks that a layer has an outer factor, and a rank that `program` does not make full.
-pub fn check(layer: &Layer, program: &str) -> Result<()> {
-    let shape = layer.shape();
+pub fn check(layer: Shaped, program: &str) -> Result<()> {
+    let (_, shape) = layer;
     if shape.outer() == Outer::One {
         let why = "it is a LoRA, which has no outer factor";
         return Err(refused(layer, program, why).with(Suggestion::Lora));

@@ -1,95 +1,164 @@
-//! LyCORIS LoKr (lycoris-lora 4.1.3): one safetensors file, an `alpha` beside each module.
+//! One safetensors file without a configuration: LoKr of LyCORIS (lycoris-lora 4.1.3), LoRA of Kohya's trainers and
+//! of diffusers, an `alpha` beside each module.
 //!
-//! s = alpha / r, where r is the number of columns of w1_a or w2_a. s is 1 if both w1
-//! and w2 are full, or if alpha is missing or 0. LyCORIS multiplies s once in its
-//! forward pass, as we do. Names have underscores for dots, `lycoris_model_layers_0_…` or,
+//! s = alpha / r, where r is the number of columns of w1_a or w2_a, or of the LoRA's up. s is 1 if both w1
+//! and w2 are full, or if alpha is missing or 0; a LoRA's alpha may also stand in the metadata. LyCORIS multiplies s
+//! once in its forward pass, as we do. Names have underscores for dots, `lycoris_model_layers_0_…` or,
 //! from Kohya's trainers, `lora_unet_…`, which cannot be undone without the
 //! model: they stay as they are until `resolve` gives the modules
 //! the model's own.
 
-use kron_core::{Inner, KronShape};
+use kron_core::{Inner, KronShape, LayerDims, Theta};
 
 use crate::algebra::scale64;
 use crate::extras::{Convention, Extras, Scope, Taken, take};
 use crate::limits::Limits;
-use crate::lokr::{self, Factors, Parts};
+use crate::lokr::{self, Factors, Parts, Shaped, shaped};
+use crate::lycoris_names::OWN_PREFIX;
+use crate::matrix::{Matrix, pointwise};
+use crate::metadata_alpha::MetadataAlpha;
 use crate::plan::peft_factorization;
 use crate::tensor_data::{TensorData, serialize};
 use crate::{Adapter, Error, Format, Layer, Loaded, Result, ScaleRule, Scaling, Tensors, text};
 
-/// Prefixes of module names: LyCORIS's own, which we write, then those of Kohya's
-/// trainers for a denoiser and for one text encoder or two.
-const PREFIXES: [&str; 5] = ["lycoris_", "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_"];
+pub use crate::lycoris_names::is_lycoris;
 
 /// Reason against a tensor that is no factor.
 const NO_FACTOR: &str = "it is not a factor of ΔW, and leaving it out would change the model";
 
+const ALPHA: &str = "alpha";
+const DOWN: &str = "lora_down.weight";
+const UP: &str = "lora_up.weight";
+
+/// Spellings of a LoRA's factors: Kohya's, PEFT's, and two of diffusers.
+const LORA: [(&str, &str); 8] = [
+    (DOWN, DOWN),
+    (UP, UP),
+    ("lora_A.weight", DOWN),
+    ("lora_B.weight", UP),
+    ("lora.down.weight", DOWN),
+    ("lora.up.weight", UP),
+    ("lora_linear_layer.down.weight", DOWN),
+    ("lora_linear_layer.up.weight", UP),
+];
+
+/// Returns the module of a factor or an alpha, and the tensor's part in it.
+fn split(name: &str) -> Option<(&str, &str)> {
+    let lora =
+        LORA.into_iter().find_map(|(end, part)| Some((name.strip_suffix(end)?.strip_suffix('.')?, part)));
+    lora.or_else(|| {
+        let (module, part) = name.rsplit_once('.')?;
+        (lokr::NAMES.contains(&part) || part == ALPHA).then_some((module, part))
+    })
+}
+
+/// True for the name of a factor of a LoKr or a LoRA.
+pub fn is_factor(name: &str) -> bool {
+    split(name).is_some_and(|(_, part)| part != ALPHA)
+}
+
+/// Layers of each kind that were read, for the format and the notes.
+#[derive(Default)]
+struct Seen<'a> {
+    loras: usize,
+    /// LoKr layers whose w1 is a product.
+    products: usize,
+    /// Modules of two full factors, with an alpha that is not the metadata's rank.
+    ignored: Vec<&'a str>,
+}
+
 /// Reads a file.
 ///
 /// # Errors
-/// Fails on a tensor that is not part of a LoKr of a linear layer, and on factors
+/// Fails on a tensor that is not part of a LoKr or a LoRA of a linear layer, and on factors
 /// that do not fit together.
 pub(crate) fn read(tensors: &Tensors, scope: Scope) -> Result<(Loaded, Extras)> {
     let convention = Convention {
         prefix: "",
-        module: &|name| Some(parts(name)?.0),
+        module: &|name| Some(split(name)?.0),
         // No tensor of LyCORIS but a factor is multiplied by s.
         scaling: &|_| Scaling::plain(1.0),
         target_parameters: &[],
         biases: false,
         otherwise: NO_FACTOR,
     };
-    let Taken { left, extras, .. } = take(tensors, tensors.names(), &convention, scope)?;
-    let layers = match left.is_empty() && !extras.is_empty() {
+    let Taken { left: names, extras, .. } = take(tensors, tensors.names(), &convention, scope)?;
+    let grouped = match names.is_empty() && !extras.is_empty() {
         true => Default::default(),
-        false => lokr::group(tensors, &left, NO_FACTOR, parts)?,
+        false => lokr::group(tensors, &names, NO_FACTOR, split)?,
     };
-    let mut products = 0;
+    let mut alphas = MetadataAlpha::read(tensors, scope)?;
     let mut limits = Limits::new(tensors.len());
-    let layers = layers.iter().map(|(module, parts)| {
-        let factors = Factors::read(tensors, module, parts, &mut limits)?;
-        products += usize::from(factors.rank1.is_some());
-        let scaling = scaling(tensors, parts, &factors)?;
-        Layer::new(*module, scaling, factors.theta).map_err(|e| e.about(tensors.path()))
-    });
-    let layers = layers.collect::<Result<Vec<_>>>()?;
+    let mut seen = Seen::default();
+    let mut layers = Vec::with_capacity(grouped.len());
+    for (&module, parts) in &grouped {
+        let alpha = parts.get(ALPHA).map(|name| tensors.number(name)).transpose()?;
+        let (theta, scaling) = if parts.contains_key(DOWN) || parts.contains_key(UP) {
+            seen.loras += 1;
+            let theta = lora(tensors, module, parts)?;
+            let rank = theta.shape().width();
+            let scaling = match alpha {
+                Some(alpha) => scaling(Some(alpha), Some(rank)),
+                None => alphas.scaling(module, rank),
+            };
+            (theta, scaling)
+        } else {
+            let factors = Factors::read(tensors, module, parts, &mut limits)?;
+            seen.products += usize::from(factors.rank1.is_some());
+            let rank = factors.rank1.or(factors.rank2);
+            if rank.is_none() && alphas.is_other_rank(alpha) {
+                seen.ignored.push(module);
+            }
+            (factors.theta, scaling(alpha, rank))
+        };
+        let layer = scaling.and_then(|scaling| Layer::new(module, scaling, theta));
+        layers.push(layer.map_err(|e| e.about(tensors.path()))?);
+    }
+    let format = match (seen.loras, names.iter().any(|name| name.ends_with(DOWN))) {
+        (0, _) => Format::LycorisLokr,
+        (loras, _) if loras < layers.len() => Format::LycorisMixed,
+        (_, true) => Format::KohyaLora,
+        (_, false) => Format::DiffusersLora,
+    };
     let adapter = match layers.is_empty() {
         true => Adapter::without_layers(),
         false => Adapter::new(layers).map_err(|e| e.about(tensors.path()))?,
     };
-    let notes = lokr::rounded(products).into_iter().collect();
-    let (path, bytes, format) = (tensors.path().into(), tensors.len(), Format::LycorisLokr);
-    Ok((Loaded { path, bytes, limits, format, adapter, fan_in_fan_out: false, notes }, extras))
+    let mut loaded = Loaded::new(tensors.path().into(), limits, tensors.len(), format, adapter);
+    loaded.notes.extend(lokr::rounded(seen.products));
+    loaded.notes.extend(pointwise(tensors, &names));
+    loaded.notes.extend(text::first_and_more(seen.ignored).map(|modules| {
+        format!("two full factors have s = 1, so their alpha, which is not ss_network_dim, has no effect: {modules}")
+    }));
+    loaded.notes.extend(alphas.notes());
+    Ok((loaded, extras))
 }
 
-/// Returns the module of a factor or an alpha, and its name in it.
-fn parts(name: &str) -> Option<(&str, &str)> {
-    let (module, part) = name.rsplit_once('.')?;
-    (lokr::NAMES.contains(&part) || part == "alpha").then_some((module, part))
+/// θ of a LoRA's two factors.
+fn lora(tensors: &Tensors, module: &str, parts: &Parts) -> Result<Theta> {
+    let refused = |why: String| Error::data(format!("{}: {} {why}", tensors.path(), text::name(module)));
+    let lokr = parts.keys().find(|part| lokr::NAMES.contains(part));
+    let (Some(down), Some(up), None) = (parts.get(DOWN), parts.get(UP), lokr) else {
+        let there: Vec<_> = parts.values().map(|name| text::name(name)).collect();
+        return Err(refused(format!(
+            "needs both factors of a LoRA and nothing else, but has {}",
+            there.join(", ")
+        )));
+    };
+    let (down, up) = (Matrix::read(tensors, down)?, Matrix::read(tensors, up)?);
+    if up.cols != down.rows {
+        return Err(refused(format!("has an up of rank {} and a down of rank {}", up.cols, down.rows)));
+    }
+    KronShape::lora(LayerDims { d_out: up.rows, d_in: down.cols }, up.cols)
+        .and_then(|shape| Theta::from_factors(shape, &[], &up.data, &down.data))
+        .map_err(|e| refused(format!("is refused: {e}")))
 }
 
-fn scaling(tensors: &Tensors, parts: &Parts, factors: &Factors) -> Result<Scaling> {
-    let alpha = match parts.get("alpha") {
-        None => None,
-        Some(name) => match tensors.values_f64(name)?[..] {
-            [alpha] => Some(alpha as f32),
-            _ => {
-                return Err(Error::data(format!(
-                    "{}: {} is not one number, as an alpha is",
-                    tensors.path(),
-                    text::name(name)
-                )));
-            }
-        },
-    };
-    let scaling = match factors.rank1.or(factors.rank2) {
-        None => Scaling::plain(1.0),
-        Some(rank) => {
-            let alpha = alpha.filter(|alpha| *alpha != 0.0).unwrap_or(rank as f32);
-            Scaling::new(alpha, rank, ScaleRule::AlphaOverR)
-        }
-    };
-    scaling.map_err(|e| e.about(tensors.path()))
+/// Returns alpha / r, and 1 where there is no alpha, where it is 0, and where there is no rank.
+fn scaling(alpha: Option<f64>, rank: Option<usize>) -> Result<Scaling> {
+    let Some(rank) = rank else { return Scaling::plain(1.0) };
+    let alpha = alpha.map(|alpha| alpha as f32).filter(|alpha| *alpha != 0.0);
+    Scaling::new(alpha.unwrap_or(rank as f32), rank, ScaleRule::AlphaOverR)
 }
 
 /// Returns the bytes of a file that LyCORIS loads.
@@ -132,39 +201,28 @@ pub(crate) fn write(adapter: &Adapter) -> Result<Vec<u8>> {
 fn name(module: &str) -> String {
     match is_lycoris(module) {
         true => module.into(),
-        false => format!("{}{}", PREFIXES[0], module.replace('.', "_")),
+        false => format!("{}{}", OWN_PREFIX, module.replace('.', "_")),
     }
-}
-
-/// Returns true if LyCORIS made the name.
-///
-/// ```
-/// use kron_adapter::lycoris::is_lycoris;
-///
-/// assert!(is_lycoris("lycoris_model_layers_0_q_proj") && is_lycoris("lora_te_mlp_fc1"));
-/// assert!(!is_lycoris("model.layers.0.q_proj"));
-/// ```
-pub fn is_lycoris(module: &str) -> bool {
-    without_prefix(module).is_some()
-}
-
-/// Returns the module with underscores for dots, if LyCORIS made the name.
-pub(crate) fn without_prefix(module: &str) -> Option<&str> {
-    PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)).filter(|flat| !flat.contains('.'))
 }
 
 /// Checks that LyCORIS derives the layer's shape and scale from the file.
 fn check(layer: &Layer) -> Result<()> {
-    lokr::check(layer, "LyCORIS")?;
-    let shape = layer.shape();
-    if shape.inner() == Inner::Full {
+    check_shape(shaped(layer))?;
+    if layer.shape().inner() == Inner::Full {
         let s = scale64(layer.scaling());
         if s != 1.0 {
             let why = format!("with two full factors LyCORIS takes s = 1, but s is {s}");
-            return Err(lokr::refused(layer, "LyCORIS", &why));
+            return Err(lokr::refused(shaped(layer), "LyCORIS", &why));
         }
     }
-    let factor = factor(shape);
+    Ok(())
+}
+
+/// Checks that LyCORIS derives the layer's shape from the file.
+pub(crate) fn check_shape(layer: Shaped) -> Result<()> {
+    lokr::check(layer, "LyCORIS")?;
+    let (_, shape) = layer;
+    let factor = factor(&shape);
     let [a_out, a_in] = [shape.d_out(), shape.d_in()].map(|dim| factorization(dim, factor).0);
     if [a_out, a_in] != [shape.a_out(), shape.a_in()] {
         let why = format!(

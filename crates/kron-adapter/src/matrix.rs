@@ -11,7 +11,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Reads a tensor of two dimensions.
+    /// Reads a tensor of two dimensions, or of more if all others are 1, as those of a 1×1 convolution.
     ///
     /// # Errors
     /// Fails on other dimensions, and on a value that is not finite or that float32
@@ -19,10 +19,9 @@ impl Matrix {
     pub fn read(tensors: &Tensors, name: &str) -> Result<Self> {
         let refused = |what: String| Error::data(format!("{}: {} {what}", tensors.path(), text::name(name)));
         let shape = &tensors.info(name)?.shape;
-        let &[rows, cols] = &shape[..] else {
+        let &[rows, cols] = without_ones(shape) else {
             return Err(refused(format!(
-                "has {} dimensions, but a factor of a linear layer has 2 dimensions; convolutions are not supported",
-                shape.len()
+                "is {shape:?}, but a factor of a linear layer has 2 dimensions; convolutions are not supported, except 1×1"
             )));
         };
         if rows == 0 || cols == 0 {
@@ -64,9 +63,41 @@ impl Matrix {
     }
 }
 
+/// Returns the first two dimensions where all others are 1, and else all.
+///
+/// A 1×1 convolution is a linear layer, and its weight of [out, in, 1, 1] has the same bytes.
+pub fn without_ones(shape: &[usize]) -> &[usize] {
+    match shape.split_at_checked(2) {
+        Some((matrix, rest)) if rest.iter().all(|side| *side == 1) => matrix,
+        _ => shape,
+    }
+}
+
+/// Returns the note on factors of 1×1 convolutions among these tensors.
+pub fn pointwise(tensors: &Tensors, names: &[String]) -> Option<String> {
+    let has_more = |name: &&String| tensors.info(name).is_ok_and(|info| info.shape.len() > 2);
+    let first = text::first_and_more(names.iter().filter(has_more).map(|name| text::name(name)))?;
+    Some(format!("1×1 convolutions are taken as the linear layers that they are: {first}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_trailing_ones_are_dropped() {
+        for (shape, want) in [
+            (&[3, 4][..], &[3, 4][..]),
+            (&[3, 4, 1, 1], &[3, 4]),
+            (&[3, 1], &[3, 1]),
+            (&[3, 4, 1, 3], &[3, 4, 1, 3]),
+            (&[1, 1, 3], &[1, 1, 3]),
+            (&[3], &[3]),
+            (&[], &[]),
+        ] {
+            assert_eq!(without_ones(shape), want);
+        }
+    }
 
     #[test]
     fn a_product_has_every_sum_even_of_no_term() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::io;
-use crate::text::{shortened, shown};
+use crate::text::{json_fault, shown};
 use crate::{Error, Result};
 
 /// Name of a model's configuration.
@@ -50,7 +50,7 @@ impl ShardIndex {
         let bytes = io::read(&path, MAX_INDEX_BYTES)?;
         let path = path.display();
         let Index { weight_map } = serde_json::from_slice(&bytes).map_err(|e| {
-            Error::data(format!("{path} is not an index of shards: {}", shortened(&e.to_string())))
+            Error::data(format!("{path} is not an index of shards: {}", json_fault(&bytes, &e)))
         })?;
         if weight_map.is_empty() {
             return Err(Error::data(format!("{path} names no tensor")));

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use kron_core::KronShape;
+
 use crate::output::{Output, write_output};
 use crate::{Adapter, IfExists, Progress, Result, lycoris, peft};
 
@@ -25,6 +27,30 @@ impl OutputFormat {
             OutputFormat::Kron => None,
             OutputFormat::Lora(_) | OutputFormat::PeftLokr => peft::left_out(adapter),
             OutputFormat::Lycoris => adapter.factors_alone("LyCORIS"),
+        }
+    }
+
+    /// Checks that a file of the format can hold layers of these modules and shapes together, where s = 1.
+    ///
+    /// ```
+    /// use kron_adapter::OutputFormat;
+    /// use kron_core::{KronShape, LayerDims, Split};
+    ///
+    /// let shape = |a_out, a_in| {
+    ///     KronShape::kron(LayerDims { d_out: 64, d_in: 64 }, Split { a_out, a_in }, 2)
+    /// };
+    /// assert!(OutputFormat::PeftLokr.check_shapes(&[("q", shape(4, 4)?)]).is_ok());
+    /// assert!(OutputFormat::PeftLokr.check_shapes(&[("q", shape(16, 2)?)]).is_err());
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Fails on a LoRA and on a shape that PEFT's LoKr or LyCORIS would derive differently from the file.
+    pub fn check_shapes(self, layers: &[(&str, KronShape)]) -> Result<()> {
+        match self {
+            OutputFormat::Kron | OutputFormat::Lora(_) => Ok(()),
+            OutputFormat::PeftLokr => peft::check_shapes(layers).map(drop),
+            OutputFormat::Lycoris => layers.iter().try_for_each(|layer| lycoris::check_shape(*layer)),
         }
     }
 

@@ -5,6 +5,8 @@ use std::path::Path;
 use crate::extras::{Extras, Scope, is_beyond};
 use crate::io::Input;
 use crate::limits::{Limits, check_file};
+use crate::read_options::ReadOptions;
+use crate::tensor_names::{Prefix, plain_names};
 use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, lycoris, peft, text};
 
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
@@ -13,26 +15,38 @@ use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, ly
 /// Fails if the file is damaged or of no known format, or holds what
 /// ΔW = s·A ⊗ (B·C) cannot express.
 pub fn read(path: impl AsRef<Path>) -> Result<Loaded> {
-    Ok(read_scope(path.as_ref(), Scope::Delta)?.0)
+    read_with(path, &ReadOptions::default())
 }
 
-/// Reads an adapter as [`read`] does, and what a merge folds beyond ΔW: magnitudes of DoRA, layers of embeddings,
+/// Reads as [`read`] does, and of a file with several adapters or parts the chosen one.
+///
+/// # Errors
+/// Fails as [`read`] does, and if the choice matches nothing.
+pub fn read_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Loaded> {
+    Ok(read_scope(path.as_ref(), options, Scope::Delta)?.0)
+}
+
+/// Reads an adapter as [`read_with`] does, and what a merge folds beyond ΔW: magnitudes of DoRA, layers of embeddings,
 /// changes of biases and norms. With `skip_unsupported` tensors that no merge can fold are left out and listed.
 /// An adapter that changes other tensors alone has no layers.
 ///
 /// # Errors
-/// Fails if the file is damaged or of no known format, and on a tensor that cannot be folded, unless
-/// `skip_unsupported` is set.
-pub fn read_whole(path: impl AsRef<Path>, skip_unsupported: bool) -> Result<(Loaded, Extras)> {
-    read_scope(path.as_ref(), Scope::Whole { skip_unsupported })
+/// Fails if the file is damaged or of no known format, if the choice matches nothing, and on a tensor that cannot be
+/// folded, unless `skip_unsupported` is set.
+pub fn read_whole(
+    path: impl AsRef<Path>,
+    options: &ReadOptions,
+    skip_unsupported: bool,
+) -> Result<(Loaded, Extras)> {
+    read_scope(path.as_ref(), options, Scope::Whole { skip_unsupported })
 }
 
-fn read_scope(path: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
+fn read_scope(path: &Path, options: &ReadOptions, scope: Scope) -> Result<(Loaded, Extras)> {
     if let Some(folder) = peft::folder(path) {
-        return peft::read(folder, scope);
+        return peft::read(folder, options, scope);
     }
     if gguf::is_gguf(path) {
-        return Ok((gguf::read_lora(path)?, Extras::default()));
+        return Ok((options.choose_layers(gguf::read_lora(path)?)?, Extras::default()));
     }
     let mut input = Input::open(path)?;
     check_file(input.path(), input.len())?;
@@ -41,9 +55,8 @@ fn read_scope(path: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
     if layout.metadata.as_ref().is_some_and(|texts| texts.contains_key(Adapter::RESERVED_KEY)) {
         kron_file::check_header(&header).map_err(|e| e.about(&path))?;
         let adapter = kron_file::decode(layout, input.into_file()).map_err(|e| e.about(&path))?;
-        let (limits, notes) = (Limits::new(bytes), Vec::new());
-        let format = Format::Kron;
-        let loaded = Loaded { path, bytes, limits, format, adapter, fan_in_fan_out: false, notes };
+        let limits = Limits::new(bytes);
+        let loaded = options.choose_layers(Loaded::new(path, limits, bytes, Format::Kron, adapter))?;
         return Ok((loaded, Extras::default()));
     }
     let tensors = Tensors::load(input, header, layout)?;
@@ -58,11 +71,13 @@ fn read_scope(path: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
         )));
     }
     let is_merged = |name: &String| scope != Scope::Delta && is_beyond(name);
-    if names.iter().any(|name| name.contains(".lokr_") || is_merged(name)) {
-        return lycoris::read(&tensors, scope);
+    let (tensors, found) = plain_names(tensors, Prefix::Any, options)?;
+    if tensors.names().iter().any(|name| lycoris::is_factor(name) || is_merged(name)) {
+        let (loaded, extras) = lycoris::read(&tensors, scope)?;
+        return Ok((found.add_to(loaded), extras));
     }
     Err(Error::data(format!(
-        "{path} is not an adapter: it has neither the metadata {} nor a LoKr tensor, and a PEFT adapter is a folder with an {}",
+        "{path} is not an adapter: it has neither the metadata {} nor a tensor of a LoKr or LoRA, and a PEFT adapter is a folder with an {}",
         Adapter::RESERVED_KEY,
         peft::CONFIG
     )))

@@ -1,5 +1,6 @@
 //! A safetensors file in memory, its tensors decoded on demand.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use kron_core::Element;
@@ -18,6 +19,8 @@ pub struct Tensors {
     /// Offset of the first tensor.
     data: usize,
     layout: Layout,
+    /// Names in the file, by the names that stand for them; `None` where both are the same.
+    renamed: Option<BTreeMap<String, String>>,
 }
 
 impl Tensors {
@@ -37,7 +40,7 @@ impl Tensors {
     /// Fails if the bytes are truncated or break the format; the message does not have `name`.
     pub fn from_bytes(name: impl Into<String>, bytes: Vec<u8>) -> Result<Self> {
         let (header, layout) = Layout::read(&mut bytes.as_slice(), bytes.len() as u64, MAX_HEADER)?;
-        Ok(Self { path: name.into(), data: header.len(), bytes, layout })
+        Ok(Self { path: name.into(), data: header.len(), bytes, layout, renamed: None })
     }
 
     /// Reads the data of a file whose header was read.
@@ -47,7 +50,12 @@ impl Tensors {
         if bytes.len() as u64 != input.len() {
             return Err(Error::data(format!("{} became shorter while it was read", input.path())));
         }
-        Ok(Self { path: input.path().into(), bytes, data, layout })
+        Ok(Self { path: input.path().into(), bytes, data, layout, renamed: None })
+    }
+
+    /// Keeps the tensors of this map alone, from a name to the name in the file.
+    pub(crate) fn with_names(self, names: BTreeMap<String, String>) -> Self {
+        Self { renamed: Some(names), ..self }
     }
 
     /// Path of the file, as messages give it.
@@ -79,6 +87,9 @@ impl Tensors {
 
     /// Names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
+        if let Some(renamed) = &self.renamed {
+            return renamed.keys().cloned().collect();
+        }
         let mut names = self.layout.tensors.offset_keys();
         names.sort();
         names
@@ -86,7 +97,7 @@ impl Tensors {
 
     /// Returns true if there is such a tensor.
     pub fn has(&self, name: &str) -> bool {
-        self.layout.tensors.info(name).is_some()
+        self.info(name).is_ok()
     }
 
     /// Returns a tensor's dtype and shape.
@@ -94,9 +105,12 @@ impl Tensors {
     /// # Errors
     /// Fails if there is no such tensor.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.layout
-            .tensors
-            .info(name)
+        let stored = match &self.renamed {
+            Some(renamed) => renamed.get(name).map(String::as_str),
+            None => Some(name),
+        };
+        stored
+            .and_then(|stored| self.layout.tensors.info(stored))
             .ok_or_else(|| Error::data(format!("{} has no tensor {}", self.path, text::name(name))))
     }
 
@@ -139,6 +153,28 @@ impl Tensors {
         Ok(Some(with_dtype!(dtype, E => decode::<E>(bytes).map(Element::to_f32).collect())))
     }
 
+    /// Returns the value of a tensor of one element, in any number of dimensions and of any numeric dtype.
+    ///
+    /// # Errors
+    /// Fails if there is no such tensor, and if it has more or fewer elements or another dtype.
+    pub(crate) fn number(&self, name: &str) -> Result<f64> {
+        let (dtype, bytes) = self.stored(name)?;
+        let number = match dtype {
+            Dtype::I8 => one(bytes).map(|b| i8::from_le_bytes(b).into()),
+            Dtype::U8 => one(bytes).map(|b| u8::from_le_bytes(b).into()),
+            Dtype::I16 => one(bytes).map(|b| i16::from_le_bytes(b).into()),
+            Dtype::U16 => one(bytes).map(|b| u16::from_le_bytes(b).into()),
+            Dtype::I32 => one(bytes).map(|b| i32::from_le_bytes(b).into()),
+            Dtype::U32 => one(bytes).map(|b| u32::from_le_bytes(b).into()),
+            Dtype::I64 => one(bytes).map(|b| i64::from_le_bytes(b) as f64),
+            Dtype::U64 => one(bytes).map(|b| u64::from_le_bytes(b) as f64),
+            _ => self.values_f64(name)?.as_array::<1>().map(|[v]| *v),
+        };
+        number.ok_or_else(|| {
+            Error::data(format!("{}: {} is not one number, as an alpha is", self.path, text::name(name)))
+        })
+    }
+
     /// Returns the values of `kind`, a factor or another tensor of an adapter.
     ///
     /// # Errors
@@ -172,4 +208,9 @@ impl Tensors {
         let (start, end) = info.data_offsets;
         Ok((info.dtype, &self.bytes[self.data + start..self.data + end]))
     }
+}
+
+/// Returns the bytes of one value, if there is exactly one.
+fn one<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+    bytes.try_into().ok()
 }

@@ -9,6 +9,8 @@ const NAME: usize = 200;
 const MESSAGE: usize = 4000;
 /// Characters of a quoted text.
 const QUOTED: usize = 80;
+/// Longest name that is compared by its letters, in bytes: a distance takes as many steps as the product of the lengths.
+const COMPARED: usize = 512;
 
 /// Shortens a name from a file to 200 characters, by an ellipsis in its middle, and replaces
 /// characters that a terminal would obey.
@@ -58,6 +60,27 @@ pub(crate) fn shortened(message: &str) -> String {
     }
 }
 
+/// Describes why the bytes of a file are not the JSON that was expected, and names a byte order mark.
+///
+/// ```
+/// use kron_adapter::text::json_fault;
+///
+/// let fault = |bytes: &[u8]| json_fault(bytes, &serde_json::from_slice::<bool>(bytes).unwrap_err());
+/// assert!(fault(b"\xef\xbb\xbftrue").starts_with("it begins with a byte order mark"));
+/// assert_eq!(fault(b"1"), "invalid type: integer `1`, expected a boolean at line 1 column 1");
+/// ```
+pub fn json_fault(bytes: &[u8], error: &serde_json::Error) -> String {
+    match bytes {
+        [0xef, 0xbb, 0xbf, ..] => {
+            "it begins with a byte order mark, which JSON does not have: save it as UTF-8 without one".into()
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            "it begins with the byte order mark of UTF-16: save it as UTF-8".into()
+        }
+        _ => shortened(&error.to_string()),
+    }
+}
+
 /// Replaces characters that a terminal would obey, line ends too.
 ///
 /// ```
@@ -86,6 +109,33 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
         false => c.to_string(),
     });
     escaped.collect::<String>().into()
+}
+
+/// Returns the names that are nearest to a text by edit distance, at most `count`, the nearest first.
+///
+/// ```
+/// use kron_adapter::text::nearest;
+///
+/// assert_eq!(nearest(["mistral-7b", "llama-2-7b"], "mistal-7b", 1), ["mistral-7b"]);
+/// ```
+pub fn nearest<'a>(names: impl IntoIterator<Item = &'a str>, text: &str, count: usize) -> Vec<&'a str> {
+    let names = names.into_iter().filter(|name| name.len().max(text.len()) <= COMPARED);
+    let mut near: Vec<_> = names.map(|name| (strsim::levenshtein(name, text), name)).collect();
+    near.sort_unstable();
+    near.into_iter().take(count).map(|(_, name)| name).collect()
+}
+
+/// Returns the name that a text is probably a slip of: the nearest one, if one letter of three differs at most.
+///
+/// ```
+/// use kron_adapter::text::nearly;
+///
+/// assert_eq!(nearly(["mistral-7b", "llama-2-7b"], "mistal-7b"), Some("mistral-7b"));
+/// assert_eq!(nearly(["mistral-7b", "llama-2-7b"], "gpt-5"), None);
+/// ```
+pub fn nearly<'a>(names: impl IntoIterator<Item = &'a str>, text: &str) -> Option<&'a str> {
+    let near = nearest(names, text, 1);
+    near.first().copied().filter(|name| 3 * strsim::levenshtein(name, text) <= text.chars().count())
 }
 
 /// Names the first of some things and counts the others; `None` for none.

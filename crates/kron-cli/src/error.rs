@@ -69,6 +69,10 @@ fn sentence(error: &Error) -> String {
             "--force replaces a folder only when it holds an adapter and nothing else"
         }
         Some(Suggestion::MaxBytes) => "--max-size allows more",
+        Some(Suggestion::AdapterName) => "--adapter-name NAME chooses one",
+        Some(Suggestion::Only) => {
+            "--only PREFIX takes the modules whose names start so and leaves out the others"
+        }
         Some(Suggestion::FactorsOnly) => "--factors-only merges the layers alone",
         Some(Suggestion::SkipUnsupported) => "--skip-unsupported leaves it out",
     };

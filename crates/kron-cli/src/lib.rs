@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod batches;
+mod choice;
 pub mod combine;
 pub mod convert;
 mod count;

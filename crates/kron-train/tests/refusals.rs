@@ -31,7 +31,15 @@ fn lines_are_named_by_their_number() {
     let good = "{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"b\", \"label\": 7}\n";
     let cases = [
         ("", good, "train.jsonl: has no line"),
-        ("{\"text\": \"a\", \"label\": \"x\"}\n\n", good, "train.jsonl: line 2 is empty"),
+        ("\n \r\n", good, "train.jsonl: has no line"),
+        ("{\"text\": \"a\", \"label\": \"x\"}\n\n{", good, "train.jsonl: line 3 is malformed"),
+        ("\u{feff}{\"text\": \"a\", \"label\": \"x\"}", good, "begins with a byte order mark"),
+        (
+            "{\"text\": \"a\", \"label\": true}\n",
+            good,
+            "the label is true, but a label is a string or a whole number",
+        ),
+        ("{\"text\": \"a\", \"label\": 1.5}\n", good, "the label is 1.5, but"),
         ("{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"a\"", good, "train.jsonl: line 2 is malformed"),
         ("{\"text\": \"a\", \"lable\": \"x\"}\n", good, "line 1 is malformed: missing field `label`"),
         ("{\"text\": \" \", \"label\": \"x\"}\n", good, "line 1 has an empty text"),

@@ -188,15 +188,7 @@ pub fn read_lora(path: &Path) -> Result<Loaded> {
     check_file(gguf.path(), gguf.len())?;
     let (path, bytes) = (gguf.path().to_string(), gguf.len());
     let adapter = read(&mut gguf).map_err(|e| e.about(&path))?;
-    Ok(Loaded {
-        path,
-        bytes,
-        limits: Limits::new(bytes),
-        format: Format::GgufLora,
-        adapter,
-        fan_in_fan_out: false,
-        notes: Vec::new(),
-    })
+    Ok(Loaded::new(path, Limits::new(bytes), bytes, Format::GgufLora, adapter))
 }
 
 fn read(gguf: &mut Gguf) -> Result<Adapter> {

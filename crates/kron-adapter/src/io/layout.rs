@@ -12,7 +12,7 @@ use std::io::Read;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use crate::text::{shortened, shown};
+use crate::text::{json_fault, shortened, shown};
 use crate::{Error, Result};
 
 /// Bytes of the header's length, which stands before the header.
@@ -68,7 +68,7 @@ impl Layout {
     /// Reads the JSON of a header that is followed by `data_len` bytes.
     fn parse(json: &[u8], data_len: u64) -> Result<Self> {
         let Raw { metadata, mut tensors } = serde_json::from_slice(json).map_err(|e| {
-            Error::data(format!("has a header that is not safetensors JSON: {}", shortened(&e.to_string())))
+            Error::data(format!("has a header that is not safetensors JSON: {}", json_fault(json, &e)))
         })?;
         for (name, info) in &tensors {
             let (start, end) = info.data_offsets;

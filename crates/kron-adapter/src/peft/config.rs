@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::patterns::{Patterns, compile};
 use super::saved::saved_modules;
+use crate::adapter::is_target;
 use crate::extras::Scope;
-use crate::text::{shortened, shown};
+use crate::text::{json_fault, shown};
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling, text};
 
 /// Methods that are read.
@@ -30,6 +31,8 @@ pub struct Config {
     alphas: Patterns<f64>,
     rule: ScaleRule,
     target_modules: Vec<String>,
+    /// Biases that were trained: all, or those of the layers; `None` for none.
+    bias: Option<String>,
     /// Names of whole modules that were trained beside the adapter.
     pub modules_to_save: Vec<String>,
     /// True if the model's weights are stored as d_in × d_out.
@@ -42,6 +45,8 @@ pub struct Config {
     pub dora: bool,
     /// Fields about the base model, kept as metadata.
     about: BTreeMap<String, String>,
+    /// Remarks on fields that are not kept.
+    notes: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -52,7 +57,7 @@ struct Fields {
     lora_alpha: Option<f64>,
     rank_pattern: Option<IndexMap<String, usize>>,
     alpha_pattern: Option<IndexMap<String, f64>>,
-    target_modules: Option<Targets>,
+    target_modules: Option<Value>,
     modules_to_save: Option<Vec<String>>,
     use_rslora: Option<bool>,
     fan_in_fan_out: Option<bool>,
@@ -60,19 +65,13 @@ struct Fields {
     rest: BTreeMap<String, Value>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Targets {
-    One(String),
-    Many(Vec<String>),
-}
-
 /// Fields about the base model, kept as the adapter's metadata.
 const METADATA_FIELDS: [&str; 3] = ["base_model_name_or_path", "task_type", "revision"];
 
 /// Fields about training, starting or choosing the adapter, without effect on ΔW.
-const IGNORED_FIELDS: [&str; 21] = [
+const IGNORED_FIELDS: [&str; 24] = [
     "auto_mapping",
+    "bias",
     "corda_config",
     "decompose_both",
     "decompose_factor",
@@ -85,6 +84,7 @@ const IGNORED_FIELDS: [&str; 21] = [
     "layers_to_transform",
     "loftq_config",
     "lora_dropout",
+    "megatron_config",
     "megatron_core",
     "module_dropout",
     "peft_version",
@@ -93,16 +93,17 @@ const IGNORED_FIELDS: [&str; 21] = [
     "rank_dropout_scale",
     "runtime_config",
     "use_effective_conv2d",
+    "velora_config",
 ];
 
 /// Fields about tensors beyond ΔW, which a merge folds.
-const MERGED_FIELDS: [&str; 4] = ["bias", "lora_bias", "target_parameters", "use_dora"];
+const MERGED_FIELDS: [&str; 3] = ["lora_bias", "target_parameters", "use_dora"];
 
 impl Config {
     /// Parses and checks the file's text; patterns are compiled into at most `limit` bytes.
     pub fn parse(text: &[u8], limit: usize, scope: Scope) -> Result<Self> {
         let fields: Fields = serde_json::from_slice(text).map_err(|e| {
-            Error::data(format!("it is not an adapter's configuration: {}", shortened(&e.to_string())))
+            Error::data(format!("it is not an adapter's configuration: {}", json_fault(text, &e)))
         })?;
         let kind = match fields.peft_type.as_deref() {
             Some("LORA") => Kind::Lora,
@@ -126,6 +127,9 @@ impl Config {
         let about = METADATA_FIELDS
             .iter()
             .filter_map(|name| Some((name.to_string(), fields.rest.get(*name)?.as_str()?.into())));
+        let (target_modules, notes) = targets(fields.target_modules.unwrap_or_default());
+        let bias =
+            fields.rest.get("bias").and_then(Value::as_str).filter(|bias| !["", "none"].contains(bias));
         let (ranks, alphas) =
             (fields.rank_pattern.unwrap_or_default(), fields.alpha_pattern.unwrap_or_default());
         let maps = if ranks.is_empty() || alphas.is_empty() { 1 } else { 2 };
@@ -143,17 +147,15 @@ impl Config {
                     return Err(Error::data("use_rslora is true, which LoKr does not have"));
                 }
             },
-            target_modules: match fields.target_modules {
-                None => Vec::new(),
-                Some(Targets::One(name)) => vec![name],
-                Some(Targets::Many(names)) => names,
-            },
+            target_modules,
+            bias: bias.map(Into::into),
             modules_to_save: fields.modules_to_save.unwrap_or_default(),
             fan_in_fan_out: fields.fan_in_fan_out.unwrap_or(false),
             target_parameters: fields.rest.get("target_parameters").map_or_else(Vec::new, texts),
-            biases: fields.rest.get("bias").is_some_and(|bias| !is_unset("bias", bias)),
+            biases: bias.is_some(),
             dora: fields.rest.get("use_dora") == Some(&Value::Bool(true)),
             about: about.collect(),
+            notes,
         })
     }
 
@@ -167,11 +169,53 @@ impl Config {
 
     /// Returns alpha, rank and rule of a module; alpha is rounded to float32, as s is everywhere.
     pub fn scaling(&self, module: &str) -> Result<Scaling> {
-        let rank = self.ranks.lookup(module).unwrap_or(self.rank);
-        let alpha = self.alphas.lookup(module).unwrap_or(self.alpha);
+        let rank = self.ranks.lookup(module)?.unwrap_or(self.rank);
+        let alpha = self.alphas.lookup(module)?.unwrap_or(self.alpha);
         let scaling = Scaling::new(alpha as f32, rank, self.rule);
         scaling.map_err(|e| e.about(format_args!("layer {}", text::name(module))))
     }
+
+    /// Returns remarks on fields without effect, after the scales of all layers were asked for.
+    pub fn notes(&self, tensors: &[String]) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        let unused = [
+            ("rank_pattern", first_shown(self.ranks.unused())),
+            ("alpha_pattern", first_shown(self.alphas.unused())),
+        ];
+        notes.extend(unused.into_iter().filter_map(|(field, keys)| {
+            Some(format!("{field} has patterns that decide for no layer: {}", keys?))
+        }));
+        if let Some(bias) = self.bias.as_ref().filter(|_| !tensors.iter().any(|name| name.ends_with(".bias")))
+        {
+            notes.push(format!("bias is {}, but the file has no bias", shown(bias)));
+        }
+        notes
+    }
+}
+
+fn first_shown<'a>(keys: impl Iterator<Item = &'a str>) -> Option<String> {
+    text::first_and_more(keys.map(shown))
+}
+
+/// Returns the names or patterns of `target_modules` that an adapter keeps, and a note where it keeps not all: they
+/// only describe how the layers were chosen.
+fn targets(value: Value) -> (Vec<String>, Vec<String>) {
+    let all = match value {
+        Value::Null => Vec::new(),
+        Value::Array(values) => values,
+        one => vec![one],
+    };
+    let count = all.len();
+    let names = all.into_iter().filter_map(|value| match value {
+        Value::String(name) if is_target(&name) => Some(name),
+        _ => None,
+    });
+    let names: Vec<String> = names.collect();
+    let note = (names.len() < count).then(|| {
+        "target_modules is not kept where it is empty, longer than a name, or of several lines; the layers are those of the weights"
+            .to_string()
+    });
+    (names, note.into_iter().collect())
 }
 
 /// Returns the texts of a list.
@@ -180,12 +224,12 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 /// True for a field that changes nothing.
-fn is_unset(name: &str, value: &Value) -> bool {
+fn is_unset(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(v) => !v,
         Value::Number(v) => v.as_f64() == Some(0.0),
-        Value::String(v) => v.is_empty() || (name == "bias" && v == "none"),
+        Value::String(v) => v.is_empty(),
         Value::Array(v) => v.is_empty(),
         Value::Object(v) => v.is_empty(),
     }
@@ -193,18 +237,18 @@ fn is_unset(name: &str, value: &Value) -> bool {
 
 /// Fails if a field that is not read here may change ΔW.
 fn check(name: &str, value: &Value, scope: Scope) -> Result<()> {
-    if is_unset(name, value) || IGNORED_FIELDS.contains(&name) || METADATA_FIELDS.contains(&name) {
+    if is_unset(value) || IGNORED_FIELDS.contains(&name) || METADATA_FIELDS.contains(&name) {
         return Ok(());
     }
     if scope != Scope::Delta && MERGED_FIELDS.contains(&name) {
         return Ok(());
     }
-    let start = ["gaussian", "orthogonal", "eva"];
+    let start = ["gaussian", "orthogonal", "eva", "mica"];
     if name == "init_lora_weights" && (*value == true || value.as_str().is_some_and(|v| start.contains(&v))) {
         return Ok(());
     }
     let why = match name {
-        "bias" | "lora_bias" => "trained biases have no place in ΔW",
+        "lora_bias" => "trained biases have no place in ΔW",
         "use_dora" => "DoRA rescales the whole weight, which ΔW cannot express",
         "init_lora_weights" => "this start changes the base weights, so ΔW alone is not the change",
         _ => "it may change the layer in a way that ΔW = s·A ⊗ (B·C) does not express",

@@ -12,7 +12,7 @@ use super::patterns::patterns;
 use super::saved::{UNSAVED, labels, trained};
 use crate::algebra::scale64;
 use crate::limits::Limits;
-use crate::lokr::{self, Factors};
+use crate::lokr::{self, Factors, Shaped, shaped};
 use crate::plan::{divisors, peft_first};
 use crate::tensor_data::{TensorData, serialize};
 use crate::{Adapter, Error, Format, Layer, Loaded, Output, Result, ScaleRule, Suggestion, Tensors, text};
@@ -51,15 +51,9 @@ pub(super) fn read(
     });
     let adapter = config.adapter(folder, layers.collect::<Result<_>>()?)?;
     let notes = lokr::rounded(products).into_iter().collect();
-    Ok(Loaded {
-        path: folder.display().to_string(),
-        bytes: tensors.len(),
-        limits,
-        format: Format::PeftLokr,
-        adapter,
-        fan_in_fan_out: config.fan_in_fan_out,
-        notes,
-    })
+    let path = folder.display().to_string();
+    let loaded = Loaded::new(path, limits, tensors.len(), Format::PeftLokr, adapter);
+    Ok(Loaded { fan_in_fan_out: config.fan_in_fan_out, notes, ..loaded })
 }
 
 /// Encodes a folder that PEFT loads: factors as they are, w1 full.
@@ -69,8 +63,7 @@ pub(super) fn read(
 /// that no single `decompose_factor` gives.
 pub fn write(adapter: &Adapter) -> Result<Output> {
     let layers = adapter.layers();
-    layers.iter().try_for_each(|layer| lokr::check(layer, "PEFT"))?;
-    let factor = decompose_factor(layers)?;
+    let factor = check_shapes(&layers.iter().map(shaped).collect::<Vec<_>>())?;
     let values: Vec<(&str, (usize, f64))> = layers.iter().map(|l| (l.module(), rank_and_alpha(l))).collect();
     let ranks: Vec<_> = values.iter().map(|(module, (rank, _))| (*module, *rank)).collect();
     let alphas: Vec<_> = values.iter().map(|(module, (_, alpha))| (*module, *alpha)).collect();
@@ -116,18 +109,17 @@ fn rank_and_alpha(layer: &Layer) -> (usize, f64) {
     (rank, if own { shortest(scaling.alpha()) } else { scale64(scaling) * rank as f64 })
 }
 
-/// Returns the factor by which PEFT splits every layer as it is split; `None` is −1.
-fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
+/// Checks that PEFT gives the layers their shapes, and returns the factor by which it splits every layer as it is
+/// split; `None` is −1.
+pub fn check_shapes(layers: &[Shaped]) -> Result<Option<usize>> {
+    layers.iter().try_for_each(|layer| lokr::check(*layer, "PEFT"))?;
     // Layers of one shape are one case, and a side's divisors are listed once.
     let mut seen = HashSet::new();
-    let sides = |layer: &Layer| {
-        let shape = layer.shape();
-        [(shape.d_out(), shape.a_out()), (shape.d_in(), shape.a_in())]
-    };
-    let cases: Vec<&Layer> = layers.iter().filter(|layer| seen.insert(sides(layer))).collect();
+    let sides = |(_, shape): &Shaped| [(shape.d_out(), shape.a_out()), (shape.d_in(), shape.a_in())];
+    let cases: Vec<&Shaped> = layers.iter().filter(|layer| seen.insert(sides(layer))).collect();
     let dims: BTreeSet<usize> = cases.iter().flat_map(|layer| sides(layer)).map(|(dim, _)| dim).collect();
     let divisors: HashMap<usize, Vec<usize>> = dims.into_iter().map(|dim| (dim, divisors(dim))).collect();
-    let fits = |layer: &Layer, factor: Option<usize>| {
+    let fits = |layer: &Shaped, factor: Option<usize>| {
         sides(layer).into_iter().all(|(dim, a)| peft_first(&divisors[&dim], dim, factor) == a)
     };
     let Some(first) = cases.first() else { return Ok(None) };
@@ -140,7 +132,7 @@ fn decompose_factor(layers: &[Layer]) -> Result<Option<usize>> {
         if left.is_empty() {
             let which = if candidates.is_empty() { "this one so" } else { "this and those before it so" };
             let why = format!("PEFT splits every layer by one decompose_factor, and none splits {which}");
-            return Err(lokr::refused(layer, "PEFT", &why).with(Suggestion::LosslessLora));
+            return Err(lokr::refused(*layer, "PEFT", &why).with(Suggestion::LosslessLora));
         }
         candidates = left;
     }

@@ -62,15 +62,9 @@ pub(super) fn read(
             .map_err(|e| e.about(format_args!("layer {}", text::name(module))).about(folder.display()))
     });
     let adapter = config.adapter(folder, layers.collect::<Result<_>>()?)?;
-    Ok(Loaded {
-        path: folder.display().to_string(),
-        bytes: tensors.len(),
-        limits,
-        format: Format::PeftLora,
-        adapter,
-        fan_in_fan_out: config.fan_in_fan_out,
-        notes: Vec::new(),
-    })
+    let path = folder.display().to_string();
+    let loaded = Loaded::new(path, limits, tensors.len(), Format::PeftLora, adapter);
+    Ok(Loaded { fan_in_fan_out: config.fan_in_fan_out, ..loaded })
 }
 
 /// Options of writing layers as LoRAs. The default takes the LoRA of smaller rank,

@@ -17,12 +17,15 @@ use std::path::Path;
 
 use crate::extras::{Convention, Extras, Scope, Taken, take};
 use crate::limits::{Limits, check_file, work};
+use crate::matrix::pointwise;
+use crate::read_options::ReadOptions;
+use crate::tensor_names::{Prefix, plain_names};
 use crate::{Adapter, Error, Format, Loaded, Result, Tensors, io, text};
-use config::Config;
 use patterns::automaton_limit;
 
+pub(crate) use config::Config;
 pub(crate) use joined::joined;
-pub(crate) use lokr::write as write_lokr;
+pub(crate) use lokr::{check_shapes, write as write_lokr};
 pub use lora::LoraOptions;
 pub(crate) use lora::write as write_lora;
 pub(crate) use names::PREFIX;
@@ -36,8 +39,9 @@ const MAX_CONFIG: u64 = 16 << 20;
 ///
 /// # Errors
 /// Fails on a file that is missing or damaged, on another `peft_type`, on a field
-/// that changes the layer beyond ΔW, and on tensors that contradict the configuration.
-pub(crate) fn read(folder: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
+/// that changes the layer beyond ΔW, on tensors that contradict the configuration, and on a choice that matches
+/// nothing.
+pub(crate) fn read(folder: &Path, options: &ReadOptions, scope: Scope) -> Result<(Loaded, Extras)> {
     let weights = folder.join(WEIGHTS);
     if !weights.exists() && folder.join("adapter_model.bin").exists() {
         return Err(Error::data(format!(
@@ -51,7 +55,7 @@ pub(crate) fn read(folder: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
     // A fault of the configuration comes first.
     let limit = tensors.as_ref().map_or(automaton_limit(0, 0), pattern_limit);
     let config = Config::parse(&text, limit, scope).map_err(|e| e.about(path.display()))?;
-    let tensors = tensors?;
+    let (tensors, found) = plain_names(tensors?, Prefix::Peft, options)?;
     let mut limits = Limits::new(tensors.len());
     let saved = &config.modules_to_save;
     let mut split = |part: fn(&str) -> Option<(&str, &str)>| {
@@ -80,22 +84,19 @@ pub(crate) fn read(folder: &Path, scope: Scope) -> Result<(Loaded, Extras)> {
         loaded.adapter = loaded.adapter.with_layers([loaded.adapter.layers(), &layers].concat())?;
     }
     check_magnitudes(&config, &loaded.adapter, &extras).map_err(|e| e.about(folder.display()))?;
+    loaded.notes.extend(config.notes(&tensors.names()));
+    loaded.notes.extend(pointwise(&tensors, &left));
     loaded.notes.extend(saved::missing(saved, &trained));
     loaded.adapter = saved::with_tensors(loaded.adapter, trained, &tensors)?;
-    Ok((loaded, extras))
+    Ok((found.add_to(loaded), extras))
 }
 
 /// Returns a folder's adapter without layers.
 fn without_factors(folder: &Path, config: &Config, tensors: &Tensors, limits: Limits) -> Loaded {
-    Loaded {
-        path: folder.display().to_string(),
-        bytes: tensors.len(),
-        limits,
-        format: if config.kind == config::Kind::Lora { Format::PeftLora } else { Format::PeftLokr },
-        adapter: Adapter::without_layers(),
-        fan_in_fan_out: config.fan_in_fan_out,
-        notes: Vec::new(),
-    }
+    let format = if config.kind == config::Kind::Lora { Format::PeftLora } else { Format::PeftLokr };
+    let (path, adapter) = (folder.display().to_string(), Adapter::without_layers());
+    let loaded = Loaded::new(path, limits, tensors.len(), format, adapter);
+    Loaded { fan_in_fan_out: config.fan_in_fan_out, ..loaded }
 }
 
 /// Fails unless every layer has a magnitude where the configuration has DoRA, and none where it does not.
@@ -127,7 +128,7 @@ fn read_weights(path: &Path) -> Result<Tensors> {
 }
 
 /// Returns the bytes that the patterns may take, so that all names are matched within the file's work.
-fn pattern_limit(tensors: &Tensors) -> usize {
+pub(crate) fn pattern_limit(tensors: &Tensors) -> usize {
     let names = tensors.names().iter().map(|name| name.len() as u64).sum();
     automaton_limit(names, work(tensors.len()))
 }

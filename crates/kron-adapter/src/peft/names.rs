@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+pub(crate) use crate::tensor_names::PREFIX;
+
 /// File name of the folder's configuration.
 pub const CONFIG: &str = "adapter_config.json";
 /// File name of the folder's tensors.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-/// Prefix of a module's name in PEFT.
-pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// Returns the folder that is read at `path`: `path` itself, or the folder of
 /// weights that lie beside a configuration.

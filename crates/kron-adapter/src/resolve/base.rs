@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use kron_core::LayerDims;
 use safetensors::Dtype;
 
 use crate::Result;
+use crate::matrix::without_ones;
 
 /// Names and shapes of a model's tensors, and the facts of its configuration
 /// that decide where a layer goes.
@@ -30,6 +32,15 @@ pub trait BaseModel {
     /// Fails if the configuration contradicts itself.
     fn is_tied(&self) -> Result<bool> {
         Ok(false)
+    }
+
+    /// Returns the widths of a module that is a linear layer or a 1×1 convolution.
+    fn linear(&self, module: &str) -> Option<LayerDims> {
+        let &[rows, cols] = without_ones(self.weight(module)?.1) else { return None };
+        Some(match self.is_transposed(module) {
+            Some(true) => LayerDims { d_out: cols, d_in: rows },
+            _ => LayerDims { d_out: rows, d_in: cols },
+        })
     }
 
     /// Names of all modules that have a weight.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::base::BaseModel;
 use crate::Adapter;
-use crate::lycoris::without_prefix;
+use crate::lycoris_names::part;
 
 /// Names of an adapter's modules in the model.
 pub(super) struct Renamed<'a, B> {
@@ -46,7 +46,7 @@ impl<'a, B: BaseModel> Renamed<'a, B> {
         if has(module) {
             return module.into();
         }
-        if let Some(Some(dotted)) = without_prefix(module).and_then(|flat| self.flat.get(flat)) {
+        if let Some(Some(dotted)) = part(module).and_then(|prefix| self.flat.get(&module[prefix.len()..])) {
             return (*dotted).into();
         }
         let changed = |(old, new): &(&str, &str)| Some(format!("{new}{}", module.strip_prefix(old)?));

@@ -6,6 +6,7 @@ use safetensors::Dtype as FileDtype;
 use super::base::{BaseModel, can_be_tied, weight_name};
 use super::unmatched;
 use crate::elements::element_dtype;
+use crate::matrix::without_ones;
 use crate::{Adapter, Error, Layer, Result, Suggestion, TrainedTensor};
 
 /// Reason why a tied weight is refused, and the remedy.
@@ -85,6 +86,7 @@ fn find_placement(layer: &Layer, base: &impl BaseModel) -> Result<Placement> {
     let Some(dtype) = element_dtype(dtype) else {
         return Err(refused(format!("is {dtype}, but a weight that can be added to is F32, F16 or BF16")));
     };
+    let shape = without_ones(shape);
     if shape.len() > 2 {
         return Err(refused(format!(
             "is stacked, {shape:?}: an adapter is for one matrix, so its target is ambiguous"

@@ -1,7 +1,6 @@
 //! The error about modules and tensors that a model does not have, with the nearest names.
 
 use super::base::{BaseModel, can_be_tied};
-use crate::dotted_path::MAX_NAME;
 use crate::text::name;
 use crate::{Error, Result};
 
@@ -61,9 +60,6 @@ fn described(base: &impl BaseModel, modules: &[&str], module: &str) -> String {
 
 /// Returns the modules whose names are nearest to `module`, by edit distance.
 fn nearest(modules: &[&str], module: &str) -> String {
-    // A distance takes as many steps as the product of the lengths, and a module's name is short.
-    let names = modules.iter().filter(|name| name.len() <= MAX_NAME);
-    let mut near: Vec<_> = names.map(|name| (strsim::levenshtein(name, module), *name)).collect();
-    near.sort_unstable();
-    near.iter().take(LISTED).map(|(_, near)| name(near)).collect::<Vec<_>>().join(", ")
+    let near = crate::text::nearest(modules.iter().copied(), module, LISTED);
+    near.into_iter().map(name).collect::<Vec<_>>().join(", ")
 }

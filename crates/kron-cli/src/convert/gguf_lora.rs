@@ -31,9 +31,9 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         ));
     }
     [&args.input, base].iter().try_for_each(|source| check_not_overwriting(source, &args.output, false))?;
-    let loaded = kron_adapter::read(&args.input)?;
+    let loaded = args.choice.read(&args.input)?;
     loaded.check_writable()?;
-    let Loaded { path, bytes, format, adapter, mut notes, .. } = loaded;
+    let Loaded { path, bytes, format, adapter, mut notes, left_out, .. } = loaded;
     let base = tensors(base)?;
     let resolved = resolve_module_names(&adapter, &base)?;
     let adapter = resolved.adapter;
@@ -57,6 +57,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         to: FormatArg::GgufLora,
         layers: rows(&adapter, &options.ranks(adapter.layers())),
         notes,
+        left_out,
     };
     form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)

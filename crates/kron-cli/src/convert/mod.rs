@@ -16,6 +16,7 @@ use kron_adapter::{Format, Loaded, OutputFormat, lycoris};
 use kron_core::Split;
 use serde::Serialize;
 
+use crate::choice::{Choice, left_out};
 use crate::count::Count;
 use crate::dtype::DtypeArg;
 use crate::error::exit_codes;
@@ -23,6 +24,9 @@ use crate::model::Base;
 use crate::overwriting::{check_model_not_overwriting, check_not_overwriting};
 use crate::table::{short, table};
 use crate::{Error, Result, TextOrJson, progress};
+
+/// Field of the metadata, and of PEFT's configuration, for the base model's name.
+const BASE_NAME: &str = "base_model_name_or_path";
 
 /// Write an adapter in another format.
 ///
@@ -37,7 +41,8 @@ use crate::{Error, Result, TextOrJson, progress};
 #[command(after_help = concat!(
     "Layers of a LoRA that differ in rank or scale get a rank_pattern and an alpha_pattern. PEFT reads\n",
     "them; some engines ignore them. For those, --uniform pads every layer with zeros to the largest\n",
-    "rank and multiplies scales that differ into B, so that r and lora_alpha suffice.\n\n",
+    "rank and multiplies scales that differ into B, so that r and lora_alpha suffice: so vLLM and\n",
+    "mistral.rs load it, which ignore or lack some of PEFT's fields.\n\n",
     "A LoKr of many blocks is hundreds of times as large as a LoRA, and a small file must not fill a disk\n",
     "unasked: beyond 64 times the input, --max-size tells how large the LoRA may be.\n\n",
     "A LoRA becomes a Kron-LoRA only with --fit, which is lossy. The relative error of every layer is\n",
@@ -56,6 +61,7 @@ use crate::{Error, Result, TextOrJson, progress};
     "Examples:\n",
     "  kron convert peft-lokr/ adapter.safetensors\n",
     "  kron convert adapter.safetensors lora/ --to lora\n",
+    "  kron export --lora adapter.safetensors lora/ --uniform --base-name meta-llama/Llama-3.1-8B\n",
     "  kron convert lycoris.safetensors lokr/ --to peft-lokr --base llama-3-8b\n",
     "  kron convert model.gguf model/ --to hf --dtype bf16\n",
     "  kron convert adapter.safetensors lora.gguf --to gguf-lora --base model.gguf\n",
@@ -66,6 +72,8 @@ pub struct Args {
     input: PathBuf,
     /// File to write, or folder for lora, peft-lokr and hf
     output: PathBuf,
+    #[command(flatten)]
+    choice: Choice,
     /// Format to write
     #[arg(long, value_enum, default_value = "kron")]
     to: FormatArg,
@@ -97,6 +105,9 @@ pub struct Args {
     /// GGUF, or a config.json or its folder
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
+    /// Name or path of the base model in what is written, base_model_name_or_path of PEFT
+    #[arg(long, value_name = "NAME")]
+    base_name: Option<String>,
     /// Type of the values, with --to hf and gguf-lora (f32 or f16) [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
@@ -141,6 +152,8 @@ pub struct Report {
     to: FormatArg,
     layers: Vec<Row>,
     notes: Vec<String>,
+    /// Tensors or modules of the input that were not read.
+    left_out: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -168,6 +181,12 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if args.max_size.is_some() && !as_lora {
         return Err(Error::usage("--max-size limits a LoRA, so it goes with --to lora and --to gguf-lora"));
     }
+    if args.base_name.is_some() && ![FormatArg::Kron, FormatArg::Lora, FormatArg::PeftLokr].contains(&args.to)
+    {
+        return Err(Error::usage(
+            "--base-name goes with --to kron, lora and peft-lokr, which keep such a name",
+        ));
+    }
     if args.to == FormatArg::GgufLora {
         return gguf_lora::run(args, form);
     }
@@ -192,11 +211,14 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         .into_iter()
         .flatten()
         .try_for_each(|source| check_not_overwriting(source, &args.output, folder))?;
-    let loaded = kron_adapter::read(&args.input)?;
+    let loaded = args.choice.read(&args.input)?;
     if args.to != FormatArg::Lora {
         loaded.check_writable()?;
     }
-    let Loaded { path, limits, format, fan_in_fan_out, mut adapter, mut notes, .. } = loaded;
+    if args.base.is_none() {
+        check_names(&loaded, args.to)?;
+    }
+    let Loaded { path, limits, format, fan_in_fan_out, mut adapter, mut notes, left_out, .. } = loaded;
     if let Some(path) = &args.base {
         let base = Base::open(path)?;
         check_model_not_overwriting(path, &base, &args.output, folder)?;
@@ -204,7 +226,11 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         adapter = resolved.adapter;
         notes.extend(resolved.notes);
     }
-    check_names(&adapter, args.to)?;
+    if let Some(name) = &args.base_name {
+        let mut metadata = adapter.metadata().clone();
+        metadata.insert(BASE_NAME.into(), name.clone());
+        adapter = adapter.with_metadata(metadata)?;
+    }
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {
         let split = Split { a_out: a_out as usize, a_in: a_in as usize };
@@ -234,6 +260,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         to: args.to,
         layers,
         notes,
+        left_out,
     };
     form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
@@ -246,13 +273,18 @@ fn max_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
-/// Fails if PEFT could not find a module of the adapter in a model.
-fn check_names(adapter: &Adapter, to: FormatArg) -> Result<()> {
-    let mut modules = adapter.layers().iter().map(|layer| layer.module());
-    match modules.find(|module| lycoris::is_lycoris(module)) {
-        Some(module) if [FormatArg::Lora, FormatArg::PeftLokr].contains(&to) => Err(Error::usage(format!(
-            "{module} is LyCORIS's name, which PEFT finds in no model; --base MODEL gives the model's own"
-        ))),
+/// Fails if no model has a module of the adapter's names: PEFT would find none, and of an unknown prefix no file
+/// would tell later that it is one.
+fn check_names(loaded: &Loaded, to: FormatArg) -> Result<()> {
+    match loaded.underscored() {
+        Some(module)
+            if [FormatArg::Lora, FormatArg::PeftLokr].contains(&to) || !lycoris::is_lycoris(module) =>
+        {
+            Err(Error::usage(format!(
+                "{module} is {}'s name, with an underscore for each dot, which is in no model; --base MODEL gives the model's own",
+                if loaded.format == Format::KohyaLora { "Kohya" } else { "LyCORIS" }
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -323,6 +355,6 @@ impl Report {
         for note in &self.notes {
             text += &format!("\n\nnote: {}", one_line(note));
         }
-        text
+        text + &left_out(&self.left_out)
     }
 }

@@ -12,6 +12,7 @@ use kron_adapter::{Adapter, Layer, Loaded, TrainedTensor, lycoris};
 use serde::Serialize;
 
 use crate::batches::in_batches;
+use crate::choice::Choice;
 use crate::model::Base;
 use crate::table::{short, table};
 use crate::{Error, Result, TextOrJson, progress};
@@ -37,6 +38,8 @@ pub struct Args {
     /// Model (a safetensors file or a folder) whose module names replace LyCORIS's
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,7 +70,7 @@ struct Row {
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let base = args.base.as_deref().map(Base::open).transpose()?;
     let mut notes = Vec::new();
-    let [first, second] = [&args.first, &args.second].map(|path| read(path, base.as_ref(), &mut notes));
+    let [first, second] = [&args.first, &args.second].map(|path| read(args, path, base.as_ref(), &mut notes));
     let (first, second) = (first?, second?);
     let modules: BTreeSet<&str> = modules(&first.adapter).chain(modules(&second.adapter)).collect();
     let modules: Vec<&str> = modules.into_iter().collect();
@@ -103,8 +106,10 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
 }
 
 /// Reads an adapter and gives its modules the model's names.
-fn read(path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
-    let mut loaded = kron_adapter::read(path)?;
+fn read(args: &Args, path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
+    let mut loaded = args.choice.read_either(path)?;
+    let notes_of = |names: &[String]| first_and_more(names);
+    notes.extend(notes_of(&loaded.left_out).map(|names| format!("{}: left out are {names}", loaded.path)));
     if let Some(base) = base {
         let resolved = resolve_module_names(&loaded.adapter, base)?;
         loaded.adapter = resolved.adapter;

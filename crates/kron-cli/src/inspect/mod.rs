@@ -1,26 +1,33 @@
-//! `kron inspect PATH`: an adapter's format, layers, scales, norms and ranks.
+//! `kron inspect PATH`: an adapter's format, layers, scales, norms and ranks; or what else a file holds.
 //!
 //! Norm, effective rank and spectrum of ΔW are computed from the factors; ΔW is never built.
 
+mod diagnosis;
 mod html;
 mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kron_adapter::Output;
+use kron_adapter::{Kind, Output};
 
+use crate::choice::Choice;
 use crate::error::exit_codes;
 use crate::overwriting::check_not_overwriting_files;
 use crate::{Result, TextOrJson, progress};
 
+pub use diagnosis::Diagnosis;
 pub use report::Report;
 
 /// Show an adapter's format, layers, scales, norms and ranks.
 ///
-/// Reads files of this project, PEFT folders (LoRA, rsLoRA, LoKr) and LyCORIS files (LoKr).
+/// Reads files of this project, PEFT folders (LoRA, rsLoRA, LoKr), LyCORIS files (LoKr, LoRA), and LoRAs of Kohya's
+/// trainers and of diffusers.
 /// The norm and the effective rank of each layer's ΔW are computed from the factors. Tensors trained beside
 /// the factors, such as a classification head, have a table of their own.
+///
+/// Of a safetensors file that is read as no adapter, such as a model, it shows what the tensors are, which commands
+/// refuse it, and why.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
     "A is the outer factor, a_out × a_in. ‖ΔW‖ is the root of the sum of squares. The effective rank is\n",
@@ -28,14 +35,16 @@ pub use report::Report;
     "\"of\" is the largest rank that the shape allows. Singular values take at most 768 multiply-adds for\n",
     "each byte of the file, or 2^29 for a small one, and 64 bytes of memory, or 32 MiB; a layer beyond\n",
     "that has a note instead.\n\n",
-    exit_codes!("shown", "the adapter is invalid"),
+    exit_codes!("shown", "the file is damaged or no safetensors file"),
     "Examples:\n",
     "  kron inspect adapter.safetensors\n",
     "  kron inspect peft-lokr/ --html spectrum.html",
 ))]
 pub struct Args {
-    /// Adapter file or PEFT folder
+    /// Adapter file or PEFT folder; or another safetensors file or a model's folder
     path: PathBuf,
+    #[command(flatten)]
+    choice: Choice,
     /// Also write an HTML page with the spectrum of every layer
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -50,7 +59,18 @@ pub struct Args {
 /// The adapter cannot be read, or the page cannot be written.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     args.html.iter().try_for_each(|page| check_not_overwriting_files(&args.path, page))?;
-    let report = Report::new(kron_adapter::read(&args.path)?)?;
+    let loaded = match args.choice.read(&args.path) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let diagnosis = Some(&error).filter(|error| error.kind() == Kind::Data && args.html.is_none());
+            let diagnosis = diagnosis
+                .and_then(|error| Diagnosis::of(&args.path, &args.choice.options(), error))
+                .ok_or(error)?;
+            form.print(&diagnosis, Diagnosis::table)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let report = Report::new(loaded)?;
     if let Some(path) = &args.html {
         progress::write_output(path, &Output::File(html::page(&report)?.into_bytes()), args.force)?;
     }

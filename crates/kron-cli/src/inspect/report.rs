@@ -10,6 +10,7 @@ use kron_core::Outer;
 use serde::Serialize;
 
 use crate::batches::in_batches;
+use crate::choice::left_out;
 use crate::table::{short, table};
 use crate::{Result, progress};
 
@@ -31,6 +32,8 @@ pub struct Report {
     target_modules: Vec<String>,
     metadata: BTreeMap<String, String>,
     pub(super) notes: Vec<String>,
+    /// Tensors or modules of the file that were not read.
+    left_out: Vec<String>,
 }
 
 /// Tensor trained beside the factors.
@@ -73,7 +76,7 @@ impl Report {
     /// # Errors
     /// The norms take more memory or work than the file may.
     pub(super) fn new(loaded: Loaded) -> Result<Self> {
-        let Loaded { path, bytes, mut limits, format, adapter, mut notes, .. } = loaded;
+        let Loaded { path, bytes, mut limits, format, adapter, mut notes, left_out, .. } = loaded;
         let bar = progress::items(adapter.layers().len(), "layers");
         let grants = grants(adapter.layers(), &mut limits)?;
         let layers = in_batches(
@@ -97,6 +100,7 @@ impl Report {
             target_modules: adapter.target_modules().to_vec(),
             metadata: adapter.metadata().clone(),
             notes,
+            left_out,
         })
     }
 
@@ -141,7 +145,7 @@ impl Report {
         for note in &self.notes {
             text += &format!("\n\nnote: {}", one_line(note));
         }
-        text
+        text + &left_out(&self.left_out)
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kron_adapter::io::Flush;
 
+use crate::choice::Choice;
 use crate::dtype::DtypeArg;
 use crate::error::exit_codes;
 use crate::weighted::Weighted;
@@ -12,8 +13,8 @@ use crate::weighted::Weighted;
 ///
 /// BASE is one safetensors file, or a folder with model.safetensors or with
 /// model.safetensors.index.json and its shards. Its weights are f32, f16 or bf16. ADAPTER is an adapter
-/// file of this project, a PEFT folder with LoRA or LoKr, or a LyCORIS file with LoKr. OUT is a
-/// file or a folder, as BASE is. The configuration and the tokenizer are copied too.
+/// file of this project, a PEFT folder with LoRA or LoKr, a LyCORIS file, or a LoRA of Kohya's trainers or of
+/// diffusers. OUT is a file or a folder, as BASE is. The configuration and the tokenizer are copied too.
 ///
 /// Several adapters are added, each multiplied by its weight: W + 0.7·ΔW₁ − 0.3·ΔW₂. What exists as a path as a
 /// whole has the weight 1.
@@ -55,6 +56,8 @@ pub struct Args {
     pub(super) adapters: Vec<Weighted>,
     /// Merged model: a file or a folder, as BASE is
     pub(super) out: PathBuf,
+    #[command(flatten)]
+    pub(super) choice: Choice,
     /// Type of the merged weights, required if BASE is a GGUF; vectors of a .gguf file stay f32
     #[arg(long, value_enum)]
     pub(super) dtype: Option<DtypeArg>,

@@ -2,7 +2,7 @@
 
 use kron_adapter::extras::{ChangeKind, Extras, Skipped};
 use kron_adapter::resolve::{BaseModel, Resolved, resolve_extras, resolve_module_names};
-use kron_adapter::{Adapter, Layer, Loaded, read_whole};
+use kron_adapter::{Adapter, Layer, Loaded};
 use serde::Serialize;
 
 use super::args::Args;
@@ -28,6 +28,8 @@ pub struct Inputs {
     pub all: Vec<Input>,
     /// Changes made while reading and matching, one sentence each.
     pub notes: Vec<String>,
+    /// Names of tensors or modules that were not chosen.
+    pub left_out: Vec<String>,
     /// Tensors that do not reach the output.
     pub skipped: Vec<SkippedTensor>,
 }
@@ -57,7 +59,7 @@ pub struct Unresolved {
 /// An adapter is invalid, or holds what cannot be merged.
 pub fn read(args: &Args) -> Result<Vec<Unresolved>> {
     let read = |Weighted { path, weight }: &Weighted| {
-        let (mut loaded, extras) = read_whole(path, args.skip_unsupported)?;
+        let (mut loaded, extras) = args.choice.read_whole(path, args.skip_unsupported)?;
         if let Some(names) = loaded.adapter.trained_summary().filter(|_| args.factors_only) {
             loaded.notes.push(format!("--factors-only leaves these trained tensors out: {names}"));
             loaded.adapter = loaded.adapter.with_trained_tensors(Vec::new())?;
@@ -82,7 +84,7 @@ impl Inputs {
 
     fn add(&mut self, args: &Args, adapter: Unresolved, base: &impl BaseModel) -> Result<()> {
         let Unresolved { weight, loaded, extras } = adapter;
-        let Loaded { path, mut adapter, mut notes, fan_in_fan_out, .. } = loaded;
+        let Loaded { path, mut adapter, mut notes, fan_in_fan_out, left_out, .. } = loaded;
         // An adapter without layers changes other tensors alone.
         let resolved = match adapter.layers().is_empty() {
             true => Resolved { adapter: adapter.clone(), notes: Vec::new() },
@@ -95,6 +97,7 @@ impl Inputs {
         check_weight(&path, weight, &adapter, &extras)?;
         let skipped = extras.skipped.iter().cloned();
         self.skipped.extend(skipped.map(|tensor| SkippedTensor { adapter: path.clone(), tensor }));
+        self.left_out.extend(left_out);
         self.notes.extend(match args.adapters.len() {
             1 => notes,
             _ => notes.into_iter().map(|note| format!("{path}: {note}")).collect(),

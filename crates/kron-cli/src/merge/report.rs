@@ -26,6 +26,8 @@ pub struct Report {
     pub copied: Vec<String>,
     /// Names of files and folders that were not copied: weights in other formats, sub-folders.
     pub left_out: Vec<String>,
+    /// Names of tensors or modules of the adapters that were not chosen, and so not merged.
+    pub adapter_left_out: Vec<String>,
     /// Tensors of the adapters that did not reach the output, by --skip-unsupported.
     pub skipped: Vec<SkippedTensor>,
     /// Changes made while reading the adapters and matching its modules, and files removed, one sentence each.
@@ -37,7 +39,8 @@ impl Report {
     pub(super) fn of(self, inputs: Inputs, copies: Vec<String>) -> Self {
         let (layers, replaced, added) = (inputs.layers(), inputs.replaced(), inputs.added());
         let notes = [inputs.notes, copies, self.notes].concat();
-        Self { layers, replaced, added, skipped: inputs.skipped, notes, ..self }
+        let (adapter_left_out, skipped) = (inputs.left_out, inputs.skipped);
+        Self { layers, replaced, added, adapter_left_out, skipped, notes, ..self }
     }
 
     /// Returns the report as text.
@@ -54,7 +57,12 @@ impl Report {
             self.shards,
             self.bytes
         )];
-        for (what, names) in [("copied", &self.copied), ("left out", &self.left_out)] {
+        let lists = [
+            ("copied", &self.copied),
+            ("left out", &self.left_out),
+            ("left out of the adapter", &self.adapter_left_out),
+        ];
+        for (what, names) in lists {
             if !names.is_empty() {
                 lines.push(format!("{what}: {}", one_line(&names.join(", "))));
             }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use kron_adapter::io;
 use kron_adapter::model_files::{CONFIG, MAX_CONFIG_BYTES};
+use kron_adapter::text::json_fault;
 use serde_json::{Map, Value};
 
 use super::family::Family;
@@ -29,8 +30,9 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self> {
         let path = if path.is_dir() { &path.join(CONFIG) } else { path };
         let name = path.display().to_string();
-        let value: Value = serde_json::from_slice(&io::read(path, MAX_CONFIG_BYTES)?)
-            .map_err(|e| Error::data(format!("{name} is not JSON: {e}")))?;
+        let bytes = io::read(path, MAX_CONFIG_BYTES)?;
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::data(format!("{name} is not JSON: {}", json_fault(&bytes, &e))))?;
         let Value::Object(mut fields) = value else {
             return Err(Error::data(format!("{name} is not a JSON object")));
         };
@@ -50,7 +52,10 @@ impl Config {
         self.family.ok_or_else(|| {
             self.refused(match self.fields.get("model_type") {
                 Some(Value::String(name)) => {
-                    format!("model_type is {name:?}, but the known ones are {}", Family::known())
+                    format!(
+                        "model_type is {name:?}, but the known ones are {}; the model's weights need no family: kron plan MODEL",
+                        Family::known()
+                    )
                 }
                 _ => "lacks the field model_type, a string".into(),
             })

@@ -1,10 +1,11 @@
 //! `kron plan`: an adapter's shapes and costs, before training.
 //!
 //! ```text
-//! preset ──────┐
-//! config.json ─┴─ Model ─┬─ Report    one method, layer by layer, against the others
-//!                        ├─ Choices   the splits nearest to a budget
-//!                        └─ Golden    the paper's counts
+//! preset ─────────────┐
+//! config.json ────────┤
+//! safetensors or GGUF ┴─ Model ─┬─ Report    one method, layer by layer, against the others
+//!                               ├─ Choices   the splits nearest to a budget
+//!                               └─ Golden    the paper's counts
 //! ```
 
 mod budget;
@@ -12,14 +13,18 @@ mod columns;
 mod paper;
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use kron_adapter::gguf::{Gguf, is_gguf};
 use kron_adapter::plan::{Linear, Method, Model, PRESETS, preset};
+use kron_adapter::resolve::BaseTensors;
+use kron_adapter::text::nearly;
 use kron_core::Split;
+use safetensors::Dtype;
 use serde::Serialize;
 
-use crate::model::{Config, Layers, linear_layers};
+use crate::model::{Base, Config, INDEX, Layers, SINGLE, linear_layers, scanned_layers};
 use crate::{Error, Result, TextOrJson};
 
 pub use crate::count::Count;
@@ -29,26 +34,29 @@ pub use report::Report;
 
 /// Plan an adapter: its shapes, parameters and costs, compared with other methods.
 ///
-/// The model is a preset or any config.json of the LLaMA, Mistral, Qwen2, Qwen3, Gemma, BERT,
-/// RoBERTa, DistilBERT or GPT-2 families; no weights are read. ΔW = s·A ⊗ (B·C) splits each layer by the
+/// The model is a preset, a model on disk of whatever family (a safetensors file, a folder, an index of shards, a
+/// GGUF), or any config.json of the LLaMA, Mistral, Qwen2, Qwen3, Gemma, BERT, RoBERTa, DistilBERT or GPT-2 families;
+/// of a model on disk names and sizes are read, no weights. ΔW = s·A ⊗ (B·C) splits each layer by the
 /// outer factor A, which is a_out × a_in. Without --a-out and --a-in the paper's rule picks it. A side
 /// that does not divide a layer is reduced to the largest divisor below it, and a note reports it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
-    "Costs are per token: multiply-adds of the adapter's forward pass, and the bytes of T that\n",
-    "backward needs. An optimizer holds two float32 moments, 8 bytes per trained parameter; a\n",
-    "gradient takes 4 bytes more. In CSV, a row of the layer `all` is a method over the whole model.\n\n",
+    "mul-adds are the multiply-adds of an adapter's forward pass for a token. CSV and JSON also have the\n",
+    "sizes of B and C, the bytes of T that backward needs for a token, and the bytes of the adapter, of\n",
+    "its gradient and of an optimizer's two float32 moments. In CSV, a row of the layer `all` is a method\n",
+    "over the whole model.\n\n",
     "Exit codes: 0 planned; 1 the configuration is invalid; 2 invalid arguments.\n\n",
     "Examples:\n",
     "  kron plan mistral-7b --rank 8\n",
+    "  kron plan model.safetensors --layers q_proj,v_proj\n",
     "  kron plan --config model/config.json --a-out 16 --a-in 2 --layers q_proj,v_proj --csv\n",
     "  kron plan llama-3-8b --budget 5.7M\n",
     "  kron plan --paper"
 ))]
 pub struct Args {
-    /// Preset: mistral-7b, llama-2-7b, llama-3-8b or distilbert
+    /// Preset (mistral-7b, llama-2-7b, llama-3-8b or distilbert), or a model's file or folder
     #[arg(required_unless_present_any = ["config", "paper"], conflicts_with_all = ["config", "paper"])]
-    preset: Option<String>,
+    model: Option<String>,
     /// A model's config.json, or the folder that holds it
     #[arg(long, conflicts_with = "paper", value_name = "PATH")]
     config: Option<PathBuf>,
@@ -97,6 +105,9 @@ pub struct Args {
     /// Number of shapes that --budget lists, at least 1
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
+    /// Show which layers a PEFT folder with LoKr and a LyCORIS file can hold
+    #[arg(long, conflicts_with_all = ["budget", "paper"])]
+    format: bool,
     /// Print the parameter counts of the paper's tables
     #[arg(long)]
     paper: bool,
@@ -129,7 +140,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         Some(split) => Method::Kron { split, rank },
         None => Method::paper(&model, rank),
     };
-    print(args.csv, form, &Report::new(&model, method, notes)?, Report::table, Report::csv)
+    print(args.csv, form, &Report::new(&model, method, notes, args.format)?, Report::table, Report::csv)
 }
 
 fn print<T: Serialize>(
@@ -146,18 +157,9 @@ fn print<T: Serialize>(
 
 /// Returns the model's layers, or only those that `--layers` names.
 fn layers(args: &Args) -> Result<Layers> {
-    let all = match (&args.config, &args.preset) {
+    let all = match (&args.config, &args.model) {
         (Some(path), _) => linear_layers(&Config::read(path)?)?,
-        (None, name) => {
-            let name = name.as_deref().unwrap_or_default();
-            let model = preset(name).ok_or_else(|| {
-                let known = PRESETS.map(str::to_lowercase).join(", ");
-                Error::usage(format!(
-                    "{name:?} is not a preset; presets are {known}; use --config for another model"
-                ))
-            })?;
-            Layers { model, notes: Vec::new() }
-        }
+        (None, name) => of_model(name.as_deref().unwrap_or_default())?,
     };
     if args.layers.is_empty() {
         return Ok(all);
@@ -165,7 +167,8 @@ fn layers(args: &Args) -> Result<Layers> {
     let names: Vec<&str> = all.model.linears().iter().map(Linear::name).collect();
     if let Some(unknown) = args.layers.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(Error::usage(format!(
-            "no layer is named {unknown:?}; the layers are {}",
+            "no layer is named {unknown:?}{}; the layers are {}",
+            meant(names.iter().copied(), unknown),
             names.join(", ")
         )));
     }
@@ -173,6 +176,45 @@ fn layers(args: &Args) -> Result<Layers> {
     let linears = all.model.linears().iter().filter(wanted).cloned().collect();
     let model = Model::new(all.model.name(), all.model.hidden(), linears, all.model.also_trained());
     Ok(Layers { model: model.map_err(Error::into_usage)?, notes: all.notes })
+}
+
+/// Returns the layers of a preset, or of a model on disk.
+fn of_model(name: &str) -> Result<Layers> {
+    if let Some(model) = preset(name) {
+        return Ok(Layers { model, notes: Vec::new() });
+    }
+    let path = Path::new(name);
+    if !path.exists() {
+        let known = PRESETS.map(str::to_lowercase);
+        return Err(Error::usage(format!(
+            "{name:?} is neither a preset nor a file or folder{}; presets are {}, and --config takes a config.json",
+            meant(known.iter().map(String::as_str), name),
+            known.join(", ")
+        )));
+    }
+    if is_gguf(path) {
+        let gguf = Gguf::open(path)?;
+        let tensors = gguf.tensors().iter().map(|(name, tensor)| (name, Dtype::F32, tensor.shape.clone()));
+        return scanned_layers(&BaseTensors::new(gguf.path(), tensors));
+    }
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    let is_index = path.file_name().is_some_and(|file| file == INDEX);
+    match path {
+        path if is_index => {
+            let folder = path.parent().filter(|folder| folder.components().next().is_some());
+            scanned_layers(&Base::open(folder.unwrap_or(Path::new(".")))?)
+        }
+        path if is_json => linear_layers(&Config::read(path)?),
+        path if path.is_dir() && !path.join(INDEX).exists() && !path.join(SINGLE).exists() => {
+            linear_layers(&Config::read(path)?)
+        }
+        path => scanned_layers(&Base::open(path)?),
+    }
+}
+
+/// Returns the nearest name as a question, if it is near.
+fn meant<'a>(names: impl IntoIterator<Item = &'a str>, text: &str) -> String {
+    nearly(names, &text.to_lowercase()).map_or(String::new(), |name| format!(" (did you mean {name}?)"))
 }
 
 /// Parses the value of `--split`.

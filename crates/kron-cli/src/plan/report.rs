@@ -1,5 +1,6 @@
 //! Plan of one method on one model: costs layer by layer, and compared with other methods.
 
+use kron_adapter::OutputFormat;
 use kron_adapter::plan::{
     AdapterPlan, Budget, Family, Method, Model, Row, multiply_adds, saved_elements, search,
 };
@@ -62,8 +63,19 @@ pub struct Layer {
     pub multiply_adds: u64,
     /// Bytes kept for backward, per token.
     pub saved_bytes: u64,
+    /// Formats of LoKr that hold this layer; null unless they were asked for.
+    pub formats: Option<Formats>,
     /// Reductions of the method on this layer, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// Formats of LoKr that hold a layer.
+#[derive(Debug, Serialize)]
+pub struct Formats {
+    /// True if a PEFT folder does.
+    pub peft_lokr: bool,
+    /// True if a LyCORIS file does.
+    pub lycoris: bool,
 }
 
 /// One method over the whole model.
@@ -96,17 +108,21 @@ impl Report {
     ///
     /// # Errors
     /// A layer cannot have the split or the rank.
-    pub fn new(model: &Model, method: Method, notes: Vec<String>) -> Result<Self> {
+    pub fn new(model: &Model, method: Method, mut notes: Vec<String>, with_formats: bool) -> Result<Self> {
         let plan = AdapterPlan::new(model, method).map_err(Error::into_usage)?;
         let methods = rivals(model, &plan)?.into_iter().map(|(why, method)| {
             Ok(Costs::new(why, &AdapterPlan::new(model, method).map_err(Error::into_usage)?))
         });
+        let mut layers: Vec<Layer> = plan.rows.iter().map(Layer::new).collect();
+        if with_formats {
+            notes.extend(formats(&plan, &mut layers));
+        }
         Ok(Self {
             model: model.name().into(),
             hidden: model.hidden(),
             method: method.to_string(),
             methods: methods.collect::<Result<_>>()?,
-            layers: plan.rows.iter().map(Layer::new).collect(),
+            layers,
             notes,
         })
     }
@@ -116,10 +132,14 @@ impl Report {
         let mut lines = vec![
             format!("{}, hidden size {}: {}", one_line(&self.model), self.hidden, self.method),
             String::new(),
-            table(&LAYERS, &self.layers),
+            match self.layers.iter().any(|layer| layer.formats.is_some()) {
+                true => table(&FORMATS, &self.layers),
+                false => table(&LAYERS, &self.layers),
+            },
             String::new(),
             table(&METHODS, &self.methods),
             String::new(),
+            "MB: what is trained, in float32; a gradient as much, Adam's moments twice that".into(),
         ];
         let reduced = self
             .layers
@@ -218,6 +238,24 @@ impl<'a> CsvRow<'a> {
     }
 }
 
+/// Fills in the formats of each layer, and returns the reason why one of them holds each but not all together.
+fn formats(plan: &AdapterPlan, layers: &mut [Layer]) -> Option<String> {
+    let shaped: Vec<_> = plan.rows.iter().map(|row| (row.linear.name(), row.shape)).collect();
+    let holds = |format: OutputFormat, i: usize| format.check_shapes(&shaped[i..=i]).is_ok();
+    for (i, layer) in layers.iter_mut().enumerate() {
+        let (peft_lokr, lycoris) = (holds(OutputFormat::PeftLokr, i), holds(OutputFormat::Lycoris, i));
+        layer.formats = Some(Formats { peft_lokr, lycoris });
+    }
+    let each = layers.iter().all(|layer| layer.formats.as_ref().is_some_and(|formats| formats.peft_lokr));
+    let all = OutputFormat::PeftLokr.check_shapes(&shaped).err();
+    all.filter(|_| each)
+        .map(|error| format!("PEFT holds each layer, but not all together: {}", error.message()))
+}
+
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "no" }.into()
+}
+
 /// Writes a rank, or `full` for a full inner factor.
 fn rank(rank: Option<usize>) -> String {
     rank.map_or("full".into(), |r| r.to_string())
@@ -262,6 +300,7 @@ impl Layer {
             max_rank: shape.max_rank(),
             multiply_adds: saturated(multiply_adds(shape)),
             saved_bytes: saturated(4 * saved_elements(shape)),
+            formats: None,
             notes: notes.iter().map(ToString::to_string).collect(),
         }
     }
@@ -293,29 +332,43 @@ macro_rules! column {
     };
 }
 
-const LAYERS: [Column<Layer>; 12] = [
+const SPLIT: Column<Layer> =
+    Column { head: "A", number: true, cell: |row| Split { a_out: row.a_out, a_in: row.a_in }.to_string() };
+const RANK: Column<Layer> = Column { head: "r", number: true, cell: |row| rank(row.rank) };
+
+const LAYERS: [Column<Layer>; 9] = [
     column!("layer", |row| row.name.clone()),
     column!("×", count),
     column!("d_out", d_out),
     column!("d_in", d_in),
-    Column { head: "A", number: true, cell: |row| Split { a_out: row.a_out, a_in: row.a_in }.to_string() },
-    column!("b_out", b_out),
-    column!("c_in", c_in),
-    column!("r", |row| rank(row.rank)),
+    SPLIT,
+    RANK,
     column!("params", params),
     column!("max rank", max_rank),
-    column!("multiply-adds", multiply_adds),
-    column!("saved B", saved_bytes),
+    column!("mul-adds", multiply_adds),
 ];
 
-const METHODS: [Column<Costs>; 9] = [
+const FORMATS: [Column<Layer>; 9] = [
+    column!("layer", |row| row.name.clone()),
+    column!("×", count),
+    column!("d_out", d_out),
+    column!("d_in", d_in),
+    SPLIT,
+    RANK,
+    column!("params", params),
+    column!("PEFT LoKr", |row| row.formats.as_ref().map_or(String::new(), |formats| yes(formats.peft_lokr))),
+    column!("LyCORIS", |row| row.formats.as_ref().map_or(String::new(), |formats| yes(formats.lycoris))),
+];
+
+const METHODS: [Column<Costs>; 5] = [
     column!("method", |row| format!("{}{}", row.method, if row.exact { "" } else { " *" })),
     column!("", |row| row.why.into()),
     column!("trained", trained_params),
     column!("max rank", max_rank),
-    column!("multiply-adds", multiply_adds),
-    column!("saved B", saved_bytes),
-    column!("optimizer B", optimizer_bytes),
-    column!("gradient B", gradient_bytes),
-    column!("adapter B", adapter_bytes),
+    Column { head: "MB", number: true, cell: |row| megabytes(row.gradient_bytes) },
 ];
+
+/// Writes bytes as megabytes with one decimal.
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1e6)
+}

@@ -17,6 +17,7 @@ use kron_core::Theta;
 use serde::Serialize;
 
 use crate::batches::in_batches;
+use crate::choice::{Choice, left_out};
 use crate::error::exit_codes;
 use crate::overwriting::check_not_overwriting_files;
 use crate::table::{short, table};
@@ -41,6 +42,8 @@ use blocks::{Bits, bytes, round};
 pub struct Args {
     /// Adapter file or PEFT folder
     path: PathBuf,
+    #[command(flatten)]
+    choice: Choice,
     /// Bits of a value
     #[arg(long, value_enum)]
     bits: Bits,
@@ -65,6 +68,8 @@ struct Report {
     error: f64,
     /// One sentence each.
     notes: Vec<String>,
+    /// Tensors or modules of the adapter that were not read.
+    left_out: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -87,7 +92,7 @@ struct Row {
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     args.out.iter().try_for_each(|out| check_not_overwriting_files(&args.path, out))?;
     let (bits, block) = (args.bits, args.block as usize);
-    let loaded = kron_adapter::read(&args.path)?;
+    let loaded = args.choice.read(&args.path)?;
     if args.out.is_some() {
         loaded.check_writable()?;
     }
@@ -120,8 +125,9 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let (lost, all) = (square(|row| row.error * row.norm), square(|row| row.norm));
     let error = if lost == 0.0 { 0.0 } else { lost / all };
     let kept = |names| format!("tensors trained beside the factors stay as they are: {names}");
-    let notes = loaded.adapter.trained_summary().map(kept).into_iter().collect();
-    let report = Report { path: loaded.path, bits: bits.count(), block, layers: rows, error, notes };
+    let notes = loaded.notes.iter().cloned().chain(loaded.adapter.trained_summary().map(kept)).collect();
+    let (path, left_out) = (loaded.path, loaded.left_out);
+    let report = Report { path, bits: bits.count(), block, layers: rows, error, notes, left_out };
     form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -167,6 +173,6 @@ impl Report {
         for note in &self.notes {
             text += &format!("\n\nnote: {}", one_line(note));
         }
-        text
+        text + &left_out(&self.left_out)
     }
 }

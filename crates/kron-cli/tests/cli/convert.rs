@@ -351,3 +351,44 @@ fn a_decompose_factor_is_found_where_there_is_one() {
         assert_eq!((layer.theta(), layer.scaling().scale()), (same.theta(), same.scaling().scale()));
     }
 }
+
+/// vLLM and mistral.rs read one rank and one alpha, no pattern, and whole names of modules.
+#[test]
+fn the_uniform_lora_has_the_shape_that_engines_load() {
+    let dir = dir();
+    let [kron, out] = ["kron", "lora"].map(|name| dir.path().join(name));
+    let dims = |d_out, d_in| LayerDims { d_out, d_in };
+    let shapes = [
+        (
+            "model.layers.0.q_proj",
+            KronShape::kron(dims(12, 10), Split { a_out: 3, a_in: 2 }, 1),
+            scaling(4.0, 1),
+        ),
+        ("model.layers.0.up_proj", KronShape::lora(dims(14, 10), 3), scaling(6.0, 3)),
+    ];
+    let adapter = ours(&shapes.map(|(module, shape, scaling)| (module, shape.unwrap(), scaling)), &kron);
+    let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
+        [&"export", &"--lora", &kron, &out, &"--uniform", &"--base-name", &"org/model"];
+    report(&call);
+    let (config, weights) = (config(&out), tensors(&out.join("adapter_model.safetensors")));
+    let want = json!({ "peft_type": "LORA", "r": 3, "bias": "none", "use_dora": false, "use_rslora": false,
+        "lora_bias": false, "modules_to_save": null, "rank_pattern": {}, "alpha_pattern": {},
+        "base_model_name_or_path": "org/model",
+        "target_modules": ["model.layers.0.q_proj", "model.layers.0.up_proj"] });
+    for (field, value) in want.as_object().unwrap() {
+        assert_eq!(config[field], *value, "{field}");
+    }
+    assert!(config["lora_alpha"].is_number());
+    assert_eq!(weights.len(), 4);
+    for layer in adapter.layers() {
+        let shape = layer.shape();
+        let factor =
+            |part: &str| &weights[&format!("base_model.model.{}.lora_{part}.weight", layer.module())].shape;
+        assert_eq!((factor("A"), factor("B")), (&vec![3, shape.d_in()], &vec![shape.d_out(), 3]));
+    }
+    let compared = report(&[&"diff", &kron, &out]);
+    assert!(compared["total"]["relative_distance"].as_f64().unwrap() < 1e-6, "{compared}");
+    let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
+        [&"convert", &kron, &out, &"--to", &"lycoris", &"--base-name", &"x"];
+    refused(&call, 2, &["--base-name goes with"]);
+}

@@ -15,13 +15,13 @@ fn errors_are_one_line_of_json() {
         (vec!["convert", lora, lora], 2, "which is read"),
         (vec!["diff", "/no/such/path", lora], 1, "/no/such/path"),
         (vec!["merge", "/no/such/path", lora, "out"], 1, "/no/such/path"),
-        (vec!["plan", "gpt-5"], 2, "\"gpt-5\" is not a preset"),
+        (vec!["plan", "gpt-5"], 2, "\"gpt-5\" is neither a preset nor a file or folder"),
         (vec!["verify", "/no/such/path"], 2, "/no/such/path"),
         (vec!["unmerge"], 2, "unrecognized subcommand 'unmerge'"),
         (vec!["man", "/no/such/path"], 2, "man writes pages, so it has no --json"),
         (vec!["completions", "bash"], 2, "completions prints a shell's script, so it has no --json"),
         // What clap refuses.
-        (vec!["plan"], 2, "required arguments were not provided: <PRESET>"),
+        (vec!["plan"], 2, "required arguments were not provided: <MODEL>"),
         (vec!["quantise", lokr, "--bits", "3"], 2, "invalid value '3' for '--bits <BITS>'"),
         (vec!["no-such-command"], 2, "unrecognized subcommand 'no-such-command'"),
     ] {

@@ -163,7 +163,7 @@ fn a_tensor_that_is_no_factor_is_refused() {
     std::fs::write(&path, serialize(&with)).unwrap();
     let says =
         "lycoris_up.weight is refused: it is not a factor of ΔW, and leaving it out would change the model";
-    refused(&[&"inspect", &path], 1, &[says]);
+    refused(&[&"convert", &path, &dir.path().join("out")], 1, &[says]);
 }
 
 /// No loader would find a module that the model lacks.

@@ -8,6 +8,9 @@ mod costly;
 mod escapes;
 
 mod fit;
+mod foreign_configs;
+mod foreign_names;
+mod foreign_parts;
 mod gguf_lora;
 mod golden;
 mod hugging_face;
@@ -25,6 +28,7 @@ mod models;
 mod one_writer;
 mod overwriting;
 mod plan;
+mod plan_models;
 mod ranges;
 mod refuse;
 mod speed;

@@ -301,7 +301,7 @@ fn budgets_are_met_by_legal_splits_where_there_are_any() {
 
 #[test]
 fn calls_and_configurations_that_are_wrong() {
-    fails(&[], 2, &["PRESET"]);
+    fails(&[], 2, &["MODEL"]);
     fails(&["gpt-5"], 2, &["gpt-5", "mistral-7b", "--config"]);
     fails(&["distilbert", "--csv", "--json"], 2, &["--csv", "--json"]);
     fails(&["distilbert", "--split", "2"], 2, &["a_in,a_out"]);

@@ -1,9 +1,10 @@
-//! JSONL files: one JSON object per line. Errors name the number of the line.
+//! JSONL files: one JSON object per line; empty lines are passed over. Errors name the number of the line.
 
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde_json::Value;
 
 use super::chat::Message;
 use crate::error::{Result, file};
@@ -13,6 +14,8 @@ use crate::files;
 const MAX_MESSAGES: usize = 256;
 /// Largest number of choices of a question, each of which is encoded with the whole question.
 const MAX_CHOICES: usize = 256;
+/// Most characters of a wrong label in a message.
+const MAX_SHOWN: usize = 60;
 
 /// Text with its class.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -40,16 +43,14 @@ pub struct Choice {
 
 /// Reads a label, which is a string or a number.
 fn name<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<String, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Label {
-        Text(String),
-        Number(i64),
+    match Value::deserialize(from)? {
+        Value::String(text) => Ok(text),
+        Value::Number(number) if number.is_i64() => Ok(number.to_string()),
+        other => {
+            let other: String = other.to_string().chars().take(MAX_SHOWN).collect();
+            Err(D::Error::custom(format!("the label is {other}, but a label is a string or a whole number")))
+        }
     }
-    Ok(match Label::deserialize(from)? {
-        Label::Text(text) => text,
-        Label::Number(number) => number.to_string(),
-    })
 }
 
 /// Reads lines `{"text": …, "label": …}` with an optional `"domain"`.
@@ -147,16 +148,36 @@ fn read<T: DeserializeOwned>(path: &Path, check: impl Fn(&T) -> Result<(), Strin
     let text = files::text(path, files::MAX_DATA)?;
     let parse = |(number, line): (usize, &str)| {
         let at = |message: String| file(path, format!("line {number} {message}"));
-        if line.trim().is_empty() {
-            return Err(at("is empty, but every line is one JSON object".into()));
-        }
         let row = serde_json::from_str(line).map_err(|e| at(format!("is malformed: {e}")))?;
         check(&row).map_err(at)?;
         Ok(row)
     };
-    let rows = (1..).zip(text.lines()).map(parse).collect::<Result<Vec<T>>>()?;
+    if text.starts_with('\u{feff}') {
+        return Err(file(
+            path,
+            "begins with a byte order mark, which JSON does not have: save it as UTF-8 without one",
+        ));
+    }
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+    let rows = lines.map(parse).collect::<Result<Vec<T>>>()?;
     if rows.is_empty() {
         return Err(file(path, "has no line, but a data set has at least one"));
     }
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_lines_are_passed_over_and_labels_are_strings_or_whole_numbers() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("rows.jsonl");
+        let rows = "{\"text\": \"a\", \"label\": \"x\"}\r\n\r\n \n{\"text\": \"b\", \"label\": -7}\n\n";
+        std::fs::write(&path, rows).expect("a file");
+        let read = read_labelled(&path).expect("two rows");
+        let pairs: Vec<_> = read.iter().map(|row| (row.text.as_str(), row.label.as_str())).collect();
+        assert_eq!(pairs, [("a", "x"), ("b", "-7")]);
+    }
 }

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use crate::gguf::Gguf;
 use crate::io;
 use crate::model_files::MAX_CONFIG_BYTES;
-use crate::text::{name, shortened, shown};
+use crate::text::{json_fault, name, shown};
 use crate::{Error, Result};
 
 /// Largest size; every known model is far below it, and products of two of them do not overflow.
@@ -63,7 +63,7 @@ impl Sizes {
         let bytes = io::read(path, MAX_CONFIG_BYTES)?;
         let path = path.display();
         let config: Json = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::data(format!("{path} is not JSON: {}", shortened(&e.to_string()))))?;
+            .map_err(|e| Error::data(format!("{path} is not JSON: {}", json_fault(&bytes, &e))))?;
         let kind = config["model_type"].as_str().unwrap_or("no text");
         // Both have the architecture llama as GGUFs.
         if !["llama", "mistral"].contains(&kind) {
