@@ -26,7 +26,7 @@ pub(crate) struct Convention<'a> {
     pub otherwise: &'static str,
 }
 
-/// What was taken, and what is left.
+/// Tensors beyond ΔW, and the names of the others.
 #[derive(Default)]
 pub(crate) struct Taken {
     /// Names of the factors.
@@ -134,7 +134,7 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
     Ok(taken)
 }
 
-/// True for the name of a tensor that a merge folds beside factors.
+/// Returns true for the name of a tensor that a merge folds beside factors.
 pub(crate) fn is_beyond(name: &str) -> bool {
     ROLES.iter().any(|(end, _)| module(name, end).is_some())
 }

@@ -316,7 +316,7 @@ fn every_command_s_help_has_an_example_and_the_exit_codes() {
         assert!(text.contains("Example") && text.contains("  kron ") | text.contains(": kron "), "{text}");
         assert!(text.contains("Exit codes: "), "{text}");
         // All commands that write describe a signal and a full disk in the same words.
-        let writes = ["convert", "inspect", "man", "merge", "quantise"].contains(&command);
+        let writes = ["combine", "convert", "inspect", "man", "merge", "quantise"].contains(&command);
         for says in [
             "the output cannot be written, or a signal stopped the run; 2 invalid arguments;\n",
             "130 a second signal ended the run at once.\n",
