@@ -9,6 +9,9 @@ use crate::read_options::ReadOptions;
 use crate::tensor_names::{Prefix, plain_names};
 use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, lycoris, peft, text};
 
+/// Parts of the names of an adapter's factors, one of which each of them has.
+const MARKS: [&str; 3] = ["lora", "lokr", peft::PREFIX];
+
 /// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
 ///
 /// # Errors
@@ -59,7 +62,13 @@ fn read_scope(path: &Path, options: &ReadOptions, scope: Scope) -> Result<(Loade
         let loaded = options.choose_layers(Loaded::new(path, limits, bytes, Format::Kron, adapter))?;
         return Ok((loaded, Extras::default()));
     }
-    let tensors = Tensors::load(input, header, layout)?;
+    // A model may be larger than memory, and its names say that it is one.
+    let may_be_factor = |name: &String| MARKS.iter().any(|mark| name.contains(mark));
+    let is_merged = |name: &String| scope != Scope::Delta && is_beyond(name);
+    if !layout.tensors.offset_keys().iter().any(|name| may_be_factor(name) || is_merged(name)) {
+        return Err(no_adapter(&path));
+    }
+    let (tensors, found) = plain_names(Tensors::load(input, header, layout)?, Prefix::Any, options)?;
     let names = tensors.names();
     // LyCORIS has the same tensor names after the module, but its scale is beside them.
     if let Some(name) = names.iter().find(|name| name.starts_with(peft::PREFIX)) {
@@ -70,15 +79,17 @@ fn read_scope(path: &Path, options: &ReadOptions, scope: Scope) -> Result<(Loade
             peft::WEIGHTS
         )));
     }
-    let is_merged = |name: &String| scope != Scope::Delta && is_beyond(name);
-    let (tensors, found) = plain_names(tensors, Prefix::Any, options)?;
-    if tensors.names().iter().any(|name| lycoris::is_factor(name) || is_merged(name)) {
+    if names.iter().any(|name| lycoris::is_factor(name) || is_merged(name)) {
         let (loaded, extras) = lycoris::read(&tensors, scope)?;
         return Ok((found.add_to(loaded), extras));
     }
-    Err(Error::data(format!(
+    Err(no_adapter(&path))
+}
+
+fn no_adapter(path: &str) -> Error {
+    Error::data(format!(
         "{path} is not an adapter: it has neither the metadata {} nor a tensor of a LoKr or LoRA, and a PEFT adapter is a folder with an {}",
         Adapter::RESERVED_KEY,
         peft::CONFIG
-    )))
+    ))
 }

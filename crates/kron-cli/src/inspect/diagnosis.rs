@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kron_adapter::elements::element_dtype;
-use kron_adapter::lycoris::is_factor;
 use kron_adapter::peft;
 use kron_adapter::plan::Linear;
 use kron_adapter::resolve::BaseModel;
@@ -25,9 +24,9 @@ const BY_NAME: [(&str, &[&str]); 9] = [
     ("Tucker cores of convolutions", &["lokr_t2", "lora_mid", "hada_t"]),
     ("factors of LoKr", &["lokr_w"]),
     ("factors of LoHa", &["hada_w"]),
-    ("factors of other methods", &["oft_", "boft_", "ia3_", "vera_lambda", "glora_", "randlora_"]),
+    ("factors of other methods", &[".oft_", ".boft_", ".ia3_", ".vera_lambda", ".glora_", ".randlora_"]),
     (
-        "parts of quantised weights",
+        QUANTISED,
         &[
             "absmax",
             "quant_map",
@@ -42,14 +41,23 @@ const BY_NAME: [(&str, &[&str]); 9] = [
     ("trained norms and biases", &[".w_norm", ".b_norm", ".diff_b", "lora_B.bias"]),
 ];
 
+/// Kinds that a model has too.
+const OF_MODELS: [&str; 6] = [ALPHAS, QUANTISED, EMBEDDINGS, LINEAR, VECTORS, OTHERS];
+const ALPHAS: &str = "alphas";
+const QUANTISED: &str = "parts of quantised weights";
+const EMBEDDINGS: &str = "embeddings";
+const LINEAR: &str = "weights of linear layers";
+const VECTORS: &str = "vectors: norms, biases";
+const OTHERS: &str = "convolutions, stacked weights and others";
+
 /// Kinds of tensors that their last component tells.
-const BY_END: [(&str, &str); 2] = [("alphas", ".alpha"), ("differences of whole weights", ".diff")];
+const BY_END: [(&str, &str); 2] = [(ALPHAS, ".alpha"), ("differences of whole weights", ".diff")];
 
 /// Printed result.
 #[derive(Debug, Serialize)]
 pub struct Diagnosis {
     path: String,
-    /// `model` or `adapter`.
+    /// `model`, `adapter`, or `file` where neither is seen.
     holds: &'static str,
     /// Reason why it is read as no adapter.
     refused: String,
@@ -81,7 +89,7 @@ struct Kind {
     d_in: usize,
 }
 
-/// What some commands make of the file.
+/// Answer of some commands to the file.
 #[derive(Debug, Serialize)]
 struct Verdict {
     commands: &'static str,
@@ -95,7 +103,9 @@ impl Diagnosis {
     pub fn of(path: &Path, options: &ReadOptions, error: &Error) -> Option<Self> {
         let base = Base::open(&weights(path)).ok()?;
         let names: Vec<&str> = base.tensor_names().collect();
-        let is_adapter = names.iter().any(|name| is_factor(name)) || path.join(peft::CONFIG).exists();
+        let groups = groups(&base);
+        let is_adapter = groups.iter().any(|group| !OF_MODELS.contains(&group.what));
+        let is_adapter = is_adapter || path.join(peft::CONFIG).exists();
         let refused = error.to_string();
         let (layers, mut commands, notes) = match is_adapter {
             true => (Vec::new(), Vec::new(), Vec::new()),
@@ -103,7 +113,12 @@ impl Diagnosis {
         };
         let reason = match is_adapter {
             true => refused.clone(),
-            false => "it is a model, and no adapter".into(),
+            false => "it has no factor of an adapter".into(),
+        };
+        let holds = match (is_adapter, layers.is_empty()) {
+            (true, _) => "adapter",
+            (false, false) => "model",
+            (false, true) => "file",
         };
         let merge = is_adapter.then(|| of_merge(path, options));
         let others = match merge {
@@ -114,10 +129,10 @@ impl Diagnosis {
         commands.push(Verdict { commands: others, accepted: false, why: reason });
         Some(Self {
             path: path.display().to_string(),
-            holds: if is_adapter { "adapter" } else { "model" },
+            holds,
             refused,
             tensors: names.len(),
-            groups: groups(&base),
+            groups,
             layers,
             commands,
             notes,
@@ -235,10 +250,10 @@ fn kind(base: &Base, tensor: &str, shape: &[usize]) -> &'static str {
     }
     let module = tensor.strip_suffix(".weight").filter(|module| base.linear(module).is_some());
     match (module, shape.len()) {
-        (Some(module), _) if is_embedding(module) => "embeddings",
-        (Some(_), _) => "weights of linear layers",
-        (None, 0 | 1) => "vectors: norms, biases",
-        (None, _) => "convolutions, stacked weights and others",
+        (Some(module), _) if is_embedding(module) => EMBEDDINGS,
+        (Some(_), _) => LINEAR,
+        (None, 0 | 1) => VECTORS,
+        (None, _) => OTHERS,
     }
 }
 

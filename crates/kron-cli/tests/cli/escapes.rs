@@ -93,7 +93,7 @@ fn calls(dir: &Path, bad: &str) -> Vec<(&'static str, Vec<String>)> {
         ("peft_type", "p1", json!({ "peft_type": word })),
         ("pattern", "p2", json!({ "rank_pattern": { format!("({bad}"): 1 } })),
         ("unknown field", "p3", json!({ word.clone(): 1 })),
-        ("value of a field", "p4", json!({ "megatron_config": word })),
+        ("value of a field", "p4", json!({ "kasa_config": word })),
     ] {
         let folder = dir.join(name);
         std::fs::create_dir(&folder).unwrap();

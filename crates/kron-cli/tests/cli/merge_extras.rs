@@ -148,9 +148,12 @@ fn other_commands_go_on_refusing() {
     ] {
         let (dir, path) = (dir(), extras().join(name));
         let out = dir.path().join("out.safetensors");
-        for command in [&[&"inspect" as &dyn AsRef<std::ffi::OsStr>, &path][..], &[&"convert", &path, &out]] {
-            refused(command, 1, &[says]);
-        }
+        refused(&[&"convert", &path, &out], 1, &[says]);
+        let diagnosis = report(&[&"inspect", &path]);
+        assert!(diagnosis["refused"].as_str().unwrap().contains(says), "{diagnosis}");
+        let merge =
+            diagnosis["commands"].as_array().unwrap().iter().find(|v| v["commands"] == "merge as ADAPTER");
+        assert_eq!(merge.expect("a verdict")["accepted"], true, "{diagnosis}");
     }
 }
 
@@ -180,7 +183,7 @@ fn a_copy_that_differs_is_named_with_the_weight() {
     report(&[&"merge", &base, &folder, &dir.path().join("out")]);
 }
 
-/// What has no place is refused by name, or left out by choice and listed.
+/// Merges tensors that have no place in the model: refused by name, or left out by choice and listed.
 #[test]
 fn what_cannot_be_merged_is_listed() {
     let dir = dir();

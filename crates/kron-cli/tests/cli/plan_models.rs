@@ -158,7 +158,12 @@ fn inspect_says_what_a_file_holds() {
     let whats: Vec<&Value> =
         diagnosis["groups"].as_array().unwrap().iter().map(|group| &group["what"]).collect();
     assert_eq!(whats, ["alphas", "factors of LoHa", "factors of LoKr"]);
-    // What is damaged is no file to look at.
+    // A file without any factor that is read is an adapter too.
+    let alone: File = loha.into_iter().filter(|(name, _)| name.contains("hada")).collect();
+    std::fs::write(&path, serialize(&alone)).unwrap();
+    let diagnosis = report(&[&"inspect", &path]);
+    assert_eq!((&diagnosis["holds"], &diagnosis["layers"]), (&json!("adapter"), &json!([])));
+    // A damaged file is not looked at.
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
     refused(&[&"inspect", &path], 1, &["cut short"]);
