@@ -141,7 +141,7 @@ fn other_commands_go_on_refusing() {
         ("dora_outputs.safetensors", "it belongs to DoRA"),
         ("embedding", "beside the factors of an embedding"),
         ("lora_bias", "lora_bias is true, which is refused: trained biases have no place in ΔW"),
-        ("biases", "trained biases have no place in ΔW"),
+        ("biases", "biases are not part of ΔW"),
         ("norms.safetensors", "it is not a factor of ΔW"),
         ("full.safetensors", "is not an adapter"),
         ("experts", "target_parameters is"),
