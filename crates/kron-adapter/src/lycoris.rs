@@ -77,7 +77,7 @@ pub(crate) fn read(tensors: &Tensors, scope: Scope) -> Result<(Loaded, Extras)> 
         prefix: "",
         module: &|name| Some(split(name)?.0),
         // No tensor of LyCORIS but a factor is multiplied by s.
-        scaling: &|_| Scaling::plain(1.0),
+        scaling: None,
         target_parameters: &[],
         biases: false,
         otherwise: NO_FACTOR,

@@ -6,6 +6,7 @@ use kron_core::{KronShape, LayerDims, Theta};
 
 use super::experts::{self, Experts, Pair};
 use super::{ChangeKind, Extras, Magnitude, Scope, Skipped, TensorChange};
+use crate::limits::work;
 use crate::lokr::reason;
 use crate::matrix::Matrix;
 use crate::{Error, Layer, Result, Scaling, Tensors, text};
@@ -16,14 +17,27 @@ pub(crate) struct Convention<'a> {
     pub prefix: &'a str,
     /// Returns the module of a factor's name that the format's reader understands.
     pub module: &'a dyn Fn(&str) -> Option<&str>,
-    /// Returns the scaling of a module.
-    pub scaling: &'a dyn Fn(&str) -> Result<Scaling>,
+    /// Returns the scaling of a module; `None` for a format without a configuration that says it.
+    pub scaling: Option<&'a dyn Fn(&str) -> Result<Scaling>>,
     /// Paths of parameters that have factors beside the layers' weights, or their ends.
     pub target_parameters: &'a [String],
     /// True if the configuration says that biases were trained.
     pub biases: bool,
     /// Reason against any other tensor.
     pub otherwise: &'static str,
+}
+
+impl Convention<'_> {
+    fn scaling_of(&self, module: &str) -> Result<Scaling> {
+        self.scaling.map_or_else(|| Scaling::plain(1.0), |scaling| scaling(module))
+    }
+}
+
+impl Role {
+    /// True for a tensor that is multiplied by the layer's scale.
+    const fn is_scaled(self) -> bool {
+        matches!(self, Self::EmbeddingA | Self::EmbeddingB | Self::Add(_, true))
+    }
 }
 
 /// Tensors beyond ΔW, and the names of the others.
@@ -67,6 +81,11 @@ const ROLES: [(&str, Role); 11] = [
 /// Modules of input embeddings and output heads, which PEFT saves beside the factors.
 const EMBEDDINGS: [&str; 5] = ["embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out"];
 
+/// Reason against a tensor that is multiplied by a scale, in a format that has none for it.
+const UNSCALED: &str = "its scale stands in the adapter_config.json of PEFT, which this file lacks";
+/// Most parameters that all stacks of experts may belong to, for each tensor of the file.
+const PARAMETERS: usize = 8;
+
 /// Takes the tensors beyond ΔW out of these names.
 ///
 /// # Errors
@@ -75,6 +94,7 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
     let Scope::Whole { skip_unsupported } = scope else {
         return Ok(Taken { left: names, ..Taken::default() });
     };
+    check_paths(tensors, &names, of)?;
     let mut taken = Taken::default();
     let mut embeddings: BTreeMap<&str, [Option<&String>; 2]> = BTreeMap::new();
     let mut stacks: BTreeMap<(&str, usize), Pair> = BTreeMap::new();
@@ -95,7 +115,11 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
             continue;
         };
         let change = |parameter, kind| TensorChange::read(tensors, stored, (module, parameter), kind);
-        let scale = || (of.scaling)(module).map(|scaling| scaling.scale().get());
+        if of.scaling.is_none() && role.is_scaled() {
+            let name = text::name(stored);
+            return Err(Error::data(format!("{}: tensor {name} is refused: {UNSCALED}", tensors.path())));
+        }
+        let scale = || of.scaling_of(module).map(|scaling| scaling.scale().get());
         match role {
             Role::Magnitude(epsilon) => {
                 let magnitude = Magnitude::read(tensors, stored, epsilon)?;
@@ -116,11 +140,21 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
             Role::Copy(parameter) => taken.extras.changes.push(change(parameter, ChangeKind::Copy)?),
         }
     }
+    let mut left = PARAMETERS * names.len();
     for ((module, _), pair) in stacks {
         let scaled =
-            |parameter: &str| Ok((parameter.to_string(), (of.scaling)(&format!("{module}.{parameter}"))?));
-        let parameters =
-            experts::parameters(module, of.target_parameters).map(scaled).collect::<Result<_>>()?;
+            |parameter: &str| Ok((parameter.to_string(), of.scaling_of(&format!("{module}.{parameter}"))?));
+        let parameters = experts::parameters(module, of.target_parameters)
+            .take(left + 1)
+            .map(scaled)
+            .collect::<Result<Vec<_>>>()?;
+        left = left.checked_sub(parameters.len()).ok_or_else(|| {
+            Error::data(format!(
+                "{}: target_parameters has more than {PARAMETERS} paths for a tensor, {} in all",
+                tensors.path(),
+                of.target_parameters.len()
+            ))
+        })?;
         taken.extras.experts.push(Experts::read(tensors, module, &pair, parameters)?);
     }
     for (module, factors) in embeddings {
@@ -131,7 +165,30 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
         taken.extras.embeddings.insert(module.into());
         taken.layers.push(layer);
     }
-    Ok(taken)
+    match taken.left.is_empty() && taken.extras.is_empty() && !taken.extras.skipped.is_empty() {
+        true => Err(Error::data(format!(
+            "{}: none of its {} tensors can be merged: {} {}",
+            tensors.path(),
+            names.len(),
+            text::name(&taken.extras.skipped[0].tensor),
+            taken.extras.skipped[0].why
+        ))),
+        false => Ok(taken),
+    }
+}
+
+/// Fails if the comparison of all names with all paths takes more than the file may.
+fn check_paths(tensors: &Tensors, names: &[String], of: &Convention) -> Result<()> {
+    let bytes = of.target_parameters.iter().map(|path| path.len() as u64 + 1).sum::<u64>();
+    match bytes.saturating_mul(names.len() as u64) <= work(tensors.len()) {
+        true => Ok(()),
+        false => Err(Error::data(format!(
+            "{}: target_parameters has {} paths for {} tensors, whose comparison takes more than the file may",
+            tensors.path(),
+            of.target_parameters.len(),
+            names.len()
+        ))),
+    }
 }
 
 /// Returns true for the name of a tensor that a merge folds beside factors.
@@ -170,7 +227,7 @@ fn embedding(
         return Err(refused("needs both lora_embedding_A and lora_embedding_B".into()));
     };
     let (a, b) = (Matrix::read(tensors, a)?, Matrix::read(tensors, b)?);
-    let scaling = (of.scaling)(module)?;
+    let scaling = of.scaling_of(module)?;
     if (a.rows, b.cols) != (scaling.rank(), scaling.rank()) {
         return Err(refused(format!(
             "has factors of ranks {} and {}, but its configuration has r = {}",
@@ -193,33 +250,45 @@ fn embedding(
 fn unsupported(tensors: &Tensors, names: &[String], of: &Convention) -> Result<BTreeMap<String, String>> {
     let mut skipped = BTreeMap::new();
     let mut modules = BTreeSet::new();
+    let adapted: BTreeSet<&str> = names.iter().filter_map(|stored| (of.module)(stored)).collect();
     for stored in names {
         let name = stored.strip_prefix(of.prefix).unwrap_or(stored);
-        if role(name, of).is_some() || experts::parts(name, of.target_parameters).is_some() {
-            continue;
+        match role(name, of) {
+            Some((_, role)) if role.is_scaled() && of.scaling.is_none() => {
+                skipped.insert(stored.clone(), UNSCALED.to_string());
+                continue;
+            }
+            None if experts::parts(name, of.target_parameters).is_none() => {}
+            _ => continue,
         }
         let (module, why) = match (of.module)(stored) {
             Some(module) if is_convolution(&tensors.info(stored)?.shape) => {
                 (Some(module), "it belongs to a convolution, and only linear layers are supported")
             }
             Some(_) => continue,
-            // A bias and a whole weight stand beside the factors, and change no ΔW.
-            None if name.ends_with(".bias") || name.ends_with(".weight") => {
-                (None, reason(name, of.otherwise))
-            }
-            None => (name.rsplit_once('.').map(|(module, _)| module), reason(name, of.otherwise)),
+            None => (factor_of(name, &adapted), reason(name, of.otherwise)),
         };
         skipped.insert(stored.clone(), why.to_string());
         modules.extend(module);
     }
     for stored in names {
-        let module = (of.module)(stored).filter(|module| modules.contains(module));
+        let name = stored.strip_prefix(of.prefix).unwrap_or(stored);
+        let module = (of.module)(stored).or_else(|| Some(role(name, of)?.0));
+        let module = module.filter(|module| modules.contains(module));
         if let (Some(module), false) = (module, skipped.contains_key(stored)) {
             let why = format!("other tensors of {} cannot be merged", text::name(module));
             skipped.insert(stored.clone(), why);
         }
     }
     Ok(skipped)
+}
+
+/// Returns the module that a tensor is a part of ΔW of: an adapted one that its name begins with. A bias and a whole weight
+/// stand beside the factors, and change no ΔW.
+fn factor_of<'a>(name: &'a str, adapted: &BTreeSet<&str>) -> Option<&'a str> {
+    let mut ends = name.match_indices('.').map(|(at, _)| (&name[..at], &name[at + 1..]));
+    let (module, rest) = ends.find(|(module, _)| adapted.contains(module))?;
+    (!["bias", "weight", "base_layer.bias", "base_layer.weight"].contains(&rest)).then_some(module)
 }
 
 fn is_convolution(shape: &[usize]) -> bool {

@@ -69,7 +69,7 @@ pub(crate) fn read(folder: &Path, options: &ReadOptions, scope: Scope) -> Result
     let convention = Convention {
         prefix: PREFIX,
         module: &|name| Some(parts(name)?.0),
-        scaling: &|module| config.scaling(module),
+        scaling: Some(&|module| config.scaling(module)),
         target_parameters: &config.target_parameters,
         biases: config.biases,
         otherwise: saved::UNSAVED,
@@ -112,11 +112,11 @@ fn check_magnitudes(config: &Config, adapter: &Adapter, extras: &Extras) -> Resu
     }
     let without = adapter.layers().iter().find(|layer| !extras.magnitudes.contains_key(layer.module()));
     match without {
-        Some(layer) if extras.skipped.is_empty() => Err(Error::data(format!(
+        Some(layer) => Err(Error::data(format!(
             "{CONFIG} has use_dora, but {} has no lora_magnitude_vector",
             layer.module()
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

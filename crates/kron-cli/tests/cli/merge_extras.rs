@@ -225,6 +225,51 @@ fn what_cannot_be_merged_is_listed() {
     assert_ne!(after["model.norm.weight"].bytes, before["model.norm.weight"].bytes);
 }
 
+/// Leaves out a module as a whole, whatever the tensor is that no merge can fold.
+#[test]
+fn what_is_left_of_a_module_is_no_other_change() {
+    let dir = dir();
+    let base = model(dir.path(), |_| ());
+    let before = load(&base.join("model.safetensors"));
+    let write = |name: &str, tensors: &[(&str, &[usize])]| {
+        let tensors = tensors.iter().map(|(name, shape)| (name.to_string(), tensor(Dtype::F32, shape, 1)));
+        let path = dir.path().join(name);
+        std::fs::write(&path, serialize(&tensors.collect())).unwrap();
+        path
+    };
+    let [d_out, d_in] = before["model.q_proj.weight"].shape[..] else { panic!("a matrix") };
+    let (up, down) = ("model.q_proj.lora_up.weight", "model.q_proj.lora_down.weight");
+    for (name, other, why) in [
+        ("mid.safetensors", "model.q_proj.lora_mid.weight", "Tucker core"),
+        ("other.safetensors", "model.q_proj.lora_E.weight", "it is not a factor of ΔW"),
+    ] {
+        let bias = ("model.q_proj.diff_b", &[d_out][..]);
+        let tensors = [(up, &[d_out, 2][..]), (down, &[2, d_in]), (other, &[2, 2]), bias];
+        let (alone, out) = (write("alone.safetensors", &tensors), dir.path().join("out"));
+        let merged = merge(&base, &alone, &out, &["--skip-unsupported"]);
+        assert_merge_fails(merged, 1, &["none of its 4 tensors can be merged"]);
+        let norm = ("model.norm.w_norm", &before["model.norm.weight"].shape[..]);
+        let path = write(name, &[&tensors[..], &[norm]].concat());
+        assert_merge_fails(merge(&base, &path, &out, &[]), 1, &[other, why]);
+        let merged =
+            report(&[&"merge", &base, &path, &dir.path().join(format!("{name}.out")), &"--skip-unsupported"]);
+        assert_eq!(
+            (merged["layers"].as_u64(), merged["skipped"].as_array().map(Vec::len)),
+            (Some(0), Some(4))
+        );
+        let after = load(&dir.path().join(format!("{name}.out/model.safetensors")));
+        let changed = after.iter().filter(|(name, tensor)| tensor.bytes != before[*name].bytes);
+        assert_eq!(changed.map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["model.norm.weight"]);
+    }
+    // A format without a configuration has no scale for a bias.
+    let bias = "model.q_proj.lora_B.bias";
+    let path = write("bias.safetensors", &[(up, &[d_out, 2]), (down, &[2, d_in]), (bias, &[d_out])]);
+    let says = [bias, "its scale stands in the adapter_config.json"];
+    assert_merge_fails(merge(&base, &path, &dir.path().join("out"), &[]), 1, &says);
+    let merged = report(&[&"merge", &base, &path, &dir.path().join("bias.out"), &"--skip-unsupported"]);
+    assert_eq!((merged["layers"].as_u64(), merged["skipped"][0]["tensor"].as_str()), (Some(1), Some(bias)));
+}
+
 #[test]
 fn magnitudes_that_do_not_fit_are_refused() {
     let dir = dir();
@@ -238,6 +283,17 @@ fn magnitudes_that_do_not_fit_are_refused() {
     let without = |file: &mut File| drop(file.remove(m));
     fails(&without, &|_| (), &["has use_dora, but model.q_proj has no lora_magnitude_vector"]);
     fails(&|_| (), &|json| json["use_dora"] = false.into(), &["does not have use_dora"]);
+    let folder = peft(
+        dir.path(),
+        "dora",
+        |file| {
+            file.remove(m);
+            file.insert("z.foo".into(), tensor(Dtype::F32, &[2], 1));
+        },
+        |_| (),
+    );
+    let merged = merge(&base, &folder, &dir.path().join("out"), &["--skip-unsupported"]);
+    assert_merge_fails(merged, 1, &["model.q_proj has no lora_magnitude_vector"]);
     let long = |file: &mut File| drop(file.insert(m.into(), tensor(Dtype::F32, &[12], 1)));
     fails(&long, &|_| (), &["model.q_proj", "has 20 outputs, but its magnitude of DoRA has 12 values"]);
     let square = |file: &mut File| drop(file.insert(m.into(), tensor(Dtype::F32, &[4, 5], 1)));
