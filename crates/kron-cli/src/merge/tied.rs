@@ -3,8 +3,9 @@
 //! They are tied where their bytes are equal, and where the configuration says so and the model has the embedding
 //! alone. Then the merged model has both, and `tie_word_embeddings` is false in its configuration.
 
+use kron_adapter::Adapter;
 use kron_adapter::extras::ChangeKind;
-use kron_adapter::resolve::BaseModel;
+use kron_adapter::resolve::{BaseModel, resolve_module_names};
 use serde_json::{Value, json};
 
 use super::fold::BAND;
@@ -41,7 +42,16 @@ pub fn untie(base: &mut Base, adapters: &[Unresolved]) -> Result<Untied> {
     else {
         return Ok(Untied::default());
     };
-    if !adapters.iter().any(|adapter| changes(adapter, embedding) || changes(adapter, head)) {
+    // A head that the model lacks has no place yet, and the adapter keeps its own names.
+    let with_names = |adapter: &Unresolved| {
+        let own = &adapter.loaded.adapter;
+        resolve_module_names(own, base).map_or_else(|_| own.clone(), |resolved| resolved.adapter)
+    };
+    let changes = |adapter: &Unresolved| {
+        let named = with_names(adapter);
+        changes(adapter, &named, embedding) || changes(adapter, &named, head)
+    };
+    if !adapters.iter().any(changes) {
         return Ok(Untied::default());
     }
     let says_tied = base.is_tied()?;
@@ -53,7 +63,8 @@ pub fn untie(base: &mut Base, adapters: &[Unresolved]) -> Result<Untied> {
         }
         base.tied = Some(true);
     } else if !says_tied {
-        let note = base.config.is_none().then(|| {
+        let is_said = base.config.as_ref().is_some_and(|config| config.knows_tied());
+        let note = (!is_said).then(|| {
             format!("no {CONFIG} says whether a head is tied to {embedding}; if so, it changes too")
         });
         return Ok(Untied { config: None, note });
@@ -73,7 +84,7 @@ pub fn untie(base: &mut Base, adapters: &[Unresolved]) -> Result<Untied> {
 }
 
 /// True if an adapter changes the weight, under this name or another with fewer or more leading components.
-fn changes(adapter: &Unresolved, weight: &str) -> bool {
+fn changes(adapter: &Unresolved, named: &Adapter, weight: &str) -> bool {
     let weight = weight.trim_end_matches(".weight");
     let is = |module: &str| {
         let ends = |long: &str, short: &str| {
@@ -82,10 +93,10 @@ fn changes(adapter: &Unresolved, weight: &str) -> bool {
         // LyCORIS writes an underscore for a dot.
         ends(weight, module) || ends(module, weight) || module.ends_with(&weight.replace('.', "_"))
     };
-    let trained = adapter.loaded.adapter.trained_tensors().iter();
+    let trained = named.trained_tensors().iter();
     let mut trained = trained.filter_map(|tensor| tensor.name().strip_suffix(".weight"));
     let changes = adapter.extras.changes.iter().filter(|change| change.kind() != ChangeKind::Copy);
-    adapter.loaded.adapter.layers().iter().any(|layer| is(layer.module()))
+    named.layers().iter().any(|layer| is(layer.module()))
         || trained.any(is)
         || changes.filter(|change| change.parameter() == "weight").any(|change| is(change.module()))
 }

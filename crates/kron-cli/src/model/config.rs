@@ -77,6 +77,11 @@ impl Config {
         }
     }
 
+    /// Returns true if the configuration tells whether the head is tied, or its family's default is known.
+    pub fn knows_tied(&self) -> bool {
+        self.family.is_some() || self.fields.get("tie_word_embeddings").is_some_and(Value::is_boolean)
+    }
+
     /// Returns true if the module's weight is stored as d_in × d_out, as in GPT-2's `Conv1D`.
     pub fn transposed(&self, module: &str) -> bool {
         let last = module.rsplit('.').next().unwrap_or(module);

@@ -121,3 +121,39 @@ fn what_cannot_be_untied_is_refused() {
     );
     assert!(!load(&merged.join("model-00002-of-00002.safetensors")).contains_key(HEAD));
 }
+
+/// A model with vision, whose embedding has another name than in the adapter of its text model.
+#[test]
+fn names_are_the_model_s_before_they_are_compared() {
+    let dir = dir();
+    let embedding = "model.language_model.embed_tokens.weight";
+    let q = "model.language_model.layers.0.self_attn.q_proj.weight";
+    let file = File::from([
+        (embedding.into(), tensor(Dtype::F32, &[20, 6], 1)),
+        (HEAD.into(), tensor(Dtype::F32, &[20, 6], 1)),
+        (q.into(), tensor(Dtype::F32, &[6, 6], 2)),
+        ("model.visual.blocks.0.attn.qkv.weight".into(), tensor(Dtype::F32, &[18, 6], 3)),
+    ]);
+    let base = sharded(dir.path(), &[file], json!({ "model_type": "of-my-own" }));
+    let shape = |d_out| KronShape::lora(LayerDims { d_out, d_in: 6 }, 2).unwrap();
+    let layers = [("model.embed_tokens", shape(20)), ("model.layers.0.self_attn.q_proj", shape(6))];
+    let (adapter, _) = adapter(dir.path(), &layers);
+    let out = dir.path().join("out");
+    let printed = report(&[&"merge", &base, &adapter, &out]);
+    assert!(printed["notes"].to_string().contains("were one weight"), "{printed}");
+    assert_eq!(json_of(out.join("config.json"))["tie_word_embeddings"], json!(false));
+    let name = "model-00001-of-00001.safetensors";
+    let (before, after) = (load(&base.join(name)), load(&out.join(name)));
+    assert_eq!(after[HEAD].bytes, before[HEAD].bytes);
+    assert_ne!(after[embedding].bytes, before[embedding].bytes);
+}
+
+#[test]
+fn an_embedding_whose_head_nothing_tells_of_has_a_note() {
+    let dir = dir();
+    let base = model(dir.path(), false, None);
+    let shape = KronShape::lora(LayerDims { d_out: 20, d_in: 6 }, 2).unwrap();
+    let (adapter, _) = adapter(dir.path(), &[("model.embed_tokens", shape)]);
+    let printed = report(&[&"merge", &base, &adapter, &dir.path().join("out")]);
+    assert!(printed["notes"].to_string().contains("says whether a head is tied"), "{printed}");
+}
