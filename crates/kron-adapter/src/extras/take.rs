@@ -11,6 +11,9 @@ use crate::lokr::reason;
 use crate::matrix::Matrix;
 use crate::{Error, Layer, Result, Scaling, Tensors, text};
 
+/// Function from a module to its scaling.
+type ScalingOf<'a> = dyn Fn(&str) -> Result<Scaling> + 'a;
+
 /// How a format names its tensors.
 pub(crate) struct Convention<'a> {
     /// Prefix of every name.
@@ -18,7 +21,7 @@ pub(crate) struct Convention<'a> {
     /// Returns the module of a factor's name that the format's reader understands.
     pub module: &'a dyn Fn(&str) -> Option<&str>,
     /// Returns the scaling of a module; `None` for a format without a configuration that says it.
-    pub scaling: Option<&'a dyn Fn(&str) -> Result<Scaling>>,
+    pub scaling: Option<&'a ScalingOf<'a>>,
     /// Paths of parameters that have factors beside the layers' weights, or their ends.
     pub target_parameters: &'a [String],
     /// True if the configuration says that biases were trained.
