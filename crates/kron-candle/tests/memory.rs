@@ -39,15 +39,15 @@ fn there_is_no_second_y() -> Result<()> {
 #[test]
 fn a_quantised_base_is_never_whole() -> Result<()> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let (rows, tile, columns, threads) = (40usize, 1024, 1024, 2);
+    let (rows, tile, columns, threads) = (40usize, 2048, 1024, 2);
     let d_out = 8 * tile;
     let blocks = BlockType::Q4_0;
     let bytes = vec![0x33; d_out * columns / blocks.values() * blocks.bytes()];
     let blocks = Blocks::new(blocks, d_out, columns, bytes).map_err(candle_core::Error::wrap)?;
     let layer = QuantisedLinear::new(blocks, None)?;
-    // A packed number has up to three parts of two bytes; of w, 1024 columns by 640 are packed, and of x, each
+    // A packed number has up to three parts of two bytes; of w, 2048 columns by 640 are packed, and of x, each
     // thread's rows, filled up to panels of 32.
-    let packed = 6 * 640 * (1024 + threads * rows.next_multiple_of(32));
+    let packed = 6 * 640 * (2048 + threads * rows.next_multiple_of(32));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     for (inner, outer, backward) in [(columns, d_out, false), (d_out, columns, true)] {
         let x = CpuStorage::F32(vec![1.0; rows * inner]);

@@ -12,13 +12,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Runs `kron` with these arguments, of which the first is its own name; returns the exit code.
 #[pyfunction]
 pub fn kron(py: Python<'_>, args: Vec<OsString>) -> u8 {
-    py.detach(|| code(kron_cli::program(args)))
+    py.detach(|| code(::kron_cli::program(args)))
 }
 
 /// Runs `kron-train`, as [`kron`] does.
 #[pyfunction]
 pub fn kron_train(py: Python<'_>, args: Vec<OsString>) -> u8 {
-    py.detach(|| code(kron_train::program(args)))
+    py.detach(|| code(::kron_train::program(args)))
 }
 
 fn code(code: ExitCode) -> u8 {

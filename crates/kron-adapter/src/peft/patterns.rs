@@ -270,7 +270,8 @@ mod tests {
             assert_eq!(patterns.lookup(module).unwrap(), want, "{module}");
         }
         assert_eq!(patterns.unused().collect::<Vec<_>>(), [r"(?<=up\.)lin"]);
-        let slow = compile(IndexMap::from([(r"(?:a|a(?=a))*z".to_string(), 1)]), SIZES.0 as usize, 1).unwrap();
+        let slow =
+            compile(IndexMap::from([(r"(?:a|a(?=a))*z".to_string(), 1)]), SIZES.0 as usize, 1).unwrap();
         let error = slow.lookup(&format!("{}b", "a".repeat(400))).unwrap_err().to_string();
         assert!(error.contains("takes too many steps"), "{error}");
     }
