@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the Python package's wheel, installs it beside real torch and PEFT, and runs its tests there; then the
-# wheel's programs and its example.
+# Builds the Python package's wheel, installs it beside real torch and PEFT, and runs its tests there; then its
+# example.
 #
 #   scripts/check-python.sh [VENV]
 #
@@ -34,10 +34,8 @@ build --no-default-features --features emulate --out "$wheels/emulated"
 (cd "$wheels" && PYTHONPATH=$wheels/package "$venv/bin/python" -m pytest -q -p no:cacheprovider "$tests")
 
 echo "the wheel"
-build --release --out "$wheels"
+# Without the programs, which are checked as programs and take minutes to compile once more.
+build --release --no-default-features --out "$wheels"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
 (cd "$wheels" && "$venv/bin/python" -m pytest -q -p no:cacheprovider "$tests")
-"$venv/bin/kron" plan --help > /dev/null
-"$venv/bin/kron-train" demo | tail -n 2
-"$venv/bin/kron-train" nothing 2> /dev/null && exit 1
 "$venv/bin/python" crates/kron-py/examples/train.py "$wheels/adapter"
