@@ -110,7 +110,7 @@ fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
             );
             continue;
         }
-        let timed = ["log.csv", "trials.csv", "report.html", "checkpoint.safetensors"]
+        let timed = ["log.csv", "trials.csv", "tables.md", "report.html", "checkpoint.safetensors"]
             .iter()
             .any(|timed| name == *timed);
         let bytes = if timed { Vec::new() } else { std::fs::read(&path).expect("a file") };
