@@ -2,7 +2,7 @@
  * Generated from crates/kron-capi/src by `KRON_WRITE_HEADER=1 cargo test -p kron-capi --test header`.
  *
  * Threads: any thread may call at any time. Calls on the host share a pool of threads, which the first one
- * makes; RAYON_NUM_THREADS sets its size.
+ * makes; RAYON_NUM_THREADS sets its size. kron_set_runner takes threads of the caller's instead.
  *
  * Processes: fork copies no thread of the pool. In a process that was forked after a call on the host, each
  * call computes on the thread that makes it, with the same bits. CUDA does not survive a fork: in a process
@@ -53,6 +53,13 @@
 
 // A defect of this library; the outputs are not to be used.
 #define KRON_PANICKED 4
+
+// Task of a call on the host: computes part `i`.
+typedef void (*KronTask)(void *data, size_t i);
+
+// Runs task(data, i) once for each i below count, on any threads, and returns when all have returned. An i that it
+// leaves out is computed by the calling thread.
+typedef void (*KronRunner)(size_t count, KronTask task, void *data);
 
 // The device of a call; a null pointer is the host.
 typedef struct KronDevice {
@@ -196,6 +203,14 @@ uint32_t kron_abi(void);
 // Returns the error of this thread's last call in one sentence, empty after a
 // call that succeeded. The text lives until the thread's next call.
 const char *kron_last_error(void);
+
+// Sets the runner of this thread's calls on the host, so that they compute on threads of the caller's, such as
+// OpenMP's. Null is the library's own pool, as at the beginning. Results have the same bits on any threads. A forked
+// process ignores it.
+//
+// # Safety
+// `runner` is null or does what KronRunner says, for as long as it is set.
+void kron_set_runner(KronRunner runner);
 
 // Writes the number of CUDA devices to *count.
 //

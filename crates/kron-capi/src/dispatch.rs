@@ -1,9 +1,10 @@
 //! The choice of a backend: the host's, a CUDA device's, or the emulation's.
 
-use kron_core::{Cpu, KronOp, Pass, Result};
+use kron_core::{KronOp, Pass, Result};
 
 use crate::device;
 use crate::pointers::FromPointers;
+use crate::team;
 use crate::types::KronDevice;
 
 /// Work for whichever backend a call names.
@@ -14,7 +15,7 @@ pub(crate) trait Job {
 /// Runs the job on the host, or on `device` where the caller named one.
 pub(crate) fn dispatch(device: Option<KronDevice>, job: impl Job) -> Result<()> {
     match device {
-        None => job.on(&Cpu::new()),
+        None => job.on(&team::host()),
         // A release build has no emulation, even where another crate or its tests turn the feature on.
         #[cfg(all(feature = "emulate", debug_assertions))]
         Some(KronDevice { device: crate::KRON_EMULATED, .. }) => {

@@ -22,6 +22,12 @@ impl Owner {
     }
 }
 
+/// Returns true in a process that was forked from one that had called on the host.
+pub(crate) fn is_forked() -> bool {
+    static HOST: Owner = Owner::new();
+    !HOST.is_this_process()
+}
+
 /// Prepares the calling thread for a call on the host.
 ///
 /// In a forked process rayon's pool has no threads, and a call would wait for them for ever. There
@@ -29,8 +35,7 @@ impl Owner {
 /// another thread could have held during the fork, as a new pool of threads would; and it is what
 /// one worker process for each core wants. Sums do not depend on the pool, so the bits are the same.
 pub(crate) fn prepare_host() -> Result<()> {
-    static POOL: Owner = Owner::new();
-    if POOL.is_this_process() || rayon::current_thread_index().is_some() {
+    if !is_forked() || rayon::current_thread_index().is_some() {
         return Ok(());
     }
     let alone = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();

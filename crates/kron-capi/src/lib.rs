@@ -18,6 +18,8 @@ mod overlap;
 mod pointers;
 #[allow(unsafe_code)]
 mod status;
+#[allow(unsafe_code)]
+mod team;
 mod types;
 
 use std::ffi::{c_char, c_int};
@@ -27,7 +29,7 @@ use kron_core::{Error, Pass};
 pub use status::{KRON_DEVICE_FAILED, KRON_INVALID, KRON_OK, KRON_PANICKED, KRON_UNAVAILABLE};
 pub use types::{
     KRON_ABI, KRON_BF16, KRON_EMULATED, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey,
-    KronMerge, KronOp, KronSizes,
+    KronMerge, KronOp, KronRunner, KronSizes, KronTask,
 };
 
 /// Returns the library's KRON_ABI, to be compared with the header's.
@@ -43,6 +45,18 @@ pub extern "C" fn kron_abi() -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn kron_last_error() -> *const c_char {
     status::last_error()
+}
+
+/// Sets the runner of this thread's calls on the host, so that they compute on threads of the caller's, such as
+/// OpenMP's. Null is the library's own pool, as at the beginning. Results have the same bits on any threads. A forked
+/// process ignores it.
+///
+/// # Safety
+/// `runner` is null or does what KronRunner says, for as long as it is set.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_set_runner(runner: KronRunner) {
+    team::set(runner);
 }
 
 /// Writes the number of CUDA devices to *count.

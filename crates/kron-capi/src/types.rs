@@ -19,6 +19,13 @@ pub const KRON_BF16: u32 = 2;
 /// The device number of the kernels' emulation on host memory, for tests: no release build has it.
 pub const KRON_EMULATED: i32 = -1;
 
+/// Task of a call on the host: computes part `i`.
+pub type KronTask = extern "C" fn(data: *mut c_void, i: usize);
+
+/// Runs task(data, i) once for each i below count, on any threads, and returns when all have returned. An i that it
+/// leaves out is computed by the calling thread.
+pub type KronRunner = Option<unsafe extern "C" fn(count: usize, task: KronTask, data: *mut c_void)>;
+
 /// The device of a call; a null pointer is the host.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
