@@ -1,86 +1,121 @@
-//! Forward and backward passes over addresses.
+//! Forward and backward passes over addresses, through kron-capi, which checks what can be checked of them.
 
-use std::cell::Cell;
+use std::ffi::CStr;
+use std::os::raw::c_int;
 
-use half::{bf16, f16};
-use kron_core::{
-    Accum, Backend, Backward, Cpu, Element, Forward, Inner, KronOp, KronShape, LayerDims, Outer, Pass, Scale,
-    Split,
+use kron_capi::{
+    KRON_INVALID, KRON_OK, KronBackward, KronDevice, KronForward, KronOp, KronSizes, kron_backward,
+    kron_forward, kron_last_error, kron_sizes,
 };
-use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::team;
 
-thread_local! {
-    /// Workspace of this thread's calls.
-    static WORKSPACE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Address of the first element of a matrix, and elements from row to row.
-pub type Rows = (usize, usize);
-
 /// Sizes of the factors: a_out, a_in, b_out, c_in, and the rank, 0 for a full inner factor.
-pub type Sizes = (usize, usize, usize, usize, usize);
+type Sizes = (usize, usize, usize, usize, usize);
+/// Address of the first element of a matrix, and elements from row to row.
+type Rows = (usize, usize);
+/// Address of the first number of a buffer, and numbers in it.
+type Buffer = (usize, usize);
 
-/// Number of a dtype: 0 for float32, 1 for float16, 2 for bfloat16.
-macro_rules! with_dtype {
-    ($dtype:expr, $E:ident => $body:expr) => {
-        match $dtype {
-            0 => {
-                type $E = f32;
-                $body
-            }
-            1 => {
-                type $E = f16;
-                $body
-            }
-            2 => {
-                type $E = bf16;
-                $body
-            }
-            other => Err($crate::call::refused(format!("dtype {other} is none of 0, 1 and 2"))),
-        }
-    };
+/// Place of a call: the host with so many threads, or a device with a stream of it.
+#[derive(Clone, Copy, FromPyObject)]
+pub enum Place {
+    #[pyo3(transparent)]
+    Threads(u32),
+    #[pyo3(transparent)]
+    Device((i32, usize)),
 }
 
-#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), expect(unused_imports))]
-pub(crate) use with_dtype;
+impl Place {
+    /// Calls `f` with the device, null for the host; the calling thread's threads are set.
+    fn call(self, py: Python<'_>, f: impl FnOnce(*const KronDevice) -> c_int + Send) -> PyResult<()> {
+        let message = py.detach(|| {
+            let device = match self {
+                Self::Threads(threads) => {
+                    team::set(threads);
+                    None
+                }
+                Self::Device((device, stream)) => {
+                    Some(KronDevice { device, stream: std::ptr::with_exposed_provenance_mut(stream) })
+                }
+            };
+            match f(device.as_ref().map_or(std::ptr::null(), std::ptr::from_ref)) {
+                KRON_OK => None,
+                // SAFETY: the text ends with a zero, and lives until this thread's next call.
+                status => Some((
+                    status,
+                    unsafe { CStr::from_ptr(kron_last_error()) }.to_string_lossy().into_owned(),
+                )),
+            }
+        });
+        match message {
+            None => Ok(()),
+            Some((KRON_INVALID, text)) => Err(PyValueError::new_err(text)),
+            Some((_, text)) => Err(PyRuntimeError::new_err(text)),
+        }
+    }
+}
+
+fn op((a_out, a_in, b_out, c_in, rank): Sizes, scale: f32) -> PyResult<KronOp> {
+    let overflow = || PyValueError::new_err("the sizes of a layer exceed 64 bits");
+    let d_out = a_out.checked_mul(b_out).ok_or_else(overflow)?;
+    let d_in = a_in.checked_mul(c_in).ok_or_else(overflow)?;
+    Ok(KronOp { d_out, d_in, a_out, a_in, rank, scale, dropout: 0.0 })
+}
+
+/// Returns the address as a pointer.
+const fn at<T>(address: usize) -> *mut T {
+    std::ptr::with_exposed_provenance_mut(address)
+}
+
+/// Returns the lengths of the workspaces of a forward and of a backward pass.
+#[pyfunction]
+pub fn workspace_lens(py: Python<'_>, sizes: Sizes, rows: usize, place: Place) -> PyResult<(usize, usize)> {
+    let (op, mut lens) = (op(sizes, 1.0)?, KronSizes { theta: 0, t: 0, forward: 0, backward: 0, merge: 0 });
+    let to = &mut lens;
+    // SAFETY: the structs live through the call.
+    place.call(py, |device| unsafe { kron_sizes(device, &op, rows, to) })?;
+    Ok((lens.forward, lens.backward))
+}
 
 /// Adds s·x·(A ⊗ B·C)ᵀ to y, or writes it, and writes T.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)] // the struct of a C interface
+#[allow(clippy::too_many_arguments)] // the struct of the C interface
 pub fn forward(
     py: Python<'_>,
     sizes: Sizes,
     scale: f32,
-    dtype: u8,
+    dtype: u32,
     rows: usize,
     x: Rows,
     y: Rows,
     add: bool,
     theta: usize,
     t: usize,
-    threads: u32,
+    workspace: Buffer,
+    place: Place,
 ) -> PyResult<()> {
     let op = op(sizes, scale)?;
-    py.detach(|| {
-        with_dtype!(dtype, E => {
-            let (d_out, d_in) = (op.shape.d_out(), op.shape.d_in());
-            // SAFETY: the package passes addresses of tensors that live through the call, of this dtype and these
-            // sizes, of which y and t are new.
-            let (x, y, theta, t) = unsafe { (
-                matrix::<E>(x, rows, d_in)?,
-                matrix_mut::<E>(y, rows, d_out)?,
-                floats(theta, op.shape.params())?,
-                floats_mut(t, op.t_len(rows))?,
-            ) };
-            with_workspace(&op, Pass::Forward, rows, threads, |cpu, workspace| {
-                let accum = if add { Accum::Add } else { Accum::Replace };
-                cpu.forward(&op, Forward { theta, x, y, accum, t, workspace, dropout: None })
-            })
-        })
+    place.call(py, |device| {
+        let call = KronForward {
+            dtype,
+            accumulate: add.into(),
+            rows,
+            x: at(x.0),
+            x_stride: x.1,
+            y: at(y.0),
+            y_stride: y.1,
+            theta: at(theta),
+            t: at(t),
+            workspace: at(workspace.0),
+            workspace_len: workspace.1,
+            key: std::ptr::null(),
+        };
+        // SAFETY: the package passes addresses of tensors of this place, dtype and size, which live through the call, and
+        // on a device until its stream has run it; y, t and the workspace are nobody else's.
+        unsafe { kron_forward(device, &op, &call) }
     })
 }
 
@@ -91,7 +126,7 @@ pub fn backward(
     py: Python<'_>,
     sizes: Sizes,
     scale: f32,
-    dtype: u8,
+    dtype: u32,
     rows: usize,
     x: Rows,
     dy: Rows,
@@ -100,114 +135,29 @@ pub fn backward(
     theta: usize,
     t: usize,
     grad: usize,
-    threads: u32,
+    workspace: Buffer,
+    place: Place,
 ) -> PyResult<()> {
     let op = op(sizes, scale)?;
-    py.detach(|| {
-        with_dtype!(dtype, E => {
-            let (d_out, d_in) = (op.shape.d_out(), op.shape.d_in());
-            let wants_dx = dx.0 != 0;
-            // SAFETY: as in `forward`; dx and grad are the caller's alone.
-            let (x, dy, dx, theta, t, grad) = unsafe { (
-                matrix::<E>(x, rows, d_in)?,
-                matrix::<E>(dy, rows, d_out)?,
-                if wants_dx { Some(matrix_mut::<E>(dx, rows, d_in)?) } else { None },
-                floats(theta, op.shape.params())?,
-                floats(t, op.t_len(rows))?,
-                floats_mut(grad, op.shape.params())?,
-            ) };
-            with_workspace(&op, Pass::Backward { dx: wants_dx }, rows, threads, |cpu, workspace| {
-                let dx = dx.map(|dx| (dx, if add { Accum::Add } else { Accum::Replace }));
-                cpu.backward(&op, Backward { theta, x, t, dy, dx, grad, workspace, dropout: None })
-            })
-        })
+    place.call(py, |device| {
+        let call = KronBackward {
+            dtype,
+            accumulate: add.into(),
+            rows,
+            x: at(x.0),
+            x_stride: x.1,
+            dy: at(dy.0),
+            dy_stride: dy.1,
+            dx: at(dx.0),
+            dx_stride: dx.1,
+            theta: at(theta),
+            t: at(t),
+            grad: at(grad),
+            workspace: at(workspace.0),
+            workspace_len: workspace.1,
+            key: std::ptr::null(),
+        };
+        // SAFETY: as in `forward`; dx, grad and the workspace are nobody else's.
+        unsafe { kron_backward(device, &op, &call) }
     })
-}
-
-pub fn refused(error: impl ToString) -> PyErr {
-    PyValueError::new_err(error.to_string())
-}
-
-pub fn op((a_out, a_in, b_out, c_in, rank): Sizes, scale: f32) -> PyResult<KronOp> {
-    let overflow = || refused("the sizes of a layer exceed 64 bits");
-    let layer = LayerDims {
-        d_out: a_out.checked_mul(b_out).ok_or_else(overflow)?,
-        d_in: a_in.checked_mul(c_in).ok_or_else(overflow)?,
-    };
-    let inner = if rank == 0 { Inner::Full } else { Inner::LowRank(rank) };
-    let shape = KronShape::new(layer, Split { a_out, a_in }, Outer::Trained, inner).map_err(refused)?;
-    Ok(KronOp::new(shape, Scale::new(scale).map_err(refused)?))
-}
-
-/// Calls `f` with the team and with this thread's workspace, which keeps its memory.
-fn with_workspace(
-    op: &KronOp,
-    pass: Pass,
-    rows: usize,
-    threads: u32,
-    f: impl FnOnce(Cpu, &mut [f32]) -> kron_core::Result<()>,
-) -> PyResult<()> {
-    let cpu = Cpu::new().on(team::of(threads));
-    let len = cpu.workspace_len(op, pass, rows);
-    let mut workspace = WORKSPACE.take();
-    if workspace.len() < len {
-        workspace = vec![0.0; len];
-    }
-    let done = f(cpu, &mut workspace[..len]);
-    WORKSPACE.set(workspace);
-    done.map_err(refused)
-}
-
-/// # Safety
-/// The matrix exists through `'a`, and nobody writes it.
-unsafe fn matrix<'a, E: Element>(at: Rows, rows: usize, columns: usize) -> PyResult<ArrayView2<'a, E>> {
-    let shape = (rows, columns).strides((checked::<E>(at, rows, columns)?, 1));
-    // SAFETY: the caller's promise; rows do not overlap.
-    Ok(unsafe { ArrayView2::from_shape_ptr(shape, pointer(at.0)) })
-}
-
-/// # Safety
-/// The matrix exists through `'a`, and nobody else uses it.
-unsafe fn matrix_mut<'a, E: Element>(
-    at: Rows,
-    rows: usize,
-    columns: usize,
-) -> PyResult<ArrayViewMut2<'a, E>> {
-    let shape = (rows, columns).strides((checked::<E>(at, rows, columns)?, 1));
-    // SAFETY: the caller's promise; rows do not overlap.
-    Ok(unsafe { ArrayViewMut2::from_shape_ptr(shape, pointer(at.0)) })
-}
-
-/// Returns the stride of a matrix that is not null, is aligned, and whose rows do not overlap.
-fn checked<E>((at, stride): Rows, rows: usize, columns: usize) -> PyResult<usize> {
-    match rows {
-        0 => Ok(columns),
-        _ if at == 0 || !at.is_multiple_of(align_of::<E>()) => {
-            Err(refused(format!("a matrix of {rows} rows begins at address {at:#x}")))
-        }
-        1 => Ok(columns),
-        _ if stride < columns => Err(refused(format!("rows of {columns} elements are {stride} apart"))),
-        _ => Ok(stride),
-    }
-}
-
-/// Returns an address as a pointer; an empty matrix has none.
-fn pointer<E>(at: usize) -> *mut E {
-    if at == 0 { std::ptr::dangling_mut() } else { std::ptr::with_exposed_provenance_mut(at) }
-}
-
-/// # Safety
-/// As many numbers exist through `'a`, and nobody writes them.
-unsafe fn floats<'a>(at: usize, len: usize) -> PyResult<&'a [f32]> {
-    checked::<f32>((at, len), len.min(1), len)?;
-    // SAFETY: the caller's promise.
-    Ok(unsafe { std::slice::from_raw_parts(pointer(at), len) })
-}
-
-/// # Safety
-/// As many numbers exist through `'a`, and nobody else uses them.
-unsafe fn floats_mut<'a>(at: usize, len: usize) -> PyResult<&'a mut [f32]> {
-    checked::<f32>((at, len), len.min(1), len)?;
-    // SAFETY: the caller's promise.
-    Ok(unsafe { std::slice::from_raw_parts_mut(pointer(at), len) })
 }

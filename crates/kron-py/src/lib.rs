@@ -1,10 +1,8 @@
-//! The extension `kron_lora._kron`: kron-core's calls on the memory of torch's CPU tensors, and the programs.
+//! The extension `kron_lora._kron`: kron-capi's calls on the memory of torch's tensors, and the programs.
 //!
 //! The package's own Python code is the only caller; it checks the tensors and passes their addresses.
 
 mod call;
-#[cfg(any(feature = "cuda", feature = "emulate"))]
-mod device;
 #[cfg(feature = "programs")]
 mod programs;
 mod team;
@@ -13,14 +11,15 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _kron {
-    #[cfg(feature = "emulate")]
+    /// True where CUDA tensors are taken.
     #[pymodule_export]
-    const EMULATES: bool = true;
+    const CUDA: bool = cfg!(feature = "cuda");
+    /// True where all calls run on the emulated device.
     #[pymodule_export]
-    use crate::call::{backward, forward};
-    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    const EMULATES: bool = cfg!(all(feature = "emulate", debug_assertions));
+
     #[pymodule_export]
-    use crate::device::{device_backward, device_forward, device_workspace_len};
+    use crate::call::{backward, forward, workspace_lens};
     #[cfg(feature = "programs")]
     #[pymodule_export]
     use crate::programs::{kron, kron_train};

@@ -1,28 +1,24 @@
-//! The threads of a call: OpenMP's team, which torch computes on, or rayon's pool.
+//! The threads of a call on the host: OpenMP's team, which torch computes on, or the library's own pool.
 //!
 //! Two pools that take turns make each other wait: a thread of OpenMP spins for a while after its work, on the core
 //! that a thread of the other pool needs.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::ffi::{c_uint, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use kron_core::Team;
+use kron_capi::{KronTask, kron_set_runner};
 use pyo3::prelude::*;
 
 /// Function of GNU OpenMP's and LLVM's library: calls the first argument with the second on each thread of a team.
 type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
 static PARALLEL: OnceLock<Parallel> = OnceLock::new();
-/// Process that has begun a team; its children have none of its threads.
-static OWNER: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
-    /// Threads of the call that this thread makes.
+    /// Threads of this thread's calls.
     static THREADS: Cell<u32> = const { Cell::new(1) };
 }
 
@@ -37,10 +33,9 @@ pub fn use_openmp(path: PathBuf) -> bool {
     let Ok(library) = (unsafe { Library::open(Some(path), RTLD_NOW | RTLD_NOLOAD) }) else { return false };
     // SAFETY: both implementations of OpenMP declare the function so.
     let Ok(parallel) = (unsafe { library.get::<Parallel>(b"GOMP_parallel") }) else { return false };
-    let parallel = *PARALLEL.get_or_init(|| *parallel);
+    PARALLEL.get_or_init(|| *parallel);
     // The function is used to the end of the process.
     std::mem::forget(library);
-    let _ = parallel;
     true
 }
 
@@ -50,51 +45,43 @@ pub fn use_openmp(_: PathBuf) -> bool {
     false
 }
 
-/// Returns the team of a call by so many threads. A forked child computes on the calling thread, for it has no
-/// other thread, and no pool that would start one.
-pub fn of(threads: u32) -> Team {
-    let process = std::process::id();
-    let owner = OWNER.compare_exchange(0, process, Relaxed, Relaxed).unwrap_or_else(|owner| owner);
-    if threads <= 1 || (owner != 0 && owner != process) {
-        return Team::Caller;
-    }
+/// Sets the threads of this thread's calls on the host.
+pub fn set(threads: u32) {
     THREADS.set(threads);
-    if PARALLEL.get().is_some() { Team::Custom(on_openmp) } else { Team::Rayon }
+    let own_pool = threads > 1 && PARALLEL.get().is_none();
+    // SAFETY: `run` returns when all tasks have.
+    unsafe { kron_set_runner(if own_pool { None } else { Some(run) }) };
 }
 
 /// Tasks that the threads of a team take one after another.
-struct Tasks<'a> {
+struct Tasks {
     next: AtomicUsize,
     count: usize,
-    task: &'a (dyn Fn(usize) + Sync),
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    task: KronTask,
+    data: *mut c_void,
 }
 
-fn on_openmp(count: usize, task: &(dyn Fn(usize) + Sync)) {
-    let Some(parallel) = PARALLEL.get() else { return };
-    let tasks = Tasks { next: AtomicUsize::new(0), count, task, panic: Mutex::new(None) };
-    let threads = THREADS.get().min(c_uint::try_from(count).unwrap_or(c_uint::MAX));
+/// Runs the tasks on OpenMP's team; one thread leaves them to the library, which computes them on the calling thread.
+unsafe extern "C" fn run(count: usize, task: KronTask, data: *mut c_void) {
+    let (threads, Some(parallel)) = (THREADS.get(), PARALLEL.get()) else { return };
+    if threads <= 1 {
+        return;
+    }
+    let tasks = Tasks { next: AtomicUsize::new(0), count, task, data };
+    let threads = threads.min(c_uint::try_from(count).unwrap_or(c_uint::MAX));
     // SAFETY: the function calls `member` with the pointer on each thread of a team, and returns when all calls have;
     // `tasks` lives until then.
     unsafe { parallel(member, (&raw const tasks).cast_mut().cast(), threads, 0) };
-    if let Some(panic) = tasks.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        resume_unwind(panic);
-    }
 }
 
-/// Computes tasks until none is left. A panic must not unwind through OpenMP's frames.
+/// Computes tasks until none is left.
 extern "C" fn member(tasks: *mut c_void) {
-    // SAFETY: `on_openmp` passes its tasks, which outlive the call and are shared.
+    // SAFETY: `run` passes its tasks, which outlive the call and are shared; the library's tasks may run on any thread.
     let tasks = unsafe { &*tasks.cast::<Tasks>() };
-    let run = || {
-        loop {
-            match tasks.next.fetch_add(1, Relaxed) {
-                i if i < tasks.count => (tasks.task)(i),
-                _ => return,
-            }
+    loop {
+        match tasks.next.fetch_add(1, Relaxed) {
+            i if i < tasks.count => (tasks.task)(tasks.data, i),
+            _ => return,
         }
-    };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-        *tasks.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
     }
 }

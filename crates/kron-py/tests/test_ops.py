@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import kron_lora
 import pytest
@@ -113,6 +114,16 @@ def test_bits_do_not_depend_on_the_threads():
         results.append((y, *torch.autograd.grad(y.square().sum(), [args[0], *args[3:6]])))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
+def test_threads_of_python_compute_at_once():
+    """Each has scratch of its own: the extension computes without Python's lock."""
+    args = problem(((1024, 1024), 16, 2, 8), torch.float32, (128,))
+    x, factors = args[0].detach(), [f if isinstance(f, float) else f.detach() for f in args[3:]]
+    want = kron_lora.delta(x, *factors)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: kron_lora.delta(x, *factors), range(64)))
+    assert all(torch.equal(result, want) for result in results)
 
 
 def test_only_wanted_gradients_are_computed():

@@ -3,6 +3,8 @@
 import glob
 import math
 import os
+import threading
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -11,9 +13,12 @@ from torch.nn import functional
 
 from . import _kron
 
-_DEVICES = ("cpu", "cuda") if hasattr(_kron, "device_forward") else ("cpu",)
-# A build for tests runs the device's kernels on the host.
-_emulates = bool(getattr(_kron, "EMULATES", False))
+_DEVICES = ("cpu", "cuda") if _kron.CUDA else ("cpu",)
+# Number of the device that runs the kernels on the host, in a build for tests.
+_EMULATED = -1
+# Scratch of each thread's calls on the CPU.
+_kept = threading.local()
+_Sizes = tuple[int, int, int, int, int]
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -121,7 +126,7 @@ def _theta(a: Tensor, b: Optional[Tensor], c: Tensor) -> Tensor:
     return torch.cat([f.reshape(-1) for f in (a, b, c) if f is not None]).to(torch.float32)
 
 
-def _sizes(a: Tensor, b: Optional[Tensor], c: Tensor) -> tuple[int, int, int, int, int]:
+def _sizes(a: Tensor, b: Optional[Tensor], c: Tensor) -> _Sizes:
     """Returns a_out, a_in, b_out, c_in and the rank, 0 for a full inner factor."""
     return (*a.shape, c.shape[0], c.shape[1], 0) if b is None else (*a.shape, b.shape[0], c.shape[1], b.shape[1])
 
@@ -130,11 +135,24 @@ def _t_len(a: Tensor, b: Optional[Tensor], c: Tensor, rows: int) -> int:
     return rows * a.shape[1] * (c.shape[0] if b is None else b.shape[1])
 
 
-def _place(x: Tensor) -> tuple[int, int]:
-    """Returns the number of a tensor's device, and torch's current stream on it."""
+def _place(x: Tensor) -> int | tuple[int, int]:
+    """Returns the threads of a call on the CPU, or the number of a device and torch's current stream on it."""
     if x.device.type == "cpu":
-        return 0, 0  # the emulated device of a test
+        return (_EMULATED, 0) if _kron.EMULATES else torch.get_num_threads()
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+_workspace_lens = lru_cache(maxsize=4096)(_kron.workspace_lens)
+
+
+def _workspace(x: Tensor, sizes: _Sizes, rows: int, backward: bool) -> Tensor:
+    """Returns scratch for a call; on the CPU it keeps its memory."""
+    length = _workspace_lens(sizes, rows, _place(x))[backward]
+    if x.device.type != "cpu":
+        return torch.empty(length, dtype=torch.float32, device=x.device)
+    if not hasattr(_kept, "workspace") or _kept.workspace.numel() < length:
+        _kept.workspace = torch.empty(length, dtype=torch.float32)
+    return _kept.workspace
 
 
 def _matrix(x: Tensor) -> Tensor:
@@ -144,7 +162,8 @@ def _matrix(x: Tensor) -> Tensor:
 
 
 def _at(matrix: Tensor) -> tuple[int, int]:
-    return matrix.data_ptr(), matrix.stride(0)
+    # One row may have any stride.
+    return matrix.data_ptr(), matrix.stride(0) if matrix.shape[0] > 1 else matrix.shape[1]
 
 
 def _add_forward(
@@ -153,13 +172,11 @@ def _add_forward(
     """Adds the adapter's output to y, n × d_out, or writes it there; returns T."""
     x, rows, theta, sizes = _matrix(x), y.shape[0], _theta(a, b, c), _sizes(a, b, c)
     t = theta.new_empty(_t_len(a, b, c, rows))
-    call = sizes, scale, _DTYPES[x.dtype], rows, _at(x), _at(y), add, theta.data_ptr(), t.data_ptr()
-    if x.device.type == "cpu" and not _emulates:
-        _kron.forward(*call, torch.get_num_threads())
-    else:
-        place = _place(x)
-        workspace = theta.new_empty(_kron.device_workspace_len(sizes, rows, place, False, False))
-        _kron.device_forward(*call, (workspace.data_ptr(), workspace.numel()), place)
+    workspace = _workspace(x, sizes, rows, False)
+    _kron.forward(
+        sizes, scale, _DTYPES[x.dtype], rows, _at(x), _at(y), add, theta.data_ptr(), t.data_ptr(),
+        (workspace.data_ptr(), workspace.numel()), _place(x),
+    )
     return t
 
 
@@ -170,14 +187,11 @@ def _add_backward(
     """Adds the adapter's dX to dx, n × d_in, or writes it there; returns the gradient of θ."""
     x, theta, sizes = _matrix(x), _theta(a, b, c), _sizes(a, b, c)
     grad, rows = torch.zeros_like(theta), x.shape[0]
-    at = _at(x), _at(dy), (0, 0) if dx is None else _at(dx)
-    call = sizes, scale, _DTYPES[x.dtype], rows, *at, add, theta.data_ptr(), t.data_ptr(), grad.data_ptr()
-    if x.device.type == "cpu" and not _emulates:
-        _kron.backward(*call, torch.get_num_threads())
-    else:
-        place = _place(x)
-        workspace = theta.new_empty(_kron.device_workspace_len(sizes, rows, place, True, dx is not None))
-        _kron.device_backward(*call, (workspace.data_ptr(), workspace.numel()), place)
+    workspace = _workspace(x, sizes, rows, True)
+    _kron.backward(
+        sizes, scale, _DTYPES[x.dtype], rows, _at(x), _at(dy), (0, 0) if dx is None else _at(dx), add,
+        theta.data_ptr(), t.data_ptr(), grad.data_ptr(), (workspace.data_ptr(), workspace.numel()), _place(x),
+    )
     return grad
 
 
