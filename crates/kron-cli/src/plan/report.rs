@@ -132,10 +132,7 @@ impl Report {
         let mut lines = vec![
             format!("{}, hidden size {}: {}", one_line(&self.model), self.hidden, self.method),
             String::new(),
-            match self.layers.iter().any(|layer| layer.formats.is_some()) {
-                true => table(&FORMATS, &self.layers),
-                false => table(&LAYERS, &self.layers),
-            },
+            table(&layer_columns(self.layers.iter().any(|layer| layer.formats.is_some())), &self.layers),
             String::new(),
             table(&METHODS, &self.methods),
             String::new(),
@@ -336,29 +333,33 @@ const SPLIT: Column<Layer> =
     Column { head: "A", number: true, cell: |row| Split { a_out: row.a_out, a_in: row.a_in }.to_string() };
 const RANK: Column<Layer> = Column { head: "r", number: true, cell: |row| rank(row.rank) };
 
-const LAYERS: [Column<Layer>; 9] = [
-    column!("layer", |row| row.name.clone()),
-    column!("×", count),
-    column!("d_out", d_out),
-    column!("d_in", d_in),
-    SPLIT,
-    RANK,
-    column!("params", params),
-    column!("max rank", max_rank),
-    column!("mul-adds", multiply_adds),
-];
-
-const FORMATS: [Column<Layer>; 9] = [
-    column!("layer", |row| row.name.clone()),
-    column!("×", count),
-    column!("d_out", d_out),
-    column!("d_in", d_in),
-    SPLIT,
-    RANK,
-    column!("params", params),
-    column!("PEFT LoKr", |row| row.formats.as_ref().map_or(String::new(), |formats| yes(formats.peft_lokr))),
-    column!("LyCORIS", |row| row.formats.as_ref().map_or(String::new(), |formats| yes(formats.lycoris))),
-];
+/// Returns the columns of the layers, the last two of which are costs, or formats that can hold a layer.
+fn layer_columns(formats: bool) -> [Column<Layer>; 9] {
+    let [first, second]: [Column<Layer>; 2] = match formats {
+        false => [column!("max rank", max_rank), column!("mul-adds", multiply_adds)],
+        true => [
+            column!("PEFT LoKr", |row| row
+                .formats
+                .as_ref()
+                .map_or(String::new(), |formats| yes(formats.peft_lokr))),
+            column!("LyCORIS", |row| row
+                .formats
+                .as_ref()
+                .map_or(String::new(), |formats| yes(formats.lycoris))),
+        ],
+    };
+    [
+        column!("layer", |row| row.name.clone()),
+        column!("×", count),
+        column!("d_out", d_out),
+        column!("d_in", d_in),
+        SPLIT,
+        RANK,
+        column!("params", params),
+        first,
+        second,
+    ]
+}
 
 const METHODS: [Column<Costs>; 5] = [
     column!("method", |row| format!("{}{}", row.method, if row.exact { "" } else { " *" })),
