@@ -122,7 +122,7 @@ fn a_study_takes_its_own_folder_alone() {
         assert!(program("compare", &grid, &out).output().expect("it starts").status.success());
     }
     let names: Vec<String> = contents(&out).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["grid.toml", "report.html", "trials.csv"]);
+    assert_eq!(names, ["chart.svg", "grid.toml", "report.html", "tables.md", "trials.csv"]);
     // A chain in the study's folder, and in that of another chain.
     let mut config = short();
     config.data.train = common::data("clinc.train.jsonl");
@@ -196,9 +196,10 @@ fn a_name_does_not_end_a_line() {
     let printed = text(&ended.stdout);
     let shown = "a\u{fffd}b\u{fffd}[31m\u{fffd}c";
     let begins = |begin: &str| printed.lines().filter(|line| line.starts_with(begin)).count();
+    // One row in the table of entries, one in that of differences.
     assert_eq!(
         (begins(&format!("{shown} learning rate ")), begins(&format!("| {shown} | "))),
-        (1, 1),
+        (1, 2),
         "{printed}"
     );
     assert!(!printed.contains('\u{1b}'), "{printed}");
