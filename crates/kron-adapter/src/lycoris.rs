@@ -87,13 +87,15 @@ pub(crate) fn read(tensors: &Tensors, scope: Scope) -> Result<(Loaded, Extras)> 
         true => Default::default(),
         false => lokr::group(tensors, &names, NO_FACTOR, split)?,
     };
-    let mut alphas = MetadataAlpha::read(tensors, scope)?;
+    let is_lora = |parts: &Parts| parts.contains_key(DOWN) || parts.contains_key(UP);
+    let lacking = grouped.iter().filter(|(_, parts)| is_lora(parts) && !parts.contains_key(ALPHA));
+    let mut alphas = MetadataAlpha::read(tensors, lacking.map(|(module, _)| *module), scope)?;
     let mut limits = Limits::new(tensors.len());
     let mut seen = Seen::default();
     let mut layers = Vec::with_capacity(grouped.len());
     for (&module, parts) in &grouped {
         let alpha = parts.get(ALPHA).map(|name| tensors.number(name)).transpose()?;
-        let (theta, scaling) = if parts.contains_key(DOWN) || parts.contains_key(UP) {
+        let (theta, scaling) = if is_lora(parts) {
             seen.loras += 1;
             let theta = lora(tensors, module, parts)?;
             let rank = theta.shape().width();
@@ -124,7 +126,15 @@ pub(crate) fn read(tensors: &Tensors, scope: Scope) -> Result<(Loaded, Extras)> 
         true => Adapter::without_layers(),
         false => Adapter::new(layers).map_err(|e| e.about(tensors.path()))?,
     };
+    if let Some(module) = alphas.dora().iter().find(|module| !extras.magnitudes.contains_key(*module)) {
+        return Err(Error::data(format!(
+            "{}: the metadata has use_dora, but {} has no magnitude of DoRA",
+            tensors.path(),
+            text::name(module)
+        )));
+    }
     let mut loaded = Loaded::new(tensors.path().into(), limits, tensors.len(), format, adapter);
+    loaded.fan_in_fan_out = alphas.fan_in_fan_out();
     loaded.notes.extend(lokr::rounded(seen.products));
     loaded.notes.extend(pointwise(tensors, &names));
     loaded.notes.extend(text::first_and_more(seen.ignored).map(|modules| {

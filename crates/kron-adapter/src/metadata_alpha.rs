@@ -3,7 +3,7 @@
 //! diffusers writes PEFT's configuration of each part into `lora_adapter_metadata`, with the part's name before each
 //! field: `{"transformer.r": 4, "transformer.lora_alpha": 8}`. Others write one number for all layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -21,39 +21,56 @@ const RANK: &str = "ss_network_dim";
 
 /// Alphas in the metadata, and the number of layers that took each.
 pub struct MetadataAlpha {
-    /// Configurations by the part's name.
+    /// Configurations by the part's name, which is empty where one is for all.
     configs: BTreeMap<String, Config>,
     /// Key and value of one alpha for all layers.
     alpha: Option<(&'static str, f64)>,
     rank: Option<f64>,
+    /// Modules whose configuration has DoRA.
+    dora: Vec<String>,
     configured: usize,
     of_all: usize,
     missing: usize,
 }
 
 impl MetadataAlpha {
-    /// Reads a file's metadata.
+    /// Reads what a file's metadata says of the modules without an alpha of their own; without one, only the rank.
     ///
     /// # Errors
-    /// Fails on a configuration that PEFT's reader refuses, on an alpha that is no number, and on two that differ.
-    pub fn read(tensors: &Tensors, scope: Scope) -> Result<Self> {
+    /// Fails on a configuration of theirs that PEFT's reader refuses, on an alpha that is no number, and on two that
+    /// differ.
+    pub fn read<'a>(tensors: &Tensors, modules: impl Iterator<Item = &'a str>, scope: Scope) -> Result<Self> {
         let refused = |what: String| Error::data(format!("{}: the metadata {what}", tensors.path()));
-        let mut alpha: Option<(&'static str, f64)> = None;
+        let rank = tensors.metadata(RANK).and_then(|text| text.trim().parse().ok());
+        let mut read = Self {
+            configs: BTreeMap::new(),
+            alpha: None,
+            rank,
+            dora: Vec::new(),
+            configured: 0,
+            of_all: 0,
+            missing: 0,
+        };
+        let parts: BTreeSet<&str> = modules.map(|module| part(module).0).collect();
+        if parts.is_empty() {
+            return Ok(read);
+        }
         for key in ALPHAS {
-            let Some(text) = tensors.metadata(key) else { continue };
+            // Kohya's trainers write Python's None.
+            let Some(text) = tensors.metadata(key).filter(|text| text.trim() != "None") else { continue };
             let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
             let number = number
                 .ok_or_else(|| refused(format!("{key} is {}, but an alpha is a number", shown(text))))?;
-            if let Some((other, _)) = alpha.filter(|(_, other)| *other != number) {
+            if let Some((other, _)) = read.alpha.filter(|(_, other)| *other != number) {
                 return Err(refused(format!("{key} is {number}, but {other} is another number")));
             }
-            alpha = Some((key, number));
+            read.alpha = Some((key, number));
         }
-        let configs = tensors.metadata(CONFIGS).map(|text| configs(text, pattern_limit(tensors), scope));
         let configs =
-            configs.transpose().map_err(|e| e.about(CONFIGS).about(tensors.path()))?.unwrap_or_default();
-        let rank = tensors.metadata(RANK).and_then(|text| text.trim().parse().ok());
-        Ok(Self { configs, alpha, rank, configured: 0, of_all: 0, missing: 0 })
+            tensors.metadata(CONFIGS).map(|text| configs(text, &parts, pattern_limit(tensors), scope));
+        let configs = configs.transpose().map_err(|e| e.about(CONFIGS).about(tensors.path()))?;
+        read.configs = configs.unwrap_or_default();
+        Ok(read)
     }
 
     /// Returns the scale of a LoRA without an alpha of its own.
@@ -61,10 +78,14 @@ impl MetadataAlpha {
     /// # Errors
     /// Fails if its part's configuration has another rank.
     pub fn scaling(&mut self, module: &str, rank: usize) -> Result<Scaling> {
-        let part = module.split_once('.').and_then(|(part, rest)| Some((self.configs.get(part)?, rest)));
-        if let Some((config, rest)) = part {
+        let (part, rest) = part(module);
+        let of_part = self.configs.get(part).map(|config| (config, rest));
+        if let Some((config, name)) = of_part.or_else(|| Some((self.configs.get("")?, module))) {
             self.configured += 1;
-            let scaling = config.scaling(rest)?;
+            if config.dora {
+                self.dora.push(module.into());
+            }
+            let scaling = config.scaling(name)?;
             return match scaling.rank() == rank {
                 true => Ok(scaling),
                 false => Err(Error::data(format!(
@@ -73,7 +94,8 @@ impl MetadataAlpha {
                 ))),
             };
         }
-        let alpha = match self.alpha {
+        // An alpha of 0 means the rank, as it does beside the factors.
+        let alpha = match self.alpha.filter(|(_, alpha)| *alpha != 0.0) {
             Some((_, alpha)) => {
                 self.of_all += 1;
                 alpha as f32
@@ -84,6 +106,16 @@ impl MetadataAlpha {
             }
         };
         Scaling::new(alpha, rank, ScaleRule::AlphaOverR)
+    }
+
+    /// Returns true if a configuration says that the model's weights are stored as d_in × d_out.
+    pub fn fan_in_fan_out(&self) -> bool {
+        self.configs.values().any(|config| config.fan_in_fan_out)
+    }
+
+    /// Returns the modules whose configuration has DoRA, so that they have a magnitude.
+    pub fn dora(&self) -> &[String] {
+        &self.dora
     }
 
     /// True if an alpha is not the rank that the file was trained with.
@@ -103,7 +135,7 @@ impl MetadataAlpha {
         }
         if self.missing > 0 {
             notes.push(format!(
-                "{} layers have no alpha anywhere, so alpha = r and s = 1 are taken",
+                "{} layers have no alpha, neither beside their factors nor in the metadata, so alpha = r and s = 1 are taken",
                 self.missing
             ));
         }
@@ -111,14 +143,21 @@ impl MetadataAlpha {
     }
 }
 
-/// Takes the configurations apart; their patterns share `limit` bytes.
-fn configs(text: &str, limit: usize, scope: Scope) -> Result<BTreeMap<String, Config>> {
+/// Returns the part of a model that a module belongs to, and the rest of its name.
+fn part(module: &str) -> (&str, &str) {
+    module.split_once('.').unwrap_or(("", module))
+}
+
+/// Takes the configurations of these parts apart, and that of no part; their patterns share `limit` bytes.
+fn configs(text: &str, of: &BTreeSet<&str>, limit: usize, scope: Scope) -> Result<BTreeMap<String, Config>> {
     let fields: Map<String, Value> =
         serde_json::from_str(text).map_err(|e| Error::data(format!("it is not a JSON object: {e}")))?;
     let mut parts: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for (key, value) in fields {
         let (part, field) = key.split_once('.').unwrap_or(("", &key));
-        parts.entry(part.into()).or_default().insert(field.into(), value);
+        if part.is_empty() || of.contains(part) {
+            parts.entry(part.into()).or_default().insert(field.into(), value);
+        }
     }
     let share = limit / parts.len().max(1);
     let parsed = parts.into_iter().map(|(part, mut fields)| {

@@ -220,7 +220,7 @@ fn an_alpha_is_any_number_and_a_kohya_lora_has_alpha_over_r() {
             write(&path, &tensors, &[]);
             let report = merged(&base, &path, &[], &want);
             assert_eq!(
-                notes(&report).contains("1 layers have no alpha anywhere"),
+                notes(&report).contains("1 layers have no alpha, neither"),
                 alpha.is_none(),
                 "{report}"
             );
@@ -289,7 +289,10 @@ fn a_lora_of_diffusers_has_its_scale_in_the_metadata() {
     let (pattern, rs) = (configured(&pattern), configured(&rs));
     let root = 2f64.sqrt();
     for (metadata, [first, second], says) in [
-        (&[][..], [1.0, 1.0], "2 layers have no alpha anywhere, so alpha = r"),
+        (&[][..], [1.0, 1.0], "2 layers have no alpha, neither beside their factors nor in the metadata"),
+        (&[("lora_alpha", "0"), ("network_alpha", "None")], [1.0, 1.0], "2 layers have no alpha"),
+        (&[("lora_adapter_metadata", r#"{"r": 2, "lora_alpha": 5}"#)], [2.5, 2.5], "lora_adapter_metadata"),
+        (&[("lora_adapter_metadata", r#"{"unet.r": "?"}"#)], [1.0, 1.0], "2 layers have no alpha"),
         (&[("lora_alpha", "5")], [2.5, 2.5], "alpha = 5 of 2 layers comes from the metadata lora_alpha"),
         (&[("alpha", "3.0")], [1.5, 1.5], "metadata alpha"),
         (&[("network_alpha", "1")], [0.5, 0.5], "metadata network_alpha"),
@@ -327,6 +330,35 @@ fn a_lora_of_diffusers_has_its_scale_in_the_metadata() {
         write(&path, &tensors, metadata);
         refused(&[&"convert", &path, &dir.path().join("out")], 1, &[says]);
     }
+    // A merge folds DoRA, which needs its magnitudes.
+    let dora = r#"{"transformer.r": 2, "transformer.lora_alpha": 3, "transformer.use_dora": true}"#;
+    write(&path, &tensors, &[("lora_adapter_metadata", dora)]);
+    let out = dir.path().join("out.safetensors");
+    refused(
+        &[&"merge", &base.0, &path, &out],
+        1,
+        &["the metadata has use_dora, but transformer.blocks.0.to_q has no"],
+    );
+}
+
+/// Reads no metadata for modules that have their alphas, so that none of it can refuse the file.
+#[test]
+fn metadata_count_only_where_an_alpha_is_missing() {
+    let dir = dir();
+    let base = model(&dir, &["q"], &[6, 10]);
+    let path = dir.path().join("kohya.safetensors");
+    let ends = ["q.lora_down.weight", "q.lora_up.weight", "q.alpha"].map(String::from);
+    let [down, up, alpha] = ends.clone();
+    let tensors = file(&[
+        (down.clone(), Dtype::F32, &[2, 10]),
+        (up.clone(), Dtype::F32, &[6, 2]),
+        (alpha.clone(), Dtype::F32, &[]),
+    ]);
+    let metadata =
+        [("alpha", "five"), ("lora_alpha", "5"), ("network_alpha", "4"), ("lora_adapter_metadata", "[")];
+    write(&path, &tensors, &metadata);
+    let scale = crate::models::values(&tensors[&alpha])[0] / 2.0;
+    merged(&base, &path, &[], &[("q", scale, product(&tensors[&up], &tensors[&down]))]);
 }
 
 #[test]
