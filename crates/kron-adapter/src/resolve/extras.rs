@@ -10,7 +10,7 @@ use crate::{Adapter, Error, Layer, Result, Suggestion, text};
 
 /// Gives the modules of extras the model's names. `before` and `after` are the adapter before and after
 /// [`resolve_module_names`](super::resolve_module_names). A change without a place in the model is refused, or
-/// left out and listed.
+/// left out and listed. Returns with them a sentence on each change of names that no layer's name has.
 ///
 /// # Errors
 /// Fails if a magnitude does not fit its layer or has none, and unless `skip_unsupported` is set, on a change
@@ -20,8 +20,8 @@ pub fn resolve_extras(
     (before, after): (&Adapter, &Adapter),
     base: &impl BaseModel,
     skip_unsupported: bool,
-) -> Result<Extras> {
-    let names = Renamed::new(before, after, base);
+) -> Result<(Extras, Vec<String>)> {
+    let mut names = Renamed::new(before, after, base);
     let mut placed = Extras { skipped: extras.skipped, ..Extras::default() };
     placed.magnitudes =
         extras.magnitudes.into_iter().map(|(module, m)| (names.of_layer(&module), m)).collect();
@@ -48,7 +48,7 @@ pub fn resolve_extras(
         })?;
         check_magnitude(magnitude, layer)?;
     }
-    Ok(placed)
+    Ok((placed, names.notes()))
 }
 
 /// Returns the name and the dtype of the tensor that a change belongs to.

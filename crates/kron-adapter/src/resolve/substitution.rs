@@ -11,6 +11,9 @@ use super::base::BaseModel;
 use crate::matrix::without_ones;
 use crate::{Adapter, Layer, Result, TrainedTensor};
 
+/// Most towers of an adapter that get other names, and most towers of a model that are tried for each: models have a few.
+const MAX_TOWERS: usize = 64;
+
 /// Splits a module's name into its tower and the rest: the list before the first number, or the last component,
 /// begins the rest.
 pub(super) fn tower(module: &str) -> (&str, &str) {
@@ -36,18 +39,45 @@ fn joined(tower: &str, rest: &str) -> String {
 
 /// Returns true if one tower has all components of the other, in any order.
 fn is_related(one: &str, other: &str) -> bool {
-    let counts = |tower: &'_ str| {
-        let mut counts = BTreeMap::new();
-        tower.split('.').filter(|part| !part.is_empty()).for_each(|part| {
-            *counts.entry(part.to_string()).or_insert(0usize) += 1;
-        });
-        counts
-    };
-    let (one, other) = (counts(one), counts(other));
-    let contains = |all: &BTreeMap<String, usize>, some: &BTreeMap<String, usize>| {
-        some.iter().all(|(part, count)| all.get(part).is_some_and(|there| there >= count))
-    };
-    contains(&one, &other) || contains(&other, &one)
+    let (one, other) = (sorted_parts(one), sorted_parts(other));
+    let (all, some) = if one.len() < other.len() { (other, one) } else { (one, other) };
+    let mut all = all.iter();
+    some.iter().all(|part| all.any(|there| there == part))
+}
+
+fn sorted_parts(tower: &str) -> Vec<&str> {
+    let mut parts: Vec<&str> = tower.split('.').filter(|part| !part.is_empty()).collect();
+    parts.sort_unstable();
+    parts
+}
+
+/// A model's towers by the rest of their modules' names.
+pub(super) struct Towers<'a>(HashMap<&'a str, Vec<&'a str>>);
+
+impl<'a> Towers<'a> {
+    /// Takes the names of all modules apart.
+    pub(super) fn of(modules: impl Iterator<Item = &'a str>) -> Self {
+        let mut of_rest: HashMap<&str, Vec<&str>> = HashMap::new();
+        for module in modules {
+            let (head, rest) = tower(module);
+            of_rest.entry(rest).or_default().push(head);
+        }
+        Self(of_rest)
+    }
+
+    /// Returns the towers that have a module with this one's rest, and all components of its tower or none beyond
+    /// them; nothing where too many have the rest.
+    fn related(&self, module: &str) -> impl Iterator<Item = &'a str> {
+        let (head, rest) = tower(module);
+        let towers = self.0.get(rest).filter(|towers| towers.len() <= MAX_TOWERS);
+        towers.into_iter().flatten().copied().filter(move |to| is_related(head, to))
+    }
+
+    /// Returns the module's names in related towers.
+    pub(super) fn names(&self, module: &str) -> impl Iterator<Item = String> {
+        let rest = tower(module).1;
+        self.related(module).map(move |to| joined(to, rest))
+    }
 }
 
 /// Returns the adapter with the model's names for every tower none of whose layers has a place, if exactly one
@@ -64,18 +94,17 @@ pub(super) fn with_towers(
     for layer in adapter.layers() {
         towers.entry(tower(layer.module()).0).or_default().push(layer);
     }
-    let mut of_rest: HashMap<&str, Vec<&str>> = HashMap::new();
-    for module in modules {
-        let (head, rest) = tower(module);
-        of_rest.entry(rest).or_default().push(head);
-    }
+    let of_rest = Towers::of(modules.iter().copied());
     let has_place = |layer: &&Layer| own.contains(layer.module());
     let (placed, lost): (Vec<_>, Vec<_>) =
         towers.iter().partition(|(_, layers)| layers.iter().any(has_place));
+    if lost.len() > MAX_TOWERS {
+        return Ok((adapter.clone(), Vec::new()));
+    }
     let mut taken: HashSet<&str> = placed.iter().map(|(head, _)| **head).collect();
     let mut found = BTreeMap::new();
     for (head, layers) in lost {
-        if let Some(to) = only_place(head, layers, &of_rest, base) {
+        if let Some(to) = only_place(layers, &of_rest, base) {
             // Two towers in one place are two models' parts.
             if !taken.insert(to) {
                 return Ok((adapter.clone(), Vec::new()));
@@ -101,17 +130,11 @@ pub(super) fn with_towers(
 
 /// Returns the only tower of the model that takes all layers of one; weights of a wrong shape take none, unless
 /// no tower has the right ones.
-fn only_place<'a>(
-    head: &str,
-    layers: &[&Layer],
-    of_rest: &HashMap<&str, Vec<&'a str>>,
-    base: &impl BaseModel,
-) -> Option<&'a str> {
+fn only_place<'a>(layers: &[&Layer], of_rest: &Towers<'a>, base: &impl BaseModel) -> Option<&'a str> {
     let (first, _) = layers.split_first()?;
-    let candidates = of_rest.get(tower(first.module()).1)?.iter().copied();
     let weight = |to: &str, layer: &Layer| base.weight(&joined(to, tower(layer.module()).1));
     let has_all = |to: &&str| layers.iter().all(|layer| weight(to, layer).is_some());
-    let named: Vec<&str> = candidates.filter(|to| is_related(head, to)).filter(has_all).collect();
+    let named: Vec<&str> = of_rest.related(first.module()).filter(has_all).collect();
     let fits = |to: &str, layer: &Layer| {
         let sides = [layer.shape().d_out(), layer.shape().d_in()];
         weight(to, layer).is_some_and(|(_, shape)| {
@@ -129,13 +152,14 @@ fn only_place<'a>(
 
 /// A start of names and the one that takes its place, without the components that both end with.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Change {
+pub(super) struct Change {
     from: String,
     to: String,
 }
 
 impl Change {
-    fn new(from: &str, to: &str) -> Self {
+    /// Compares two towers.
+    pub(super) fn new(from: &str, to: &str) -> Self {
         let parts = |tower: &str| -> Vec<String> {
             tower.split('.').filter(|part| !part.is_empty()).map(|part| format!("{part}.")).collect()
         };
@@ -147,7 +171,8 @@ impl Change {
         Self { from: from.concat(), to: to.concat() }
     }
 
-    fn note(&self) -> String {
+    /// Tells the user of the change.
+    pub(super) fn note(&self) -> String {
         let Self { from, to } = self;
         match (from.is_empty(), to.is_empty()) {
             (true, _) => format!("{to} was put before the adapter's names: the model's have it"),

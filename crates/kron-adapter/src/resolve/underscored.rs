@@ -18,6 +18,9 @@ use crate::{Adapter, Error, Result, Suggestion};
 /// Most parts of a file whose prefix is searched for: each of them takes a look at all cuts of a name with all roots.
 const MAX_PARTS: usize = 64;
 
+/// Most roots of a model that are tried: models have a few.
+const MAX_ROOTS: usize = 256;
+
 /// Modules of the model by their names with underscores.
 type Flat<'a> = HashMap<String, Vec<&'a str>>;
 
@@ -38,7 +41,10 @@ pub(super) fn with_dots(adapter: &Adapter, modules: &[&str]) -> Result<(Adapter,
     }
     let mut flat = Flat::new();
     modules.iter().for_each(|module| flat.entry(module.replace('.', "_")).or_default().push(module));
-    let roots: BTreeSet<&str> = modules.iter().flat_map(|module| roots(module)).collect();
+    let mut roots: BTreeSet<&str> = modules.iter().flat_map(|module| roots(module)).collect();
+    if roots.len() > MAX_ROOTS {
+        roots.clear();
+    }
     let (mut renamed, mut notes) = (HashMap::new(), Vec::new());
     for (part, names) in &parts {
         if parts.len() > MAX_PARTS && !is_known(part) {

@@ -91,7 +91,9 @@ impl Inputs {
             false => resolve_module_names(&adapter, base)?,
         };
         notes.extend(resolved.notes);
-        let extras = resolve_extras(extras, (&adapter, &resolved.adapter), base, args.skip_unsupported)?;
+        let (extras, renamed) =
+            resolve_extras(extras, (&adapter, &resolved.adapter), base, args.skip_unsupported)?;
+        notes.extend(renamed);
         adapter = resolved.adapter;
         check_orientation(&path, fan_in_fan_out, &adapter, &extras, base)?;
         check_weight(&path, weight, &adapter, &extras)?;
