@@ -17,7 +17,9 @@ install() {
     local pip=("$venv/bin/pip" install --quiet --disable-pip-version-check --retries 1 --timeout 30)
     python3 -m venv "$venv" &&
     "${pip[@]}" --no-deps torch==2.15.0 peft==0.21.2 lycoris-lora==4.1.3 accelerate 'transformers>=5,<6' &&
-    "${pip[@]}" numpy safetensors==0.8.0 filelock typing_extensions sympy networkx jinja2 fsspec \
+    # diffusers' converters alone are used; the pipelines need more.
+    "${pip[@]}" --no-deps diffusers==0.42.1 importlib_metadata zipp &&
+    "${pip[@]}" numpy pillow safetensors==0.8.0 filelock typing_extensions sympy networkx jinja2 fsspec \
         huggingface_hub tokenizers pyyaml regex requests tqdm packaging psutil einops toml typer &&
     touch "$venv/complete"
 }

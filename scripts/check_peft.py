@@ -291,7 +291,46 @@ def weight_decomposed(tmp, model, x, without):
         compare(f"LyCORIS dora_wd, wd_on_output {on_output} → kron merge", merged(x), trained(x), without)
 
 
+def diffusers(tmp):
+    """A LoRA of Kohya's trainer, by diffusers' own converter: its names, its alphas, and the weights that they give."""
+    try:
+        from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers as converted
+    except ImportError as error:
+        print(f"diffusers is not compared: {error}")
+        return
+    blocks = "down_blocks_0_attentions_0_transformer_blocks_0"
+    sizes = {"attn1_to_q": (8, 6), "attn1_to_out_0": (6, 8), "ff_net_0_proj": (10, 6), "attn2_to_k": (8, 4)}
+    kohya = {}
+    for layer, (d_out, d_in) in sizes.items():
+        name = f"lora_unet_{blocks}_{layer}"
+        kohya |= {f"{name}.lora_down.weight": torch.randn(3, d_in), f"{name}.lora_up.weight": torch.randn(d_out, 3)}
+        kohya[f"{name}.alpha"] = torch.tensor(2.0)
+    theirs, alphas = converted(dict(kohya))
+    downs = [name for name in theirs if name.endswith("lora.down.weight")]
+    base, want = {}, {}
+    for name in downs:
+        module = name.removeprefix("unet.").removesuffix(".lora.down.weight")
+        up, down = theirs[name.replace("down.weight", "up.weight")], theirs[name]
+        base[f"{module}.weight"] = torch.randn(up.shape[0], down.shape[1])
+        scale = alphas[name.replace("lora.down.weight", "alpha")] / down.shape[0]
+        want[f"{module}.weight"] = base[f"{module}.weight"] + scale * up @ down
+    assert len(base) == len(sizes) == len(alphas)
+    model, file, folder = (tmp / f"unet-{end}" for end in ["base.safetensors", "kohya.safetensors", "diffusers"])
+    save_file(base, model)
+    save_file(kohya, file)
+    folder.mkdir()
+    metadata = {"lora_alpha": "2"}
+    save_file({k: v.contiguous() for k, v in theirs.items()}, folder / "pytorch_lora_weights.safetensors", metadata=metadata)
+    for source in [file, folder]:
+        out = tmp / f"{source.name}-merged.safetensors"
+        run("merge", model, source, out)
+        merged = load_file(out)
+        for name in want:
+            compare(f"diffusers {source.name}: {name}", merged[name], want[name], base[name])
+
+
 with tempfile.TemporaryDirectory() as folder:
+    diffusers(Path(folder))
     peft(Path(folder))
     saved(Path(folder))
     beyond(Path(folder))

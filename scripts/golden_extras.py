@@ -75,7 +75,7 @@ def model():
 
 def randomise(module):
     for name, parameter in module.named_parameters():
-        if any(part in name for part in ("lora_", "lokr_", "dora_scale", "w_norm", "b_norm")):
+        if any(part in name for part in ("lora_", "lokr_", "dora_scale", "w_norm", "b_norm", "trainable_tokens")):
             noise = torch.randn_like(parameter) * 0.4
             parameter.copy_(parameter + noise if "magnitude" in name or "dora" in name else noise)
 
@@ -166,6 +166,7 @@ with torch.no_grad():
     lycoris("norms", train_norm=True)
     lycoris("full", algo="full")
     combined()
+    peft("tokens", target_modules=["k_proj"], trainable_token_indices={"embed_tokens": [1, 10, 4]})
     tensors = {key: value.contiguous() for key, value in start.items()}
     save_file(tensors, out / "base.safetensors")
     save_file(merged, out / "merged.safetensors")

@@ -95,7 +95,7 @@ pub use format::{Format, Loaded, Progress};
 pub use io::IfExists;
 pub use output::{Output, write_new_folder, write_output};
 pub use output_format::{OutputFormat, write};
-pub use read::{read, read_whole, read_with};
+pub use read::{diffusers_file, read, read_whole, read_with};
 pub use read_options::ReadOptions;
 pub use tensors::Tensors;
 pub use trained::TrainedTensor;

@@ -127,7 +127,7 @@ impl MetadataAlpha {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.configured > 0 {
-            notes.extend(self.configs.values().flat_map(|config| config.notes(&[])));
+            notes.extend(self.configs.values().flat_map(|config| config.notes(None)));
             notes.push(format!("the scales of {} layers come from the metadata {CONFIGS}", self.configured));
         }
         if let (1.., Some((key, alpha))) = (self.of_all, self.alpha) {

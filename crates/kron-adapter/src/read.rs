@@ -1,5 +1,6 @@
 //! Reading an adapter of any known format.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use crate::extras::{Extras, Scope, is_beyond};
@@ -9,10 +10,22 @@ use crate::read_options::ReadOptions;
 use crate::tensor_names::{Prefix, plain_names};
 use crate::{Adapter, Error, Format, Loaded, Result, Tensors, gguf, kron_file, lycoris, peft, text};
 
+/// Name of the file in which diffusers saves the LoRA of a pipeline.
+const DIFFUSERS: &str = "pytorch_lora_weights.safetensors";
+
 /// Parts of the names of an adapter's factors, one of which each of them has.
 const MARKS: [&str; 3] = ["lora", "lokr", peft::PREFIX];
 
-/// Reads an adapter file, or a PEFT folder by its path or by its weights' path.
+/// Returns diffusers' file in a folder that has one and no configuration of PEFT, and else the path itself.
+pub fn diffusers_file(path: &Path) -> Cow<'_, Path> {
+    let file = path.join(DIFFUSERS);
+    match path.is_dir() && !path.join(peft::CONFIG).exists() && file.is_file() {
+        true => file.into(),
+        false => path.into(),
+    }
+}
+
+/// Reads an adapter file, a PEFT folder by its path or by its weights' path, or a folder with diffusers' file.
 ///
 /// # Errors
 /// Fails if the file is damaged or of no known format, or holds what
@@ -45,6 +58,7 @@ pub fn read_whole(
 }
 
 fn read_scope(path: &Path, options: &ReadOptions, scope: Scope) -> Result<(Loaded, Extras)> {
+    let path = &*diffusers_file(path);
     if let Some(folder) = peft::folder(path) {
         return peft::read(folder, options, scope);
     }

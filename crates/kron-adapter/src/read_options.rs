@@ -16,7 +16,7 @@ use crate::{Error, Loaded, Result, text};
 pub struct ReadOptions {
     /// Name of the adapter to read where the tensors' names have those of several, as in `lora_A.NAME.weight`.
     pub adapter_name: Option<String>,
-    /// Start of the names of the modules to read, where a file holds parts for several models; without
+    /// Start of the names of the modules to read, where a file holds parts for several models; with or without
     /// PEFT's `base_model.model.`.
     pub only: Option<String>,
 }

@@ -53,6 +53,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// Returns true if no tensor was left out.
+    pub fn is_whole(&self) -> bool {
+        self.left_out.is_empty()
+    }
+
     /// Puts the changes into what was read.
     pub fn add_to(self, mut loaded: Loaded) -> Loaded {
         loaded.notes.splice(0..0, self.notes);
@@ -81,6 +86,7 @@ impl<'a> Plain<'a> {
             parts.remove(0);
         }
         let is_wrapped = parts.len() < all.len();
+        let of_processor = undo_processor(&mut parts);
         let is_original = parts.contains(&ORIGINAL);
         let saved = parts.iter().position(|part| *part == SAVED).filter(|at| at + 2 < parts.len());
         let adapter = match saved {
@@ -100,11 +106,25 @@ impl<'a> Plain<'a> {
         if adapter.is_some() && parts.ends_with(&["lora_magnitude_vector", "weight"]) {
             parts.pop();
         }
-        let name = parts.join(".");
+        let name = match of_processor {
+            // The output of an attention is a list of the layer and its dropout.
+            Some("to_out") => parts.join(".").replace(".to_out.lora", ".to_out.0.lora"),
+            _ => parts.join("."),
+        };
         let lacks_prefix = prefix == Prefix::Peft && !name.starts_with(PREFIX);
         let name = if lacks_prefix { format!("{PREFIX}{name}") } else { name };
         Self { name, adapter, is_wrapped, is_original, lacks_prefix }
     }
+}
+
+/// Takes the component out that old files of diffusers have for an attention's layer,
+/// `attn1.processor.to_q_lora.down.weight` for `attn1.to_q.lora.down.weight`, and returns the layer.
+fn undo_processor<'a>(parts: &mut Vec<&'a str>) -> Option<&'a str> {
+    let &[.., "processor", layer, "down" | "up", "weight"] = &parts[..] else { return None };
+    let layer = layer.strip_suffix("_lora").filter(|layer| !layer.is_empty())?;
+    let at = parts.len() - 4;
+    parts.splice(at..at + 2, [layer, "lora"]);
+    Some(layer)
 }
 
 /// Gives a file's tensors their plain names, and keeps the chosen ones.
@@ -132,10 +152,11 @@ pub fn plain_names(tensors: Tensors, prefix: Prefix, options: &ReadOptions) -> R
     }
     let chosen = chosen_adapter(tensors.path(), &plain, options)?;
     found.notes.extend(chosen.map(|name| format!("the names have the adapter's, {}", text::name(name))));
-    let of_model = |plain: &Plain, only: &str| {
-        let name = plain.name.strip_prefix(PREFIX).filter(|_| prefix == Prefix::Peft).unwrap_or(&plain.name);
-        name.starts_with(only)
+    let without_prefix = |name: &'_ str| match prefix {
+        Prefix::Peft => name.strip_prefix(PREFIX).unwrap_or(name).to_string(),
+        Prefix::Any => name.to_string(),
     };
+    let of_model = |plain: &Plain, only: &str| without_prefix(&plain.name).starts_with(&without_prefix(only));
     let mut names = BTreeMap::new();
     for (stored, plain) in stored.iter().zip(&plain) {
         let other_adapter = plain.adapter.is_some() && plain.adapter != chosen;
@@ -209,6 +230,16 @@ mod tests {
                 None,
             ),
             ("h.0.q.lora_B.weight".into(), format!("{q}.lora_B.weight"), None),
+            (
+                "h.0.processor.to_q_lora.down.weight".into(),
+                "base_model.model.h.0.to_q.lora.down.weight".into(),
+                None,
+            ),
+            (
+                "h.0.processor.to_out_lora.up.weight".into(),
+                "base_model.model.h.0.to_out.0.lora.up.weight".into(),
+                None,
+            ),
             (
                 "base_model.model.score.modules_to_save.default.weight".into(),
                 "base_model.model.score.weight".into(),

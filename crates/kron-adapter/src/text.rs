@@ -60,6 +60,37 @@ pub(crate) fn shortened(message: &str) -> String {
     }
 }
 
+/// Returns JSON as Python writes it, with `null` for NaN and the infinities, which JSON does not have.
+///
+/// ```
+/// use kron_adapter::text::without_nan;
+///
+/// let text = without_nan(br#"{"a": NaN, "b": [-Infinity, "NaN \" Infinity"]}"#);
+/// assert_eq!(&text[..], br#"{"a": null, "b": [null, "NaN \" Infinity"]}"#);
+/// ```
+pub fn without_nan(json: &[u8]) -> Cow<'_, [u8]> {
+    const WORDS: [&[u8]; 3] = [b"NaN", b"-Infinity", b"Infinity"];
+    let mut out: Option<Vec<u8>> = None;
+    let (mut at, mut in_string) = (0, false);
+    while let Some(byte) = json.get(at) {
+        let word = WORDS.into_iter().find(|word| !in_string && json[at..].starts_with(word));
+        let len = match (word, byte) {
+            (Some(word), _) => word.len(),
+            (None, b'\\') if in_string => 2.min(json.len() - at),
+            _ => 1,
+        };
+        in_string ^= *byte == b'"';
+        if word.is_some() && out.is_none() {
+            out = Some(json[..at].to_vec());
+        }
+        if let Some(out) = &mut out {
+            out.extend_from_slice(if word.is_some() { b"null" } else { &json[at..at + len] });
+        }
+        at += len;
+    }
+    out.map_or(Cow::Borrowed(json), Cow::Owned)
+}
+
 /// Describes why the bytes of a file are not the JSON that was expected, and names a byte order mark.
 ///
 /// ```

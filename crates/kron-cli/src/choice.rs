@@ -36,20 +36,32 @@ impl Choice {
         read_whole(path, &self.options(), skip_unsupported)
     }
 
+    /// Reads one of several adapters; one whose tensors have no names of several adapters needs none.
+    ///
+    /// # Errors
+    /// As [`read_with`].
+    pub fn read_each(&self, path: &Path) -> Result<Loaded> {
+        self.each(|options| read_with(path, options))
+    }
+
+    /// Reads as [`Self::read_each`] does, with what a merge folds beyond ΔW.
+    ///
+    /// # Errors
+    /// As [`read_whole`].
+    pub fn read_whole_each(&self, path: &Path, skip_unsupported: bool) -> Result<(Loaded, Extras)> {
+        self.each(|options| read_whole(path, options, skip_unsupported))
+    }
+
     /// Returns the choice.
     pub fn options(&self) -> ReadOptions {
         let Self { adapter_name, only } = self.clone();
         ReadOptions { adapter_name, only }
     }
 
-    /// Reads one of two adapters, of which only the other may have names of adapters.
-    ///
-    /// # Errors
-    /// As [`read_with`].
-    pub fn read_either(&self, path: &Path) -> Result<Loaded> {
-        let unnamed = Self { adapter_name: None, only: self.only.clone() };
-        match unnamed.read(path) {
-            Err(error) if error.suggestion() == Some(Suggestion::AdapterName) => self.read(path),
+    /// Reads without the adapter's name, and with it where that is needed.
+    fn each<T>(&self, read: impl Fn(&ReadOptions) -> Result<T>) -> Result<T> {
+        match read(&ReadOptions { adapter_name: None, ..self.options() }) {
+            Err(error) if error.suggestion() == Some(Suggestion::AdapterName) => read(&self.options()),
             read => read,
         }
     }

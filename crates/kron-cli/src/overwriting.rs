@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use kron_adapter::io;
 use kron_adapter::peft::{self, CONFIG, WEIGHTS};
+use kron_adapter::{diffusers_file, io};
 
 use crate::Result;
 use crate::model::{self, Base};
@@ -14,6 +14,7 @@ use crate::model::{self, Base};
 /// # Errors
 /// A usage error with both names.
 pub fn check_not_overwriting(source: &Path, out: &Path, out_is_folder: bool) -> Result<()> {
+    let source = &*diffusers_file(source);
     let source = peft::folder(source).unwrap_or(source);
     io::check_not_overwriting(source, out)?;
     if source.is_dir() {
@@ -40,6 +41,7 @@ pub fn check_model_not_overwriting(path: &Path, base: &Base, out: &Path, out_is_
 /// # Errors
 /// A usage error with both names.
 pub fn check_not_overwriting_files(source: &Path, out: &Path) -> Result<()> {
+    let source = &*diffusers_file(source);
     match peft::folder(source) {
         None => io::check_not_overwriting(source, out),
         Some(folder) => {

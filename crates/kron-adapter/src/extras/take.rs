@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kron_core::{KronShape, LayerDims, Theta};
 
 use super::experts::{self, Experts, Pair};
+use super::tokens::{self, TokenIndices, TokenRows};
 use super::{ChangeKind, Extras, Magnitude, Scope, Skipped, TensorChange};
 use crate::limits::work;
 use crate::lokr::reason;
@@ -24,6 +25,8 @@ pub(crate) struct Convention<'a> {
     pub scaling: Option<&'a ScalingOf<'a>>,
     /// Paths of parameters that have factors beside the layers' weights, or their ends.
     pub target_parameters: &'a [String],
+    /// Indices of trained tokens.
+    pub token_indices: &'a TokenIndices,
     /// True if the configuration says that biases were trained.
     pub biases: bool,
     /// Reason against any other tensor.
@@ -64,16 +67,18 @@ enum Role {
     Add(&'static str, bool),
     Replace(&'static str),
     Copy(&'static str),
+    Tokens,
 }
 
 /// Ends of names. PEFT's first, then LyCORIS's.
-const ROLES: [(&str, Role); 11] = [
+const ROLES: [(&str, Role); 12] = [
     ("lora_magnitude_vector", Role::Magnitude(0.0)),
     ("lora_magnitude_vector.weight", Role::Magnitude(0.0)),
     ("lora_embedding_A", Role::EmbeddingA),
     ("lora_embedding_B", Role::EmbeddingB),
     ("lora_B.bias", Role::Add("bias", true)),
     ("base_layer.weight", Role::Copy("weight")),
+    (tokens::END, Role::Tokens),
     ("dora_scale", Role::Magnitude(f32::EPSILON as f64)),
     ("diff", Role::Add("weight", false)),
     ("diff_b", Role::Add("bias", false)),
@@ -139,6 +144,10 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
             }
             Role::Replace(parameter) => {
                 taken.extras.changes.push(change(parameter, ChangeKind::Replace)?);
+            }
+            Role::Tokens => {
+                let rows = TokenRows::read(tensors, stored, module, of.token_indices)?;
+                taken.extras.tokens.push(rows);
             }
             Role::Copy(parameter) => taken.extras.changes.push(change(parameter, ChangeKind::Copy)?),
         }

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use super::patterns::{Patterns, compile};
 use super::saved::saved_modules;
 use crate::adapter::is_target;
-use crate::extras::Scope;
-use crate::text::{json_fault, shown};
+use crate::extras::{Scope, TokenIndices, indices};
+use crate::text::{json_fault, shown, without_nan};
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling, text};
 
 /// Methods that are read.
@@ -39,6 +39,8 @@ pub struct Config {
     pub fan_in_fan_out: bool,
     /// Paths of parameters, or their ends, that have factors of their own.
     pub target_parameters: Vec<String>,
+    /// Indices of trained tokens.
+    pub token_indices: TokenIndices,
     /// True if biases were trained beside the factors.
     pub biases: bool,
     /// True if every layer has a magnitude of DoRA.
@@ -97,11 +99,13 @@ const IGNORED_FIELDS: [&str; 24] = [
 ];
 
 /// Fields about tensors beyond ΔW, which a merge folds.
-const MERGED_FIELDS: [&str; 3] = ["lora_bias", "target_parameters", "use_dora"];
+const MERGED_FIELDS: [&str; 4] = ["lora_bias", "target_parameters", "trainable_token_indices", "use_dora"];
 
 impl Config {
     /// Parses and checks the file's text; patterns are compiled into at most `limit` bytes.
     pub fn parse(text: &[u8], limit: usize, scope: Scope) -> Result<Self> {
+        // A descriptive field may be NaN; one that counts is missing then.
+        let text = &*without_nan(text);
         let fields: Fields = serde_json::from_slice(text).map_err(|e| {
             Error::data(format!("it is not an adapter's configuration: {}", json_fault(text, &e)))
         })?;
@@ -152,6 +156,10 @@ impl Config {
             modules_to_save: fields.modules_to_save.unwrap_or_default(),
             fan_in_fan_out: fields.fan_in_fan_out.unwrap_or(false),
             target_parameters: fields.rest.get("target_parameters").map_or_else(Vec::new, texts),
+            token_indices: fields
+                .rest
+                .get("trainable_token_indices")
+                .map_or(Ok(TokenIndices::new()), indices)?,
             biases: bias.is_some(),
             dora: fields.rest.get("use_dora") == Some(&Value::Bool(true)),
             about: about.collect(),
@@ -175,9 +183,11 @@ impl Config {
         scaling.map_err(|e| e.about(format_args!("layer {}", text::name(module))))
     }
 
-    /// Returns remarks on fields without effect, after the scales of all layers were asked for.
-    pub fn notes(&self, tensors: &[String]) -> Vec<String> {
+    /// Returns remarks on fields without effect, after the scales of all layers were asked for; of a chosen part of the
+    /// tensors, `None`, nothing says which fields the others need.
+    pub fn notes(&self, tensors: Option<&[String]>) -> Vec<String> {
         let mut notes = self.notes.clone();
+        let Some(tensors) = tensors else { return notes };
         let unused = [
             ("rank_pattern", first_shown(self.ranks.unused())),
             ("alpha_pattern", first_shown(self.alphas.unused())),
@@ -249,6 +259,7 @@ fn check(name: &str, value: &Value, scope: Scope) -> Result<()> {
     }
     let why = match name {
         "lora_bias" => "trained biases have no place in ΔW",
+        "trainable_token_indices" => "trained rows of an embedding have no place in ΔW",
         "use_dora" => "DoRA rescales the whole weight, which ΔW cannot express",
         "init_lora_weights" => "this start changes the base weights, so ΔW alone is not the change",
         _ => "it may change the layer in a way that ΔW = s·A ⊗ (B·C) does not express",

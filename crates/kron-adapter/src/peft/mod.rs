@@ -71,6 +71,7 @@ pub(crate) fn read(folder: &Path, options: &ReadOptions, scope: Scope) -> Result
         module: &|name| Some(parts(name)?.0),
         scaling: Some(&|module| config.scaling(module)),
         target_parameters: &config.target_parameters,
+        token_indices: &config.token_indices,
         biases: config.biases,
         otherwise: saved::UNSAVED,
     };
@@ -84,7 +85,8 @@ pub(crate) fn read(folder: &Path, options: &ReadOptions, scope: Scope) -> Result
         loaded.adapter = loaded.adapter.with_layers([loaded.adapter.layers(), &layers].concat())?;
     }
     check_magnitudes(&config, &loaded.adapter, &extras).map_err(|e| e.about(folder.display()))?;
-    loaded.notes.extend(config.notes(&tensors.names()));
+    let names = tensors.names();
+    loaded.notes.extend(config.notes(Some(&names[..]).filter(|_| found.is_whole())));
     loaded.notes.extend(pointwise(&tensors, &left));
     loaded.notes.extend(saved::missing(saved, &trained));
     loaded.adapter = saved::with_tensors(loaded.adapter, trained, &tensors)?;

@@ -34,6 +34,14 @@ pub trait BaseModel {
         Ok(false)
     }
 
+    /// Returns the embedding's weight that stands for the head's weight of this name, which the model lacks because
+    /// both are one.
+    fn tied_embedding(&self, head: &str) -> Option<&'static str> {
+        let mut pairs = TIED_PAIRS.into_iter().filter(|(_, other)| *other == head);
+        let (embedding, _) = pairs.find(|(embedding, _)| self.tensor(embedding).is_some())?;
+        (self.tensor(head).is_none() && self.is_tied().is_ok_and(|tied| tied)).then_some(embedding)
+    }
+
     /// Returns the widths of a module that is a linear layer or a 1×1 convolution.
     fn linear(&self, module: &str) -> Option<LayerDims> {
         let &[rows, cols] = without_ones(self.weight(module)?.1) else { return None };
@@ -58,6 +66,15 @@ pub trait BaseModel {
 pub(super) fn weight_name(module: &str) -> String {
     format!("{module}.weight")
 }
+
+/// Names of an embedding's weight, and of the head that a causal model of these names has.
+pub const TIED_PAIRS: [(&str, &str); 5] = [
+    ("model.embed_tokens.weight", "lm_head.weight"),
+    ("model.language_model.embed_tokens.weight", "lm_head.weight"),
+    ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
+    ("transformer.wte.weight", "lm_head.weight"),
+    ("transformer.word_embeddings.weight", "lm_head.weight"),
+];
 
 /// Modules whose weights a model ties to each other.
 const TIED: [&str; 4] = ["lm_head", "embed_tokens", "wte", "word_embeddings"];

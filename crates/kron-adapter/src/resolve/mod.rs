@@ -34,9 +34,9 @@ mod substitution;
 mod underscored;
 mod unmatched;
 
-pub use base::{BaseModel, BaseTensors};
+pub use base::{BaseModel, BaseTensors, TIED_PAIRS};
 pub use experts::{PlacedExperts, place_experts};
-pub use extras::{place_change, resolve_extras};
+pub use extras::{place_change, place_tokens, resolve_extras};
 pub use placement::{Placement, place_layers, place_trained_tensors};
 
 use crate::{Adapter, Layer, Result, Suggestion};
@@ -75,8 +75,12 @@ pub fn resolve_module_names(adapter: &Adapter, base: &impl BaseModel) -> Result<
         adapter = placed;
         notes.extend(changes);
     }
-    let is_placed: Vec<bool> =
-        adapter.layers().iter().map(|layer| base.weight(layer.module()).is_some()).collect();
+    // A head that is the embedding has its name, though no weight of its own.
+    let has_place = |layer: &Layer| {
+        base.weight(layer.module()).is_some()
+            || base.tied_embedding(&base::weight_name(layer.module())).is_some()
+    };
+    let is_placed: Vec<bool> = adapter.layers().iter().map(has_place).collect();
     let lost = adapter.layers().iter().zip(&is_placed).filter(|(_, is_placed)| !**is_placed);
     let missing: Vec<_> = lost.map(|(layer, _)| Layer::module(layer)).collect();
     if missing.is_empty() {

@@ -10,6 +10,7 @@ use kron_adapter::text::one_line;
 use kron_adapter::{Adapter, Loaded, OutputFormat};
 use serde::Serialize;
 
+use crate::choice::{Choice, left_out};
 use crate::error::exit_codes;
 use crate::model::Base;
 use crate::overwriting::{check_model_not_overwriting, check_not_overwriting};
@@ -63,6 +64,8 @@ pub struct Args {
     /// Leave out the tensors that were trained beside the factors, which a note names
     #[arg(long)]
     factors_only: bool,
+    #[command(flatten)]
+    choice: Choice,
     /// Replace the output when it exists
     #[arg(long)]
     force: bool,
@@ -113,6 +116,8 @@ struct Report {
     output: String,
     to: To,
     layers: Vec<Row>,
+    /// Names of tensors or modules of the adapters that were not chosen.
+    left_out: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -179,6 +184,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         output: args.output.display().to_string(),
         to: args.to,
         layers: rows.collect(),
+        left_out: loaded.iter().flat_map(|loaded| loaded.left_out.clone()).collect(),
         notes,
     };
     form.print(&report, Report::table)?;
@@ -226,7 +232,7 @@ impl Args {
 
     /// Reads an adapter, gives its modules the model's names, and leaves out what the caller chose to.
     fn read(&self, weighted: &Weighted, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
-        let mut loaded = kron_adapter::read(&weighted.path)?;
+        let mut loaded = self.choice.read_each(&weighted.path)?;
         loaded.check_writable()?;
         let mut own = std::mem::take(&mut loaded.notes);
         if let Some(base) = base {
@@ -269,6 +275,6 @@ impl Report {
         for note in &self.notes {
             text += &format!("\n\nnote: {}", one_line(note));
         }
-        text
+        text + &left_out(&self.left_out)
     }
 }

@@ -273,19 +273,30 @@ fn max_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parts of a pipeline of diffusers, before the names of their modules.
+const PIPELINE: [&str; 7] =
+    ["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior"];
+
 /// Fails if no model has a module of the adapter's names: PEFT would find none, and of an unknown prefix no file
 /// would tell later that it is one.
 fn check_names(loaded: &Loaded, to: FormatArg) -> Result<()> {
-    match loaded.underscored() {
-        Some(module)
-            if [FormatArg::Lora, FormatArg::PeftLokr].contains(&to) || !lycoris::is_lycoris(module) =>
-        {
-            Err(Error::usage(format!(
-                "{module} is {}'s name, with an underscore for each dot, which is in no model; --base MODEL gives the model's own",
-                if loaded.format == Format::KohyaLora { "Kohya" } else { "LyCORIS" }
-            )))
-        }
-        _ => Ok(()),
+    let to_peft = [FormatArg::Lora, FormatArg::PeftLokr].contains(&to);
+    if let Some(module) = loaded.underscored().filter(|module| to_peft || !lycoris::is_lycoris(module)) {
+        return Err(Error::usage(format!(
+            "{module} is {}'s name, with an underscore for each dot, which is in no model; --base MODEL gives the model's own",
+            if loaded.format == Format::KohyaLora { "Kohya" } else { "LyCORIS" }
+        )));
+    }
+    let mut modules = loaded.adapter.layers().iter().map(|layer| layer.module());
+    let of_pipeline = |module: &&str| {
+        module.split_once('.').is_some_and(|(part, _)| PIPELINE.contains(&part))
+            && loaded.format == Format::DiffusersLora
+    };
+    match modules.find(of_pipeline).filter(|_| to_peft) {
+        Some(module) => Err(Error::usage(format!(
+            "{module} may have the name of a pipeline's part before the model's own, which PEFT would not find; --base MODEL tells"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -12,7 +12,7 @@ use kron_adapter::{Adapter, Layer, Loaded, TrainedTensor, lycoris};
 use serde::Serialize;
 
 use crate::batches::in_batches;
-use crate::choice::Choice;
+use crate::choice::{Choice, left_out};
 use crate::model::Base;
 use crate::table::{short, table};
 use crate::{Error, Result, TextOrJson, progress};
@@ -48,6 +48,8 @@ struct Report {
     second: String,
     layers: Vec<Row>,
     total: Row,
+    /// Names of tensors or modules of both adapters that were not chosen.
+    left_out: Vec<String>,
     /// Limits of the comparison, one sentence each.
     notes: Vec<String>,
 }
@@ -100,16 +102,15 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     bar.finish_and_clear();
     let total = parts.iter().fold(Parts::default(), |sum, (_, p)| sum.plus(p)).row("all".into());
     let layers = parts.iter().map(|(module, parts)| parts.row(module.to_string())).collect();
-    let report = Report { first: first.path, second: second.path, layers, total, notes };
+    let left_out = [first.left_out, second.left_out].concat();
+    let report = Report { first: first.path, second: second.path, layers, total, left_out, notes };
     form.print(&report, Report::table)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Reads an adapter and gives its modules the model's names.
 fn read(args: &Args, path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
-    let mut loaded = args.choice.read_either(path)?;
-    let notes_of = |names: &[String]| first_and_more(names);
-    notes.extend(notes_of(&loaded.left_out).map(|names| format!("{}: left out are {names}", loaded.path)));
+    let mut loaded = args.choice.read_each(path)?;
     if let Some(base) = base {
         let resolved = resolve_module_names(&loaded.adapter, base)?;
         loaded.adapter = resolved.adapter;
@@ -233,6 +234,6 @@ impl Report {
         for note in &self.notes {
             text += &format!("\n\nnote: {}", one_line(note));
         }
-        text
+        text + &left_out(&self.left_out)
     }
 }

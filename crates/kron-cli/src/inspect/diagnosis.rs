@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kron_adapter::elements::element_dtype;
+use kron_adapter::model_files::{INDEX, SINGLE};
 use kron_adapter::peft;
 use kron_adapter::plan::Linear;
 use kron_adapter::resolve::BaseModel;
 use kron_adapter::text::{name, one_line};
-use kron_adapter::{ReadOptions, read_whole};
+use kron_adapter::{ReadOptions, diffusers_file, read_whole};
 use safetensors::Dtype;
 use serde::Serialize;
 
-use crate::Error;
 use crate::model::{Base, Layers, is_embedding, scanned_layers};
 use crate::table::table;
+use crate::{Error, Result};
 
 /// Kinds of tensors that a part of their names tells: the first that matches counts.
-const BY_NAME: [(&str, &[&str]); 9] = [
+const BY_NAME: [(&str, &[&str]); 10] = [
     ("factors of LoRA", &["lora_A.", "lora_B.", "lora_down.", "lora_up.", "lora.down.", "lora.up."]),
     ("LoRA of embeddings", &["lora_embedding_"]),
     ("magnitudes of DoRA", &["dora_scale", "lora_magnitude_vector"]),
@@ -38,6 +39,7 @@ const BY_NAME: [(&str, &[&str]); 9] = [
             "weight_packed",
         ],
     ),
+    ("rows of trained tokens", &["trainable_tokens"]),
     ("trained norms and biases", &[".w_norm", ".b_norm", ".diff_b", "lora_B.bias"]),
 ];
 
@@ -98,10 +100,17 @@ struct Verdict {
 }
 
 impl Diagnosis {
-    /// Looks at the file, or at the weights in the folder, that `error` refuses as an adapter; `None` if there is no
-    /// safetensors file that can be read.
-    pub fn of(path: &Path, options: &ReadOptions, error: &Error) -> Option<Self> {
-        let base = Base::open(&weights(path)).ok()?;
+    /// Looks at the file, or at the weights in the folder, that `error` refuses as an adapter.
+    ///
+    /// # Errors
+    /// There is no safetensors file that can be read: `error`, or what is wrong with the model in the folder.
+    pub fn of(path: &Path, options: &ReadOptions, error: Error) -> Result<Self> {
+        let is_model = [INDEX, SINGLE].iter().any(|name| path.join(name).exists());
+        let base = match Base::open(&weights(path)) {
+            Ok(base) => base,
+            Err(fault) if is_model && !path.join(peft::CONFIG).exists() => return Err(fault),
+            Err(_) => return Err(error),
+        };
         let names: Vec<&str> = base.tensor_names().collect();
         let groups = groups(&base);
         let is_adapter = groups.iter().any(|group| !OF_MODELS.contains(&group.what));
@@ -127,7 +136,7 @@ impl Diagnosis {
         };
         commands.extend(merge);
         commands.push(Verdict { commands: others, accepted: false, why: reason });
-        Some(Self {
+        Ok(Self {
             path: path.display().to_string(),
             holds,
             refused,
@@ -180,33 +189,32 @@ impl Diagnosis {
 /// Returns what a merge makes of an adapter that holds more than ΔW.
 fn of_merge(path: &Path, options: &ReadOptions) -> Verdict {
     let verdict = |accepted, why| Verdict { commands: "merge as ADAPTER", accepted, why };
-    match (read_whole(path, options, false), read_whole(path, options, true)) {
-        (Ok((loaded, extras)), _) => {
+    let error = match read_whole(path, options, false) {
+        Err(error) => error,
+        Ok((loaded, extras)) => {
             let counts = [
                 (loaded.adapter.layers().len(), "layers"),
                 (extras.magnitudes.len(), "magnitudes of DoRA"),
                 (extras.changes.len(), "other tensors"),
                 (extras.experts.len(), "stacks of experts"),
+                (extras.tokens.len(), "groups of trained tokens"),
             ];
             let counts = counts.into_iter().filter(|(count, _)| *count > 0);
             let counts: Vec<_> = counts.map(|(count, what)| format!("{count} {what}")).collect();
-            verdict(true, format!("it folds {}", counts.join(", ")))
+            return verdict(true, format!("it folds {}", counts.join(", ")));
         }
-        (Err(error), Ok((_, extras))) => {
-            let skipped = extras.skipped.len();
-            verdict(
-                false,
-                format!("{error}; --skip-unsupported leaves out {skipped} tensors, and lists them"),
-            )
-        }
-        (Err(error), Err(_)) => verdict(false, error.to_string()),
-    }
+    };
+    let skipped = match read_whole(path, options, true) {
+        Ok((_, extras)) => extras.skipped.len(),
+        Err(_) => return verdict(false, error.to_string()),
+    };
+    verdict(false, format!("{error}; --skip-unsupported leaves out {skipped} tensors, and lists them"))
 }
 
-/// Returns the weights of a PEFT folder, or else the path itself.
+/// Returns the weights of an adapter's folder, or else the path itself.
 fn weights(path: &Path) -> PathBuf {
     let weights = path.join(peft::WEIGHTS);
-    if weights.is_file() { weights } else { path.into() }
+    if weights.is_file() { weights } else { diffusers_file(path).into_owned() }
 }
 
 /// Returns the layers that `plan` sees, and what `plan` and `merge` make of the model.

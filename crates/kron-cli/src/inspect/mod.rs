@@ -61,14 +61,12 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     args.html.iter().try_for_each(|page| check_not_overwriting_files(&args.path, page))?;
     let loaded = match args.choice.read(&args.path) {
         Ok(loaded) => loaded,
-        Err(error) => {
-            let diagnosis = Some(&error).filter(|error| error.kind() == Kind::Data && args.html.is_none());
-            let diagnosis = diagnosis
-                .and_then(|error| Diagnosis::of(&args.path, &args.choice.options(), error))
-                .ok_or(error)?;
+        Err(error) if error.kind() == Kind::Data && args.html.is_none() => {
+            let diagnosis = Diagnosis::of(&args.path, &args.choice.options(), error)?;
             form.print(&diagnosis, Diagnosis::table)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Err(error) => return Err(error),
     };
     let report = Report::new(loaded)?;
     if let Some(path) = &args.html {

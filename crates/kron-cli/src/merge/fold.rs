@@ -44,6 +44,8 @@ enum Step<'a> {
     Add(&'a [f32], f32),
     /// Values that take the tensor's place.
     Replace(&'a [f32]),
+    /// Rows that take the place of those with these indices.
+    Rows(&'a [usize], &'a [f32]),
 }
 
 /// Memory that bands share.
@@ -97,9 +99,14 @@ impl<'a> Fold<'a> {
         self.steps.push(Step::Replace(values));
     }
 
+    /// Puts rows in the place of those with these indices.
+    pub fn replace_rows(&mut self, indices: &'a [usize], rows: &'a [f32]) {
+        self.steps.push(Step::Rows(indices, rows));
+    }
+
     /// Returns true if no other change may precede or follow this one.
     pub fn is_alone(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Rescale(_) | Step::Replace(_)))
+        self.steps.iter().any(|step| matches!(step, Step::Rescale(_) | Step::Replace(_) | Step::Rows(..)))
     }
 
     /// Returns the first row and the bytes of each band, in order.
@@ -187,7 +194,7 @@ impl<'a> Fold<'a> {
             return Ok(());
         }
         let what = match self.steps.last() {
-            Some(Step::Replace(_)) => "the trained tensor",
+            Some(Step::Replace(_) | Step::Rows(..)) => "the trained tensor",
             Some(Step::Rescale(_)) => "m·(W + ΔW)/‖W + ΔW‖",
             Some(Step::Add(..)) => "the sum",
             _ => "W + ΔW",
@@ -223,6 +230,14 @@ impl Step<'_> {
             }
             Step::Replace(values) => {
                 rows.iter_mut().zip(&values[from..]).for_each(|(to, value)| *to = *value);
+            }
+            Step::Rows(indices, values) => {
+                for (index, row) in indices.iter().zip(values.chunks_exact(columns)) {
+                    let at = index.checked_sub(first_row).map(|row| row * columns);
+                    if let Some(to) = at.and_then(|at| rows.get_mut(at..at + columns)) {
+                        to.copy_from_slice(row);
+                    }
+                }
             }
         }
         Ok(())

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use kron_adapter::extras::ChangeKind;
-use kron_adapter::resolve::{BaseModel, place_change, place_experts, place_layers, place_trained_tensors};
+use kron_adapter::resolve::{
+    BaseModel, place_change, place_experts, place_layers, place_tokens, place_trained_tensors,
+};
 use kron_adapter::text;
 use kron_core::Dtype;
 
@@ -80,6 +82,11 @@ impl<'a> ByTensor<'a> {
         for (trained, place) in adapter.trained_tensors().iter().zip(place_trained_tensors(adapter, base)?) {
             let size = size(trained.shape(), trained.values());
             self.fold(input, place.tensor, place.dtype, size, true)?.replace(trained.values());
+        }
+        for rows in &extras.tokens {
+            let (tensor, dtype, height) = place_tokens(rows, base)?;
+            let fold = self.fold(input, tensor, dtype, (height, rows.width()), true)?;
+            fold.replace_rows(rows.tokens(), rows.values());
         }
         for change in &extras.changes {
             let (tensor, dtype) = place_change(change, base)?;

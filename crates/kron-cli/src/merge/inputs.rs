@@ -59,7 +59,10 @@ pub struct Unresolved {
 /// An adapter is invalid, or holds what cannot be merged.
 pub fn read(args: &Args) -> Result<Vec<Unresolved>> {
     let read = |Weighted { path, weight }: &Weighted| {
-        let (mut loaded, extras) = args.choice.read_whole(path, args.skip_unsupported)?;
+        let (mut loaded, extras) = match args.adapters.len() {
+            1 => args.choice.read_whole(path, args.skip_unsupported)?,
+            _ => args.choice.read_whole_each(path, args.skip_unsupported)?,
+        };
         if let Some(names) = loaded.adapter.trained_summary().filter(|_| args.factors_only) {
             loaded.notes.push(format!("--factors-only leaves these trained tensors out: {names}"));
             loaded.adapter = loaded.adapter.with_trained_tensors(Vec::new())?;
@@ -118,7 +121,7 @@ impl Inputs {
         let replaces = |kind: ChangeKind| kind == ChangeKind::Replace;
         let count = |input: &Input| {
             let changes = input.extras.changes.iter().filter(|change| replaces(change.kind()));
-            input.adapter.trained_tensors().len() + changes.count()
+            input.adapter.trained_tensors().len() + changes.count() + input.extras.tokens.len()
         };
         self.all.iter().map(count).sum()
     }
@@ -164,6 +167,7 @@ fn check_weight(path: &str, weight: f64, adapter: &Adapter, extras: &Extras) -> 
     }
     let replaced = extras.changes.iter().find(|change| change.kind() == ChangeKind::Replace);
     let replaced = replaced.map(|change| change.source().to_string()).or(adapter.trained_summary());
+    let replaced = replaced.or(extras.tokens.first().map(|rows| rows.source().to_string()));
     match replaced {
         None => Ok(()),
         Some(names) => Err(Error::data(format!(

@@ -72,7 +72,8 @@ fn safetensors(args: &Args) -> Result<Report> {
     map::catch_bus_errors()?;
     let adapters = inputs::read(args)?;
     let untied = tied::untie(&mut base, &adapters)?;
-    let inputs = Inputs::new(args, adapters, &base)?;
+    let mut inputs = Inputs::new(args, adapters, &base)?;
+    tied::repeat_tokens(&base, &mut inputs)?;
     let mut notes = copies::check(&base, &inputs)?;
     notes.extend(untied.note);
     let folds = Folds::new(&base, &inputs)?;

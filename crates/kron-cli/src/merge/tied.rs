@@ -1,27 +1,18 @@
 //! Input embedding and output head that are one weight: a merge into one of them unties them.
 //!
-//! They are tied where their bytes are equal, and where the configuration says so and the model has the embedding
-//! alone. Then the merged model has both, and `tie_word_embeddings` is false in its configuration.
+//! They are tied where their bytes are equal, whatever the configuration says, and where it says so and the model has
+//! the embedding alone. Then the merged model has both, and `tie_word_embeddings` is false in its configuration.
 
 use kron_adapter::Adapter;
 use kron_adapter::extras::ChangeKind;
-use kron_adapter::resolve::{BaseModel, resolve_module_names};
+use kron_adapter::resolve::{BaseModel, TIED_PAIRS, resolve_module_names};
 use serde_json::{Value, json};
 
 use super::fold::BAND;
-use super::inputs::Unresolved;
+use super::inputs::{Inputs, Unresolved};
 use super::shard::read_tensor;
 use crate::model::{Base, CONFIG};
 use crate::{Error, Result};
-
-/// Names of an embedding's weight, and of the head that a causal model of these names has.
-const PAIRS: [(&str, &str); 5] = [
-    ("model.embed_tokens.weight", "lm_head.weight"),
-    ("model.language_model.embed_tokens.weight", "lm_head.weight"),
-    ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
-    ("transformer.wte.weight", "lm_head.weight"),
-    ("transformer.word_embeddings.weight", "lm_head.weight"),
-];
 
 /// Facts about a model whose embedding and head the adapters change.
 #[derive(Default)]
@@ -38,7 +29,8 @@ pub struct Untied {
 /// # Errors
 /// A tensor cannot be read, or the configuration contradicts itself.
 pub fn untie(base: &mut Base, adapters: &[Unresolved]) -> Result<Untied> {
-    let Some((embedding, head)) = PAIRS.into_iter().find(|(embedding, _)| base.tensor(embedding).is_some())
+    let Some((embedding, head)) =
+        TIED_PAIRS.into_iter().find(|(embedding, _)| base.tensor(embedding).is_some())
     else {
         return Ok(Untied::default());
     };
@@ -55,19 +47,22 @@ pub fn untie(base: &mut Base, adapters: &[Unresolved]) -> Result<Untied> {
         return Ok(Untied::default());
     }
     let says_tied = base.is_tied()?;
-    if base.tensor(head).is_some() {
-        let equal = are_equal(base, embedding, head)?;
-        if !equal {
-            // A head that the configuration lets loaders ignore cannot be told from the one that was trained.
-            return Ok(Untied::default());
+    let is_one = match base.tensor(head).is_some() {
+        true => are_equal(base, embedding, head)?,
+        false => says_tied,
+    };
+    match (is_one, base.tensor(head).is_some()) {
+        (true, _) => base.tied = Some(true),
+        // Their bytes differ, and the configuration says so too.
+        (false, true) if !says_tied => return Ok(Untied::default()),
+        (false, true) => {}
+        (false, false) => {
+            let is_said = base.config.as_ref().is_some_and(|config| config.knows_tied());
+            let note = (!is_said).then(|| {
+                format!("no {CONFIG} says whether a head is tied to {embedding}; if so, it changes too")
+            });
+            return Ok(Untied { config: None, note });
         }
-        base.tied = Some(true);
-    } else if !says_tied {
-        let is_said = base.config.as_ref().is_some_and(|config| config.knows_tied());
-        let note = (!is_said).then(|| {
-            format!("no {CONFIG} says whether a head is tied to {embedding}; if so, it changes too")
-        });
-        return Ok(Untied { config: None, note });
     }
     let Some(config) = base.folder().map(|folder| folder.join(CONFIG)).filter(|config| config.exists())
     else {
@@ -77,10 +72,45 @@ pub fn untie(base: &mut Base, adapters: &[Unresolved]) -> Result<Untied> {
         base.append_copy(embedding, head)?;
     }
     base.tied = Some(false);
-    let note = Some(format!(
-        "{embedding} and {head} were one weight, of which the adapter changes one: the merged model has both, and tie_word_embeddings is false in its {CONFIG}"
-    ));
+    let were = match is_one {
+        true => "were one weight, of which the adapter changes one: the merged model has both, and",
+        false => "differ, though the configuration says that they are one weight: in the merged model",
+    };
+    let note = Some(format!("{embedding} and {head} {were} tie_word_embeddings is false in its {CONFIG}"));
     Ok(Untied { config: Some(untied_config(&config)?), note })
+}
+
+/// Gives the trained tokens of an embedding to the head that a tied model stores beside it, and the other way round, as
+/// PEFT does.
+///
+/// # Errors
+/// A tensor cannot be read, or the configuration contradicts itself.
+pub fn repeat_tokens(base: &Base, inputs: &mut Inputs) -> Result<()> {
+    let Some((embedding, head)) =
+        TIED_PAIRS.into_iter().find(|(embedding, _)| base.tensor(embedding).is_some())
+    else {
+        return Ok(());
+    };
+    let pair = [embedding, head].map(|name| name.trim_end_matches(".weight"));
+    let other = |module: &str| match pair {
+        [embedding, head] if module == embedding => Some(head),
+        [embedding, head] if module == head => Some(embedding),
+        _ => None,
+    };
+    let is_tied = base.tied != Some(false) && base.is_tied()?;
+    if !inputs.all.iter().any(|input| input.extras.tokens.iter().any(|rows| other(rows.module()).is_some()))
+        || !(is_tied && are_equal(base, embedding, head)?)
+    {
+        return Ok(());
+    }
+    for input in &mut inputs.all {
+        let tokens = &mut input.extras.tokens;
+        let twins =
+            tokens.iter().filter_map(|rows| Some(rows.clone().in_module(other(rows.module())?.into())));
+        let twins: Vec<_> = twins.collect();
+        tokens.extend(twins);
+    }
+    Ok(())
 }
 
 /// True if an adapter changes the weight, under this name or another with fewer or more leading components.

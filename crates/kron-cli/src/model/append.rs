@@ -24,7 +24,8 @@ pub fn index(text: &[u8], tensor: &str, shard: &str, bytes: u64) -> Result<Vec<u
     let map = value.get_mut("weight_map").and_then(Value::as_object_mut).ok_or("it has no weight_map")?;
     map.insert(tensor.into(), shard.into());
     if let Some(size) = value.get_mut("metadata").and_then(|metadata| metadata.get_mut("total_size"))
-        && let Some(old) = size.as_u64()
+        // Some programs write it as a float.
+        && let Some(old) = size.as_u64().or_else(|| size.as_f64().map(|old| old as u64))
     {
         *size = (old + bytes).into();
     }
@@ -36,6 +37,18 @@ pub fn index(text: &[u8], tensor: &str, shard: &str, bytes: u64) -> Result<Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_has_one_tensor_more() {
+        for size in ["8", "8.0"] {
+            let text =
+                format!(r#"{{"metadata":{{"total_size":{size}}},"weight_map":{{"a":"m.safetensors"}}}}"#);
+            let new: Value =
+                serde_json::from_slice(&index(text.as_bytes(), "b", "m.safetensors", 12).unwrap()).unwrap();
+            let map = json!({ "a": "m.safetensors", "b": "m.safetensors" });
+            assert_eq!(new, json!({ "metadata": { "total_size": 20 }, "weight_map": map }));
+        }
+    }
 
     #[test]
     fn a_header_has_one_tensor_more() {

@@ -9,6 +9,7 @@ use kron_adapter::plan::{Linear, MAX_DIM, Model};
 use kron_adapter::resolve::BaseModel;
 use kron_adapter::text::{first_and_more, name};
 use kron_core::LayerDims;
+use safetensors::Dtype;
 
 use super::linear_layers::Layers;
 use crate::{Error, Result};
@@ -22,7 +23,7 @@ const EMBEDDINGS: [&str; 5] = ["embed", "wte", "wpe", "token_types", "relative_a
 /// The model has none, or the file is an adapter.
 pub fn scanned_layers(base: &impl BaseModel) -> Result<Layers> {
     let mut kinds: BTreeMap<(String, [usize; 2]), u32> = BTreeMap::new();
-    let (mut embeddings, mut stacked) = (Vec::new(), Vec::new());
+    let (mut embeddings, mut stacked, mut packed) = (Vec::new(), Vec::new(), Vec::new());
     for tensor in base.tensor_names() {
         if is_factor(tensor) {
             return Err(Error::data(format!(
@@ -34,6 +35,7 @@ pub fn scanned_layers(base: &impl BaseModel) -> Result<Layers> {
         let module = tensor.strip_suffix(".weight");
         let linear = module.and_then(|module| Some((module, base.linear(module)?)));
         match linear {
+            Some(_) if base.tensor(tensor).is_some_and(|(dtype, _)| is_packed(dtype)) => packed.push(tensor),
             Some((module, _)) if is_embedding(module) => embeddings.push(tensor),
             Some((module, LayerDims { d_out, d_in }))
                 if [d_out, d_in].iter().all(|d| (1..=MAX_DIM).contains(d)) =>
@@ -48,6 +50,7 @@ pub fn scanned_layers(base: &impl BaseModel) -> Result<Layers> {
     let mut notes = Vec::new();
     let lists = [
         (embeddings, "embeddings are look-up tables, and left out"),
+        (packed, "weights in packed blocks do not have their layer's sizes, and are left out"),
         (stacked, "convolutions, stacked experts and other tensors are no linear layers, and left out"),
     ];
     for (mut names, what) in lists {
@@ -66,10 +69,16 @@ pub fn scanned_layers(base: &impl BaseModel) -> Result<Layers> {
     Ok(Layers { model: Model::new(base.name(), hidden, linears, 0)?, notes })
 }
 
-/// True for a module that is a look-up table by its name.
+/// True for the type of bytes or words that hold several values each. I8 and the float8 types hold one.
+const fn is_packed(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::U8 | Dtype::U16 | Dtype::I16 | Dtype::U32 | Dtype::I32 | Dtype::U64 | Dtype::I64)
+}
+
+/// True for a module that is a look-up table by its name; an `x_embedder` is a linear layer.
 pub fn is_embedding(module: &str) -> bool {
     let last = module.rsplit('.').next().unwrap_or(module);
-    EMBEDDINGS.iter().any(|part| last.contains(part)) || last == "token_embd" || last == "position_embd"
+    let is_table = EMBEDDINGS.iter().any(|part| last.contains(part)) && !last.ends_with("embedder");
+    is_table || last == "token_embd" || last == "position_embd"
 }
 
 /// Returns the name with a star for each number.
@@ -105,7 +114,6 @@ fn short_names<'a>(patterns: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str,
 #[cfg(test)]
 mod tests {
     use kron_adapter::resolve::BaseTensors;
-    use safetensors::Dtype;
 
     use super::*;
 
@@ -148,6 +156,24 @@ mod tests {
         assert_eq!(notes.len(), 2, "{notes:?}");
         assert!(notes[0].ends_with("left out: model.embed_tokens.weight"), "{notes:?}");
         assert!(notes[1].ends_with("experts.gate_up_proj and 1 more"), "{notes:?}");
+    }
+
+    /// A weight of bitsandbytes in four bits is a column of bytes, and an embedder of a diffusion model no table.
+    #[test]
+    fn packed_weights_are_no_layers_and_embedders_are() {
+        let tensors = [
+            ("x_embedder.weight", Dtype::BF16, vec![12, 8]),
+            ("q.weight", Dtype::U8, vec![48, 1]),
+            ("q.weight.absmax", Dtype::F32, vec![2]),
+            ("k.weight", Dtype::I8, vec![8, 8]),
+        ];
+        let Layers { model, notes } = scanned_layers(&BaseTensors::new("model", tensors)).unwrap();
+        let names: Vec<_> = model.linears().iter().map(Linear::name).collect();
+        assert_eq!(names, ["k", "x_embedder"]);
+        assert_eq!(
+            notes,
+            ["weights in packed blocks do not have their layer's sizes, and are left out: q.weight"]
+        );
     }
 
     #[test]

@@ -15,13 +15,23 @@ pub struct Column<T> {
     pub cell: fn(&T) -> String,
 }
 
-/// Draws a table.
+/// Columns of a terminal.
+const WIDTH: usize = 80;
+
+/// Draws a table, without spaces beside the bars where they would make it wider than a terminal.
 pub fn table<T>(columns: &[Column<T>], rows: &[T]) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(columns.iter().map(|column| align(column, column.head.into())));
     let cells = |row| columns.iter().map(|column| align(column, (column.cell)(row))).collect::<Vec<_>>();
     table.add_rows(rows.iter().map(cells));
+    let drawn = table.trim_fmt();
+    if drawn.lines().all(|line| line.chars().count() <= WIDTH) {
+        return drawn;
+    }
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 0));
+    });
     table.trim_fmt()
 }
 

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod adapters_refused;
+mod choice;
 mod combine;
 mod convert;
 mod costly;

@@ -11,7 +11,7 @@ use crate::golden::{File, Tensor, golden, serialize};
 use crate::models::{assert_merge_fails, load, merge, tensor, values};
 
 /// Adapters in the golden folder, with the numbers of layers, replaced tensors and other tensors added to.
-const CASES: [(&str, usize, usize, usize); 12] = [
+const CASES: [(&str, usize, usize, usize); 13] = [
     ("dora", 2, 0, 0),
     ("dora_embedding", 1, 0, 0),
     ("dora_conv1d", 1, 0, 0),
@@ -19,6 +19,7 @@ const CASES: [(&str, usize, usize, usize); 12] = [
     ("dora_inputs.safetensors", 2, 0, 0),
     ("conv1d", 1, 0, 0),
     ("experts", 7, 0, 0),
+    ("tokens", 1, 1, 0),
     ("embedding", 2, 0, 0),
     ("lora_bias", 1, 0, 1),
     ("biases", 2, 3, 0),
@@ -145,6 +146,7 @@ fn other_commands_go_on_refusing() {
         ("norms.safetensors", "it is not a factor of ΔW"),
         ("full.safetensors", "is not an adapter"),
         ("experts", "target_parameters is"),
+        ("tokens", "trained rows of an embedding"),
     ] {
         let (dir, path) = (dir(), extras().join(name));
         let out = dir.path().join("out.safetensors");
@@ -362,4 +364,36 @@ fn a_lora_keeps_fan_in_fan_out() {
         1,
         &["fan_in_fan_out is true"],
     );
+}
+
+/// Trained tokens are rows that the model has, one for each index, of an adapter that has no weight.
+#[test]
+fn tokens_that_are_not_the_model_s_are_refused() {
+    let dir = dir();
+    let base = model(dir.path(), |_| ());
+    let out = dir.path().join("out");
+    let with = |tokens: Value| move |config: &mut Value| config["trainable_token_indices"] = tokens.clone();
+    for (tokens, says) in [
+        (json!({ "embed_tokens": [1, 11, 4] }), "its token 11 is beyond the 11 of model.embed_tokens.weight"),
+        (json!([1, 4]), "has 3 rows, but trainable_token_indices has 2 tokens for it"),
+        (json!({ "wte": [1, 10, 4] }), "has 3 rows, but trainable_token_indices has 0 tokens for it"),
+        (json!([1, 1, 4]), "a list of different tokens"),
+        (json!([1, -1, 4]), "a list of different tokens"),
+        (json!("all"), "a list of different tokens"),
+    ] {
+        let folder = peft(dir.path(), "tokens", |_| (), with(tokens));
+        assert_merge_fails(merge(&base, &folder, &out, &[]), 1, &[says]);
+    }
+    let narrow = |file: &mut File| {
+        let name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+        file.insert(name.into(), tensor(Dtype::F32, &[3, 5], 1));
+    };
+    let folder = peft(dir.path(), "tokens", narrow, |_| ());
+    assert_merge_fails(merge(&base, &folder, &out, &[]), 1, &["its rows have 5 values, but those of"]);
+    let weighted = PathBuf::from(format!("{}:0.5", extras().join("tokens").display()));
+    assert_merge_fails(merge(&base, &weighted, &out, &[]), 1, &["has the weight 0.5, but trained tensors"]);
+    let list = peft(dir.path(), "tokens", |_| (), with(json!([1, 10, 4])));
+    assert_eq!(report(&[&"merge", &base, &list, &out])["replaced"], 1);
+    let diagnosis = report(&[&"inspect", &list]);
+    assert!(diagnosis["commands"].to_string().contains("1 groups of trained tokens"), "{diagnosis}");
 }

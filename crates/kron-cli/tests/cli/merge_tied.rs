@@ -157,3 +157,106 @@ fn an_embedding_whose_head_nothing_tells_of_has_a_note() {
     let printed = report(&[&"merge", &base, &adapter, &dir.path().join("out")]);
     assert!(printed["notes"].to_string().contains("says whether a head is tied"), "{printed}");
 }
+
+/// Two weights are two when their bytes differ, though the configuration says that they are one.
+#[test]
+fn weights_that_differ_are_two_whatever_the_configuration_says() {
+    let dir = dir();
+    let file = File::from([
+        (EMBEDDING.into(), tensor(Dtype::BF16, &[20, 6], 1)),
+        (HEAD.into(), tensor(Dtype::BF16, &[20, 6], 2)),
+    ]);
+    let base = sharded(dir.path(), &[file], config(Some(true)));
+    let shape = KronShape::lora(LayerDims { d_out: 20, d_in: 6 }, 2).unwrap();
+    let (adapter, _) = adapter(dir.path(), &[("lm_head", shape)]);
+    let out = dir.path().join("out");
+    let printed = report(&[&"merge", &base, &adapter, &out]);
+    assert!(printed["notes"].to_string().contains("differ, though the configuration says"), "{printed}");
+    assert_eq!(json_of(out.join("config.json"))["tie_word_embeddings"], json!(false));
+    let name = "model-00001-of-00001.safetensors";
+    let (before, after) = (load(&base.join(name)), load(&out.join(name)));
+    assert_eq!(after[EMBEDDING].bytes, before[EMBEDDING].bytes);
+    assert_ne!(after[HEAD].bytes, before[HEAD].bytes);
+}
+
+/// An adapter of the head of a tied model keeps its name; a merge unties.
+#[test]
+fn a_tied_head_has_its_name_in_convert_and_diff() {
+    let dir = dir();
+    let base = model(dir.path(), false, Some(true));
+    let shape = KronShape::lora(LayerDims { d_out: 20, d_in: 6 }, 2).unwrap();
+    let (adapter, _) = adapter(dir.path(), &[("lm_head", shape), ("model.other", shape)]);
+    let out = dir.path().join("lora");
+    let json = report(&[&"convert", &adapter, &out, &"--to", &"lora", &"--base", &base]);
+    assert_eq!(json["layers"][0]["module"], "lm_head");
+    let json = report(&[&"diff", &adapter, &out, &"--base", &base]);
+    assert!(json["total"]["relative_distance"].as_f64().unwrap() < 1e-6, "{json}");
+}
+
+/// PEFT saves copies of both where the vocabulary grew; the head's equals the embedding of a tied model.
+#[test]
+fn a_copy_of_a_tied_head_is_compared_with_the_embedding() {
+    let dir = dir();
+    let base = model(dir.path(), false, Some(true));
+    let name = |parameter: &str| format!("base_model.model.{parameter}");
+    for (seed, says) in [(1, None), (5, Some("is a copy of a base weight, but differs from"))] {
+        let folder = dir.path().join(format!("adapter-{seed}"));
+        std::fs::create_dir(&folder).unwrap();
+        let tensors = File::from([
+            (name("model.other.lora_A.weight"), tensor(Dtype::F32, &[2, 6], 7)),
+            (name("model.other.lora_B.weight"), tensor(Dtype::F32, &[20, 2], 8)),
+            (name(HEAD), tensor(Dtype::BF16, &[20, 6], seed)),
+        ]);
+        std::fs::write(folder.join("adapter_model.safetensors"), serialize(&tensors)).unwrap();
+        let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["other"] });
+        std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+        let out = dir.path().join(format!("out-{seed}"));
+        match says {
+            Some(says) => assert_merge_fails(merge(&base, &folder, &out, &[]), 1, &[says]),
+            None => {
+                let printed = report(&[&"merge", &base, &folder, &out]);
+                let note = printed["notes"].to_string();
+                assert!(note.contains("lm_head.weight") && note.contains(EMBEDDING), "{printed}");
+            }
+        }
+    }
+}
+
+/// Trained tokens change both names of a weight that stays one, as PEFT does.
+#[test]
+fn tokens_of_a_tied_model_stay_tied() {
+    let dir = dir();
+    let folder = dir.path().join("adapter");
+    std::fs::create_dir(&folder).unwrap();
+    let name = |parameter: &str| format!("base_model.model.{parameter}");
+    let rows = tensor(Dtype::BF16, &[2, 6], 9);
+    let tensors = File::from([
+        (name("model.other.lora_A.weight"), tensor(Dtype::F32, &[2, 6], 7)),
+        (name("model.other.lora_B.weight"), tensor(Dtype::F32, &[20, 2], 8)),
+        (name("model.embed_tokens.token_adapter.trainable_tokens_delta"), rows.clone()),
+    ]);
+    std::fs::write(folder.join("adapter_model.safetensors"), serialize(&tensors)).unwrap();
+    let peft = json!({
+        "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["other"], "trainable_token_indices": [17, 3]
+    });
+    std::fs::write(folder.join("adapter_config.json"), peft.to_string()).unwrap();
+    for (head, tied, both) in
+        [(false, Some(true), false), (true, Some(true), true), (true, Some(false), false)]
+    {
+        let (here, out) = (tempfile::tempdir().unwrap(), dir.path().join(format!("out-{head}-{tied:?}")));
+        let base = model(here.path(), head, tied);
+        report(&[&"merge", &base, &folder, &out]);
+        assert_eq!(json_of(out.join("config.json")), json_of(base.join("config.json")));
+        let name = "model-00002-of-00002.safetensors";
+        let (before, after) = (load(&base.join(name)), load(&out.join(name)));
+        let want = |changed: bool| {
+            let mut bytes = before[EMBEDDING].bytes.clone();
+            for (row, at) in [17, 3].into_iter().enumerate().filter(|_| changed) {
+                bytes[at * 12..][..12].copy_from_slice(&rows.bytes[row * 12..][..12]);
+            }
+            bytes
+        };
+        assert_eq!(after[EMBEDDING].bytes, want(true));
+        assert_eq!(after.get(HEAD).map(|head| &head.bytes), head.then(|| want(both)).as_ref());
+    }
+}

@@ -135,13 +135,14 @@ fn inspect_says_what_a_file_holds() {
     assert_eq!(group("embeddings")["first"], "model.embed_tokens.weight");
     assert_eq!(group("convolutions, stacked weights and others")["tensors"], 1);
     assert_eq!(layers(&diagnosis), layers(&plan(&path)));
+    assert!(diagnosis["notes"].to_string().contains("weights in packed blocks"), "{diagnosis}");
     let commands = diagnosis["commands"].as_array().unwrap();
     let verdict = |command: &str| commands.iter().find(|verdict| verdict["commands"] == command).unwrap();
     assert_eq!(
         verdict("merge as BASE")["why"],
         "weights that take an adapter: 4 of BF16, 1 of F16; that do not: 1 of I32"
     );
-    assert_eq!(verdict("plan"), &json!({ "commands": "plan", "accepted": true, "why": "6 linear layers" }));
+    assert_eq!(verdict("plan"), &json!({ "commands": "plan", "accepted": true, "why": "5 linear layers" }));
     assert_eq!(verdict("convert, diff, quantise; merge as ADAPTER")["accepted"], false);
     // A method that is not read.
     let loha = file(&[
