@@ -32,8 +32,9 @@ pub(crate) fn indices(value: &Value) -> Result<TokenIndices> {
         || Error::data("trainable_token_indices is a list of different tokens, or one for each module");
     let list = |value: &Value| -> Result<Vec<usize>> {
         let tokens = value.as_array().ok_or_else(refused)?.iter();
-        let tokens = tokens.map(|token| usize::try_from(token.as_u64().ok_or_else(refused)?));
-        let tokens: Vec<usize> = tokens.map(|token| token.map_err(|_| refused())).collect::<Result<_>>()?;
+        let token = |token: &Value| token.as_u64().and_then(|token| usize::try_from(token).ok());
+        let tokens: Vec<usize> =
+            tokens.map(|value| token(value).ok_or_else(refused)).collect::<Result<_>>()?;
         let different: BTreeSet<usize> = tokens.iter().copied().collect();
         if different.len() == tokens.len() { Ok(tokens) } else { Err(refused()) }
     };

@@ -39,7 +39,7 @@ fn a_name_chooses_among_several_adapters() {
     merged(&base, &both, &[], &[(Q, 6.0, product(up, down))]);
     refused(&[&"merge", &base.0, &named, &plain, &out], 1, &["--adapter-name"]);
     let json = report(&[&"merge", &base.0, &named, &plain, &out, &"--adapter-name", &"b"]);
-    assert_eq!(json["left_out"].as_array().map(Vec::len), Some(2), "{json}");
+    assert_eq!(json["adapter_left_out"].as_array().map(Vec::len), Some(2), "{json}");
     let json = report(&[&"diff", &named, &plain, &"--adapter-name", &"a"]);
     assert_eq!((&json["left_out"], &json["total"]["distance"]), (&json!(left), &json!(0.0)));
     // One adapter alone has no other that the name could be for.
@@ -65,7 +65,7 @@ fn a_start_of_names_is_taken_with_peft_s_prefix_too() {
     std::fs::write(&config, text.to_string()).unwrap();
     for only in ["model.", "base_model.model.model."] {
         let report = merged(&base, &folder, &["--only", only], &[(Q, 3.0, product(&up, &down))]);
-        assert_eq!(report["left_out"].as_array().map(Vec::len), Some(2), "{report}");
+        assert_eq!(report["adapter_left_out"].as_array().map(Vec::len), Some(2), "{report}");
         assert!(!notes(&report).contains("rank_pattern"), "{report}");
     }
 }
