@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -306,13 +307,16 @@ def diffusers(tmp):
         kohya |= {f"{name}.lora_down.weight": torch.randn(3, d_in), f"{name}.lora_up.weight": torch.randn(d_out, 3)}
         kohya[f"{name}.alpha"] = torch.tensor(2.0)
     theirs, alphas = converted(dict(kohya))
-    downs = [name for name in theirs if name.endswith("lora.down.weight")]
+    downs = [name for name in theirs if name.endswith("down.weight")]
     base, want = {}, {}
     for name in downs:
-        module = name.removeprefix("unet.").removesuffix(".lora.down.weight")
+        # An attention's layer is a part of its processor in these names, and its output the first of a list.
+        module = re.sub(r"\.processor\.(\w+)_lora\.down\.weight$", r".\1", name.removeprefix("unet."))
+        module = re.sub(r"\.to_out$", ".to_out.0", module.removesuffix(".lora.down.weight"))
         up, down = theirs[name.replace("down.weight", "up.weight")], theirs[name]
         base[f"{module}.weight"] = torch.randn(up.shape[0], down.shape[1])
-        scale = alphas[name.replace("lora.down.weight", "alpha")] / down.shape[0]
+        alpha = alphas.get(f"{name}.alpha") or alphas[name.replace("lora.down.weight", "alpha")]
+        scale = alpha / down.shape[0]
         want[f"{module}.weight"] = base[f"{module}.weight"] + scale * up @ down
     assert len(base) == len(sizes) == len(alphas)
     model, file, folder = (tmp / f"unet-{end}" for end in ["base.safetensors", "kohya.safetensors", "diffusers"])

@@ -76,7 +76,7 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
     }
     let first = folder.join(names[0]);
     let diagnosed = |error: kron_adapter::Error, path: &Path| {
-        drop(Diagnosis::of(path, &ReadOptions::default(), &error).map(|diagnosis| diagnosis.table()));
+        drop(Diagnosis::of(path, &ReadOptions::default(), error).map(|diagnosis| diagnosis.table()));
         error
     };
     let read = match kind {
