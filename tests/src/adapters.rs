@@ -75,12 +75,17 @@ pub fn seeds() -> Vec<(&'static str, Adapter)> {
         .with_trained_tensors(head.into())
         .and_then(|a| a.with_metadata(labels))
         .expect("names of their own");
+    let embedding = TrainedTensor::of_rows("embed.weight", vec![7, 2], 3, vec![0.25; 6]).expect("two rows");
+    let bias = TrainedTensor::new("q.bias", [6], vec![-0.5; 6]).expect("a bias");
+    let rows =
+        adapter(vec![kron.clone()]).with_trained_tensors(vec![embedding, bias]).expect("other tensors");
     vec![
         ("kron", adapter(vec![kron])),
         ("lora", adapter(vec![lora])),
         ("rslora", adapter(vec![root])),
         ("krona", adapter(vec![krona])),
         ("head", head),
+        ("rows", rows),
         ("mixed", mixed),
     ]
 }

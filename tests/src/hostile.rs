@@ -219,7 +219,7 @@ fn document() -> Vec<Hostile> {
         edit("document that is not JSON", OWN, &format!(r#"{OWN}"no","x":"#), "breaks the format"),
         edit("deep document", OWN, &deep, "breaks the format"),
         edit("version 0", version, r#"\"version\":0"#, "is of version 0"),
-        edit("version 3", version, r#"\"version\":3,\"new\":[]"#, "reads versions 1 to 2"),
+        edit("version 4", version, r#"\"version\":4,\"new\":[]"#, "reads versions 1 to 3"),
         edit("version as text", version, r#"\"version\":\"1\""#, "breaks the format"),
         edit("no version", r#"\"version\":1,"#, "", "missing field `version`"),
         edit("unknown field", MODULE, &format!(r#"\"dropout\":0.1,{MODULE}"#), "unknown field `dropout`"),
@@ -319,14 +319,24 @@ fn trained() -> Vec<Hostile> {
     let names = r#"\"trained_tensors\":[\"gain\",\"head.bias\",\"head.weight\"]"#;
     let bias = r#"\"head.bias\","#;
     let shape = |name, shape: &str, says| edit(name, r#""shape":[]"#, &format!(r#""shape":{shape}"#), says);
+    let rows = |name, version: u64, rows: &str, says| {
+        let parts = whole.edit(r#"\"version\":2"#, &format!(r#"\"version\":{version}"#));
+        let by = format!(r#"{names},\"trained_rows\":{rows}"#);
+        Hostile { name, bytes: parts.edit(names, &by).join(), says }
+    };
     let mut not_a_number = whole.clone();
     let last = not_a_number.data.len() - 4;
     not_a_number.data[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     let half = whole.edit(r#"{"dtype":"F32","shape":[]"#, r#"{"dtype":"BF16","shape":[2]"#);
     vec![
-        edit("trained tensors in version 1", r#"\"version\":2"#, r#"\"version\":1"#, "a field of version 2"),
-        edit("no trained tensors in version 2", &format!(",{names}"), "", "names no trained_tensors"),
-        edit("empty list of trained tensors", names, r#"\"trained_tensors\":[]"#, "names no trained_tensors"),
+        edit(
+            "trained tensors in version 1",
+            r#"\"version\":2"#,
+            r#"\"version\":1"#,
+            "has the fields of version 2",
+        ),
+        edit("no trained tensors in version 2", &format!(",{names}"), "", "has the fields of version 1"),
+        edit("empty list of trained tensors", names, r#"\"trained_tensors\":[]"#, "that name none"),
         edit("trained tensors that are null", names, r#"\"trained_tensors\":null"#, "breaks the format"),
         edit("trained tensors that are a map", names, r#"\"trained_tensors\":{}"#, "breaks the format"),
         edit(
@@ -355,12 +365,20 @@ fn trained() -> Vec<Hostile> {
             "has 5000 dimensions",
         ),
         shape("trained tensor of another size", "[2]", "breaks safetensors' rules"),
-        renamed("trained tensor in a layer's module", "q.bias", "lies in module \"q\", which has a layer"),
+        renamed("trained tensor in a layer's module", "q.gain", "lies in module \"q\", which has a layer"),
         renamed("trained tensor below a layer's module", "q.x.bias", "lies in module \"q\""),
         renamed("trained tensor named as a layer's module", "q", "lies in module \"q\""),
         renamed("trained tensor with a path", "../gain", "a trained tensor's name is"),
         renamed("trained tensor without a name", "", "a trained tensor's name is"),
         renamed("trained tensor of 513 bytes", &"x".repeat(513), "a trained tensor's name is"),
+        rows("rows in version 2", 2, r#"{\"head.weight\":[0,1,2]}"#, "has the fields of version 3"),
+        rows("rows that are null", 3, "null", "breaks the format"),
+        rows("rows of nothing", 3, "{}", "that name none"),
+        rows("rows of no tensor", 3, r#"{\"head\":[0,1,2]}"#, "\"head\", which is no trained tensor"),
+        rows("rows of a vector", 3, r#"{\"head.bias\":[0,1,2]}"#, "trained_rows has other rows"),
+        rows("two rows for three", 3, r#"{\"head.weight\":[0,1]}"#, "trained_rows has other rows"),
+        rows("rows of one index", 3, r#"{\"head.weight\":[1,0,1]}"#, "two rows of one index"),
+        rows("rows below 0", 3, r#"{\"head.weight\":[-1,0,1]}"#, "breaks the format"),
         Hostile {
             name: "NaN in a trained tensor",
             bytes: not_a_number.join(),

@@ -172,7 +172,7 @@ fn the_data_are_the_thetas_and_the_tensors_are_the_factors() {
 /// Other writers sort the tensors by name; the layers keep the order of the document.
 #[test]
 fn tensors_sorted_by_name_are_read_as_well() {
-    for (_, adapter) in seeds().into_iter().filter(|(name, _)| ["mixed", "head"].contains(name)) {
+    for (_, adapter) in seeds().into_iter().filter(|(name, _)| ["mixed", "head", "rows"].contains(name)) {
         let bytes = adapter.to_bytes().unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -199,7 +199,17 @@ fn the_versions_are_frozen() {
         assert_same(&adapter, &Adapter::from_bytes(&bytes).unwrap());
         assert!(bytes == adapter.to_bytes().unwrap(), "{name}: the bytes that are written have changed");
         // A reader of version 1 alone reads every adapter without trained tensors, and refuses the others by the version.
-        let version = if adapter.trained_tensors().is_empty() { 1 } else { 2 };
+        let tensors = adapter.trained_tensors();
+        let version = match tensors.is_empty() {
+            true => 1,
+            false => {
+                if tensors.iter().any(|tensor| tensor.rows().is_some()) {
+                    3
+                } else {
+                    2
+                }
+            }
+        };
         let header = Parts::of(&bytes).header;
         assert!(header.contains(&format!(r#"{{\"version\":{version},"#)), "{name}: {header}");
     }
@@ -310,7 +320,7 @@ fn adapters_that_could_not_be_written_cannot_be_made() {
         (Scaling::new(1.0, 0, ScaleRule::AlphaOverSqrtR).unwrap_err(), "over rank 0"),
         (Scaling::plain(f32::INFINITY).unwrap_err(), "is inf"),
         (with(&["b", "a", "b"]).unwrap_err(), "trained tensor \"b\" occurs twice"),
-        (with(&["q.bias"]).unwrap_err(), "\"q.bias\" lies in module \"q\", which has a layer"),
+        (with(&["q.gain"]).unwrap_err(), "\"q.gain\" lies in module \"q\", which has a layer"),
         (TrainedTensor::new("a b", [], vec![0.5]).unwrap_err(), "trained tensor \"a b\" is refused"),
         (shaped(&[3]), "trained tensor head.bias has 2 values, but its shape is [3]"),
         (shaped(&[2, 0]), "every dimension is at least 1"),
@@ -321,9 +331,14 @@ fn adapters_that_could_not_be_written_cannot_be_made() {
         assert!(error.to_string().contains(says), "{error}");
     }
     assert!(named(&"x".repeat(512)).is_ok());
-    assert!(with(&["qq.bias", "p.q.bias"]).is_ok(), "modules of other names");
+    assert!(with(&["qq.gain", "p.q.gain"]).is_ok(), "modules of other names");
+    assert!(with(&["q.bias"]).is_ok(), "the bias of a layer");
+    let rows = |rows: &[usize]| TrainedTensor::of_rows("e.weight", rows.to_vec(), 1, vec![0.5; 2]).map(drop);
+    assert!(rows(&[7, 3]).is_ok());
+    assert!(rows(&[7, 7]).unwrap_err().to_string().contains("two rows of one index"));
+    assert!(rows(&[7]).unwrap_err().to_string().contains("has 2 values, but its shape is [1, 1]"));
     // Layers that are changed later are compared with the tensors, too.
-    let kept = adapter.clone().with_trained_tensors(vec![trained("k.bias")]).unwrap();
+    let kept = adapter.clone().with_trained_tensors(vec![trained("k.gain")]).unwrap();
     assert_eq!(kept.with_layers(vec![layer()]).unwrap(), kept);
     let error = kept.with_layers(vec![named("k").unwrap()]).unwrap_err().to_string();
     assert!(error.contains("lies in module \"k\""), "{error}");

@@ -205,7 +205,7 @@ impl Adapter {
     /// Returns the adapter with these tensors, trained beside the factors, in the place of those that it had.
     ///
     /// # Errors
-    /// Fails on two tensors of one name, and on a tensor in a module that has a layer.
+    /// Fails on two tensors of one name, and on a tensor in a module that has a layer, other than its bias.
     pub fn with_trained_tensors(self, tensors: Vec<TrainedTensor>) -> Result<Self> {
         let adapted: HashSet<&str> = self.layers.iter().map(Layer::module).collect();
         let trained_tensors = trained::sorted(tensors, |module| adapted.contains(module))?;
@@ -275,11 +275,6 @@ impl Adapter {
     /// Names the trained tensors for a sentence, `head.bias and 1 more`; `None` without any.
     pub fn trained_summary(&self) -> Option<String> {
         first_and_more(self.trained_tensors.iter().map(TrainedTensor::name))
-    }
-    /// Returns a note on the trained tensors, which files of this format leave out; `None` without any.
-    pub(crate) fn factors_alone(&self, format: &str) -> Option<String> {
-        let names = self.trained_summary()?;
-        Some(format!("{format} holds factors alone, so these trained tensors are left out: {names}"))
     }
     /// Returns the number of values of all trained tensors.
     pub fn trained_values(&self) -> usize {

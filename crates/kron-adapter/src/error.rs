@@ -141,7 +141,7 @@ impl std::fmt::Display for Suggestion {
             Suggestion::MaxBytes => "max_bytes allows more",
             Suggestion::AdapterName => "the name of one chooses it",
             Suggestion::Only => "the start of its modules' names chooses one part",
-            Suggestion::FactorsOnly => "without its trained tensors the adapter can be merged",
+            Suggestion::FactorsOnly => "without its trained tensors the adapter can be taken",
             Suggestion::SkipUnsupported => "what cannot be merged can be left out",
         })
     }

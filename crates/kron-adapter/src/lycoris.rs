@@ -11,7 +11,7 @@
 use kron_core::{Inner, KronShape, LayerDims, Theta};
 
 use crate::algebra::scale64;
-use crate::extras::{Convention, Extras, Scope, Taken, TokenIndices, take};
+use crate::extras::{Convention, Extras, Scope, Taken, take};
 use crate::limits::Limits;
 use crate::lokr::{self, Factors, Parts, Shaped, shaped};
 use crate::lycoris_names::OWN_PREFIX;
@@ -79,8 +79,6 @@ pub(crate) fn read(tensors: &Tensors, scope: Scope) -> Result<(Loaded, Extras)> 
         // No tensor of LyCORIS but a factor is multiplied by s.
         scaling: None,
         target_parameters: &[],
-        token_indices: &TokenIndices::new(),
-        biases: false,
         otherwise: NO_FACTOR,
     };
     let Taken { left: names, extras, .. } = take(tensors, tensors.names(), &convention, scope)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use kron_core::KronShape;
 
+use crate::left_out::LeftOut;
 use crate::output::{Output, write_output};
 use crate::{Adapter, IfExists, Progress, Result, lycoris, peft};
 
@@ -21,12 +22,15 @@ pub enum OutputFormat {
 }
 
 impl OutputFormat {
-    /// Returns a note on the trained tensors that the format cannot hold, which are left out.
-    pub fn left_out(self, adapter: &Adapter) -> Option<String> {
+    /// Returns the trained tensors that the format cannot hold, which a file of it lacks.
+    pub fn left_out(self, adapter: &Adapter) -> Vec<LeftOut> {
         match self {
-            OutputFormat::Kron => None,
-            OutputFormat::Lora(_) | OutputFormat::PeftLokr => peft::left_out(adapter),
-            OutputFormat::Lycoris => adapter.factors_alone("LyCORIS"),
+            OutputFormat::Kron => Vec::new(),
+            OutputFormat::Lora(_) => peft::left_out(adapter, true),
+            OutputFormat::PeftLokr => peft::left_out(adapter, false),
+            OutputFormat::Lycoris => {
+                LeftOut::of(adapter, "LyCORIS holds factors alone", |_| true).into_iter().collect()
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! [`TrainedTensor`]: a tensor that was trained beside the factors.
 
+use std::collections::HashSet;
+
 use crate::dotted_path::check_path;
 use crate::elements::first_not_finite;
 use crate::text::shown;
@@ -11,7 +13,7 @@ pub(crate) const MAX_DIMS: usize = 8;
 /// Float32 tensor trained beside the factors, such as the weight of a classification head.
 ///
 /// Its name is the parameter's in the model, `classifier.weight`. The tensor replaces the model's of that name, or
-/// belongs to a module that the pretrained model lacks; it is no part of any ΔW.
+/// some of its rows, or belongs to a module that the pretrained model lacks; it is no part of any ΔW.
 ///
 /// ```
 /// use kron_adapter::TrainedTensor;
@@ -25,6 +27,7 @@ pub struct TrainedTensor {
     name: String,
     shape: Vec<usize>,
     values: Vec<f32>,
+    rows: Option<Vec<usize>>,
 }
 
 impl TrainedTensor {
@@ -44,7 +47,26 @@ impl TrainedTensor {
                 values.len()
             )));
         }
-        Ok(Self { name, shape, values })
+        Ok(Self { name, shape, values, rows: None })
+    }
+
+    /// Makes a tensor of rows of the model's, such as those of added tokens in an embedding; `rows` has their
+    /// indices there.
+    ///
+    /// # Errors
+    /// Fails as [`Self::new`] does, and unless the shape is rows × width and the indices are different.
+    pub fn of_rows(
+        name: impl Into<String>,
+        rows: Vec<usize>,
+        width: usize,
+        values: Vec<f32>,
+    ) -> Result<Self> {
+        let tensor = Self::new(name, [rows.len(), width], values)?;
+        let different: HashSet<usize> = rows.iter().copied().collect();
+        match different.len() == rows.len() {
+            true => Ok(Self { rows: Some(rows), ..tensor }),
+            false => Err(Error::data(format!("trained tensor {} has two rows of one index", tensor.name))),
+        }
     }
 
     /// Name of the parameter in the model.
@@ -59,12 +81,17 @@ impl TrainedTensor {
     pub fn values(&self) -> &[f32] {
         &self.values
     }
+    /// Indices of the rows of the model's tensor that these take the place of; `None` for a whole tensor.
+    pub fn rows(&self) -> Option<&[usize]> {
+        self.rows.as_deref()
+    }
     /// Returns the same tensor under another name.
     ///
     /// # Errors
     /// Fails if the name is not a dotted path.
     pub fn renamed(&self, name: impl Into<String>) -> Result<Self> {
-        Self::new(name, self.shape.clone(), self.values.clone())
+        let tensor = Self::new(name, self.shape.clone(), self.values.clone())?;
+        Ok(Self { rows: self.rows.clone(), ..tensor })
     }
 
     /// Fails on a value that is NaN or infinite.
@@ -93,7 +120,7 @@ pub(crate) fn check_shape(shape: &[usize]) -> Result<()> {
     }
 }
 
-/// Sorts tensors by name, and fails on two of one name and on one in the module of a layer.
+/// Sorts tensors by name, and fails on two of one name and on one in the module of a layer, other than its bias.
 pub(crate) fn sorted(
     mut tensors: Vec<TrainedTensor>,
     has_layer: impl Fn(&str) -> bool,
@@ -103,7 +130,8 @@ pub(crate) fn sorted(
         return Err(Error::data(format!("trained tensor {} occurs twice", shown(&pair[0].name))));
     }
     for tensor in &tensors {
-        if let Some(module) = modules(&tensor.name).find(|module| has_layer(module)) {
+        let adapted = modules(&tensor.name).find(|module| has_layer(module));
+        if let Some(module) = adapted.filter(|module| tensor.name[module.len()..] != *".bias") {
             return Err(Error::data(format!(
                 "trained tensor {} lies in module {}, which has a layer: a module is adapted or trained, not both",
                 shown(&tensor.name),

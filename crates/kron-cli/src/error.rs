@@ -73,7 +73,7 @@ fn sentence(error: &Error) -> String {
         Some(Suggestion::Only) => {
             "--only PREFIX takes the modules whose names start so and leaves out the others"
         }
-        Some(Suggestion::FactorsOnly) => "--factors-only merges the layers alone",
+        Some(Suggestion::FactorsOnly) => "--factors-only takes the layers alone",
         Some(Suggestion::SkipUnsupported) => "--skip-unsupported leaves it out",
     };
     format!("{}; {option}", error.message())

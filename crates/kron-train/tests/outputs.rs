@@ -171,7 +171,7 @@ fn without_a_terminal_a_run_writes_some_lines_and_what_comes_next() {
     // A shell takes the commands as they stand.
     for (command, want) in [
         ("kron inspect ", format!("{adapter}\n")),
-        ("kron convert ", format!("{adapter}\n{}\n--to\nlora\n", out.join("lora").display())),
+        ("kron convert ", format!("{adapter}\n{}\n--to\nlora\n--factors-only\n", out.join("lora").display())),
     ] {
         let line = printed.lines().find_map(|line| line.trim_start().strip_prefix(command)).expect(command);
         let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {line}")]).output().expect("sh");

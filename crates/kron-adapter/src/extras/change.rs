@@ -10,8 +10,6 @@ use crate::{Result, Tensors};
 pub enum ChangeKind {
     /// The values are added, multiplied by this scale.
     Add(f32),
-    /// The values take the tensor's place.
-    Replace,
     /// The tensor stays: the values are a copy that has to equal it.
     Copy,
 }

@@ -2,10 +2,9 @@
 //!
 //! ```text
 //! magnitude   W' = m·(W + ΔW)/‖W + ΔW‖         DoRA: lora_magnitude_vector, dora_scale
-//! change      b' = b + s·Δb, or b' itself       lora_B.bias, diff_b, w_norm, b_norm, diff; base_layer.bias
+//! change      b' = b + s·Δb                     lora_B.bias, diff_b, w_norm, b_norm, diff
 //! copy        has to equal the model's tensor   base_layer.weight
 //! experts     W'_e = W_e + s·B_e·A_e            target_parameters
-//! tokens      W'[t] = row                       trainable_token_indices
 //! ```
 //!
 //! [`read`](crate::read) refuses such a file, because ΔW alone is not its change;
@@ -15,7 +14,6 @@ mod change;
 mod experts;
 mod magnitude;
 mod take;
-mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,8 +23,6 @@ pub use change::{ChangeKind, TensorChange};
 pub use experts::Experts;
 pub use magnitude::{Magnitude, Norm};
 pub(crate) use take::{Convention, Taken, is_beyond, take};
-pub use tokens::TokenRows;
-pub(crate) use tokens::{TokenIndices, indices};
 
 /// How much of an adapter's file is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +53,6 @@ pub struct Extras {
     pub changes: Vec<TensorChange>,
     /// LoRAs of stacks of experts.
     pub experts: Vec<Experts>,
-    /// Trained rows of embeddings.
-    pub tokens: Vec<TokenRows>,
     /// Tensors that were left out.
     pub skipped: Vec<Skipped>,
 }
@@ -66,11 +60,7 @@ pub struct Extras {
 impl Extras {
     /// Returns true without anything that a merge has to fold or check.
     pub fn is_empty(&self) -> bool {
-        let Self { magnitudes, embeddings, changes, experts, tokens, skipped: _ } = self;
-        magnitudes.is_empty()
-            && embeddings.is_empty()
-            && changes.is_empty()
-            && experts.is_empty()
-            && tokens.is_empty()
+        let Self { magnitudes, embeddings, changes, experts, .. } = self;
+        magnitudes.is_empty() && embeddings.is_empty() && changes.is_empty() && experts.is_empty()
     }
 }

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use kron_core::{KronShape, LayerDims, Theta};
 
 use super::experts::{self, Experts, Pair};
-use super::tokens::{self, TokenIndices, TokenRows};
 use super::{ChangeKind, Extras, Magnitude, Scope, Skipped, TensorChange};
 use crate::limits::work;
 use crate::lokr::reason;
@@ -25,10 +24,6 @@ pub(crate) struct Convention<'a> {
     pub scaling: Option<&'a ScalingOf<'a>>,
     /// Paths of parameters that have factors beside the layers' weights, or their ends.
     pub target_parameters: &'a [String],
-    /// Indices of trained tokens.
-    pub token_indices: &'a TokenIndices,
-    /// True if the configuration says that biases were trained.
-    pub biases: bool,
     /// Reason against any other tensor.
     pub otherwise: &'static str,
 }
@@ -65,20 +60,17 @@ enum Role {
     EmbeddingB,
     /// Added to this parameter; multiplied by the layer's scale if true.
     Add(&'static str, bool),
-    Replace(&'static str),
     Copy(&'static str),
-    Tokens,
 }
 
 /// Ends of names. PEFT's first, then LyCORIS's.
-const ROLES: [(&str, Role); 12] = [
+const ROLES: [(&str, Role); 11] = [
     ("lora_magnitude_vector", Role::Magnitude(0.0)),
     ("lora_magnitude_vector.weight", Role::Magnitude(0.0)),
     ("lora_embedding_A", Role::EmbeddingA),
     ("lora_embedding_B", Role::EmbeddingB),
     ("lora_B.bias", Role::Add("bias", true)),
     ("base_layer.weight", Role::Copy("weight")),
-    (tokens::END, Role::Tokens),
     ("dora_scale", Role::Magnitude(f32::EPSILON as f64)),
     ("diff", Role::Add("weight", false)),
     ("diff_b", Role::Add("bias", false)),
@@ -118,7 +110,7 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
             *(if is_up { &mut pair.up } else { &mut pair.down }) = Some(stored);
             continue;
         }
-        let Some((module, role)) = role(name, of) else {
+        let Some((module, role)) = role(name) else {
             taken.left.push(stored.clone());
             continue;
         };
@@ -141,13 +133,6 @@ pub(crate) fn take(tensors: &Tensors, names: Vec<String>, of: &Convention, scope
             Role::Add(parameter, scaled) => {
                 let scale = if scaled { scale()? } else { 1.0 };
                 taken.extras.changes.push(change(parameter, ChangeKind::Add(scale))?);
-            }
-            Role::Replace(parameter) => {
-                taken.extras.changes.push(change(parameter, ChangeKind::Replace)?);
-            }
-            Role::Tokens => {
-                let rows = TokenRows::read(tensors, stored, module, of.token_indices)?;
-                taken.extras.tokens.push(rows);
             }
             Role::Copy(parameter) => taken.extras.changes.push(change(parameter, ChangeKind::Copy)?),
         }
@@ -209,14 +194,10 @@ pub(crate) fn is_beyond(name: &str) -> bool {
 }
 
 /// Returns the module and the role of a tensor that is no factor of ΔW.
-fn role<'a>(name: &'a str, of: &Convention) -> Option<(&'a str, Role)> {
+fn role(name: &str) -> Option<(&str, Role)> {
     let known = ROLES.iter().find_map(|(end, role)| Some((module(name, end)?, *role)));
     if known.is_some() {
         return known;
-    }
-    let biases = ["base_layer.bias", "bias"].into_iter().filter(|_| of.biases);
-    if let Some(module) = biases.filter_map(|end| module(name, end)).next() {
-        return Some((module, Role::Replace("bias")));
     }
     let module = module(name, "weight")?;
     let last = module.rsplit('.').next().unwrap_or(module);
@@ -265,7 +246,7 @@ fn unsupported(tensors: &Tensors, names: &[String], of: &Convention) -> Result<B
     let adapted: BTreeSet<&str> = names.iter().filter_map(|stored| (of.module)(stored)).collect();
     for stored in names {
         let name = stored.strip_prefix(of.prefix).unwrap_or(stored);
-        match role(name, of) {
+        match role(name) {
             Some((_, role)) if role.is_scaled() && of.scaling.is_none() => {
                 skipped.insert(stored.clone(), UNSCALED.to_string());
                 continue;
@@ -285,7 +266,7 @@ fn unsupported(tensors: &Tensors, names: &[String], of: &Convention) -> Result<B
     }
     for stored in names {
         let name = stored.strip_prefix(of.prefix).unwrap_or(stored);
-        let module = (of.module)(stored).or_else(|| Some(role(name, of)?.0));
+        let module = (of.module)(stored).or_else(|| Some(role(name)?.0));
         let module = module.filter(|module| modules.contains(module));
         if let (Some(module), false) = (module, skipped.contains_key(stored)) {
             let why = format!("other tensors of {} cannot be merged", text::name(module));

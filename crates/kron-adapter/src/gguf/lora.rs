@@ -18,6 +18,7 @@ use super::value::Value;
 use super::writer::{GgufHeader, padding};
 use crate::algebra::{Delta, Lora, scale64};
 use crate::elements::first_not_finite;
+use crate::left_out::LeftOut;
 use crate::limits::Limits;
 use crate::limits::check_file;
 use crate::peft::LoraOptions;
@@ -43,8 +44,10 @@ pub struct GgufLora {
     pub output: Output,
     /// alpha of all layers.
     pub alpha: f32,
-    /// Changes of the layers' scales, and the trained tensors that are left out, one sentence each.
+    /// Changes of the layers' scales, one sentence each.
     pub notes: Vec<String>,
+    /// Trained tensors, which the file does not hold.
+    pub left_out: Option<LeftOut>,
 }
 
 /// Encodes an adapter for llama.cpp, every layer as the equal LoRA of the smaller rank unless the options
@@ -120,7 +123,8 @@ pub fn write_lora(
     Ok(GgufLora {
         output: Output::File(bytes),
         alpha,
-        notes: (scaled > 0).then_some(note).into_iter().chain(adapter.factors_alone("a GGUF LoRA")).collect(),
+        notes: (scaled > 0).then_some(note).into_iter().collect(),
+        left_out: LeftOut::of(adapter, "a GGUF LoRA holds factors alone", |_| true),
     })
 }
 

@@ -1,14 +1,18 @@
 //! The layers' fields beside their tensors: one JSON document under one key of
 //! safetensors' metadata.
 
+use std::collections::BTreeMap;
+
 use kron_core::{Inner, KronShape, LayerDims, Outer, Split};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::text::shortened;
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling};
 
-/// Newest version of the format. An adapter without trained tensors is written as version 1.
-pub const VERSION: u64 = 2;
+/// Newest version of the format. An adapter is written in the oldest that can hold it.
+pub const VERSION: u64 = 3;
+/// Version without rows of tensors.
+const WHOLE_TENSORS: u64 = 2;
 /// Version without trained tensors.
 const FACTORS_ALONE: u64 = 1;
 
@@ -21,11 +25,14 @@ pub(super) struct Manifest {
     /// Names of the trained tensors; version 1 lacks the field.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub trained_tensors: Option<Vec<String>>,
+    /// Indices of the rows of the model's tensor that a trained tensor has, by its name; version 2 lacks the field.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub trained_rows: Option<BTreeMap<String, Vec<usize>>>,
 }
 
 /// Reads a field that may be missing, but not null.
-fn present<'de, D: Deserializer<'de>>(json: D) -> Result<Option<Vec<String>>, D::Error> {
-    Vec::deserialize(json).map(Some)
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(json: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(json).map(Some)
 }
 
 /// One layer: the fields of its [`KronShape`] and [`Scaling`].
@@ -84,23 +91,41 @@ pub(super) fn decode(json: &str) -> Result<Manifest> {
         )));
     }
     let manifest: Manifest = serde_json::from_str(json).map_err(broken)?;
-    match (version, manifest.trained_tensors.as_deref()) {
-        (FACTORS_ALONE, None) | (VERSION, Some([_, ..])) => Ok(manifest),
-        (FACTORS_ALONE, Some(_)) => Err(Error::data(format!(
-            "has trained_tensors, a field of version {VERSION}, but is of version 1"
-        ))),
-        _ => Err(Error::data(format!("is of version {VERSION}, but names no trained_tensors"))),
+    let needed = needed(manifest.trained_tensors.is_some(), manifest.trained_rows.is_some());
+    let empty = manifest.trained_tensors.as_ref().is_some_and(Vec::is_empty)
+        || manifest.trained_rows.as_ref().is_some_and(BTreeMap::is_empty);
+    if version != needed {
+        return Err(Error::data(format!(
+            "is of version {version}, but has the fields of version {needed}: trained_tensors since 2, trained_rows since 3"
+        )));
+    }
+    if empty || (manifest.trained_rows.is_some() && manifest.trained_tensors.is_none()) {
+        return Err(Error::data("has trained_tensors or trained_rows that name none"));
+    }
+    Ok(manifest)
+}
+
+/// Returns the version that has these fields.
+const fn needed(tensors: bool, rows: bool) -> u64 {
+    match (tensors, rows) {
+        (_, true) => VERSION,
+        (true, false) => WHOLE_TENSORS,
+        (false, false) => FACTORS_ALONE,
     }
 }
 
 /// Writes the document of an adapter.
 pub(super) fn encode(adapter: &Adapter) -> Result<String> {
     let trained: Vec<_> = adapter.trained_tensors().iter().map(|tensor| tensor.name().to_string()).collect();
+    let rows = adapter.trained_tensors().iter();
+    let rows = rows.filter_map(|tensor| Some((tensor.name().to_string(), tensor.rows()?.to_vec())));
+    let rows: BTreeMap<_, _> = rows.collect();
     let manifest = Manifest {
-        version: if trained.is_empty() { FACTORS_ALONE } else { VERSION },
+        version: needed(!trained.is_empty(), !rows.is_empty()),
         target_modules: adapter.target_modules().to_vec(),
         layers: adapter.layers().iter().map(LayerRecord::of).collect(),
         trained_tensors: Some(trained).filter(|names| !names.is_empty()),
+        trained_rows: Some(rows).filter(|rows| !rows.is_empty()),
     };
     serde_json::to_string(&manifest).map_err(|e| Error::data(format!("the metadata cannot be written: {e}")))
 }

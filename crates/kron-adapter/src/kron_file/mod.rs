@@ -120,8 +120,12 @@ pub(crate) fn decode(layout: Layout, mut from: impl Read) -> Result<Adapter> {
     let mut tensors = Vec::with_capacity(trained.len());
     for (_, i) in order {
         let Some(entry) = entries.get(i) else {
-            let TrainedEntry { name, shape, len, .. } = trained[i - entries.len()];
-            let tensor = TrainedTensor::new(name, shape, read_values(&mut from, len)?)?;
+            let TrainedEntry { name, shape, rows, len, .. } = trained[i - entries.len()];
+            let values = read_values(&mut from, len)?;
+            let tensor = match rows {
+                Some(rows) => TrainedTensor::of_rows(name, rows.to_vec(), shape[1], values)?,
+                None => TrainedTensor::new(name, shape, values)?,
+            };
             tensor.check_finite()?;
             tensors.push(tensor);
             continue;

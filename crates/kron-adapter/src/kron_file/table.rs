@@ -21,6 +21,7 @@ pub(super) struct Table {
     tensors: Metadata,
     layers: Vec<LayerRecord>,
     trained: Vec<String>,
+    rows: BTreeMap<String, Vec<usize>>,
     pub target_modules: Vec<String>,
     /// Without the format's own key.
     pub metadata: BTreeMap<String, String>,
@@ -39,6 +40,8 @@ pub(super) struct LayerEntry {
 pub(super) struct TrainedEntry<'a> {
     pub name: &'a str,
     pub shape: &'a [usize],
+    /// Indices of its rows in the model's tensor.
+    pub rows: Option<&'a [usize]>,
     /// Number of its values.
     pub len: usize,
     /// First byte, counted from the end of the header.
@@ -55,9 +58,13 @@ pub(super) fn decode(layout: Layout) -> Result<Table> {
         let key = Adapter::RESERVED_KEY;
         return Err(Error::data(format!("has no key {key} in {METADATA}, so it is not an adapter")));
     };
-    let Manifest { target_modules, layers, trained_tensors, .. } = manifest::decode(&own)?;
-    let trained = trained_tensors.unwrap_or_default();
-    Ok(Table { tensors, layers, trained, target_modules, metadata })
+    let Manifest { target_modules, layers, trained_tensors, trained_rows, .. } = manifest::decode(&own)?;
+    let (trained, rows) = (trained_tensors.unwrap_or_default(), trained_rows.unwrap_or_default());
+    let names: HashSet<&String> = trained.iter().collect();
+    if let Some(name) = rows.keys().find(|name| !names.contains(name)) {
+        return Err(Error::data(format!("has trained_rows of {}, which is no trained tensor", shown(name))));
+    }
+    Ok(Table { tensors, layers, trained, rows, target_modules, metadata })
 }
 
 impl Table {
@@ -103,7 +110,11 @@ impl Table {
         }
         check_shape(&info.shape).map_err(|e| refused(format!("that {}", e.message())))?;
         let (start, end) = info.data_offsets;
-        Ok(TrainedEntry { name, shape: &info.shape, len: (end - start) / size_of::<f32>(), start })
+        let rows = self.rows.get(name).map(Vec::as_slice);
+        if rows.is_some_and(|rows| info.shape.len() != 2 || info.shape[0] != rows.len()) {
+            return Err(refused(format!("of {}, but trained_rows has other rows", dims(&info.shape))));
+        }
+        Ok(TrainedEntry { name, shape: &info.shape, rows, len: (end - start) / size_of::<f32>(), start })
     }
 
     /// Checks that a layer's factors exist and follow each other; returns the start of the first.

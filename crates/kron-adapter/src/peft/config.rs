@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::patterns::{Patterns, compile};
-use super::saved::saved_modules;
+use super::saved;
+use super::tokens::{TokenIndices, indices};
 use crate::adapter::is_target;
-use crate::extras::{Scope, TokenIndices, indices};
+use crate::extras::Scope;
 use crate::text::{json_fault, shown, without_nan};
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling, text};
 
@@ -71,7 +72,7 @@ struct Fields {
 const METADATA_FIELDS: [&str; 3] = ["base_model_name_or_path", "task_type", "revision"];
 
 /// Fields about training, starting or choosing the adapter, without effect on ΔW.
-const IGNORED_FIELDS: [&str; 24] = [
+const IGNORED_FIELDS: [&str; 25] = [
     "auto_mapping",
     "bias",
     "corda_config",
@@ -94,12 +95,13 @@ const IGNORED_FIELDS: [&str; 24] = [
     "rank_dropout",
     "rank_dropout_scale",
     "runtime_config",
+    "trainable_token_indices",
     "use_effective_conv2d",
     "velora_config",
 ];
 
 /// Fields about tensors beyond ΔW, which a merge folds.
-const MERGED_FIELDS: [&str; 4] = ["lora_bias", "target_parameters", "trainable_token_indices", "use_dora"];
+const MERGED_FIELDS: [&str; 3] = ["lora_bias", "target_parameters", "use_dora"];
 
 impl Config {
     /// Parses and checks the file's text; patterns are compiled into at most `limit` bytes.
@@ -173,6 +175,11 @@ impl Config {
             .and_then(|a| a.with_target_modules(self.target_modules.clone()))
             .and_then(|a| a.with_metadata(self.about.clone()))
             .map_err(|e| e.about(folder.display()))
+    }
+
+    /// Returns the fields about trained tensors.
+    pub fn wanted(&self) -> saved::Wanted<'_> {
+        saved::Wanted { modules: &self.modules_to_save, biases: self.biases, tokens: &self.token_indices }
     }
 
     /// Returns alpha, rank and rule of a module; alpha is rounded to float32, as s is everywhere.
@@ -259,7 +266,6 @@ fn check(name: &str, value: &Value, scope: Scope) -> Result<()> {
     }
     let why = match name {
         "lora_bias" => "trained biases have no place in ΔW",
-        "trainable_token_indices" => "trained rows of an embedding have no place in ΔW",
         "use_dora" => "DoRA rescales the whole weight, which ΔW cannot express",
         "init_lora_weights" => "this start changes the base weights, so ΔW alone is not the change",
         _ => "it may change the layer in a way that ΔW = s·A ⊗ (B·C) does not express",
@@ -271,7 +277,7 @@ fn check(name: &str, value: &Value, scope: Scope) -> Result<()> {
 /// Encodes a configuration: the fields that every method has, then the method's own.
 pub fn encoded(adapter: &Adapter, own: Value) -> Result<Vec<u8>> {
     let modules: Vec<&str> = adapter.layers().iter().map(Layer::module).collect();
-    let saved = saved_modules(adapter)?;
+    let saved = saved::saved_modules(adapter)?;
     let mut fields = Map::from_iter([
         ("auto_mapping".to_string(), Value::Null),
         ("exclude_modules".into(), Value::Null),
@@ -281,6 +287,7 @@ pub fn encoded(adapter: &Adapter, own: Value) -> Result<Vec<u8>> {
         ("modules_to_save".into(), if saved.is_empty() { Value::Null } else { json!(saved) }),
         ("target_modules".into(), json!(modules)),
     ]);
+
     for name in METADATA_FIELDS {
         fields.insert(name.into(), adapter.metadata().get(name).map_or(Value::Null, |v| json!(v)));
     }

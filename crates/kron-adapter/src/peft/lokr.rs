@@ -92,7 +92,7 @@ pub fn write(adapter: &Adapter) -> Result<Output> {
         let name = |part| format!("{PREFIX}{}.{part}", layer.module());
         lokr::factors(layer).into_iter().map(move |(part, matrix)| (name(part), TensorData::F32(matrix)))
     });
-    let tensors: Vec<_> = factors.chain(trained(adapter)).collect();
+    let tensors: Vec<_> = factors.chain(trained(adapter, false)).collect();
     Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter))?)]))
 }
 

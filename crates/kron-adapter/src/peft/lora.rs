@@ -9,7 +9,7 @@ use super::config::{Config, bits, encoded, number, shortest};
 use super::joined::joined;
 use super::names::{CONFIG, PREFIX, WEIGHTS};
 use super::patterns::patterns;
-use super::saved::{UNSAVED, labels, trained};
+use super::saved::{self, UNSAVED, labels, trained};
 use crate::algebra::{Join, scale64};
 use crate::elements::first_not_finite;
 use crate::limits::{Budget, Limits};
@@ -187,7 +187,7 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
         return Err(Error::data("an adapter has at least one layer"));
     };
     let alphas: serde_json::Map<_, _> = alphas.into_iter().map(|(key, v)| (key, number(v))).collect();
-    let own = json!({
+    let mut own = json!({
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": number(alpha),
@@ -195,13 +195,13 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
         "alpha_pattern": alphas,
         "use_rslora": rs,
         "use_dora": false,
-        "bias": "none",
         "fan_in_fan_out": options.fan_in_fan_out,
         "init_lora_weights": true,
         "lora_bias": false,
         "lora_dropout": 0.0,
     });
-    tensors.extend(trained(adapter));
+    tensors.extend(trained(adapter, true));
+    own.as_object_mut().into_iter().for_each(|own| own.extend(saved::fields(adapter)));
     let config = encoded(adapter, own)?;
     Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter))?)]))
 }

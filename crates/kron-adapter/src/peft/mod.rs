@@ -12,6 +12,7 @@ mod names;
 mod patterns;
 mod plain;
 mod saved;
+mod tokens;
 
 use std::path::Path;
 
@@ -57,27 +58,23 @@ pub(crate) fn read(folder: &Path, options: &ReadOptions, scope: Scope) -> Result
     let config = Config::parse(&text, limit, scope).map_err(|e| e.about(path.display()))?;
     let (tensors, found) = plain_names(tensors?, Prefix::Peft, options)?;
     let mut limits = Limits::new(tensors.len());
-    let saved = &config.modules_to_save;
-    let mut split = |part: fn(&str) -> Option<(&str, &str)>| {
-        saved::split(&tensors, saved, |name| part(name).is_some(), &mut limits)
-    };
     let parts = match config.kind {
         config::Kind::Lokr => lokr::parts,
         config::Kind::Lora => lora::parts,
     };
-    let (names, trained) = split(parts)?;
+    let (names, trained) =
+        saved::split(&tensors, &config.wanted(), |name| parts(name).is_some(), &mut limits)?;
     let convention = Convention {
         prefix: PREFIX,
         module: &|name| Some(parts(name)?.0),
         scaling: Some(&|module| config.scaling(module)),
         target_parameters: &config.target_parameters,
-        token_indices: &config.token_indices,
-        biases: config.biases,
         otherwise: saved::UNSAVED,
     };
     let Taken { left, layers, extras } = take(&tensors, names, &convention, scope)?;
+    let is_beyond = scope != Scope::Delta && (!extras.is_empty() || !trained.is_empty());
     let mut loaded = match config.kind {
-        _ if left.is_empty() && !extras.is_empty() => without_factors(folder, &config, &tensors, limits),
+        _ if left.is_empty() && is_beyond => without_factors(folder, &config, &tensors, limits),
         config::Kind::Lokr => lokr::read(folder, &config, &tensors, &left, limits)?,
         config::Kind::Lora => lora::read(folder, &config, &tensors, &left, limits)?,
     };
@@ -88,7 +85,7 @@ pub(crate) fn read(folder: &Path, options: &ReadOptions, scope: Scope) -> Result
     let names = tensors.names();
     loaded.notes.extend(config.notes(Some(&names[..]).filter(|_| found.is_whole())));
     loaded.notes.extend(pointwise(&tensors, &left));
-    loaded.notes.extend(saved::missing(saved, &trained));
+    loaded.notes.extend(saved::missing(&config.modules_to_save, &trained));
     loaded.adapter = saved::with_tensors(loaded.adapter, trained, &tensors)?;
     Ok((found.add_to(loaded), extras))
 }

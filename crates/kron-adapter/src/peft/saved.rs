@@ -1,10 +1,18 @@
-//! Whole modules that PEFT trains beside the adapter, `modules_to_save`.
+//! Tensors that PEFT trains beside the adapter: whole modules, biases, and rows of embeddings.
 //!
-//! Their tensors have the parameters' names in the model, `base_model.model.classifier.weight`.
+//! ```text
+//! modules_to_save           base_model.model.classifier.weight
+//! bias                      base_model.model.q.base_layer.bias, base_model.model.norm.bias
+//! trainable_token_indices   base_model.model.embed.token_adapter.trainable_tokens_delta
+//! ```
 
 use std::collections::BTreeSet;
 
+use serde_json::{Map, Value, json};
+
 use super::names::PREFIX;
+use super::tokens::{self, TokenIndices};
+use crate::left_out::LeftOut;
 use crate::limits::Limits;
 use crate::tensor_data::TensorData;
 use crate::trained::{check_shape, modules};
@@ -14,37 +22,63 @@ use crate::{Adapter, Error, Result, Tensors, TrainedTensor, text};
 const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 const CLASSIFYING: [&str; 2] = ["SEQ_CLS", "TOKEN_CLS"];
 
+const BIAS: &str = "bias";
+/// Component that PEFT puts before the parameters of an adapted layer.
+const BASE_LAYER: &str = "base_layer";
+
 /// Reason against a tensor that is neither a factor nor saved.
 pub const UNSAVED: &str = "it is not a factor of ΔW and lies in no module in modules_to_save, and leaving it out would change the model";
 
 /// Names of the factors, and the trained tensors.
 pub type Split = (Vec<String>, Vec<TrainedTensor>);
 
-/// Takes the tensors of `modules_to_save` out of a folder's; the other names are left for the factors.
+/// Fields of a configuration about tensors that were trained beside the factors.
+pub struct Wanted<'a> {
+    /// Names of whole modules, or their ends.
+    pub modules: &'a [String],
+    /// True if biases were trained.
+    pub biases: bool,
+    /// Indices of trained tokens.
+    pub tokens: &'a TokenIndices,
+}
+
+/// Takes the trained tensors out of a folder's; the other names are left for the factors.
 ///
 /// # Errors
 /// Fails on a tensor that is no [`TrainedTensor`] in float32, and if matching the names takes more work than the
 /// file may.
 pub fn split(
     tensors: &Tensors,
-    saved: &[String],
+    wanted: &Wanted,
     is_factor: impl Fn(&str) -> bool,
     limits: &mut Limits,
 ) -> Result<Split> {
+    let saved = wanted.modules;
     let (mut factors, mut trained) = (Vec::new(), Vec::new());
     for stored in tensors.names() {
-        let name = stored.strip_prefix(PREFIX).filter(|_| !saved.is_empty() && !is_factor(&stored));
-        if let Some(name) = name {
-            let work = modules(name).count() as u128 * saved.len() as u128;
-            limits.work.spend("matching modules_to_save", work)?;
-            if is_saved(name, saved) {
-                trained.push(read(tensors, &stored, name)?);
-                continue;
-            }
+        let Some(name) = stored.strip_prefix(PREFIX).filter(|_| !is_factor(&stored)) else {
+            factors.push(stored);
+            continue;
+        };
+        limits.work.spend("matching modules_to_save", modules(name).count() as u128 * saved.len() as u128)?;
+        if let Some(module) = name.strip_suffix(tokens::END) {
+            trained.push(tokens::read(tensors, &stored, module, wanted.tokens)?);
+        } else if let Some(module) = biased(name).filter(|_| wanted.biases) {
+            trained.push(read(tensors, &stored, &format!("{module}.{BIAS}"))?);
+        } else if is_saved(name, saved) {
+            trained.push(read(tensors, &stored, name)?);
+        } else {
+            factors.push(stored);
         }
-        factors.push(stored);
     }
     Ok((factors, trained))
+}
+
+/// Returns the module of a bias, without the wrapper of an adapted one.
+fn biased(name: &str) -> Option<&str> {
+    let module = name.strip_suffix(BIAS)?.strip_suffix('.')?;
+    let module = module.strip_suffix(BASE_LAYER).map_or(module, |module| module.trim_end_matches('.'));
+    (!module.ends_with("lora_B") && !module.is_empty()).then_some(module)
 }
 
 /// True if a module that the tensor lies in ends with one of these names, as PEFT compares them.
@@ -61,13 +95,17 @@ fn read(tensors: &Tensors, stored: &str, name: &str) -> Result<TrainedTensor> {
         .map_err(|e| e.about(tensors.path()))
 }
 
-/// Returns a note on the head of `kron-train`, which no folder takes.
-pub fn left_out(adapter: &Adapter) -> Option<String> {
-    let head = adapter.trained_tensors().iter().filter(|tensor| is_own_head(adapter, tensor));
-    let names = text::first_and_more(head.map(TrainedTensor::name))?;
-    Some(format!(
-        "PEFT saves only modules that the model has, so the head that kron-train trained is left out: {names}"
-    ))
+/// Returns the tensors that no folder takes, and those that one of LoKr does not.
+pub fn left_out(adapter: &Adapter, is_lora: bool) -> Vec<LeftOut> {
+    let head = LeftOut::of(
+        adapter,
+        "PEFT saves only modules that the model has, and not the head that kron-train trained",
+        |tensor| is_own_head(adapter, tensor),
+    );
+    let parts = LeftOut::of(adapter, "PEFT's LoKr has neither biases nor rows of embeddings", |tensor| {
+        !is_lora && is_part(adapter, tensor)
+    });
+    head.into_iter().chain(parts).collect()
 }
 
 /// True for a tensor of the head of `kron-train`: PEFT would take `lm_head` for the module `head`, by its end.
@@ -76,9 +114,33 @@ fn is_own_head(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
     module == Some(Adapter::HEAD) && adapter.metadata().contains_key(Adapter::LABELS_KEY)
 }
 
-/// Returns the trained tensors that a folder takes.
-fn carried(adapter: &Adapter) -> impl Iterator<Item = &TrainedTensor> {
-    adapter.trained_tensors().iter().filter(|tensor| !is_own_head(adapter, tensor))
+/// True for a bias without its weight, and for rows of a tensor: no whole module.
+fn is_part(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
+    tensor.rows().is_some() || is_bias(adapter, tensor)
+}
+
+fn is_bias(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
+    let weight = biased(tensor.name()).map(|module| format!("{module}.weight"));
+    weight.is_some_and(|weight| adapter.trained_tensor(&weight).is_none())
+}
+
+/// Returns the trained tensors of whole modules.
+fn whole(adapter: &Adapter) -> impl Iterator<Item = &TrainedTensor> {
+    let tensors = adapter.trained_tensors().iter();
+    tensors.filter(|tensor| !is_own_head(adapter, tensor) && !is_part(adapter, tensor))
+}
+
+/// Returns the fields of a LoRA's configuration about biases and rows of embeddings.
+pub fn fields(adapter: &Adapter) -> [(String, Value); 2] {
+    let tensors = adapter.trained_tensors();
+    let rows = tensors.iter().filter_map(|tensor| {
+        let module = tensor.name().rsplit_once('.').map_or(tensor.name(), |(module, _)| module);
+        Some((module.to_string(), json!(tensor.rows()?)))
+    });
+    let rows: Map<String, Value> = rows.collect();
+    let bias = if tensors.iter().any(|tensor| is_bias(adapter, tensor)) { "all" } else { "none" };
+    let rows = if rows.is_empty() { Value::Null } else { Value::Object(rows) };
+    [("bias".into(), json!(bias)), ("trainable_token_indices".into(), rows)]
 }
 
 /// Returns a note if the configuration has such modules, but the file none of their tensors.
@@ -100,15 +162,28 @@ pub fn with_tensors(adapter: Adapter, trained: Vec<TrainedTensor>, from: &Tensor
     adapter.map_err(|e| e.about(from.path()))
 }
 
-/// Returns the trained tensors to write, by PEFT's names.
-pub fn trained(adapter: &Adapter) -> impl Iterator<Item = (String, TensorData<'_>)> {
-    carried(adapter).map(|tensor| (format!("{PREFIX}{}", tensor.name()), TensorData::Trained(tensor)))
+/// Returns the trained tensors to write, by PEFT's names; biases and rows for a LoRA alone.
+pub fn trained(adapter: &Adapter, is_lora: bool) -> impl Iterator<Item = (String, TensorData<'_>)> {
+    let parts = adapter.trained_tensors().iter().filter(move |tensor| is_lora && is_part(adapter, tensor));
+    let parts = parts.filter_map(|tensor| {
+        let (module, parameter) = tensor.name().rsplit_once('.')?;
+        let name = match tensor.rows() {
+            Some(_) => format!("{PREFIX}{module}{}", tokens::END),
+            None if adapter.layer(module).is_some() => {
+                format!("{PREFIX}{module}.{BASE_LAYER}.{parameter}")
+            }
+            None => format!("{PREFIX}{module}.{parameter}"),
+        };
+        Some((name, tensor))
+    });
+    let whole = whole(adapter).map(|tensor| (format!("{PREFIX}{}", tensor.name()), tensor));
+    whole.chain(parts).map(|(name, tensor)| (name, TensorData::Trained(tensor)))
 }
 
 /// Returns the text for the weights' metadata: PEFT's configuration has no place for the names of classes.
 pub fn labels(adapter: &Adapter) -> Option<(&'static str, &str)> {
     let labels = adapter.metadata().get(Adapter::LABELS_KEY)?;
-    carried(adapter).next().map(|_| (Adapter::LABELS_KEY, labels.as_str()))
+    whole(adapter).next().map(|_| (Adapter::LABELS_KEY, labels.as_str()))
 }
 
 /// Returns the modules whose tensors the adapter holds, for `modules_to_save`.
@@ -118,7 +193,7 @@ pub fn labels(adapter: &Adapter) -> Option<(&'static str, &str)> {
 pub fn saved_modules(adapter: &Adapter) -> Result<BTreeSet<&str>> {
     let task = adapter.metadata().get("task_type");
     let classifying = task.is_some_and(|task| CLASSIFYING.contains(&task.as_str()));
-    carried(adapter).map(|tensor| saved_module(tensor.name(), classifying)).collect()
+    whole(adapter).map(|tensor| saved_module(tensor.name(), classifying)).collect()
 }
 
 fn saved_module(tensor: &str, classifying: bool) -> Result<&str> {

@@ -2,10 +2,10 @@
 
 use kron_core::Dtype;
 
-use super::base::{BaseModel, weight_name};
+use super::base::BaseModel;
 use super::other_names::Renamed;
 use crate::elements::element_dtype;
-use crate::extras::{ChangeKind, Extras, Magnitude, Norm, Skipped, TensorChange, TokenRows};
+use crate::extras::{ChangeKind, Extras, Magnitude, Norm, Skipped, TensorChange};
 use crate::{Adapter, Error, Layer, Result, Suggestion, text};
 
 /// Gives the modules of extras the model's names. `before` and `after` are the adapter before and after
@@ -37,12 +37,6 @@ pub fn resolve_extras(
             Err(why) => return Err(refused(&change, base, &why)),
         }
     }
-    for rows in extras.tokens {
-        let module = names.of_tensor(rows.module(), "weight");
-        let rows = rows.in_module(module);
-        place_tokens(&rows, base)?;
-        placed.tokens.push(rows);
-    }
     for stack in extras.experts {
         let parameter = stack.parameters().first().map_or("weight", |(name, _)| name.as_str());
         let module = names.of_tensor(stack.module(), parameter);
@@ -63,36 +57,6 @@ pub fn resolve_extras(
 /// Fails if the model does not have it, or has it in another shape or type.
 pub fn place_change(change: &TensorChange, base: &impl BaseModel) -> Result<(String, Dtype)> {
     find(change, base).map_err(|why| refused(change, base, &why))
-}
-
-/// Returns the name, the dtype and the number of rows of the weight that trained rows belong to.
-///
-/// # Errors
-/// Fails if the model does not have it, or has fewer or other rows.
-pub fn place_tokens(rows: &TokenRows, base: &impl BaseModel) -> Result<(String, Dtype, usize)> {
-    let tensor = weight_name(rows.module());
-    let (source, name) = (text::name(rows.source()), text::name(&tensor));
-    let refused = |why: String| {
-        Error::data(format!("{}: tensor {source} of the adapter is refused: {why}", base.name()))
-    };
-    let Some((dtype, shape)) = base.tensor(&tensor) else {
-        return Err(refused(format!("it belongs to {name}, which the model does not have")));
-    };
-    let dtype = element_dtype(dtype)
-        .ok_or_else(|| refused(format!("{name} is {dtype}, but values are F32, F16 or BF16")))?;
-    let &[height, width] = shape else {
-        return Err(refused(format!("{name} is {shape:?}, and has no rows for tokens")));
-    };
-    if width != rows.width() {
-        return Err(refused(format!(
-            "its rows have {} values, but those of {name} have {width}",
-            rows.width()
-        )));
-    }
-    match rows.tokens().iter().find(|token| **token >= height) {
-        Some(token) => Err(refused(format!("its token {token} is beyond the {height} of {name}"))),
-        None => Ok((tensor, dtype, height)),
-    }
 }
 
 fn find(change: &TensorChange, base: &impl BaseModel) -> std::result::Result<(String, Dtype), String> {

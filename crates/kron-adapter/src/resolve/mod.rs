@@ -36,7 +36,7 @@ mod unmatched;
 
 pub use base::{BaseModel, BaseTensors, TIED_PAIRS};
 pub use experts::{PlacedExperts, place_experts};
-pub use extras::{place_change, place_tokens, resolve_extras};
+pub use extras::{place_change, resolve_extras};
 pub use placement::{Placement, place_layers, place_trained_tensors};
 
 use crate::{Adapter, Layer, Result, Suggestion};

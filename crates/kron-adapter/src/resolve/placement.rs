@@ -61,13 +61,25 @@ fn check_replaced(
 ) -> Result<Placement> {
     let name = trained.name();
     let refused = |why: String| Error::data(format!("{}: {name} {why}", base.name()));
-    if name.strip_suffix(".weight").is_some_and(can_be_tied) && base.is_tied()? {
+    // Rows change the embedding and the head alike where both are one.
+    let is_whole = trained.rows().is_none();
+    if is_whole && name.strip_suffix(".weight").is_some_and(can_be_tied) && base.is_tied()? {
         return Err(refused(format!("{TIED}, and replacing it would change both; {UNTIE}")));
     }
     let Some(dtype) = element_dtype(dtype) else {
         return Err(refused(format!("is {dtype}, but a tensor that can be replaced is F32, F16 or BF16")));
     };
-    if shape != trained.shape() {
+    if let (Some(rows), &[height, width]) = (trained.rows(), shape) {
+        if let Some(row) = rows.iter().find(|row| **row >= height) {
+            return Err(refused(format!("has {height} rows, but one of row {row} was trained")));
+        }
+        if trained.shape()[1] != width {
+            return Err(refused(format!(
+                "has rows of {width}, but those trained have {}",
+                trained.shape()[1]
+            )));
+        }
+    } else if shape != trained.shape() {
         return Err(refused(format!("is {shape:?}, but the trained tensor is {:?}", trained.shape())));
     }
     Ok(Placement { tensor: name.into(), dtype, transposed: false })

@@ -242,6 +242,7 @@ impl Args {
         }
         if let Some(names) = loaded.adapter.trained_summary().filter(|_| self.factors_only) {
             own.push(format!("--factors-only leaves these trained tensors out: {names}"));
+            loaded.left_out.extend(loaded.adapter.trained_tensors().iter().map(|t| t.name().to_string()));
             loaded.adapter = loaded.adapter.with_trained_tensors(Vec::new())?;
         }
         notes.extend(own.into_iter().map(|note| format!("{}: {note}", loaded.path)));

@@ -33,7 +33,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     [&args.input, base].iter().try_for_each(|source| check_not_overwriting(source, &args.output, false))?;
     let loaded = args.choice.read(&args.input)?;
     loaded.check_writable()?;
-    let Loaded { path, bytes, format, adapter, mut notes, left_out, .. } = loaded;
+    let Loaded { path, bytes, format, adapter, mut notes, mut left_out, .. } = loaded;
     let base = tensors(base)?;
     let resolved = resolve_module_names(&adapter, &base)?;
     let adapter = resolved.adapter;
@@ -46,7 +46,8 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         Ok(())
     })?;
     bar.finish_and_clear();
-    let GgufLora { output, notes: changes, .. } = written;
+    let GgufLora { output, notes: changes, left_out: tensors, .. } = written;
+    left_out.extend(args.leave_out(tensors)?);
     progress::write_output(&args.output, &output, args.force)?;
     notes.extend(resolved.notes);
     notes.extend(changes);

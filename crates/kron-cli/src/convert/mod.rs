@@ -12,7 +12,7 @@ use kron_adapter::algebra::Join;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::text::one_line;
-use kron_adapter::{Format, Loaded, OutputFormat, lycoris};
+use kron_adapter::{Format, LeftOut, Loaded, OutputFormat, lycoris};
 use kron_core::Split;
 use serde::Serialize;
 
@@ -108,6 +108,9 @@ pub struct Args {
     /// Name or path of the base model in what is written, base_model_name_or_path of PEFT
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
+    /// Leave out the trained tensors that the format cannot hold, which are listed
+    #[arg(long)]
+    factors_only: bool,
     /// Type of the values, with --to hf and gguf-lora (f32 or f16) [default: f32]
     #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
@@ -218,7 +221,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if args.base.is_none() {
         check_names(&loaded, args.to)?;
     }
-    let Loaded { path, limits, format, fan_in_fan_out, mut adapter, mut notes, left_out, .. } = loaded;
+    let Loaded { path, limits, format, fan_in_fan_out, mut adapter, mut notes, mut left_out, .. } = loaded;
     if let Some(path) = &args.base {
         let base = Base::open(path)?;
         check_model_not_overwriting(path, &base, &args.output, folder)?;
@@ -246,8 +249,8 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if let OutputFormat::Lora(options) = &mut to {
         *options = lora;
     }
+    left_out.extend(args.leave_out(to.left_out(&adapter))?);
     write(&adapter, to, &args.output, args.force)?;
-    notes.extend(to.left_out(&adapter));
     let ranks = if args.to == FormatArg::Lora { lora.ranks(adapter.layers()) } else { Vec::new() };
     let mut layers = rows(&adapter, &ranks);
     for (row, error) in layers.iter_mut().zip(errors.into_iter().flatten()) {
@@ -297,6 +300,20 @@ fn check_names(loaded: &Loaded, to: FormatArg) -> Result<()> {
             "{module} may have the name of a pipeline's part before the model's own, which PEFT would not find; --base MODEL tells"
         ))),
         None => Ok(()),
+    }
+}
+
+impl Args {
+    /// Returns the names of trained tensors that the format cannot hold.
+    ///
+    /// # Errors
+    /// There are some, and the caller did not choose to leave them out.
+    fn leave_out(&self, left: impl IntoIterator<Item = LeftOut>) -> Result<Vec<String>> {
+        let left: Vec<LeftOut> = left.into_iter().collect();
+        match left.first().filter(|_| !self.factors_only) {
+            Some(first) => Err(first.error()),
+            None => Ok(left.into_iter().flat_map(|left| left.tensors).collect()),
+        }
     }
 }
 

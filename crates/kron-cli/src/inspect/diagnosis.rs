@@ -197,7 +197,7 @@ fn of_merge(path: &Path, options: &ReadOptions) -> Verdict {
                 (extras.magnitudes.len(), "magnitudes of DoRA"),
                 (extras.changes.len(), "other tensors"),
                 (extras.experts.len(), "stacks of experts"),
-                (extras.tokens.len(), "groups of trained tokens"),
+                (loaded.adapter.trained_tensors().len(), "trained tensors"),
             ];
             let counts = counts.into_iter().filter(|(count, _)| *count > 0);
             let counts: Vec<_> = counts.map(|(count, what)| format!("{count} {what}")).collect();

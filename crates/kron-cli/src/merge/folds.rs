@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use kron_adapter::extras::ChangeKind;
-use kron_adapter::resolve::{
-    BaseModel, place_change, place_experts, place_layers, place_tokens, place_trained_tensors,
-};
+use kron_adapter::resolve::{BaseModel, place_change, place_experts, place_layers, place_trained_tensors};
 use kron_adapter::text;
 use kron_core::Dtype;
 
@@ -80,22 +78,21 @@ impl<'a> ByTensor<'a> {
             fold.add_experts(placed, *weight)?;
         }
         for (trained, place) in adapter.trained_tensors().iter().zip(place_trained_tensors(adapter, base)?) {
-            let size = size(trained.shape(), trained.values());
-            self.fold(input, place.tensor, place.dtype, size, true)?.replace(trained.values());
-        }
-        for rows in &extras.tokens {
-            let (tensor, dtype, height) = place_tokens(rows, base)?;
-            let fold = self.fold(input, tensor, dtype, (height, rows.width()), true)?;
-            fold.replace_rows(rows.tokens(), rows.values());
+            let mut size = size(trained.shape(), trained.values());
+            if trained.rows().is_some() {
+                size.0 = base.tensor(&place.tensor).map_or(0, |(_, shape)| shape[0]);
+            }
+            let fold = self.fold(input, place.tensor, place.dtype, size, true)?;
+            match trained.rows() {
+                Some(rows) => fold.replace_rows(rows, trained.values()),
+                None => fold.replace(trained.values()),
+            }
         }
         for change in &extras.changes {
             let (tensor, dtype) = place_change(change, base)?;
             let size = size(change.shape(), change.values());
             match change.kind() {
                 ChangeKind::Copy => {}
-                ChangeKind::Replace => {
-                    self.fold(input, tensor, dtype, size, true)?.replace(change.values());
-                }
                 ChangeKind::Add(scale) => {
                     let scale = (f64::from(scale) * weight) as f32;
                     self.fold(input, tensor, dtype, size, false)?.add_values(change.values(), scale);

@@ -65,6 +65,7 @@ pub fn read(args: &Args) -> Result<Vec<Unresolved>> {
         };
         if let Some(names) = loaded.adapter.trained_summary().filter(|_| args.factors_only) {
             loaded.notes.push(format!("--factors-only leaves these trained tensors out: {names}"));
+            loaded.left_out.extend(loaded.adapter.trained_tensors().iter().map(|t| t.name().to_string()));
             loaded.adapter = loaded.adapter.with_trained_tensors(Vec::new())?;
         }
         Ok(Unresolved { weight: *weight, loaded, extras })
@@ -118,12 +119,7 @@ impl Inputs {
 
     /// Number of trained tensors that replace the model's.
     pub fn replaced(&self) -> usize {
-        let replaces = |kind: ChangeKind| kind == ChangeKind::Replace;
-        let count = |input: &Input| {
-            let changes = input.extras.changes.iter().filter(|change| replaces(change.kind()));
-            input.adapter.trained_tensors().len() + changes.count() + input.extras.tokens.len()
-        };
-        self.all.iter().map(count).sum()
+        self.all.iter().map(|input| input.adapter.trained_tensors().len()).sum()
     }
 
     /// Number of tensors beside the layers to which values are added.
@@ -165,10 +161,7 @@ fn check_weight(path: &str, weight: f64, adapter: &Adapter, extras: &Extras) -> 
             "{path} has the weight {weight}, but {module} is a layer of DoRA, which rescales the whole weight and takes 1 alone"
         )));
     }
-    let replaced = extras.changes.iter().find(|change| change.kind() == ChangeKind::Replace);
-    let replaced = replaced.map(|change| change.source().to_string()).or(adapter.trained_summary());
-    let replaced = replaced.or(extras.tokens.first().map(|rows| rows.source().to_string()));
-    match replaced {
+    match adapter.trained_summary() {
         None => Ok(()),
         Some(names) => Err(Error::data(format!(
             "{path} has the weight {weight}, but trained tensors take the place of the model's and have none: {names}"

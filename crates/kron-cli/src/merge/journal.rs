@@ -159,7 +159,7 @@ fn hash_input(Input { adapter, extras, weight, .. }: &Input, hash: &mut Xxh3) {
         hash.update(bytemuck::cast_slice(layer.theta().as_slice()));
     }
     for tensor in adapter.trained_tensors() {
-        hash.update(tensor.name().as_bytes());
+        hash.update(format!("{} {:?}", tensor.name(), tensor.rows()).as_bytes());
         hash.update(bytemuck::cast_slice(tensor.values()));
     }
     for (module, magnitude) in &extras.magnitudes {

@@ -3,9 +3,9 @@
 //! They are tied where their bytes are equal, whatever the configuration says, and where it says so and the model has
 //! the embedding alone. Then the merged model has both, and `tie_word_embeddings` is false in its configuration.
 
-use kron_adapter::Adapter;
 use kron_adapter::extras::ChangeKind;
 use kron_adapter::resolve::{BaseModel, TIED_PAIRS, resolve_module_names};
+use kron_adapter::{Adapter, TrainedTensor};
 use serde_json::{Value, json};
 
 use super::fold::BAND;
@@ -91,24 +91,23 @@ pub fn repeat_tokens(base: &Base, inputs: &mut Inputs) -> Result<()> {
     else {
         return Ok(());
     };
-    let pair = [embedding, head].map(|name| name.trim_end_matches(".weight"));
-    let other = |module: &str| match pair {
-        [embedding, head] if module == embedding => Some(head),
-        [embedding, head] if module == head => Some(embedding),
+    let other = |name: &str| match name {
+        name if name == embedding => Some(head),
+        name if name == head => Some(embedding),
         _ => None,
     };
     let is_tied = base.tied != Some(false) && base.is_tied()?;
-    if !inputs.all.iter().any(|input| input.extras.tokens.iter().any(|rows| other(rows.module()).is_some()))
-        || !(is_tied && are_equal(base, embedding, head)?)
-    {
+    let twin = |tensor: &TrainedTensor| {
+        tensor.renamed(other(tensor.name()).filter(|_| tensor.rows().is_some())?).ok()
+    };
+    let twins = |adapter: &Adapter| -> Vec<_> { adapter.trained_tensors().iter().filter_map(twin).collect() };
+    let has_twins = inputs.all.iter().any(|input| !twins(&input.adapter).is_empty());
+    if !has_twins || !is_tied || !are_equal(base, embedding, head)? {
         return Ok(());
     }
     for input in &mut inputs.all {
-        let tokens = &mut input.extras.tokens;
-        let twins =
-            tokens.iter().filter_map(|rows| Some(rows.clone().in_module(other(rows.module())?.into())));
-        let twins: Vec<_> = twins.collect();
-        tokens.extend(twins);
+        let trained = [input.adapter.trained_tensors(), &twins(&input.adapter)].concat();
+        input.adapter = input.adapter.clone().with_trained_tensors(trained)?;
     }
     Ok(())
 }
@@ -123,7 +122,8 @@ fn changes(adapter: &Unresolved, named: &Adapter, weight: &str) -> bool {
         // LyCORIS writes an underscore for a dot.
         ends(weight, module) || ends(module, weight) || module.ends_with(&weight.replace('.', "_"))
     };
-    let trained = named.trained_tensors().iter();
+    // Rows are those of both weights.
+    let trained = named.trained_tensors().iter().filter(|tensor| tensor.rows().is_none());
     let mut trained = trained.filter_map(|tensor| tensor.name().strip_suffix(".weight"));
     let changes = adapter.extras.changes.iter().filter(|change| change.kind() != ChangeKind::Copy);
     named.layers().iter().any(|layer| is(layer.module()))

@@ -191,5 +191,5 @@ fn what_does_not_fit_is_refused() {
     merge(&[&weighted(&extras("dora"), "0.5")], "is a layer of DoRA");
     merge(&[&a, &extras("dora")], "changes twice, but a tensor that is replaced or rescaled by DoRA");
     merge(&[&extras("dora"), &a], "changes twice");
-    merge(&[&weighted(&extras("biases"), "0.5")], "have none: base_model.model.model.c_attn.bias");
+    merge(&[&weighted(&extras("biases"), "0.5")], "have none: model.c_attn.bias");
 }

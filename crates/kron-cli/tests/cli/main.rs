@@ -22,6 +22,7 @@ mod merge;
 mod merge_extras;
 mod merge_force;
 mod merge_gguf;
+mod merge_parts;
 mod merge_refuse;
 mod merge_tied;
 mod merge_trained;

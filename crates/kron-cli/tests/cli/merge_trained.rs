@@ -160,7 +160,7 @@ fn tensors_without_a_place_are_refused_and_nothing_is_written() {
         let (adapter, _) = with_tensors(dir.path(), Q, vec![tensor]);
         let result = merge(base, &adapter, &out, &[]);
         let hint = !result.2.contains("not finite");
-        assert_eq!(result.2.contains("; --factors-only merges the layers alone"), hint, "{}", result.2);
+        assert_eq!(result.2.contains("; --factors-only takes the layers alone"), hint, "{}", result.2);
         assert_merge_fails(result, 1, &[says]);
         assert!(!out.join("model-00001-of-00001.safetensors").exists());
         let _ = std::fs::remove_dir_all(&out);

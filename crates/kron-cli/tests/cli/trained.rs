@@ -161,7 +161,7 @@ fn the_names_of_the_classes_go_along() {
 
 /// PEFT would take a decoder's `lm_head` for the module `head`, and the folder would not load.
 #[test]
-fn a_note_names_the_head_that_a_peft_folder_does_not_take() {
+fn a_peft_folder_does_not_take_the_trainer_s_head() {
     let (out, labels) = (dir(), Adapter::LABELS_KEY);
     let plain = Adapter::read(ours("lokr", out.path())).unwrap();
     let file = |name: &str, labelled: bool, names: &[&str]| {
@@ -174,21 +174,25 @@ fn a_note_names_the_head_that_a_peft_folder_does_not_take() {
         path
     };
     let head = file("head", true, &["head.weight", "head.bias"]);
-    let both = file("both", true, &["head.weight", "head.bias", "score.bias"]);
+    let both = file("both", true, &["head.weight", "head.bias", "score.bias", "score.weight"]);
     // Without the names of classes it is a module of the model's.
     let other = file("other", false, &["head.weight"]);
     let nested = file("nested", true, &["a.head.weight", "head.a.weight"]);
-    let note = "PEFT saves only modules that the model has, so the head that kron-train trained is left out: \
-                head.bias and 1 more";
+    let why = "and not the head that kron-train trained, so these trained tensors would be lost: head.bias and 1 more";
+    let head_s = ["head.bias", "head.weight"];
     for to in ["lora", "peft-lokr"] {
         for (from, left_out, saved, labelled) in [
-            (&head, vec![note], json!(null), false),
-            (&both, vec![note], json!(["score"]), true),
-            (&other, vec![], json!(["head"]), false),
-            (&nested, vec![], json!(["a.head", "head.a"]), true),
+            (&head, &head_s[..], json!(null), false),
+            (&both, &head_s, json!(["score"]), true),
+            (&other, &[], json!(["head"]), false),
+            (&nested, &[], json!(["a.head", "head.a"]), true),
         ] {
             let folder = from.with_extension(to);
-            assert_eq!(notes(&convert(from, &folder, to)), left_out, "{from:?}");
+            if !left_out.is_empty() {
+                refused(&[&"convert", from, &folder, &"--to", &to], 1, &[why, "--factors-only"]);
+            }
+            let converted = report(&[&"convert", from, &folder, &"--to", &to, &"--factors-only"]);
+            assert_eq!(converted["left_out"], json!(left_out), "{from:?}");
             assert_eq!(config(&folder)["modules_to_save"], saved, "{from:?}");
             let read = kron_adapter::read(&folder).unwrap();
             let whole = Adapter::read(from).unwrap();
@@ -223,12 +227,13 @@ fn inspect_counts_them() {
 }
 
 #[test]
-fn a_note_names_what_lycoris_cannot_hold() {
+fn lycoris_holds_factors_alone() {
     let out = dir();
     let (file, lycoris) = (ours("lokr", out.path()), out.path().join("lycoris"));
-    let converted = convert(&file, &lycoris, "lycoris");
-    let note = "LyCORIS holds factors alone, so these trained tensors are left out: score.bias and 1 more";
-    assert_eq!(notes(&converted), [note]);
+    let why = "LyCORIS holds factors alone, so these trained tensors would be lost: score.bias and 1 more";
+    refused(&[&"convert", &file, &lycoris, &"--to", &"lycoris"], 1, &[why, "--factors-only"]);
+    let converted = report(&[&"convert", &file, &lycoris, &"--to", &"lycoris", &"--factors-only"]);
+    assert_eq!(converted["left_out"], json!(["score.bias", "score.weight"]));
     let (plain, same_file) = (out.path().join("plain"), out.path().join("same"));
     convert(&peft("lokr"), &plain, "kron");
     assert_eq!(notes(&convert(&plain, &same_file, "lycoris")), Vec::<&str>::new());
@@ -236,7 +241,7 @@ fn a_note_names_what_lycoris_cannot_hold() {
 }
 
 #[test]
-fn a_note_names_what_a_gguf_lora_cannot_hold() {
+fn a_gguf_lora_holds_factors_alone() {
     let out = dir();
     let [plain, with, lora, want] =
         ["plain.safetensors", "with.safetensors", "lora.gguf", "want.gguf"].map(|name| out.path().join(name));
@@ -249,10 +254,14 @@ fn a_note_names_what_a_gguf_lora_cannot_hold() {
     adapter.with_trained_tensors(vec![bias]).unwrap().write(&with, IfExists::Refuse).unwrap();
     let model = golden().join("tiny_llama.gguf");
     let gguf = |from: &Path, to: &Path| {
-        notes(&report(&[&"convert", &from, &to, &"--to", &"gguf-lora", &"--base", &model])).join("; ")
+        let call: [&dyn AsRef<std::ffi::OsStr>; 8] =
+            [&"convert", &from, &to, &"--to", &"gguf-lora", &"--base", &model, &"--factors-only"];
+        report(&call)["left_out"].clone()
     };
-    let note = "a GGUF LoRA holds factors alone, so these trained tensors are left out: score.bias";
-    assert_eq!((gguf(&with, &lora).as_str(), gguf(&plain, &want).as_str()), (note, ""));
+    assert_eq!((gguf(&with, &lora), gguf(&plain, &want)), (json!(["score.bias"]), json!([])));
+    let call: [&dyn AsRef<std::ffi::OsStr>; 7] =
+        [&"convert", &with, &lora, &"--to", &"gguf-lora", &"--base", &model];
+    refused(&call, 1, &["a GGUF LoRA holds factors alone", "score.bias", "--factors-only"]);
     assert!(std::fs::read(&lora).unwrap() == std::fs::read(&want).unwrap());
 }
 

@@ -11,7 +11,7 @@ use super::STOPPED;
 use super::cli::Settings;
 use super::load::load;
 use super::print::{print, say};
-use crate::config::Config;
+use crate::config::{Config, Task};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::run::{OutputFolder, Progress, Stop, run};
@@ -57,13 +57,15 @@ fn print_next(config: &Config, folder: &Path) {
     say!("next:");
     say!("  kron-train eval {model} --config {settings} --adapter {adapter} --data FILE");
     say!("  kron inspect {adapter}");
-    say!("  kron convert {adapter} {lora} --to lora");
+    // No other format takes the head.
+    let without_head = if config.task == Task::Classify { " --factors-only" } else { "" };
+    say!("  kron convert {adapter} {lora} --to lora{without_head}");
     if config.model.is_dir() {
         say!("  kron merge {model} {adapter} {merged}");
     }
     if is_gguf(&config.model) {
         let [lora, merged] = ["lora.gguf", "merged.gguf"].map(|name| quoted(&folder.join(name)));
-        say!("  kron convert {adapter} {lora} --to gguf-lora --base {model}");
+        say!("  kron convert {adapter} {lora} --to gguf-lora --base {model}{without_head}");
         say!("  kron merge {model} {adapter} {merged} --dtype f16");
     }
 }
