@@ -72,3 +72,13 @@ pub use kron_adapter::{
 };
 pub use kron_core::{Dropout, DropoutKey, KronOp, KronShape, LayerDims, Split, Theta};
 pub use linear::KronForward;
+
+/// The README's code, compiled and run: no crate below sees both candle and burn.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
+
+/// The code of docs/LINKING.md, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/LINKING.md")]
+pub struct Linking;

@@ -38,7 +38,7 @@ pub trait KronForward {
 
 impl KronForward for Linear {
     fn try_forward_kron<const D: usize>(&self, x: Tensor<D>, key: Option<DropoutKey>) -> Result<Tensor<D>> {
-        let (dims, d_in) = (x.dims(), self.weight.lazy_shape()[0]);
+        let (dims, [d_in, _]) = (x.dims(), self.weight.base().dims());
         if dims.last() != Some(&d_in) {
             return Err(Error::usage(format!("x is {dims:?}, but the layer's d_in is {d_in}")));
         }

@@ -79,9 +79,13 @@ pub(crate) fn owned<E: Activation>(tensor: FlexTensor) -> FlexTensor {
 /// Makes a view of n × d of a tensor that [`in_rows`] returned.
 pub(crate) fn view<E: Activation>(tensor: &FlexTensor) -> ArrayView2<'_, E> {
     let (rows, columns, stride) = matrix(tensor.layout()).expect("a matrix of rows");
-    let start = if rows * columns == 0 { 0 } else { tensor.layout().start_offset() };
-    let values = &tensor.storage::<E>()[start..];
-    ArrayView2::from_shape((rows, columns).strides((stride, 1)), values).expect("a layout inside its storage")
+    let layout = tensor.layout();
+    let values = &tensor.storage::<E>()[..];
+    let shape = (rows, columns).strides((stride, 1));
+    if rows * columns == 0 {
+        return ArrayView2::from_shape((rows, columns), &values[..0]).expect("an empty matrix");
+    }
+    ArrayView2::from_shape(shape, &values[layout.start_offset()..]).expect("a layout inside its storage")
 }
 
 /// Makes a view of n × d of a tensor that [`owned`] returned.

@@ -73,11 +73,15 @@ impl ModuleVisitor for Tree {
                 let len = theta.shape().num_elements();
                 self.thetas.insert(module, theta.reshape([len]));
             }
-        } else if let ([d_in, d_out], Some("Struct:Linear"), Some(module)) =
-            (param.lazy_shape().as_slice(), self.containers.last().map(String::as_str), self.module("weight"))
+        } else if let (Some("Struct:Linear"), Some(module)) =
+            (self.containers.last().map(String::as_str), self.module("weight"))
         {
-            let dims = LayerDims { d_out: *d_out, d_in: *d_in };
-            self.layers.push(Found { module, dims, device: param.lazy_device(), reparameterization: None });
+            // The shape that burn keeps for a lazy weight of `LinearLayout::Col` is not yet transposed.
+            let weight = param.base();
+            if let [d_in, d_out] = weight.dims()[..] {
+                let (dims, device) = (LayerDims { d_out, d_in }, weight.device());
+                self.layers.push(Found { module, dims, device, reparameterization: None });
+            }
         }
     }
 }

@@ -84,8 +84,3 @@ pub use product::{Threads, product, product_time};
 pub use quantised::QuantisedLinear;
 pub use trace::Trace;
 pub use trainable_delta::TrainableDelta;
-
-/// The README's code, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-pub struct Readme;
