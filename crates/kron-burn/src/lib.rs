@@ -49,9 +49,8 @@
 //! * x, y and θ are read and written where they are; rows may lie any distance apart. A transposed x is copied once.
 //! * A weight or bias that you unfreeze gets its gradient too.
 //! * burn has first derivatives alone, and so has the op.
-//! * On CubeCL's backends (CUDA, ROCm, wgpu) burn's ops compute. Our CUDA kernels need a stream to run on:
-//!   CubeCL 0.10's buffers have public addresses, but its stream is private, so that a kernel of ours would
-//!   wait for the device twice in each call.
+//! * On CubeCL's backends (CUDA, ROCm, wgpu) burn's ops compute. Missing for our CUDA kernels is the stream of a buffer:
+//!   CubeCL's pointers are public and its streams are private, so that every call would wait for the device twice.
 #![forbid(unsafe_code)]
 
 mod adapter;
