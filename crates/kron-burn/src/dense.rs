@@ -11,8 +11,7 @@ use burn::backend::flex::FlexTensor;
 use kron_core::{Accum, Backend as _, Cpu, KronOp, KronShape, LayerDims, Merge, Outer, Pass, Split, Theta};
 use ndarray::{Array2, ArrayView2};
 
-use crate::op::floats;
-use crate::operands::{Activation, in_rows, owned, view, view_mut};
+use crate::operands::{Activation, floats, in_rows, owned, view, view_mut};
 
 /// An adapter and that of the transposed layer.
 #[derive(Clone, Copy, Debug)]

@@ -18,7 +18,7 @@ use burn::tensor::Shape;
 use kron_core::{Accum, Backend as _, Cpu, DropoutKey, KronOp, Pass};
 
 use crate::dense::{self, Merging};
-use crate::operands::{Activation, in_rows, owned, tensor_of, view, view_mut, with_activation};
+use crate::operands::{Activation, floats, in_rows, owned, tensor_of, view, view_mut, with_activation};
 
 /// An adapter's arithmetic in one call.
 #[derive(Clone, Copy, Debug)]
@@ -108,11 +108,6 @@ fn forward(
     }
     let y = Flex::linear(x.clone(), weight, bias);
     with_activation!(x.dtype(), E => add::<E>(y, x, theta, call))
-}
-
-/// Values of θ, which is contiguous.
-pub(crate) fn floats(theta: &FlexTensor) -> &[f32] {
-    theta.as_slice().expect("θ is contiguous float32")
 }
 
 /// Operands that backward keeps.

@@ -95,6 +95,11 @@ pub(crate) fn view_mut<E: Activation>(tensor: &mut FlexTensor, columns: usize) -
     ArrayViewMut2::from_shape((rows, columns), values).expect("whole and contiguous")
 }
 
+/// Values of θ, which is contiguous.
+pub(crate) fn floats(theta: &FlexTensor) -> &[f32] {
+    theta.as_slice().expect("θ is contiguous float32")
+}
+
 /// Makes a contiguous tensor of these values.
 pub(crate) fn tensor_of<E: Activation>(values: Vec<E>, shape: Shape) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), E::dtype())
