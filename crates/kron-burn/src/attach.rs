@@ -95,7 +95,9 @@ impl<'a> Kron<'a> {
         Self { dropout, ..self }
     }
 
-    /// Attaches the adapters, and freezes all other parameters but those of other reparameterizations, as burn's `Lora` does.
+    /// Attaches the adapters, and freezes all other parameters but those of other reparameterizations, as burn's `Lora`
+    /// does. Lazy weights are made, so read the model's record before: burn loads none into a made weight of
+    /// `LinearLayout::Col`.
     ///
     /// # Errors
     /// A pattern, or a layer of the trained adapter, matches no linear layer of burn in the model; a matched layer

@@ -80,7 +80,7 @@ pub(crate) fn owned<E: Activation>(tensor: FlexTensor) -> FlexTensor {
 pub(crate) fn view<E: Activation>(tensor: &FlexTensor) -> ArrayView2<'_, E> {
     let (rows, columns, stride) = matrix(tensor.layout()).expect("a matrix of rows");
     let layout = tensor.layout();
-    let values = &tensor.storage::<E>()[..];
+    let values = tensor.storage::<E>();
     let shape = (rows, columns).strides((stride, 1));
     if rows * columns == 0 {
         return ArrayView2::from_shape((rows, columns), &values[..0]).expect("an empty matrix");
