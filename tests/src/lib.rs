@@ -36,8 +36,3 @@ pub fn backends() -> Vec<Cpu> {
     }
     have.into_iter().filter_map(|isa| Cpu::with_isa(isa).ok()).collect()
 }
-
-/// The code of docs/LINKING.md, compiled and run.
-#[cfg(all(doctest, feature = "emulate"))]
-#[doc = include_str!("../../docs/LINKING.md")]
-pub struct Linking;

@@ -36,7 +36,7 @@ const UNSAFE: [(&str, &str); 10] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("kron-core", &[]),
     ("kron-kernels", &["kron-core"]),
     ("kron-adapter", &["kron-core"]),
@@ -44,7 +44,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("kron-cli", &["kron-core", "kron-adapter", "kron-report"]),
     ("kron-capi", &["kron-core", "kron-kernels"]),
     ("kron-candle", &["kron-core", "kron-kernels", "kron-adapter", "kron-tests"]),
-    ("kron-lora", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle"]),
+    ("kron-burn", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle", "kron-tests"]),
+    ("kron-lora", &["kron-core", "kron-kernels", "kron-adapter", "kron-candle", "kron-burn"]),
     ("kron-train", &["kron-core", "kron-adapter", "kron-candle", "kron-report", "kron-tests"]),
     ("kron-bench", &["kron-core", "kron-kernels", "kron-adapter", "kron-report"]),
     ("kron-tests", &["kron-core", "kron-kernels", "kron-adapter", "kron-cli"]),
@@ -53,8 +54,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
 /// Crates that only some members may see: (prefix, members).
 const PRIVATE: [(&str, &[&str]); 9] = [
     ("cudarc", &["kron-kernels", "kron-bench"]),
-    ("candle", &["kron-candle", "kron-train"]),
-    ("burn", &[]),
+    ("candle", &["kron-candle", "kron-train", "kron-burn"]),
+    ("burn", &["kron-burn"]),
     ("tch", &[]),
     ("dfdx", &[]),
     ("clap", &["kron-cli", "kron-train", "kron-bench"]),

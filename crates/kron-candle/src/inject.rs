@@ -4,57 +4,15 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, bail};
+use candle_core::{Device, Error, Result, bail};
 use candle_nn::{Linear, VarBuilder};
-use kron_adapter::{Adapter, Scaling};
+use kron_adapter::{Adapter, Pattern, Scaling};
 use kron_core::{Dropout, KronShape, LayerDims};
-use regex::Regex;
 
 use crate::adapters::Adapters;
 use crate::base::FrozenLinear;
 use crate::linear::KronLinear;
 use crate::trainable_delta::TrainableDelta;
-
-/// Pattern for the names of modules, such as `q_proj`, `attention.self.query` or `*.attention.*`.
-///
-/// A pattern matches a whole dotted path, or a whole part of it after a dot; `*` stands for any characters, including
-/// dots.
-///
-/// ```
-/// use kron_candle::Pattern;
-///
-/// # fn main() -> candle_core::Result<()> {
-/// assert!(Pattern::new("q_proj")?.matches("model.layers.0.self_attn.q_proj"));
-/// assert!(!Pattern::new("proj")?.matches("model.layers.0.self_attn.q_proj"));
-/// assert!(Pattern::new("layers.*.q_proj")?.matches("model.layers.0.self_attn.q_proj"));
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug)]
-pub struct Pattern {
-    text: String,
-    regex: Regex,
-}
-
-impl Pattern {
-    /// Parses a pattern.
-    ///
-    /// # Errors
-    /// The pattern is empty.
-    pub fn new(text: &str) -> Result<Self> {
-        if text.is_empty() {
-            bail!("a pattern for module names is empty, but it names at least one module");
-        }
-        let parts: Vec<String> = text.split('*').map(regex::escape).collect();
-        let regex =
-            Regex::new(&format!(r"^(?:.*\.)?{}$", parts.join(".*"))).map_err(candle_core::Error::wrap)?;
-        Ok(Self { text: text.into(), regex })
-    }
-
-    /// Returns `true` if a module's dotted path matches.
-    pub fn matches(&self, module: &str) -> bool {
-        self.regex.is_match(module)
-    }
-}
 
 /// Function from a module's path and dimensions to its adapter's shape and scale.
 type Rule<'a> = Box<dyn Fn(&str, LayerDims) -> kron_adapter::Result<(KronShape, Scaling)> + 'a>;
@@ -118,7 +76,7 @@ impl<'a> Inject<'a> {
         seed: u64,
         rule: impl Fn(&str, LayerDims) -> kron_adapter::Result<(KronShape, Scaling)> + 'a,
     ) -> Result<Self> {
-        let patterns = patterns.iter().map(|p| Pattern::new(p.as_ref())).collect::<Result<_>>()?;
+        let patterns = Pattern::list(patterns).map_err(Error::wrap)?;
         Ok(Self::from(patterns, Source::New { rule: Box::new(rule), seed }))
     }
 
@@ -238,7 +196,7 @@ impl<'a> Inject<'a> {
         let delta = match &self.source {
             Source::New { rule, seed } if self.patterns.iter().any(|p| p.matches(module)) => {
                 let (shape, scaling) =
-                    rule(module, dims).map_err(|e| candle_core::Error::msg(format!("{module}: {e}")))?;
+                    rule(module, dims).map_err(|e| Error::msg(format!("{module}: {e}")))?;
                 TrainableDelta::new(module, shape, scaling, seed.wrapping_add(index << 32), device)?
             }
             Source::Trained(adapter) => match adapter.layer(module) {
@@ -261,7 +219,7 @@ impl<'a> Inject<'a> {
         let deltas = self.made.into_inner();
         let idle = self.patterns.iter().find(|p| !deltas.iter().any(|d| p.matches(d.module())));
         if let Some(idle) = idle {
-            bail!("no linear layer of the model matches {:?}", idle.text);
+            bail!("no linear layer of the model matches {:?}", idle.text());
         }
         if let Source::Trained(adapter) = &self.source {
             let missing = adapter.layers().iter().find(|l| !deltas.iter().any(|d| d.module() == l.module()));
@@ -278,7 +236,7 @@ impl<'a> Inject<'a> {
                 adapter.metadata().clone(),
                 adapter.trained_tensors().to_vec(),
             ),
-            _ => (self.patterns.into_iter().map(|p| p.text).collect(), BTreeMap::new(), Vec::new()),
+            _ => (self.patterns.iter().map(|p| p.text().into()).collect(), BTreeMap::new(), Vec::new()),
         };
         Ok(Adapters::new(deltas, targets, metadata, trained_tensors))
     }

@@ -72,11 +72,11 @@ pub use adapters::Adapters;
 pub use base::FrozenLinear;
 pub use files::load;
 pub use gradients::Gradients;
-pub use inject::{Inject, Pattern};
+pub use inject::Inject;
 pub use kron_adapter::algebra::Join;
 pub use kron_adapter::peft::LoraOptions;
 pub use kron_adapter::plan::{Method, Model};
-pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, ScaleRule, Scaling, TrainedTensor};
+pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, Pattern, ScaleRule, Scaling, TrainedTensor};
 pub use kron_core::{Accum, Dropout, DropoutKey, KronOp, KronShape, LayerDims, Operands, Split, Theta};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
@@ -84,8 +84,3 @@ pub use product::{Threads, product, product_time};
 pub use quantised::QuantisedLinear;
 pub use trace::Trace;
 pub use trainable_delta::TrainableDelta;
-
-/// The README's code, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-pub struct Readme;

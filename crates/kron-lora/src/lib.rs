@@ -8,6 +8,7 @@
 //! | [`adapter`] | `kron-adapter` | `adapter` (default) | adapter files of this project, PEFT and LyCORIS; budgets; norms and spectra |
 //! | `cuda` | `kron-kernels` | `cuda` | the CUDA backend `Cuda`, on raw device pointers and streams |
 //! | `candle` | `kron-candle` | `candle` | layers, injection by name and an optimizer for candle |
+//! | `burn` | `kron-burn` | `burn` | adapters by name on the linear layers of a model of burn |
 //!
 //! # A tour
 //!
@@ -81,6 +82,8 @@ pub use kron_core::*;
 
 #[cfg(feature = "adapter")]
 pub use kron_adapter as adapter;
+#[cfg(feature = "burn")]
+pub use kron_burn as burn;
 #[cfg(feature = "candle")]
 pub use kron_candle as candle;
 #[cfg(feature = "cuda")]
