@@ -58,6 +58,7 @@ mod frozen;
 mod gradients;
 mod inject;
 mod linear;
+pub mod models;
 mod op;
 mod optim;
 mod product;

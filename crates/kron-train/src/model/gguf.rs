@@ -4,9 +4,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use kron_adapter::gguf::{BlockType, Blocks, Gguf};
+use kron_candle::models::LlamaConfig;
 
-use super::llama_config::LlamaConfig;
-use crate::error::{Result, file};
+use crate::error::{Error, Result, file};
 
 /// A tensor of a model.
 pub(super) struct GgufMatrix {
@@ -42,7 +42,7 @@ pub(super) fn read(path: &Path, mut take: impl FnMut(&str, GgufMatrix) -> Result
     let mut gguf = Gguf::open(path)?;
     let model = gguf.hugging_face()?;
     let config: LlamaConfig = serde_json::from_value(model.config).map_err(|e| file(path, e))?;
-    config.check().map_err(|e| file(path, e))?;
+    config.check().map_err(|e| file(path, Error::from(e)))?;
     for tensor in &model.tensors {
         let blocks = gguf.hugging_face_blocks(tensor)?;
         take(&tensor.name, GgufMatrix { blocks, shape: tensor.shape.clone() })?;

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use kron_adapter::io;
+use kron_candle::models::LlamaConfig;
 
-use super::llama_config::LlamaConfig;
-use crate::error::{Result, file};
+use crate::error::{Error, Result, file};
 use crate::files;
 
 /// Length of the header: dim, hidden, layers, heads, kv heads, vocabulary (negative: untied output matrix), positions.
@@ -45,7 +45,7 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
         hidden_act: "silu".into(),
         tie_word_embeddings: header[5] > 0,
     };
-    config.check().map_err(|e| file(path, e))?;
+    config.check().map_err(|e| file(path, Error::from(e)))?;
     let mut reader = Reader { path, bytes: &bytes, at: 4 * HEADER, tensors: HashMap::new() };
     reader.all(&config)?;
     Ok((config, reader.tensors))
@@ -75,7 +75,7 @@ impl Reader<'_> {
         self.each(c, "mlp.up_proj", |r| r.take((wide, dim)))?;
         let norm = self.take(dim)?;
         self.tensors.insert("model.norm.weight".into(), norm);
-        // The rotary tables are skipped; `Rope` computes its own.
+        // The rotary tables are skipped; the decoder computes its own.
         self.take((2, c.max_position_embeddings, c.head() / 2))?;
         if !c.tie_word_embeddings {
             let head = self.take((c.vocab_size, dim))?;
@@ -115,8 +115,7 @@ impl Reader<'_> {
     }
 }
 
-/// Reorders the rows of each head: llama2.c rotates neighbouring pairs, [`Rope`](super::rope::Rope) pairs half a
-/// head apart.
+/// Reorders the rows of each head: llama2.c rotates neighbouring pairs, the decoder pairs half a head apart.
 fn halves(weight: Tensor, head: usize) -> Result<Tensor> {
     let (rows, cols) = weight.dims2()?;
     let pairs = weight.reshape((rows / head, head / 2, 2, cols))?.transpose(1, 2)?;

@@ -6,16 +6,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use kron_adapter::model_files::CONFIG;
+use kron_candle::models::{Bert, BlocksByName, Body, Layers, Llama};
 use kron_candle::{Inject, Operands};
 
-use super::bert::Bert;
-use super::body::Body;
 use super::gguf;
-use super::layers::{BlocksByName, Layers};
-use super::llama::Llama;
 use super::reader::{Config, Reader};
 use crate::compute::Compute;
-use crate::error::{Result, file, invalid};
+use crate::error::{Error, Result, file, invalid};
 use crate::files;
 
 /// Paths of a model's files.
@@ -141,8 +138,8 @@ impl Weights {
     ///
     /// # Errors
     /// `make` fails.
-    pub fn with<T>(&self, make: impl FnOnce(VarBuilder) -> Result<T>) -> Result<T> {
-        make(VarBuilder::from_tensors(self.tensors.clone(), self.dtype, &self.device))
+    pub fn with<T, E: Into<Error>>(&self, make: impl FnOnce(VarBuilder) -> Result<T, E>) -> Result<T> {
+        make(VarBuilder::from_tensors(self.tensors.clone(), self.dtype, &self.device)).map_err(Into::into)
     }
 
     /// Returns the device of the tensors and of all trained parameters.
@@ -197,7 +194,7 @@ impl Weights {
 /// A tensor is missing or has another shape, or `inject` fails.
 pub fn build(weights: &Weights, inject: &Inject) -> Result<Box<dyn Body>> {
     weights.with(|vb| {
-        Ok(match &weights.config {
+        Ok::<_, Error>(match &weights.config {
             Config::Bert(config) => Box::new(Bert::new(config, inject, vb)?) as Box<dyn Body>,
             Config::Llama(config) => {
                 let layers = Layers::new(inject, vb, &weights.blocks, weights.operands);

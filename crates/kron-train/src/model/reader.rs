@@ -9,14 +9,12 @@ use half::bf16;
 use kron_adapter::gguf::{BlockType, Blocks};
 use kron_adapter::io::Input;
 use kron_adapter::model_files::{CONFIG, MAX_CONFIG_BYTES, SINGLE, ShardIndex};
+use kron_candle::models::{BertConfig, BlocksByName, LlamaConfig};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::bert::BertConfig;
-use super::layers::BlocksByName;
-use super::llama_config::LlamaConfig;
 use super::{gguf, llama2c};
-use crate::error::{Result, file};
+use crate::error::{Error, Result, file};
 use crate::files::{self, MAX_WEIGHTS};
 
 /// Configuration of a body of either kind.
@@ -145,7 +143,7 @@ fn read_config(path: &Path) -> Result<Config> {
             return Err(file(path, format!("is of model type {other:?}, but {known}")));
         }
     };
-    checked.map(|()| config).map_err(|e| file(path, e))
+    checked.map(|()| config).map_err(|e| file(path, Error::from(e)))
 }
 
 /// Returns the name of a checkpoint's tensor in a body; `None` for a head's tensor.

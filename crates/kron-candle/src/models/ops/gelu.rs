@@ -11,7 +11,7 @@ use super::slices::{floats, is_fusable, like, read};
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn gelu(x: &Tensor) -> Result<Tensor> {
+pub(in crate::models) fn gelu(x: &Tensor) -> Result<Tensor> {
     if is_fusable(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { composed::gelu(x) }
 }
 

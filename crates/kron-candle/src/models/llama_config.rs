@@ -1,10 +1,10 @@
 //! Configuration of the LLaMA family.
 
+use candle_core::{Error, Result};
 use serde::Deserialize;
 
 use super::rope::RopeConfig;
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes, within};
-use crate::error::{Result, invalid};
 
 /// Fields of a LLaMA or Mistral `config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -98,18 +98,18 @@ impl LlamaConfig {
         ])?;
         check_eps("rms_norm_eps", self.rms_norm_eps)?;
         if !heads.is_multiple_of(kv) {
-            return Err(invalid(format!("{heads} query heads are not a multiple of {kv} key heads")));
+            return Err(Error::msg(format!("{heads} query heads are not a multiple of {kv} key heads")));
         }
         let shared = self.head_dim.is_some() || self.hidden_size.is_multiple_of(heads);
         if !shared || self.head() == 0 || !self.head().is_multiple_of(2) {
-            return Err(invalid(format!(
+            return Err(Error::msg(format!(
                 "{heads} heads of width {} on a hidden width of {}: no pairs to rotate",
                 self.head(),
                 self.hidden_size
             )));
         }
         if self.hidden_act != "silu" {
-            return Err(invalid(format!("hidden_act is {}, but a LLaMA's is silu here", self.hidden_act)));
+            return Err(Error::msg(format!("hidden_act is {}, but a LLaMA's is silu here", self.hidden_act)));
         }
         self.frequencies().map(drop)
     }

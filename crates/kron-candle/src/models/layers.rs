@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{Module, Tensor};
+use crate::{Inject, KronLinear, Operands, QuantisedLinear};
+use candle_core::{Error, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 use kron_adapter::gguf::Blocks;
-use kron_candle::{Inject, KronLinear, Operands, QuantisedLinear};
-
-use crate::error::{Result, invalid};
 
 /// Quantised matrices by the names of their tensors.
 pub type BlocksByName = HashMap<String, Arc<Blocks>>;
@@ -78,7 +76,7 @@ impl<'a> Layers<'a> {
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Option<Arc<Blocks>>> {
         let name = format!("{}.weight", self.vb.pp(name).prefix());
         match self.blocks.get(&name) {
-            Some(blocks) if (blocks.rows(), blocks.columns()) != (rows, columns) => Err(invalid(format!(
+            Some(blocks) if (blocks.rows(), blocks.columns()) != (rows, columns) => Err(Error::msg(format!(
                 "{name} is {} × {}, but the model's configuration makes it {rows} × {columns}",
                 blocks.rows(),
                 blocks.columns()

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use kron_candle::{DropoutKey, KronLinear};
+use crate::{DropoutKey, KronLinear};
+use candle_core::{Device, Error, Result, Tensor};
 
 use super::block::{Block, Pass};
 use super::body::{Attention, Body, detach_in_evaluation};
@@ -12,9 +12,8 @@ use super::layers::{Embedding, Layers};
 use super::llama_config::LlamaConfig;
 use super::ops::{AttentionMask, rms_norm};
 use super::rope::Rope;
+use super::tokens::{Segment, Tokens};
 use super::traced_block::{is_traceable, traced_block};
-use crate::data::{Segment, Tokens};
-use crate::error::{Result, invalid};
 
 /// LLaMA or Mistral decoder.
 #[derive(Debug)]
@@ -61,7 +60,9 @@ impl Llama {
     fn check_len(&self, len: usize) -> Result<()> {
         if len > self.positions {
             let positions = self.positions;
-            return Err(invalid(format!("a text has {len} tokens, but the model has {positions} positions")));
+            return Err(Error::msg(format!(
+                "a text has {len} tokens, but the model has {positions} positions"
+            )));
         }
         Ok(())
     }
@@ -92,7 +93,7 @@ impl Body for Llama {
 
     fn recompute(&mut self) -> Result<()> {
         if !self.blocks.iter().all(|block| is_traceable(block, &self.norm)) {
-            return Err(invalid(
+            return Err(Error::msg(
                 "checkpointing is on, but it recomputes blocks of frozen weights with fused adapters, in float32 on the CPU",
             ));
         }
@@ -104,7 +105,9 @@ impl Body for Llama {
         let (past, len) = (cache.len(), cache.len() + ids.len());
         self.check_len(len)?;
         let Some(last) = ids.len().checked_sub(1) else {
-            return Err(invalid("a text of no token has no last one, but it is what the next token follows"));
+            return Err(Error::msg(
+                "a text of no token has no last one, but it is what the next token follows",
+            ));
         };
         let mut x = self.words.forward(&Tensor::from_slice(ids, (1, ids.len()), &self.device)?)?;
         let mask = AttentionMask::new(vec![vec![Segment::whole(0, len)]], past, Attention::Causal);

@@ -1,14 +1,13 @@
 //! Transformer block of the LLaMA family, in candle's graph.
 
-use candle_core::Tensor;
-use kron_candle::{DropoutKey, KronLinear};
+use crate::{DropoutKey, KronLinear};
+use candle_core::{Result, Tensor};
 
 use super::kv_cache::BlockCache;
 use super::layers::Layers;
 use super::llama_config::LlamaConfig;
 use super::ops::{AttentionMask, Heads, add, attention, rms_norm, swiglu};
 use super::rope::Rotation;
-use crate::error::Result;
 
 /// Transformer block.
 #[derive(Debug)]

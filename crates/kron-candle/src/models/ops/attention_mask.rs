@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::data::Segment;
-use crate::model::body::Attention;
+use crate::models::body::Attention;
+use crate::models::tokens::Segment;
 
 /// Attention mask of one forward pass, shared by all blocks.
 #[derive(Clone, Debug)]
-pub(in crate::model) struct AttentionMask {
+pub(in crate::models) struct AttentionMask {
     /// Segments of each row, in the order of their columns.
     rows: Arc<[Vec<Segment>]>,
     /// Number of keys before the first query, which a cache holds.

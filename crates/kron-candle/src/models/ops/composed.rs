@@ -5,7 +5,7 @@ use candle_nn::ops;
 
 use super::attention_mask::AttentionMask;
 use super::heads::Heads;
-use crate::model::rope::Rotation;
+use crate::models::rope::Rotation;
 
 /// Computes x·Φ(x), with the error function.
 pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {

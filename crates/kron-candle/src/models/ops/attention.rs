@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use crate::{Accum, Threads, product};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use kron_candle::{Accum, Threads, product};
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -13,8 +13,8 @@ use super::exp::exp;
 use super::heads::Heads;
 use super::rms_norm::dot;
 use super::slices::{floats, is_fusable, like, read};
-use crate::data::Segment;
-use crate::model::rope::Rotation;
+use crate::models::rope::Rotation;
+use crate::models::tokens::Segment;
 
 /// Number of queries whose scores are computed at once.
 const QUERIES: usize = 64;
@@ -27,7 +27,7 @@ const QUERIES: usize = 64;
 ///
 /// # Errors
 /// The shapes do not fit, or candle fails.
-pub(in crate::model) fn attention(
+pub(in crate::models) fn attention(
     [q, k, v]: [&Tensor; 3],
     heads: Heads,
     rotation: Option<&Rotation>,
@@ -48,7 +48,7 @@ pub(in crate::model) fn attention(
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn attention_backward(
+pub(in crate::models) fn attention_backward(
     [q, k, v]: [&Tensor; 3],
     heads: Heads,
     rotation: Option<&Rotation>,

@@ -10,8 +10,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::{KronLinear, Trace};
 use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result, Shape, Tensor, bail};
-use kron_candle::{KronLinear, Trace};
 
 use super::block::{Block, Pass};
 use super::ops::{
@@ -178,17 +178,15 @@ fn inner(trace: Trace, dy: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
 mod tests {
     use std::collections::HashMap;
 
+    use crate::{Dropout, DropoutKey, Inject, KronShape, LayerDims, Operands, ScaleRule, Scaling, Split};
     use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
-    use kron_candle::{
-        Dropout, DropoutKey, Inject, KronShape, LayerDims, Operands, ScaleRule, Scaling, Split,
-    };
 
     use super::*;
-    use crate::data::Tokens;
-    use crate::model::body::Body;
-    use crate::model::layers::Layers;
-    use crate::model::{Llama, LlamaConfig};
+    use crate::models::body::Body;
+    use crate::models::layers::Layers;
+    use crate::models::tokens::Tokens;
+    use crate::models::{Llama, LlamaConfig};
 
     fn config() -> LlamaConfig {
         serde_json::from_value(serde_json::json!({
@@ -200,7 +198,7 @@ mod tests {
     }
 
     /// Weights and θ that are equal for equal names.
-    fn llama(targets: &[&str], dropout: f64, fused: bool) -> (Llama, Vec<kron_candle::TrainableDelta>) {
+    fn llama(targets: &[&str], dropout: f64, fused: bool) -> (Llama, Vec<crate::TrainableDelta>) {
         let config = config();
         let mut tensors = HashMap::new();
         let mut put = |name: String, rows: usize, columns: usize| {
@@ -255,7 +253,7 @@ mod tests {
     }
 
     /// Returns the loss' gradients of all θ, as bits would differ from run to run if sums were not ordered.
-    fn gradients(llama: &Llama, deltas: &[kron_candle::TrainableDelta]) -> Vec<Vec<f32>> {
+    fn gradients(llama: &Llama, deltas: &[crate::TrainableDelta]) -> Vec<Vec<f32>> {
         let texts: [&[u32]; 3] = [&[1, 2, 3, 4, 5], &[7, 8], &[11, 12, 13]];
         let key = DropoutKey { seed: 3, offset: 1 };
         let hidden = llama.hidden(&Tokens::new(&texts), Some(key)).expect("states");

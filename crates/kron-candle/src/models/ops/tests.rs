@@ -1,13 +1,13 @@
 //! Values and gradients of the fused ops beside the same functions out of candle's own.
 
+use crate::KronLinear;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::Linear;
-use kron_candle::KronLinear;
 
 use super::*;
-use crate::data::{Segment, Tokens};
-use crate::model::body::Attention;
-use crate::model::rope::{Rope, Rotation};
+use crate::models::body::Attention;
+use crate::models::rope::{Rope, Rotation};
+use crate::models::tokens::{Segment, Tokens};
 
 fn var(shape: &[usize], seed: u64) -> Var {
     let shape = Shape::from(shape);

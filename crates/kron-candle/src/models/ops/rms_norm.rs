@@ -9,7 +9,7 @@ use super::slices::{floats, is_fusable, like, map_rows, read};
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+pub(in crate::models) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     match is_fusable(&[x, weight]) {
         true => x.contiguous()?.apply_op2(weight, RmsNorm { eps }),
         false => composed::rms_norm(x, weight, eps),
@@ -20,7 +20,7 @@ pub(in crate::model) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Resul
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn rms_norm_backward(
+pub(in crate::models) fn rms_norm_backward(
     x: &Tensor,
     weight: &Tensor,
     eps: f32,
