@@ -188,19 +188,9 @@ impl Bert {
     /// Returns the embeddings and the output of each block, all n × len × hidden.
     ///
     /// # Errors
-    /// A text has more tokens than the model has positions, or candle fails.
+    /// A text has more tokens than the model has positions, texts share a row, or candle fails.
     pub fn states(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Vec<Tensor>> {
-        if tokens.len > self.max_len {
-            return Err(Error::msg(format!(
-                "a text has {} tokens, but the model has {} positions",
-                tokens.len, self.max_len
-            )));
-        }
-        if tokens.texts.len() != tokens.rows() {
-            return Err(Error::msg(
-                "texts share a prefix or a row, but the model is an encoder, which reads each text alone",
-            ));
-        }
+        tokens.check_alone(self.max_len)?;
         let ids = tokens.tensor(self.words.embeddings().device())?;
         let positions = self.positions.embeddings().narrow(0, 0, tokens.len)?;
         let mut x = self.words.forward(&ids)?.broadcast_add(&positions)?;
@@ -264,10 +254,11 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mask: &AttentionMask, key: Option<DropoutKey>) -> Result<Tensor> {
-        let (q, k, v) = (self.q.forward(x, key)?, self.k.forward(x, key)?, self.v.forward(x, key)?);
+        let (q, k, v) =
+            (self.q.forward_with(x, key)?, self.k.forward_with(x, key)?, self.v.forward_with(x, key)?);
         let mixed = attention([&q, &k, &v], self.heads, None, mask)?;
-        let x = self.out_norm.forward(&(self.out.forward(&mixed, key)? + x)?)?;
-        let wide = gelu(&self.up.forward(&x, key)?)?;
-        self.down_norm.forward(&(self.down.forward(&wide, key)? + &x)?)
+        let x = self.out_norm.forward(&(self.out.forward_with(&mixed, key)? + x)?)?;
+        let wide = gelu(&self.up.forward_with(&x, key)?)?;
+        self.down_norm.forward(&(self.down.forward_with(&wide, key)? + &x)?)
     }
 }

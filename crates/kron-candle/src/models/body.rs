@@ -51,7 +51,7 @@ pub trait Body {
     /// # Errors
     /// candle fails.
     fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.output().map(|output| output.forward(hidden, None)).transpose()?)
+        Ok(self.output().map(|output| output.forward_with(hidden, None)).transpose()?)
     }
 
     /// Returns the attention pattern.

@@ -1,4 +1,4 @@
-//! Decoders of the LLaMA family (arXiv 2302.13971), with the tensor names of Hugging Face's checkpoints.
+//! Decoders of the LLaMA family: LLaMA, Mistral, Qwen2 and Qwen3, with the tensor names of Hugging Face's checkpoints.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use candle_core::{Device, Error, Result, Tensor};
 
 use super::block::{Block, Pass};
 use super::body::{Attention, Body, detach_in_evaluation};
+use super::decoder_config::DecoderConfig;
 use super::kv_cache::KvCache;
 use super::layers::{Embedding, Layers};
-use super::llama_config::LlamaConfig;
 use super::ops::{AttentionMask, rms_norm};
 use super::rope::Rope;
 use super::tokens::{Segment, Tokens};
 use super::traced_block::{is_traceable, traced_block};
 
-/// LLaMA or Mistral decoder.
+/// Decoder of any [`DecoderKind`](super::DecoderKind).
 #[derive(Debug)]
-pub struct Llama {
+pub struct Decoder {
     words: Embedding,
     blocks: Vec<Arc<Block>>,
     /// True if a training pass keeps the inputs of its blocks alone.
@@ -30,12 +30,12 @@ pub struct Llama {
     eps: f32,
 }
 
-impl Llama {
+impl Decoder {
     /// Builds the decoder from its layers.
     ///
     /// # Errors
     /// A tensor is missing or has another shape, or an adapter does not fit.
-    pub fn new(config: &LlamaConfig, layers: &Layers, device: &Device) -> Result<Self> {
+    pub fn new(config: &DecoderConfig, layers: &Layers) -> Result<Self> {
         config.check()?;
         let (hidden, vocab, at) = (config.hidden_size, config.vocab_size, layers.at("model"));
         let blocks = (0..config.num_hidden_layers).map(|i| Block::new(config, &at.at(format!("layers.{i}"))));
@@ -49,7 +49,7 @@ impl Llama {
             blocks: blocks.map(|block| block.map(Arc::new)).collect::<Result<_>>()?,
             recomputes: false,
             norm: at.vector(hidden, "norm.weight")?,
-            device: device.clone(),
+            device: layers.device().clone(),
             head,
             rope: Rope::new(config.frequencies()?),
             positions: config.positions(),
@@ -69,13 +69,13 @@ impl Llama {
 }
 
 #[cfg(test)]
-impl Llama {
+impl Decoder {
     pub(super) fn blocks(&self) -> &[Arc<Block>] {
         &self.blocks
     }
 }
 
-impl Body for Llama {
+impl Body for Decoder {
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
         self.check_len(tokens.positions())?;
         let mut x = self.words.forward(&tokens.tensor(&self.device)?)?;

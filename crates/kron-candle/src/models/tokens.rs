@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 
 /// Largest number of tokens after a prefix in one row, unless the prefix is longer: an attention out of candle's ops
 /// computes every pair of a row's tokens.
@@ -142,6 +142,17 @@ impl Tokens {
         }
         rows.iter_mut().for_each(|row| row.sort_by_key(|segment| segment.own.start));
         rows
+    }
+
+    /// Fails if a text is longer than `positions`, or shares its row: an encoder reads each text alone.
+    pub(super) fn check_alone(&self, positions: usize) -> Result<()> {
+        if self.len > positions {
+            bail!("a text has {} tokens, but the model has {positions} positions", self.len);
+        }
+        if self.texts.len() != self.rows() {
+            bail!("texts share a prefix or a row, but the model is an encoder, which reads each text alone");
+        }
+        Ok(())
     }
 
     /// Returns the ids as a tensor, n × len.

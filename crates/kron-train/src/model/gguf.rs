@@ -1,10 +1,10 @@
-//! GGUF models of the LLaMA family.
+//! GGUF models of decoders.
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use kron_adapter::gguf::{BlockType, Blocks, Gguf};
-use kron_candle::models::LlamaConfig;
+use kron_candle::models::DecoderConfig;
 
 use crate::error::{Error, Result, file};
 
@@ -38,10 +38,13 @@ pub(super) fn dequantised(blocks: &Blocks) -> Result<Tensor> {
 ///
 /// # Errors
 /// The file is not a GGUF of a known kind, its configuration is not supported, or `take` fails.
-pub(super) fn read(path: &Path, mut take: impl FnMut(&str, GgufMatrix) -> Result<()>) -> Result<LlamaConfig> {
+pub(super) fn read(
+    path: &Path,
+    mut take: impl FnMut(&str, GgufMatrix) -> Result<()>,
+) -> Result<DecoderConfig> {
     let mut gguf = Gguf::open(path)?;
     let model = gguf.hugging_face()?;
-    let config: LlamaConfig = serde_json::from_value(model.config).map_err(|e| file(path, e))?;
+    let config: DecoderConfig = serde_json::from_value(model.config).map_err(|e| file(path, e))?;
     config.check().map_err(|e| file(path, Error::from(e)))?;
     for tensor in &model.tensors {
         let blocks = gguf.hugging_face_blocks(tensor)?;

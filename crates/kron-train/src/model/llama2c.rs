@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use kron_adapter::io;
-use kron_candle::models::LlamaConfig;
+use kron_candle::models::{DecoderConfig, DecoderKind};
 
 use crate::error::{Error, Result, file};
 use crate::files;
@@ -17,7 +17,7 @@ const HEADER: usize = 7;
 ///
 /// # Errors
 /// The file cannot be read, its sizes are invalid, or its length does not match them.
-pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)> {
+pub(super) fn read(path: &Path) -> Result<(DecoderConfig, HashMap<String, Tensor>)> {
     let bytes = io::read(path, files::MAX_WEIGHTS)?;
     let word = |i: usize| bytes.get(4 * i..4 * i + 4).map(|b| [b[0], b[1], b[2], b[3]]);
     let header: Option<Vec<i32>> = (0..HEADER).map(|i| word(i).map(i32::from_le_bytes)).collect();
@@ -26,7 +26,8 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
         Ok(n) if (1..1 << 20).contains(&n) && (header[i] > 0 || i == 5) => Ok(n),
         _ => Err(file(path, format!("has {} as number {i} of its header, which is not a size", header[i]))),
     };
-    let config = LlamaConfig {
+    let config = DecoderConfig {
+        model_type: DecoderKind::Llama,
         hidden_size: size(0)?,
         intermediate_size: size(1)?,
         num_hidden_layers: size(2)?,
@@ -42,6 +43,7 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
         attention_bias: false,
         mlp_bias: false,
         sliding_window: None,
+        use_sliding_window: None,
         hidden_act: "silu".into(),
         tie_word_embeddings: header[5] > 0,
     };
@@ -60,7 +62,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads all tensors in the order of the file.
-    fn all(&mut self, c: &LlamaConfig) -> Result<()> {
+    fn all(&mut self, c: &DecoderConfig) -> Result<()> {
         let (dim, wide, kv) = (c.hidden_size, c.intermediate_size, c.kv_heads() * c.head());
         let embedding = self.take((c.vocab_size, dim))?;
         self.tensors.insert("model.embed_tokens.weight".into(), embedding);
@@ -89,7 +91,7 @@ impl Reader<'_> {
 
     fn each(
         &mut self,
-        config: &LlamaConfig,
+        config: &DecoderConfig,
         name: &str,
         read: impl Fn(&mut Self) -> Result<Tensor>,
     ) -> Result<()> {

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use kron_adapter::model_files::CONFIG;
-use kron_candle::models::{Bert, BlocksByName, Body, Layers, Llama};
+use kron_candle::models::{BlocksByName, Body, Config, Layers};
 use kron_candle::{Inject, Operands};
 
 use super::gguf;
-use super::reader::{Config, Reader};
+use super::reader::Reader;
 use crate::compute::Compute;
 use crate::error::{Error, Result, file, invalid};
 use crate::files;
@@ -99,7 +99,7 @@ impl Weights {
         let config = reader.read(path)?;
         let operands = compute.operands();
         if reader.device.is_cpu() && operands == Operands::Bf16 {
-            if matches!(config, Config::Bert(_)) {
+            if !config.is_decoder() {
                 let message = "compute.precision is bf16, but on the CPU that is for decoders, not encoders";
                 return Err(invalid(message));
             }
@@ -165,26 +165,17 @@ impl Weights {
 
     /// Returns the number of token ids.
     pub const fn vocabulary(&self) -> usize {
-        match &self.config {
-            Config::Bert(config) => config.vocab_size,
-            Config::Llama(config) => config.vocab_size,
-        }
+        self.config.vocabulary()
     }
 
     /// Returns the width of a hidden state.
     pub const fn hidden(&self) -> usize {
-        match &self.config {
-            Config::Bert(config) => config.hidden_size,
-            Config::Llama(config) => config.hidden_size,
-        }
+        self.config.hidden()
     }
 
     /// Returns the longest text in tokens.
     pub fn positions(&self) -> usize {
-        match &self.config {
-            Config::Bert(config) => config.max_position_embeddings,
-            Config::Llama(config) => config.positions(),
-        }
+        self.config.positions()
     }
 }
 
@@ -194,13 +185,7 @@ impl Weights {
 /// A tensor is missing or has another shape, or `inject` fails.
 pub fn build(weights: &Weights, inject: &Inject) -> Result<Box<dyn Body>> {
     weights.with(|vb| {
-        Ok::<_, Error>(match &weights.config {
-            Config::Bert(config) => Box::new(Bert::new(config, inject, vb)?) as Box<dyn Body>,
-            Config::Llama(config) => {
-                let layers = Layers::new(inject, vb, &weights.blocks, weights.operands);
-                Box::new(Llama::new(config, &layers, weights.device())?)
-            }
-        })
+        weights.config.build(&Layers::new(inject, vb).with_blocks(&weights.blocks, weights.operands))
     })
 }
 

@@ -6,8 +6,6 @@ mod load;
 mod reader;
 
 pub use kron_candle::models::{
-    Attention, Bert, BertConfig, Body, KvCache, Llama, LlamaConfig, RopeConfig, answer_loss, next_token_loss,
-    pool,
+    Attention, Bert, BertConfig, Body, Config, KvCache, answer_loss, next_token_loss, pool,
 };
 pub use load::{Files, Weights, build};
-pub use reader::Config;

@@ -38,7 +38,7 @@ pub(super) fn output_loss_within(
 ) -> Result<Tensor> {
     let base = match output.base() {
         Some(base) if output.delta().is_none() && is_fusable(&[hidden]) => base,
-        _ => return composed::output_loss(&output.forward(hidden, None)?, targets),
+        _ => return composed::output_loss(&output.forward_with(hidden, None)?, targets),
     };
     let (rows, vocabulary) = (hidden.dims2()?.0, base.dims().d_out);
     if rows != targets.len() || targets.iter().any(|&target| target as usize >= vocabulary) {
