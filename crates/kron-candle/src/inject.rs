@@ -72,8 +72,8 @@ enum Source<'a> {
 
 /// Puts adapters on the linear layers of a model while the model is built.
 ///
-/// The model's code has to make its layers by [`Inject::linear`] or [`Inject::wrap`]. Models of candle-transformers
-/// build their layers internally, so they need this change first.
+/// The model's code has to make its layers by [`Inject::linear`] or [`Inject::wrap`]. Those of
+/// [`models`](crate::models) do; models of candle-transformers build their layers internally.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Result};
