@@ -76,8 +76,8 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
     }
     let first = folder.join(names[0]);
     let diagnosed = |error: kron_adapter::Error, path: &Path| {
-        drop(Diagnosis::of(path, &ReadOptions::default(), error).map(|diagnosis| diagnosis.table()));
-        error
+        let diagnosis = Diagnosis::of(path, &ReadOptions::default(), error);
+        diagnosis.map_or_else(|error| error, |diagnosis| kron_adapter::Error::data(diagnosis.table()))
     };
     let read = match kind {
         Kind::Peft => kron_adapter::read(folder)
