@@ -147,6 +147,27 @@ fn factors_are_the_adapter_s_with_rows_in_the_model_s_order() {
     }
 }
 
+/// A Qwen's GGUF has the rows of q and k in Hugging Face's order, so that nothing moves and nothing has to be told.
+#[test]
+fn a_qwen_s_rows_stay() {
+    let place = Place::new();
+    for kind in ["qwen2", "qwen3"] {
+        let mut config = config();
+        (config["model_type"], config["head_dim"]) = (kind.into(), HEAD.into());
+        let base = base_of(&place, &config).unwrap();
+        let scaling = Scaling::new(3.0, 3, ScaleRule::AlphaOverR).unwrap();
+        let adapter = one(&module("self_attn.q_proj"), lora(2 * HEAD, 32, 3), scaling);
+        let (bytes, _) = write(&adapter, &base, Dtype::F32);
+        let mut gguf = Gguf::open(&place.write("lora.gguf", &bytes)).unwrap();
+        assert_eq!(gguf.value("general.architecture").unwrap().as_str(), Some(kind));
+        assert!(!gguf.metadata().keys().any(|key| key.ends_with("key_length")));
+        let theta = adapter.layers()[0].theta();
+        let b = matrix(&mut gguf, "blk.0.attn_q.weight.lora_b");
+        assert!(b.iter().map(Vec::as_slice).eq(theta.b().chunks_exact(3)));
+        assert_eq!(read_lora(&place.path("lora.gguf")).unwrap().adapter.layers()[0].theta(), theta);
+    }
+}
+
 /// The commonest s·r is the file's alpha; a power of two as a ratio changes no digit.
 #[test]
 fn other_scales_go_into_b() {

@@ -83,7 +83,7 @@ impl Error {
     }
 
     /// Puts a name before the sentence: `name: sentence`.
-    pub(crate) fn about(self, name: impl std::fmt::Display) -> Self {
+    pub fn about(self, name: impl std::fmt::Display) -> Self {
         let message = sentence(format!("{name}: {}", self.message));
         Self { message, ..self }
     }

@@ -74,7 +74,7 @@ pub fn train(file: &Path) -> Result<(Vec<f32>, f32), Box<dyn Error>> {
     let bias = tensor(bias, (1, 64))?.flatten_all()?;
     let layer = candle_nn::Linear::new(tensor(weight, (64, 96))?, Some(bias));
     let layer = kron_candle::Inject::trained(kron_candle::load(file)?).wrap(layer, "up")?;
-    let y = layer.forward(&tensor(x.into_data().try_to_vec()?, (4, 96))?, None)?;
+    let y = layer.forward_with(&tensor(x.into_data().try_to_vec()?, (4, 96))?, None)?;
     let from_candle: Vec<f32> = y.flatten_all()?.to_vec1()?;
     let differences = from_burn.iter().zip(&from_candle).map(|(a, b)| (a - b).abs());
     Ok((losses, differences.fold(0.0, f32::max)))

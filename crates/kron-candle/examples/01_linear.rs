@@ -31,13 +31,13 @@ pub fn linear() -> Result<(usize, usize, f32), Box<dyn Error>> {
     let x = Tensor::randn(0f32, 1.0, (5, 96), &device)?;
     let new = TrainableDelta::new("layer.0", shape, scaling, 1, &device)?;
     let layer = KronLinear::new(base.clone(), new)?;
-    assert!(difference(&layer.forward(&x, None)?, &base.forward(&x)?)? < 1e-5);
+    assert!(difference(&layer.forward_with(&x, None)?, &base.forward(&x)?)? < 1e-5);
 
     // 3. With random factors the output differs; `TrainableDelta::from_layer` takes those of a trained adapter.
     let random = Layer::new("layer.0", scaling, Theta::random(shape, 1))?;
     let delta = TrainableDelta::from_layer(&random, &device)?;
     let layer = KronLinear::new(base.clone(), delta.clone())?;
-    let y = layer.forward(&x, None)?;
+    let y = layer.forward_with(&x, None)?;
     assert_eq!(y.dims(), [5, 64]);
     assert!(difference(&y, &base.forward(&x)?)? > 1e-2);
 
@@ -50,7 +50,7 @@ pub fn linear() -> Result<(usize, usize, f32), Box<dyn Error>> {
     // 5. Dropout on the adapter's input is an argument of the call: equal keys give equal masks.
     let dropped = KronLinear::new(base, delta.with_dropout(Dropout::new(0.5)?))?;
     let key = DropoutKey { seed: 7, offset: 0 };
-    let (first, again) = (dropped.forward(&x, Some(key))?, dropped.forward(&x, Some(key))?);
+    let (first, again) = (dropped.forward_with(&x, Some(key))?, dropped.forward_with(&x, Some(key))?);
     assert!(difference(&first, &again)? == 0.0 && difference(&first, &y)? > 0.0);
 
     // 6. Merged, the layer is a plain one again, with the same output.

@@ -40,7 +40,7 @@ impl Model {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for (up, down) in &self.blocks {
-            x = (&x + down.forward(&up.forward(&x, None)?.relu()?, None)?)?;
+            x = (&x + down.forward_with(&up.forward_with(&x, None)?.relu()?, None)?)?;
         }
         Ok(x)
     }

@@ -58,9 +58,9 @@ pub fn train(file: &Path) -> Result<Vec<f32>> {
         let (mut gradients, mut mean) = (Gradients::new(&optimizer.vars()), 0.0);
         for part in 0..2 {
             let x = Tensor::randn(0f32, 1.0, (BATCH / 2, 96), &device)?;
-            let target = teacher.forward(&x, None)?.detach();
+            let target = teacher.forward_with(&x, None)?.detach();
             let key = DropoutKey { seed: 1, offset: 2 * step + part };
-            let loss = candle_nn::loss::mse(&layer.forward(&x, Some(key))?, &target)?;
+            let loss = candle_nn::loss::mse(&layer.forward_with(&x, Some(key))?, &target)?;
             gradients.add(&loss.backward()?, 0.5)?;
             mean += 0.5 * loss.to_scalar::<f32>()?;
         }
@@ -75,7 +75,7 @@ pub fn train(file: &Path) -> Result<Vec<f32>> {
     adapters.save(file, IfExists::Replace)?;
     let loaded = Inject::trained(load(file)?).linear(96, 64, true, vb.pp("layer.0.q_proj"))?;
     let x = Tensor::randn(0f32, 1.0, (5, 96), &device)?;
-    let difference = (layer.forward(&x, None)? - loaded.merge()?.forward(&x)?)?;
+    let difference = (layer.forward_with(&x, None)? - loaded.merge()?.forward(&x)?)?;
     let difference = difference.abs()?.max_all()?.to_scalar::<f32>()?;
     assert!(difference < 1e-3, "the merged layer differs by {difference}");
     Ok(losses)

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{Error, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, TrainedTensor};
 
+use crate::error::of_adapter;
 use crate::op;
 use crate::trainable_delta::TrainableDelta;
 
@@ -79,7 +80,7 @@ impl Adapters {
             .and_then(|adapter| adapter.with_target_modules(self.targets.clone()))
             .and_then(|adapter| adapter.with_metadata(self.metadata.clone()))
             .and_then(|adapter| adapter.with_trained_tensors(self.trained_tensors.clone()))
-            .map_err(Error::wrap)
+            .map_err(of_adapter)
     }
 
     /// Replaces the weight `MODULE.weight` of each adapted module by W + ΔW, in the dtype of W, rounded once.
@@ -127,7 +128,7 @@ impl Adapters {
     /// # Errors
     /// A factor is NaN or infinite, or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>, existing: IfExists) -> Result<()> {
-        self.to_adapter()?.write(path, existing).map_err(Error::wrap)
+        self.to_adapter()?.write(path, existing).map_err(of_adapter)
     }
 
     /// Writes a PEFT folder or a LyCORIS file, atomically.
@@ -139,6 +140,6 @@ impl Adapters {
     /// The format cannot express a layer, a factor is NaN or infinite, the name is taken, or the file cannot be
     /// written. [`IfExists::Replace`] replaces a folder only if it holds an adapter and nothing else.
     pub fn save_as(&self, out: impl AsRef<Path>, to: OutputFormat, existing: IfExists) -> Result<()> {
-        kron_adapter::write(&self.to_adapter()?, to, out, existing).map_err(Error::wrap)
+        kron_adapter::write(&self.to_adapter()?, to, out, existing).map_err(of_adapter)
     }
 }

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use candle_core::{Error, Result};
+use candle_core::Result;
 use kron_adapter::Adapter;
+
+use crate::error::of_adapter;
 
 /// Reads an adapter for [`Inject::trained`](crate::Inject::trained): our file, a PEFT folder with LoRA, rsLoRA or
 /// LoKr, or a LyCORIS file.
@@ -26,7 +28,7 @@ use kron_adapter::Adapter;
 /// # Ok(()) }
 /// ```
 pub fn load(path: impl AsRef<Path>) -> Result<Adapter> {
-    let loaded = kron_adapter::read(path).map_err(Error::wrap)?;
-    loaded.check_writable().map_err(Error::wrap)?;
+    let loaded = kron_adapter::read(path).map_err(of_adapter)?;
+    loaded.check_writable().map_err(of_adapter)?;
     Ok(loaded.adapter)
 }

@@ -11,6 +11,7 @@ use kron_core::{Dropout, KronShape, LayerDims};
 
 use crate::adapters::Adapters;
 use crate::base::FrozenLinear;
+use crate::error::of_adapter;
 use crate::linear::KronLinear;
 use crate::trainable_delta::TrainableDelta;
 
@@ -29,8 +30,8 @@ enum Source<'a> {
 
 /// Puts adapters on the linear layers of a model while the model is built.
 ///
-/// The model's code has to make its layers by [`Inject::linear`] or [`Inject::wrap`]. Models of candle-transformers
-/// build their layers internally, so they need this change first.
+/// The model's code has to make its layers by [`Inject::linear`] or [`Inject::wrap`]. Those of
+/// [`models`](crate::models) do; models of candle-transformers build their layers internally.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Result};
@@ -141,7 +142,7 @@ impl<'a> Inject<'a> {
     /// let y = |inject: Inject| {
     ///     let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
     ///     let x = Tensor::ones((2, 96), DType::F32, &Device::Cpu)?;
-    ///     inject.wrap(base, "layer.0.q_proj")?.forward(&x, None)
+    ///     inject.wrap(base, "layer.0.q_proj")?.forward_with(&x, None)
     /// };
     /// let (fused, unfused) = (y(Inject::trained(adapter.clone()))?, y(Inject::trained(adapter).unfused())?);
     /// assert!((fused - unfused)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4); // equal up to rounding
@@ -195,8 +196,7 @@ impl<'a> Inject<'a> {
         let index = self.made.borrow().len() as u64;
         let delta = match &self.source {
             Source::New { rule, seed } if self.patterns.iter().any(|p| p.matches(module)) => {
-                let (shape, scaling) =
-                    rule(module, dims).map_err(|e| Error::msg(format!("{module}: {e}")))?;
+                let (shape, scaling) = rule(module, dims).map_err(|e| of_adapter(e.about(module)))?;
                 TrainableDelta::new(module, shape, scaling, seed.wrapping_add(index << 32), device)?
             }
             Source::Trained(adapter) => match adapter.layer(module) {

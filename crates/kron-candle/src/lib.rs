@@ -27,7 +27,7 @@
 //! let adapters = inject.finish()?;
 //! let groups = adapters.vars().into_iter().map(Group::from).collect();
 //! let mut optimizer = AdamW::new(groups, Default::default())?;
-//! let loss = candle_nn::loss::mse(&layer.forward(&x, None)?, &target)?;
+//! let loss = candle_nn::loss::mse(&layer.forward_with(&x, None)?, &target)?;
 //! let mut gradients = Gradients::new(&optimizer.vars());
 //! gradients.add(&loss.backward()?, 1.0)?;
 //! optimizer.step(&gradients, 1e-3)?;
@@ -45,6 +45,10 @@
 //!
 //! Everything runs on candle's CPU device and, with the feature `cuda`, on its CUDA devices. A tensor on another
 //! device than x is an error.
+//!
+//! [`models`] has decoders and encoders whose linear layers take adapters. The models of candle-transformers take none:
+//! their layers hold candle's `Linear` or `QMatMul`, concrete types that multiply with a tensor, and a `VarBuilder` can
+//! give them another tensor, W + ΔW, but no other operation; docs/LINKING.md has the places.
 #![deny(unsafe_code)]
 
 mod adapters;
@@ -53,11 +57,13 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device_ops;
+mod error;
 mod files;
 mod frozen;
 mod gradients;
 mod inject;
 mod linear;
+pub mod models;
 mod op;
 mod optim;
 mod product;
@@ -70,6 +76,7 @@ mod unfused;
 
 pub use adapters::Adapters;
 pub use base::FrozenLinear;
+pub use error::adapter_error;
 pub use files::load;
 pub use gradients::Gradients;
 pub use inject::Inject;

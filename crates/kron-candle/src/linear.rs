@@ -40,7 +40,7 @@ enum Base {
 ///
 /// // A new adapter has ΔW = 0, so the output is the base's.
 /// let x = Tensor::randn(0f32, 1.0, (5, 96), &device)?;
-/// let y = layer.forward(&x, None)?;
+/// let y = layer.forward_with(&x, None)?;
 /// let difference = (&y - base.forward(&x)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
 /// assert!(difference < 1e-5);
 ///
@@ -101,7 +101,7 @@ impl KronLinear {
     /// let scaling = Scaling::new(8.0, 4, ScaleRule::AlphaOverR)?;
     /// let delta = TrainableDelta::new("layer.0", shape, scaling, 1, &Device::Cpu)?;
     /// let layer = KronLinear::over(Arc::new(QuantisedLinear::new(blocks, None)?), delta)?;
-    /// let y = layer.forward(&Tensor::ones((5, 96), candle_core::DType::F32, &Device::Cpu)?, None)?;
+    /// let y = layer.forward_with(&Tensor::ones((5, 96), candle_core::DType::F32, &Device::Cpu)?, None)?;
     /// assert_eq!(y.dims(), [5, 64]);
     /// # Ok(()) }
     /// ```
@@ -142,7 +142,8 @@ impl KronLinear {
 
     /// Computes y, … × d_out, for x, … × d_in.
     ///
-    /// A key enables dropout and selects the mask, together with the layer's own stream.
+    /// A key enables dropout and selects the mask, together with the layer's own stream. Without one this is
+    /// [`Module::forward`], which the layer implements like any other of candle.
     ///
     /// # Errors
     /// x has another width, dtype or device than the layer.
@@ -159,13 +160,13 @@ impl KronLinear {
     /// let delta = TrainableDelta::from_layer(&trained, &Device::Cpu)?.with_dropout(Dropout::new(0.5)?);
     /// let layer = KronLinear::new(base, delta)?;
     /// let x = Tensor::ones((5, 96), DType::F32, &Device::Cpu)?;
-    /// let y = |key| layer.forward(&x, key)?.to_vec2::<f32>();
+    /// let y = |key| layer.forward_with(&x, key)?.to_vec2::<f32>();
     /// let key = DropoutKey { seed: 1, offset: 0 };
     /// assert_eq!(y(Some(key))?, y(Some(key))?); // one key, one mask
     /// assert_ne!(y(Some(key))?, y(None)?); // no dropout without a key
     /// # Ok(()) }
     /// ```
-    pub fn forward(&self, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
+    pub fn forward_with(&self, x: &Tensor, dropout: Option<DropoutKey>) -> Result<Tensor> {
         let base = match (self.base(), &self.base) {
             (Some(base), _) => base,
             // A trained weight or bias needs its gradient, which candle's own layer gives.
@@ -204,7 +205,7 @@ impl KronLinear {
     /// # let layer = KronLinear::new(base, TrainableDelta::from_layer(&trained, &Device::Cpu)?)?;
     /// # let x = Tensor::ones((5, 96), DType::F32, &Device::Cpu)?;
     /// let plain: Linear = layer.merge()?;
-    /// let difference = (plain.forward(&x)? - layer.forward(&x, None)?)?.abs()?.max_all()?;
+    /// let difference = (plain.forward(&x)? - layer.forward_with(&x, None)?)?.abs()?.max_all()?;
     /// assert!(difference.to_scalar::<f32>()? < 1e-3);
     /// # Ok(()) }
     /// ```
@@ -223,6 +224,6 @@ impl KronLinear {
 impl Module for KronLinear {
     /// Computes y without dropout.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        KronLinear::forward(self, x, None)
+        self.forward_with(x, None)
     }
 }

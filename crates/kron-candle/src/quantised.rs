@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::base::FrozenLinear;
 use crate::device_ops::range;
+use crate::error::of_adapter;
 use crate::product::{NewMatrix, Threads, product_of};
 
 /// Largest number of rows of W that are dequantised at once.
@@ -92,7 +93,7 @@ impl QuantisedLinear {
         let mut values = vec![0.0; ids.elem_count() * columns];
         for (id, row) in ids.flatten_all()?.to_vec1::<u32>()?.into_iter().zip(values.chunks_mut(columns)) {
             let id = id as usize;
-            self.blocks.dequantise(id..id.saturating_add(1), row).map_err(candle_core::Error::wrap)?;
+            self.blocks.dequantise(id..id.saturating_add(1), row).map_err(of_adapter)?;
         }
         Tensor::from_vec(values, [ids.dims(), &[columns]].concat(), ids.device())
     }
@@ -108,7 +109,7 @@ impl QuantisedLinear {
             let weights = &mut weights[..rows.len() * d_in];
             let each = weights.par_chunks_mut(d_in).zip(rows.clone()).with_min_len(SHARE);
             each.try_for_each(|(weights, row)| self.blocks.dequantise(row..row + 1, weights))
-                .map_err(candle_core::Error::wrap)?;
+                .map_err(of_adapter)?;
             take(rows, matrix_of(weights, d_in)?)?;
         }
         WEIGHTS.set(weights);
@@ -138,7 +139,7 @@ impl QuantisedLinear {
                     Ok(())
                 },
             )
-            .map_err(|e: kron_adapter::Error| candle_core::Error::wrap(e))?;
+            .map_err(of_adapter)?;
         if rows == 1 {
             return Ok(columns);
         }

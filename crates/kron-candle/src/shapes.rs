@@ -1,9 +1,10 @@
 //! Ready rules of shapes for [`Inject`].
 
-use candle_core::{Error, Result, bail};
+use candle_core::{Result, bail};
 use kron_adapter::plan::{Budget, Family, Method, Model, paper_split, search};
 use kron_adapter::{ScaleRule, Scaling};
 
+use crate::error::of_adapter;
 use crate::inject::Inject;
 
 impl Inject<'_> {
@@ -89,7 +90,7 @@ impl Inject<'_> {
         params: u64,
         alpha: f32,
     ) -> Result<Self> {
-        let choices = search(model, Family::Kron, Budget::AtMost(params)).map_err(Error::wrap)?;
+        let choices = search(model, Family::Kron, Budget::AtMost(params)).map_err(of_adapter)?;
         match choices.first() {
             Some(choice) => Self::of_method(patterns, seed, choice.method, alpha),
             None => bail!("no Kron-LoRA of the model's layers has {params} parameters or fewer"),

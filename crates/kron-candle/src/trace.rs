@@ -45,10 +45,10 @@ impl KronLinear {
         self.base().is_some() && self.delta().is_none_or(|delta| delta.is_fused())
     }
 
-    /// Computes y as [`KronLinear::forward`] does, without candle's graph.
+    /// Computes y as [`KronLinear::forward_with`] does, without candle's graph.
     ///
     /// # Errors
-    /// As [`KronLinear::forward`], and for a layer that is not traceable.
+    /// As [`KronLinear::forward_with`], and for a layer that is not traceable.
     pub fn trace(&self, x: &Tensor, dropout: Option<DropoutKey>) -> Result<(Tensor, Trace)> {
         let Some(base) = self.base().filter(|_| self.is_traceable()) else {
             bail!("{self:?} trains its weight or is unfused, so that only candle's graph has its gradients");

@@ -6,6 +6,7 @@ use candle_core::{Device, Result, Var};
 use kron_adapter::{Layer, Scaling};
 use kron_core::{Dropout, DropoutKey, Inner, KronOp, KronShape, Theta};
 
+use crate::error::of_adapter;
 use crate::optim::{Group, Part};
 
 /// Adapter of one module: ΔW = s·A ⊗ (B·C), with θ = `[A | B | C]` in one variable.
@@ -46,8 +47,7 @@ impl TrainableDelta {
     /// # Errors
     /// [`Layer::new`] rejects the name, or candle fails.
     pub fn new(module: &str, shape: KronShape, scaling: Scaling, seed: u64, device: &Device) -> Result<Self> {
-        let layer =
-            Layer::new(module, scaling, Theta::init(shape, seed)).map_err(candle_core::Error::wrap)?;
+        let layer = Layer::new(module, scaling, Theta::init(shape, seed)).map_err(of_adapter)?;
         Self::from_layer(&layer, device)
     }
 
@@ -97,7 +97,7 @@ impl TrainableDelta {
     ///     let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
     ///     let x = Tensor::ones((2, 96), DType::F32, &Device::Cpu)?;
     ///     let layer = KronLinear::new(base, delta.clone().with_stream(stream))?;
-    ///     layer.forward(&x, Some(DropoutKey { seed: 1, offset: 0 }))?.to_vec2::<f32>()
+    ///     layer.forward_with(&x, Some(DropoutKey { seed: 1, offset: 0 }))?.to_vec2::<f32>()
     /// };
     /// assert_eq!(y(0)?, y(0)?);
     /// assert_ne!(y(0)?, y(1)?);
@@ -121,7 +121,7 @@ impl TrainableDelta {
     pub fn to_layer(&self) -> Result<Layer> {
         let theta = self.theta.as_tensor().to_device(&Device::Cpu)?.to_vec1()?;
         let theta = Theta::from_vec(self.op.shape, theta).map_err(candle_core::Error::wrap)?;
-        Layer::new(&self.module, self.scaling, theta).map_err(candle_core::Error::wrap)
+        Layer::new(&self.module, self.scaling, theta).map_err(of_adapter)
     }
 
     /// Returns the ranges of A, B and C in θ.

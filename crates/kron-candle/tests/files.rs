@@ -69,7 +69,7 @@ fn peft_folders_compute_what_peft_computed() -> Result<()> {
             let w = wide(&vb.get((layer.shape().d_out(), layer.shape().d_in()), &format!("{path}.weight"))?)?;
             let delta = reference::forward(&layer.op(), layer.theta(), wide(x)?.view());
             let reference = wide(x)?.dot(&w.t()) + &delta;
-            let (ours, peft) = (wide(&linear.forward(x, None)?)? - &reference, wide(peft)? - &reference);
+            let (ours, peft) = (wide(&linear.forward_with(x, None)?)? - &reference, wide(peft)? - &reference);
             assert!(norm(&delta) > 0.01 * norm(&reference), "{name}, {path}: the adapter does nothing");
             let bound = 2.0 * norm(&peft).max(f64::from(f32::EPSILON) * norm(&reference));
             assert!(norm(&ours) <= bound, "{name}, {path}: {:e} of {bound:e}", norm(&ours));

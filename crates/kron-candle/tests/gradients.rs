@@ -48,7 +48,7 @@ fn zero_rows_give_an_empty_output_and_no_gradient() -> Result<()> {
     let fused = delta(&p, &Device::Cpu)?;
     for delta in [fused.clone(), fused.unfused()] {
         let y = KronLinear::new(Linear::new(weight.clone(), None), delta.clone())?
-            .forward(&Tensor::zeros((0, s.d_in()), DType::F32, &Device::Cpu)?, None)?;
+            .forward_with(&Tensor::zeros((0, s.d_in()), DType::F32, &Device::Cpu)?, None)?;
         assert_eq!(y.dims(), [0, s.d_out()]);
         let grad = y.sum_all()?.backward()?;
         // candle ends its graph at an empty product.
@@ -159,7 +159,7 @@ fn layer<E: Element + WithDType>(
     let base = Linear::new(weight.to_device(device)?, Some(bias.to_device(device)?));
     let layer = KronLinear::new(base, delta.clone())?;
     let (wide, x) = input(p, device)?;
-    let y = layer.forward(&x, p.key)?;
+    let y = layer.forward_with(&x, p.key)?;
     let dy = dy(p, DType::F32)?.to_device(device)?;
     let grads = y.to_dtype(DType::F32)?.mul(&dy)?.sum_all()?.backward()?;
     let dx = grads.get(&wide).expect("a gradient of x").narrow(1, 0, p.op.shape.d_in())?;

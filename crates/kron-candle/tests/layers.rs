@@ -55,7 +55,7 @@ fn forward_is_merged_and_is_not_the_base() -> Result<()> {
     for (shape, device) in shapes_on_devices() {
         let (linear, delta, x) = layer(shape, DType::F32, &device)?;
         let layer = KronLinear::new(linear.clone(), delta)?;
-        let y = layer.forward(&x, None)?;
+        let y = layer.forward_with(&x, None)?;
         assert!(max_difference(&y, &layer.merge()?.forward(&x)?)? < 1e-4, "{shape}");
         assert!(max_difference(&y, &linear.forward(&x)?)? > 1e-2, "{shape}");
     }
@@ -70,8 +70,8 @@ fn a_sum_in_place_is_the_adapted_layer() -> Result<()> {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let (linear, delta, x) = layer(shape, dtype, &device)?;
             for x in [x.clone(), x.repeat((20, 10, 1))?, x.narrow(1, 0, 0)?, x.transpose(0, 1)?] {
-                let y = KronLinear::from(linear.clone()).forward(&x.contiguous()?, None)?;
-                let want = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
+                let y = KronLinear::from(linear.clone()).forward_with(&x.contiguous()?, None)?;
+                let want = KronLinear::new(linear.clone(), delta.clone())?.forward_with(&x, None)?;
                 let (before, shared) = (y.copy()?, y.clone());
                 delta.add_to(&y, &x)?;
                 assert_eq!(y.dims(), want.dims());
@@ -154,8 +154,8 @@ fn a_base_of_any_kind_gives_the_same_output_and_gradients() -> Result<()> {
     for (shape, device) in shapes_on_devices() {
         let (linear, delta, x) = layer(shape, DType::F32, &device)?;
         let x = Var::from_tensor(&x)?;
-        let fused = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
-        let added = KronLinear::over(Arc::new(linear), delta.clone())?.forward(&x, None)?;
+        let fused = KronLinear::new(linear.clone(), delta.clone())?.forward_with(&x, None)?;
+        let added = KronLinear::over(Arc::new(linear), delta.clone())?.forward_with(&x, None)?;
         assert!(max_difference(&fused, &added)? < 1e-5);
         let (fused, added) = (fused.sqr()?.sum_all()?.backward()?, added.sqr()?.sum_all()?.backward()?);
         for var in [&x, delta.theta()] {
@@ -176,7 +176,7 @@ fn dropout_needs_a_key_and_every_layer_has_its_own_mask() -> Result<()> {
         let second = KronLinear::new(linear, delta.with_stream(1))?;
         let key = |offset| Some(DropoutKey { seed: 3, offset });
         let same = |a: &KronLinear, key_a, b: &KronLinear, key_b| -> Result<bool> {
-            Ok(max_difference(&a.forward(&x, key_a)?, &b.forward(&x, key_b)?)? == 0.0)
+            Ok(max_difference(&a.forward_with(&x, key_a)?, &b.forward_with(&x, key_b)?)? == 0.0)
         };
         assert!(same(&first, None, &second, None)?);
         assert!(same(&first, key(4), &first, key(4))?);
@@ -195,7 +195,7 @@ fn tensors_of_two_devices_are_refused() -> Result<()> {
         let (elsewhere, _, _) = layer(shapes()[0], DType::F32, &Device::Cpu)?;
         let message = |base: &Linear, x: &Tensor| {
             let layer = KronLinear::new(base.clone(), delta.clone()).expect("it fits");
-            layer.forward(x, None).expect_err("refused").to_string()
+            layer.forward_with(x, None).expect_err("refused").to_string()
         };
         assert!(message(&elsewhere, &x).contains("a tensor is on Cpu"), "{}", message(&elsewhere, &x));
         assert!(message(&linear, &x.to_device(&Device::Cpu)?).contains("device mismatch"));
@@ -255,7 +255,7 @@ fn a_saved_adapter_comes_back_to_the_bit() -> Result<()> {
         assert_eq!(inject.finish()?.to_adapter()?, adapters.to_adapter()?);
         let x = Tensor::ones((3, 54), DType::F32, &Device::Cpu)?;
         for (made, loaded) in made.iter().zip(&loaded) {
-            assert_eq!(max_difference(&made.forward(&x, None)?, &loaded.forward(&x, None)?)?, 0.0);
+            assert_eq!(max_difference(&made.forward_with(&x, None)?, &loaded.forward_with(&x, None)?)?, 0.0);
         }
     }
     Ok(())
@@ -286,9 +286,9 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
 
     let (linear, delta, x) = layer(shapes()[0], DType::F32, &Device::Cpu)?;
     let layer = KronLinear::new(linear, delta.clone())?;
-    let narrow = message(layer.forward(&x.narrow(2, 0, 50)?, None).expect_err("50 of 54"));
+    let narrow = message(layer.forward_with(&x.narrow(2, 0, 50)?, None).expect_err("50 of 54"));
     assert!(narrow.contains("d_in = 54"), "{narrow}");
-    assert!(layer.forward(&x.to_dtype(DType::F64)?, None).is_err());
+    assert!(layer.forward_with(&x.to_dtype(DType::F64)?, None).is_err());
     let wide = Linear::new(Tensor::zeros((41, 54), DType::F32, &Device::Cpu)?, None);
     assert!(message(KronLinear::new(wide, delta).expect_err("41 of 40")).contains("[41, 54]"));
     Ok(())
@@ -298,19 +298,19 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
 fn an_unfused_adapter_adds_the_same_to_any_base_and_takes_no_dropout() -> Result<()> {
     for (shape, device) in shapes_on_devices() {
         let (linear, delta, x) = layer(shape, DType::F32, &device)?;
-        let want = KronLinear::new(linear.clone(), delta.clone())?.forward(&x, None)?;
+        let want = KronLinear::new(linear.clone(), delta.clone())?.forward_with(&x, None)?;
         let key = Some(DropoutKey { seed: 1, offset: 2 });
         let delta = delta.unfused();
         for layer in [
             KronLinear::new(linear.clone(), delta.clone())?,
             KronLinear::over(Arc::new(linear.clone()), delta.clone())?,
         ] {
-            assert!(max_difference(&layer.forward(&x, key)?, &want)? < 1e-4, "{shape}");
+            assert!(max_difference(&layer.forward_with(&x, key)?, &want)? < 1e-4, "{shape}");
         }
         let delta = delta.with_dropout(Dropout::new(0.25).expect("legal"));
         let layer = KronLinear::new(linear, delta)?;
-        assert!(max_difference(&layer.forward(&x, None)?, &want)? < 1e-4, "{shape}");
-        let message = layer.forward(&x, key).expect_err("refused").to_string();
+        assert!(max_difference(&layer.forward_with(&x, None)?, &want)? < 1e-4, "{shape}");
+        let message = layer.forward_with(&x, key).expect_err("refused").to_string();
         assert!(message.starts_with("m has dropout 0.25 on its adapter's input, but"), "{message}");
     }
     Ok(())
@@ -326,9 +326,25 @@ fn a_plain_layer_trains_what_is_a_variable() -> Result<()> {
         let of =
             |var: &Var, trained| if trained { var.as_tensor().clone() } else { var.as_tensor().detach() };
         let linear = Linear::new(of(&weight, trains_weight), Some(of(&bias, trains_bias)));
-        let gradients = KronLinear::from(linear).forward(&x, None)?.sum_all()?.backward()?;
+        let gradients = KronLinear::from(linear).forward_with(&x, None)?.sum_all()?.backward()?;
         let has = |var: &Var| gradients.get(var).is_some();
         assert_eq!([has(&weight), has(&bias), has(&x)], [trains_weight, trains_bias, true]);
     }
+    Ok(())
+}
+
+/// A layer is called, applied and put into a sequence like any module of candle: without dropout.
+#[test]
+fn a_layer_is_a_module_of_candle() -> Result<()> {
+    let (linear, delta, x) = layer(shapes()[0], DType::F32, &Device::Cpu)?;
+    let half = Dropout::new(0.5).map_err(candle_core::Error::wrap)?;
+    let layer = KronLinear::new(linear, delta.with_dropout(half))?;
+    let want = layer.forward_with(&x, None)?;
+    let sequence = candle_nn::seq().add(layer.clone());
+    for got in [layer.forward(&x)?, x.apply(&layer)?, sequence.forward(&x)?] {
+        assert_eq!(max_difference(&got, &want)?, 0.0);
+    }
+    let dropped = layer.forward_with(&x, Some(DropoutKey { seed: 1, offset: 2 }))?;
+    assert!(max_difference(&dropped, &want)? > 0.1);
     Ok(())
 }

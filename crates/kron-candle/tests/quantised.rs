@@ -100,7 +100,7 @@ fn tensor(array: &Array2<f32>) -> Result<Tensor> {
 /// Returns y of a layer, and dX of `dy`.
 fn passes(layer: QuantisedLinear, x: &Array2<f32>, dy: &Array2<f32>) -> Result<[Array2<f32>; 2]> {
     let x = Var::from_tensor(&tensor(x)?)?;
-    let y = KronLinear::frozen(Arc::new(layer)).forward(&x, None)?;
+    let y = KronLinear::frozen(Arc::new(layer)).forward_with(&x, None)?;
     let gradients = (&y * tensor(dy)?)?.sum_all()?.backward()?;
     Ok([array(&y)?, array(gradients.get(&x).expect("a gradient"))?])
 }
@@ -169,7 +169,7 @@ fn a_few_rows_are_the_dequantised_layers() -> Result<()> {
             let want = linear.forward(&x)?;
             let on = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                pool.expect("threads").install(|| quantised.forward(&x, None)?.to_vec2::<f32>())
+                pool.expect("threads").install(|| quantised.forward_with(&x, None)?.to_vec2::<f32>())
             };
             let (one, three) = (on(1)?, on(3)?);
             let off = largest(&(Tensor::new(one.clone(), &Device::Cpu)? - &want)?)?;
@@ -187,9 +187,9 @@ fn what_does_not_fit_is_refused() -> Result<()> {
     assert!(wrong.to_string().starts_with("a bias has 7 values, but its weight has 8 rows"), "{wrong}");
     let layer = KronLinear::frozen(Arc::new(QuantisedLinear::new(blocks.clone(), None)?));
     let half = Tensor::zeros((2, dense.dim(1)?), DType::BF16, &Device::Cpu)?;
-    assert!(layer.forward(&half, None).expect_err("bf16").to_string().contains("BF16"));
+    assert!(layer.forward_with(&half, None).expect_err("bf16").to_string().contains("BF16"));
     let narrow = Tensor::zeros((2, 5), DType::F32, &Device::Cpu)?;
-    assert!(layer.forward(&narrow, None).expect_err("5 columns").to_string().contains("d_in = 64"));
+    assert!(layer.forward_with(&narrow, None).expect_err("5 columns").to_string().contains("d_in = 64"));
     assert!(layer.merge().is_err());
     let table = QuantisedLinear::new(blocks, None)?;
     assert!(table.rows(&Tensor::new(&[8u32], &Device::Cpu)?).is_err());

@@ -187,13 +187,14 @@ fn a_planted_adapter_is_learned() -> Result<()> {
             let x = Tensor::from_vec(x, (64, 10), &device)?.to_dtype(dtype)?;
             let base = Linear::new(Tensor::zeros((12, 10), dtype, &device)?, None);
             let want = KronLinear::new(base.clone(), TrainableDelta::from_layer(&planted, &device)?)?;
-            let want = want.forward(&x, None)?.to_dtype(DType::F32)?.detach();
+            let want = want.forward_with(&x, None)?.to_dtype(DType::F32)?.detach();
             let delta = TrainableDelta::new("m", shape, scaling, 3, &device)?;
             let layer = KronLinear::new(base, delta.clone())?;
             let mut optimizer = AdamW::new(vec![Group::from(delta.theta().clone())], Default::default())?;
             let mut losses = Vec::new();
             for _ in 0..200 {
-                let loss = (layer.forward(&x, None)?.to_dtype(DType::F32)? - &want)?.sqr()?.mean_all()?;
+                let loss =
+                    (layer.forward_with(&x, None)?.to_dtype(DType::F32)? - &want)?.sqr()?.mean_all()?;
                 losses.push(loss.to_scalar::<f32>()?);
                 let mut gradients = Gradients::new(&optimizer.vars());
                 gradients.add(&loss.backward()?, 1.0)?;

@@ -7,7 +7,7 @@
 //! | the root | [`kron-core`](kron_core) | | shapes, θ, dropout, the trait [`Backend`] and the CPU backend [`Cpu`] |
 //! | [`adapter`] | `kron-adapter` | `adapter` (default) | adapter files of this project, PEFT and LyCORIS; budgets; norms and spectra |
 //! | `cuda` | `kron-kernels` | `cuda` | the CUDA backend `Cuda`, on raw device pointers and streams |
-//! | `candle` | `kron-candle` | `candle` | layers, injection by name and an optimizer for candle |
+//! | `candle` | `kron-candle` | `candle` | layers, models with adapters, injection by name and an optimizer for candle |
 //! | `burn` | `kron-burn` | `burn` | adapters by name on the linear layers of a model of burn |
 //!
 //! # A tour

@@ -101,7 +101,7 @@ fn load(folder: &Path) -> kron_train::Result<()> {
     let weights = Weights::read(&files)?;
     let body = build(&weights, &Inject::nothing())?;
     let hidden = body.hidden(&Tokens::new(&[vec![1, 2, 3, 4, 5], vec![6, 7]]), None)?;
-    body.logits(&hidden).map(drop)
+    Ok(body.logits(&hidden).map(drop)?)
 }
 
 /// Counts what loads; the others are refused with one sentence.

@@ -13,7 +13,7 @@ use ndarray::Array2;
 
 use super::block_type::BlockType;
 use super::header::Gguf;
-use super::hugging_face::{Heads, HuggingFaceTensor, LlamaTensors, is_rotated, module};
+use super::hugging_face::{Architecture, Heads, HuggingFaceTensor, LlamaTensors, is_rotated, module};
 use super::value::Value;
 use super::writer::{GgufHeader, padding};
 use crate::algebra::{Delta, Lora, scale64};
@@ -86,7 +86,7 @@ pub fn write_lora(
     let alphas = alphas(layers, options)?;
     let alpha = commonest(&alphas);
     let mut header = GgufHeader::default();
-    header.text(ARCHITECTURE, "llama")?;
+    header.text(ARCHITECTURE, base.architecture().name())?;
     header.text(KIND, "adapter")?;
     header.text(ADAPTER_KIND, "lora")?;
     header.f32(ALPHA, alpha)?;
@@ -196,13 +196,21 @@ pub fn read_lora(path: &Path) -> Result<Loaded> {
 }
 
 fn read(gguf: &mut Gguf) -> Result<Adapter> {
-    for (key, known) in [(KIND, "adapter"), (ADAPTER_KIND, "lora"), (ARCHITECTURE, "llama")] {
+    for (key, known) in [(KIND, "adapter"), (ADAPTER_KIND, "lora")] {
         let text = gguf.metadata().get(key).and_then(Value::as_str);
         if text != Some(known) {
             let got = text.map_or("missing".into(), shown);
             return Err(Error::data(format!("is not a known adapter: {key} is {got}, not {known:?}")));
         }
     }
+    let kind = gguf.metadata().get(ARCHITECTURE).and_then(Value::as_str);
+    let Some(architecture) = kind.and_then(Architecture::of) else {
+        return Err(Error::data(format!(
+            "is not a known adapter: {ARCHITECTURE} is {}, but {} are known",
+            kind.map_or("missing".into(), shown),
+            Architecture::known()
+        )));
+    };
     let alpha = match gguf.metadata().get(ALPHA) {
         None => None,
         Some(alpha) => Some(
@@ -229,14 +237,20 @@ fn read(gguf: &mut Gguf) -> Result<Adapter> {
         if *halves != [true, true] {
             return Err(Error::data(format!("{} lacks {DOWN} or {UP}", shown(weight))));
         }
-        layer(gguf, weight, alpha, width).map_err(|e| e.about(shown(weight)))
+        layer(gguf, architecture, weight, alpha, width).map_err(|e| e.about(shown(weight)))
     });
     let layers = layers.collect::<Result<_>>()?;
     Adapter::new(layers)
 }
 
 /// Reads the layer of a weight.
-fn layer(gguf: &mut Gguf, weight: &str, alpha: Option<f64>, width: Option<usize>) -> Result<Layer> {
+fn layer(
+    gguf: &mut Gguf,
+    architecture: Architecture,
+    weight: &str,
+    alpha: Option<f64>,
+    width: Option<usize>,
+) -> Result<Layer> {
     let module = weight.strip_suffix(".weight").filter(|_| weight != EMBEDDING).and_then(module);
     let Some((module, _)) = module else {
         return Err(Error::data("is no linear layer of a LLaMA"));
@@ -251,7 +265,7 @@ fn layer(gguf: &mut Gguf, weight: &str, alpha: Option<f64>, width: Option<usize>
         return Err(Error::data(format!("has factors of ranks {rank} and {other}")));
     }
     let mut up = gguf.blocks(&up)?;
-    if is_rotated(&module) {
+    if architecture.permutes_rows() && is_rotated(&module) {
         let Some(width) = width.filter(|width| d_out.is_multiple_of(*width)) else {
             return Err(Error::data(format!(
                 "has rows in a GGUF's order, which {HEAD_ROWS} has to tell, a divisor of {d_out}"

@@ -10,11 +10,12 @@ pub enum Family {
     Gemma,
     Bert,
     DistilBert,
+    ModernBert,
     Gpt2,
 }
 
 /// Values of `model_type` with their families.
-const TYPES: [(&str, Family); 14] = [
+const TYPES: [(&str, Family); 15] = [
     ("llama", Family::Llama),
     ("mistral", Family::Mistral),
     ("qwen2", Family::Qwen2),
@@ -28,6 +29,7 @@ const TYPES: [(&str, Family); 14] = [
     ("xlm-roberta", Family::Bert),
     ("camembert", Family::Bert),
     ("distilbert", Family::DistilBert),
+    ("modernbert", Family::ModernBert),
     ("gpt2", Family::Gpt2),
 ];
 
@@ -44,6 +46,6 @@ impl Family {
 
     /// Returns true if a configuration without `tie_word_embeddings` ties the output head.
     pub fn tied_by_default(self) -> bool {
-        matches!(self, Family::Gemma | Family::Bert | Family::DistilBert | Family::Gpt2)
+        matches!(self, Family::Gemma | Family::Bert | Family::DistilBert | Family::ModernBert | Family::Gpt2)
     }
 }

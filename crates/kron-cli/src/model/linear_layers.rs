@@ -31,6 +31,7 @@ pub fn linear_layers(config: &Config) -> Result<Layers> {
     match family {
         Family::Bert => encoder(config),
         Family::DistilBert => distilbert(config),
+        Family::ModernBert => modern_bert(config),
         Family::Gpt2 => gpt2(config),
         Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Gemma => {
             decoder(config, family)
@@ -133,6 +134,20 @@ fn distilbert(config: &Config) -> Result<Layers> {
         ("lin2", hidden, ffn),
     ];
     finish(config, hidden, config.required("n_layers")?, &linears, None, Vec::new())
+}
+
+/// ModernBERT: q, k and v in one layer, and a gate and what it gates in another.
+fn modern_bert(config: &Config) -> Result<Layers> {
+    let hidden = config.required("hidden_size")?;
+    let ffn = config.required("intermediate_size")?;
+    let linears = [
+        ("attn.Wqkv", hidden.saturating_mul(3), hidden),
+        ("attn.Wo", hidden, hidden),
+        ("mlp.Wi", ffn.saturating_mul(2), hidden),
+        ("mlp.Wo", hidden, ffn),
+    ];
+    let notes = vec!["attn.Wqkv is q, k and v in one layer, mlp.Wi the gate and what it gates".to_string()];
+    finish(config, hidden, config.required("num_hidden_layers")?, &linears, None, notes)
 }
 
 fn gpt2(config: &Config) -> Result<Layers> {

@@ -126,6 +126,15 @@ fn families() {
     }
     let distilbert = json!({ "model_type": "distilbert", "dim": 768, "hidden_dim": 3072, "n_layers": 6 });
     assert_eq!(linears(&distilbert)[4], row("lin1", 3072, 768, 6));
+    let modern_bert = json!({ "model_type": "modernbert", "hidden_size": 768, "intermediate_size": 1152,
+        "num_hidden_layers": 22, "vocab_size": 50368 });
+    let blocks = [
+        row("attn.Wqkv", 2304, 768, 22),
+        row("attn.Wo", 768, 768, 22),
+        row("mlp.Wi", 2304, 768, 22),
+        row("mlp.Wo", 768, 1152, 22),
+    ];
+    assert_eq!(linears(&modern_bert), blocks);
     // GPT-2: no width of the feed-forward, q, k and v in one, and an odd vocabulary where it is untied.
     let mut gpt2 =
         json!({ "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_inner": null, "vocab_size": 50257 });

@@ -1,12 +1,12 @@
-//! GGUF models of the LLaMA family.
+//! GGUF models of decoders.
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use kron_adapter::gguf::{BlockType, Blocks, Gguf};
+use kron_candle::models::DecoderConfig;
 
-use super::llama_config::LlamaConfig;
-use crate::error::{Result, file};
+use crate::error::{Error, Result, file};
 
 /// A tensor of a model.
 pub(super) struct GgufMatrix {
@@ -38,11 +38,14 @@ pub(super) fn dequantised(blocks: &Blocks) -> Result<Tensor> {
 ///
 /// # Errors
 /// The file is not a GGUF of a known kind, its configuration is not supported, or `take` fails.
-pub(super) fn read(path: &Path, mut take: impl FnMut(&str, GgufMatrix) -> Result<()>) -> Result<LlamaConfig> {
+pub(super) fn read(
+    path: &Path,
+    mut take: impl FnMut(&str, GgufMatrix) -> Result<()>,
+) -> Result<DecoderConfig> {
     let mut gguf = Gguf::open(path)?;
     let model = gguf.hugging_face()?;
-    let config: LlamaConfig = serde_json::from_value(model.config).map_err(|e| file(path, e))?;
-    config.check().map_err(|e| file(path, e))?;
+    let config: DecoderConfig = serde_json::from_value(model.config).map_err(|e| file(path, e))?;
+    config.check().map_err(|e| file(path, Error::from(e)))?;
     for tensor in &model.tensors {
         let blocks = gguf.hugging_face_blocks(tensor)?;
         take(&tensor.name, GgufMatrix { blocks, shape: tensor.shape.clone() })?;

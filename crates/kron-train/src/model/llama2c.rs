@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use kron_adapter::io;
+use kron_candle::models::{DecoderConfig, DecoderKind};
 
-use super::llama_config::LlamaConfig;
-use crate::error::{Result, file};
+use crate::error::{Error, Result, file};
 use crate::files;
 
 /// Length of the header: dim, hidden, layers, heads, kv heads, vocabulary (negative: untied output matrix), positions.
@@ -17,7 +17,7 @@ const HEADER: usize = 7;
 ///
 /// # Errors
 /// The file cannot be read, its sizes are invalid, or its length does not match them.
-pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)> {
+pub(super) fn read(path: &Path) -> Result<(DecoderConfig, HashMap<String, Tensor>)> {
     let bytes = io::read(path, files::MAX_WEIGHTS)?;
     let word = |i: usize| bytes.get(4 * i..4 * i + 4).map(|b| [b[0], b[1], b[2], b[3]]);
     let header: Option<Vec<i32>> = (0..HEADER).map(|i| word(i).map(i32::from_le_bytes)).collect();
@@ -26,7 +26,8 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
         Ok(n) if (1..1 << 20).contains(&n) && (header[i] > 0 || i == 5) => Ok(n),
         _ => Err(file(path, format!("has {} as number {i} of its header, which is not a size", header[i]))),
     };
-    let config = LlamaConfig {
+    let config = DecoderConfig {
+        model_type: DecoderKind::Llama,
         hidden_size: size(0)?,
         intermediate_size: size(1)?,
         num_hidden_layers: size(2)?,
@@ -42,10 +43,11 @@ pub(super) fn read(path: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)
         attention_bias: false,
         mlp_bias: false,
         sliding_window: None,
+        use_sliding_window: None,
         hidden_act: "silu".into(),
         tie_word_embeddings: header[5] > 0,
     };
-    config.check().map_err(|e| file(path, e))?;
+    config.check().map_err(|e| file(path, Error::from(e)))?;
     let mut reader = Reader { path, bytes: &bytes, at: 4 * HEADER, tensors: HashMap::new() };
     reader.all(&config)?;
     Ok((config, reader.tensors))
@@ -60,7 +62,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads all tensors in the order of the file.
-    fn all(&mut self, c: &LlamaConfig) -> Result<()> {
+    fn all(&mut self, c: &DecoderConfig) -> Result<()> {
         let (dim, wide, kv) = (c.hidden_size, c.intermediate_size, c.kv_heads() * c.head());
         let embedding = self.take((c.vocab_size, dim))?;
         self.tensors.insert("model.embed_tokens.weight".into(), embedding);
@@ -75,7 +77,7 @@ impl Reader<'_> {
         self.each(c, "mlp.up_proj", |r| r.take((wide, dim)))?;
         let norm = self.take(dim)?;
         self.tensors.insert("model.norm.weight".into(), norm);
-        // The rotary tables are skipped; `Rope` computes its own.
+        // The rotary tables are skipped; the decoder computes its own.
         self.take((2, c.max_position_embeddings, c.head() / 2))?;
         if !c.tie_word_embeddings {
             let head = self.take((c.vocab_size, dim))?;
@@ -89,7 +91,7 @@ impl Reader<'_> {
 
     fn each(
         &mut self,
-        config: &LlamaConfig,
+        config: &DecoderConfig,
         name: &str,
         read: impl Fn(&mut Self) -> Result<Tensor>,
     ) -> Result<()> {
@@ -115,8 +117,7 @@ impl Reader<'_> {
     }
 }
 
-/// Reorders the rows of each head: llama2.c rotates neighbouring pairs, [`Rope`](super::rope::Rope) pairs half a
-/// head apart.
+/// Reorders the rows of each head: llama2.c rotates neighbouring pairs, the decoder pairs half a head apart.
 fn halves(weight: Tensor, head: usize) -> Result<Tensor> {
     let (rows, cols) = weight.dims2()?;
     let pairs = weight.reshape((rows / head, head / 2, 2, cols))?.transpose(1, 2)?;

@@ -6,16 +6,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use kron_adapter::model_files::CONFIG;
+use kron_candle::models::{BlocksByName, Body, Config, Layers};
 use kron_candle::{Inject, Operands};
 
-use super::bert::Bert;
-use super::body::Body;
 use super::gguf;
-use super::layers::{BlocksByName, Layers};
-use super::llama::Llama;
-use super::reader::{Config, Reader};
+use super::reader::Reader;
 use crate::compute::Compute;
-use crate::error::{Result, file, invalid};
+use crate::error::{Error, Result, file, invalid};
 use crate::files;
 
 /// Paths of a model's files.
@@ -102,7 +99,7 @@ impl Weights {
         let config = reader.read(path)?;
         let operands = compute.operands();
         if reader.device.is_cpu() && operands == Operands::Bf16 {
-            if matches!(config, Config::Bert(_)) {
+            if !config.is_decoder() {
                 let message = "compute.precision is bf16, but on the CPU that is for decoders, not encoders";
                 return Err(invalid(message));
             }
@@ -141,8 +138,8 @@ impl Weights {
     ///
     /// # Errors
     /// `make` fails.
-    pub fn with<T>(&self, make: impl FnOnce(VarBuilder) -> Result<T>) -> Result<T> {
-        make(VarBuilder::from_tensors(self.tensors.clone(), self.dtype, &self.device))
+    pub fn with<T, E: Into<Error>>(&self, make: impl FnOnce(VarBuilder) -> Result<T, E>) -> Result<T> {
+        make(VarBuilder::from_tensors(self.tensors.clone(), self.dtype, &self.device)).map_err(Into::into)
     }
 
     /// Returns the device of the tensors and of all trained parameters.
@@ -168,26 +165,17 @@ impl Weights {
 
     /// Returns the number of token ids.
     pub const fn vocabulary(&self) -> usize {
-        match &self.config {
-            Config::Bert(config) => config.vocab_size,
-            Config::Llama(config) => config.vocab_size,
-        }
+        self.config.vocabulary()
     }
 
     /// Returns the width of a hidden state.
     pub const fn hidden(&self) -> usize {
-        match &self.config {
-            Config::Bert(config) => config.hidden_size,
-            Config::Llama(config) => config.hidden_size,
-        }
+        self.config.hidden()
     }
 
     /// Returns the longest text in tokens.
     pub fn positions(&self) -> usize {
-        match &self.config {
-            Config::Bert(config) => config.max_position_embeddings,
-            Config::Llama(config) => config.positions(),
-        }
+        self.config.positions()
     }
 }
 
@@ -197,13 +185,7 @@ impl Weights {
 /// A tensor is missing or has another shape, or `inject` fails.
 pub fn build(weights: &Weights, inject: &Inject) -> Result<Box<dyn Body>> {
     weights.with(|vb| {
-        Ok(match &weights.config {
-            Config::Bert(config) => Box::new(Bert::new(config, inject, vb)?) as Box<dyn Body>,
-            Config::Llama(config) => {
-                let layers = Layers::new(inject, vb, &weights.blocks, weights.operands);
-                Box::new(Llama::new(config, &layers, weights.device())?)
-            }
-        })
+        weights.config.build(&Layers::new(inject, vb).with_blocks(&weights.blocks, weights.operands))
     })
 }
 

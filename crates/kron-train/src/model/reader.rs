@@ -9,24 +9,11 @@ use half::bf16;
 use kron_adapter::gguf::{BlockType, Blocks};
 use kron_adapter::io::Input;
 use kron_adapter::model_files::{CONFIG, MAX_CONFIG_BYTES, SINGLE, ShardIndex};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use kron_candle::models::{BlocksByName, Config};
 
-use super::bert::BertConfig;
-use super::layers::BlocksByName;
-use super::llama_config::LlamaConfig;
 use super::{gguf, llama2c};
-use crate::error::{Result, file};
+use crate::error::{Error, Result, file};
 use crate::files::{self, MAX_WEIGHTS};
-
-/// Configuration of a body of either kind.
-#[derive(Clone, Debug)]
-pub enum Config {
-    /// Encoder.
-    Bert(BertConfig),
-    /// Decoder.
-    Llama(LlamaConfig),
-}
 
 /// Reader of a model's tensors, which converts them for a device.
 pub(super) struct Reader {
@@ -53,7 +40,7 @@ impl Reader {
 
     fn read_gguf(&mut self, path: &Path) -> Result<Config> {
         let keeps = self.keeps_matrices();
-        let config = gguf::read(path, |name, matrix| match name_in_body(name) {
+        let config = gguf::read(path, |name, matrix| match name_in_body(name, true) {
             Some(name) if keeps && matrix.is_quantised() => {
                 self.blocks.insert(name, Arc::new(matrix.blocks));
                 Ok(())
@@ -61,21 +48,21 @@ impl Reader {
             Some(name) => self.insert(name, &matrix.dequantised()?),
             None => Ok(()),
         })?;
-        Ok(Config::Llama(config))
+        Ok(Config::Decoder(config))
     }
 
     fn read_llama2c(&mut self, path: &Path) -> Result<Config> {
         let (config, tensors) = llama2c::read(path)?;
         tensors.into_iter().try_for_each(|(name, tensor)| self.insert(name, &tensor))?;
-        Ok(Config::Llama(config))
+        Ok(Config::Decoder(config))
     }
 
     fn read_folder(&mut self, folder: &Path) -> Result<Config> {
         let config = read_config(&folder.join(CONFIG))?;
-        let keeps = self.keeps_matrices() && matches!(config, Config::Llama(_));
+        let keeps = self.keeps_matrices() && config.is_decoder();
         for part in shards(folder)? {
             read_shard(&part, |name, stored| {
-                let Some(name) = name_in_body(name) else { return Ok(()) };
+                let Some(name) = name_in_body(name, config.is_decoder()) else { return Ok(()) };
                 if self.tensors.contains_key(&name) || self.blocks.contains_key(&name) {
                     let message = format!("has two tensors {name:?}, but every name is that of one tensor");
                     return Err(file(folder, message));
@@ -120,40 +107,18 @@ impl Reader {
 }
 
 fn read_config(path: &Path) -> Result<Config> {
-    #[derive(Deserialize)]
-    struct Kind {
-        model_type: String,
-    }
-    fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
-        serde_json::from_str(text).map_err(|e| file(path, e))
-    }
-    let text = files::text(path, MAX_CONFIG_BYTES)?;
-    let Kind { model_type } = parse(path, &text)?;
-    let (config, checked) = match model_type.as_str() {
-        "bert" | "distilbert" => {
-            let config: BertConfig = parse(path, &text)?;
-            let checked = config.check();
-            (Config::Bert(config), checked)
-        }
-        "llama" | "mistral" => {
-            let config: LlamaConfig = parse(path, &text)?;
-            let checked = config.check();
-            (Config::Llama(config), checked)
-        }
-        other => {
-            let known = "bert, distilbert, llama and mistral are known";
-            return Err(file(path, format!("is of model type {other:?}, but {known}")));
-        }
-    };
-    checked.map(|()| config).map_err(|e| file(path, e))
+    Config::parse(&files::text(path, MAX_CONFIG_BYTES)?).map_err(|e| file(path, Error::from(e)))
 }
 
 /// Returns the name of a checkpoint's tensor in a body; `None` for a head's tensor.
-fn name_in_body(name: &str) -> Option<String> {
+fn name_in_body(name: &str, is_decoder: bool) -> Option<String> {
     const HEADS: [&str; 6] = ["pooler.", "cls.", "classifier.", "pre_classifier.", "vocab_", "qa_outputs."];
+    const MODERN_BERT_HEADS: [&str; 2] = ["head.", "decoder."];
     // Some checkpoints have the encoder one level deeper.
+    let name = if is_decoder { name } else { name.strip_prefix("model.").unwrap_or(name) };
     let name = ["bert.", "distilbert."].iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name);
-    let is_head = HEADS.iter().any(|head| name.starts_with(head));
+    let heads = HEADS.iter().chain(MODERN_BERT_HEADS.iter().filter(|_| !is_decoder));
+    let is_head = heads.into_iter().any(|head| name.starts_with(head));
     // The earliest checkpoints have TensorFlow's names.
     let name =
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");

@@ -1,9 +1,10 @@
 //! A GGUF of the LLaMA family as Hugging Face's transformers have it: names, configuration, tokenizer.
 //!
-//! GGUF stores the rows of q and k in the order of interleaved rotations. Within a head of d rows,
+//! Of the architecture llama, GGUF stores the rows of q and k in the order of interleaved rotations. Within a head of d rows,
 //! row 2·j + s of a GGUF is row s·d/2 + j of Hugging Face. Everything that leaves here has Hugging
 //! Face's order, so that one adapter fits both; blocks are moved, not quantised again.
 
+mod architecture;
 mod config;
 mod names;
 mod sizes;
@@ -26,6 +27,7 @@ pub use names::HuggingFaceTensor;
 pub use tensors::LlamaTensors;
 pub use weights::ChangeRows;
 
+pub(super) use architecture::Architecture;
 pub(super) use names::{Heads, is_rotated, module};
 
 /// A model under Hugging Face's names.
@@ -45,7 +47,7 @@ impl Gguf {
     /// Returns the model under Hugging Face's names.
     ///
     /// # Errors
-    /// Fails if the architecture is not llama, if a setting is missing or unknown, if a tensor has no
+    /// Fails if the architecture is unknown, if a setting is missing or unknown, if a tensor has no
     /// counterpart or another shape, and if the tokenizer is of another kind.
     pub fn hugging_face(&self) -> Result<HuggingFace> {
         let sizes = Sizes::read(self)?;
@@ -66,7 +68,7 @@ impl Gguf {
     /// Returns the tensors under Hugging Face's names, whatever the tokenizer and the rotations are.
     ///
     /// # Errors
-    /// Fails if the architecture is not llama, if a size is missing, and if a tensor other than
+    /// Fails if the architecture is unknown, if a size is missing, and if a tensor other than
     /// `rope_freqs.weight` has no counterpart or another shape.
     pub fn llama_tensors(&self) -> Result<LlamaTensors> {
         LlamaTensors::of_gguf(self, &Sizes::read(self)?)

@@ -1,5 +1,6 @@
 //! Names of tensors, and the rows of q and k.
 
+use super::architecture::Architecture;
 use super::sizes::Sizes;
 
 /// Output matrix; absent if the embedding takes its place.
@@ -25,8 +26,28 @@ const INNER: [(&str, &str); 9] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// Number of tensors of a block.
-pub(super) const IN_BLOCK: usize = INNER.len();
+/// Modules that a block of a Qwen3 has besides.
+const HEAD_NORMS: [(&str, &str); 2] =
+    [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
+
+/// Modules of a block of a Qwen2 that have biases.
+const BIASED: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
+
+const WEIGHT: &str = ".weight";
+const BIAS: &str = ".bias";
+
+/// Returns the names of a block's tensors in a GGUF, without the block.
+fn in_block(architecture: Architecture) -> Vec<String> {
+    let norms = HEAD_NORMS.iter().filter(|_| architecture == Architecture::Qwen3);
+    let biases = BIASED.iter().filter(|_| architecture == Architecture::Qwen2);
+    let weights = INNER.iter().chain(norms).map(|(inner, _)| format!("{inner}{WEIGHT}"));
+    weights.chain(biases.map(|inner| format!("{inner}{BIAS}"))).collect()
+}
+
+/// Returns the number of tensors of a model.
+pub(super) fn count(sizes: &Sizes, tied: bool) -> usize {
+    OUTER.len() - usize::from(tied) + sizes.blocks * in_block(sizes.architecture).len()
+}
 
 /// A tensor under Hugging Face's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,14 +60,6 @@ pub struct HuggingFaceTensor {
     pub(in crate::gguf) source: String,
     /// Heads whose rows change places.
     pub(in crate::gguf) heads: Option<Heads>,
-}
-
-impl HuggingFaceTensor {
-    /// Makes the tensor of a module.
-    pub(super) fn new(source: &str, module: &str, shape: Vec<usize>, sizes: &Sizes) -> Self {
-        let heads = is_rotated(module).then_some(Heads { width: sizes.head });
-        Self { name: format!("{module}.weight"), shape, source: source.into(), heads }
-    }
 }
 
 /// Rows of heads with rotated pairs.
@@ -87,34 +100,50 @@ pub(in crate::gguf) fn module(stem: &str) -> Option<(String, Option<usize>)> {
     let (block, part) = stem.strip_prefix("blk.")?.split_once('.')?;
     // Another spelling of the number would be another tensor of the same name.
     let index: usize = block.parse().ok().filter(|index: &usize| index.to_string() == block)?;
-    let (_, module) = INNER.iter().find(|(inner, _)| *inner == part)?;
+    let (_, module) = INNER.iter().chain(&HEAD_NORMS).find(|(inner, _)| *inner == part)?;
     Some((format!("model.layers.{index}.{module}"), Some(index)))
 }
 
-/// Returns the names in a GGUF of all weights of a model.
-pub(super) fn sources(blocks: usize, tied: bool) -> impl Iterator<Item = String> {
+/// Returns the names in a GGUF of all tensors of a model.
+pub(super) fn sources(sizes: &Sizes, tied: bool) -> impl Iterator<Item = String> {
     let outer = OUTER.iter().filter(move |(outer, _)| !(tied && *outer == "output"));
-    let inner = (0..blocks).flat_map(|block| INNER.map(|(inner, _)| format!("blk.{block}.{inner}.weight")));
-    outer.map(|(outer, _)| format!("{outer}.weight")).chain(inner)
+    let each = in_block(sizes.architecture);
+    let inner = (0..sizes.blocks)
+        .flat_map(move |block| each.clone().into_iter().map(move |inner| format!("blk.{block}.{inner}")));
+    outer.map(|(outer, _)| format!("{outer}{WEIGHT}")).chain(inner)
 }
 
 /// Returns Hugging Face's tensor of a GGUF's name; `None` if a model of these sizes has none.
 pub(super) fn tensor(source: &str, sizes: &Sizes) -> Option<HuggingFaceTensor> {
-    let (module, block) = module(source.strip_suffix(".weight")?)?;
-    if block.is_some_and(|block| block >= sizes.blocks) {
+    let (stem, is_bias) = match source.strip_suffix(BIAS) {
+        Some(stem) => (stem, true),
+        None => (source.strip_suffix(WEIGHT)?, false),
+    };
+    let (module, block) = module(stem)?;
+    if let Some(block) = block {
+        let inner = source.splitn(3, '.').nth(2)?;
+        if block >= sizes.blocks || !in_block(sizes.architecture).iter().any(|known| known == inner) {
+            return None;
+        }
+    } else if is_bias {
         return None;
     }
     let (queries, keys) = (sizes.heads * sizes.head, sizes.kv_heads * sizes.head);
-    let shape = match module.rsplit('.').next()? {
+    let mut shape = match module.rsplit('.').next()? {
         "embed_tokens" | "lm_head" => vec![sizes.vocabulary, sizes.hidden],
         "q_proj" => vec![queries, sizes.hidden],
         "k_proj" | "v_proj" => vec![keys, sizes.hidden],
         "o_proj" => vec![sizes.hidden, queries],
         "gate_proj" | "up_proj" => vec![sizes.intermediate, sizes.hidden],
         "down_proj" => vec![sizes.hidden, sizes.intermediate],
+        "q_norm" | "k_norm" => vec![sizes.head],
         _ => vec![sizes.hidden],
     };
-    Some(HuggingFaceTensor::new(source, &module, shape, sizes))
+    shape.truncate(if is_bias { 1 } else { 2 });
+    let permuted = sizes.architecture.permutes_rows() && is_rotated(&module);
+    let heads = permuted.then_some(Heads { width: sizes.head });
+    let end = if is_bias { BIAS } else { WEIGHT };
+    Some(HuggingFaceTensor { name: format!("{module}{end}"), shape, source: source.into(), heads })
 }
 
 #[cfg(test)]
@@ -142,13 +171,39 @@ mod tests {
     }
 
     #[test]
-    fn every_weight_has_its_module() {
-        let sources: Vec<_> = sources(2, false).collect();
-        assert_eq!(sources.len(), 3 + 2 * IN_BLOCK);
-        let modules: std::collections::HashSet<_> =
-            sources.iter().filter_map(|source| module(source.strip_suffix(".weight")?)).collect();
-        assert_eq!(modules.len(), sources.len());
-        assert!(!super::sources(2, true).any(|source| source == "output.weight"));
+    fn every_tensor_has_its_module() {
+        for (architecture, in_block) in
+            [(Architecture::Llama, 9), (Architecture::Qwen2, 12), (Architecture::Qwen3, 11)]
+        {
+            let (vocabulary, hidden, intermediate, head) = (50, 32, 40, 8);
+            let sizes = Sizes {
+                architecture,
+                vocabulary,
+                hidden,
+                intermediate,
+                blocks: 2,
+                heads: 4,
+                kv_heads: 2,
+                head,
+            };
+            let sources: Vec<_> = sources(&sizes, false).collect();
+            assert_eq!((sources.len(), count(&sizes, false)), (3 + 2 * in_block, 3 + 2 * in_block));
+            let tensors: Vec<_> = sources.iter().filter_map(|source| tensor(source, &sizes)).collect();
+            let names: std::collections::HashSet<_> = tensors.iter().map(|tensor| &tensor.name).collect();
+            assert_eq!(names.len(), sources.len());
+            let permuted = tensors.iter().filter(|tensor| tensor.heads.is_some()).count();
+            assert_eq!(permuted, if architecture == Architecture::Llama { 4 } else { 0 });
+            assert!(!super::sources(&sizes, true).any(|source| source == "output.weight"));
+            for other in ["blk.2.attn_q.weight", "blk.0.attn_output.bias", "output.bias", "blk.0.attn_q"] {
+                assert_eq!(tensor(other, &sizes), None, "{other}");
+            }
+            let of_qwen2 = tensor("blk.1.attn_k.bias", &sizes).map(|bias| (bias.name, bias.shape));
+            let bias = ("model.layers.1.self_attn.k_proj.bias".to_owned(), vec![16]);
+            assert_eq!(of_qwen2, (architecture == Architecture::Qwen2).then_some(bias));
+            let of_qwen3 = tensor("blk.0.attn_q_norm.weight", &sizes).map(|norm| (norm.name, norm.shape));
+            let norm = ("model.layers.0.self_attn.q_norm.weight".to_owned(), vec![8]);
+            assert_eq!(of_qwen3, (architecture == Architecture::Qwen3).then_some(norm));
+        }
         for other in ["blk.01.attn_q", "blk.+1.attn_q", "blk.attn_q", "blk.0.attn_qkv", "token_embd.0", ""] {
             assert_eq!(module(other), None, "{other}");
         }

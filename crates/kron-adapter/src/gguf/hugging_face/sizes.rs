@@ -1,9 +1,10 @@
-//! Sizes of a LLaMA: those that decide names, shapes and the order of rows.
+//! Sizes of a model: those that decide names, shapes and the order of rows.
 
 use std::path::Path;
 
 use serde_json::Value as Json;
 
+use super::architecture::Architecture;
 use crate::gguf::Gguf;
 use crate::io;
 use crate::model_files::MAX_CONFIG_BYTES;
@@ -15,9 +16,10 @@ const MAX: usize = 1 << 24;
 /// Most blocks of a configuration, which has no tensors to count; every known model is far below it.
 const MAX_BLOCKS: usize = 1 << 12;
 
-/// Sizes of a LLaMA.
+/// Sizes of a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
+    pub architecture: Architecture,
     pub vocabulary: usize,
     pub hidden: usize,
     pub intermediate: usize,
@@ -31,26 +33,29 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Reads and checks the metadata.
     pub fn read(gguf: &Gguf) -> Result<Self> {
-        let architecture = gguf.value("general.architecture")?.as_str().unwrap_or("no text");
-        if architecture != "llama" {
+        let kind = gguf.value("general.architecture")?.as_str().unwrap_or("no text");
+        let Some(architecture) = Architecture::of(kind) else {
             return Err(Error::data(format!(
-                "{} has the architecture {}, but llama is the one that is known",
+                "{} has the architecture {}, but {} are those that are known",
                 gguf.path(),
-                name(architecture)
+                name(kind),
+                Architecture::known()
             )));
-        }
-        let (hidden, heads) = (size(gguf, "embedding_length")?, size(gguf, "attention.head_count")?);
-        let optional = |key: &str| match gguf.metadata().contains_key(&format!("llama.{key}")) {
-            true => size(gguf, key).map(Some),
+        };
+        let size = |key: &str| size(gguf, architecture, key);
+        let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
+        let optional = |key: &str| match gguf.metadata().contains_key(&key_of(architecture, key)) {
+            true => size(key).map(Some),
             false => Ok(None),
         };
         let head = optional("attention.key_length")?.unwrap_or(hidden / heads);
         let tokens = gguf.value("tokenizer.ggml.tokens")?.as_texts();
         let sizes = Self {
+            architecture,
             vocabulary: tokens.map_or(0, <[String]>::len),
             hidden,
-            intermediate: size(gguf, "feed_forward_length")?,
-            blocks: size(gguf, "block_count")?,
+            intermediate: size("feed_forward_length")?,
+            blocks: size("block_count")?,
             heads,
             kv_heads: optional("attention.head_count_kv")?.unwrap_or(heads),
             head,
@@ -65,13 +70,13 @@ impl Sizes {
         let config: Json = serde_json::from_slice(&bytes)
             .map_err(|e| Error::data(format!("{path} is not JSON: {}", json_fault(&bytes, &e))))?;
         let kind = config["model_type"].as_str().unwrap_or("no text");
-        // Both have the architecture llama as GGUFs.
-        if !["llama", "mistral"].contains(&kind) {
+        let Some(architecture) = Architecture::of_model_type(kind) else {
             return Err(Error::data(format!(
-                "{path}: model_type is {}, but llama and mistral are known",
-                shown(kind)
+                "{path}: model_type is {}, but {} and mistral are known",
+                shown(kind),
+                Architecture::known()
             )));
-        }
+        };
         let optional = |key: &str, max: usize| match &config[key] {
             Json::Null => Ok(None),
             value => match value.as_u64().filter(|size| (1..=max as u64).contains(size)) {
@@ -83,8 +88,9 @@ impl Sizes {
             optional(key, max)?.ok_or_else(|| Error::data(format!("{path} lacks the field {key}")))
         };
         let (hidden, heads) = (required("hidden_size", MAX)?, required("num_attention_heads", MAX)?);
-        let head = optional("head_dim", MAX)?.unwrap_or(hidden / heads);
+        let head = optional("head_dim", MAX)?.or(architecture.default_head()).unwrap_or(hidden / heads);
         let sizes = Self {
+            architecture,
             vocabulary: required("vocab_size", MAX)?,
             hidden,
             intermediate: required("intermediate_size", MAX)?,
@@ -113,10 +119,16 @@ impl Sizes {
     }
 }
 
+/// Returns the key of an architecture's setting.
+pub(super) fn key_of(architecture: Architecture, key: &str) -> String {
+    format!("{}.{key}", architecture.name())
+}
+
 /// Returns a size of the architecture.
-pub(super) fn size(gguf: &Gguf, key: &str) -> Result<usize> {
-    let value = gguf.value(&format!("llama.{key}"))?;
-    value.as_usize().filter(|size| (1..=MAX).contains(size)).ok_or_else(|| {
-        Error::data(format!("{}: llama.{key} is not a whole number from 1 to {MAX}", gguf.path()))
-    })
+pub(super) fn size(gguf: &Gguf, architecture: Architecture, key: &str) -> Result<usize> {
+    let key = key_of(architecture, key);
+    gguf.value(&key)?
+        .as_usize()
+        .filter(|size| (1..=MAX).contains(size))
+        .ok_or_else(|| Error::data(format!("{}: {key} is not a whole number from 1 to {MAX}", gguf.path())))
 }

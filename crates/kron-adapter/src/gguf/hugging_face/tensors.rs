@@ -4,34 +4,37 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::names::{self, HEAD, HuggingFaceTensor, IN_BLOCK, ROPE_FACTORS};
+use super::architecture::Architecture;
+use super::names::{self, HEAD, HuggingFaceTensor, ROPE_FACTORS};
 use super::sizes::Sizes;
 use crate::gguf::Gguf;
 use crate::resolve::BaseModel;
 use crate::text::shown;
 use crate::{Error, Result};
 
-/// Tensors of a LLaMA under Hugging Face's names, for which an adapter is meant.
+/// Tensors of a decoder of the LLaMA family (LLaMA, Mistral, Qwen2, Qwen3) under Hugging Face's names, for which an
+/// adapter is meant.
 ///
 /// As a [`BaseModel`] they are float32, as which they are dequantised.
 #[derive(Clone, Debug)]
 pub struct LlamaTensors {
     model: String,
+    architecture: Architecture,
     /// Sorted by name.
     tensors: Vec<HuggingFaceTensor>,
 }
 
 impl LlamaTensors {
-    /// Takes the tensors that follow from a `config.json` of LLaMA or Mistral.
+    /// Takes the tensors that follow from a `config.json` of LLaMA, Mistral, Qwen2 or Qwen3.
     ///
     /// # Errors
     /// Fails if the file cannot be read, if its model is of another kind, and if a size is missing or
     /// out of range.
     pub fn of_config(path: &Path) -> Result<Self> {
         let (sizes, tied) = Sizes::of_config(path)?;
-        let sources = names::sources(sizes.blocks, tied);
+        let sources = names::sources(&sizes, tied);
         let tensors = sources.filter_map(|source| names::tensor(&source, &sizes)).collect();
-        Ok(Self::sorted(path.display().to_string(), tensors))
+        Ok(Self::sorted(path.display().to_string(), sizes.architecture, tensors))
     }
 
     /// Takes the tensors of a GGUF, whose names and shapes have to follow from its sizes.
@@ -55,21 +58,27 @@ impl LlamaTensors {
             all.extend(own);
         }
         // Names and shapes are known, so only a missing one can make the number differ.
-        let whole = 2 + IN_BLOCK * sizes.blocks + usize::from(all.iter().any(|tensor| tensor.name == HEAD));
+        let whole = names::count(sizes, !all.iter().any(|tensor| tensor.name == HEAD));
         if all.len() != whole {
             return Err(Error::data(format!(
-                "{} has {} tensors, but a LLaMA of {} blocks has {whole}",
+                "{} has {} tensors, but a {} of {} blocks has {whole}",
                 gguf.path(),
                 all.len(),
+                sizes.architecture.name(),
                 sizes.blocks
             )));
         }
-        Ok(Self::sorted(gguf.path().into(), all))
+        Ok(Self::sorted(gguf.path().into(), sizes.architecture, all))
     }
 
-    fn sorted(model: String, mut tensors: Vec<HuggingFaceTensor>) -> Self {
+    fn sorted(model: String, architecture: Architecture, mut tensors: Vec<HuggingFaceTensor>) -> Self {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { model, tensors }
+        Self { model, architecture, tensors }
+    }
+
+    /// Returns the architecture.
+    pub(in crate::gguf) const fn architecture(&self) -> Architecture {
+        self.architecture
     }
 
     /// All tensors, sorted by name.
@@ -87,9 +96,10 @@ impl LlamaTensors {
 /// Returns the error of a tensor that has no counterpart.
 pub(super) fn unknown(gguf: &Gguf, source: &str, sizes: &Sizes) -> Error {
     Error::data(format!(
-        "{} has tensor {}, which a LLaMA of {} blocks does not have",
+        "{} has tensor {}, which a {} of {} blocks does not have",
         gguf.path(),
         shown(source),
+        sizes.architecture.name(),
         sizes.blocks
     ))
 }

@@ -6,24 +6,52 @@ use crate::gguf::{Array, Gguf, Value};
 use crate::text::shown;
 use crate::{Error, Result};
 
-/// Type of a token that stands for itself alone.
+/// Types of tokens that stand for themselves alone: control tokens, and texts that a model's author added.
 const SPECIAL: i64 = 3;
+const ADDED: i64 = 4;
 
-/// Renders `tokenizer.json`: byte-level BPE whose digits stand alone.
+/// Words of a Qwen, each digit one of them.
+const QWEN2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// Normalisation and words of a byte-level BPE, as `tokenizer.json` has them; `None` for a name that is unknown.
+fn words(pre: &str) -> Option<(Json, Json)> {
+    match pre {
+        "smollm" => Some((
+            Json::Null,
+            json!([
+                { "type": "Digits", "individual_digits": true },
+                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+            ]),
+        )),
+        "qwen2" => Some((
+            json!({ "type": "NFC" }),
+            json!([
+                { "type": "Split", "pattern": { "Regex": QWEN2 }, "behavior": "Isolated", "invert": false },
+                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+            ]),
+        )),
+        _ => None,
+    }
+}
+
+/// Renders `tokenizer.json`: byte-level BPE with the words of SmolLM or of Qwen2 and Qwen3.
 ///
 /// # Errors
 /// Fails if the tokenizer is of another kind or contradicts itself.
 pub(super) fn tokenizer(gguf: &Gguf) -> Result<Json> {
     let kind = |key: &str| Ok::<_, Error>(gguf.value(key)?.as_str().unwrap_or("no text"));
     let (model, pre) = (kind("tokenizer.ggml.model")?, kind("tokenizer.ggml.pre")?);
-    if (model, pre) != ("gpt2", "smollm") {
+    let Some((normalizer, words)) = words(pre).filter(|_| model == "gpt2") else {
         return Err(Error::data(format!(
-            "{} has the tokenizer {} with the pre-tokenizer {}, but gpt2 with smollm is the one that is known",
+            "{} has the tokenizer {} with the pre-tokenizer {}, but gpt2 with smollm or qwen2 is known",
             gguf.path(),
             shown(model),
             shown(pre)
         )));
-    }
+    };
     let tokens = tokens(gguf)?;
     let mut vocabulary = Map::new();
     for (id, token) in tokens.iter().enumerate() {
@@ -35,18 +63,15 @@ pub(super) fn tokenizer(gguf: &Gguf) -> Result<Json> {
         Value::Array(Array::Signed(types)) if types.len() == tokens.len() => types,
         _ => return Err(Error::data(format!("{} does not give each token a type", gguf.path()))),
     };
-    let special = types.iter().zip(tokens).enumerate().filter(|(_, (kind, _))| **kind == SPECIAL);
-    let special: Vec<Json> = special.map(|(id, (_, token))| added(id, token)).collect();
+    let alone = types.iter().zip(tokens).enumerate().filter(|(_, (kind, _))| [SPECIAL, ADDED].contains(kind));
+    let alone: Vec<Json> = alone.map(|(id, (kind, token))| added(id, token, *kind == SPECIAL)).collect();
     Ok(json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": special,
-        "normalizer": null,
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Digits", "individual_digits": true },
-            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-        ] },
+        "added_tokens": alone,
+        "normalizer": normalizer,
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": words },
         "post_processor": null,
         "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
         "model": {
@@ -103,7 +128,7 @@ fn merges(gguf: &Gguf) -> Result<Vec<[&str; 2]>> {
     pairs.collect()
 }
 
-fn added(id: usize, token: &str) -> Json {
+fn added(id: usize, token: &str, special: bool) -> Json {
     json!({
         "id": id,
         "content": token,
@@ -111,6 +136,6 @@ fn added(id: usize, token: &str) -> Json {
         "lstrip": false,
         "rstrip": false,
         "normalized": false,
-        "special": true,
+        "special": special,
     })
 }

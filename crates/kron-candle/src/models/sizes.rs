@@ -2,7 +2,7 @@
 //!
 //! With these, no product of two sizes overflows, and nothing is allocated before a tensor has the size.
 
-use crate::error::{Result, invalid};
+use candle_core::{Error, Result};
 
 /// Largest number of token ids.
 pub(super) const VOCABULARY: usize = 1 << 24;
@@ -17,7 +17,7 @@ pub(super) const POSITIONS: usize = 1 << 30;
 pub(super) fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
     match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
         Some((name, size, most)) => {
-            Err(invalid(format!("{name} is {size}, but it is an integer from 1 to {most}")))
+            Err(Error::msg(format!("{name} is {size}, but it is an integer from 1 to {most}")))
         }
         None => Ok(()),
     }
@@ -27,7 +27,7 @@ pub(super) fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
 pub(super) fn within(name: &str, value: f64, low: f64, high: f64) -> Result<f64> {
     match (low..=high).contains(&value) {
         true => Ok(value),
-        false => Err(invalid(format!("{name} is {value:?}, but it is a number from {low:?} to {high:?}"))),
+        false => Err(Error::msg(format!("{name} is {value:?}, but it is a number from {low:?} to {high:?}"))),
     }
 }
 

@@ -1,9 +1,8 @@
 //! [`KvCache`]: keys and values of a text's tokens, so that a further token is one row of work.
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 
 use super::rope::{Rope, Rotation};
-use crate::error::Result;
 
 /// Smallest number of tokens that room is made for.
 const LEAST: usize = 64;

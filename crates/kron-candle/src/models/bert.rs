@@ -1,15 +1,14 @@
 //! BERT and DistilBERT encoders (arXiv 1810.04805, 1910.01108), with the tensor names of Hugging Face's checkpoints.
 
-use candle_core::{Module, Tensor};
+use crate::{DropoutKey, Inject, KronLinear};
+use candle_core::{Error, Module, Result, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding};
-use kron_candle::{DropoutKey, Inject, KronLinear};
 use serde::Deserialize;
 
 use super::body::{Attention, Body, detach_in_evaluation};
 use super::ops::{AttentionMask, Heads, attention, gelu, layer_norm};
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes};
-use crate::data::Tokens;
-use crate::error::{Result, invalid};
+use super::tokens::Tokens;
 
 /// Fields of a BERT or DistilBERT `config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,7 +73,7 @@ impl BertConfig {
         ])?;
         check_eps("layer_norm_eps", self.layer_norm_eps)?;
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Err(invalid(format!(
+            return Err(Error::msg(format!(
                 "num_attention_heads = {} does not divide hidden_size = {}",
                 self.num_attention_heads, self.hidden_size
             )));
@@ -84,7 +83,7 @@ impl BertConfig {
             ("position_embedding_type", &self.position_embedding_type, "absolute"),
         ] {
             if value != known {
-                return Err(invalid(format!("{name} is {value}, but an encoder's is {known} here")));
+                return Err(Error::msg(format!("{name} is {value}, but an encoder's is {known} here")));
             }
         }
         Ok(())
@@ -189,19 +188,9 @@ impl Bert {
     /// Returns the embeddings and the output of each block, all n × len × hidden.
     ///
     /// # Errors
-    /// A text has more tokens than the model has positions, or candle fails.
+    /// A text has more tokens than the model has positions, texts share a row, or candle fails.
     pub fn states(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Vec<Tensor>> {
-        if tokens.len > self.max_len {
-            return Err(invalid(format!(
-                "a text has {} tokens, but the model has {} positions",
-                tokens.len, self.max_len
-            )));
-        }
-        if tokens.texts.len() != tokens.rows() {
-            return Err(invalid(
-                "texts share a prefix or a row, but the model is an encoder, which reads each text alone",
-            ));
-        }
+        tokens.check_alone(self.max_len)?;
         let ids = tokens.tensor(self.words.embeddings().device())?;
         let positions = self.positions.embeddings().narrow(0, 0, tokens.len)?;
         let mut x = self.words.forward(&ids)?.broadcast_add(&positions)?;
@@ -265,10 +254,11 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mask: &AttentionMask, key: Option<DropoutKey>) -> Result<Tensor> {
-        let (q, k, v) = (self.q.forward(x, key)?, self.k.forward(x, key)?, self.v.forward(x, key)?);
+        let (q, k, v) =
+            (self.q.forward_with(x, key)?, self.k.forward_with(x, key)?, self.v.forward_with(x, key)?);
         let mixed = attention([&q, &k, &v], self.heads, None, mask)?;
-        let x = self.out_norm.forward(&(self.out.forward(&mixed, key)? + x)?)?;
-        let wide = gelu(&self.up.forward(&x, key)?)?;
-        self.down_norm.forward(&(self.down.forward(&wide, key)? + &x)?)
+        let x = self.out_norm.forward(&(self.out.forward_with(&mixed, key)? + x)?)?;
+        let wide = gelu(&self.up.forward_with(&x, key)?)?;
+        self.down_norm.forward(&(self.down.forward_with(&wide, key)? + &x)?)
     }
 }

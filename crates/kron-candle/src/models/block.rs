@@ -1,14 +1,13 @@
-//! Transformer block of the LLaMA family, in candle's graph.
+//! Transformer block of a decoder, in candle's graph.
 
-use candle_core::Tensor;
-use kron_candle::{DropoutKey, KronLinear};
+use crate::{DropoutKey, KronLinear};
+use candle_core::{Result, Tensor};
 
+use super::decoder_config::DecoderConfig;
 use super::kv_cache::BlockCache;
 use super::layers::Layers;
-use super::llama_config::LlamaConfig;
-use super::ops::{AttentionMask, Heads, add, attention, rms_norm, swiglu};
+use super::ops::{AttentionMask, Heads, add, attention, head_norm, head_norm_backward, rms_norm, swiglu};
 use super::rope::Rotation;
-use crate::error::Result;
 
 /// Transformer block.
 #[derive(Debug)]
@@ -17,6 +16,8 @@ pub(super) struct Block {
     q: KronLinear,
     k: KronLinear,
     v: KronLinear,
+    /// Weights of the norms of each head of q and k.
+    head_norms: Option<[Tensor; 2]>,
     o: KronLinear,
     norm: Tensor,
     gate: KronLinear,
@@ -35,18 +36,24 @@ pub(super) struct Pass {
 }
 
 impl Block {
-    pub fn new(config: &LlamaConfig, layers: &Layers) -> Result<Self> {
+    pub fn new(config: &DecoderConfig, layers: &Layers) -> Result<Self> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         let (all, kv) = (config.num_attention_heads * config.head(), config.kv_heads() * config.head());
         let (attn, mlp) = (layers.at("self_attn"), layers.at("mlp"));
-        let attention = |d_in, d_out, name| attn.linear(d_in, d_out, config.attention_bias, name);
+        let (qkv_bias, o_bias) = config.attention_biases();
+        let projection = |d_out, name| attn.linear(hidden, d_out, qkv_bias, name);
         let mlp = |d_in, d_out, name| mlp.linear(d_in, d_out, config.mlp_bias, name);
+        let head_norm = |name| attn.vector(config.head(), name);
         Ok(Self {
             input_norm: layers.vector(hidden, "input_layernorm.weight")?,
-            q: attention(hidden, all, "q_proj")?,
-            k: attention(hidden, kv, "k_proj")?,
-            v: attention(hidden, kv, "v_proj")?,
-            o: attention(all, hidden, "o_proj")?,
+            q: projection(all, "q_proj")?,
+            k: projection(kv, "k_proj")?,
+            v: projection(kv, "v_proj")?,
+            head_norms: match config.norms_heads() {
+                true => Some([head_norm("q_norm.weight")?, head_norm("k_norm.weight")?]),
+                false => None,
+            },
+            o: attn.linear(all, hidden, o_bias, "o_proj")?,
             norm: layers.vector(hidden, "post_attention_layernorm.weight")?,
             gate: mlp(hidden, wide, "gate_proj")?,
             up: mlp(hidden, wide, "up_proj")?,
@@ -70,6 +77,35 @@ impl Block {
         [&self.input_norm, &self.norm]
     }
 
+    /// Returns true if a weight of a norm is trained.
+    pub fn trains_norms(&self) -> bool {
+        self.norms().into_iter().chain(self.head_norms.iter().flatten()).any(Tensor::track_op)
+    }
+
+    /// Normalises each head of q and k, where the model does.
+    ///
+    /// # Errors
+    /// candle fails.
+    pub fn norm_heads(&self, [q, k]: [Tensor; 2]) -> Result<[Tensor; 2]> {
+        match &self.head_norms {
+            Some([of_q, of_k]) => Ok([head_norm(&q, of_q, self.eps)?, head_norm(&k, of_k, self.eps)?]),
+            None => Ok([q, k]),
+        }
+    }
+
+    /// Returns the gradients of q and k in [`Block::norm_heads`], for float32 tensors on the CPU.
+    ///
+    /// # Errors
+    /// candle fails.
+    pub fn norm_heads_backward(&self, [q, k]: [&Tensor; 2], [dq, dk]: [Tensor; 2]) -> Result<[Tensor; 2]> {
+        match &self.head_norms {
+            Some([of_q, of_k]) => {
+                Ok([head_norm_backward(q, of_q, self.eps, &dq)?, head_norm_backward(k, of_k, self.eps, &dk)?])
+            }
+            None => Ok([dq, dk]),
+        }
+    }
+
     pub const fn heads(&self) -> Heads {
         self.heads
     }
@@ -86,16 +122,17 @@ impl Block {
         let Pass { mask, rotation, key } = pass;
         let key = *key;
         let normed = rms_norm(x, &self.input_norm, self.eps)?;
-        let q = self.q.forward(&normed, key)?;
-        let new = [self.k.forward(&normed, key)?, self.v.forward(&normed, key)?];
+        let [q, k] =
+            self.norm_heads([self.q.forward_with(&normed, key)?, self.k.forward_with(&normed, key)?])?;
+        let new = [k, self.v.forward_with(&normed, key)?];
         let [k, v] = match cache {
             Some(cache) => cache.append(mask.past(), new)?,
             None => new,
         };
         let mixed = attention([&q, &k, &v], self.heads, Some(rotation), mask)?;
-        let x = add(&self.o.forward(&mixed, key)?, x)?;
+        let x = add(&self.o.forward_with(&mixed, key)?, x)?;
         let normed = rms_norm(&x, &self.norm, self.eps)?;
-        let wide = swiglu(&self.gate.forward(&normed, key)?, &self.up.forward(&normed, key)?)?;
-        Ok(add(&self.down.forward(&wide, key)?, &x)?)
+        let wide = swiglu(&self.gate.forward_with(&normed, key)?, &self.up.forward_with(&normed, key)?)?;
+        Ok(add(&self.down.forward_with(&wide, key)?, &x)?)
     }
 }

@@ -1,40 +1,53 @@
-//! [`Layers`]: the layers of a body, made from matrices or from blocks that stay quantised.
+//! [`Layers`]: what a model is built from, matrices or blocks that stay quantised.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{Module, Tensor};
+use crate::{Inject, KronLinear, Operands, QuantisedLinear};
+use candle_core::{Device, Error, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder};
 use kron_adapter::gguf::Blocks;
-use kron_candle::{Inject, KronLinear, Operands, QuantisedLinear};
 
-use crate::error::{Result, invalid};
-
-/// Quantised matrices by the names of their tensors.
+/// Matrices that stay as a file has them, in blocks of a GGUF or in half precision, by the names of their tensors.
 pub type BlocksByName = HashMap<String, Arc<Blocks>>;
 
-/// Maker of the layers under a prefix, each with an adapter where `inject` has one.
+/// Tensors and adapters that a model is built from.
 #[derive(Clone)]
 pub struct Layers<'a> {
     inject: &'a Inject<'a>,
     vb: VarBuilder<'a>,
-    blocks: &'a BlocksByName,
+    blocks: Option<&'a BlocksByName>,
     operands: Operands,
 }
 
 impl<'a> Layers<'a> {
-    /// Makes layers from a builder's tensors, and from blocks where they have the name, which multiply `operands`.
-    pub const fn new(
-        inject: &'a Inject<'a>,
-        vb: VarBuilder<'a>,
-        blocks: &'a BlocksByName,
-        operands: Operands,
-    ) -> Self {
-        Self { inject, vb, blocks, operands }
+    /// Takes tensors from a builder, and adapters where `inject` has them.
+    pub const fn new(inject: &'a Inject<'a>, vb: VarBuilder<'a>) -> Self {
+        Self { inject, vb, blocks: None, operands: Operands::Float32 }
+    }
+
+    /// Takes matrices from blocks where they have the name; products with these multiply `operands`.
+    ///
+    /// The builder has the other tensors, in float32 on the CPU.
+    #[must_use]
+    pub fn with_blocks(self, blocks: &'a BlocksByName, operands: Operands) -> Self {
+        Self { blocks: Some(blocks), operands, ..self }
+    }
+
+    pub(super) const fn inject(&self) -> &'a Inject<'a> {
+        self.inject
+    }
+
+    pub(super) fn builder(&self) -> VarBuilder<'a> {
+        self.vb.clone()
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        self.vb.device()
     }
 
     /// Returns the maker under a longer prefix.
-    pub fn at(&self, name: impl ToString) -> Self {
+    pub(super) fn at(&self, name: impl ToString) -> Self {
         Self { vb: self.vb.pp(name), ..self.clone() }
     }
 
@@ -42,7 +55,7 @@ impl<'a> Layers<'a> {
     ///
     /// # Errors
     /// The tensor is missing or has another length.
-    pub fn vector(&self, len: usize, name: &str) -> Result<Tensor> {
+    pub(super) fn vector(&self, len: usize, name: &str) -> Result<Tensor> {
         Ok(self.vb.get(len, name)?)
     }
 
@@ -50,7 +63,7 @@ impl<'a> Layers<'a> {
     ///
     /// # Errors
     /// A tensor is missing or has another shape, or an adapter does not fit.
-    pub fn linear(&self, d_in: usize, d_out: usize, bias: bool, name: &str) -> Result<KronLinear> {
+    pub(super) fn linear(&self, d_in: usize, d_out: usize, bias: bool, name: &str) -> Result<KronLinear> {
         let vb = self.vb.pp(name);
         let Some(blocks) = self.matrix(name, d_out, d_in)? else {
             return Ok(self.inject.linear(d_in, d_out, bias, vb)?);
@@ -64,7 +77,7 @@ impl<'a> Layers<'a> {
     ///
     /// # Errors
     /// The tensor is missing or has another shape.
-    pub fn embedding(&self, count: usize, width: usize, name: &str) -> Result<Embedding> {
+    pub(super) fn embedding(&self, count: usize, width: usize, name: &str) -> Result<Embedding> {
         Ok(match self.matrix(name, count, width)? {
             Some(blocks) => {
                 let table = QuantisedLinear::new(blocks, None)?;
@@ -77,8 +90,8 @@ impl<'a> Layers<'a> {
     /// Returns the blocks of a module's weight, if it is quantised.
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Option<Arc<Blocks>>> {
         let name = format!("{}.weight", self.vb.pp(name).prefix());
-        match self.blocks.get(&name) {
-            Some(blocks) if (blocks.rows(), blocks.columns()) != (rows, columns) => Err(invalid(format!(
+        match self.blocks.and_then(|blocks| blocks.get(&name)) {
+            Some(blocks) if (blocks.rows(), blocks.columns()) != (rows, columns) => Err(Error::msg(format!(
                 "{name} is {} × {}, but the model's configuration makes it {rows} × {columns}",
                 blocks.rows(),
                 blocks.columns()
@@ -90,7 +103,7 @@ impl<'a> Layers<'a> {
 
 /// Vectors of all token ids.
 #[derive(Clone, Debug)]
-pub enum Embedding {
+pub(super) enum Embedding {
     /// A matrix, which full fine-tuning trains.
     Table(candle_nn::Embedding),
     /// A quantised matrix, of which the rows that are asked for are dequantised.

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::{FrozenLinear, KronLinear, LayerDims};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use kron_candle::{FrozenLinear, KronLinear, LayerDims};
 use rayon::prelude::*;
 
 use super::composed;
@@ -21,7 +21,11 @@ const LOGITS: usize = 1 << 25;
 ///
 /// # Errors
 /// The shapes do not fit, a target exceeds the vocabulary, or candle fails.
-pub(in crate::model) fn output_loss(hidden: &Tensor, output: &KronLinear, targets: &[u32]) -> Result<Tensor> {
+pub(in crate::models) fn output_loss(
+    hidden: &Tensor,
+    output: &KronLinear,
+    targets: &[u32],
+) -> Result<Tensor> {
     output_loss_within(LOGITS, hidden, output, targets)
 }
 
@@ -34,7 +38,7 @@ pub(super) fn output_loss_within(
 ) -> Result<Tensor> {
     let base = match output.base() {
         Some(base) if output.delta().is_none() && is_fusable(&[hidden]) => base,
-        _ => return composed::output_loss(&output.forward(hidden, None)?, targets),
+        _ => return composed::output_loss(&output.forward_with(hidden, None)?, targets),
     };
     let (rows, vocabulary) = (hidden.dims2()?.0, base.dims().d_out);
     if rows != targets.len() || targets.iter().any(|&target| target as usize >= vocabulary) {

@@ -9,7 +9,7 @@ use super::slices::{floats, is_fusable, like, map_rows, read};
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+pub(in crate::models) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     match is_fusable(&[x, weight]) {
         true => x.contiguous()?.apply_op2(weight, RmsNorm { eps }),
         false => composed::rms_norm(x, weight, eps),
@@ -20,13 +20,36 @@ pub(in crate::model) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Resul
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn rms_norm_backward(
+pub(in crate::models) fn rms_norm_backward(
     x: &Tensor,
     weight: &Tensor,
     eps: f32,
     dy: &Tensor,
 ) -> Result<Tensor> {
     RmsNorm { eps }.dx(x, weight, &dy.contiguous()?)
+}
+
+/// Computes [`rms_norm`] of each head of x, … × (heads·width), with one weight, width.
+///
+/// # Errors
+/// The width does not divide the last dimension, or candle fails.
+pub(in crate::models) fn head_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let heads = x.reshape(((), weight.elem_count()))?;
+    rms_norm(&heads, weight, eps)?.reshape(x.shape())
+}
+
+/// Returns the gradient of x in [`head_norm`], for float32 tensors on the CPU.
+///
+/// # Errors
+/// candle fails.
+pub(in crate::models) fn head_norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    dy: &Tensor,
+) -> Result<Tensor> {
+    // Rows are as long as the weight, whatever the last dimension is.
+    rms_norm_backward(x, weight, eps, dy)
 }
 
 struct RmsNorm {

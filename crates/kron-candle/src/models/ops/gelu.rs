@@ -11,15 +11,18 @@ use super::slices::{floats, is_fusable, like, read};
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn gelu(x: &Tensor) -> Result<Tensor> {
+pub(in crate::models) fn gelu(x: &Tensor) -> Result<Tensor> {
     if is_fusable(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { composed::gelu(x) }
 }
 
 struct Gelu;
 
+/// Factor of exp(−x²/2) in the derivative of Φ, 1/√(2π).
+pub(super) const DENSITY: f32 = 0.398_942_3;
+
 /// Returns Φ(x), by Abramowitz and Stegun 7.1.26 with an error below 1.5e-7, and exp(−x²/2).
 #[inline(always)]
-fn normal(x: f32) -> (f32, f32) {
+pub(super) fn normal(x: f32) -> (f32, f32) {
     let gauss = exp(-0.5 * x * x);
     let t = 1.0 / (1.0 + 0.327_591_1 * x.abs() * std::f32::consts::FRAC_1_SQRT_2);
     let poly =
@@ -40,7 +43,6 @@ impl CustomOp1 for Gelu {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        const DENSITY: f32 = 0.398_942_3;
         let dy = dy.contiguous()?;
         let (given, dy) = (read(x)?, read(&dy)?);
         let dx = given.par_iter().zip(&*dy).with_min_len(4096).map(|(&x, dy)| {

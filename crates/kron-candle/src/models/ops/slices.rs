@@ -9,7 +9,7 @@ use rayon::prelude::*;
 const ROWS: usize = 32;
 
 /// Returns `true` if the fused ops support all these tensors.
-pub(in crate::model) fn is_fusable(tensors: &[&Tensor]) -> bool {
+pub(in crate::models) fn is_fusable(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32)
 }
 

@@ -9,7 +9,7 @@ use super::slices::{floats, is_fusable, like, map_rows, read};
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+pub(in crate::models) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     match is_fusable(&[x, weight, bias]) {
         true => x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps }),
         false => composed::layer_norm(x, weight, bias, eps),

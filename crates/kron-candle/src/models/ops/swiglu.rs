@@ -14,7 +14,7 @@ const PART: usize = 8192;
 ///
 /// # Errors
 /// The shapes differ, or candle fails.
-pub(in crate::model) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub(in crate::models) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     match is_fusable(&[gate, up]) {
         true => gate.contiguous()?.apply_op2(&up.contiguous()?, Swiglu),
         false => composed::swiglu(gate, up),
@@ -25,7 +25,7 @@ pub(in crate::model) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Tensor; 2]> {
+pub(in crate::models) fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<[Tensor; 2]> {
     let dy = dy.contiguous()?;
     let (g, u, dy) = (read(gate)?, read(up)?, read(&dy)?);
     let (mut dgate, mut dup) = (vec![0.0; g.len()], vec![0.0; g.len()]);

@@ -12,7 +12,7 @@ const PART: usize = 1 << 15;
 ///
 /// # Errors
 /// The shapes differ, or candle fails.
-pub(in crate::model) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub(in crate::models) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     match is_fusable(&[x, y]) && x.dims() == y.dims() {
         true => x.contiguous()?.apply_op2(&y.contiguous()?, Add),
         false => x + y,

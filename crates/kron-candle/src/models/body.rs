@@ -1,11 +1,10 @@
 //! [`Body`]: a pretrained model without its head, and the pooling of its hidden states.
 
-use candle_core::{DType, Tensor};
-use kron_candle::{DropoutKey, KronLinear};
+use crate::{DropoutKey, KronLinear};
+use candle_core::{DType, Error, Result, Tensor};
 
 use super::kv_cache::KvCache;
-use crate::data::Tokens;
-use crate::error::{Result, invalid};
+use super::tokens::Tokens;
 
 /// Attention pattern of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub trait Body {
     /// # Errors
     /// The model cannot do that.
     fn recompute(&mut self) -> Result<()> {
-        Err(invalid("checkpointing is on, but only a decoder's blocks are recomputed"))
+        Err(Error::msg("checkpointing is on, but only a decoder's blocks are recomputed"))
     }
 
     /// Returns the hidden state of the last of some tokens that follow those of the cache, 1 × 1 × hidden, and adds them
@@ -41,7 +40,7 @@ pub trait Body {
     /// # Errors
     /// There is no token, the model has too few positions or is an encoder, or candle fails.
     fn continued(&self, _ids: &[u32], _cache: &mut KvCache) -> Result<Tensor> {
-        Err(invalid("the model predicts no next token: it is an encoder"))
+        Err(Error::msg("the model predicts no next token: it is an encoder"))
     }
 
     /// Returns the layer that maps a hidden state to the logits of the next token; `None` for an encoder.
@@ -52,7 +51,7 @@ pub trait Body {
     /// # Errors
     /// candle fails.
     fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.output().map(|output| output.forward(hidden, None)).transpose()?)
+        Ok(self.output().map(|output| output.forward_with(hidden, None)).transpose()?)
     }
 
     /// Returns the attention pattern.

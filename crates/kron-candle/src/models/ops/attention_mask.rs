@@ -5,24 +5,33 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::data::Segment;
-use crate::model::body::Attention;
+use crate::models::body::Attention;
+use crate::models::tokens::Segment;
 
 /// Attention mask of one forward pass, shared by all blocks.
 #[derive(Clone, Debug)]
-pub(in crate::model) struct AttentionMask {
+pub(in crate::models) struct AttentionMask {
     /// Segments of each row, in the order of their columns.
     rows: Arc<[Vec<Segment>]>,
     /// Number of keys before the first query, which a cache holds.
     past: usize,
     attention: Attention,
+    /// Largest distance of a visible key of the segment itself.
+    reach: Option<usize>,
     /// Mask and positions as tensors, made on first use.
     tensors: Arc<OnceLock<[Tensor; 2]>>,
 }
 
 impl AttentionMask {
     pub fn new(rows: Vec<Vec<Segment>>, past: usize, attention: Attention) -> Self {
-        Self { rows: rows.into(), past, attention, tensors: Arc::default() }
+        Self { rows: rows.into(), past, attention, reach: None, tensors: Arc::default() }
+    }
+
+    /// Makes the mask of texts in rows of their own, of which a token attends to those at most `reach` away.
+    pub fn local(lens: &[usize], reach: usize) -> Self {
+        // Without shared prefixes, so that columns are positions.
+        let rows = lens.iter().enumerate().map(|(row, &len)| vec![Segment::whole(row, len)]).collect();
+        Self { reach: Some(reach), ..Self::new(rows, 0, Attention::Bidirectional) }
     }
 
     /// Returns the column of the first query.
@@ -57,11 +66,16 @@ impl AttentionMask {
 
     /// Returns the keys that a query of a segment attends to: those of the prefix and the segment's own.
     pub fn visible_keys(&self, segment: &Segment, query: usize) -> [Range<usize>; 2] {
+        let column = self.past + query;
         let end = match self.attention {
             Attention::Bidirectional => segment.own.end,
-            Attention::Causal => segment.own.end.min(self.past + query + 1),
+            Attention::Causal => segment.own.end.min(column + 1),
         };
-        [segment.prefix.clone(), segment.own.start..end]
+        let own = match self.reach {
+            None => segment.own.start..end,
+            Some(reach) => segment.own.start.max(column.saturating_sub(reach))..end.min(column + reach + 1),
+        };
+        [segment.prefix.clone(), own]
     }
 
     /// Returns the mask to add to scores, n × 1 × queries × keys, and the positions of the keys, n × keys.

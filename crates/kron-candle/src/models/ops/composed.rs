@@ -5,11 +5,17 @@ use candle_nn::ops;
 
 use super::attention_mask::AttentionMask;
 use super::heads::Heads;
-use crate::model::rope::Rotation;
+use crate::models::rope::Rotation;
 
 /// Computes x·Φ(x), with the error function.
 pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(DType::F32)?.gelu_erf()?.to_dtype(x.dtype())
+}
+
+/// Computes gelu(a)·b of the halves of the last dimension, a before b.
+pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    gelu(&x.narrow(D::Minus1, 0, half)?)? * x.narrow(D::Minus1, half, half)?
 }
 
 /// Computes silu(gate)·up.

@@ -1,24 +1,23 @@
-//! Decoders of the LLaMA family (arXiv 2302.13971), with the tensor names of Hugging Face's checkpoints.
+//! Decoders of the LLaMA family: LLaMA, Mistral, Qwen2 and Qwen3, with the tensor names of Hugging Face's checkpoints.
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use kron_candle::{DropoutKey, KronLinear};
+use crate::{DropoutKey, KronLinear};
+use candle_core::{Device, Error, Result, Tensor};
 
 use super::block::{Block, Pass};
 use super::body::{Attention, Body, detach_in_evaluation};
+use super::decoder_config::DecoderConfig;
 use super::kv_cache::KvCache;
 use super::layers::{Embedding, Layers};
-use super::llama_config::LlamaConfig;
 use super::ops::{AttentionMask, rms_norm};
 use super::rope::Rope;
+use super::tokens::{Segment, Tokens};
 use super::traced_block::{is_traceable, traced_block};
-use crate::data::{Segment, Tokens};
-use crate::error::{Result, invalid};
 
-/// LLaMA or Mistral decoder.
+/// Decoder of any [`DecoderKind`](super::DecoderKind).
 #[derive(Debug)]
-pub struct Llama {
+pub struct Decoder {
     words: Embedding,
     blocks: Vec<Arc<Block>>,
     /// True if a training pass keeps the inputs of its blocks alone.
@@ -31,12 +30,12 @@ pub struct Llama {
     eps: f32,
 }
 
-impl Llama {
+impl Decoder {
     /// Builds the decoder from its layers.
     ///
     /// # Errors
     /// A tensor is missing or has another shape, or an adapter does not fit.
-    pub fn new(config: &LlamaConfig, layers: &Layers, device: &Device) -> Result<Self> {
+    pub fn new(config: &DecoderConfig, layers: &Layers) -> Result<Self> {
         config.check()?;
         let (hidden, vocab, at) = (config.hidden_size, config.vocab_size, layers.at("model"));
         let blocks = (0..config.num_hidden_layers).map(|i| Block::new(config, &at.at(format!("layers.{i}"))));
@@ -50,7 +49,7 @@ impl Llama {
             blocks: blocks.map(|block| block.map(Arc::new)).collect::<Result<_>>()?,
             recomputes: false,
             norm: at.vector(hidden, "norm.weight")?,
-            device: device.clone(),
+            device: layers.device().clone(),
             head,
             rope: Rope::new(config.frequencies()?),
             positions: config.positions(),
@@ -61,20 +60,22 @@ impl Llama {
     fn check_len(&self, len: usize) -> Result<()> {
         if len > self.positions {
             let positions = self.positions;
-            return Err(invalid(format!("a text has {len} tokens, but the model has {positions} positions")));
+            return Err(Error::msg(format!(
+                "a text has {len} tokens, but the model has {positions} positions"
+            )));
         }
         Ok(())
     }
 }
 
 #[cfg(test)]
-impl Llama {
+impl Decoder {
     pub(super) fn blocks(&self) -> &[Arc<Block>] {
         &self.blocks
     }
 }
 
-impl Body for Llama {
+impl Body for Decoder {
     fn hidden(&self, tokens: &Tokens, dropout: Option<DropoutKey>) -> Result<Tensor> {
         self.check_len(tokens.positions())?;
         let mut x = self.words.forward(&tokens.tensor(&self.device)?)?;
@@ -92,7 +93,7 @@ impl Body for Llama {
 
     fn recompute(&mut self) -> Result<()> {
         if !self.blocks.iter().all(|block| is_traceable(block, &self.norm)) {
-            return Err(invalid(
+            return Err(Error::msg(
                 "checkpointing is on, but it recomputes blocks of frozen weights with fused adapters, in float32 on the CPU",
             ));
         }
@@ -104,7 +105,9 @@ impl Body for Llama {
         let (past, len) = (cache.len(), cache.len() + ids.len());
         self.check_len(len)?;
         let Some(last) = ids.len().checked_sub(1) else {
-            return Err(invalid("a text of no token has no last one, but it is what the next token follows"));
+            return Err(Error::msg(
+                "a text of no token has no last one, but it is what the next token follows",
+            ));
         };
         let mut x = self.words.forward(&Tensor::from_slice(ids, (1, ids.len()), &self.device)?)?;
         let mask = AttentionMask::new(vec![vec![Segment::whole(0, len)]], past, Attention::Causal);

@@ -2,7 +2,7 @@
 
 /// Heads of an attention layer, in rows of queries × width and keys × width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::model) struct Heads {
+pub(in crate::models) struct Heads {
     /// Number of query heads, a multiple of `keys`.
     pub queries: usize,
     /// Number of key and value heads; consecutive query heads share one.

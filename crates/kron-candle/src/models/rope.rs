@@ -2,11 +2,10 @@
 
 use std::f64::consts::TAU;
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Error, Result, Tensor};
 use serde::Deserialize;
 
 use super::sizes::within;
-use crate::error::{Result, invalid};
 
 /// Rotary settings of a `config.json`.
 ///
@@ -49,7 +48,7 @@ impl RopeConfig {
                 let trained =
                     positive("original_max_position_embeddings", self.original_max_position_embeddings)?;
                 if high <= low {
-                    return Err(invalid(format!(
+                    return Err(Error::msg(format!(
                         "high_freq_factor of the rotations is {high:?}, but it is above low_freq_factor = {low:?}"
                     )));
                 }
@@ -58,7 +57,7 @@ impl RopeConfig {
                 let fraction = |f: f64| ((trained * f / TAU - low) / (high - low)).clamp(0.0, 1.0);
                 Ok(plain.map(|f| fraction(f) * f + (1.0 - fraction(f)) * f / factor).collect())
             }
-            other => Err(invalid(format!(
+            other => Err(Error::msg(format!(
                 "rope_type is {other}, but default, linear and llama3 are the rotations that are known here"
             ))),
         }
@@ -69,7 +68,7 @@ impl RopeConfig {
 fn positive(name: &str, value: Option<f64>) -> Result<f64> {
     match value {
         Some(value) => within(&format!("{name} of the rotations"), value, 1e-6, 1e9),
-        None => Err(invalid(format!("the rotations lack {name}, which their rope_type needs"))),
+        None => Err(Error::msg(format!("the rotations lack {name}, which their rope_type needs"))),
     }
 }
 
@@ -114,7 +113,7 @@ impl Rotation {
     }
 
     /// Rotates the pairs (i, i + head/2) of x, n × heads × len × head, by the positions of its tokens, n × len.
-    pub fn apply(&self, x: &Tensor, positions: &Tensor) -> candle_core::Result<Tensor> {
+    pub fn apply(&self, x: &Tensor, positions: &Tensor) -> Result<Tensor> {
         let (n, _, len, width) = x.dims4()?;
         let positions = positions.flatten_all()?;
         let table = |table: &Tensor| table.index_select(&positions, 0)?.reshape((n, 1, len, width / 2));

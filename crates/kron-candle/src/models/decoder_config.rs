@@ -1,14 +1,32 @@
-//! Configuration of the LLaMA family.
+//! Configuration of decoders.
 
+use candle_core::{Error, Result};
 use serde::Deserialize;
 
 use super::rope::RopeConfig;
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes, within};
-use crate::error::{Result, invalid};
 
-/// Fields of a LLaMA or Mistral `config.json`.
+/// Kind of a decoder: what its `config.json` leaves unsaid.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum DecoderKind {
+    /// LLaMA (arXiv 2302.13971).
+    #[default]
+    Llama,
+    /// Mistral (arXiv 2310.06825), a LLaMA with a window.
+    Mistral,
+    /// Qwen2 and Qwen2.5 (arXiv 2407.10671): q, k and v have biases.
+    Qwen2,
+    /// Qwen3 (arXiv 2505.09388): each head of q and k is normalised before its rotation.
+    Qwen3,
+}
+
+/// Fields of a decoder's `config.json`.
 #[derive(Clone, Debug, Deserialize)]
-pub struct LlamaConfig {
+pub struct DecoderConfig {
+    /// Kind; by default LLaMA.
+    #[serde(default)]
+    pub model_type: DecoderKind,
     /// Number of token ids.
     pub vocab_size: usize,
     /// Width of a hidden state.
@@ -35,10 +53,10 @@ pub struct LlamaConfig {
     /// Base and scaling of the rotary frequencies in files of transformers 5.
     #[serde(default)]
     pub rope_parameters: Option<Box<RopeConfig>>,
-    /// Width of a head; by default the heads share the hidden width.
+    /// Width of a head; by default the heads share the hidden width, and a Qwen3's are 128 wide.
     #[serde(default)]
     pub head_dim: Option<usize>,
-    /// `true` if q, k, v and o have biases.
+    /// `true` if q, k, v and o have biases; a Qwen2 has those of q, k and v whatever it says.
     #[serde(default)]
     pub attention_bias: bool,
     /// `true` if gate, up and down have biases.
@@ -47,6 +65,9 @@ pub struct LlamaConfig {
     /// Number of tokens that a token attends to; by default all before it.
     #[serde(default)]
     pub sliding_window: Option<usize>,
+    /// `false` if the window is not in use; by default that of a Qwen is not.
+    #[serde(default)]
+    pub use_sliding_window: Option<bool>,
     /// Activation function of the gate.
     #[serde(default = "silu")]
     pub hidden_act: String,
@@ -59,7 +80,7 @@ fn silu() -> String {
     "silu".into()
 }
 
-impl LlamaConfig {
+impl DecoderConfig {
     /// Returns the number of key and value heads.
     pub fn kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
@@ -67,15 +88,31 @@ impl LlamaConfig {
 
     /// Returns the width of a head.
     pub const fn head(&self) -> usize {
-        match self.head_dim {
-            Some(width) => width,
-            None => self.hidden_size / self.num_attention_heads,
+        match (self.head_dim, self.model_type) {
+            (Some(width), _) => width,
+            (None, DecoderKind::Qwen3) => 128,
+            (None, _) => self.hidden_size / self.num_attention_heads,
         }
+    }
+
+    /// Returns `true` if q, k and v have biases, and if o has one.
+    pub(super) const fn attention_biases(&self) -> (bool, bool) {
+        match self.model_type {
+            DecoderKind::Qwen2 => (true, false),
+            _ => (self.attention_bias, self.attention_bias),
+        }
+    }
+
+    /// Returns `true` if the heads of q and k are normalised.
+    pub(super) const fn norms_heads(&self) -> bool {
+        matches!(self.model_type, DecoderKind::Qwen3)
     }
 
     /// Returns the longest text in tokens that fits the positions and the attention window.
     pub fn positions(&self) -> usize {
-        self.max_position_embeddings.min(self.sliding_window.unwrap_or(usize::MAX))
+        let of_qwen = matches!(self.model_type, DecoderKind::Qwen2 | DecoderKind::Qwen3);
+        let window = self.sliding_window.filter(|_| self.use_sliding_window.unwrap_or(!of_qwen));
+        self.max_position_embeddings.min(window.unwrap_or(usize::MAX))
     }
 
     /// Fails if a size is out of range, the heads do not fit the width, or a feature is not supported.
@@ -98,18 +135,22 @@ impl LlamaConfig {
         ])?;
         check_eps("rms_norm_eps", self.rms_norm_eps)?;
         if !heads.is_multiple_of(kv) {
-            return Err(invalid(format!("{heads} query heads are not a multiple of {kv} key heads")));
+            return Err(Error::msg(format!("{heads} query heads are not a multiple of {kv} key heads")));
         }
-        let shared = self.head_dim.is_some() || self.hidden_size.is_multiple_of(heads);
+        let own = self.head_dim.is_some() || self.model_type == DecoderKind::Qwen3;
+        let shared = own || self.hidden_size.is_multiple_of(heads);
         if !shared || self.head() == 0 || !self.head().is_multiple_of(2) {
-            return Err(invalid(format!(
+            return Err(Error::msg(format!(
                 "{heads} heads of width {} on a hidden width of {}: no pairs to rotate",
                 self.head(),
                 self.hidden_size
             )));
         }
         if self.hidden_act != "silu" {
-            return Err(invalid(format!("hidden_act is {}, but a LLaMA's is silu here", self.hidden_act)));
+            return Err(Error::msg(format!(
+                "hidden_act is {}, but a decoder's is silu here",
+                self.hidden_act
+            )));
         }
         self.frequencies().map(drop)
     }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use crate::{Accum, Threads, product};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use kron_candle::{Accum, Threads, product};
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -13,8 +13,8 @@ use super::exp::exp;
 use super::heads::Heads;
 use super::rms_norm::dot;
 use super::slices::{floats, is_fusable, like, read};
-use crate::data::Segment;
-use crate::model::rope::Rotation;
+use crate::models::rope::Rotation;
+use crate::models::tokens::Segment;
 
 /// Number of queries whose scores are computed at once.
 const QUERIES: usize = 64;
@@ -27,7 +27,7 @@ const QUERIES: usize = 64;
 ///
 /// # Errors
 /// The shapes do not fit, or candle fails.
-pub(in crate::model) fn attention(
+pub(in crate::models) fn attention(
     [q, k, v]: [&Tensor; 3],
     heads: Heads,
     rotation: Option<&Rotation>,
@@ -48,7 +48,7 @@ pub(in crate::model) fn attention(
 ///
 /// # Errors
 /// candle fails.
-pub(in crate::model) fn attention_backward(
+pub(in crate::models) fn attention_backward(
     [q, k, v]: [&Tensor; 3],
     heads: Heads,
     rotation: Option<&Rotation>,
@@ -174,7 +174,9 @@ impl Group<'_> {
         let given = self.q.slice(s![rows.clone(), columns.clone()]);
         let mut q = Array2::zeros(given.dim());
         rotate(self.tables, position, 1.0, given, q.view_mut());
-        let (spans, keys) = spans(mask.visible_keys(segment, rows.end - 1));
+        let [_, Range { start, .. }] = mask.visible_keys(segment, first);
+        let [prefix, Range { end, .. }] = mask.visible_keys(segment, rows.end - 1);
+        let (spans, keys) = spans([prefix, start..end]);
         let mut weights = Array2::zeros((rows.len(), keys));
         for Span { keys, weights: columns } in &spans {
             let k = self.k.slice(s![keys.clone(), ..]);
@@ -183,8 +185,10 @@ impl Group<'_> {
         }
         for (query, mut row) in rows.clone().zip(weights.rows_mut()) {
             let Some(row) = row.as_slice_mut() else { continue };
-            let visible = mask.visible_keys(segment, query).map(|keys| keys.len()).iter().sum();
-            softmax(row, visible, heads.scale());
+            let [prefix, own] = mask.visible_keys(segment, query);
+            // A local mask has no prefix, and any other no keys before the visible ones.
+            let hidden = own.start - start;
+            softmax(row, hidden..hidden + prefix.len() + own.len(), heads.scale());
         }
         Ok(Part { rows, columns, position, q, weights, spans })
     }
@@ -204,10 +208,12 @@ fn spans(keys: [Range<usize>; 2]) -> (Vec<Span>, usize) {
     (spans, columns)
 }
 
-/// Replaces scores by their softmax over the first `visible` keys, and the others by 0.
-fn softmax(row: &mut [f32], visible: usize, scale: f32) {
-    let (row, hidden) = row.split_at_mut(visible);
-    hidden.fill(0.0);
+/// Replaces scores by their softmax over the visible keys, and the others by 0.
+fn softmax(row: &mut [f32], visible: Range<usize>, scale: f32) {
+    let (row, after) = row.split_at_mut(visible.end);
+    let (before, row) = row.split_at_mut(visible.start);
+    before.fill(0.0);
+    after.fill(0.0);
     let highest = row.iter().copied().fold(f32::MIN, f32::max);
     row.iter_mut().for_each(|score| *score = exp((*score - highest) * scale));
     let sum: f32 = row.iter().sum();

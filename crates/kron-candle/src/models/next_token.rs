@@ -1,11 +1,10 @@
 //! Loss of a decoder on the next token.
 
-use candle_core::Tensor;
+use candle_core::{Error, Result, Tensor};
 
 use super::body::Body;
 use super::ops::output_loss;
-use crate::data::Tokens;
-use crate::error::{Result, invalid};
+use super::tokens::Tokens;
 
 /// Returns the mean of −log p(token | previous tokens) over the tokens `from[text] ..` of each text, n values.
 ///
@@ -30,13 +29,15 @@ pub fn answer_loss<R: AsRef<[usize]>>(
     scored: &[R],
 ) -> Result<Tensor> {
     let Some(output) = body.output() else {
-        return Err(invalid("the model predicts no next token: it is an encoder"));
+        return Err(Error::msg("the model predicts no next token: it is an encoder"));
     };
     let (mut places, mut targets, mut weights) = (vec![], vec![], vec![]);
     for (i, (text, scored)) in tokens.texts.iter().zip(scored).enumerate() {
         let (len, scored) = (text.count(), scored.as_ref());
         if scored.is_empty() || scored.iter().any(|at| !(1..len).contains(at)) {
-            return Err(invalid(format!("a text of {len} tokens has none to predict at some of its places")));
+            return Err(Error::msg(format!(
+                "a text of {len} tokens has none to predict at some of its places"
+            )));
         }
         for &at in scored {
             places.push(tokens.index(text, at - 1) as u32);

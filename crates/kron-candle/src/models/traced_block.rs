@@ -1,7 +1,7 @@
 //! A decoder's block as one op of candle's graph, with a backward pass of its own.
 //!
 //! ```text
-//! x ─ norm ─ q, k, v ─ attention ─ o ─ (+ x) mid ─ norm ─ gate, up ─ swiglu ─ down ─ (+ mid) y
+//! x ─ norm ─ q, k, v ─ (norms of heads) ─ attention ─ o ─ (+ x) mid ─ norm ─ gate, up ─ swiglu ─ down ─ (+ mid) y
 //! ```
 //!
 //! candle's graph fills a buffer with zeros for every gradient and adds to it; a block has eighteen. Here gradients
@@ -10,8 +10,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::{KronLinear, Trace};
 use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result, Shape, Tensor, bail};
-use kron_candle::{KronLinear, Trace};
 
 use super::block::{Block, Pass};
 use super::ops::{
@@ -40,9 +40,7 @@ pub(super) fn traced_block(block: &Arc<Block>, x: &Tensor, pass: &Pass, keeps: b
 
 /// Returns true if every gradient of the block can be computed here: float32 on the CPU, and no trained weight.
 pub(super) fn is_traceable(block: &Block, x: &Tensor) -> bool {
-    is_fusable(&[x])
-        && block.norms().iter().all(|norm| !norm.track_op())
-        && block.layers().iter().all(|l| l.is_traceable())
+    is_fusable(&[x]) && !block.trains_norms() && block.layers().iter().all(|l| l.is_traceable())
 }
 
 /// Op on (x, all θ of the block): the block's output, which was computed before.
@@ -102,6 +100,7 @@ fn taken<T>(slot: &Mutex<Option<T>>) -> Option<T> {
 /// Results of the forward pass that the backward pass needs.
 struct Kept {
     x: Tensor,
+    /// Before the norms of heads.
     qkv: [Tensor; 3],
     mid: Tensor,
     gate: Tensor,
@@ -120,7 +119,9 @@ impl Kept {
         let (q, of_q) = trace(q, &normed)?;
         let (k, of_k) = trace(k, &normed)?;
         let (v, of_v) = trace(v, &normed)?;
-        let mixed = attention([&q, &k, &v], block.heads(), Some(&pass.rotation), &pass.mask)?;
+        let [normed_q, normed_k] = block.norm_heads([q.clone(), k.clone()])?;
+        let mixed = attention([&normed_q, &normed_k, &v], block.heads(), Some(&pass.rotation), &pass.mask)?;
+        drop((normed_q, normed_k));
         let (mixed, of_o) = trace(o, &mixed)?;
         let mid = add(&mixed, x)?;
         let normed = rms_norm(&mid, norm, block.eps())?;
@@ -152,8 +153,10 @@ impl Kept {
         let dmid = add(&rms_norm_backward(&mid, norm, block.eps(), &add(&by_gate, &by_up)?)?, dy)?;
         drop((by_gate, by_up, mid));
         let (dmixed, o) = inner(of_o, &dmid)?;
-        let [dq, dk, dv] =
-            attention_backward([&q, &k, &v], block.heads(), Some(&pass.rotation), &pass.mask, &dmixed)?;
+        let [normed_q, normed_k] = block.norm_heads([q.clone(), k.clone()])?;
+        let qkv = [&normed_q, &normed_k, &v];
+        let [dq, dk, dv] = attention_backward(qkv, block.heads(), Some(&pass.rotation), &pass.mask, &dmixed)?;
+        let [dq, dk] = block.norm_heads_backward([&q, &k], [dq, dk])?;
         let (by_q, q) = of_q.backward(&dq, wants_dx)?;
         let (by_k, k) = of_k.backward(&dk, wants_dx)?;
         let (by_v, v) = of_v.backward(&dv, wants_dx)?;
@@ -178,21 +181,21 @@ fn inner(trace: Trace, dy: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
 mod tests {
     use std::collections::HashMap;
 
+    use crate::{Dropout, DropoutKey, Inject, KronShape, LayerDims, ScaleRule, Scaling, Split};
     use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
-    use kron_candle::{
-        Dropout, DropoutKey, Inject, KronShape, LayerDims, Operands, ScaleRule, Scaling, Split,
-    };
 
     use super::*;
-    use crate::data::Tokens;
-    use crate::model::body::Body;
-    use crate::model::layers::Layers;
-    use crate::model::{Llama, LlamaConfig};
+    use crate::models::body::Body;
+    use crate::models::layers::Layers;
+    use crate::models::tokens::Tokens;
+    use crate::models::{Decoder, DecoderConfig};
 
-    fn config() -> LlamaConfig {
+    const KINDS: [&str; 3] = ["llama", "qwen2", "qwen3"];
+
+    fn config(kind: &str) -> DecoderConfig {
         serde_json::from_value(serde_json::json!({
-            "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "model_type": kind, "head_dim": 8, "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 64,
             "rms_norm_eps": 1e-5, "tie_word_embeddings": true
         }))
@@ -200,8 +203,13 @@ mod tests {
     }
 
     /// Weights and θ that are equal for equal names.
-    fn llama(targets: &[&str], dropout: f64, fused: bool) -> (Llama, Vec<kron_candle::TrainableDelta>) {
-        let config = config();
+    fn decoder(
+        kind: &str,
+        targets: &[&str],
+        dropout: f64,
+        fused: bool,
+    ) -> (Decoder, Vec<crate::TrainableDelta>) {
+        let config = config(kind);
         let mut tensors = HashMap::new();
         let mut put = |name: String, rows: usize, columns: usize| {
             let seed = name.bytes().map(u64::from).sum::<u64>();
@@ -217,6 +225,15 @@ mod tests {
             let at = |name: &str| format!("model.layers.{i}.{name}.weight");
             for name in ["input_layernorm", "post_attention_layernorm"] {
                 put(at(name), 1, 32);
+            }
+            for (name, len) in [
+                ("self_attn.q_norm", 8),
+                ("self_attn.k_norm", 8),
+                ("self_attn.q_proj.bias", 32),
+                ("self_attn.k_proj.bias", 16),
+                ("self_attn.v_proj.bias", 16),
+            ] {
+                put(at(name).replace(".bias.weight", ".bias"), 1, len);
             }
             for (name, d_out, d_in) in [
                 ("self_attn.q_proj", 32, 32),
@@ -241,9 +258,7 @@ mod tests {
         let inject = inject.with_dropout(Dropout::new(dropout as f32).expect("a probability"));
         let inject = if fused { inject } else { inject.unfused() };
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        let blocks = HashMap::new();
-        let llama = Llama::new(&config, &Layers::new(&inject, vb, &blocks, Operands::Float32), &Device::Cpu)
-            .expect("a model");
+        let decoder = Decoder::new(&config, &Layers::new(&inject, vb)).expect("a model");
         let deltas = inject.finish().expect("every pattern").deltas().to_vec();
         for delta in &deltas {
             // A new adapter's B is zero.
@@ -251,14 +266,14 @@ mod tests {
             let values = Tensor::from_iter((0..n).map(|i| (i * 31 % 17) as f32 / 40.0 - 0.2), &Device::Cpu);
             delta.theta().set(&values.expect("values")).expect("θ");
         }
-        (llama, deltas)
+        (decoder, deltas)
     }
 
     /// Returns the loss' gradients of all θ, as bits would differ from run to run if sums were not ordered.
-    fn gradients(llama: &Llama, deltas: &[kron_candle::TrainableDelta]) -> Vec<Vec<f32>> {
+    fn gradients(decoder: &Decoder, deltas: &[crate::TrainableDelta]) -> Vec<Vec<f32>> {
         let texts: [&[u32]; 3] = [&[1, 2, 3, 4, 5], &[7, 8], &[11, 12, 13]];
         let key = DropoutKey { seed: 3, offset: 1 };
-        let hidden = llama.hidden(&Tokens::new(&texts), Some(key)).expect("states");
+        let hidden = decoder.hidden(&Tokens::new(&texts), Some(key)).expect("states");
         // Padding has no defined state.
         let real =
             Tensor::new(&[[1f32, 1., 1., 1., 1.], [1., 1., 0., 0., 0.], [1., 1., 1., 0., 0.]], &Device::Cpu);
@@ -274,28 +289,39 @@ mod tests {
     /// Adapters on all layers and on some, and blocks without any; the unfused model takes candle's graph.
     #[test]
     fn gradients_are_those_of_candles_graph() {
-        for targets in [&ALL[..], &["v_proj", "down_proj"], &["layers.1.*.k_proj"], &["layers.0.*.gate_proj"]]
-        {
-            let ((traced, ours), (graph, theirs)) = (llama(targets, 0.0, true), llama(targets, 0.0, false));
-            assert!(is_traceable(&traced.blocks()[0], traced.blocks()[0].norms()[0]));
-            assert!(!graph.blocks().iter().all(|block| is_traceable(block, block.norms()[0])));
-            let (ours, theirs) = (gradients(&traced, &ours), gradients(&graph, &theirs));
-            assert_eq!(ours.len(), theirs.len());
-            for (ours, theirs) in ours.iter().zip(&theirs) {
-                let size = theirs.iter().fold(0f32, |size, v| size.max(v.abs()));
-                assert!(size > 1e-6);
-                for (a, b) in ours.iter().zip(theirs) {
-                    assert!((a - b).abs() < 1e-4 * size, "{a} and {b} of {size}");
-                }
+        for kind in KINDS {
+            for targets in
+                [&ALL[..], &["v_proj", "down_proj"], &["layers.1.*.k_proj"], &["layers.0.*.gate_proj"]]
+            {
+                compare_with_graph(kind, targets);
+            }
+        }
+    }
+
+    fn compare_with_graph(kind: &str, targets: &[&str]) {
+        let (traced, ours) = decoder(kind, targets, 0.0, true);
+        let (graph, theirs) = decoder(kind, targets, 0.0, false);
+        assert!(is_traceable(&traced.blocks()[0], traced.blocks()[0].norms()[0]));
+        assert!(!graph.blocks().iter().all(|block| is_traceable(block, block.norms()[0])));
+        let (ours, theirs) = (gradients(&traced, &ours), gradients(&graph, &theirs));
+        assert_eq!(ours.len(), theirs.len());
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let size = theirs.iter().fold(0f32, |size, v| size.max(v.abs()));
+            assert!(size > 1e-6);
+            for (a, b) in ours.iter().zip(theirs) {
+                assert!((a - b).abs() < 1e-4 * size, "{kind}: {a} and {b} of {size}");
             }
         }
     }
 
     #[test]
     fn checkpointing_changes_no_bit() {
-        let ((keeping, ours), (mut recomputing, theirs)) = (llama(&ALL, 0.3, true), llama(&ALL, 0.3, true));
-        recomputing.recompute().expect("a traceable model");
-        assert_eq!(gradients(&keeping, &ours), gradients(&recomputing, &theirs));
-        assert!(llama(&ALL, 0.0, false).0.recompute().is_err());
+        for kind in KINDS {
+            let (keeping, ours) = decoder(kind, &ALL, 0.3, true);
+            let (mut recomputing, theirs) = decoder(kind, &ALL, 0.3, true);
+            recomputing.recompute().expect("a traceable model");
+            assert_eq!(gradients(&keeping, &ours), gradients(&recomputing, &theirs), "{kind}");
+        }
+        assert!(decoder("llama", &ALL, 0.0, false).0.recompute().is_err());
     }
 }

@@ -1,13 +1,13 @@
 //! Values and gradients of the fused ops beside the same functions out of candle's own.
 
+use crate::KronLinear;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::Linear;
-use kron_candle::KronLinear;
 
 use super::*;
-use crate::data::{Segment, Tokens};
-use crate::model::body::Attention;
-use crate::model::rope::{Rope, Rotation};
+use crate::models::body::Attention;
+use crate::models::rope::{Rope, Rotation};
+use crate::models::tokens::{Segment, Tokens};
 
 fn var(shape: &[usize], seed: u64) -> Var {
     let shape = Shape::from(shape);
@@ -63,6 +63,33 @@ fn swiglu_is_the_long_form() {
     agree(&[&gate], &|| swiglu(&gate, &gate), &|| composed::swiglu(&gate, &gate));
 }
 
+#[test]
+fn geglu_is_the_long_form() {
+    let x = var(&[3, 5, 2 * 1021], 2);
+    agree(&[&x], &|| geglu(&x), &|| composed::geglu(&x));
+    assert!(geglu(&x.narrow(2, 0, 7).expect("columns")).expect_err("7").to_string().contains("[3, 5, 7]"));
+}
+
+/// One weight for all heads of a row, which is as wide as several of them.
+#[test]
+fn head_norm_is_the_norm_of_each_head() {
+    let (x, w) = (var(&[2, 7, 3 * 12], 2), var(&[12], 3));
+    let each = || {
+        let heads: Vec<Tensor> = (0..3)
+            .map(|head| composed::rms_norm(&x.narrow(2, 12 * head, 12)?, &w, 1e-5))
+            .collect::<Result<_>>()?;
+        Tensor::cat(&heads, 2)
+    };
+    agree(&[&x, &w], &|| head_norm(&x, &w, 1e-5), &each);
+    let dy = var(&[2, 7, 3 * 12], 5);
+    let dx = head_norm_backward(&x, &w, 1e-5, &dy).expect("a gradient");
+    let sum = each().and_then(|y| (y * dy.as_tensor())?.sum_all()).expect("a sum");
+    let want = sum.backward().expect("gradients").get(&x).expect("of x").clone();
+    let difference = (dx - &want).and_then(|d| d.abs()?.max_all()?.to_scalar::<f32>()).expect("a number");
+    assert!(difference < 2e-5, "{difference}");
+    assert!(head_norm(&x, &var(&[5], 1), 1e-5).is_err());
+}
+
 fn rotation(len: usize, width: usize, dtype: DType) -> Result<Rotation> {
     let frequencies = (0..width / 2).map(|i| 0.3 / (i + 1) as f64).collect();
     let like = Tensor::zeros(1, dtype, &Device::Cpu)?;
@@ -106,6 +133,31 @@ fn attention_is_the_long_form() -> Result<()> {
                     };
                 agree(&[&q, &k, &v], &|| run(attention), &|| run(composed::attention));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Reaches below and above the number of queries that are computed at once, and beyond the text.
+#[test]
+fn local_attention_is_the_long_form() -> Result<()> {
+    let heads = Heads { queries: 4, keys: 2, width: 6 };
+    let (lens, len) = ([211, 3, 150], 211);
+    let sized = |count: usize, seed| var(&[lens.len(), len, count * heads.width], seed);
+    let (q, k, v) = (sized(heads.queries, 1), sized(heads.keys, 2), sized(heads.keys, 3));
+    let turned = rotation(len, heads.width, DType::F32)?;
+    for reach in [1, 40, 64, 100, 300] {
+        let mask = AttentionMask::local(&lens, reach);
+        let run = |of: fn([&Tensor; 3], Heads, Option<&Rotation>, &AttentionMask) -> Result<Tensor>| {
+            without_padding(&of([&q, &k, &v], heads, Some(&turned), &mask)?, &mask)
+        };
+        agree(&[&q, &k, &v], &|| run(attention), &|| run(composed::attention));
+        // The last text's token 75 sees tokens 75 − reach to 75 + reach.
+        let y = run(attention)?.narrow(0, 2, 1)?.narrow(1, 75, 1)?;
+        let grads = y.sqr()?.sum_all()?.backward()?;
+        let of_v = grads.get(&v).expect("a gradient").get(2)?.abs()?.sum(1)?.to_vec1::<f32>()?;
+        for (at, size) in of_v.iter().enumerate() {
+            assert_eq!(*size > 0.0, at < 150 && at.abs_diff(75) <= reach, "reach {reach}, token {at}");
         }
     }
     Ok(())
@@ -205,7 +257,8 @@ fn half_precision_loses_its_roundings_alone() -> Result<()> {
     let heads = Heads { queries: 2, keys: 2, width: 2 };
     type Of<'a> = &'a dyn Fn(&Var) -> Result<Tensor>;
     type Way<'a> = &'a dyn Fn(Of) -> Result<Tensor>;
-    let ways: [(Way, f32); 5] = [
+    let ways: [(Way, f32); 6] = [
+        (&|of| geglu(&of(&x)?)?.repeat((1, 1, 2)), 6.0),
         (&|of| gelu(&of(&x)?), 4.0),
         (&|of| layer_norm(&of(&x)?, &of(&w)?, &of(&b)?, 1e-5), 4.0),
         (&|of| rms_norm(&of(&x)?, &of(&w)?, 1e-5), 4.0),
