@@ -135,7 +135,7 @@ pub fn materialised<E: Element>(p: &Problem<E>, dtype: DType, device: &Device) -
     let x: Tensor<2> = tensor(p.x.iter().map(|v| v.to_f32()), p.x.dim().into(), dtype, device);
     let x = x.require_grad();
     let part = |start: usize, rows: usize, columns: usize| {
-        theta.clone().slice([start..start + rows * columns]).reshape([rows, columns])
+        theta.clone().narrow(0, start, rows * columns).reshape([rows, columns])
     };
     let c = part(s.a_len() + s.b_len(), s.width(), s.c_in());
     let inner = match s.rank() {

@@ -51,7 +51,7 @@ pub trait Body {
     /// # Errors
     /// candle fails.
     fn logits(&self, hidden: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.output().map(|output| output.forward_with(hidden, None)).transpose()?)
+        self.output().map(|output| output.forward_with(hidden, None)).transpose()
     }
 
     /// Returns the attention pattern.
@@ -71,7 +71,7 @@ pub fn pool(attention: Attention, hidden: &Tensor, tokens: &Tokens) -> Result<Te
         }
     }
     let weights = Tensor::from_vec(weights, (tokens.rows(), 1, tokens.len), hidden.device())?;
-    Ok(weights.matmul(&hidden.to_dtype(DType::F32)?)?.squeeze(1)?)
+    weights.matmul(&hidden.to_dtype(DType::F32)?)?.squeeze(1)
 }
 
 /// Detaches a block's output from the autograd graph, unless the pass trains.

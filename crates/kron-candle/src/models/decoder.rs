@@ -88,7 +88,7 @@ impl Body for Decoder {
                 false => detach_in_evaluation(block.forward(&x, &pass, None)?, dropout),
             };
         }
-        Ok(rms_norm(&x, &self.norm, self.eps)?)
+        rms_norm(&x, &self.norm, self.eps)
     }
 
     fn recompute(&mut self) -> Result<()> {
@@ -117,7 +117,7 @@ impl Body for Decoder {
             x = block.forward(&x, &pass, Some(cache))?.detach();
         }
         cache.set_len(len);
-        Ok(rms_norm(&x.narrow(1, last, 1)?, &self.norm, self.eps)?)
+        rms_norm(&x.narrow(1, last, 1)?, &self.norm, self.eps)
     }
 
     fn output(&self) -> Option<&KronLinear> {

@@ -56,7 +56,7 @@ impl<'a> Layers<'a> {
     /// # Errors
     /// The tensor is missing or has another length.
     pub(super) fn vector(&self, len: usize, name: &str) -> Result<Tensor> {
-        Ok(self.vb.get(len, name)?)
+        self.vb.get(len, name)
     }
 
     /// Makes a linear layer.
@@ -66,11 +66,11 @@ impl<'a> Layers<'a> {
     pub(super) fn linear(&self, d_in: usize, d_out: usize, bias: bool, name: &str) -> Result<KronLinear> {
         let vb = self.vb.pp(name);
         let Some(blocks) = self.matrix(name, d_out, d_in)? else {
-            return Ok(self.inject.linear(d_in, d_out, bias, vb)?);
+            return self.inject.linear(d_in, d_out, bias, vb);
         };
         let bias = bias.then(|| vb.get(d_out, "bias")?.to_vec1()).transpose()?;
         let base = Arc::new(QuantisedLinear::new(blocks, bias)?.with_operands(self.operands));
-        Ok(self.inject.wrap_frozen(base, &vb.prefix(), vb.device())?)
+        self.inject.wrap_frozen(base, &vb.prefix(), vb.device())
     }
 
     /// Makes a table of `count` vectors.
