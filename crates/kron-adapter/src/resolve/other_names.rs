@@ -7,14 +7,16 @@ use super::substitution::{Change, Towers, tower};
 use crate::Adapter;
 use crate::lycoris_names::part;
 
+/// Leading parts that the layers' names lost, and those that they got instead. There may be as many as layers.
+type Changes<'a> = HashMap<&'a str, BTreeSet<String>>;
+
 /// Names of an adapter's modules in the model.
 pub(super) struct Renamed<'a, B> {
     base: &'a B,
     layers: HashMap<&'a str, &'a str>,
-    /// Leading parts that the layers' names lost, and those that they got instead.
-    changes: BTreeSet<(&'a str, &'a str)>,
-    /// The same of names whose dots are underscores.
-    flat_changes: BTreeSet<(&'a str, String)>,
+    changes: Changes<'a>,
+    /// Changes of names whose dots are underscores.
+    flat_changes: Changes<'a>,
     /// The model's modules by their names with underscores for dots; `None` for two of one name.
     flat: HashMap<String, Option<&'a str>>,
     towers: Towers<'a>,
@@ -27,14 +29,16 @@ impl<'a, B: BaseModel> Renamed<'a, B> {
     pub(super) fn new(before: &'a Adapter, after: &'a Adapter, base: &'a B) -> Self {
         let pairs = before.layers().iter().zip(after.layers());
         let layers: HashMap<_, _> = pairs.map(|(old, new)| (old.module(), new.module())).collect();
-        let changes = layers.iter().map(|(old, new)| leading(old, new, b'.')).collect();
-        let is_flat = |old: &str| !old.contains('.');
-        let flat_changes = layers.iter().filter(|(old, _)| is_flat(old)).map(|(old, new)| {
-            let new = new.replace('.', "_");
-            let (lost, got) = leading(old, &new, b'_');
-            (lost, got.to_string())
-        });
-        let flat_changes = flat_changes.collect();
+        let (mut changes, mut flat_changes) = (Changes::new(), Changes::new());
+        for (old, new) in &layers {
+            let (lost, got) = leading(old, new, b'.');
+            changes.entry(lost).or_default().insert(got.into());
+            if !old.contains('.') {
+                let new = new.replace('.', "_");
+                let (lost, got) = leading(old, &new, b'_');
+                flat_changes.entry(lost).or_default().insert(got.into());
+            }
+        }
         let mut flat: HashMap<String, Option<&str>> = HashMap::new();
         let modules: BTreeSet<&str> =
             base.tensor_names().filter_map(|name| name.rsplit_once('.')).map(|(module, _)| module).collect();
@@ -67,17 +71,14 @@ impl<'a, B: BaseModel> Renamed<'a, B> {
             return module.into();
         }
         let known = part(module).map(|prefix| module[prefix.len()..].to_string());
-        let as_layers = self.flat_changes.iter();
-        let as_layers =
-            as_layers.filter_map(|(old, new)| Some(format!("{new}{}", module.strip_prefix(old)?)));
+        let as_layers = changed(module, '_', &self.flat_changes);
         let flat = known.into_iter().chain(as_layers).filter(|_| !module.contains('.'));
         let dotted: BTreeSet<&str> = flat.filter_map(|name| *self.flat.get(&name)?).collect();
         if let Some(one) = only(dotted.into_iter()) {
             return one.into();
         }
-        let changed = |(old, new): &(&str, &str)| Some(format!("{new}{}", module.strip_prefix(old)?));
         let changed: BTreeSet<String> =
-            self.changes.iter().filter_map(changed).filter(|module| has(module)).collect();
+            changed(module, '.', &self.changes).filter(|module| has(module)).collect();
         if !changed.is_empty() {
             return only(changed.into_iter()).unwrap_or_else(|| module.into());
         }
@@ -93,6 +94,16 @@ impl<'a, B: BaseModel> Renamed<'a, B> {
 /// Returns the item of an iterator that has one.
 fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
     items.next().filter(|_| items.next().is_none())
+}
+
+/// Returns a module's name after each change of a leading part that ends at a separator.
+fn changed(module: &str, separator: char, changes: &Changes) -> impl Iterator<Item = String> {
+    let ends = module.match_indices(separator).flat_map(|(at, _)| [at, at + 1]);
+    let of = move |at: usize| {
+        let (old, rest) = module.split_at(at);
+        changes.get(old).into_iter().flatten().map(move |new| format!("{new}{rest}"))
+    };
+    [0, module.len()].into_iter().chain(ends).flat_map(of)
 }
 
 /// Returns the parts of two names before their longest common end that begins after a separator in both.
