@@ -23,6 +23,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
+use crate::merging;
 use crate::mutate::mutate;
 
 /// The folder of the packed seeds.
@@ -63,7 +64,7 @@ pub fn unpack(packed: &[u8]) -> (Kind, [&[u8]; 2]) {
 }
 
 /// Writes packed files into `folder`, reads them as the program does, and returns true if they
-/// were accepted. An accepted adapter is also written in every format.
+/// were accepted. An accepted adapter is also written in every format, merged and combined.
 ///
 /// # Panics
 /// A reader panicked, which is what a fuzzer looks for; `folder` cannot be written; or a written
@@ -78,6 +79,11 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
     let diagnosed = |error: kron_adapter::Error, path: &Path| {
         let diagnosis = Diagnosis::of(path, &ReadOptions::default(), error);
         diagnosis.map_or_else(|error| error, |diagnosis| kron_adapter::Error::data(diagnosis.table()))
+    };
+    let is_merged = match kind {
+        Kind::Peft => merging::read_any(folder, packed.len()),
+        Kind::File => merging::read_any(&first, packed.len()),
+        Kind::Config | Kind::Model => false,
     };
     let read = match kind {
         Kind::Peft => kron_adapter::read(folder)
@@ -105,6 +111,7 @@ pub fn read_any(folder: &Path, packed: &[u8]) -> bool {
         assert!(!message.is_empty() && !message.chars().any(char::is_control), "{message:?}");
     })
     .is_ok()
+        || is_merged
 }
 
 /// Packed files with one to three places damaged, by the same seed the same ones.
@@ -211,7 +218,43 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         let name = format!("config-{}", config["model_type"].as_str().unwrap_or_default());
         (name, pack(Kind::Config, &text(&config), &[]))
     }));
+    seeds.extend(extras());
     seeds
+}
+
+/// Adapters that hold more than ΔW, made by PEFT, and a folder with two adapters.
+fn extras() -> impl Iterator<Item = (String, Vec<u8>)> {
+    let read = |path: String| std::fs::read(format!("{}/{path}", merging::EXTRAS)).expect("a golden file");
+    let named = ["a", "default"].into_iter().flat_map(|adapter| {
+        let name = move |part: &str| format!("base_model.model.model.q.lora_{part}.{adapter}.weight");
+        [(name("A"), vec![2, 5]), (name("B"), vec![4, 2])]
+    });
+    let two = file(&named.collect::<Vec<_>>());
+    let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4 });
+    let folders = [
+        "biases",
+        "combine_a",
+        "conv1d",
+        "dora",
+        "dora_conv1d",
+        "dora_embedding",
+        "embedding",
+        "experts",
+        "experts_square",
+        "lora_bias",
+        "tokens",
+    ];
+    let peft = folders.into_iter().map(move |name| {
+        let [config, weights] =
+            ["adapter_config.json", "adapter_model.safetensors"].map(|file| read(format!("{name}/{file}")));
+        (format!("extras-{name}"), pack(Kind::Peft, &config, &weights))
+    });
+    let others = [
+        ("extras-norms".to_string(), pack(Kind::File, &read("norms.safetensors".into()), &[])),
+        ("extras-full".into(), pack(Kind::File, &read("full.safetensors".into()), &[])),
+        ("peft-several".into(), pack(Kind::Peft, &text(&config), &two)),
+    ];
+    peft.chain(others)
 }
 
 fn configs() -> Vec<Value> {

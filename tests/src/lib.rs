@@ -16,6 +16,7 @@ pub mod gguf;
 pub mod guard;
 pub mod hostile;
 pub mod inputs;
+pub mod merging;
 pub mod modules;
 pub mod mutate;
 pub mod notice;

@@ -30,12 +30,21 @@ pub fn structured(rng: &mut impl Rng) -> Vec<u8> {
             pack(Kind::Peft, &config("LOKR", "alpha", (rank, saved), rng), &file(&tensors))
         }
         _ => {
-            let tensors = (0..modules).flat_map(|i| {
-                let name = |part| format!("base_model.model.layers.{i}.q.lora_{part}.weight");
+            let mut tensors = Vec::new();
+            for i in 0..modules {
+                let name = |part| format!("base_model.model.layers.{i}.q.{part}");
                 let (m, n) = (side(rng), side(rng));
-                [(name("A"), vec![changed(rank, rng), n]), (name("B"), vec![m, changed(rank, rng)])]
-            });
-            let mut tensors: Vec<_> = tensors.collect();
+                tensors.push((name("lora_A.weight"), vec![changed(rank, rng), n]));
+                tensors.push((name("lora_B.weight"), vec![m, changed(rank, rng)]));
+                let parts = ["lora_magnitude_vector", "lora_B.bias", "base_layer.bias"];
+                let beyond = parts
+                    .map(|part| (rng.random_range(0..8) == 0).then(|| (name(part), vec![changed(m, rng)])));
+                tensors.extend(beyond.into_iter().flatten());
+            }
+            if rng.random_range(0..8) == 0 {
+                let rows = "base_model.model.layers.0.q.token_adapter.trainable_tokens_delta";
+                tensors.push((rows.into(), vec![side(rng), side(rng)]));
+            }
             tensors.extend(head(rng));
             pack(Kind::Peft, &config("LORA", "lora_alpha", (rank, saved), rng), &file(&tensors))
         }
@@ -70,6 +79,11 @@ fn lokr(prefix: &str, modules: usize, rank: Option<usize>, rng: &mut impl Rng) -
         }
         if prefix.is_empty() && rng.random() {
             tensors.push((format!("layers.{i}.q.alpha"), vec![]));
+            let beyond = [("dora_scale", vec![side(rng), side(rng)]), ("diff", vec![side(rng), side(rng)])];
+            let beyond = beyond.into_iter().chain([("w_norm", vec![side(rng)]), ("diff_b", vec![side(rng)])]);
+            for (part, shape) in beyond.filter(|_| rng.random_range(0..8) == 0) {
+                tensors.push((format!("layers.{i}.q.{part}"), shape));
+            }
         }
     }
     tensors
@@ -92,5 +106,13 @@ fn config(kind: &str, alpha: &str, (rank, saved): (usize, bool), rng: &mut impl 
     let mut fields = json!({ "peft_type": kind, "r": rank, "rank_pattern": patterns(&json!(rank)),
         "alpha_pattern": patterns(&json!(2.5)), "modules_to_save": saved.then_some(["score"]) });
     fields[alpha] = json!(3);
+    fields["use_dora"] = json!(rng.random_range(0..4) == 0);
+    fields["lora_bias"] = json!(rng.random_range(0..4) == 0);
+    if rng.random_range(0..4) == 0 {
+        fields["target_parameters"] = json!(["layers.0.q.gate_up", "layers.0.q.down"]);
+    }
+    if rng.random_range(0..4) == 0 {
+        fields["trainable_token_indices"] = json!({ "layers.0.q": (0..side(rng)).collect::<Vec<_>>() });
+    }
     text(&fields)
 }

@@ -123,8 +123,36 @@ impl<'a> ByTensor<'a> {
     }
 }
 
-/// Returns the rows and columns of a tensor, whose rows lie along its last dimension.
-fn size(shape: &[usize], values: &[f32]) -> (usize, usize) {
+/// Returns the rows and columns of a tensor, whose rows lie along its last dimension. Those of a 1×1 convolution,
+/// d_out × d_in × 1 × 1, are those of its layer.
+fn size(mut shape: &[usize], values: &[f32]) -> (usize, usize) {
+    while let [rest @ .., 1] = shape
+        && rest.len() > 1
+    {
+        shape = rest;
+    }
     let columns = shape.last().copied().unwrap_or(1).max(1);
     (values.len() / columns, columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_has_the_size_of_its_layer() {
+        for (shape, want) in [
+            (&[][..], (1, 1)),
+            (&[6], (1, 6)),
+            (&[3, 2], (3, 2)),
+            (&[3, 2, 1, 1], (3, 2)),
+            (&[6, 1, 1, 1], (6, 1)),
+            (&[2, 3, 1], (2, 3)),
+            (&[4, 3, 2], (12, 2)),
+            (&[3, 0], (0, 1)),
+        ] {
+            let values = vec![0.0; shape.iter().product()];
+            assert_eq!(size(shape, &values), want, "{shape:?}");
+        }
+    }
 }

@@ -57,7 +57,7 @@ pub fn merge(args: &Args) -> Result<Report> {
     let existing = super::existing(args)?;
     let mut gguf = Gguf::open(&args.base)?;
     let tensors = gguf.llama_tensors()?;
-    let inputs = Inputs::new(args, inputs::read(args)?, &tensors)?;
+    let inputs = Inputs::new(inputs::read(args)?, &tensors, args.skip_unsupported)?;
     // Rows are float32 when they are changed.
     let folds = by_tensor(&tensors, &inputs)?;
     if let Some((tensor, _)) = folds.iter().find(|(_, fold)| fold.needs_norms()) {

@@ -74,19 +74,25 @@ pub fn read(args: &Args) -> Result<Vec<Unresolved>> {
 }
 
 impl Inputs {
-    /// Gives the modules of the adapters the model's names.
+    /// Gives the modules of the adapters the model's names. With `skip_unsupported` tensors without a place in
+    /// the model are left out and listed.
     ///
     /// # Errors
     /// An adapter does not match the model, or holds what cannot be merged into it.
-    pub fn new(args: &Args, adapters: Vec<Unresolved>, base: &impl BaseModel) -> Result<Self> {
-        let mut inputs = Self::default();
+    pub fn new(adapters: Vec<Unresolved>, base: &impl BaseModel, skip_unsupported: bool) -> Result<Self> {
+        let (mut inputs, is_alone) = (Self::default(), adapters.len() == 1);
         for adapter in adapters {
-            inputs.add(args, adapter, base)?;
+            inputs.add(adapter, base, (skip_unsupported, is_alone))?;
         }
         Ok(inputs)
     }
 
-    fn add(&mut self, args: &Args, adapter: Unresolved, base: &impl BaseModel) -> Result<()> {
+    fn add(
+        &mut self,
+        adapter: Unresolved,
+        base: &impl BaseModel,
+        (skip_unsupported, is_alone): (bool, bool),
+    ) -> Result<()> {
         let Unresolved { weight, loaded, extras } = adapter;
         let Loaded { path, mut adapter, mut notes, fan_in_fan_out, left_out, .. } = loaded;
         // An adapter without layers changes other tensors alone.
@@ -96,7 +102,7 @@ impl Inputs {
         };
         notes.extend(resolved.notes);
         let (extras, renamed) =
-            resolve_extras(extras, (&adapter, &resolved.adapter), base, args.skip_unsupported)?;
+            resolve_extras(extras, (&adapter, &resolved.adapter), base, skip_unsupported)?;
         notes.extend(renamed);
         adapter = resolved.adapter;
         check_orientation(&path, fan_in_fan_out, &adapter, &extras, base)?;
@@ -104,9 +110,9 @@ impl Inputs {
         let skipped = extras.skipped.iter().cloned();
         self.skipped.extend(skipped.map(|tensor| SkippedTensor { adapter: path.clone(), tensor }));
         self.left_out.extend(left_out);
-        self.notes.extend(match args.adapters.len() {
-            1 => notes,
-            _ => notes.into_iter().map(|note| format!("{path}: {note}")).collect(),
+        self.notes.extend(match is_alone {
+            true => notes,
+            false => notes.into_iter().map(|note| format!("{path}: {note}")).collect(),
         });
         self.all.push(Input { path, weight, adapter, extras });
         Ok(())

@@ -26,6 +26,7 @@ mod rescale;
 mod shard;
 mod tied;
 mod transpose;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -38,7 +39,9 @@ use crate::progress::WriteProgress;
 use crate::{Error, Result, TextOrJson};
 
 pub use args::Args;
+pub use inputs::Unresolved;
 pub use report::Report;
+pub use trial::fold_zeros;
 
 use folds::Folds;
 use inputs::Inputs;
@@ -72,7 +75,7 @@ fn safetensors(args: &Args) -> Result<Report> {
     map::catch_bus_errors()?;
     let adapters = inputs::read(args)?;
     let untied = tied::untie(&mut base, &adapters)?;
-    let mut inputs = Inputs::new(args, adapters, &base)?;
+    let mut inputs = Inputs::new(adapters, &base, args.skip_unsupported)?;
     tied::repeat_tokens(&base, &mut inputs)?;
     let mut notes = copies::check(&base, &inputs)?;
     notes.extend(untied.note);

@@ -193,3 +193,30 @@ fn what_does_not_fit_is_refused() {
     merge(&[&extras("dora"), &a], "changes twice");
     merge(&[&weighted(&extras("biases"), "0.5")], "have none: model.c_attn.bias");
 }
+
+/// Values that one adapter adds to a 1×1 convolution have the rows of another's ΔW.
+#[test]
+fn a_convolution_takes_values_and_a_delta_in_any_order() {
+    let dir = dir();
+    let path = |name: &str| dir.path().join(name);
+    let write = |name: &str, file: &File| std::fs::write(path(name), serialize(file)).unwrap();
+    let diff = File::from([("unet.q.diff".to_string(), tensor(Dtype::F32, &[3, 4, 1, 1], 1))]);
+    write("diff", &diff);
+    let factors = [("unet.q.lora_down.weight", [2, 4, 1, 1], 2), ("unet.q.lora_up.weight", [3, 2, 1, 1], 3)];
+    let lora = factors.map(|(name, shape, seed)| (name.to_string(), tensor(Dtype::F32, &shape, seed)));
+    let lora = File::from(lora);
+    write("lora", &lora);
+    let base = File::from([("unet.q.weight".to_string(), tensor(Dtype::F32, &[3, 4, 1, 1], 4))]);
+    write("base", &base);
+    let [w, d] = [(&base, "unet.q.weight"), (&diff, "unet.q.diff")].map(|(file, name)| values(&file[name]));
+    let [down, up] = factors.map(|(name, ..)| values(&lora[name]));
+    let exact =
+        |at: usize| w[at] + d[at] + (0..2).map(|k| up[at / 4 * 2 + k] * down[k * 4 + at % 4]).sum::<f64>();
+    for (i, order) in [["diff", "lora"], ["lora", "diff"]].into_iter().enumerate() {
+        let out = path(&format!("out{i}"));
+        report(&[&"merge", &path("base"), &path(order[0]), &path(order[1]), &out]);
+        let merged = values(&load(&out)["unet.q.weight"]);
+        let error = apart(&merged, &(0..12).map(exact).collect::<Vec<_>>());
+        assert!(error < 1e-5, "{order:?}: {error}");
+    }
+}
