@@ -55,23 +55,23 @@ static MODEL: LazyLock<BaseTensors> = LazyLock::new(|| {
 /// # Panics
 /// A step panicked, which is what a fuzzer looks for, or refused in more than one sentence.
 pub fn read_any(path: &Path, choice: usize) -> bool {
-    let plain = ReadOptions::default();
-    let needs_name = |error: Error| error.suggestion() == Some(Suggestion::AdapterName);
-    let choice = if read_with(path, &plain).is_err_and(needs_name) { NAMED } else { choice };
-    let [adapter_name, only] = CHOICES[choice % CHOICES.len()].map(|text| text.map(String::from));
-    let chosen = ReadOptions { adapter_name, only };
-    let all = if chosen == plain { vec![plain] } else { vec![plain, chosen] };
+    let (choice, draw) = (choice % CHOICES.len(), choice / CHOICES.len());
+    let (skip_unsupported, root) = (draw.is_multiple_of(2), ["", "tower."][draw / 2 % 2]);
+    let plain = read_whole(path, &ReadOptions::default(), skip_unsupported);
+    let needs_name = |error: &Error| error.suggestion() == Some(Suggestion::AdapterName);
+    let choice = if plain.as_ref().is_err_and(needs_name) { NAMED } else { choice };
+    let [adapter_name, only] = CHOICES[choice].map(|text| text.map(String::from));
+    let options = ReadOptions { adapter_name, only };
+    let chosen = (choice > 0).then(|| match draw / 4 % 2 {
+        0 => read_whole(path, &options, skip_unsupported),
+        _ => read_with(path, &options).map(|loaded| (loaded, Extras::default())),
+    });
     let mut accepted = false;
-    for options in &all {
-        for skip_unsupported in [false, true] {
-            if let Some((loaded, extras)) = checked(read_whole(path, options, skip_unsupported)) {
-                accepted = true;
-                merge(&loaded, &extras, ["", "tower."][choice % 2], skip_unsupported);
-            }
-        }
-        if let Some(loaded) = checked(read_with(path, options)) {
+    for read in [Some(plain), chosen].into_iter().flatten() {
+        if let Some((loaded, extras)) = checked(read) {
             accepted = true;
-            combine_all(&loaded, choice);
+            merge(&loaded, &extras, root, skip_unsupported);
+            combine_all(&loaded, draw);
         }
     }
     accepted
@@ -145,10 +145,10 @@ fn model_of(loaded: &Loaded, extras: &Extras, root: &str) -> BaseTensors {
 }
 
 /// Combines an adapter with itself by every method, under the limits of its file.
-fn combine_all(loaded: &Loaded, choice: usize) {
-    let (adapter, seed) = (&loaded.adapter, choice as u64);
+fn combine_all(loaded: &Loaded, draw: usize) {
+    let (adapter, seed) = (&loaded.adapter, draw as u64);
     let (density, majority) =
-        (0.5, if choice.is_multiple_of(2) { Majority::Total } else { Majority::Frequency });
+        (0.5, if draw.is_multiple_of(2) { Majority::Total } else { Majority::Frequency });
     for method in [
         Method::Cat,
         Method::Linear,

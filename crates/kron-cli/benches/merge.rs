@@ -2,11 +2,11 @@
 //!
 //! `cargo bench -p kron-cli --bench merge -- [FOLDER]`
 //!
-//! Linux only. Like against like: `kron merge` with `cp`, which leave the bytes to the
-//! system, and `kron merge --sync` with `cp` and `sync`, which wait for the disk.
-//! The four run in turn; medians, their ratios and the peak of resident memory are
-//! printed, and a ratio above 2 or a peak above the largest tensor and 200 MB ends
-//! with exit code 1.
+//! Linux only. The adapters are a Kron-LoRA, a LoRA and a DoRA, each on all linear layers. Like against
+//! like: `kron merge` with `cp`, which leave the bytes to the system, and `kron merge --sync` with `cp` and
+//! `sync`, which wait for the disk. The commands run in turn; medians, their ratios and the peak of resident
+//! memory are printed, and a ratio above 2, for DoRA above 4, or a peak above the largest tensor and 200 MB
+//! ends with exit code 1.
 #![forbid(unsafe_code)]
 
 use std::io::{BufWriter, Write};
@@ -15,13 +15,19 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use kron_adapter::{Adapter, IfExists, Layer, ScaleRule, Scaling};
+use kron_adapter::peft::{CONFIG, WEIGHTS};
+use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split, Theta};
-use serde_json::{Map, json};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::{Map, Value, json};
 
-/// Runs of each of the four commands.
+/// Runs of each of the commands.
 const ROUNDS: usize = 9;
 const MAX_RATIO: f64 = 2.0;
+/// DoRA also takes norms of the sums, and rescales them.
+const MAX_DORA_RATIO: f64 = 4.0;
+const RANK: usize = 8;
 /// Bytes of memory beyond the largest tensor.
 const MAX_MEMORY: u64 = 200 << 20;
 
@@ -48,22 +54,27 @@ fn main() -> ExitCode {
         .find(|arg| !arg.starts_with('-'))
         .map_or(std::env::temp_dir(), PathBuf::from);
     let dir = tempfile::tempdir_in(folder).expect("a folder to write to");
-    let [base, adapter, copy, merged] =
-        ["base", "adapter", "copy", "merged"].map(|name| dir.path().join(name));
+    let [base, kron, lora, dora, copy, merged] =
+        ["base", "kron", "lora", "dora", "copy", "merged"].map(|name| dir.path().join(name));
     let weights = weights();
     write_base(&base, &weights).expect("written");
-    write_adapter(&adapter, &weights);
+    let split = |dims| KronShape::kron(dims, Split { a_out: 16, a_in: 2 }, RANK);
+    adapter(&weights, split).write(&kron, IfExists::Refuse).expect("written");
+    write_lora(&lora, &weights, false).expect("written");
+    write_lora(&dora, &weights, true).expect("written");
 
     let cp = || timed(Command::new("cp").args([&base, &copy]));
     let flushed =
         || timed(Command::new("sh").args(["-c", "cp \"$0\" \"$1\" && sync \"$1\""]).args([&base, &copy]));
-    let merge = |options: &[&str]| {
-        let mut kron = Command::new(env!("CARGO_BIN_EXE_kron"));
-        timed(kron.arg("merge").args([&base, &adapter, &merged]).args(options))
+    let merge = |adapter: &Path, options: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kron"));
+        timed(command.arg("merge").args([&base, adapter, &merged]).args(options))
     };
-    let (lazily, durably) = (|| merge(&[]), || merge(&["--sync"]));
-    let runs: [&dyn Fn() -> (Duration, u64); 4] = [&cp, &lazily, &flushed, &durably];
-    let mut times = [const { Vec::new() }; 4];
+    let runs: [&dyn Fn() -> (Duration, u64); 6] =
+        [&cp, &|| merge(&kron, &[]), &|| merge(&lora, &[]), &|| merge(&dora, &[]), &flushed, &|| {
+            merge(&kron, &["--sync"])
+        }];
+    let mut times = [const { Vec::new() }; 6];
     let mut peak = 0;
     for _ in 0..ROUNDS {
         for (run, times) in runs.into_iter().zip(&mut times) {
@@ -77,16 +88,19 @@ fn main() -> ExitCode {
             peak = peak.max(memory);
         }
     }
-    let [cp, lazily, flushed, durably] = times.map(median);
+    let [cp, kron, lora, dora, flushed, durably] = times.map(median);
     let largest = weights.iter().map(|(_, [rows, columns])| 2 * rows * columns).max().unwrap_or(0) as u64;
     println!("{} bytes, medians of {ROUNDS}", base.metadata().map_or(0, |meta| meta.len()));
     let mut within = peak <= largest + MAX_MEMORY;
-    for (what, merge, copy) in
-        [("kron merge / cp", lazily, cp), ("kron merge --sync / cp and sync", durably, flushed)]
-    {
+    for (what, merge, copy, most) in [
+        ("kron merge, Kron-LoRA / cp", kron, cp, MAX_RATIO),
+        ("kron merge, LoRA / cp", lora, cp, MAX_RATIO),
+        ("kron merge, DoRA / cp", dora, cp, MAX_DORA_RATIO),
+        ("kron merge --sync, Kron-LoRA / cp and sync", durably, flushed, MAX_RATIO),
+    ] {
         let ratio = merge.as_secs_f64() / copy.as_secs_f64();
-        within &= ratio <= MAX_RATIO;
-        println!("{what}: {merge:.2?} / {copy:.2?} = {ratio:.2}, at most {MAX_RATIO}");
+        within &= ratio <= most;
+        println!("{what}: {merge:.2?} / {copy:.2?} = {ratio:.2}, at most {most}");
     }
     println!("peak memory: {} MB, at most {} MB", peak >> 20, (largest + MAX_MEMORY) >> 20);
     if within { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -146,15 +160,48 @@ fn write_base(path: &Path, weights: &[(String, [usize; 2])]) -> std::io::Result<
     out.into_inner().map_err(|e| e.into_error())?.sync_all()
 }
 
-fn write_adapter(path: &Path, weights: &[(String, [usize; 2])]) {
-    let scaling = Scaling::new(16.0, 8, ScaleRule::AlphaOverR).expect("a scale");
+/// Makes an adapter of all weights but the embedding.
+fn adapter(
+    weights: &[(String, [usize; 2])],
+    shape: impl Fn(LayerDims) -> kron_core::Result<KronShape>,
+) -> Adapter {
+    let scaling = Scaling::new(16.0, RANK, ScaleRule::AlphaOverR).expect("a scale");
     let layers = weights.iter().skip(1).zip(1..).map(|((name, [rows, columns]), seed)| {
-        let shape =
-            KronShape::kron(LayerDims { d_out: *rows, d_in: *columns }, Split { a_out: 16, a_in: 2 }, 8)
-                .expect("a legal shape");
+        let shape = shape(LayerDims { d_out: *rows, d_in: *columns }).expect("a legal shape");
         let module = name.strip_suffix(".weight").expect("a weight");
         Layer::new(module, scaling, Theta::random(shape, seed)).expect("a module's name")
     });
-    let adapter = Adapter::new(layers.collect()).expect("one layer of each module");
-    adapter.write(path, IfExists::Refuse).expect("written");
+    Adapter::new(layers.collect()).expect("one layer of each module")
+}
+
+/// Writes a LoRA as a PEFT folder; for a DoRA, with a magnitude of each output.
+fn write_lora(folder: &Path, weights: &[(String, [usize; 2])], is_dora: bool) -> std::io::Result<()> {
+    let adapter = adapter(weights, |dims| KronShape::lora(dims, RANK));
+    let format = OutputFormat::Lora(Default::default());
+    kron_adapter::write(&adapter, format, folder, IfExists::Refuse).expect("written");
+    if !is_dora {
+        return Ok(());
+    }
+    let config = folder.join(CONFIG);
+    let mut fields: Map<String, Value> = serde_json::from_slice(&std::fs::read(&config)?)?;
+    fields.insert("use_dora".into(), true.into());
+    std::fs::write(config, serde_json::to_vec(&fields)?)?;
+    let file = folder.join(WEIGHTS);
+    let bytes = std::fs::read(&file)?;
+    let factors = SafeTensors::deserialize(&bytes).expect("what was written");
+    let ones = |len: usize| 1f32.to_le_bytes().repeat(len);
+    let magnitudes: Vec<_> = weights
+        .iter()
+        .skip(1)
+        .map(|(name, [rows, _])| {
+            let module = name.strip_suffix(".weight").expect("a weight");
+            (format!("base_model.model.{module}.lora_magnitude_vector"), ones(*rows))
+        })
+        .collect();
+    let views = magnitudes.iter().map(|(name, bytes)| {
+        let view = TensorView::new(safetensors::Dtype::F32, vec![bytes.len() / 4], bytes);
+        (name.clone(), view.expect("bytes that fit the shape"))
+    });
+    let all: Vec<_> = factors.tensors().into_iter().chain(views).collect();
+    std::fs::write(file, safetensors::serialize(all, None).expect("a file"))
 }

@@ -10,12 +10,12 @@ use crate::adapters::dir;
 use crate::golden::kron;
 
 /// Address space of a command in KiB, beside that of the program's own file.
-const MEMORY: u64 = 200_000_000 >> 10;
+pub(crate) const MEMORY: u64 = 200_000_000 >> 10;
 /// Seconds of one core: one in the release build. The dev profile optimises this program little.
-const SECONDS: u64 = if cfg!(debug_assertions) { 6 } else { 1 };
+pub(crate) const SECONDS: u64 = if cfg!(debug_assertions) { 6 } else { 1 };
 
 /// Runs the program within these limits, and asserts an answer or one short sentence.
-fn run_within(seconds: u64, memory: u64, args: &[&str]) -> Output {
+pub(crate) fn run_within(seconds: u64, memory: u64, args: &[&str]) -> Output {
     let program = kron().get_program().to_owned();
     let memory = memory + (std::fs::metadata(&program).expect("the program").len() >> 10);
     let limits = format!("ulimit -v {memory}; ulimit -t {seconds}; exec \"$@\"");
@@ -34,10 +34,10 @@ fn run_within(seconds: u64, memory: u64, args: &[&str]) -> Output {
 }
 
 /// A tensor's name, rows and columns.
-type Shape = (String, usize, usize);
+pub(crate) type Shape = (String, usize, usize);
 
 /// A safetensors file of float32 numbers near 1.
-fn file(tensors: &[Shape]) -> Vec<u8> {
+pub(crate) fn file(tensors: &[Shape]) -> Vec<u8> {
     let (mut header, mut at) = (String::from("{"), 0);
     for (name, rows, cols) in tensors {
         let end = at + 4 * rows * cols;
@@ -65,7 +65,7 @@ fn lycoris(layers: impl IntoIterator<Item = Vec<(&'static str, usize, usize)>>) 
 }
 
 /// A PEFT folder with the fields of a configuration.
-fn peft(path: &Path, fields: Value, tensors: &[Shape]) {
+pub(crate) fn peft(path: &Path, fields: Value, tensors: &[Shape]) {
     std::fs::create_dir(path).expect("a folder");
     let mut config = json!({ "r": 1 });
     config.as_object_mut().expect("a map").extend(fields.as_object().expect("a map").clone());

@@ -6,6 +6,7 @@ mod choice;
 mod combine;
 mod convert;
 mod costly;
+mod costly_names;
 mod escapes;
 
 mod fit;
