@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use kron_adapter::combine::{Majority, Method, combine};
 use kron_adapter::extras::Extras;
 use kron_adapter::resolve::{
-    BaseTensors, place_change, place_experts, place_layers, place_tokens, place_trained_tensors,
-    resolve_extras, resolve_module_names,
+    BaseTensors, place_change, place_experts, place_layers, place_trained_tensors, resolve_extras,
+    resolve_module_names,
 };
 use kron_adapter::{Error, Loaded, ReadOptions, Suggestion, Tensors, read_whole, read_with};
 use kron_cli::merge::{Unresolved, fold_zeros};
@@ -104,7 +104,6 @@ fn merge(loaded: &Loaded, extras: &Extras, root: &str, skip_unsupported: bool) {
         checked(place_trained_tensors(named, base));
         checked(place_experts(&placed.experts, base));
         placed.changes.iter().for_each(|change| drop(checked(place_change(change, base))));
-        placed.tokens.iter().for_each(|rows| drop(checked(place_tokens(rows, base))));
         let weighted = |weight| Unresolved { weight, loaded: loaded.clone(), extras: extras.clone() };
         checked(fold_zeros(vec![weighted(1.0)], base, skip_unsupported));
         checked(fold_zeros(vec![weighted(0.5), weighted(-2.0)], base, skip_unsupported));
@@ -119,14 +118,14 @@ fn model_of(loaded: &Loaded, extras: &Extras, root: &str) -> BaseTensors {
             .insert(format!("{}.weight", layer.module()), vec![layer.shape().d_out(), layer.shape().d_in()]);
     }
     for trained in loaded.adapter.trained_tensors() {
-        tensors.insert(trained.name().into(), trained.shape().to_vec());
+        let mut shape = trained.shape().to_vec();
+        if let Some(rows) = trained.rows() {
+            shape[0] = rows.iter().max().map_or(1, |row| row.saturating_add(1));
+        }
+        tensors.insert(trained.name().into(), shape);
     }
     for change in &extras.changes {
         tensors.insert(change.tensor(), change.shape().to_vec());
-    }
-    for rows in &extras.tokens {
-        let height = rows.tokens().iter().max().map_or(1, |token| token.saturating_add(1));
-        tensors.insert(format!("{}.weight", rows.module()), vec![height, rows.width()]);
     }
     for stack in &extras.experts {
         let (d_in, d_out, ranks) = stack.sizes();
