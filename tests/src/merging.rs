@@ -119,8 +119,8 @@ fn model_of(loaded: &Loaded, extras: &Extras, root: &str) -> BaseTensors {
     }
     for trained in loaded.adapter.trained_tensors() {
         let mut shape = trained.shape().to_vec();
-        if let Some(last) = trained.rows().and_then(|rows| rows.iter().max()) {
-            shape[0] = last.saturating_add(1);
+        if let Some(rows) = trained.rows() {
+            shape[0] = rows.iter().max().map_or(1, |row| row.saturating_add(1));
         }
         tensors.insert(trained.name().into(), shape);
     }

@@ -36,7 +36,7 @@ fn seeded_damage_never_panics() {
     let (folder, seeds) = (tempfile::tempdir().unwrap(), seeds());
     let mut rng = Pcg64Mcg::seed_from_u64(1);
     let (mut read, mut refused, mut slowest) = (0, 0, Duration::ZERO);
-    for _ in 0..6_000 {
+    for _ in 0..4_000 {
         let packed = damaged(&seeds, &mut rng);
         let begun = Instant::now();
         match read_any(folder.path(), &packed) {
@@ -46,7 +46,7 @@ fn seeded_damage_never_panics() {
         slowest = slowest.max(begun.elapsed());
     }
     // Damage to numbers and texts is not seen, most other damage is: both must have been met.
-    assert!(read > 300 && refused > 2_000, "{read} read, {refused} refused");
+    assert!(read > 200 && refused > 1_300, "{read} read, {refused} refused");
     // A small file cannot keep a reader busy, on however busy a machine.
     assert!(slowest < Duration::from_secs(20), "{slowest:?} for one file");
 }
@@ -57,7 +57,7 @@ fn any_sizes_and_patterns_are_met() {
     let folder = tempfile::tempdir().unwrap();
     let mut rng = Pcg64Mcg::seed_from_u64(2);
     let (mut read, mut refused, mut slowest) = (0, 0, Duration::ZERO);
-    for _ in 0..1_500 {
+    for _ in 0..600 {
         let packed = structured(&mut rng);
         let begun = Instant::now();
         match read_any(folder.path(), &packed) {
@@ -66,7 +66,7 @@ fn any_sizes_and_patterns_are_met() {
         }
         slowest = slowest.max(begun.elapsed());
     }
-    assert!(read > 150 && refused > 500, "{read} read, {refused} refused");
+    assert!(read > 60 && refused > 200, "{read} read, {refused} refused");
     assert!(slowest < Duration::from_secs(20), "{slowest:?} for one file");
 }
 
