@@ -1,145 +1,150 @@
-"""Reads machine code: the loops of a kernel and the instructions that a warp executes in them.
+"""Reads a kernel's machine code: its loops, and the instructions that a warp executes in them.
 
-A warp's path through a kernel is bounded by the longest path that avoids dropout (Philox's
-constants), calls (64-bit division) and code for diverged warps. An inner loop counts once:
-the kernels' main loops contain none but those that docs/KERNELS.md names.
+What a warp executes is taken from above: the longest path through the basic blocks. The path
+leaves out dropout (Philox's constants) and 64-bit divisions (calls), together with the loops
+around them; an inner loop counts once.
 """
 
 import re
 from functools import cache
 
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,6})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);", re.M)
-# Philox4x32's multipliers and key increments, as signed immediates or not.
-PHILOX = re.compile(r"0xd2511f53|0x2daeE0ad|0xcd9e8d57|0x326172a9|0x9e3779b9|0x61c88647|0xbb67ae85|0x4498517b", re.I)
+# Philox4x32's multipliers and key increments, as immediates of either sign.
+PHILOX = re.compile(r"0x(d2511f53|2daee0ad|cd9e8d57|326172a9|9e3779b9|61c88647|bb67ae85|4498517b)", re.I)
 
 
 class Kernel:
-    """Basic blocks of one kernel's machine code."""
+    """The basic blocks of one kernel's machine code, and the edges between them."""
 
     def __init__(self, text: str):
-        self.code = [(int(at, 16), guard or "", op, args) for at, guard, op, args in INSTRUCTION.findall(text)]
-        while len(self.code) > 1 and self.code[-1][2] in ("NOP", "BRA"):
-            self.code.pop()  # padding behind the code
-        index = {at: i for i, (at, *_) in enumerate(self.code)}
-        target = lambda args: next((index[a] for a in (int(t, 16) for t in re.findall(r"0x([0-9a-f]+)", args)[-1:]) if a in index), None)
+        code = [(int(at, 16), guard, op, args) for at, guard, op, args in INSTRUCTION.findall(text)]
+        while code[-1][2] in ("NOP", "BRA"):
+            code.pop()  # padding behind the code
+        index = {at: i for i, (at, *_) in enumerate(code)}
         leaders, jumps = {0}, {}
-        for i, (_, guard, op, args) in enumerate(self.code):
-            name = op.split(".")[0]
-            if name in ("BRA", "EXIT", "RET", "BRX", "JMP"):
-                to = [] if name != "BRA" or op.startswith("BRA.DIV") else [t for t in [target(args)] if t is not None]
-                through = bool(guard) or op.startswith("BRA.DIV") or re.match(r"!?U?P\d", args) is not None
-                jumps[i] = (to, through)
-                leaders |= {*to, i + 1}
-        self.starts = sorted(l for l in leaders if l < len(self.code))
-        block_of = {start: n for n, start in enumerate(self.starts)}
-        ends = [*self.starts[1:], len(self.code)]
-        self.blocks = [self.code[a:b] for a, b in zip(self.starts, ends)]
+        for i, (_, guard, op, args) in enumerate(code):
+            if op.split(".")[0] not in ("BRA", "EXIT", "RET", "BRX", "JMP"):
+                continue
+            # BRA.DIV leads to code for warps whose lanes have diverged.
+            target = re.search(r"0x([0-9a-f]+)\s*$", args) if op.startswith("BRA") and "DIV" not in op else None
+            to = [index[int(target[1], 16)]] if target and int(target[1], 16) in index else []
+            jumps[i] = to, bool(guard) or "DIV" in op or re.match(r"!?U?P\d", args) is not None
+            leaders |= {*to, i + 1}
+        starts = sorted(l for l in leaders if l < len(code))
+        ends = [*starts[1:], len(code)]
+        block_at = {start: n for n, start in enumerate(starts)}
+        self.blocks = [code[a:b] for a, b in zip(starts, ends)]
         self.next = []
         for n, end in enumerate(ends):
             to, through = jumps.get(end - 1, ([], True))
-            self.next.append({block_of[t] for t in to} | ({n + 1} if through and n + 1 < len(self.starts) else set()))
-        self.cold = {n for n, block in enumerate(self.blocks) if any(PHILOX.search(i[3]) or i[2].startswith("CALL") for i in block)}
-        self.chill(frozenset(range(len(self.blocks))), 0)
+            self.next.append({block_at[t] for t in to} | ({n + 1} if through and n + 1 < len(starts) else set()))
+        self.all = frozenset(range(len(self.blocks)))
+        self.cold = frozenset(n for n in self.all if any(PHILOX.search(i[3]) or i[2].startswith("CALL") for i in self.blocks[n]))
+        self.cold |= self.cold_loops(self.all, 0)
 
-    def chill(self, nodes: frozenset, entry: int) -> None:
-        """Takes an inner loop with a cold block and no HMMA as cold altogether."""
+    def cold_loops(self, nodes: frozenset, entry: int) -> frozenset:
+        """Blocks of inner loops with a cold block and no HMMA."""
+        cold = frozenset()
         for header, loop in self.loops(nodes, entry):
-            if not self.has(loop, "HMMA") and loop & self.cold:
-                self.cold |= loop
+            if loop & self.cold and not self.with_op(loop, "HMMA"):
+                cold |= loop
             elif len(loop) > 1:
-                self.chill(loop, header)
+                cold |= self.cold_loops(loop, header)
+        return cold
 
-    def count(self, node: int) -> int:
-        return sum(op != "NOP" for _, _, op, _ in self.blocks[node])
-
-    def has(self, nodes, pattern: str) -> bool:
-        return any(re.match(pattern, op) for n in nodes for _, _, op, _ in self.blocks[n])
-
-    def components(self, nodes: frozenset, entry: int) -> list:
-        """Strongly connected components without the edges back to `entry`, in topological order."""
-        order, low, stack, on, out = {}, {}, [], set(), []
-        edges = lambda n: [m for m in self.next[n] if m in nodes and m != entry]
-
-        def visit(root):
-            work = [(root, iter(edges(root)))]
-            order[root] = low[root] = len(order)
-            stack.append(root), on.add(root)
-            while work:
-                n, successors = work[-1]
-                for m in successors:
-                    if m not in order:
-                        order[m] = low[m] = len(order)
-                        stack.append(m), on.add(m)
-                        work.append((m, iter(edges(m))))
-                        break
-                    if m in on:
-                        low[n] = min(low[n], order[m])
-                else:
-                    work.pop()
-                    if work:
-                        low[work[-1][0]] = min(low[work[-1][0]], low[n])
-                    if low[n] == order[n]:
-                        component = set()
-                        while n not in component:
-                            component.add(stack.pop())
-                        on.difference_update(component)
-                        out.append(frozenset(component))
-
-        visit(entry)
-        return out[::-1]
-
-    def loops(self, nodes=None, entry: int = 0):
-        """Yields (header, nodes) of the outermost loops of a region."""
-        nodes = nodes or frozenset(range(len(self.blocks)))
-        for component in self.components(nodes, entry):
-            if len(component) > 1 or any(n in self.next[n] for n in component if n != entry):
-                outside = nodes - component
-                headers = [m for m in component for n in outside if m in self.next[n]]
-                yield min(headers, default=min(component)), component
+    def with_op(self, nodes, pattern: str) -> frozenset:
+        return frozenset(n for n in nodes if any(re.match(pattern, op) for _, _, op, _ in self.blocks[n]))
 
     @cache
-    def longest(self, nodes: frozenset, entry: int, closes: bool, without=frozenset()) -> int:
-        """Instructions on the longest path from `entry`: back to it, or to an exit."""
-        allowed = nodes - self.cold if entry not in self.cold else nodes
-        loops = {n: (h, c) for h, c in self.loops(allowed, entry) for n in c}
-        best, done = {}, {}
-        for component in self.components(allowed, entry):
-            ahead = max((best[m] for n in component for m in self.next[n] if m in best and m not in component), default=None)
-            ends = any(entry in self.next[n] for n in component) if closes else not set().union(*(self.next[n] for n in component)) & allowed - component
-            done[component] = (ahead, ends)
-        # Components come in topological order, so the sums run from the end.
-        for component in reversed(self.components(allowed, entry)):
-            ahead = max((best[m] for n in component for m in self.next[n] if m in best and m not in component), default=None)
-            ends = any(entry in self.next[n] for n in component) if closes else done[component][1]
-            if ahead is None and not ends:
-                continue
-            node = next(iter(component))
-            if component <= without:
-                own = 0
-            elif node in loops:
-                own = self.longest(component, loops[node][0], True, without)
+    def components(self, nodes: frozenset, entry: int) -> tuple:
+        """Strongly connected components of what `entry` reaches, without edges back to it, in topological order."""
+        order, low, stack, open_, out = {}, {}, [], set(), []
+        edges = lambda n: iter([m for m in sorted(self.next[n]) if m in nodes and m != entry])
+
+        def begin(n):
+            order[n] = low[n] = len(order)
+            stack.append(n), open_.add(n)
+            return n, edges(n)
+
+        work = [begin(entry)]
+        while work:
+            n, successors = work[-1]
+            for m in successors:
+                if m not in order:
+                    work.append(begin(m))
+                    break
+                if m in open_:
+                    low[n] = min(low[n], order[m])
             else:
-                own = self.count(node)
-            for n in component:
-                best[n] = own + max(ahead or 0, 0)
-        return best.get(entry, 0)
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[n])
+                if low[n] == order[n]:
+                    component = set()
+                    while n not in component:
+                        component.add(stack.pop())
+                    open_ -= component
+                    out.append(frozenset(component))
+        return tuple(reversed(out))
+
+    def loops(self, nodes: frozenset, entry: int):
+        """Yields (header, blocks) of the outermost loops of a region that starts at `entry`."""
+        for component in self.components(nodes, entry):
+            n = min(component)
+            if len(component) > 1 or (n in self.next[n] and n != entry):
+                entered = [m for m in component for o in nodes - component if m in self.next[o]]
+                yield min(entered, default=n), component
+
+    @cache
+    def longest(self, nodes: frozenset, entry: int, closes: bool, skip=frozenset(), leave=frozenset()):
+        """Instructions on the longest path from `entry`, back to it if `closes`, else to an exit; None if
+        there is no such path. Takes no block of `leave`, and counts none of `skip`."""
+        nodes -= (self.cold | leave) - {entry}
+        headers = {loop: header for header, loop in self.loops(nodes, entry)}
+        best = {}
+        for component in reversed(self.components(nodes, entry)):
+            after = set().union(*(self.next[n] for n in component))
+            ahead = [best[m] for m in after - component if m in best]
+            if entry in after if closes else not after or any(self.ends(n) for n in component):
+                ahead.append(0)
+            if not ahead:
+                continue
+            if component <= skip:
+                own = 0
+            elif component in headers:
+                own = self.longest(component, headers[component], True, skip, leave) or 0
+            else:
+                own = sum(op != "NOP" for n in component for _, _, op, _ in self.blocks[n])
+            best |= dict.fromkeys(component, own + max(ahead))
+        return best.get(entry)
+
+    def ends(self, n: int) -> bool:
+        return self.blocks[n][-1][2] in ("EXIT", "RET")
 
     def main_loop(self):
-        """The innermost loop with all HMMAs of a loop, or None: (header, nodes)."""
-        found, nodes, entry = None, frozenset(range(len(self.blocks))), 0
-        while inner := [l for l in self.loops(nodes, entry) if self.has(l[1], "HMMA")]:
-            if found and len(inner) > 1:
-                break
-            found = max(inner, key=lambda l: len(l[1]))
-            if inner and sum(self.has([n], "HMMA") for n in found[1]) < sum(self.has([n], "HMMA") for n in nodes) and found is not inner[0]:
-                break
-            entry, nodes = found
-        return found
+        """The innermost loop around all HMMA of some loop, as (header, blocks); None without one."""
+        found, region = None, (0, self.all)
+        while True:
+            inner = [loop for loop in self.loops(region[1], region[0]) if self.with_op(loop[1], "HMMA")]
+            if len(inner) != 1 or (found and self.with_op(found[1], "HMMA") != self.with_op(inner[0][1], "HMMA")):
+                return found
+            found = region = inner[0]
 
-    def step(self):
-        """(instructions of a step of the main loop, those outside it)."""
-        everything, main = frozenset(range(len(self.blocks))), self.main_loop()
+    def step(self, roles: bool, group: int):
+        """Instructions of a warp in one step of the main loop, and outside it; without a loop all are outside.
+
+        With `roles` half of the warps leave out the HMMA that a path can avoid, and one step of `group` has
+        global stores and the copies after the first."""
+        main = self.main_loop()
         if main is None:
-            return 0, self.longest(everything, 0, False)
+            return 0, self.longest(self.all, 0, False)
         header, nodes = main
-        return self.longest(nodes, header, True), self.longest(everything, 0, False, nodes)
+        outside = self.longest(self.all, 0, False, nodes)
+        whole = self.longest(nodes, header, True)
+        if not roles:
+            return whole, outside
+        optional = frozenset(n for n in self.with_op(nodes, "HMMA") if self.longest(nodes, header, True, leave=frozenset({n})) is not None)
+        per_tile = self.with_op(nodes, "STG") | frozenset(sorted(self.with_op(nodes, "LDGSTS"))[1:])
+        usual = self.longest(nodes, header, True, leave=per_tile)
+        other = self.longest(nodes, header, True, leave=per_tile | optional)
+        return round((usual + (whole - usual) / group + other) / 2), outside

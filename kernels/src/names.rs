@@ -19,8 +19,10 @@ pub(crate) enum Tile {
     TensorCore(usize),
     /// The same at small m.
     SmallM(usize),
-    /// The same for few columns of A.
-    Narrow(usize),
+    /// The same for one column of A.
+    OneColumn(usize),
+    /// The same for two columns of A.
+    TwoColumns(usize),
     /// No tile, only float32 elements.
     None,
 }
@@ -54,7 +56,8 @@ pub(crate) fn name(pass: &str, dtype: Dtype, tile: Tile) -> Name {
         Tile::Simt(width) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_t{width}")),
         Tile::TensorCore(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_r{rank}")),
         Tile::SmallM(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_s{rank}")),
-        Tile::Narrow(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_n{rank}")),
+        Tile::OneColumn(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_m{rank}")),
+        Tile::TwoColumns(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_n{rank}")),
         Tile::None => fmt::write(&mut name, format_args!("kron_{pass}")),
     };
     debug_assert!(written.is_ok(), "the longest name, kron_merge_bf16_t64, fits");
@@ -68,7 +71,8 @@ pub fn kernels() -> impl Iterator<Item = Name> {
         TENSOR_CORE_RANKS.into_iter().map(move |rank| name(pass, dtype, tile(rank)))
     };
     let tensor_core = move |dtype| {
-        let narrow = ranks("dy", dtype, Tile::Narrow).take(LOW_RANKS);
+        let narrow = [Tile::OneColumn, Tile::TwoColumns].into_iter();
+        let narrow = narrow.flat_map(move |tile| ranks("dy", dtype, tile).take(LOW_RANKS));
         let small_m = SMALL_M.into_iter().flat_map(move |pass| ranks(pass, dtype, Tile::SmallM));
         TENSOR_CORE
             .into_iter()

@@ -133,30 +133,40 @@ pub mod dy {
     pub const fn resident(rank: usize) -> usize {
         if rank <= 32 { 2 } else { 1 }
     }
-    /// True if the kernel with dT in registers and T in shared memory runs: a low rank, at most two
-    /// columns of A, and room for at least eight rows of A.
-    pub const fn narrow(rank: usize, a_in: usize) -> bool {
-        rank <= 32 && a_in <= 2 && shared_of(rank, a_in, 8, true) <= SHARED_LIMIT
+    /// Returns the columns of A of the kernel that keeps dT in registers and T in shared memory; 0 for the
+    /// kernel of any number of columns. With two columns every group has at least two rows of A.
+    pub const fn columns(rank: usize, a_out: usize, a_in: usize, groups: usize) -> usize {
+        match a_in {
+            1 if narrow(rank, 1) => 1,
+            2 if narrow(rank, 2) && a_out >= 2 * groups => 2,
+            _ => 0,
+        }
     }
-    /// Returns the bytes of dY's stages, U, B, the group's rows of A and sums of dA, and T of two tiles
-    /// or dT's sums.
-    pub const fn shared(rank: usize, a_in: usize, rows_per_group: usize) -> usize {
-        shared_of(rank, a_in, rows_per_group, narrow(rank, a_in))
+    /// True if a low rank leaves room for T and for at least eight rows of A.
+    const fn narrow(rank: usize, a_in: usize) -> bool {
+        rank <= 32 && a_in <= 2 && shared(rank, a_in, 8, a_in) <= SHARED_LIMIT
     }
-    const fn shared_of(rank: usize, a_in: usize, rows_per_group: usize, narrow: bool) -> usize {
+    /// Returns the bytes of dY's stages, U, B, the group's rows of A and sums of dA, and some tiles of T
+    /// or dT's sums: of the kernel for `columns` columns of A.
+    pub const fn shared(rank: usize, a_in: usize, rows_per_group: usize, columns: usize) -> usize {
         let (rows, pairs) = (rows(rank), rows_per_group * a_in);
         let fragments = padded(rank) / 8 * (rows / 16) / 4;
+        let (lanes, last) = match columns {
+            0 => (4, a_in * fragments * V_THREADS * 16),
+            1 => (32, 3 * rows * rank * 4),
+            _ => (32, 2 * 2 * rows * rank * 4),
+        };
         STAGES * rows * COLS * 2
             + (rows + COLS) * pitch(padded(rank))
             + align(pairs * 4)
-            + align(pairs * 4 * if narrow { 32 } else { 4 })
-            + a_in * if narrow { 2 * rows * rank * 4 } else { fragments * V_THREADS * 16 }
+            + align(pairs * 4 * lanes)
+            + last
     }
-    /// Returns the most rows of A in a group whose shared memory fits; 0 if none does.
+    /// Returns the most rows of A in a group whose shared memory fits, whichever kernel runs; 0 if none does.
     pub const fn max_group(rank: usize, a_in: usize) -> usize {
-        let pair = if narrow(rank, a_in) { 33 } else { 5 };
-        // A's rows and dA's sums start on 16-byte boundaries each.
-        SHARED_LIMIT.saturating_sub(shared(rank, a_in, 0) + 32) / (pair * 4 * a_in)
+        // The kernel of fewer columns takes the most. A's rows and dA's sums start on 16-byte boundaries each.
+        let (columns, pair) = if narrow(rank, a_in) { (a_in, 33) } else { (0, 5) };
+        SHARED_LIMIT.saturating_sub(shared(rank, a_in, 0, columns) + 32) / (pair * 4 * a_in)
     }
 }
 
@@ -173,9 +183,9 @@ pub mod dx {
     pub const fn resident(rank: usize) -> usize {
         if rank <= 32 { 2 } else { 1 }
     }
-    /// Returns the tiles of at most 64 rows m: whole tokens, or parts of one.
+    /// Returns the tiles of whole tokens, at most 64 rows m each. No shape that `dy` takes has a token of more.
     pub const fn tiles(rows: usize, a_in: usize) -> usize {
-        if a_in < ROWS { rows.div_ceil(ROWS / a_in) } else { rows * a_in.div_ceil(ROWS) }
+        rows.div_ceil(if a_in < ROWS { ROWS / a_in } else { 1 })
     }
     /// Returns the bytes of X's stages, dT of two tiles in 16 bits and, at small m, scratch for dT's sums.
     pub const fn shared(rank: usize, small_m: bool) -> usize {

@@ -116,7 +116,9 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
     let unnoticed = cases.iter().filter(|(kernel, case)| !fails(kernel, **case)).collect::<Vec<_>>();
     drop(std::panic::take_hook());
     assert!(unnoticed.is_empty(), "of {} kernels: {unnoticed:?}", cases.len());
-    assert!(kernels.into_iter().eq(cases.into_keys()), "a kernel of bf16 that the suite does not run");
+    let run = cases.into_keys().collect::<BTreeSet<_>>();
+    let missing = kernels.difference(&run).collect::<Vec<_>>();
+    assert!(missing.is_empty(), "the suite does not run {missing:?}");
 }
 
 /// Accessor of a factor in a launch's parameters.
@@ -151,13 +153,17 @@ impl Launcher for Swapped<'_> {
 fn the_oracle_notices_swapped_indices_of_every_factor() {
     let tensor_cores = (
         case_by_name("five tokens on tensor cores"),
+        ["down_bf16_r8", "up_bf16_s8", "dy_bf16_n8", "dx_bf16_s8"],
+    );
+    let many_rows = (
+        case_by_name("rank 8, above small m"),
         ["down_bf16_r8", "up_bf16_r8", "dy_bf16_r8", "dx_bf16_r8"],
     );
     let simt =
         (case_by_name("odd everything"), ["down_bf16_t16", "up_bf16_t64", "dy_bf16_t32", "dx_bf16_t32"]);
     std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
     let mut unnoticed = Vec::new();
-    for (case, [down, up, dy, dx]) in [tensor_cores, simt] {
+    for (case, [down, up, dy, dx]) in [tensor_cores, many_rows, simt] {
         let (Sizes { a_out, a_in, b_out, c_in, rank }, merge) = (case.sizes, "merge_bf16_t64");
         let factors: [(_, _, Field, _); 3] = [
             ("A", (a_out, a_in), |p| &mut p.a, [up, dy, merge]),

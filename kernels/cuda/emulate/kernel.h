@@ -9,6 +9,7 @@
 #define KRON_DEVICE inline
 #define KRON_CONSTEXPR constexpr
 #define KRON_UNROLL
+#define KRON_UNROLL_N static_assert(UNROLL > 0, "a number of copies");
 #define KRON_ROLLED
 #define KRON_KERNEL(name, threads)                                                                                     \
   static void name(const KronParams &p);                                                                               \

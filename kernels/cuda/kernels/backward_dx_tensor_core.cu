@@ -24,6 +24,8 @@ template <class E, int R, bool SMALL_M> struct Dx {
   static constexpr int THREADS = 256, ROWS = RowTiles::ROWS, COLS = 128, STAGES = 3;
   static constexpr int RP = padded(R), TILES = RP / 8;
   static constexpr int DT_LEN = ROWS * pitch(RP), PAD = RP > R ? RP - R : 1; // of one tile of dT
+  // At rank 128 no register is left for pointers that advance, nor for old values of dX before they are needed.
+  static constexpr bool ADVANCES = R < 128;
   using X = Pieces<ROWS, COLS, THREADS>;
 
   const KronParams &p;
@@ -43,16 +45,27 @@ template <class E, int R, bool SMALL_M> struct Dx {
   KRON_DEVICE int dx_row(int i) const { return threadIdx.x / 128 * 32 + threadIdx.x % 32 / 4 + 8 * i; }
   KRON_DEVICE int dx_col() const { return k0 + threadIdx.x / 32 % 4 * 32 + threadIdx.x % 4 * 8; }
 
-  /// Starts the copies of a tile of X into a stage, zeros beyond the edges, and goes on to the next tile.
-  KRON_DEVICE void start(int stage, RowTile &tile, bool exists) {
-    if (sums && exists) {
-      const int rows = tile.rows(p, tiles);
+  /// Where this thread's chunk k of a tile of X lies, and its i-th piece of dX.
+  KRON_DEVICE const E *x_at(int tile, int k) const {
+    const int row = piece.row + k * X::STEP;
+    return static_cast<const E *>(p.x) + (tiles.first(tile) + tiles.token(row)) * p.x_stride + tiles.col(p, row) + k0 +
+           8 * piece.chunk;
+  }
+  KRON_DEVICE E *dx_at(int tile, int i) const {
+    const int row = dx_row(i);
+    return static_cast<E *>(p.dx) + (tiles.first(tile) + tiles.token(row)) * p.dx_stride + tiles.col(p, row) + dx_col();
+  }
+
+  /// Starts the copies of a tile of X into a stage, zeros beyond the edges.
+  KRON_DEVICE void start(int stage, int tile, int end) {
+    if (sums && tile < end) {
+      const int rows = tiles.rows(p, tile);
       const bool in_col = k0 + 8 * piece.chunk < k_end;
-      const int64_t step = tile.next(p, tiles, p.x_stride);
+      const int64_t step = tiles.tokens * p.x_stride;
       KRON_UNROLL
       for (int k = 0; k < X::COUNT; ++k) {
         const bool inside = in_col && piece.row + k * X::STEP < rows;
-        cp_async16(xs + stage * ROWS * COLS + piece.at(k), inside ? x[k] : static_cast<const E *>(p.x), inside);
+        cp_async16(xs + stage * ROWS * COLS + piece.at(k), ADVANCES ? x[k] : x_at(tile, k), inside);
         x[k] += step;
       }
     }
@@ -60,32 +73,33 @@ template <class E, int R, bool SMALL_M> struct Dx {
   }
 
   /// Zeroes the dropped elements among those that this thread has copied.
-  KRON_DEVICE void drop(int stage, const RowTile &tile) const {
-    const int rows = tile.rows(p, tiles), k = k0 + 8 * piece.chunk;
+  KRON_DEVICE void drop(int stage, int tile) const {
+    const int rows = tiles.rows(p, tile), k = k0 + 8 * piece.chunk;
     KRON_ROLLED
     for (int i = 0; i < X::COUNT; ++i) {
       const int row = piece.row + i * X::STEP;
       if (row < rows && k < k_end)
-        drop_chunk(p, xs + stage * ROWS * COLS + piece.at(i), tile.token + tiles.token(row),
-                   (tile.j + tiles.j(row)) * p.c_in + k);
+        drop_chunk(p, xs + stage * ROWS * COLS + piece.at(i), tiles.first(tile) + tiles.token(row), tiles.col(p, row) + k);
     }
   }
 
   /// dT of a tile's rows, rounded to E; zeros beyond them.
-  KRON_DEVICE void fill_dt(E *to, const RowTile &tile, int rows) const {
-    if constexpr (SMALL_M) {
+  KRON_DEVICE void fill_dt(E *to, int tile) const {
+    const int rows = tiles.rows(p, tile);
+    const int64_t m0 = tiles.first(tile) * p.a_in;
+    if constexpr (SMALL_M && R < 128) {
       const int count = rows * RP;
       const auto at = [&](int e) -> E & { return to[e / RP * pitch(RP) + e % RP]; };
-      const auto dt = [&](int e, Lane lane) { return e % RP < R ? load_dt(p, tile.m(p) + e / RP, e % RP, lane) : 0.0f; };
-      // At rank 128 lanes would pay only for a single row, and no register is left for them.
-      block_sum(R < 128 ? scratch : nullptr, count, dt, [&](int e, float sum) { at(e) = from_float<E>(sum); });
+      const auto dt = [&](int e, Lane lane) { return e % RP < R ? load_dt(p, m0 + e / RP, e % RP, lane) : 0.0f; };
+      block_sum(scratch, count, dt, [&](int e, float sum) { at(e) = from_float<E>(sum); });
       for (int e = count + threadIdx.x; e < ROWS * RP; e += THREADS) at(e) = from_float<E>(0.0f);
     } else {
-      // Four elements of a row at a time; the columns q ≥ R stay zero.
+      // Four elements of a row at a time. At rank 128 lanes would pay only for a single row, and no register is left for them.
       constexpr int FOURS = ROWS * R / 4;
       const int64_t length = p.rows * p.a_in * R;
-      const float *from = p.dt_parts + tile.m(p) * R + 4 * threadIdx.x;
-      KRON_UNROLL
+      const float *from = p.dt_parts + m0 * R + 4 * threadIdx.x;
+      constexpr int UNROLL = R <= 32 ? 2 : 1; // registers are scarce at high rank
+      KRON_UNROLL_N
       for (int i = 0; i < (FOURS + THREADS - 1) / THREADS; ++i) {
         const int e = int(threadIdx.x) + i * THREADS, row = e / (R / 4);
         if (FOURS < THREADS && e >= FOURS) break;
@@ -97,28 +111,27 @@ template <class E, int R, bool SMALL_M> struct Dx {
   }
 
   /// The old values of this thread's pieces of dX: all loads, before the tile's first store.
-  KRON_DEVICE void load_old(Vec4 (&old)[4], int rows) const {
+  KRON_DEVICE void load_old(Vec4 (&old)[4], int tile, int rows) const {
     KRON_UNROLL
     for (int i = 0; i < 4; ++i) {
       old[i] = {};
-      if (p.accumulate && dx_row(i) < rows && dx_col() < k_end) old[i] = *reinterpret_cast<const Vec4 *>(dx[i]);
+      if (p.accumulate && dx_row(i) < rows && dx_col() < k_end) old[i] = *reinterpret_cast<const Vec4 *>(ADVANCES ? dx[i] : dx_at(tile, i));
     }
   }
 
   /// The dropout masks of this thread's pieces of dX, eight bits each.
-  KRON_DEVICE uint32_t kept(const RowTile &tile) const {
+  KRON_DEVICE uint32_t kept(int tile) const {
     uint32_t keep = 0;
     KRON_ROLLED
     for (int i = 0; i < 4; ++i) {
       const int row = dx_row(i);
-      const int64_t col = int64_t(tile.j + tiles.j(row)) * p.c_in + dx_col();
-      keep |= keep_mask(p, tile.token + tiles.token(row), col / 8) << (8 * i);
+      keep |= keep_mask(p, tiles.first(tile) + tiles.token(row), (tiles.col(p, row) + dx_col()) / 8) << (8 * i);
     }
     return keep;
   }
 
   /// dX of this warp: columns 32·(warp % 4) …, rows 32·(warp / 4) ….
-  KRON_DEVICE void put_dx(const Expand<E, R> &expand, const E *dt, const Vec4 (&old)[4], const RowTile &tile, int rows) const {
+  KRON_DEVICE void put_dx(const Expand<E, R> &expand, const E *dt, const Vec4 (&old)[4], int tile, int rows) const {
     const uint32_t keep = p.threshold ? kept(tile) : 0;
     KRON_UNROLL
     for (int step = 0; step < 2; ++step) {
@@ -126,12 +139,12 @@ template <class E, int R, bool SMALL_M> struct Dx {
       expand.rows(out, dt, threadIdx.x / 128 * 32 + 16 * step);
       KRON_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const int i = 2 * step + half, row = dx_row(i);
+        const int i = 2 * step + half;
         if (p.threshold) {
           KRON_UNROLL
           for (int c = 0; c < 8; ++c) out[half][c] = keep >> (8 * i + c) & 1 ? out[half][c] : 0.0f;
         }
-        if (row < rows && dx_col() < k_end) put8<E>(dx[i], old[i], out[half], p.accumulate);
+        if (dx_row(i) < rows && dx_col() < k_end) put8<E>(ADVANCES ? dx[i] : dx_at(tile, i), old[i], out[half], p.accumulate);
       }
     }
   }
@@ -150,17 +163,12 @@ template <class E, int R, bool SMALL_M> struct Dx {
     xs = shared.take<E>(STAGES * ROWS * COLS);
     us = shared.take<E>(2 * DT_LEN);
     if (SMALL_M) scratch = shared.take<float>(THREADS);
-    RowTile copied(tiles, range.begin), tile = copied;
     KRON_UNROLL
-    for (int k = 0; k < X::COUNT; ++k)
-      x[k] = static_cast<const E *>(p.x) + tile.token * p.x_stride + int64_t(tile.j) * p.c_in +
-             tiles.offset(p, piece.row + k * X::STEP, p.x_stride) + k0 + 8 * piece.chunk;
+    for (int k = 0; k < X::COUNT; ++k) x[k] = x_at(range.begin, k);
     KRON_UNROLL
-    for (int i = 0; i < 4; ++i)
-      dx[i] = static_cast<E *>(p.dx) + tile.token * p.dx_stride + int64_t(tile.j) * p.c_in +
-              tiles.offset(p, dx_row(i), p.dx_stride) + dx_col();
+    for (int i = 0; i < 4; ++i) dx[i] = dx_at(range.begin, i);
     KRON_UNROLL
-    for (int s = 0; s < STAGES - 1; ++s) start(s, copied, range.begin + s < range.end);
+    for (int s = 0; s < STAGES - 1; ++s) start(s, range.begin + s, range.end);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
     Expand<E, R> expand; // C's 32 columns
     const int n0 = k0 + warp % 4 * 32;
@@ -169,32 +177,30 @@ template <class E, int R, bool SMALL_M> struct Dx {
       // The columns q ≥ R, which nothing else writes.
       for (int e = threadIdx.x; R < RP && e < 2 * ROWS * PAD; e += THREADS)
         us[e / PAD * pitch(RP) + R + e % PAD] = from_float<E>(0.0f);
-      fill_dt(us, tile, tile.rows(p, tiles));
+      fill_dt(us, range.begin);
     }
     float dc[TILES][4] = {};
     int stage = 0;
     E *dt = us;
-    for (int t = range.begin; t < range.end; ++t) {
+    for (int tile = range.begin; tile < range.end; ++tile) {
       cp_async_wait<STAGES - 2>();
       if (sums && p.threshold) drop(stage, tile);
       __syncthreads(); // this stage and this tile's dT have arrived for all threads; the last ones have been read by all
-      start(stage == 0 ? STAGES - 1 : stage - 1, copied, t + STAGES - 1 < range.end);
-      const int rows = tile.rows(p, tiles);
+      start(stage == 0 ? STAGES - 1 : stage - 1, tile + STAGES - 1, range.end);
+      const int rows = tiles.rows(p, tile);
       Vec4 old[4];
-      if (puts) load_old(old, rows);
-      RowTile next = tile;
-      const int64_t step = next.next(p, tiles, p.dx_stride);
+      if (ADVANCES && puts) load_old(old, tile, rows);
       if constexpr (SMALL_M) {
-        fill_dt(dt, tile, rows);
+        fill_dt(dt, tile);
         __syncthreads(); // dT has been written
-      } else if (t + 1 < range.end) {
-        fill_dt(dt == us ? us + DT_LEN : us, next, next.rows(p, tiles));
+      } else if (tile + 1 < range.end) {
+        fill_dt(dt == us ? us + DT_LEN : us, tile + 1);
       }
       if (sums) outer<E, R, ROWS, COLS>(dc, xs + stage * ROWS * COLS, 2 * warp, dt);
+      if (!ADVANCES && puts) load_old(old, tile, rows);
       if (puts) put_dx(expand, dt, old, tile, rows);
       KRON_UNROLL
-      for (int i = 0; i < 4; ++i) dx[i] += step;
-      tile = next;
+      for (int i = 0; i < 4; ++i) dx[i] += tiles.tokens * p.dx_stride;
       stage = stage == STAGES - 1 ? 0 : stage + 1;
       if (!SMALL_M) dt = dt == us ? us + DT_LEN : us;
     }

@@ -14,29 +14,32 @@
 //
 // In a step warps 0 … 3 compute V, and from their fragments of it dT and dA, while
 // warps 4 … 7 compute U; then every warp adds to dB, of which it has 16 columns and
-// every q in registers.  Two kernels differ in what they keep where:
+// every q in registers.  The kernels differ in what they keep where:
 //
-//   n… (a_in ≤ 2)   dT in registers; T of two tiles in shared memory, copied like dY
-//   r… (any a_in)   dT in shared memory, where each thread has its own elements; T in L1
+//   m…, n… (a_in = 1, 2)   dT in registers; T in shared memory, copied like dY
+//   r… (any a_in)          dT in shared memory, where each thread has its own elements; T in L1
 #include "tile/tensor_core.cuh"
 
-template <class E, int R, bool NARROW> struct Dy {
+template <class E, int R, int A_IN> struct Dy {
+  static constexpr bool NARROW = A_IN > 0;
+  // Tiles of T at a time.  Copies are two steps ahead: two tiles if a group has a single row, which n… never has.
+  static constexpr int T_TILES = A_IN == 1 ? 3 : 2;
   static constexpr int THREADS = 256, ROWS = R <= 32 ? 64 : 32, COLS = 128, STAGES = 3;
   static constexpr int RP = padded(R), TILES = RP / 8;
   static constexpr int ROLE = 128; // threads that compute V; the others compute U
   // V: a warp has 16 rows and V_TILES fragments along q.
   static constexpr int ROW_TILES = ROWS / 16, V_TILES = TILES * ROW_TILES / 4;
-  static constexpr int A_IN = 2; // of NARROW: the most
   // dA: LANES sums for each element of A, of the four warps and, if NARROW, of eight groups of their lanes.
   static constexpr int LANES = NARROW ? 32 : 4;
   using Piece = Pieces<ROWS, COLS, THREADS>;
 
   const KronParams &p;
+  const int last;             // tokens of the last tile
   const Piece piece;
   E *ys = nullptr;            // dY: [STAGES][ROWS][COLS], swizzled
   E *us = nullptr;            // U_i: [ROWS][R]
   E *bs = nullptr;            // B: [COLS][R]
-  float *ts = nullptr;        // T, if NARROW: [2][ROWS][a_in][R]
+  float *ts = nullptr;        // T, if NARROW: [T_TILES][ROWS][a_in][R]
   float *as = nullptr;        // A: [rows_per_group][a_in]
   float *das = nullptr;       // dA: [rows_per_group][a_in][LANES]
   Float4 *dts = nullptr;      // Σ_i A_ij·V_i, unless NARROW: [a_in][V_TILES][ROLE]
@@ -46,13 +49,23 @@ template <class E, int R, bool NARROW> struct Dy {
   const E *next = nullptr;    // this thread's first chunk
   int next_tile = 0, next_i = 0;
 
-  KRON_DEVICE explicit Dy(const KronParams &params) : p(params) {}
+  KRON_DEVICE explicit Dy(const KronParams &params)
+      : p(params), last(int(params.rows - int64_t(params.tiles - 1) * ROWS)) {}
+
+  KRON_DEVICE int a_in() const { return NARROW ? A_IN : p.a_in; }
+  /// Calls f(j) for the columns j of A.
+  template <class F> KRON_DEVICE void each_j(F f) const {
+    if constexpr (NARROW) {
+      KRON_UNROLL
+      for (int j = 0; j < A_IN; ++j) f(j);
+    } else {
+      KRON_ROLLED
+      for (int j = 0; j < p.a_in; ++j) f(j);
+    }
+  }
 
   /// The tokens of a tile.
-  KRON_DEVICE int tokens(int tile) const {
-    const int64_t left = p.rows - int64_t(tile) * ROWS;
-    return left < ROWS ? int(left) : ROWS;
-  }
+  KRON_DEVICE int tokens(int tile) const { return tile == p.tiles - 1 ? last : ROWS; }
 
   /// Starts the copies of one step of dY and, with a tile's first, of its T; zeros beyond the edges.
   KRON_DEVICE void start(int stage, const TileRange &range) {
@@ -63,7 +76,7 @@ template <class E, int R, bool NARROW> struct Dy {
       KRON_UNROLL
       for (int k = 0; k < Piece::COUNT; ++k) {
         const bool inside = in_col && piece.row + k * Piece::STEP < rows;
-        cp_async16(ys + stage * ROWS * COLS + piece.at(k), inside ? from : static_cast<const E *>(p.dy), inside);
+        cp_async16(ys + stage * ROWS * COLS + piece.at(k), from, inside);
         from += Piece::STEP * p.dy_stride;
       }
       if (NARROW && next_i == 0) copy_t(rows);
@@ -76,52 +89,47 @@ template <class E, int R, bool NARROW> struct Dy {
     cp_async_commit();
   }
 
-  /// Starts the copies of T of the next tile, into the half that its parity names.
+  /// Starts the copies of T of the next tile, into its place among the T_TILES.
   KRON_DEVICE void copy_t(int rows) const {
-    const int row = p.a_in * R, fours = rows * row / 4;
-    const float *from = p.t + int64_t(next_tile) * ROWS * row;
-    float *to = ts + next_tile % 2 * ROWS * row;
+    constexpr int ROW = A_IN * R, FOURS = ROWS * ROW / 4;
+    const float *from = p.t + int64_t(next_tile) * (ROWS * ROW) + 4 * threadIdx.x;
+    float *to = ts + next_tile % T_TILES * (ROWS * ROW) + 4 * threadIdx.x;
     KRON_UNROLL
-    for (int e = 0; e < ROWS * A_IN * R / 4; e += THREADS) {
+    for (int e = 0; e < FOURS; e += THREADS) {
       const int at = e + threadIdx.x;
-      if (at >= ROWS * row / 4) break;
-      cp_async16(to + 4 * at, at < fours ? from + 4 * at : p.t, at < fours);
+      if (FOURS < THREADS && at >= FOURS) break;
+      const bool inside = at < rows * (ROW / 4);
+      cp_async16(to + 4 * e, from + 4 * e, inside);
     }
   }
 
   /// U_i of one tile, rounded to E, by the threads that do not compute V.
   KRON_DEVICE void fill_u(int tile, int i) const {
     constexpr int PAIRS = ROWS * R / 2;
-    const int width = p.a_in * R, rows = tokens(tile);
-    const float *t = NARROW ? ts + tile % 2 * ROWS * width : p.t + int64_t(tile) * ROWS * width;
-    const float *a = as + i * p.a_in;
-    const float first = a[0], second = NARROW && p.a_in > 1 ? a[1] : 0.0f;
+    const int width = a_in() * R, rows = NARROW ? ROWS : tokens(tile);
+    const int row0 = (threadIdx.x - ROLE) / (R / 2), q = threadIdx.x % (R / 2) * 2;
+    const float *t = (NARROW ? ts + tile % T_TILES * ROWS * width : p.t + int64_t(tile) * ROWS * width) + row0 * width + q;
+    const float *a = as + i * a_in();
+    E *to = us + row0 * pitch(RP) + q;
     KRON_UNROLL
     for (int k = 0; k < PAIRS / ROLE; ++k) {
-      const int e = int(threadIdx.x) - ROLE + k * ROLE, row = e / (R / 2), q = e % (R / 2) * 2;
-      const float *at = t + row * width + q;
+      const int row = k * (2 * ROLE / R); // from row0
+      const float *at = t + row * width;
       Float2 u = {};
-      if (NARROW) {
-        const Float2 v = *reinterpret_cast<const Float2 *>(at);
-        u = {first * v.x, first * v.y};
-        if (p.a_in > 1) {
-          const Float2 w = *reinterpret_cast<const Float2 *>(at + R);
-          u = {__fmaf_rn(second, w.x, u.x), __fmaf_rn(second, w.y, u.y)};
-        }
-      } else if (row < rows) {
-        for (int j = 0; j < p.a_in; ++j, at += R) {
-          const Float2 v = *reinterpret_cast<const Float2 *>(at);
+      if (row0 + row < rows) {
+        each_j([&](int j) {
+          const Float2 v = *reinterpret_cast<const Float2 *>(at + j * R);
           u = {__fmaf_rn(a[j], v.x, u.x), __fmaf_rn(a[j], v.y, u.y)};
-        }
+        });
       }
-      *reinterpret_cast<uint32_t *>(us + row * pitch(RP) + q) = pack<E>(u.x, u.y);
+      *reinterpret_cast<uint32_t *>(to + row * pitch(RP)) = pack<E>(u.x, u.y);
     }
   }
 
   /// T of row `row`, block j and columns q, q + 1 for dA; zeros beyond the tile's tokens.
   KRON_DEVICE Float2 t_at(int tile, int rows, int row, int j, int q) const {
-    const int at = (row * p.a_in + j) * R + q;
-    if (NARROW) return *reinterpret_cast<const Float2 *>(ts + tile % 2 * ROWS * p.a_in * R + at);
+    const int at = (row * a_in() + j) * R + q;
+    if (NARROW) return *reinterpret_cast<const Float2 *>(ts + tile % T_TILES * ROWS * a_in() * R + at);
     if (row >= rows || q >= R) return {};
     return *reinterpret_cast<const Float2 *>(p.t + int64_t(tile) * ROWS * p.a_in * R + at);
   }
@@ -146,17 +154,17 @@ template <class E, int R, bool NARROW> struct Dy {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     KRON_UNROLL
     for (int mask = 1; mask < 32 / (LANES / 4); mask *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-    float *at = das + (i * p.a_in + j) * LANES + (NARROW ? 8 * warp + lane / 4 : warp);
+    float *at = das + (i * a_in() + j) * LANES + (NARROW ? 8 * warp + lane / 4 : warp);
     if (lane % (NARROW ? 4 : 32) == 0) *at += sum;
   }
 
   /// Writes two rows of a fragment of dT as this block's part; applies s and κ.
   KRON_DEVICE void put_dt(float *out, int rows, int row, int j, int q, const Float4 &dt) const {
     const float s = p.scale * p.keep_scale;
-    float *at = out + (int64_t(row) * p.a_in + j) * R + q;
+    float *at = out + (row * a_in() + j) * R + q;
     if (q >= R) return;
     if (row < rows) *reinterpret_cast<Float2 *>(at) = {s * dt.x, s * dt.y};
-    if (row + 8 < rows) *reinterpret_cast<Float2 *>(at + int64_t(8) * p.a_in * R) = {s * dt.z, s * dt.w};
+    if (row + 8 < rows) *reinterpret_cast<Float2 *>(at + 8 * a_in() * R) = {s * dt.z, s * dt.w};
   }
 
   KRON_DEVICE static void add(Float4 &sum, float a, const float (&v)[4]) {
@@ -181,7 +189,7 @@ template <class E, int R, bool NARROW> struct Dy {
     bs = shared.take<E>(COLS * pitch(RP));
     as = shared.take<float>(p.rows_per_group * p.a_in);
     das = shared.take<float>(p.rows_per_group * p.a_in * LANES);
-    if (NARROW) ts = shared.take<float>(2 * ROWS * p.a_in * R);
+    if (NARROW) ts = shared.take<float>(T_TILES * ROWS * A_IN * R);
     else dts = shared.take<Float4>(p.a_in * V_TILES * ROLE);
     KRON_UNROLL
     for (int s = 0; s < STAGES - 1; ++s) start(s, range);
@@ -195,7 +203,7 @@ template <class E, int R, bool NARROW> struct Dy {
       if (e % RP >= R) us[e / RP * pitch(RP) + e % RP] = from_float<E>(0.0f);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
     const int row0 = warp % ROW_TILES * 16, v0 = warp % 4 / ROW_TILES * V_TILES, q = 8 * v0 + h;
-    Float4 narrow_dt[A_IN][V_TILES] = {};
+    Float4 narrow_dt[NARROW ? A_IN : 1][V_TILES] = {};
     if (!NARROW && threadIdx.x < ROLE)
       for (int e = threadIdx.x; e < p.a_in * V_TILES * ROLE; e += ROLE) dts[e] = {};
     float db[TILES][4] = {};
@@ -206,36 +214,21 @@ template <class E, int R, bool NARROW> struct Dy {
       start(stage == 0 ? STAGES - 1 : stage - 1, range);
       if (threadIdx.x < ROLE) {
         const int rows = tokens(tile), part = group * p.col_tiles + col;
-        float *out = p.dt_parts + (int64_t(part) * p.rows + int64_t(tile) * ROWS) * p.a_in * R;
+        float *out = p.dt_parts + (int64_t(part) * p.rows + int64_t(tile) * ROWS) * a_in() * R;
         float v[V_TILES][4] = {};
         multiply<E, RP, COLS / 16>(v, bs, 8 * v0, [&](uint32_t (&a)[4], int k) {
           load_a16<COLS>(a, ys + stage * ROWS * COLS, row0, 2 * k);
         });
-        if (NARROW) {
+        each_j([&](int j) {
+          if (p.a) add_da(i, j, dot(v, tile, rows, row0 + g, j, q));
           KRON_UNROLL
-          for (int j = 0; j < A_IN; ++j) {
-            if (j >= p.a_in) break;
-            if (p.a) add_da(i, j, dot(v, tile, rows, row0 + g, j, q));
-            KRON_UNROLL
-            for (int t = 0; t < V_TILES; ++t) {
-              add(narrow_dt[j][t], as[i * p.a_in + j], v[t]);
-              if (i != count - 1) continue;
-              put_dt(out, rows, row0 + g, j, q + 8 * t, narrow_dt[j][t]);
-              narrow_dt[j][t] = {};
-            }
+          for (int t = 0; t < V_TILES; ++t) {
+            Float4 *at = NARROW ? &narrow_dt[NARROW ? j : 0][t] : dts + (j * V_TILES + t) * ROLE + threadIdx.x, dt = *at;
+            add(dt, as[i * a_in() + j], v[t]);
+            if (i == count - 1) put_dt(out, rows, row0 + g, j, q + 8 * t, dt), dt = {};
+            *at = dt;
           }
-        } else {
-          for (int j = 0; j < p.a_in; ++j) {
-            if (p.a) add_da(i, j, dot(v, tile, rows, row0 + g, j, q));
-            KRON_UNROLL
-            for (int t = 0; t < V_TILES; ++t) {
-              Float4 *at = dts + (j * V_TILES + t) * ROLE + threadIdx.x, dt = *at;
-              add(dt, as[i * p.a_in + j], v[t]);
-              if (i == count - 1) put_dt(out, rows, row0 + g, j, q + 8 * t, dt), dt = {};
-              *at = dt;
-            }
-          }
-        }
+        });
       } else {
         fill_u(tile, i);
       }
@@ -255,13 +248,15 @@ template <class E, int R, bool NARROW> struct Dy {
       }
     }
     if (!p.a) return;
-    __syncthreads(); // every warp's sum of dA has been written
+    // Every warp's sum of dA was written before the last barrier.
     for (int e = threadIdx.x; e < count * p.a_in; e += THREADS)
       p.da_parts[(int64_t(z * p.col_tiles + col) * p.a_out + i0) * p.a_in + e] = load_sum(das + e * LANES, LANES, 1, 0);
   }
 };
 
-#define KRON_DY(E, R) KRON_KERNEL_RESIDENT(kron_dy_##E##_r##R, 256, R <= 32 ? 2 : 1) { Dy<E, R, false>(p).run(); }
-#define KRON_DY_NARROW(E, R) KRON_KERNEL_RESIDENT(kron_dy_##E##_n##R, 256, 2) { Dy<E, R, true>(p).run(); }
+#define KRON_DY(E, R) KRON_KERNEL_RESIDENT(kron_dy_##E##_r##R, 256, R <= 32 ? 2 : 1) { Dy<E, R, 0>(p).run(); }
+#define KRON_DY_NARROW(E, R)                                                                                           \
+  KRON_KERNEL_RESIDENT(kron_dy_##E##_m##R, 256, 2) { Dy<E, R, 1>(p).run(); }                                           \
+  KRON_KERNEL_RESIDENT(kron_dy_##E##_n##R, 256, 2) { Dy<E, R, 2>(p).run(); }
 KRON_TENSOR_CORE(KRON_DY)
 KRON_TENSOR_CORE_LOW(KRON_DY_NARROW)

@@ -25,19 +25,22 @@ template <class E, int R> struct Down {
 
   const KronParams &p;
   const X piece;
-  E *xs = nullptr;         // [STAGES][ROWS][COLS], swizzled
-  float *cs = nullptr;     // [STAGES][padded(R)][C_PITCH]
-  int64_t m0 = 0;          // first row of this block
-  int k0 = 0, k1 = 0;      // its columns
-  int rows = 0;            // of the tile
+  E *xs = nullptr;               // [STAGES][ROWS][COLS], swizzled
+  float *cs = nullptr;           // [STAGES][padded(R)][C_PITCH]
+  int64_t m0 = 0, token0 = 0;    // first row of this block, and its token
+  int j0 = 0, inverse = 0;       // its j, and ⌈2¹⁶ / a_in⌉
+  int k0 = 0, k1 = 0;            // its columns
+  int rows = 0;                  // of the tile
   const E *x[X::COUNT] = {};     // this thread's chunks of X at the next column to copy
   const float *c = nullptr;      // this thread's first piece of C at that column
 
   KRON_DEVICE explicit Down(const KronParams &params) : p(params) {}
 
-  /// The token and j of row `row` of the tile; 32-bit, because a tile is short.
-  KRON_DEVICE int64_t token(int row) const { return m0 / p.a_in + uint32_t(m0 % p.a_in + row) / uint32_t(p.a_in); }
-  KRON_DEVICE int j(int row) const { return int(uint32_t(m0 % p.a_in + row) % uint32_t(p.a_in)); }
+  /// The tokens between row 0 and row `row` of the tile, without a division.
+  KRON_DEVICE int tokens(int row) const { return p.a_in < ROWS ? (j0 + row) * inverse >> 16 : int(j0 + row >= p.a_in); }
+  KRON_DEVICE int64_t token(int row) const { return token0 + tokens(row); }
+  /// The column of X at which a row starts.
+  KRON_DEVICE int64_t col(int row) const { return int64_t(j0 + row - tokens(row) * p.a_in) * p.c_in; }
 
   /// Starts the copies of the next 64 columns, from k, into a stage; zeros beyond the edges.
   KRON_DEVICE void start(int stage, int k) {
@@ -46,7 +49,7 @@ template <class E, int R> struct Down {
       KRON_UNROLL
       for (int i = 0; i < X::COUNT; ++i) {
         const bool inside = in_col && piece.row + i * X::STEP < rows;
-        cp_async16(xs + stage * ROWS * COLS + piece.at(i), inside ? x[i] : static_cast<const E *>(p.x), inside);
+        cp_async16(xs + stage * ROWS * COLS + piece.at(i), x[i], inside);
         x[i] += COLS;
       }
       // C: 16 lanes a row, THREADS / 16 rows at a time.
@@ -56,7 +59,7 @@ template <class E, int R> struct Down {
       KRON_UNROLL
       for (int q = 0; q < padded(R); q += STEP) {
         const bool inside = q0 + q < R && k + col < k1;
-        cp_async16(cs + (stage * padded(R) + q0 + q) * C_PITCH + col, inside ? from : p.c, inside);
+        cp_async16(cs + (stage * padded(R) + q0 + q) * C_PITCH + col, from, inside);
         from += int64_t(STEP) * p.c_in;
       }
       c += COLS;
@@ -70,7 +73,7 @@ template <class E, int R> struct Down {
     for (int i = 0; i < X::COUNT; ++i) {
       const int row = piece.row + i * X::STEP;
       if (row < rows && k + 8 * piece.chunk < k1)
-        drop_chunk(p, xs + stage * ROWS * COLS + piece.at(i), token(row), int64_t(j(row)) * p.c_in + k + 8 * piece.chunk);
+        drop_chunk(p, xs + stage * ROWS * COLS + piece.at(i), token(row), col(row) + k + 8 * piece.chunk);
     }
   }
 
@@ -96,12 +99,13 @@ template <class E, int R> struct Down {
     cs = shared.take<float>(STAGES * padded(R) * C_PITCH);
     const int slice = int(blockIdx.x % p.t_splits);
     m0 = int64_t(blockIdx.x / p.t_splits) * ROWS;
+    token0 = m0 / p.a_in, j0 = int(m0 - token0 * p.a_in), inverse = (0xffff + p.a_in) / p.a_in;
     rows = p.rows * p.a_in - m0 < ROWS ? int(p.rows * p.a_in - m0) : ROWS;
     k0 = slice * p.t_slice, k1 = p.c_in - k0 < p.t_slice ? p.c_in : k0 + p.t_slice;
     KRON_UNROLL
     for (int i = 0; i < X::COUNT; ++i) {
       const int row = piece.row + i * X::STEP;
-      x[i] = static_cast<const E *>(p.x) + token(row) * p.x_stride + int64_t(j(row)) * p.c_in + k0 + 8 * piece.chunk;
+      x[i] = static_cast<const E *>(p.x) + token(row) * p.x_stride + col(row) + k0 + 8 * piece.chunk;
     }
     c = p.c + int64_t(threadIdx.x / (COLS / 4)) * p.c_in + k0 + threadIdx.x % (COLS / 4) * 4;
     KRON_UNROLL
@@ -155,6 +159,14 @@ template <class E, int R> KRON_DEVICE void fill_u(const KronParams &p, E *us, in
       if (e % padded(R) >= R) us[e / padded(R) * pitch(padded(R)) + e % padded(R)] = from_float<E>(0.0f);
 }
 
+/// Sums T's parts into T for the tokens n0 … n0 + tokens − 1.
+template <int R> KRON_DEVICE void put_t4(const KronParams &p, int64_t n0, int tokens) {
+  const int64_t width = int64_t(p.a_in) * R, first = n0 * width;
+  KRON_ROLLED
+  for (int e = 4 * threadIdx.x; e < tokens * width; e += 4 * blockDim.x)
+    *reinterpret_cast<Float4 *>(p.t + first + e) = load_sum4(p.t_parts + first + e, p.t_splits, p.rows * width, true);
+}
+
 template <class E, int R, bool SMALL_M> KRON_DEVICE void up(const KronParams &p) {
   constexpr int THREADS = 256, ROWS = 64, WARP_COLS = 32;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -190,10 +202,11 @@ template <class E, int R, bool SMALL_M> KRON_DEVICE void up(const KronParams &p)
         },
         [&](int e, float u) { u_at(e) = from_float<E>(u); });
     for (int e = tokens * padded(R) + threadIdx.x; e < ROWS * padded(R); e += blockDim.x) u_at(e) = from_float<E>(0.0f);
+    if (p.t_splits > 1 && col == 0) put_t(p, scratch + THREADS, n0, tokens);
   } else {
     fill_u<E, R>(p, us, n0, tokens, i);
+    if (p.t_splits > 1 && col == 0) put_t4<R>(p, n0, tokens);
   }
-  if (p.t_splits > 1 && col == 0) put_t(p, SMALL_M ? scratch + THREADS : nullptr, n0, tokens);
   Expand<E, R> expand; // B's 32 columns
   expand.load([&](int n, int q) { return b0 + n < b_end ? p.b[int64_t(b0 + n) * R + q] : 0.0f; });
   __syncthreads();

@@ -7,6 +7,7 @@
 #define KRON_DEVICE __device__ __forceinline__
 #define KRON_CONSTEXPR __host__ __device__ constexpr
 #define KRON_UNROLL _Pragma("unroll")
+#define KRON_UNROLL_N _Pragma("unroll UNROLL") // a constant of that name
 #define KRON_ROLLED _Pragma("unroll 1")
 // The emulator notes the call site of every collective; the device has no use for it.
 #define KRON_SITE

@@ -1,58 +1,25 @@
-// Tiles of at most 64 rows m = (token, j) of X or dX, so that the addresses of a thread's
-// rows advance from tile to tile by one amount: no division in a main loop.
-//
-//   a_in ≤ 64   a tile has 64 / a_in whole tokens
-//   a_in > 64   a tile has up to 64 rows j of one token
+// Tiles of whole tokens of X or dX: the rows m = (token, j) of 64 / a_in tokens, where a_in ≤ 64.
+// A thread's rows have the same token and j in every tile, counted from the tile's first row, so
+// their addresses advance by one amount: no division in a main loop.
 #pragma once
 #include "device.cuh"
 
 struct RowTiles {
   static constexpr int ROWS = 64;
-  int tokens, width; // of a whole tile: tokens, and rows j of each
-  int token_tiles;   // tiles of one token
-  int inverse;       // ⌈2¹⁶ / width⌉
+  int tokens;  // of a whole tile
+  int inverse; // ⌈2¹⁶ / a_in⌉
+  int last;    // rows of the last tile
 
-  KRON_DEVICE explicit RowTiles(const KronParams &p)
-      : tokens(p.a_in < ROWS ? ROWS / p.a_in : 1), width(p.a_in < ROWS ? p.a_in : ROWS),
-        token_tiles((p.a_in + ROWS - 1) / ROWS), inverse((0xffff + width) / width) {}
+  KRON_DEVICE explicit RowTiles(const KronParams &p) : tokens(ROWS / p.a_in), inverse((0xffff + p.a_in) / p.a_in) {
+    last = int(p.rows - first(p.tiles - 1)) * p.a_in;
+  }
 
-  /// The token and j of row 0 … 63 of a tile, counted from the tile's first.
+  /// The token of row 0 … 63, counted from its tile's first.
   KRON_DEVICE int token(int row) const { return row * inverse >> 16; }
-  KRON_DEVICE int j(int row) const { return row - token(row) * width; }
-  /// Element offset of a row from its tile's first.
-  KRON_DEVICE int64_t offset(const KronParams &p, int row, int64_t stride) const {
-    return token(row) * stride + int64_t(j(row)) * p.c_in;
-  }
-};
-
-/// A tile of rows, and the way to the next.
-struct RowTile {
-  int64_t token; // of the tile's first row
-  int j;
-
-  KRON_DEVICE RowTile(const RowTiles &tiles, int index)
-      : token(int64_t(index) * tiles.tokens), j(0) {
-    if (tiles.token_tiles > 1) token = index / tiles.token_tiles, j = index % tiles.token_tiles * RowTiles::ROWS;
-  }
-  /// The tile's first row m.
-  KRON_DEVICE int64_t m(const KronParams &p) const { return token * p.a_in + j; }
-  /// The tile's rows.
-  KRON_DEVICE int rows(const KronParams &p, const RowTiles &tiles) const {
-    if (tiles.token_tiles > 1) return p.a_in - j < RowTiles::ROWS ? p.a_in - j : RowTiles::ROWS;
-    return (p.rows - token < tiles.tokens ? int(p.rows - token) : tiles.tokens) * tiles.width;
-  }
-  /// Goes on to the next tile; returns the distance to it in elements.
-  KRON_DEVICE int64_t next(const KronParams &p, const RowTiles &tiles, int64_t stride) {
-    if (tiles.token_tiles == 1) {
-      token += tiles.tokens;
-      return tiles.tokens * stride;
-    }
-    if (j + RowTiles::ROWS < p.a_in) {
-      j += RowTiles::ROWS;
-      return int64_t(RowTiles::ROWS) * p.c_in;
-    }
-    const int64_t back = int64_t(j) * p.c_in;
-    ++token, j = 0;
-    return stride - back;
-  }
+  /// The column of X at which row 0 … 63 of a tile starts.
+  KRON_DEVICE int col(const KronParams &p, int row) const { return (row - token(row) * p.a_in) * p.c_in; }
+  /// The first token of a tile.
+  KRON_DEVICE int64_t first(int tile) const { return int64_t(tile) * tokens; }
+  /// The rows of a tile: less than 64 where a_in is no power of two, and at the end.
+  KRON_DEVICE int rows(const KronParams &p, int tile) const { return tile == p.tiles - 1 ? last : tokens * p.a_in; }
 };

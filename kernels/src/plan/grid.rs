@@ -37,13 +37,14 @@ impl Chip {
     /// Returns the bytes of work of the busiest multiprocessor: `steps` steps of `step` bytes in each
     /// block, and its share of the parts that the grid leaves to the next kernel.
     pub fn cost(self, grid: usize, steps: usize, step: usize, parts: usize) -> u128 {
+        // In quarters of a block. Fewer blocks than fit leave a multiprocessor waiting for a third of the time.
         let turns = if grid <= self.slots {
-            grid.div_ceil(self.processors)
+            (4 * grid.div_ceil(self.processors)).max(3 * self.resident)
         } else {
-            grid.div_ceil(self.slots) * self.resident
+            4 * grid.div_ceil(self.slots) * self.resident
         };
         let block = steps as u128 * step as u128 + START as u128;
-        turns as u128 * block + parts as u128 / self.processors as u128
+        turns as u128 * block / 4 + parts as u128 / self.processors as u128
     }
 }
 

@@ -171,7 +171,10 @@ impl<'a> Planner<'a> {
         let mut best = (u128::MAX, shape.c_in());
         for target in chip.targets() {
             let wanted = (target / tiles).clamp(1, shape.c_in().div_ceil(columns));
-            let slice = shape.c_in().div_ceil(wanted).next_multiple_of(columns);
+            // Equal slices: the last is at most one stage shorter.
+            let slice_of = |wanted| shape.c_in().div_ceil(wanted).next_multiple_of(columns);
+            let equal = |slice: usize| (shape.c_in() - 1) % slice + 1 + columns > slice - columns;
+            let Some(slice) = (1..=wanted).rev().map(slice_of).find(|&slice| equal(slice)) else { continue };
             let slices = shape.c_in().div_ceil(slice);
             let step = step_bytes(2 * ROWS * columns, 4 * (90 + 4 * r));
             // Parts of T are written once, and read by the column tiles of `up`.

@@ -5,7 +5,7 @@ use super::cost;
 use super::grid::{Chip, divisors, step_bytes, widths};
 use super::planner::{MAX_CHUNKS, Planner};
 use crate::names::Tile;
-use crate::tiles::{self, ROWS, SHARED_LIMIT, SMALL_M};
+use crate::tiles::{self, ROWS, SMALL_M};
 use kron_core::{KronShape, Result};
 
 /// The division of `dy`'s work.
@@ -54,7 +54,7 @@ impl Planner<'_> {
         let sums = (n * shape.a_in()).min(ROWS) * tiles::padded(r);
         let parts = cost::parts(work, n * shape.t_row(), sums).min(self.one_wave() / chunks);
         let mut group = shape.a_out().div_ceil(parts.div_ceil(cols).clamp(1, shape.a_out()));
-        while group > 1 && tiles::dy::shared(r, shape.a_in(), group) > SHARED_LIMIT {
+        while group > tiles::dy::max_group(r, shape.a_in()) {
             group = group.div_ceil(2);
         }
         let groups = shape.a_out().div_ceil(group);
@@ -105,9 +105,9 @@ impl Planner<'_> {
             self.plan.da = self.reserve(by.chunks * cols.tiles, shape.a_len());
         }
         self.plan.db = self.reserve(by.chunks * by.groups, shape.b_len());
-        let tile =
-            if tiles::dy::narrow(r, shape.a_in()) { Tile::Narrow(r) } else { Tile::TensorCore(r) };
-        let shared = tiles::dy::shared(r, shape.a_in(), group);
+        let columns = tiles::dy::columns(r, shape.a_out(), shape.a_in(), by.groups);
+        let tile = [Tile::TensorCore(r), Tile::OneColumn(r), Tile::TwoColumns(r)][columns];
+        let shared = tiles::dy::shared(r, shape.a_in(), group, columns);
         self.step("dy", tile, &[by.groups, by.chunks], tiles::dy::THREADS, shared, cols)?;
         self.set_tiles(n.div_ceil(tiles::dy::rows(r)), by.chunks, tiles::dy::resident(r))
     }
