@@ -54,11 +54,17 @@ def kernels(text: str, heading: str):
             yield arch, re.match(r"\w+", body)[0], body
 
 
-def division(kernel: Kernel):
-    """The first instruction of a division between the first and the last HMMA, or None."""
-    code = [i for block in kernel.blocks for i in block]
-    at = [n for n, i in enumerate(code) if i[2].startswith("HMMA")]
-    return next((i[2] for i in code[at[0] : at[-1]] if re.match(r"CALL|I2F|MUFU\.RCP", i[2])), None)
+def division(kernel: Kernel, arch: str):
+    """The first instruction of a division in the main loop, or None; without a loop between the first and last HMMA."""
+    if main := kernel.main_loop():
+        code = [i for n in main[1] for i in kernel.blocks[n]]
+    else:
+        code = [i for block in kernel.blocks for i in block]
+        at = [n for n, i in enumerate(code) if i[2].startswith("HMMA")]
+        code = code[at[0] : at[-1]]
+    # Older architectures also call the code for diverged warps.
+    pattern = r"CALL|I2F|MUFU\.RCP" if arch == "sm_90a" else r"I2F|MUFU\.RCP"
+    return next((i[2] for i in code if re.match(pattern, i[2])), None)
 
 
 def late_load(kernel: Kernel) -> bool:
@@ -127,8 +133,9 @@ def main() -> None:
                 kernel = Kernel(code)
                 if arch == "sm_90a":
                     codes[name] = kernel
-            if match and match[3] != "t":
-                if found := division(kernel):
+            # At small m a block takes a step or two, after sums that divide.
+            if match and match[3] not in "ts":
+                if found := division(kernel, arch):
                     faults.append(f"{arch} {name}: {found} between its products")
                 if match[1] == "dx" and match[3] == "r" and late_load(kernel):
                     faults.append(f"{arch} {name}: loads of old dX after a store")

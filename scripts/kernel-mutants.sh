@@ -30,7 +30,7 @@ up adds zeros (SIMT)|kernels/forward_simt.cu|s/p\.scale \* sum, p\.accumulate/0.
 merge adds zeros|kernels/merge.cu|s/factor \* bc\[e\]/0.0f/
 A's indices are swapped|tile/operands.cuh|s/p\.a\[int64_t\(i\) \* p\.a_in \+ j\]/p.a[int64_t(j) * p.a_out + i]/
 A is assumed to be square|tile/operands.cuh|s/p\.a\[int64_t\(i\) \* p\.a_in \+ j\]/p.a[int64_t(i) * p.a_out % (p.a_out * p.a_in) + j]/
-B's indices are swapped (up, tensor cores)|kernels/forward_tensor_core.cu|s/p\.b\[int64_t\(b0 \+ n\) \* R \+ q\]/p.b[(int64_t(q) * p.b_out + b0 + n) % (int64_t(p.b_out) * R)]/
+B's indices are swapped (up, tensor cores)|kernels/forward_tensor_core.cu|s/p\.b\[\(b0 \+ n\) \* R \+ q\]/p.b[(int64_t(q) * p.b_out + b0 + n) % (int64_t(p.b_out) * R)]/
 dC is stored transposed (tensor cores)|kernels/backward_dx_tensor_core.cu|s/out \+ int64_t\(q\) \* p\.c_in \+ k/out + int64_t(k) * R + q/
 a fragment's rows are swapped|tile/tensor_core.cuh|s/out\[0\]\[2 \* t\] = d\[t\]\[0\]/out[0][2 * t] = d[t][2]/
 the swizzle of a read is off|tile/tensor_core.cuh|s/swizzled<COLS>\(m0 \+ lane % 16, chunk \+ lane \/ 16\)/swizzled<COLS>(m0 + lane % 16, chunk + lane \/ 16 * 0)/

@@ -14,7 +14,8 @@ const LAYERS: [(&str, usize, usize); 4] =
 const PASSES: [(&str, Pass); 2] = [("forward", Pass::Forward), ("backward", Pass::Backward { dx: true })];
 
 fn main() -> Result<()> {
-    let kron = |d_out, d_in, a_in, r| KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 16, a_in }, r);
+    let kron =
+        |d_out, d_in, a_in, r| KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 16, a_in }, r);
     for (name, pass) in PASSES {
         for (layer, d_out, d_in) in LAYERS {
             for rows in [256, 1024, 4096, 16384] {
@@ -25,7 +26,9 @@ fn main() -> Result<()> {
                     let (longest, all) = steps(&problem, &plan, step);
                     let bytes = bytes(&problem, &plan, step);
                     let floor = plan.floor_bytes;
-                    println!("call,{name},{layer},{rows},{floor},{kernel},{grid},{block},{longest},{all},{bytes}");
+                    println!(
+                        "call,{name},{layer},{rows},{floor},{kernel},{grid},{block},{longest},{all},{bytes}"
+                    );
                 }
             }
         }
@@ -35,7 +38,9 @@ fn main() -> Result<()> {
         for rank in [4, 8, 16, 32, 64, 128, 1, 100] {
             for (a_in, rows) in [1, 2, 4].into_iter().flat_map(|a_in| [16, 4096].map(|rows| (a_in, rows))) {
                 for dtype in Dtype::ALL {
-                    for step in LaunchPlan::new(&problem(kron(4096, 4096, a_in, rank)?, dtype, pass, rows)?)?.steps {
+                    for step in
+                        LaunchPlan::new(&problem(kron(4096, 4096, a_in, rank)?, dtype, pass, rows))?.steps
+                    {
                         kernels.insert(step.kernel, step);
                     }
                 }
@@ -61,7 +66,9 @@ fn steps(problem: &Problem, plan: &LaunchPlan, step: &Step) -> (usize, usize) {
             let slice = plan.t_slice.div_ceil(64);
             (slice, slice * grid)
         }
-        Some("dy") => (tiles.div_ceil(chunks) * plan.rows_per_group, tiles * s.a_out() * step.col_tiles as usize),
+        Some("dy") => {
+            (tiles.div_ceil(chunks) * plan.rows_per_group, tiles * s.a_out() * step.col_tiles as usize)
+        }
         Some("dx") => (tiles.div_ceil(chunks), tiles * step.col_tiles as usize),
         Some("reduce") => (s.params().div_ceil(32 * grid), s.params().div_ceil(32)),
         _ => (0, 0), // `up` has no loop

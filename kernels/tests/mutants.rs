@@ -80,8 +80,8 @@ struct Without<'a> {
 }
 
 impl<'a> Without<'a> {
-    fn new(kernel: &'a str) -> Self {
-        Self { kernel, on: Emulated::new(), met: RefCell::default() }
+    fn new(kernel: &'a str, blocks: usize) -> Self {
+        Self { kernel, on: Emulated { blocks, ..Emulated::new() }, met: RefCell::default() }
     }
 }
 
@@ -101,17 +101,17 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
     let other = |kernel: &String| kernel.contains("_f32_") || kernel.contains("_f16_");
     let kernels = Emulated::kernels().into_iter().filter(|k| k.starts_with("kron_") && !other(k));
     let kernels = kernels.collect::<BTreeSet<_>>();
-    let mut cases = BTreeMap::<String, Case>::new();
-    for case in CASES {
-        let on = Without::new("");
+    let mut cases = BTreeMap::<String, (Case, usize)>::new();
+    for (case, blocks) in CASES.into_iter().flat_map(|case| [(case, BLOCKS), (case, 1)]) {
+        let on = Without::new("", blocks);
         Data::<bf16>::new(case).run(&on).expect("the suite runs");
         for kernel in on.met.take() {
-            cases.entry(kernel).or_insert(case);
+            cases.entry(kernel).or_insert((case, blocks));
         }
     }
     std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
-    let fails = |kernel: &str, case| {
-        catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &Without::new(kernel)))).is_err()
+    let fails = |kernel: &str, (case, blocks)| {
+        catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &Without::new(kernel, blocks)))).is_err()
     };
     let unnoticed = cases.iter().filter(|(kernel, case)| !fails(kernel, **case)).collect::<Vec<_>>();
     drop(std::panic::take_hook());
@@ -155,10 +155,8 @@ fn the_oracle_notices_swapped_indices_of_every_factor() {
         case_by_name("five tokens on tensor cores"),
         ["down_bf16_r8", "up_bf16_s8", "dy_bf16_n8", "dx_bf16_s8"],
     );
-    let many_rows = (
-        case_by_name("rank 8, above small m"),
-        ["down_bf16_r8", "up_bf16_r8", "dy_bf16_r8", "dx_bf16_r8"],
-    );
+    let many_rows =
+        (case_by_name("rank 8, above small m"), ["down_bf16_r8", "up_bf16_r8", "dy_bf16_r8", "dx_bf16_r8"]);
     let simt =
         (case_by_name("odd everything"), ["down_bf16_t16", "up_bf16_t64", "dy_bf16_t32", "dx_bf16_t32"]);
     std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
@@ -172,7 +170,7 @@ fn the_oracle_notices_swapped_indices_of_every_factor() {
         ];
         for (name, dims, factor, kernels) in factors {
             for kernel in kernels.map(|kernel| format!("kron_{kernel}")) {
-                let on = Swapped { kernel: &kernel, dims, factor, on: Emulated::new() };
+                let on = Swapped { kernel: &kernel, dims, factor, on: Emulated { blocks: 1, ..Emulated::new() } };
                 if catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &on))).is_ok() {
                     unnoticed.push(format!("{name} in {kernel}, {}", case.why));
                 }

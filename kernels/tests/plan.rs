@@ -276,12 +276,14 @@ fn the_page_lists_the_blocks_at_small_m() {
 fn every_kernel_is_in_some_plan() {
     let mut used = BTreeSet::new();
     let simt = [1, 100];
-    let passes =
-        [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
+    let passes = [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge]
+        .map(|pass| [10, 100, 5000].map(|rows| (pass, rows)));
     for rank in TENSOR_CORE_RANKS.into_iter().chain(simt) {
         let layer = LayerDims { d_out: 256, d_in: 256 };
         let kron = |a_in| KronShape::kron(layer, Split { a_out: 4, a_in }, rank).expect("legal");
-        for (shape, dtype) in [kron(1), kron(2), kron(4)].into_iter().flat_map(|s| Dtype::ALL.map(|dtype| (s, dtype))) {
+        for (shape, dtype) in
+            [kron(1), kron(2), kron(4)].into_iter().flat_map(|s| Dtype::ALL.map(|dtype| (s, dtype)))
+        {
             for (pass, rows) in passes.into_iter().flatten() {
                 let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
                 used.extend(

@@ -35,7 +35,6 @@ template <class E, int R, bool SMALL_M> struct Dx {
   E *us = nullptr;                 // dT: [2][ROWS][R]
   float *scratch = nullptr;        // small m, of block_sum: [THREADS]
   int k0 = 0, k_end = 0;           // columns of this block
-  bool sums = true, puts = true;   // this block sums dC, and stores dX
   const E *x[X::COUNT] = {};       // X: this thread's chunks of the next tile to copy
   E *dx[4] = {};                   // dX: this thread's pieces of the tile that is multiplied
 
@@ -57,8 +56,8 @@ template <class E, int R, bool SMALL_M> struct Dx {
   }
 
   /// Starts the copies of a tile of X into a stage, zeros beyond the edges.
-  KRON_DEVICE void start(int stage, int tile, int end) {
-    if (sums && tile < end) {
+  template <bool SUMS> KRON_DEVICE void start(int stage, int tile, int end) {
+    if (SUMS && tile < end) {
       const int rows = tiles.rows(p, tile);
       const bool in_col = k0 + 8 * piece.chunk < k_end;
       const int64_t step = tiles.tokens * p.x_stride;
@@ -153,26 +152,30 @@ template <class E, int R, bool SMALL_M> struct Dx {
     const int z = int(blockIdx.x / p.col_tiles);
     k0 = int(blockIdx.x % p.col_tiles) * p.cols, k_end = p.c_in - k0 < p.cols ? p.c_in : k0 + p.cols;
     TileRange range(p, z);
-    if (SMALL_M) {
-      sums = z == 0, puts = z > 0;
-      range.begin = sums ? 0 : z - 1, range.end = sums ? p.tiles : z;
-    } else {
-      puts = p.dx != nullptr;
-    }
     Shared shared;
     xs = shared.take<E>(STAGES * ROWS * COLS);
     us = shared.take<E>(2 * DT_LEN);
     if (SMALL_M) scratch = shared.take<float>(THREADS);
+    if (!SMALL_M) return work<true, true>(range, z);
+    range.begin = z == 0 ? 0 : z - 1, range.end = z == 0 ? p.tiles : z;
+    add_ab(p, THREADS);
+    if (z == 0) work<true, false>(range, z);
+    else work<false, true>(range, z);
+  }
+
+  /// Works off the tiles of this block: sums dC, stores dX, or both. Both in one would need too many registers at small m.
+  template <bool SUMS, bool PUTS> KRON_DEVICE void work(const TileRange &range, int z) {
+    const bool puts = PUTS && p.dx;
     KRON_UNROLL
     for (int k = 0; k < X::COUNT; ++k) x[k] = x_at(range.begin, k);
     KRON_UNROLL
     for (int i = 0; i < 4; ++i) dx[i] = dx_at(range.begin, i);
     KRON_UNROLL
-    for (int s = 0; s < STAGES - 1; ++s) start(s, range.begin + s, range.end);
+    for (int s = 0; s < STAGES - 1; ++s) start<SUMS>(s, range.begin + s, range.end);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
     Expand<E, R> expand; // C's 32 columns
     const int n0 = k0 + warp % 4 * 32;
-    expand.load([&](int n, int q) { return n0 + n < k_end ? p.c[int64_t(q) * p.c_in + n0 + n] : 0.0f; });
+    if (PUTS) expand.load([&](int n, int q) { return n0 + n < k_end ? p.c[q * p.c_in + n0 + n] : 0.0f; });
     if (!SMALL_M) {
       // The columns q ≥ R, which nothing else writes.
       for (int e = threadIdx.x; R < RP && e < 2 * ROWS * PAD; e += THREADS)
@@ -184,9 +187,9 @@ template <class E, int R, bool SMALL_M> struct Dx {
     E *dt = us;
     for (int tile = range.begin; tile < range.end; ++tile) {
       cp_async_wait<STAGES - 2>();
-      if (sums && p.threshold) drop(stage, tile);
+      if (SUMS && p.threshold) drop(stage, tile);
       __syncthreads(); // this stage and this tile's dT have arrived for all threads; the last ones have been read by all
-      start(stage == 0 ? STAGES - 1 : stage - 1, tile + STAGES - 1, range.end);
+      start<SUMS>(stage == 0 ? STAGES - 1 : stage - 1, tile + STAGES - 1, range.end);
       const int rows = tiles.rows(p, tile);
       Vec4 old[4];
       if (ADVANCES && puts) load_old(old, tile, rows);
@@ -196,7 +199,7 @@ template <class E, int R, bool SMALL_M> struct Dx {
       } else if (tile + 1 < range.end) {
         fill_dt(dt == us ? us + DT_LEN : us, tile + 1);
       }
-      if (sums) outer<E, R, ROWS, COLS>(dc, xs + stage * ROWS * COLS, 2 * warp, dt);
+      if (SUMS) outer<E, R, ROWS, COLS>(dc, xs + stage * ROWS * COLS, 2 * warp, dt);
       if (!ADVANCES && puts) load_old(old, tile, rows);
       if (puts) put_dx(expand, dt, old, tile, rows);
       KRON_UNROLL
@@ -205,8 +208,7 @@ template <class E, int R, bool SMALL_M> struct Dx {
       if (!SMALL_M) dt = dt == us ? us + DT_LEN : us;
     }
     cp_async_wait<0>();
-    if (SMALL_M) add_ab(p, THREADS);
-    if (!sums) return;
+    if (!SUMS) return;
     float *out = SMALL_M ? p.grad + ab_len(p) : p.dc_parts + int64_t(z) * R * p.c_in;
     KRON_UNROLL
     for (int t = 0; t < TILES; ++t) {

@@ -193,12 +193,15 @@ template <class E, int R, int A_IN> struct Dy {
     else dts = shared.take<Float4>(p.a_in * V_TILES * ROLE);
     KRON_UNROLL
     for (int s = 0; s < STAGES - 1; ++s) start(s, range);
-    for (int e = threadIdx.x; e < COLS * RP; e += THREADS) {
-      const int b = b0 + e / RP, q = e % RP;
-      bs[e / RP * pitch(RP) + q] = from_float<E>(b < b_end && q < R ? p.b[int64_t(b) * R + q] : 0.0f);
+    KRON_UNROLL
+    for (int k = 0; k < COLS * RP; k += THREADS) {
+      const int e = k + threadIdx.x, b = b0 + e / RP, q = e % RP;
+      bs[e / RP * pitch(RP) + q] = from_float<E>(b < b_end && q < R ? p.b[b * R + q] : 0.0f);
     }
-    for (int e = threadIdx.x; e < count * p.a_in; e += THREADS) as[e] = load_a(p, i0 + e / p.a_in, e % p.a_in);
-    for (int e = threadIdx.x; e < count * p.a_in * LANES; e += THREADS) das[e] = 0;
+    KRON_ROLLED
+    for (int e = threadIdx.x; e < count * a_in(); e += THREADS) as[e] = p.a ? p.a[i0 * a_in() + e] : 1.0f;
+    KRON_ROLLED
+    for (int e = threadIdx.x; e < count * a_in() * LANES; e += THREADS) das[e] = 0;
     for (int e = threadIdx.x; R < RP && e < ROWS * RP; e += THREADS) // the columns q ≥ R
       if (e % RP >= R) us[e / RP * pitch(RP) + e % RP] = from_float<E>(0.0f);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, h = lane % 4 * 2;
@@ -249,8 +252,9 @@ template <class E, int R, int A_IN> struct Dy {
     }
     if (!p.a) return;
     // Every warp's sum of dA was written before the last barrier.
-    for (int e = threadIdx.x; e < count * p.a_in; e += THREADS)
-      p.da_parts[(int64_t(z * p.col_tiles + col) * p.a_out + i0) * p.a_in + e] = load_sum(das + e * LANES, LANES, 1, 0);
+    KRON_ROLLED
+    for (int e = threadIdx.x; e < count * a_in(); e += THREADS)
+      p.da_parts[(int64_t(z * p.col_tiles + col) * p.a_out + i0) * a_in() + e] = load_sum(das + e * LANES, LANES, 1, 0);
   }
 };
 

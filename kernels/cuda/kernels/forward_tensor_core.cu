@@ -208,7 +208,7 @@ template <class E, int R, bool SMALL_M> KRON_DEVICE void up(const KronParams &p)
     if (p.t_splits > 1 && col == 0) put_t4<R>(p, n0, tokens);
   }
   Expand<E, R> expand; // B's 32 columns
-  expand.load([&](int n, int q) { return b0 + n < b_end ? p.b[int64_t(b0 + n) * R + q] : 0.0f; });
+  expand.load([&](int n, int q) { return b0 + n < b_end ? p.b[(b0 + n) * R + q] : 0.0f; });
   __syncthreads();
   if (b0 >= b_end) return; // this warp was only needed for U
   KRON_UNROLL

@@ -31,7 +31,8 @@ impl Chip {
 
     /// Returns the grids that candidates stay below.
     pub fn targets(self) -> impl Iterator<Item = usize> {
-        std::iter::once(self.processors.min(self.slots)).chain((1..=MAX_WAVES).map(move |waves| waves * self.slots))
+        std::iter::once(self.processors.min(self.slots))
+            .chain((1..=MAX_WAVES).map(move |waves| waves * self.slots))
     }
 
     /// Returns the bytes of work of the busiest multiprocessor: `steps` steps of `step` bytes in each

@@ -304,7 +304,10 @@ impl<'a> Planner<'a> {
 
     /// Divides tiles of rows among the chunks of the last step.
     pub(super) fn set_tiles(&mut self, tiles: usize, chunks: usize, resident: usize) -> Result<()> {
-        let Ok(count) = u32::try_from(tiles).map_err(drop).and_then(|t| if t <= MAX_GRID as u32 { Ok(t) } else { Err(()) }) else {
+        let Ok(count) = u32::try_from(tiles)
+            .map_err(drop)
+            .and_then(|t| if t <= MAX_GRID as u32 { Ok(t) } else { Err(()) })
+        else {
             return Err(Error::Shape(format!(
                 "{} rows of {} are {tiles} tiles, but a kernel counts at most {MAX_GRID}",
                 self.problem.rows, self.problem.shape

@@ -140,7 +140,8 @@ impl Bound {
         let (chunks, most) = (tiles.min(MAX_CHUNKS), Chip::new(BLOCKS, tiles::dy::resident(r)).most());
         // ≤ most / chunks parts of `rows` tokens in each of `tiles` tiles, where chunks ≥ min(tiles, MAX_CHUNKS) / 2.
         let divided = 2 * most * rows * (1 + self.rows / (rows * MAX_CHUNKS));
-        let dt = self.per_row(cols * least).max(self.per_row(s.a_out() * s.b_out().div_ceil(32)).min(divided));
+        let dt =
+            self.per_row(cols * least).max(self.per_row(s.a_out() * s.b_out().div_ceil(32)).min(divided));
         let plain = chunks * cols * least;
         let over_x = s.c_in().div_ceil(tiles::dx::COLS);
         let dc = (Chip::new(BLOCKS, tiles::dx::resident(r)).most() / over_x).clamp(1, MAX_CHUNKS);

@@ -119,8 +119,8 @@ impl Planner<'_> {
         let blocks = 1 + if dx { tiles } else { 0 };
         let loads = self.plan.dt.count * n * shape.t_row() * if dx { 2 } else { 1 };
         let work = cost::tensor_core_step(r) * shape.c_in().div_ceil(widest);
-        let cols = cost::column_tiles(work, shape.c_len() + n * shape.d_in(), loads)
-            .min(self.one_wave() / blocks);
+        let cols =
+            cost::column_tiles(work, shape.c_len() + n * shape.d_in(), loads).min(self.one_wave() / blocks);
         let cols = Cols::of(shape.c_in(), narrow(shape.c_in() / cols.max(1), 32, widest));
         let shared = tiles::dx::shared(r, true);
         self.step("dx", Tile::SmallM(r), &[blocks], tiles::dx::THREADS, shared, cols)?;
@@ -130,7 +130,8 @@ impl Planner<'_> {
     /// Plans `dx` above small m.
     fn dx(&mut self, dx: bool) -> Result<()> {
         let (shape, n, r) = (self.problem.shape, self.problem.rows, self.problem.shape.width());
-        let (tiles, chip) = (tiles::dx::tiles(n, shape.a_in()), Chip::new(self.blocks, tiles::dx::resident(r)));
+        let (tiles, chip) =
+            (tiles::dx::tiles(n, shape.a_in()), Chip::new(self.blocks, tiles::dx::resident(r)));
         let streams = 1 + if dx { 1 + usize::from(self.problem.accumulate) } else { 0 };
         let mut best = (u128::MAX, tiles::dx::COLS, 1);
         for width in widths(shape.c_in(), tiles::dx::COLS, 32) {
