@@ -11,7 +11,7 @@ use half::bf16;
 use kron_core::Result;
 use kron_kernels::params::KronParams;
 use kron_kernels::plan::BLOCKS;
-use kron_kernels::{Async, Emulated, Launcher, Schedule, Site, Step, StreamHandle};
+use kron_kernels::{Async, Emulated, LaunchPlan, Launcher, Problem, Schedule, Site, Step, StreamHandle};
 
 /// Orders of threads and copies under which a fault has to change the output, the quickest first.
 fn schedules() -> impl Iterator<Item = (Schedule, Async, u64)> {
@@ -86,6 +86,10 @@ impl<'a> Without<'a> {
 }
 
 impl Launcher for Without<'_> {
+    fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
+        self.on.plan(problem)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         self.met.borrow_mut().insert(step.kernel.to_string());
         if step.kernel.as_str() == self.kernel {
@@ -134,6 +138,10 @@ struct Swapped<'a> {
 }
 
 impl Launcher for Swapped<'_> {
+    fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
+        self.on.plan(problem)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         let (mut params, (rows, cols), mut swapped) = (*params, self.dims, Vec::new());
         let pointer = (self.factor)(&mut params);
@@ -170,7 +178,8 @@ fn the_oracle_notices_swapped_indices_of_every_factor() {
         ];
         for (name, dims, factor, kernels) in factors {
             for kernel in kernels.map(|kernel| format!("kron_{kernel}")) {
-                let on = Swapped { kernel: &kernel, dims, factor, on: Emulated { blocks: 1, ..Emulated::new() } };
+                let on =
+                    Swapped { kernel: &kernel, dims, factor, on: Emulated { blocks: 1, ..Emulated::new() } };
                 if catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &on))).is_ok() {
                     unnoticed.push(format!("{name} in {kernel}, {}", case.why));
                 }
