@@ -16,7 +16,7 @@ pub(crate) fn of_adapter(error: kron_adapter::Error) -> Error {
         (None, Kind::Usage) => io::ErrorKind::InvalidInput,
         (None, Kind::Data) => io::ErrorKind::InvalidData,
     };
-    Error::Io(io::Error::new(kind, error)).bt()
+    Error::Io(io::Error::new(kind, error))
 }
 
 /// Returns the error of kron-adapter that an error of candle carries; `None` for candle's own.
