@@ -213,7 +213,7 @@ fn a_configuration_gives_the_same_file_as_the_model() {
         let error = base_of(&place, &config).expect_err(says).to_string();
         assert!(error.contains(says), "{says:?} is not in {error}");
     };
-    refused("model_type", "qwen2".into(), "model_type is \"qwen2\"");
+    refused("model_type", "gpt2".into(), "model_type is \"gpt2\"");
     refused("hidden_size", serde_json::Value::Null, "lacks the field hidden_size");
     refused("hidden_size", 0.into(), "hidden_size is not a whole number from 1");
     refused("num_hidden_layers", 4097.into(), "num_hidden_layers is not a whole number from 1 to 4096");

@@ -156,7 +156,7 @@ impl Block {
             Some(norm) => self.qkv.forward_with(&norm.forward(x)?, key)?,
             None => self.qkv.forward_with(x, key)?,
         };
-        let part = |i: usize| qkv.narrow(2, i * hidden, hidden);
+        let part = |i: usize| qkv.narrow(2, i * hidden, hidden)?.contiguous();
         let mixed =
             attention([&part(0)?, &part(1)?, &part(2)?], self.heads, Some(&sight.rotation), &sight.mask)?;
         let x = add(&self.out.forward_with(&mixed, key)?, x)?;
