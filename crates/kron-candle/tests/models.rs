@@ -135,7 +135,10 @@ fn qwen3_is_that_of_candle_transformers() -> Result<()> {
 #[test]
 fn modern_bert_is_that_of_candle_transformers() -> Result<()> {
     let config: modernbert::Config = serde_json::from_str(MODERN_BERT).expect("a configuration");
-    let theirs = modernbert::ModernBert::load(builder(&["model.layers.0.attn_norm.weight", "model.layers.0.attn_norm.gamma"]), &config)?;
+    let theirs = modernbert::ModernBert::load(
+        builder(&["model.layers.0.attn_norm.weight", "model.layers.0.attn_norm.gamma"]),
+        &config,
+    )?;
     let tokens = Tokens::new(&texts());
     let real =
         (0..tokens.rows() * tokens.len).map(|i| u32::from(i % tokens.len < tokens.lens[i / tokens.len]));

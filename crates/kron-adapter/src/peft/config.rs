@@ -274,10 +274,10 @@ fn check(name: &str, value: &Value, scope: Scope) -> Result<()> {
     Err(Error::data(format!("{} is {value}, which is refused: {why}", text::name(name))))
 }
 
-/// Encodes a configuration: the fields that every method has, then the method's own.
-pub fn encoded(adapter: &Adapter, own: Value) -> Result<Vec<u8>> {
+/// Encodes a configuration: the fields that every method has, then the method's own; `is_lora` tells which has biases.
+pub fn encoded(adapter: &Adapter, own: Value, is_lora: bool) -> Result<Vec<u8>> {
     let modules: Vec<&str> = adapter.layers().iter().map(Layer::module).collect();
-    let saved = saved::saved_modules(adapter)?;
+    let saved = saved::saved_modules(adapter, is_lora)?;
     let mut fields = Map::from_iter([
         ("auto_mapping".to_string(), Value::Null),
         ("exclude_modules".into(), Value::Null),

@@ -87,13 +87,13 @@ pub fn write(adapter: &Adapter) -> Result<Output> {
         "rank_dropout_scale": false,
         "use_effective_conv2d": false,
     });
-    let config = encoded(adapter, own)?;
+    let config = encoded(adapter, own, false)?;
     let factors = layers.iter().flat_map(|layer| {
         let name = |part| format!("{PREFIX}{}.{part}", layer.module());
         lokr::factors(layer).into_iter().map(move |(part, matrix)| (name(part), TensorData::F32(matrix)))
     });
     let tensors: Vec<_> = factors.chain(trained(adapter, false)).collect();
-    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter))?)]))
+    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter, false))?)]))
 }
 
 /// Returns r and alpha with s = alpha / r, such that PEFT gives w2 the layer's form.

@@ -202,8 +202,8 @@ pub fn write(adapter: &Adapter, options: LoraOptions, progress: Progress) -> Res
     });
     tensors.extend(trained(adapter, true));
     own.as_object_mut().into_iter().for_each(|own| own.extend(saved::fields(adapter)));
-    let config = encoded(adapter, own)?;
-    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter))?)]))
+    let config = encoded(adapter, own, true)?;
+    Ok(Output::Folder(vec![(CONFIG, config), (WEIGHTS, serialize(&tensors, labels(adapter, true))?)]))
 }
 
 fn is_lora(layer: &Layer) -> bool {

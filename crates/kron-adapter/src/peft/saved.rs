@@ -103,7 +103,7 @@ pub fn left_out(adapter: &Adapter, is_lora: bool) -> Vec<LeftOut> {
         |tensor| is_own_head(adapter, tensor),
     );
     let parts = LeftOut::of(adapter, "PEFT's LoKr has neither biases nor rows of embeddings", |tensor| {
-        !is_lora && is_part(adapter, tensor)
+        !is_lora && is_part(adapter, tensor, is_lora)
     });
     head.into_iter().chain(parts).collect()
 }
@@ -114,9 +114,11 @@ fn is_own_head(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
     module == Some(Adapter::HEAD) && adapter.metadata().contains_key(Adapter::LABELS_KEY)
 }
 
-/// True for a bias without its weight, and for rows of a tensor: no whole module.
-fn is_part(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
-    tensor.rows().is_some() || is_bias(adapter, tensor)
+/// True for rows of a tensor and for the bias of an adapted module: no whole module. A LoRA's folder has a field for
+/// other biases without their weights too.
+fn is_part(adapter: &Adapter, tensor: &TrainedTensor, is_lora: bool) -> bool {
+    let of_layer = || biased(tensor.name()).is_some_and(|module| adapter.layer(module).is_some());
+    tensor.rows().is_some() || of_layer() || is_lora && is_bias(adapter, tensor)
 }
 
 fn is_bias(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
@@ -125,9 +127,9 @@ fn is_bias(adapter: &Adapter, tensor: &TrainedTensor) -> bool {
 }
 
 /// Returns the trained tensors of whole modules.
-fn whole(adapter: &Adapter) -> impl Iterator<Item = &TrainedTensor> {
+fn whole(adapter: &Adapter, is_lora: bool) -> impl Iterator<Item = &TrainedTensor> {
     let tensors = adapter.trained_tensors().iter();
-    tensors.filter(|tensor| !is_own_head(adapter, tensor) && !is_part(adapter, tensor))
+    tensors.filter(move |tensor| !is_own_head(adapter, tensor) && !is_part(adapter, tensor, is_lora))
 }
 
 /// Returns the fields of a LoRA's configuration about biases and rows of embeddings.
@@ -164,7 +166,8 @@ pub fn with_tensors(adapter: Adapter, trained: Vec<TrainedTensor>, from: &Tensor
 
 /// Returns the trained tensors to write, by PEFT's names; biases and rows for a LoRA alone.
 pub fn trained(adapter: &Adapter, is_lora: bool) -> impl Iterator<Item = (String, TensorData<'_>)> {
-    let parts = adapter.trained_tensors().iter().filter(move |tensor| is_lora && is_part(adapter, tensor));
+    let parts =
+        adapter.trained_tensors().iter().filter(move |tensor| is_lora && is_part(adapter, tensor, is_lora));
     let parts = parts.filter_map(|tensor| {
         let (module, parameter) = tensor.name().rsplit_once('.')?;
         let name = match tensor.rows() {
@@ -176,24 +179,24 @@ pub fn trained(adapter: &Adapter, is_lora: bool) -> impl Iterator<Item = (String
         };
         Some((name, tensor))
     });
-    let whole = whole(adapter).map(|tensor| (format!("{PREFIX}{}", tensor.name()), tensor));
+    let whole = whole(adapter, is_lora).map(|tensor| (format!("{PREFIX}{}", tensor.name()), tensor));
     whole.chain(parts).map(|(name, tensor)| (name, TensorData::Trained(tensor)))
 }
 
 /// Returns the text for the weights' metadata: PEFT's configuration has no place for the names of classes.
-pub fn labels(adapter: &Adapter) -> Option<(&'static str, &str)> {
+pub fn labels(adapter: &Adapter, is_lora: bool) -> Option<(&'static str, &str)> {
     let labels = adapter.metadata().get(Adapter::LABELS_KEY)?;
-    whole(adapter).next().map(|_| (Adapter::LABELS_KEY, labels.as_str()))
+    whole(adapter, is_lora).next().map(|_| (Adapter::LABELS_KEY, labels.as_str()))
 }
 
 /// Returns the modules whose tensors the adapter holds, for `modules_to_save`.
 ///
 /// # Errors
 /// Fails on a tensor in no module, which PEFT cannot save.
-pub fn saved_modules(adapter: &Adapter) -> Result<BTreeSet<&str>> {
+pub fn saved_modules(adapter: &Adapter, is_lora: bool) -> Result<BTreeSet<&str>> {
     let task = adapter.metadata().get("task_type");
     let classifying = task.is_some_and(|task| CLASSIFYING.contains(&task.as_str()));
-    whole(adapter).map(|tensor| saved_module(tensor.name(), classifying)).collect()
+    whole(adapter, is_lora).map(|tensor| saved_module(tensor.name(), classifying)).collect()
 }
 
 fn saved_module(tensor: &str, classifying: bool) -> Result<&str> {
