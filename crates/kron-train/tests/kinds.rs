@@ -145,7 +145,7 @@ fn modern_bert_trains() {
         let [first, last] = losses(&config);
         assert!(last < 0.95 * first, "{method:?}: {first} to {last}");
     }
-    // The head's tensors are none of the body's, and `model.` is left out of its names.
+    // The body's names lack the prefix `model.`, and the head is no part of the body.
     let files = Files::find(folder.path()).expect("a model");
     let weights = Weights::read(&files).expect("weights");
     assert!(weights.has_a("layers.2.attn.Wqkv.weight") && !weights.has_a("classifier.weight"));

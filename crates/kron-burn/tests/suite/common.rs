@@ -7,7 +7,7 @@ use kron_burn::{Adapter, Kron, KronAdapter, Layer, Scaling};
 use kron_core::{Dtype, Element, Outer};
 use kron_tests::inputs::Problem;
 
-/// Results y, dx, dθ, dW, db; empty where there is none.
+/// Values of y and of the gradients of x, θ, W and b; a result that the case lacks is empty.
 pub type Answer = [Vec<f64>; 5];
 
 /// Names of an answer's parts.
