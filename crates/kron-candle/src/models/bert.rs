@@ -6,7 +6,8 @@ use candle_nn::{Embedding, VarBuilder, embedding};
 use serde::Deserialize;
 
 use super::body::{Attention, Body, detach_in_evaluation};
-use super::ops::{AttentionMask, Heads, attention, gelu, layer_norm};
+use super::norm::Norm;
+use super::ops::{AttentionMask, Heads, attention, gelu};
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes};
 use super::tokens::Tokens;
 
@@ -140,13 +141,6 @@ pub struct Bert {
 }
 
 #[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f32,
-}
-
-#[derive(Debug)]
 struct Block {
     q: KronLinear,
     k: KronLinear,
@@ -179,7 +173,7 @@ impl Bert {
             words: embedding(config.vocab_size, hidden, at.pp("word_embeddings"))?,
             positions: embedding(config.max_position_embeddings, hidden, at.pp("position_embeddings"))?,
             segment,
-            norm: Norm::new(hidden, eps, at.pp("LayerNorm"))?,
+            norm: norm(hidden, eps, at.pp("LayerNorm"))?,
             blocks: blocks.collect::<Result<_>>()?,
             max_len: config.max_position_embeddings,
         })
@@ -222,14 +216,8 @@ impl Body for Bert {
     }
 }
 
-impl Norm {
-    fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
-        Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps: eps as f32 })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        layer_norm(x, &self.weight, &self.bias, self.eps)
-    }
+fn norm(width: usize, eps: f64, vb: VarBuilder) -> Result<Norm> {
+    Ok(Norm { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps: eps as f32 })
 }
 
 impl Block {
@@ -241,10 +229,10 @@ impl Block {
             k: linear(hidden, hidden, names.k)?,
             v: linear(hidden, hidden, names.v)?,
             out: linear(hidden, hidden, names.out)?,
-            out_norm: Norm::new(hidden, eps, vb.pp(names.out_norm))?,
+            out_norm: norm(hidden, eps, vb.pp(names.out_norm))?,
             up: linear(hidden, wide, names.up)?,
             down: linear(wide, hidden, names.down)?,
-            down_norm: Norm::new(hidden, eps, vb.pp(names.down_norm))?,
+            down_norm: norm(hidden, eps, vb.pp(names.down_norm))?,
             heads: Heads {
                 queries: config.num_attention_heads,
                 keys: config.num_attention_heads,

@@ -54,6 +54,7 @@ mod layers;
 mod modern_bert;
 mod modern_bert_config;
 mod next_token;
+mod norm;
 mod ops;
 mod rope;
 mod sizes;

@@ -5,7 +5,8 @@ use candle_core::{Error, Result, Tensor};
 use super::body::{Attention, Body, detach_in_evaluation};
 use super::layers::{Embedding, Layers};
 use super::modern_bert_config::{LayerType, ModernBertConfig};
-use super::ops::{AttentionMask, Heads, add, attention, geglu, layer_norm};
+use super::norm::Norm;
+use super::ops::{AttentionMask, Heads, add, attention, geglu};
 use super::rope::{Rope, Rotation};
 use super::tokens::Tokens;
 use crate::{DropoutKey, KronLinear};
@@ -23,13 +24,6 @@ pub struct ModernBert {
     reach: usize,
     positions: usize,
     device: candle_core::Device,
-}
-
-#[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f32,
 }
 
 #[derive(Debug)]
@@ -66,9 +60,9 @@ impl ModernBert {
         let rope = |kind| Ok::<_, Error>(Rope::new(config.frequencies(kind)?));
         Ok(Self {
             words: at.embedding(config.vocab_size, config.hidden_size, "tok_embeddings")?,
-            norm: Norm::new(config, &at.at("norm"))?,
+            norm: norm(config, &at.at("norm"))?,
             blocks: blocks.collect::<Result<_>>()?,
-            final_norm: Norm::new(config, &layers.at("final_norm"))?,
+            final_norm: norm(config, &layers.at("final_norm"))?,
             ropes: [rope(LayerType::FullAttention)?, rope(LayerType::SlidingAttention)?],
             reach: config.local_attention / 2,
             positions: config.max_position_embeddings,
@@ -115,20 +109,14 @@ impl Body for ModernBert {
     }
 }
 
-impl Norm {
-    fn new(config: &ModernBertConfig, layers: &Layers) -> Result<Self> {
-        let (width, eps) = (config.hidden_size, config.norm_eps as f32);
-        let weight = layers.vector(width, "weight")?;
-        let bias = match config.norm_bias {
-            true => layers.vector(width, "bias")?,
-            false => weight.zeros_like()?.detach(),
-        };
-        Ok(Self { weight, bias, eps })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        layer_norm(x, &self.weight, &self.bias, self.eps)
-    }
+fn norm(config: &ModernBertConfig, layers: &Layers) -> Result<Norm> {
+    let (width, eps) = (config.hidden_size, config.norm_eps as f32);
+    let weight = layers.vector(width, "weight")?;
+    let bias = match config.norm_bias {
+        true => layers.vector(width, "bias")?,
+        false => weight.zeros_like()?.detach(),
+    };
+    Ok(Norm { weight, bias, eps })
 }
 
 impl Block {
@@ -138,11 +126,11 @@ impl Block {
         Ok(Self {
             attn_norm: match first {
                 true => None,
-                false => Some(Norm::new(config, &layers.at("attn_norm"))?),
+                false => Some(norm(config, &layers.at("attn_norm"))?),
             },
             qkv: attn.linear(hidden, 3 * hidden, config.attention_bias, "Wqkv")?,
             out: attn.linear(hidden, hidden, config.attention_bias, "Wo")?,
-            mlp_norm: Norm::new(config, &layers.at("mlp_norm"))?,
+            mlp_norm: norm(config, &layers.at("mlp_norm"))?,
             gated: mlp.linear(hidden, 2 * wide, config.mlp_bias, "Wi")?,
             down: mlp.linear(wide, hidden, config.mlp_bias, "Wo")?,
             heads: config.heads(),
