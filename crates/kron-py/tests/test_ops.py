@@ -225,7 +225,7 @@ process.start()
 assert here.poll(60), "the child hangs"
 assert here.recv()
 """
-    environment = dict(os.environ, PYTHONPATH=os.path.dirname(__file__))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([os.path.dirname(__file__), *sys.path]))
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
 
 
