@@ -182,7 +182,7 @@ impl Readers {
             }
             "head.safetensors" => {
                 let adapter = read_adapter(&path, &self.config.model, &self.weights);
-                let own = adapter.and_then(|(adapter, _)| head_of_adapter(&path, &adapter, &self.weights));
+                let own = adapter.and_then(|read| head_of_adapter(&path, &read.adapter, &self.weights));
                 let head = read_head(&path, &self.weights);
                 own.and(head.map(drop))
             }

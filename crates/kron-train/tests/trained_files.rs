@@ -118,30 +118,6 @@ fn a_head_in_an_adapter_belongs_to_the_model_and_has_labels() {
     refused(read_head(&file, &weights), "has labels that are not a JSON list of texts: ");
 }
 
-/// An adapter from elsewhere may replace the model's tensors, or bring a head of another name.
-#[test]
-fn trained_tensors_of_the_model_are_refused_and_a_foreign_head_is_noted() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (config, file) = (config(Method::Kron), folder.path().join("changed"));
-    let whole = Adapter::read(trained(&config, &folder.path().join("run"))).expect("an adapter");
-    let with = |names: &[&str]| {
-        let own = whole.trained_tensors().to_vec();
-        let others = names.iter().map(|name| TrainedTensor::new(*name, [1], vec![0.5]).expect("a tensor"));
-        let changed = whole.clone().with_trained_tensors(own.into_iter().chain(others).collect());
-        changed.expect("an adapter").write(&file, IfExists::Replace).expect("room");
-        model(&config, Some(&file), None)
-    };
-    assert_eq!(with(&[]).expect("its own head").notes(), [] as [&str; 0]);
-    for name in ["model.norm.weight", "norm.weight", "a.model.norm.weight", "lm_head.weight"] {
-        let reason = format!("has the trained tensor {name}, which is to replace the model's");
-        refused(with(&[name, "score.bias"]), &reason);
-    }
-    let notes = with(&["score.bias", "xnorm.weight"]).expect("a foreign head").notes().to_vec();
-    assert_eq!(notes, ["trained tensors of the adapter are not used: score.bias and 1 more"]);
-    let notes = with(&["score.bias"]).expect("a foreign head").notes().to_vec();
-    assert_eq!(notes, ["trained tensors of the adapter are not used: score.bias"]);
-}
-
 /// PEFT's configuration names the model that an adapter is for.
 #[test]
 fn an_adapter_names_the_folder_of_its_model() {

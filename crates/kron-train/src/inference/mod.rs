@@ -4,6 +4,7 @@ mod evaluate;
 mod generate;
 mod predict;
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use crate::config::{Config, Task};
 use crate::data::Tokenizer;
 use crate::error::{Result, invalid};
 use crate::model::Weights;
-use crate::run::{LabelledHead, Learner, head_of_adapter, read_adapter, read_head, unused_tensors};
+use crate::run::{LabelledHead, Learner, ReadAdapter, head_of_adapter, read_adapter, read_head};
 pub use evaluate::Evaluated;
 pub use generate::{Ended, GenerateOptions, Generated, Generation, Generator};
 
@@ -37,8 +38,7 @@ impl TrainedModel {
     /// Of the settings, those of the model, the task, the data and the batch have an effect.
     ///
     /// # Errors
-    /// A setting is out of range, a file is damaged, the adapter or the head belongs to another model, or a trained
-    /// tensor would replace one of the model's.
+    /// A setting is out of range, a file is damaged, or the adapter or the head belongs to another model.
     pub fn new(
         config: &Config,
         weights: &Weights,
@@ -47,12 +47,12 @@ impl TrainedModel {
         head: Option<&Path>,
     ) -> Result<Self> {
         config.check()?;
-        let read = |path| -> Result<_> {
-            let (adapter, mut notes) = read_adapter(path, &config.model, weights)?;
-            notes.extend(unused_tensors(path, &adapter, weights)?);
-            Ok((adapter, notes))
+        let read = adapter.map(|path| read_adapter(path, &config.model, weights)).transpose()?;
+        let (weights, trained, notes) = match read {
+            Some(ReadAdapter { adapter, weights, notes }) => (Cow::Owned(weights), Some(adapter), notes),
+            None => (Cow::Borrowed(weights), None, Vec::new()),
         };
-        let (trained, notes) = adapter.map(read).transpose()?.unzip();
+        let weights = &*weights;
         let (head, labels) = match (config.task, head) {
             (Task::Classify, Some(path)) => Some(read_head(path, weights)?),
             (Task::Classify, None) => Some(default_head(adapter.zip(trained.as_ref()), weights)?),
@@ -60,7 +60,7 @@ impl TrainedModel {
         }
         .unzip();
         let learner = Learner::trained_before(weights, trained, head)?;
-        let (labels, notes) = (labels.unwrap_or_default(), notes.unwrap_or_default());
+        let labels = labels.unwrap_or_default();
         let positions = weights.positions();
         Ok(Self { config: config.clone(), tokenizer, learner, labels, notes, positions })
     }

@@ -10,7 +10,7 @@ use kron_candle::models::{BlocksByName, Body, Config, Layers};
 use kron_candle::{Inject, Operands};
 
 use super::gguf;
-use super::reader::Reader;
+use super::reader::{Reader, round_matrices};
 use crate::compute::Compute;
 use crate::error::{Error, Result, file, invalid};
 use crate::files;
@@ -66,13 +66,13 @@ impl Files {
 pub struct Weights {
     /// Configuration of the model.
     pub config: Config,
-    tensors: HashMap<String, Tensor>,
+    pub(super) tensors: HashMap<String, Tensor>,
     /// Matrices that stay as their file has them.
-    blocks: BlocksByName,
-    device: Device,
-    dtype: DType,
+    pub(super) blocks: BlocksByName,
+    pub(super) device: Device,
+    pub(super) dtype: DType,
     /// Numbers that products with these matrices multiply.
-    operands: Operands,
+    pub(super) operands: Operands,
 }
 
 impl Weights {
@@ -103,7 +103,7 @@ impl Weights {
                 let message = "compute.precision is bf16, but on the CPU that is for decoders, not encoders";
                 return Err(invalid(message));
             }
-            reader.round_matrices()?;
+            round_matrices(&mut reader.tensors, &mut reader.blocks)?;
         }
         let Reader { tensors, blocks, device, dtype } = reader;
         Ok(Self { config, tensors, blocks, device, dtype, operands })
@@ -145,16 +145,6 @@ impl Weights {
     /// Returns the device of the tensors and of all trained parameters.
     pub const fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// Returns true if the model has a tensor of this name, in which leading components may be more or fewer than
-    /// in the model's, or an output head that is its embedding.
-    pub fn has_a(&self, name: &str) -> bool {
-        let ends = |long: &str, short: &str| {
-            long.strip_suffix(short).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        };
-        let mut own = self.tensors.keys().chain(self.blocks.keys());
-        ends(name, "lm_head.weight") || own.any(|own| ends(own, name) || ends(name, own))
     }
 
     /// Returns the number of elements of all tensors.

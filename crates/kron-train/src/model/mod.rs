@@ -4,6 +4,7 @@ mod gguf;
 mod llama2c;
 mod load;
 mod reader;
+mod replaced;
 
 pub use kron_candle::models::{
     Attention, Bert, BertConfig, Body, Config, KvCache, answer_loss, next_token_loss, pool,

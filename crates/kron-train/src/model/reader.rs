@@ -89,21 +89,20 @@ impl Reader {
         self.tensors.insert(name, tensor.to_dtype(self.dtype)?.to_device(&self.device)?);
         Ok(())
     }
+}
 
-    /// Rounds the float32 matrices to bf16.
-    ///
-    /// # Errors
-    /// candle fails.
-    pub fn round_matrices(&mut self) -> Result<()> {
-        let matrices = self.tensors.extract_if(|_, tensor| tensor.rank() == 2);
-        for (name, tensor) in matrices {
-            let (rows, columns) = tensor.dims2()?;
-            let values = tensor.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<bf16>()?;
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            self.blocks.insert(name, Arc::new(Blocks::new(BlockType::Bf16, rows, columns, bytes)?));
-        }
-        Ok(())
+/// Rounds the float32 matrices among some tensors to bf16, and moves them to the blocks.
+///
+/// # Errors
+/// candle fails.
+pub(super) fn round_matrices(tensors: &mut HashMap<String, Tensor>, blocks: &mut BlocksByName) -> Result<()> {
+    for (name, tensor) in tensors.extract_if(|_, tensor| tensor.rank() == 2) {
+        let (rows, columns) = tensor.dims2()?;
+        let values = tensor.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<bf16>()?;
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        blocks.insert(name, Arc::new(Blocks::new(BlockType::Bf16, rows, columns, bytes)?));
     }
+    Ok(())
 }
 
 fn read_config(path: &Path) -> Result<Config> {

@@ -1,13 +1,10 @@
 //! Adapters of a model from the settings of a method.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use kron_adapter::plan::{AdapterPlan, Budget, Family, Linear, Method as Rule, Model, paper_split, search};
-use kron_adapter::resolve::{BaseTensors, Resolved, resolve_module_names};
 use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split};
-use safetensors::Dtype;
 
 use crate::config::{AdapterConfig, Method};
 use crate::error::{Result, invalid};
@@ -140,22 +137,6 @@ fn linears(targets: &[String], weights: &Weights) -> Result<Vec<(String, LayerDi
         (delta.module().to_owned(), LayerDims { d_out: shape.d_out(), d_in: shape.d_in() })
     });
     Ok(linears.collect())
-}
-
-/// Reads an adapter of any known format for a model, and gives its layers the names of the model's; returns what that
-/// changed, too, one sentence each.
-///
-/// # Errors
-/// The file or folder is damaged or of no known format, or a layer has no place in the model.
-pub fn read_adapter(path: &Path, model: &Path, weights: &Weights) -> Result<(Adapter, Vec<String>)> {
-    let loaded = kron_adapter::read(path)?;
-    loaded.check_writable()?;
-    let linears = linears(&["*".into()], weights)?.into_iter();
-    let tensor =
-        |(name, LayerDims { d_out, d_in })| (format!("{name}.weight"), Dtype::F32, vec![d_out, d_in]);
-    let base = BaseTensors::new(model.display().to_string(), linears.map(tensor));
-    let Resolved { adapter, notes } = resolve_module_names(&loaded.adapter, &base)?;
-    Ok((adapter, [loaded.notes, notes].concat()))
 }
 
 /// Returns the rule at the largest rank within a limit of parameters.

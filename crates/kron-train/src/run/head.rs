@@ -5,7 +5,6 @@ use std::path::Path;
 use candle_core::Tensor;
 use candle_nn::Linear;
 use kron_adapter::io::{self, write_atomic};
-use kron_adapter::text::first_and_more;
 use kron_adapter::{Tensors, TrainedTensor};
 use kron_candle::{Adapter, IfExists};
 
@@ -61,23 +60,9 @@ pub fn of_adapter(path: &Path, adapter: &Adapter, weights: &Weights) -> Result<O
     Ok(weight.map(|weight| (Linear::new(weight, bias), labels)))
 }
 
-/// Returns a note on an adapter's trained tensors that are no head of ours; `path` names the adapter in messages.
-///
-/// # Errors
-/// A tensor would take the place of one of the model's, and the model without it is another one.
-pub fn unused_tensors(path: &Path, adapter: &Adapter, weights: &Weights) -> Result<Option<String>> {
-    let names = adapter.trained_tensors().iter().map(TrainedTensor::name);
-    let others: Vec<&str> = names.filter(|name| ![WEIGHT, BIAS].contains(name)).collect();
-    if let Some(name) = others.iter().find(|name| weights.has_a(name)) {
-        return Err(file(
-            path,
-            format!(
-                "has the trained tensor {name}, which is to replace the model's; merge the adapter (kron merge) and \
-                 use the merged model"
-            ),
-        ));
-    }
-    Ok(first_and_more(others).map(|names| format!("trained tensors of the adapter are not used: {names}")))
+/// Returns true for the names of the tensors that are a head of ours.
+pub(super) fn is_own(name: &str) -> bool {
+    [WEIGHT, BIAS].contains(&name)
 }
 
 /// Writes a head and the names of its classes.
