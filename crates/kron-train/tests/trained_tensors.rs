@@ -127,12 +127,12 @@ fn a_decoder_uses_them_whatever_its_weights_are() {
         check(&[norm.clone(), gate.clone()], &[(NORM, tensor(&norm)), (GATE, tensor(&gate))]);
 
         let head = whole(HEAD, &[vocabulary, hidden]);
-        check(&[head.clone()], &[(HEAD, tensor(&head))]);
+        check(std::slice::from_ref(&head), &[(HEAD, tensor(&head))]);
 
         // A head that was the embedding stays what it was.
         let words = whole(EMBEDDING, &[vocabulary, hidden]);
         let before = if tied { embedding() } else { vars[HEAD].as_tensor().clone() };
-        check(&[words.clone()], &[(EMBEDDING, tensor(&words)), (HEAD, before)]);
+        check(std::slice::from_ref(&words), &[(EMBEDDING, tensor(&words)), (HEAD, before)]);
 
         let rows = |name| TrainedTensor::of_rows(name, vec![2, 0], hidden, values(name, 2 * hidden));
         let rows = rows(EMBEDDING).expect("rows");
@@ -143,7 +143,7 @@ fn a_decoder_uses_them_whatever_its_weights_are() {
                 [matrix.narrow(0, 1, 1), matrix.narrow(0, 3, vocabulary - 3)].map(|rows| rows.expect("rows"));
             Tensor::cat(&[first, middle, second, rest], 0).expect("memory")
         };
-        check(&[rows.clone()], &[(EMBEDDING, changed(EMBEDDING, &rows))]);
+        check(std::slice::from_ref(&rows), &[(EMBEDDING, changed(EMBEDDING, &rows))]);
         // Under the head's name the rows are those of both, too, if both are one.
         let of_head = rows.renamed(HEAD).expect("a name");
         let name = if tied { EMBEDDING } else { HEAD };
