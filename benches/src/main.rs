@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(schedule) => schedule,
         Err(sentence) => return refuse(&sentence),
     };
-    let started = kron_core::start_threads().map_err(|e| e.to_string());
+    let started = kron_core::start_threads(1).map_err(|e| e.to_string());
     match started.and_then(|()| run(&schedule)) {
         Ok(true) => ExitCode::SUCCESS,
         // The report names the engine that is wrong.

@@ -51,6 +51,50 @@ impl Gradients {
         Ok(())
     }
 
+    /// Returns true for each variable that a backward pass reached.
+    pub fn reached(&self) -> Vec<bool> {
+        self.sums.iter().map(Option::is_some).collect()
+    }
+
+    /// Returns the values of all gradients one after another, −0 for a variable that no backward pass reached: added to
+    /// another's values it leaves them their bits.
+    ///
+    /// # Errors
+    /// A gradient is not in float32, or candle fails.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        for (var, sum) in self.vars.iter().zip(&self.sums) {
+            match sum {
+                Some(sum) => values.extend(sum.flatten_all()?.to_vec1::<f32>()?),
+                None => values.resize(values.len() + var.elem_count(), -0.0),
+            }
+        }
+        Ok(values)
+    }
+
+    /// Replaces the gradients by values in the order of [`Self::to_vec`], for the variables that are `reached`.
+    ///
+    /// # Errors
+    /// The values or the flags are of another number, or candle fails.
+    pub fn replace(&mut self, values: &[f32], reached: &[bool]) -> Result<()> {
+        let count: usize = self.vars.iter().map(|var| var.elem_count()).sum();
+        if (values.len(), reached.len()) != (count, self.vars.len()) {
+            candle_core::bail!(
+                "{} values and {} flags are given for {count} values of {} variables",
+                values.len(),
+                reached.len(),
+                self.vars.len()
+            );
+        }
+        let mut rest = values;
+        for ((var, sum), reached) in self.vars.iter().zip(&mut self.sums).zip(reached) {
+            let (own, after) = rest.split_at(var.elem_count());
+            rest = after;
+            *sum = reached.then(|| Tensor::from_slice(own, var.dims(), var.device())).transpose()?;
+        }
+        Ok(())
+    }
+
     /// Returns the Euclidean norm over all elements of all gradients.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ pub fn program(args: Vec<OsString>) -> ExitCode {
         Err(error) => return refused(&error, json),
     };
     let form = if cli.json { TextOrJson::Json } else { TextOrJson::Text };
-    if let Err(error) = kron_core::start_threads() {
+    if let Err(error) = kron_core::start_threads(1) {
         return report(&Error::from(error), form);
     }
     let done = match &cli.command {

@@ -39,6 +39,9 @@ pub enum Error {
         /// Norm of the gradient.
         gradient: f64,
     },
+    /// Another rank failed, or an exchange between ranks did.
+    #[error("{0}")]
+    Rank(String),
     /// A signal ended the run before its result.
     #[error("{0}")]
     Stopped(String),

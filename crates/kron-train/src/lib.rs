@@ -7,7 +7,8 @@
 //! Weights, adapter, head ─ inference::TrainedModel ─ evaluate, predict, generate
 //! ```
 //!
-//! Modules depend on each other in one direction: `config` ← `data` ← `model` ← `run` ← `studies`, `inference`.
+//! Modules depend on each other in one direction: `config` ← `data` ← `model` ← `run` ← `studies`, `inference`; `run`
+//! shares its steps over `ranks`, which know nothing of it.
 #![deny(unsafe_code)]
 
 pub mod compute;
@@ -19,6 +20,7 @@ pub mod inference;
 pub mod model;
 mod output;
 mod program;
+pub mod ranks;
 mod report;
 pub mod run;
 pub mod studies;

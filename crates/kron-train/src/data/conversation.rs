@@ -10,7 +10,7 @@ use crate::error::{Result, invalid};
 const ASSISTANT: &str = "assistant";
 
 /// Conversation as token ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
 pub struct Conversation {
     /// Ids of all messages, in the layout of the chat template.
     pub ids: Vec<u32>,

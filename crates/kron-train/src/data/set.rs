@@ -22,7 +22,7 @@ const HOLDOUT: u64 = 1;
 pub type Row = (Vec<u32>, usize);
 
 /// Multiple-choice question with its encoded continuations.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Hash, PartialEq)]
 pub struct Question {
     /// Question with each of its choices.
     pub rows: Vec<Row>,
@@ -31,7 +31,7 @@ pub struct Question {
 }
 
 /// Examples of one task.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Hash, PartialEq)]
 pub enum Examples {
     /// Texts with their classes.
     Labelled(Vec<(Vec<u32>, u32)>),
@@ -111,7 +111,7 @@ impl Examples {
 }
 
 /// Training, validation and test examples of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Dataset {
     /// Names of the classes, sorted; empty for other tasks.
     pub labels: Vec<String>,

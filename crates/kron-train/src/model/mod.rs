@@ -1,5 +1,6 @@
 //! Pretrained models: from a model's files to a body of [`kron_candle::models`].
 
+mod fingerprint;
 mod gguf;
 mod llama2c;
 mod load;

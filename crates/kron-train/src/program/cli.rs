@@ -40,6 +40,9 @@ pub enum Command {
         /// Resume the run in that folder from its checkpoint; a folder without one is refused.
         #[arg(long)]
         resume: bool,
+        /// Seconds after which a rank of mpirun gives up waiting for another (1 to 86400).
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        rank_timeout: u64,
     },
     /// Compare methods over learning rates and seeds; finished runs are not repeated.
     Compare {

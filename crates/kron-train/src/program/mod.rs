@@ -13,11 +13,13 @@ mod train;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use kron_adapter::text::printable;
 
 use crate::error::{Error, Result};
+use crate::ranks::local_count;
 use crate::run::OutputFolder;
 use cli::{Cli, Command};
 
@@ -40,7 +42,7 @@ pub fn program(args: Vec<OsString>) -> ExitCode {
     };
     // On a thread of the pool: from outside, every parallel loop of a step would wake one and wait for it.
     let run = || rayon::scope(|_| run_command(command));
-    match kron_core::start_threads().map_err(Error::from).and_then(|()| run()) {
+    match kron_core::start_threads(local_count()).map_err(Error::from).and_then(|()| run()) {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {}", printable(&error.to_string()));
@@ -51,8 +53,9 @@ pub fn program(args: Vec<OsString>) -> ExitCode {
 
 fn run_command(command: Command) -> Result<ExitCode> {
     let done = match command {
-        Command::Train { settings, out, resume } => {
-            return train::train(*settings, OutputFolder { path: out, resume });
+        Command::Train { settings, out, resume, rank_timeout } => {
+            let timeout = Duration::from_secs(rank_timeout);
+            return train::train(*settings, OutputFolder { path: out, resume }, timeout);
         }
         Command::Compare { grid, out, runs } => return studies::compare_methods(&grid, &out, runs),
         Command::Sequential { grid: Some(grid), out, .. } => studies::run_chains(&grid, &out),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kron_adapter::gguf::is_gguf;
 use kron_adapter::io::check_not_overwriting;
@@ -10,23 +11,54 @@ use kron_adapter::io::check_not_overwriting;
 use super::STOPPED;
 use super::cli::Settings;
 use super::load::load;
-use super::print::{print, say};
+use super::print::{note, print, say};
 use crate::config::{Config, Task};
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::run::{OutputFolder, Progress, Stop, run};
+use crate::ranks::{self, World};
+use crate::run::{OutputFolder, Progress, Stop, run_over};
 
 /// Trains one adapter, and prints what came out.
-pub fn train(settings: Settings, output: OutputFolder) -> Result<ExitCode> {
+///
+/// # Errors
+/// As [`run_over`].
+pub fn train(settings: Settings, output: OutputFolder, timeout: Duration) -> Result<ExitCode> {
+    let world = ranks::start(timeout)?;
+    let done = train_on(&world, settings, output);
+    if let Err(error) = &done
+        && world.count() > 1
+    {
+        if !world.has_failed() {
+            // The others wait for this rank.
+            note(&format!("rank {} of {}: {error}", world.rank(), world.count()));
+            world.abort();
+        }
+        if !world.is_first() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    done
+}
+
+fn train_on(world: &World, settings: Settings, output: OutputFolder) -> Result<ExitCode> {
     // A resumed run leaves its settings file as it is.
     if let Some(file) = settings.file().filter(|_| !output.resume) {
         check_not_overwriting(file, &output.path)?;
     }
-    let config = settings.config()?;
-    print(&config.text()?);
-    let (weights, tokenizer) = load(&config)?;
-    let data = Dataset::read(&config, &tokenizer)?;
-    let outcome = run(&config, &weights, &data, Some(&output), &Stop::on_signals()?, &Progress::Shown)?;
+    let read = || {
+        let config = settings.config()?;
+        if world.is_first() {
+            print(&config.text()?);
+        }
+        let (weights, tokenizer) = load(&config)?;
+        let data = Dataset::read(&config, &tokenizer)?;
+        Ok((config, weights, data, Stop::on_signals()?))
+    };
+    let (config, weights, data, stop) = world.together("inputs", read())?;
+    let outcome = run_over(world, &config, &weights, &data, Some(&output), &stop, &Progress::Shown)?;
+    if !world.is_first() {
+        return Ok(if outcome.stopped { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS });
+    }
     if outcome.stopped {
         say!("stopped and saved: pass --resume to continue");
         return Ok(ExitCode::from(STOPPED));

@@ -60,18 +60,26 @@ pub fn write(
     Ok(write_atomic(path, IfExists::Replace, |out| out.write_all(&bytes))?)
 }
 
-/// Restores variables, optimizer and scale from a file; returns the number of steps taken.
+/// Reads the bytes of a checkpoint.
+///
+/// # Errors
+/// The file cannot be read, or is too long.
+pub fn bytes(path: &Path) -> Result<Vec<u8>> {
+    Ok(io::read(path, files::MAX_WEIGHTS)?)
+}
+
+/// Restores variables, optimizer and scale from the bytes of a file; returns the number of steps taken.
 ///
 /// # Errors
 /// The file is damaged, or belongs to another run: the message names the first setting that differs.
-pub fn read(
+pub fn restore(
     path: &Path,
+    bytes: Vec<u8>,
     config: &Config,
     trained: &[NamedGroup],
     optimizer: &mut AdamW,
     scale: &mut LossScale,
 ) -> Result<u64> {
-    let bytes = io::read(path, files::MAX_WEIGHTS)?;
     let tensors = Tensors::from_bytes(path.display().to_string(), bytes)
         .map_err(|e| file(path, format!("is damaged: {e}")))?;
     let of = |key: &str| {

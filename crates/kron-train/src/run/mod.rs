@@ -6,7 +6,9 @@
 mod adapter_rule;
 mod bench;
 mod checkpoint;
+mod fingerprint;
 mod folder;
+mod gradients;
 mod head;
 mod learner;
 mod log;
@@ -32,4 +34,4 @@ pub use read_adapter::{ReadAdapter, read_adapter};
 pub use records::{Answers, Evaluation, Score, StepRecord};
 pub use schedule::learning_rate;
 pub use stop::Stop;
-pub use trainer::{Outcome, run, run_from};
+pub use trainer::{Outcome, run, run_from, run_over};

@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use candle_nn::Linear;
+use serde::{Deserialize, Serialize};
 
 use super::learner::{Learner, question_loss};
 use super::records::{Answers, Score};
 use crate::data::{Batch, Examples, Inputs, Question, Row, Tokens};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::ranks::World;
 
 impl Learner {
     /// Evaluates a set in batches of `batch`.
@@ -16,7 +18,7 @@ impl Learner {
     /// # Errors
     /// As [`Learner::loss`].
     pub fn score(&self, examples: &Examples, batch: usize) -> Result<Score> {
-        Ok(self.answers(examples, batch)?.0)
+        Ok(self.answers_by(&World::alone(), self.head(), examples, batch)?.0)
     }
 
     /// Evaluates a set with another head.
@@ -24,15 +26,20 @@ impl Learner {
     /// # Errors
     /// As [`Learner::loss`].
     pub fn score_with(&self, head: &Linear, examples: &Examples, batch: usize) -> Result<Score> {
-        Ok(self.answers_by(Some(head), examples, batch)?.0)
+        Ok(self.answers_by(&World::alone(), Some(head), examples, batch)?.0)
     }
 
-    /// Evaluates a set; returns which of its examples are answered correctly, too.
+    /// Evaluates a set, whose batches the ranks share; returns which of its examples are answered correctly, too.
     ///
     /// # Errors
-    /// As [`Learner::loss`].
-    pub fn answers(&self, examples: &Examples, batch: usize) -> Result<(Score, Answers)> {
-        self.answers_by(self.head(), examples, batch)
+    /// As [`Learner::loss`] on any rank, or an exchange fails.
+    pub(super) fn answers_over(
+        &self,
+        world: &World,
+        examples: &Examples,
+        batch: usize,
+    ) -> Result<(Score, Answers)> {
+        self.answers_by(world, self.head(), examples, batch)
     }
 
     /// Returns the logits of each text's classes, or the mean log-probability of each question's choices, for a range
@@ -65,6 +72,7 @@ impl Learner {
 
     fn answers_by(
         &self,
+        world: &World,
         head: Option<&Linear>,
         examples: &Examples,
         batch: usize,
@@ -75,41 +83,20 @@ impl Learner {
             Examples::Conversations(all) => all[i].ids.len(),
             Examples::Questions(all) => longest(&all[i].rows),
         });
-        let mut loss = 0.0;
-        let mut answers = match examples {
-            Examples::Labelled(all) => Answers { right: vec![false; all.len()], right_by_sum: Vec::new() },
-            Examples::Questions(all) => {
-                Answers { right: vec![false; all.len()], right_by_sum: vec![false; all.len()] }
-            }
-            Examples::Plain(_) | Examples::Conversations(_) => Answers::default(),
-        };
-        for which in order.chunks(batch) {
-            let weight = which.len() as f64;
-            match examples {
-                Examples::Labelled(all) => {
-                    let batch = Batch::of(all, which);
-                    let logits = self.classes(head, &batch.tokens, None)?.detach();
-                    let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
-                    loss += weight * scalar(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
-                    let guesses: Vec<u32> = logits.argmax(1)?.to_vec1()?;
-                    for ((&i, guess), label) in which.iter().zip(&guesses).zip(&batch.labels) {
-                        answers.right[i] = guess == label;
-                    }
+        let batches: Vec<&[usize]> = order.chunks(batch).collect();
+        let own =
+            batches[world.share(batches.len())].iter().map(|which| self.answered(head, examples, which));
+        let all = world.gather("evaluation", own.collect::<Result<Vec<_>>>())?;
+        let (mut loss, mut answers) = (0.0, Answers::default());
+        for (which, answered) in batches.iter().zip(all.iter().flatten()) {
+            loss += which.len() as f64 * f64::from(f32::from_bits(answered.loss));
+            for (all, some) in
+                [(&mut answers.right, &answered.right), (&mut answers.right_by_sum, &answered.right_by_sum)]
+            {
+                if !some.is_empty() {
+                    all.resize(examples.len(), false);
                 }
-                Examples::Plain(_) | Examples::Conversations(_) => {
-                    loss += weight * scalar(&self.loss(examples, which, None)?.0)?;
-                }
-                Examples::Questions(all) => {
-                    let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
-                    let (scores, _) = self.choices(questions.iter().map(|q| q.rows.as_slice()), None)?;
-                    loss += weight * scalar(&question_loss(&scores, &questions)?)?;
-                    for ((&i, scores), question) in which.iter().zip(&scores).zip(questions) {
-                        let means: Vec<f32> = scores.to_vec1()?;
-                        answers.right[i] = first_best(&means) == question.answer;
-                        answers.right_by_sum[i] =
-                            first_best(&sums(&means, &question.rows)) == question.answer;
-                    }
-                }
+                which.iter().zip(some).for_each(|(&i, right)| all[i] = *right);
             }
         }
         let n = examples.len() as f64;
@@ -117,6 +104,47 @@ impl Learner {
         let accuracy = (!answers.right.is_empty()).then_some(right as f64 / n);
         Ok((Score { loss: loss / n, accuracy }, answers))
     }
+
+    /// Evaluates one batch.
+    fn answered(&self, head: Option<&Linear>, examples: &Examples, which: &[usize]) -> Result<Answered> {
+        let bits = |loss: &Tensor| Ok::<_, Error>(loss.to_scalar::<f32>()?.to_bits());
+        match examples {
+            Examples::Labelled(all) => {
+                let batch = Batch::of(all, which);
+                let logits = self.classes(head, &batch.tokens, None)?.detach();
+                let labels = Tensor::new(batch.labels.as_slice(), logits.device())?;
+                let loss = bits(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
+                let guesses: Vec<u32> = logits.argmax(1)?.to_vec1()?;
+                let right = guesses.iter().zip(&batch.labels).map(|(guess, label)| guess == label);
+                Ok(Answered { loss, right: right.collect(), right_by_sum: Vec::new() })
+            }
+            Examples::Plain(_) | Examples::Conversations(_) => {
+                Ok(Answered { loss: bits(&self.loss(examples, which, None)?.0)?, ..Answered::default() })
+            }
+            Examples::Questions(all) => {
+                let questions: Vec<&Question> = which.iter().map(|&i| &all[i]).collect();
+                let (scores, _) = self.choices(questions.iter().map(|q| q.rows.as_slice()), None)?;
+                let mut answered =
+                    Answered { loss: bits(&question_loss(&scores, &questions)?)?, ..Answered::default() };
+                for (scores, question) in scores.iter().zip(questions) {
+                    let means: Vec<f32> = scores.to_vec1()?;
+                    answered.right.push(first_best(&means) == question.answer);
+                    answered.right_by_sum.push(first_best(&sums(&means, &question.rows)) == question.answer);
+                }
+                Ok(answered)
+            }
+        }
+    }
+}
+
+/// Evaluation of one batch.
+#[derive(Default, Deserialize, Serialize)]
+struct Answered {
+    /// Bits of the mean loss, which may be NaN.
+    loss: u32,
+    /// Correct answers, in the order of the batch.
+    right: Vec<bool>,
+    right_by_sum: Vec<bool>,
 }
 
 /// Returns each choice's log-probability from its mean over the choice's tokens.
@@ -140,10 +168,6 @@ fn by_length(which: Range<usize>, len: impl Fn(usize) -> usize) -> Vec<usize> {
 /// Returns the length of a question with its longest choice.
 fn longest(rows: &[Row]) -> usize {
     rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0)
-}
-
-fn scalar(tensor: &Tensor) -> Result<f64> {
-    Ok(f64::from(tensor.to_scalar::<f32>()?))
 }
 
 #[cfg(test)]

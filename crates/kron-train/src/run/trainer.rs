@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kron_adapter::io::write_atomic;
-use kron_candle::{AdamW, Adapter, DropoutKey, Gradients, IfExists};
+use kron_candle::{AdamW, Adapter, IfExists};
 
 use super::checkpoint;
+use super::fingerprint::check_equal;
 use super::folder::{CHECKPOINT, EVALUATIONS, OutputFolder, SETTINGS, STEPS};
+use super::gradients::{Computed, Step, check_shares};
 use super::head;
 use super::learner::Learner;
 use super::log::{Log, read_log};
@@ -15,13 +17,14 @@ use super::loss_scale::LossScale;
 use super::page::run_page;
 use super::progress::Progress;
 use super::records::{Answers, Evaluation, Score, StepRecord};
-use super::resources::{cpu_seconds, device_mib};
+use super::resources::cpu_seconds;
 use super::schedule::learning_rate;
 use super::stop::Stop;
 use crate::config::{Config, Method};
 use crate::data::{Dataset, shuffled_batches};
 use crate::error::{Error, Result, file};
 use crate::model::Weights;
+use crate::ranks::World;
 
 /// Result of a run.
 pub struct Outcome {
@@ -73,11 +76,36 @@ pub fn run(
     stop: &Stop,
     progress: &Progress,
 ) -> Result<Outcome> {
-    config.check()?;
+    run_over(&World::alone(), config, weights, data, output, stop, progress)
+}
+
+/// Trains a model on several ranks, each of which calls this with the same inputs; the first one writes the files and
+/// shows the progress.
+///
+/// A step's micro-batches are shared, consecutive ones to each rank, and their gradients are added in order: the result
+/// has the same bits for any number of ranks on the CPU. Evaluations are shared, too.
+///
+/// # Errors
+/// As [`run`] on any rank, inputs that differ between ranks, fewer micro-batches in a batch than ranks, and exchanges
+/// that fail.
+pub fn run_over(
+    world: &World,
+    config: &Config,
+    weights: &Weights,
+    data: &Dataset,
+    output: Option<&OutputFolder>,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<Outcome> {
+    check_equal(world, config, data, weights)?;
+    world.gather("settings", config.check().and_then(|()| check_shares(&config.train, world.count())))?;
     // One process at a time writes into a folder.
-    let _lock = output.map(|output| output.open(config)).transpose()?;
-    let mut trainer = Trainer::new(config, data, Learner::new(config, weights, data)?)?;
+    let _lock = world.on_first("output folder", || output.map(|output| output.open(config)).transpose())?;
+    let learner = Learner::new(config, weights, data);
+    let mut trainer =
+        world.together("model", learner.and_then(|learner| Trainer::new(config, data, learner, world)))?;
     let start = trainer.start(output)?;
+    let progress = if world.is_first() { progress } else { &Progress::Hidden };
     let stopped = trainer.train(start, stop, progress)?;
     let (mut validation, mut test, mut test_answers) = (None, None, None);
     if !stopped {
@@ -87,7 +115,7 @@ pub fn run(
     if let Some(output) = output {
         trainer.save()?;
         if !stopped {
-            trainer.write_results(&output.path)?;
+            world.on_first("results", || trainer.write_results(&output.path))?;
         }
     }
     let Trainer { learner, steps, evaluations, .. } = trainer;
@@ -107,7 +135,8 @@ pub fn run_from(
     progress: &Progress,
 ) -> Result<Learner> {
     config.check()?;
-    let mut trainer = Trainer::new(config, data, Learner::continuing(config, weights, data, before)?)?;
+    let (learner, world) = (Learner::continuing(config, weights, data, before)?, World::alone());
+    let mut trainer = Trainer::new(config, data, learner, &world)?;
     trainer.train(0, stop, progress)?;
     Ok(trainer.learner)
 }
@@ -122,6 +151,7 @@ struct Files {
 struct Trainer<'a> {
     config: &'a Config,
     data: &'a Dataset,
+    world: &'a World,
     learner: Learner,
     optimizer: AdamW,
     scale: LossScale,
@@ -131,27 +161,48 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(config: &'a Config, data: &'a Dataset, learner: Learner) -> Result<Self> {
+    fn new(config: &'a Config, data: &'a Dataset, learner: Learner, world: &'a World) -> Result<Self> {
         let optimizer = learner.optimizer(&config.train)?;
         let scale = LossScale::new(config.compute.precision);
         let (steps, evaluations) = (Vec::new(), Vec::new());
-        Ok(Self { config, data, learner, optimizer, scale, files: None, steps, evaluations })
+        Ok(Self { config, data, world, learner, optimizer, scale, files: None, steps, evaluations })
     }
 
     /// Starts the files of a run, or resumes from them; returns the number of steps taken.
     fn start(&mut self, output: Option<&OutputFolder>) -> Result<u64> {
         let Some(OutputFolder { path: folder, .. }) = output else { return Ok(0) };
-        let [checkpoint, steps, evaluations] = [CHECKPOINT, STEPS, EVALUATIONS].map(|name| folder.join(name));
-        let mut step = 0;
+        let path = folder.join(CHECKPOINT);
         // A run that ended before its first checkpoint starts again.
-        if checkpoint.symlink_metadata().is_ok() {
-            let total = self.total();
-            let Self { config, learner, optimizer, scale, .. } = self;
-            step = checkpoint::read(&checkpoint, config, learner.trained(), optimizer, scale)?;
-            if step > total {
-                let message = format!("is from step {step}, but the run has {total}: its data have changed");
-                return Err(file(&checkpoint, message));
-            }
+        let read = || match path.symlink_metadata() {
+            Ok(_) => checkpoint::bytes(&path),
+            Err(_) => Ok(Vec::new()),
+        };
+        // The other ranks may not see the folder.
+        let bytes = self.world.broadcast("checkpoint", self.world.on_first("checkpoint", read)?)?;
+        let restored = if bytes.is_empty() { Ok(0) } else { self.restore(&path, bytes) };
+        let step = self.world.together("checkpoint's state", restored)?;
+        let started = if self.world.is_first() { self.start_files(folder, step) } else { Ok(()) };
+        self.world.together("files", started)?;
+        Ok(step)
+    }
+
+    fn restore(&mut self, path: &Path, bytes: Vec<u8>) -> Result<u64> {
+        let total = self.total();
+        let Self { config, learner, optimizer, scale, .. } = self;
+        let step = checkpoint::restore(path, bytes, config, learner.trained(), optimizer, scale)?;
+        match step > total {
+            true => Err(file(
+                path,
+                format!("is from step {step}, but the run has {total}: its data have changed"),
+            )),
+            false => Ok(step),
+        }
+    }
+
+    /// Opens the logs of a run, with the rows up to a step.
+    fn start_files(&mut self, folder: &Path, step: u64) -> Result<()> {
+        let [checkpoint, steps, evaluations] = [CHECKPOINT, STEPS, EVALUATIONS].map(|name| folder.join(name));
+        if step > 0 {
             self.steps = read_log(&steps)?;
             self.steps.retain(|row| row.step <= step);
             self.evaluations = read_log(&evaluations)?;
@@ -166,7 +217,7 @@ impl<'a> Trainer<'a> {
         let steps = Log::start(&steps, &self.steps)?;
         let evaluations = Log::start(&evaluations, &self.evaluations)?;
         self.files = Some(Files { checkpoint, steps, evaluations });
-        Ok(step)
+        Ok(())
     }
 
     /// Returns the steps of an epoch.
@@ -204,10 +255,10 @@ impl<'a> Trainer<'a> {
             let record = self.step(step, total, per_epoch, &batches[within])?;
             bar.step(&record);
             self.steps.push(record);
-            if let Some(files) = &mut self.files {
-                files.steps.add(&record)?;
-            }
-            let stopping = stop.is_requested();
+            let logged = self.files.as_mut().map_or(Ok(()), |files| files.steps.add(&record));
+            // One rank may get the signal before another.
+            let told = self.world.gather("end of a step", logged.map(|()| stop.is_requested()))?;
+            let stopping = told.contains(&true);
             if stopping || (train.save_every > 0 && (step + 1) % train.save_every == 0) {
                 self.save()?;
             }
@@ -223,15 +274,15 @@ impl<'a> Trainer<'a> {
 
     fn step(&mut self, step: u64, total: u64, per_epoch: u64, batch: &[usize]) -> Result<StepRecord> {
         let (train, begin, cpu) = (&self.config.train, Instant::now(), cpu_seconds());
-        let (mut gradients, loss, tokens, device_mib) = self.gradients(step, batch)?;
+        let Computed { mut gradients, loss, tokens, device_mib } = self.compute(step, batch)?;
         let mut gradient = gradients.norm()?;
         // Float16 overflowed: compute the same gradients again with a smaller scale.
         while !gradient.is_finite() && self.scale.shrink() {
-            (gradients, ..) = self.gradients(step, batch)?;
+            gradients = self.compute(step, batch)?.gradients;
             gradient = gradients.norm()?;
         }
         if !gradient.is_finite() {
-            return Err(Error::Exploded { step: step + 1, gradient });
+            return self.world.fail(Error::Exploded { step: step + 1, gradient });
         }
         if train.clip > 0.0 {
             gradients.clip(train.clip)?;
@@ -245,50 +296,34 @@ impl<'a> Trainer<'a> {
         Ok(StepRecord { step: step + 1, epoch, lr, loss, gradient, tokens, seconds, cpu_seconds, device_mib })
     }
 
-    /// Returns the gradients of a batch's mean loss, the loss, the number of tokens, and the highest GPU memory in
-    /// use after a backward pass, in MiB.
-    fn gradients(&self, step: u64, batch: &[usize]) -> Result<(Gradients, f32, usize, Option<u64>)> {
-        let (train, factor) = (&self.config.train, self.scale.factor());
-        let micro = if train.micro_batch == 0 { batch.len() } else { train.micro_batch };
-        let mut gradients = Gradients::new(&self.optimizer.vars());
-        let (mut loss, mut tokens, mut highest_mib) = (0.0, 0, None);
-        let trained = self.learner.trained().first();
-        for (part, which) in batch.chunks(micro).enumerate() {
-            // Every micro-batch of every step has its own mask.
-            let offset = step * train.batch as u64 + part as u64;
-            let key = DropoutKey { seed: train.seed, offset };
-            let (part_loss, part_tokens) = self.learner.loss(&self.data.train, which, Some(key))?;
-            let fraction = which.len() as f64 / batch.len() as f64;
-            loss += fraction as f32 * part_loss.to_scalar::<f32>()?;
-            tokens += part_tokens;
-            if !loss.is_finite() {
-                return Err(Error::Diverged { step: step + 1, loss });
-            }
-            let scaled = if factor == 1.0 { part_loss } else { (part_loss * factor)? };
-            gradients.add(&scaled.backward()?, fraction / factor)?;
-            // Measured before the next synchronisation, which releases the memory that this pass freed.
-            highest_mib = highest_mib.max(trained.and_then(|(_, group)| device_mib(group.var().device())));
-        }
-        Ok((gradients, loss, tokens, highest_mib))
+    /// Computes the gradients of a batch over all ranks.
+    fn compute(&self, number: u64, batch: &[usize]) -> Result<Computed> {
+        let Self { config: Config { train, .. }, learner, data, .. } = self;
+        let factor = self.scale.factor();
+        let step = Step { learner, examples: &data.train, train, number, factor };
+        step.compute(batch, &self.optimizer.vars(), self.world)
     }
 
     /// Evaluates the validation or test set, if there is one.
     fn evaluate(&mut self, split: &str) -> Result<Option<(Score, Answers)>> {
         let examples = if split == "test" { &self.data.test } else { &self.data.validation };
         let Some(examples) = examples else { return Ok(None) };
-        let (score, answers) = self.learner.answers(examples, 2 * self.config.train.batch)?;
+        let batch = 2 * self.config.train.batch;
+        let (score, answers) = self.learner.answers_over(self.world, examples, batch)?;
         let evaluation = Evaluation::new(self.optimizer.state().0, split, score);
-        if let Some(files) = &mut self.files {
-            files.evaluations.add(&evaluation)?;
-        }
+        let added = self.files.as_mut().map_or(Ok(()), |files| files.evaluations.add(&evaluation));
+        self.world.together("row of an evaluation", added)?;
         self.evaluations.push(evaluation);
         Ok(Some((score, answers)))
     }
 
+    /// Writes a checkpoint, if the run has files.
     fn save(&self) -> Result<()> {
-        let Some(files) = &self.files else { return Ok(()) };
         let Self { config, learner, optimizer, scale, .. } = self;
-        checkpoint::write(&files.checkpoint, config, learner.trained(), optimizer, *scale)
+        let write = |files: &Files| {
+            checkpoint::write(&files.checkpoint, config, learner.trained(), optimizer, *scale)
+        };
+        self.world.together("checkpoint", self.files.as_ref().map_or(Ok(()), write))
     }
 
     /// Writes the adapter with its head, or a head alone, and the report.
