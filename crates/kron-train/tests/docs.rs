@@ -62,7 +62,7 @@ fn the_table_has_the_programs_options() {
     for option in &options {
         assert!(listed(&format!("--{option}")), "kron-train train has no --{option}");
     }
-    let others = ["config", "out", "resume", "help"];
+    let others = ["config", "out", "resume", "rank-timeout", "help"];
     for word in help.split_whitespace().filter_map(|word| word.strip_prefix("--")) {
         let word = word.trim_end_matches(|c: char| !c.is_ascii_lowercase());
         assert!(options.contains(&word) || others.contains(&word), "docs/TRAINING.md lacks --{word}");

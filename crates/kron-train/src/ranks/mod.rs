@@ -37,7 +37,7 @@ pub struct World {
     has_failed: Cell<bool>,
 }
 
-/// What a rank says in an exchange.
+/// Answer of a rank in an exchange.
 #[derive(Serialize, serde::Deserialize)]
 enum Said<T> {
     Done(T),

@@ -1,4 +1,4 @@
-//! What all ranks of a run have in common: program, settings, data and weights.
+//! [`Fingerprint`]: program, settings, data and weights, which all ranks of a run have in common.
 
 use std::hash::{Hash, Hasher};
 

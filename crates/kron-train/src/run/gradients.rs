@@ -45,7 +45,7 @@ pub(super) struct Computed {
     pub device_mib: Option<u64>,
 }
 
-/// What a rank tells the others of its micro-batches.
+/// Report of a rank on its micro-batches.
 #[derive(Default, Deserialize, Serialize)]
 struct Told {
     /// Bits of each mean loss, which may be NaN.
