@@ -34,7 +34,7 @@ fn a_comparison_runs_missing_trials_and_picks_learning_rates_on_the_validation_s
     let (weights, data) = common::load(&grid.base);
     let mut done = 0;
     let mut go = |stop: &Stop| {
-        compare(&grid, &weights, &data, folder.path(), stop, &Progress::Hidden, |_| {
+        compare(&grid, &weights, &data, folder.path(), 1, stop, &Progress::Hidden, |_| {
             done += 1;
             if done == 5 {
                 stop.request();
@@ -84,7 +84,7 @@ fn only_the_best_learning_rate_of_the_first_seeds_runs_with_the_others() {
     let (weights, data) = common::load(&grid.base);
     let stop = Stop::default();
     let trials =
-        compare(&grid, &weights, &data, folder.path(), &stop, &Progress::Hidden, |_| ()).expect("it runs");
+        compare(&grid, &weights, &data, folder.path(), 1, &stop, &Progress::Hidden, |_| ()).expect("it runs");
     let ran: Vec<(f64, u64)> = trials.iter().map(|t| (t.lr, t.seed)).collect();
     let best = summarise(&grid, &trials)[0].lr;
     let score = |lr: f64| trials.iter().find(|t| t.lr == lr && t.seed == 1).map(|t| t.validation);
@@ -117,7 +117,7 @@ fn a_comparison_continues_the_run_that_was_cut_off() {
     let go = |cut: Option<u64>| {
         let folder = tempfile::tempdir().expect("a folder");
         let (out, never) = (folder.path().join("out"), Stop::default());
-        let all = |stop: &Stop| compare(&grid, &weights, &data, &out, stop, &Progress::Hidden, |_| ());
+        let all = |stop: &Stop| compare(&grid, &weights, &data, &out, 1, stop, &Progress::Hidden, |_| ());
         if let Some(seed) = cut {
             let stopped = Stop::default();
             stopped.request();
@@ -180,4 +180,47 @@ fn a_comparison_may_be_done_a_few_runs_at_a_time() {
         let trials: Vec<Trial> = read_log(&out.join("trials.csv")).expect("trials");
         assert_eq!(trials.len(), done);
     }
+}
+
+/// Two runs at a time give the rows of one at a time, but for their order and their times.
+#[test]
+fn several_jobs_give_the_same_rows() {
+    let mut base = common::config(Method::Kron);
+    (base.train.epochs, base.data.test) = (1, base.data.validation.clone());
+    let entry = |name: &str, method| Entry {
+        name: name.into(),
+        adapter: AdapterConfig { method, rank: 2, ..base.adapter.clone() },
+        ..Entry::default()
+    };
+    let grid = ComparisonGrid {
+        lrs: vec![1e-3, 1e-2],
+        widen: 1,
+        seeds: vec![1, 2],
+        screen: 1,
+        entries: vec![entry("lora", Method::Lora), entry("kron", Method::Kron)],
+        reference: "lora".into(),
+        base,
+        ..Default::default()
+    };
+    let (weights, data) = common::load(&grid.base);
+    let rows = |jobs: usize| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (out, stop) = (folder.path().join("out"), Stop::default());
+        let trials = compare(&grid, &weights, &data, &out, jobs, &stop, &Progress::Hidden, |_| ());
+        let saved: Vec<Trial> = read_log(&out.join("trials.csv")).expect("rows");
+        let trials = trials.expect("it runs");
+        assert_eq!(saved.len(), trials.len());
+        assert_eq!(trials.iter().all(|t| t.peak_mib.is_none()), jobs > 1, "memory is that of all");
+        let left = std::fs::read_dir(&out).expect("the folder").filter(|entry| {
+            entry.as_ref().expect("an entry").file_name().to_string_lossy().starts_with("running")
+        });
+        assert_eq!(left.count(), 0);
+        let timeless = |t: Trial| Trial { step_seconds: 0.0, step_cpu_seconds: None, peak_mib: None, ..t };
+        let mut rows: Vec<Trial> = trials.into_iter().map(timeless).collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name).then(a.lr.total_cmp(&b.lr)).then(a.seed.cmp(&b.seed)));
+        rows
+    };
+    let one = rows(1);
+    assert!(one.len() > 7, "both ends were widened or not: {one:?}");
+    assert_eq!(rows(3), one);
 }

@@ -60,7 +60,7 @@ fn a_grid_of_chains_runs_missing_chains() {
     let data = grid.domains().into_iter().map(read).collect();
     let mut done = 0;
     let mut go = |stop: &Stop| {
-        chains::run(&grid, &weights, &data, folder.path(), stop, &Progress::Hidden, |_| {
+        chains::run(&grid, &weights, &data, folder.path(), 1, stop, &Progress::Hidden, |_| {
             done += 1;
             if done == 3 {
                 stop.request();
@@ -70,6 +70,13 @@ fn a_grid_of_chains_runs_missing_chains() {
     assert!(go(&Stop::default()).is_err(), "stopped in the middle");
     let results = go(&Stop::default()).expect("it runs");
     assert_eq!((results.len(), done), (8, 8), "two entries, both orders, two seeds, each once");
+    let (other, never) = (tempfile::tempdir().expect("a folder"), Stop::default());
+    let two = chains::run(&grid, &weights, &data, other.path(), 2, &never, &Progress::Hidden, |_| ());
+    let sorted = |mut rows: Vec<ChainResult>| {
+        rows.sort_by_key(|row| (row.seed, row.order.clone(), row.name.clone()));
+        rows
+    };
+    assert_eq!(sorted(two.expect("two at a time")), sorted(results.clone()));
     let summaries = chains::summarise(&grid, &results);
     let [lora, kron] = summaries.as_slice() else { panic!("{summaries:?}") };
     assert!(lora.params > kron.params && lora.p.is_none() && kron.p.is_some_and(|p| p[0] <= 1.0));
@@ -95,7 +102,7 @@ fn a_grid_of_chains_runs_missing_chains() {
         [(&faster, "\"lr = 0.001\", but this one has \"lr = 0.002\""), (&moved, "\"method = ")]
     {
         let (folder, stop) = (folder.path(), Stop::default());
-        let refused = chains::run(other, &weights, &data, folder, &stop, &Progress::Hidden, |_| ());
+        let refused = chains::run(other, &weights, &data, folder, 1, &stop, &Progress::Hidden, |_| ());
         let message = refused.expect_err("the folder is taken").to_string();
         assert!(
             message.contains("0-travel-kitchen_and_dining-1 holds a chain with") && message.contains(why),

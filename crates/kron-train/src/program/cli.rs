@@ -56,6 +56,10 @@ pub enum Command {
         /// later runs may include memory that the allocator still holds.
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_RUNS as u64))]
         runs: Option<u64>,
+        /// Number of runs at a time, each on its share of the threads (1 to 1024); times and memory are those of a run
+        /// alone only with 1.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+        jobs: u64,
     },
     /// Train one adapter on a chain of tasks, and evaluate the earlier tasks after each; a finished chain is not
     /// repeated.
@@ -72,6 +76,9 @@ pub enum Command {
         /// Folder for matrix.csv or chains.csv, and report.html.
         #[arg(long)]
         out: PathBuf,
+        /// Number of chains of a grid at a time, each on its share of the threads (1 to 1024).
+        #[arg(long, default_value_t = 1, requires = "grid", value_parser = clap::value_parser!(u64).range(1..=1024))]
+        jobs: u64,
     },
     /// Evaluate a model, with an adapter that was trained for it: loss and accuracy on a file of examples, as JSON.
     #[command(after_help = "\

@@ -57,8 +57,10 @@ fn run_command(command: Command) -> Result<ExitCode> {
             let timeout = Duration::from_secs(rank_timeout);
             return train::train(*settings, OutputFolder { path: out, resume }, timeout);
         }
-        Command::Compare { grid, out, runs } => return studies::compare_methods(&grid, &out, runs),
-        Command::Sequential { grid: Some(grid), out, .. } => studies::run_chains(&grid, &out),
+        Command::Compare { grid, out, runs, jobs } => {
+            return studies::compare_methods(&grid, &out, runs, jobs);
+        }
+        Command::Sequential { grid: Some(grid), out, jobs, .. } => studies::run_chains(&grid, &out, jobs),
         Command::Sequential { settings, domains, out, .. } => studies::run_chain(*settings, &domains, &out),
         Command::Eval(inference) => inference::evaluate(&inference),
         Command::Predict(inference) => inference::predict(&inference),

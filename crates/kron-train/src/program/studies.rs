@@ -20,7 +20,7 @@ use crate::studies::sequential::sequential;
 use crate::studies::{chains, compare, demo};
 
 /// Runs a grid of methods.
-pub fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<ExitCode> {
+pub fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>, jobs: u64) -> Result<ExitCode> {
     check_not_overwriting(grid, out)?;
     let grid = ComparisonGrid::read(grid)?;
     print(&grid.text()?);
@@ -43,7 +43,8 @@ pub fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<Exi
             1000.0 * trial.step_seconds
         );
     };
-    let trials = compare::compare(&grid, &weights, &data, out, &stop, &Progress::Shown, print_trial)?;
+    let (jobs, shown) = (jobs as usize, &Progress::Shown);
+    let trials = compare::compare(&grid, &weights, &data, out, jobs, &stop, shown, print_trial)?;
     let summaries = compare::summarise(&grid, &trials);
     print(&compare::markdown(&summaries));
     print(&format!("\n{}", compare::differences(&summaries)));
@@ -51,7 +52,11 @@ pub fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>) -> Result<Exi
         say!("{part}: repeat the command to continue with the others");
     }
     // `--runs` also ends a study early, as asked.
-    Ok(if stop.is_requested() && runs != Some(done) { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS })
+    Ok(if stop.is_requested() && runs.is_none_or(|runs| done < runs) {
+        ExitCode::from(STOPPED)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Trains on one domain after another.
@@ -73,7 +78,7 @@ pub fn run_chain(settings: Settings, domains: &[String], out: &Path) -> Result<(
 }
 
 /// Runs a grid of chains.
-pub fn run_chains(grid: &Path, out: &Path) -> Result<()> {
+pub fn run_chains(grid: &Path, out: &Path, jobs: u64) -> Result<()> {
     check_not_overwriting(grid, out)?;
     let grid = ChainGrid::read(grid)?;
     print(&grid.text()?);
@@ -91,7 +96,8 @@ pub fn run_chains(grid: &Path, out: &Path) -> Result<()> {
         );
     };
     let stop = Stop::on_signals()?;
-    let results = chains::run(&grid, &weights, &data, out, &stop, &Progress::Shown, print_result)?;
+    let (jobs, shown) = (jobs as usize, &Progress::Shown);
+    let results = chains::run(&grid, &weights, &data, out, jobs, &stop, shown, print_result)?;
     print(&chains::markdown(&chains::summarise(&grid, &results)));
     Ok(())
 }

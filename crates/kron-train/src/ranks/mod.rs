@@ -163,8 +163,8 @@ impl World {
         let mut all = vec![Vec::new(); self.count()];
         if self.is_first() {
             all[0] = own;
-            for rank in 1..self.count() {
-                all[rank] = link::receive(link, rank, &exchange)?;
+            for (rank, theirs) in all.iter_mut().enumerate().skip(1) {
+                *theirs = link::receive(link, rank, &exchange)?;
             }
             // One list of all: lengths, then the bytes one after another.
             let lens: Vec<u8> = all.iter().flat_map(|one| (one.len() as u64).to_le_bytes()).collect();

@@ -11,6 +11,7 @@ use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use super::grid_file::{Entry, check_and_save, check_entries, check_runs};
+use super::jobs::Jobs;
 use super::sequential::{check_folder, sequential};
 use super::stats::{deviation, interval, mean, paired_by};
 use super::table::{markdown as markdown_table, p_value};
@@ -49,6 +50,7 @@ pub struct ChainGrid {
 }
 
 /// One chain of a grid.
+#[derive(Clone, PartialEq)]
 struct PlannedChain<'g> {
     /// Index of the entry in the grid.
     index: usize,
@@ -182,22 +184,26 @@ fn is_chain(name: &str) -> bool {
 
 /// Runs the chains missing in `folder/chains.csv`, each in its own folder, then writes `folder/report.html`.
 ///
+/// At most `jobs` chains are run at a time, each on its share of the threads; their number changes the order of the rows
+/// alone.
+///
 /// # Errors
 /// An error of a chain, or a folder with other settings.
-pub fn run(
+pub fn run<F: FnMut(&ChainResult) + Send>(
     grid: &ChainGrid,
     weights: &Weights,
     data: &BTreeMap<String, Dataset>,
     folder: &Path,
+    jobs: usize,
     stop: &Stop,
     progress: &Progress,
-    mut done: impl FnMut(&ChainResult),
+    done: F,
 ) -> Result<Vec<ChainResult>> {
     let path = folder.join(ROWS);
     let is_own = |name: &str| name == ROWS || is_chain(name);
     let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
-    let mut results: Vec<ChainResult> = read_log(&path)?;
-    let mut log = Log::start(&path, &results)?;
+    let results: Vec<ChainResult> = read_log(&path)?;
+    let log = Log::start(&path, &results)?;
     let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &results)).collect();
     let subfolder = |chain: &PlannedChain| {
         folder.join(format!("{}-{}-{}", chain.index, chain.order.join("-"), chain.seed))
@@ -206,30 +212,40 @@ pub fn run(
         let order: Vec<&str> = chain.order.iter().map(String::as_str).collect();
         check_folder(&subfolder(chain), &grid.config(chain), &order)?;
     }
-    for planned in missing {
-        let (config, subfolder) = (grid.config(&planned), subfolder(&planned));
-        let PlannedChain { entry, order, seed, .. } = planned;
-        let tasks = order.iter().map(|name| match data.get(name) {
+    let progress = if jobs > 1 { &Progress::Hidden } else { progress };
+    let work = |planned: &PlannedChain, _: usize| {
+        let config = grid.config(planned);
+        let tasks = planned.order.iter().map(|name| match data.get(name) {
             Some(data) => Ok((name.as_str(), data)),
             None => Err(invalid(format!("the domain {name:?} was not read"))),
         });
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
-        let chain = sequential(&config, weights, &tasks, &subfolder, stop, progress)?;
-        let result = ChainResult {
-            name: entry.name.clone(),
+        let chain = sequential(&config, weights, &tasks, &subfolder(planned), stop, progress)?;
+        Ok(Some(ChainResult {
+            name: planned.entry.name.clone(),
             method: chain.method.clone(),
             params: chain.params,
             lr: config.train.lr,
-            order: order.join(" > "),
-            seed,
+            order: planned.order.join(" > "),
+            seed: planned.seed,
             final_mean: chain.final_mean(),
             backward_transfer: chain.backward_transfer(),
             forgetting: chain.forgetting(),
-        };
-        log.add(&result)?;
-        done(&result);
-        results.push(result);
+        }))
+    };
+    let (results, ..) = Jobs {
+        next: |(results, ..): &(Vec<ChainResult>, Log, F), running: &[PlannedChain]| {
+            missing.iter().find(|chain| !grid.is_done(chain, results) && !running.contains(chain)).cloned()
+        },
+        work,
+        done: |(results, log, done): &mut (Vec<ChainResult>, Log, F), _: &_, result: ChainResult| {
+            log.add(&result)?;
+            done(&result);
+            results.push(result);
+            Ok(())
+        },
     }
+    .run(jobs, (results, log, done), || stop.request())?;
     let html = html(grid, &results)?;
     write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(results)

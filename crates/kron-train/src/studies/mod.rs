@@ -4,6 +4,7 @@ pub mod chains;
 pub mod compare;
 pub mod demo;
 mod grid_file;
+mod jobs;
 pub mod sequential;
 pub mod stats;
 pub mod table;

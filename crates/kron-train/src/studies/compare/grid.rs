@@ -248,21 +248,29 @@ impl ComparisonGrid {
         (k < n).then(|| format!("{k} of {n} runs done"))
     }
 
-    /// Returns the first missing run, seed by seed, so that a comparison cut short is balanced.
-    pub(super) fn next(&self, points: &[Point], trials: &[Trial]) -> Option<(Point, f64, u64)> {
+    /// Returns the first missing run, seed by seed, so that a comparison cut short is balanced; `None` if all others
+    /// wait for the results of some in progress.
+    pub(super) fn next(
+        &self,
+        points: &[Point],
+        trials: &[Trial],
+        running: &[(Point, f64, u64)],
+    ) -> Option<(Point, f64, u64)> {
         let (every, best) = self.stages();
         let with = |seed: u64, lrs: &dyn Fn(&Point) -> Vec<f64>| {
             points.iter().find_map(|point| {
-                let lr = lrs(point).into_iter().find(|lr| !self.is_done(point, *lr, seed, trials))?;
-                Some((point.clone(), lr, seed))
+                let is_running =
+                    |lr: f64| running.iter().any(|(p, l, s)| p == point && *l == lr && *s == seed);
+                let is_free = |lr: &f64| !self.is_done(point, *lr, seed, trials) && !is_running(*lr);
+                Some((point.clone(), lrs(point).into_iter().find(is_free)?, seed))
             })
         };
         let all = |point: &Point| self.lrs(point, trials);
         let one = |point: &Point| self.best_lr(point, trials).into_iter().collect();
-        every
-            .iter()
-            .find_map(|seed| with(*seed, &all))
-            .or_else(|| best.iter().find_map(|seed| with(*seed, &one)))
+        let first = every.iter().find_map(|seed| with(*seed, &all));
+        // The best rate is known when all are tried.
+        let tries = running.iter().any(|(_, _, seed)| every.contains(seed));
+        first.or_else(|| if tries { None } else { best.iter().find_map(|seed| with(*seed, &one)) })
     }
 }
 
@@ -303,7 +311,7 @@ mod tests {
     /// Runs a grid to its end, with a score for each learning rate; returns the learning rates in their order.
     fn play(grid: &ComparisonGrid, score: impl Fn(f64) -> f64) -> Vec<(f64, u64)> {
         let (points, mut trials) = (grid.points(), Vec::new());
-        while let Some((point, lr, seed)) = grid.next(&points, &trials) {
+        while let Some((point, lr, seed)) = grid.next(&points, &trials, &[]) {
             let trial = Trial { validation: score(lr), seed, ..Trial::new(&point.name, lr, seed, None, 0.0) };
             trials.push(trial);
             assert!(trials.len() < 100, "{trials:?}");

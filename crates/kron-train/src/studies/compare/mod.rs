@@ -20,6 +20,7 @@ pub use summary::{EntrySummary, summarise};
 pub use trial::Trial;
 
 use super::grid_file::check_and_save;
+use super::jobs::Jobs;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result, file, invalid};
@@ -29,7 +30,7 @@ use crate::run::{AdapterRule, Log, OutputFolder, Progress, Stop, read_log, run};
 
 /// Name of the file of trials.
 const ROWS: &str = "trials.csv";
-/// Name of the folder of the run in progress.
+/// Name of the folder of the run in progress, with a number for each further one.
 const RUNNING: &str = "running";
 /// Name of the file of tables.
 const TABLES: &str = "tables.md";
@@ -39,22 +40,25 @@ const CHART: &str = "chart.svg";
 /// Runs the trials missing in `folder/trials.csv`, then writes `folder/report.html`, `folder/tables.md` and
 /// `folder/chart.svg`.
 ///
+/// At most `jobs` runs are done at a time, each on its share of the threads; their number changes times and the order of
+/// the rows alone. With several, processor time and peak memory belong to no single run, and are left out.
 /// A run whose loss or gradient is not finite gets the worst score, and the comparison continues.
 ///
 /// # Errors
 /// Another error of a run, an adapter that does not fit the model, a folder that holds anything but this comparison, or
 /// a file that cannot be written.
-pub fn compare(
+pub fn compare<F: FnMut(&Trial) + Send>(
     grid: &ComparisonGrid,
     weights: &Weights,
     data: &Dataset,
     folder: &Path,
+    jobs: usize,
     stop: &Stop,
     progress: &Progress,
-    mut done: impl FnMut(&Trial),
+    done: F,
 ) -> Result<Vec<Trial>> {
-    let (path, running) = (folder.join(ROWS), folder.join(RUNNING));
-    let is_own = |name: &str| [ROWS, RUNNING, TABLES, CHART].contains(&name);
+    let path = folder.join(ROWS);
+    let is_own = |name: &str| [ROWS, TABLES, CHART].contains(&name) || name.starts_with(RUNNING);
     let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
     let points = grid.points();
     for point in &points {
@@ -64,12 +68,12 @@ pub fn compare(
         return Err(invalid("a comparison needs a validation and a test set"));
     };
     let worst = -((validation.len() + test.len()) as f64);
-    let mut trials: Vec<Trial> = read_log(&path)?;
-    let mut log = Log::start(&path, &trials)?;
-    while !stop.is_requested()
-        && let Some((point, lr, seed)) = grid.next(&points, &trials)
-    {
-        let config = grid.config(&point, lr, seed);
+    let trials: Vec<Trial> = read_log(&path)?;
+    let log = Log::start(&path, &trials)?;
+    let progress = if jobs > 1 { &Progress::Hidden } else { progress };
+    let work = |(point, lr, seed): &(Point, f64, u64), place: usize| {
+        let running = folder.join(if place == 0 { RUNNING.into() } else { format!("{RUNNING}-{place}") });
+        let config = grid.config(point, *lr, *seed);
         restart_peak();
         let output = resumable(&running, &config)?;
         let outcome = match run(&config, weights, data, Some(&output), stop, progress) {
@@ -77,14 +81,27 @@ pub fn compare(
             other => Some(other?),
         };
         if outcome.as_ref().is_some_and(|outcome| outcome.stopped) {
-            break;
+            return Ok(None);
         }
-        let trial = Trial::new(&point.name, lr, seed, outcome.as_ref(), worst);
-        log.add(&trial)?;
-        done(&trial);
-        trials.push(trial);
+        let trial = Trial::new(&point.name, *lr, *seed, outcome.as_ref(), worst);
+        // The process's numbers are those of all runs in progress.
+        let shared = |trial| Trial { step_cpu_seconds: None, peak_mib: None, ..trial };
         remove(&running)?;
+        Ok(Some(if jobs > 1 { shared(trial) } else { trial }))
+    };
+    let (trials, ..) = Jobs {
+        next: |(trials, ..): &(Vec<Trial>, Log, F), running: &[_]| {
+            if stop.is_requested() { None } else { grid.next(&points, trials, running) }
+        },
+        work,
+        done: |(trials, log, done): &mut (Vec<Trial>, Log, F), _: &_, trial: Trial| {
+            log.add(&trial)?;
+            done(&trial);
+            trials.push(trial);
+            Ok(())
+        },
     }
+    .run(jobs, (trials, log, done), || stop.request())?;
     for (name, text) in [
         ("report.html", page::html(grid, &trials)?),
         (TABLES, page::tables(grid, &trials)),

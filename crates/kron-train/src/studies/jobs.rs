@@ -1,0 +1,171 @@
+//! Independent runs of a study, several at a time.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use rayon::ThreadPoolBuilder;
+
+use crate::error::{Result, invalid};
+
+/// Runs of a study with state `S`, of kind `T`, and what becomes of them; a result is `R`.
+pub(super) struct Jobs<N, W, D> {
+    /// Returns the next run besides those in progress; `None` if there is none until one of these ends.
+    pub next: N,
+    /// Runs one, in the place of this number; `None` if it was stopped.
+    pub work: W,
+    /// Records a result.
+    pub done: D,
+}
+
+/// State that the threads share.
+struct Shared<S, T> {
+    state: S,
+    running: Vec<T>,
+    failed: Option<crate::Error>,
+    stopped: bool,
+}
+
+impl<N, W, D> Jobs<N, W, D> {
+    /// Does all runs, at most `count` at a time, each on its share of the threads; returns the state.
+    ///
+    /// # Errors
+    /// A run fails, which ends those in progress by `stop` and starts no other, or a thread cannot be started.
+    pub fn run<S, T, R>(self, count: usize, state: S, stop: impl Fn() + Sync) -> Result<S>
+    where
+        S: Send,
+        T: Clone + PartialEq + Send,
+        N: Fn(&S, &[T]) -> Option<T> + Sync,
+        W: Fn(&T, usize) -> Result<Option<R>> + Sync,
+        D: Fn(&mut S, &T, R) -> Result<()> + Sync,
+    {
+        let shared = Mutex::new(Shared { state, running: Vec::new(), failed: None, stopped: false });
+        let ended = Condvar::new();
+        let place = |number: usize| {
+            while let Some(task) = self.take(&shared, &ended) {
+                let result = (self.work)(&task, number);
+                let mut shared = lock(&shared);
+                shared.running.retain(|other| *other != task);
+                let recorded = match result {
+                    Ok(Some(result)) => (self.done)(&mut shared.state, &task, result),
+                    Ok(None) => {
+                        shared.stopped = true;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = recorded {
+                    shared.failed.get_or_insert(error);
+                    stop();
+                }
+                ended.notify_all();
+            }
+        };
+        if count == 1 {
+            place(0);
+        } else {
+            let threads = (rayon::current_num_threads() / count).max(1);
+            let pool = || ThreadPoolBuilder::new().num_threads(threads).build();
+            let pools = (0..count).map(|_| pool()).collect::<Result<Vec<_>, _>>();
+            let pools = pools.map_err(|e| invalid(format!("no threads can be started: {e}")))?;
+            let place = &place;
+            std::thread::scope(|scope| {
+                for (number, pool) in pools.iter().enumerate() {
+                    scope.spawn(move || pool.install(|| place(number)));
+                }
+            });
+        }
+        let shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        shared.failed.map_or(Ok(shared.state), Err)
+    }
+
+    /// Waits for a run that can begin; `None` if none will.
+    fn take<S, T: Clone>(&self, shared: &Mutex<Shared<S, T>>, ended: &Condvar) -> Option<T>
+    where
+        N: Fn(&S, &[T]) -> Option<T>,
+    {
+        let mut shared = lock(shared);
+        loop {
+            if shared.failed.is_some() || shared.stopped {
+                return None;
+            }
+            if let Some(task) = (self.next)(&shared.state, &shared.running) {
+                shared.running.push(task.clone());
+                return Some(task);
+            }
+            if shared.running.is_empty() {
+                return None;
+            }
+            shared = ended.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Tasks 0 to 9, and for each odd one ended its tenfold; 10 waits for all of them.
+    fn next(done: &[u32], running: &[u32]) -> Option<u32> {
+        let free = |task: &u32| !done.contains(task) && !running.contains(task);
+        let more = done.iter().filter(|task| **task < 10 && **task % 2 == 1).map(|task| 100 * task);
+        let last = running.is_empty().then_some(10);
+        (0..10).chain(more).find(free).or_else(|| last.filter(free))
+    }
+
+    #[test]
+    fn every_number_of_jobs_does_the_same_runs() {
+        for count in [1, 2, 5, 30] {
+            let most = AtomicUsize::new(0);
+            let now = AtomicUsize::new(0);
+            let jobs = Jobs {
+                next: |done: &Vec<u32>, running: &[u32]| next(done, running),
+                work: |task: &u32, place: usize| {
+                    assert!(place < count);
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(std::time::Duration::from_millis(u64::from(*task % 3)));
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    Ok(Some(()))
+                },
+                done: |done: &mut Vec<u32>, task: &u32, ()| {
+                    done.push(*task);
+                    Ok(())
+                },
+            };
+            let mut done = jobs.run(count, Vec::new(), || ()).expect("all runs");
+            assert_eq!(done.last(), Some(&10), "the last waits for the others");
+            done.sort_unstable();
+            assert_eq!(done, (0..=10).chain([100, 300, 500, 700, 900]).collect::<Vec<_>>());
+            assert!(most.into_inner() <= count);
+        }
+    }
+
+    #[test]
+    fn a_failure_and_a_stop_start_no_other_run() {
+        for fails in [true, false] {
+            let asked = AtomicUsize::new(0);
+            let jobs = Jobs {
+                next: |done: &Vec<u32>, running: &[u32]| next(done, running),
+                work: |task: &u32, _| match (*task, fails) {
+                    (3, true) => Err(invalid("three")),
+                    (3, false) => Ok(None),
+                    _ => Ok(Some(())),
+                },
+                done: |done: &mut Vec<u32>, task: &u32, ()| {
+                    done.push(*task);
+                    Ok(())
+                },
+            };
+            let done = jobs.run(1, Vec::new(), || drop(asked.fetch_add(1, Ordering::SeqCst)));
+            match fails {
+                true => assert_eq!(done.expect_err("a failure").to_string(), "three"),
+                false => assert_eq!(done.expect("a stop"), [0, 1, 2]),
+            }
+            assert_eq!(asked.into_inner(), usize::from(fails));
+        }
+    }
+}
