@@ -7,8 +7,8 @@ use std::process::Command;
 use kron_train::Progress;
 use kron_train::config::{AdapterConfig, Method};
 use kron_train::run::{Log, OutputFolder, StepRecord, Stop, read_log, run};
-use kron_train::studies::Entry;
 use kron_train::studies::compare::{ComparisonGrid, Trial, compare, markdown, summarise};
+use kron_train::studies::{Entry, Schedule};
 
 #[test]
 fn a_comparison_runs_missing_trials_and_picks_learning_rates_on_the_validation_set() {
@@ -34,7 +34,7 @@ fn a_comparison_runs_missing_trials_and_picks_learning_rates_on_the_validation_s
     let (weights, data) = common::load(&grid.base);
     let mut done = 0;
     let mut go = |stop: &Stop| {
-        compare(&grid, &weights, &data, folder.path(), 1, stop, &Progress::Hidden, |_| {
+        compare(&grid, &weights, &data, folder.path(), &Schedule::quiet(stop.clone()), |_| {
             done += 1;
             if done == 5 {
                 stop.request();
@@ -84,7 +84,7 @@ fn only_the_best_learning_rate_of_the_first_seeds_runs_with_the_others() {
     let (weights, data) = common::load(&grid.base);
     let stop = Stop::default();
     let trials =
-        compare(&grid, &weights, &data, folder.path(), 1, &stop, &Progress::Hidden, |_| ()).expect("it runs");
+        compare(&grid, &weights, &data, folder.path(), &Schedule::quiet(stop), |_| ()).expect("it runs");
     let ran: Vec<(f64, u64)> = trials.iter().map(|t| (t.lr, t.seed)).collect();
     let best = summarise(&grid, &trials)[0].lr;
     let score = |lr: f64| trials.iter().find(|t| t.lr == lr && t.seed == 1).map(|t| t.validation);
@@ -117,7 +117,7 @@ fn a_comparison_continues_the_run_that_was_cut_off() {
     let go = |cut: Option<u64>| {
         let folder = tempfile::tempdir().expect("a folder");
         let (out, never) = (folder.path().join("out"), Stop::default());
-        let all = |stop: &Stop| compare(&grid, &weights, &data, &out, 1, stop, &Progress::Hidden, |_| ());
+        let all = |stop: &Stop| compare(&grid, &weights, &data, &out, &Schedule::quiet(stop.clone()), |_| ());
         if let Some(seed) = cut {
             let stopped = Stop::default();
             stopped.request();
@@ -205,8 +205,9 @@ fn several_jobs_give_the_same_rows() {
     let (weights, data) = common::load(&grid.base);
     let rows = |jobs: usize| {
         let folder = tempfile::tempdir().expect("a folder");
-        let (out, stop) = (folder.path().join("out"), Stop::default());
-        let trials = compare(&grid, &weights, &data, &out, jobs, &stop, &Progress::Hidden, |_| ());
+        let out = folder.path().join("out");
+        let schedule = Schedule { jobs, ..Schedule::quiet(Stop::default()) };
+        let trials = compare(&grid, &weights, &data, &out, &schedule, |_| ());
         let saved: Vec<Trial> = read_log(&out.join("trials.csv")).expect("rows");
         let trials = trials.expect("it runs");
         assert_eq!(saved.len(), trials.len());

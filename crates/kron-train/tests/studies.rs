@@ -10,7 +10,7 @@ use kron_train::model::Files;
 use kron_train::run::{Stop, run};
 use kron_train::studies::chains::{self, ChainGrid, ChainResult};
 use kron_train::studies::sequential::sequential;
-use kron_train::studies::{Entry, demo};
+use kron_train::studies::{Entry, Schedule, demo};
 use kron_train::{Config, Progress};
 
 #[test]
@@ -60,7 +60,7 @@ fn a_grid_of_chains_runs_missing_chains() {
     let data = grid.domains().into_iter().map(read).collect();
     let mut done = 0;
     let mut go = |stop: &Stop| {
-        chains::run(&grid, &weights, &data, folder.path(), 1, stop, &Progress::Hidden, |_| {
+        chains::run(&grid, &weights, &data, folder.path(), &Schedule::quiet(stop.clone()), |_| {
             done += 1;
             if done == 3 {
                 stop.request();
@@ -70,8 +70,9 @@ fn a_grid_of_chains_runs_missing_chains() {
     assert!(go(&Stop::default()).is_err(), "stopped in the middle");
     let results = go(&Stop::default()).expect("it runs");
     assert_eq!((results.len(), done), (8, 8), "two entries, both orders, two seeds, each once");
-    let (other, never) = (tempfile::tempdir().expect("a folder"), Stop::default());
-    let two = chains::run(&grid, &weights, &data, other.path(), 2, &never, &Progress::Hidden, |_| ());
+    let other = tempfile::tempdir().expect("a folder");
+    let schedule = Schedule { jobs: 2, ..Schedule::quiet(Stop::default()) };
+    let two = chains::run(&grid, &weights, &data, other.path(), &schedule, |_| ());
     let sorted = |mut rows: Vec<ChainResult>| {
         rows.sort_by_key(|row| (row.seed, row.order.clone(), row.name.clone()));
         rows
@@ -102,7 +103,7 @@ fn a_grid_of_chains_runs_missing_chains() {
         [(&faster, "\"lr = 0.001\", but this one has \"lr = 0.002\""), (&moved, "\"method = ")]
     {
         let (folder, stop) = (folder.path(), Stop::default());
-        let refused = chains::run(other, &weights, &data, folder, 1, &stop, &Progress::Hidden, |_| ());
+        let refused = chains::run(other, &weights, &data, folder, &Schedule::quiet(stop), |_| ());
         let message = refused.expect_err("the folder is taken").to_string();
         assert!(
             message.contains("0-travel-kitchen_and_dining-1 holds a chain with") && message.contains(why),

@@ -17,7 +17,7 @@ use crate::run::{Progress, Stop};
 use crate::studies::chains::{ChainGrid, ChainResult};
 use crate::studies::compare::{ComparisonGrid, Trial};
 use crate::studies::sequential::sequential;
-use crate::studies::{chains, compare, demo};
+use crate::studies::{Schedule, chains, compare, demo};
 
 /// Runs a grid of methods.
 pub fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>, jobs: u64) -> Result<ExitCode> {
@@ -43,8 +43,8 @@ pub fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>, jobs: u64) ->
             1000.0 * trial.step_seconds
         );
     };
-    let (jobs, shown) = (jobs as usize, &Progress::Shown);
-    let trials = compare::compare(&grid, &weights, &data, out, jobs, &stop, shown, print_trial)?;
+    let schedule = Schedule { jobs: jobs as usize, stop: stop.clone(), progress: Progress::Shown };
+    let trials = compare::compare(&grid, &weights, &data, out, &schedule, print_trial)?;
     let summaries = compare::summarise(&grid, &trials);
     print(&compare::markdown(&summaries));
     print(&format!("\n{}", compare::differences(&summaries)));
@@ -95,9 +95,8 @@ pub fn run_chains(grid: &Path, out: &Path, jobs: u64) -> Result<()> {
             r.forgetting
         );
     };
-    let stop = Stop::on_signals()?;
-    let (jobs, shown) = (jobs as usize, &Progress::Shown);
-    let results = chains::run(&grid, &weights, &data, out, jobs, &stop, shown, print_result)?;
+    let schedule = Schedule { jobs: jobs as usize, stop: Stop::on_signals()?, progress: Progress::Shown };
+    let results = chains::run(&grid, &weights, &data, out, &schedule, print_result)?;
     print(&chains::markdown(&chains::summarise(&grid, &results)));
     Ok(())
 }

@@ -11,7 +11,7 @@ use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
 use super::grid_file::{Entry, check_and_save, check_entries, check_runs};
-use super::jobs::Jobs;
+use super::jobs::{Jobs, Schedule};
 use super::sequential::{check_folder, sequential};
 use super::stats::{deviation, interval, mean, paired_by};
 use super::table::{markdown as markdown_table, p_value};
@@ -21,7 +21,7 @@ use crate::error::{Result, file, invalid};
 use crate::files;
 use crate::model::Weights;
 use crate::report::study;
-use crate::run::{Log, Progress, Stop, read_log};
+use crate::run::{Log, read_log};
 
 /// Name of the file of results.
 const ROWS: &str = "chains.csv";
@@ -184,7 +184,7 @@ fn is_chain(name: &str) -> bool {
 
 /// Runs the chains missing in `folder/chains.csv`, each in its own folder, then writes `folder/report.html`.
 ///
-/// At most `jobs` chains are run at a time, each on its share of the threads; their number changes the order of the rows
+/// The number of chains at a time changes the order of the rows
 /// alone.
 ///
 /// # Errors
@@ -194,9 +194,7 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
     weights: &Weights,
     data: &BTreeMap<String, Dataset>,
     folder: &Path,
-    jobs: usize,
-    stop: &Stop,
-    progress: &Progress,
+    schedule: &Schedule,
     done: F,
 ) -> Result<Vec<ChainResult>> {
     let path = folder.join(ROWS);
@@ -212,7 +210,7 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
         let order: Vec<&str> = chain.order.iter().map(String::as_str).collect();
         check_folder(&subfolder(chain), &grid.config(chain), &order)?;
     }
-    let progress = if jobs > 1 { &Progress::Hidden } else { progress };
+    let stop = &schedule.stop;
     let work = |planned: &PlannedChain, _: usize| {
         let config = grid.config(planned);
         let tasks = planned.order.iter().map(|name| match data.get(name) {
@@ -220,7 +218,7 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
             None => Err(invalid(format!("the domain {name:?} was not read"))),
         });
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
-        let chain = sequential(&config, weights, &tasks, &subfolder(planned), stop, progress)?;
+        let chain = sequential(&config, weights, &tasks, &subfolder(planned), stop, &schedule.shown())?;
         Ok(Some(ChainResult {
             name: planned.entry.name.clone(),
             method: chain.method.clone(),
@@ -245,7 +243,7 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
             Ok(())
         },
     }
-    .run(jobs, (results, log, done), || stop.request())?;
+    .run(schedule, (results, log, done))?;
     let html = html(grid, &results)?;
     write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(results)

@@ -5,6 +5,30 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use rayon::ThreadPoolBuilder;
 
 use crate::error::{Result, invalid};
+use crate::run::{Progress, Stop};
+
+/// Ways to do the runs of a study.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    /// Largest number of runs at a time, each on its share of the threads.
+    pub jobs: usize,
+    /// Flag that ends the study after the steps in progress.
+    pub stop: Stop,
+    /// Visibility of a run's progress; that of several at a time is hidden.
+    pub progress: Progress,
+}
+
+impl Schedule {
+    /// Does one run at a time, with nothing shown.
+    pub const fn quiet(stop: Stop) -> Self {
+        Self { jobs: 1, stop, progress: Progress::Hidden }
+    }
+
+    /// Returns the visibility of a run's progress.
+    pub(super) const fn shown(&self) -> Progress {
+        if self.jobs > 1 { Progress::Hidden } else { self.progress }
+    }
+}
 
 /// Runs of a study with state `S`, of kind `T`, and what becomes of them; a result is `R`.
 pub(super) struct Jobs<N, W, D> {
@@ -25,11 +49,11 @@ struct Shared<S, T> {
 }
 
 impl<N, W, D> Jobs<N, W, D> {
-    /// Does all runs, at most `count` at a time, each on its share of the threads; returns the state.
+    /// Does all runs; returns the state.
     ///
     /// # Errors
-    /// A run fails, which ends those in progress by `stop` and starts no other, or a thread cannot be started.
-    pub fn run<S, T, R>(self, count: usize, state: S, stop: impl Fn() + Sync) -> Result<S>
+    /// A run fails, which stops those in progress and starts no other, or a thread cannot be started.
+    pub fn run<S, T, R>(self, schedule: &Schedule, state: S) -> Result<S>
     where
         S: Send,
         T: Clone + PartialEq + Send,
@@ -37,6 +61,7 @@ impl<N, W, D> Jobs<N, W, D> {
         W: Fn(&T, usize) -> Result<Option<R>> + Sync,
         D: Fn(&mut S, &T, R) -> Result<()> + Sync,
     {
+        let count = schedule.jobs;
         let shared = Mutex::new(Shared { state, running: Vec::new(), failed: None, stopped: false });
         let ended = Condvar::new();
         let place = |number: usize| {
@@ -54,7 +79,7 @@ impl<N, W, D> Jobs<N, W, D> {
                 };
                 if let Err(error) = recorded {
                     shared.failed.get_or_insert(error);
-                    stop();
+                    schedule.stop.request();
                 }
                 ended.notify_all();
             }
@@ -136,7 +161,8 @@ mod tests {
                     Ok(())
                 },
             };
-            let mut done = jobs.run(count, Vec::new(), || ()).expect("all runs");
+            let schedule = Schedule { jobs: count, ..Schedule::quiet(Stop::default()) };
+            let mut done = jobs.run(&schedule, Vec::new()).expect("all runs");
             assert_eq!(done.last(), Some(&10), "the last waits for the others");
             done.sort_unstable();
             assert_eq!(done, (0..=10).chain([100, 300, 500, 700, 900]).collect::<Vec<_>>());
@@ -147,7 +173,6 @@ mod tests {
     #[test]
     fn a_failure_and_a_stop_start_no_other_run() {
         for fails in [true, false] {
-            let asked = AtomicUsize::new(0);
             let jobs = Jobs {
                 next: |done: &Vec<u32>, running: &[u32]| next(done, running),
                 work: |task: &u32, _| match (*task, fails) {
@@ -160,12 +185,13 @@ mod tests {
                     Ok(())
                 },
             };
-            let done = jobs.run(1, Vec::new(), || drop(asked.fetch_add(1, Ordering::SeqCst)));
+            let schedule = Schedule::quiet(Stop::default());
+            let done = jobs.run(&schedule, Vec::new());
             match fails {
                 true => assert_eq!(done.expect_err("a failure").to_string(), "three"),
                 false => assert_eq!(done.expect("a stop"), [0, 1, 2]),
             }
-            assert_eq!(asked.into_inner(), usize::from(fails));
+            assert_eq!(schedule.stop.is_requested(), fails);
         }
     }
 }

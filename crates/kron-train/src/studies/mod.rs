@@ -10,3 +10,4 @@ pub mod stats;
 pub mod table;
 
 pub use grid_file::{Entry, MAX_RUNS};
+pub use jobs::Schedule;

@@ -20,13 +20,13 @@ pub use summary::{EntrySummary, summarise};
 pub use trial::Trial;
 
 use super::grid_file::check_and_save;
-use super::jobs::Jobs;
+use super::jobs::{Jobs, Schedule};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result, file, invalid};
 use crate::model::Weights;
 use crate::run::resources::restart_peak;
-use crate::run::{AdapterRule, Log, OutputFolder, Progress, Stop, read_log, run};
+use crate::run::{AdapterRule, Log, OutputFolder, read_log, run};
 
 /// Name of the file of trials.
 const ROWS: &str = "trials.csv";
@@ -40,7 +40,7 @@ const CHART: &str = "chart.svg";
 /// Runs the trials missing in `folder/trials.csv`, then writes `folder/report.html`, `folder/tables.md` and
 /// `folder/chart.svg`.
 ///
-/// At most `jobs` runs are done at a time, each on its share of the threads; their number changes times and the order of
+/// The number of runs at a time changes times and the order of
 /// the rows alone. With several, processor time and peak memory belong to no single run, and are left out.
 /// A run whose loss or gradient is not finite gets the worst score, and the comparison continues.
 ///
@@ -52,9 +52,7 @@ pub fn compare<F: FnMut(&Trial) + Send>(
     weights: &Weights,
     data: &Dataset,
     folder: &Path,
-    jobs: usize,
-    stop: &Stop,
-    progress: &Progress,
+    schedule: &Schedule,
     done: F,
 ) -> Result<Vec<Trial>> {
     let path = folder.join(ROWS);
@@ -70,13 +68,13 @@ pub fn compare<F: FnMut(&Trial) + Send>(
     let worst = -((validation.len() + test.len()) as f64);
     let trials: Vec<Trial> = read_log(&path)?;
     let log = Log::start(&path, &trials)?;
-    let progress = if jobs > 1 { &Progress::Hidden } else { progress };
+    let Schedule { jobs, stop, .. } = schedule;
     let work = |(point, lr, seed): &(Point, f64, u64), place: usize| {
         let running = folder.join(if place == 0 { RUNNING.into() } else { format!("{RUNNING}-{place}") });
         let config = grid.config(point, *lr, *seed);
         restart_peak();
         let output = resumable(&running, &config)?;
-        let outcome = match run(&config, weights, data, Some(&output), stop, progress) {
+        let outcome = match run(&config, weights, data, Some(&output), stop, &schedule.shown()) {
             Err(Error::Diverged { .. } | Error::Exploded { .. }) => None,
             other => Some(other?),
         };
@@ -87,7 +85,7 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         // The process's numbers are those of all runs in progress.
         let shared = |trial| Trial { step_cpu_seconds: None, peak_mib: None, ..trial };
         remove(&running)?;
-        Ok(Some(if jobs > 1 { shared(trial) } else { trial }))
+        Ok(Some(if *jobs > 1 { shared(trial) } else { trial }))
     };
     let (trials, ..) = Jobs {
         next: |(trials, ..): &(Vec<Trial>, Log, F), running: &[_]| {
@@ -101,7 +99,7 @@ pub fn compare<F: FnMut(&Trial) + Send>(
             Ok(())
         },
     }
-    .run(jobs, (trials, log, done), || stop.request())?;
+    .run(schedule, (trials, log, done))?;
     for (name, text) in [
         ("report.html", page::html(grid, &trials)?),
         (TABLES, page::tables(grid, &trials)),
