@@ -376,7 +376,8 @@ mod tests {
         let batch: Vec<usize> = (0..8).collect();
         let step = |scale: LossScale| {
             let learner = Learner::new(&config, &weights, &data).expect("a learner");
-            let mut trainer = Trainer::new(&config, &data, learner).expect("a trainer");
+            let world = World::alone();
+            let mut trainer = Trainer::new(&config, &data, learner, &world).expect("a trainer");
             trainer.scale = scale;
             (trainer.step(0, 10, 10, &batch).expect("a step"), trainer.scale.factor())
         };
