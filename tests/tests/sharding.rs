@@ -76,13 +76,17 @@ impl Model {
 
     /// Operations of a sequence: forward, the gradient of x, and forward again, because blocks are recomputed.
     fn operations(&self) -> f64 {
+        // Half of the scores are masked; both operands of these products have gradients.
         let attention = self.layers * 2.0 * TOKENS * self.hidden;
-        3.0 * TOKENS * (2.0 * (self.params() - self.vocabulary * self.hidden) + attention)
+        let weights = 2.0 * (self.params() - self.vocabulary * self.hidden);
+        TOKENS * (3.0 * weights + 4.0 * attention)
     }
 
-    /// Bytes of activations: the inputs of so many blocks, and all of one block of one sequence.
+    /// Bytes of activations: the inputs of so many blocks, all of one block of one sequence, and its logits with their
+    /// gradient in float32.
     fn activations(&self, blocks: f64) -> f64 {
-        BF16 * TOKENS * (blocks * self.hidden + 8.0 * self.hidden + 4.0 * self.intermediate)
+        let logits = 2.0 * 4.0 * self.vocabulary;
+        TOKENS * (BF16 * (blocks * self.hidden + 8.0 * self.hidden + 4.0 * self.intermediate) + logits)
     }
 }
 
@@ -103,17 +107,19 @@ fn ways(model: &Model, machine: &Machine) -> [Way; 3] {
     // Weights arrive for forward and once more for backward, where a block is recomputed too.
     let gathered = MICRO * 2.0 * (n - 1.0) / n * weights + gradients;
     let boundary = n * MICRO * 2.0 * BF16 * TOKENS * model.hidden;
-    let stages = n * MICRO;
+    let micro_batches = n * MICRO;
+    // The largest parts that are whole at a time: a block and the next one, or the head.
+    let whole = (2.0 * model.block()).max(model.vocabulary * model.hidden);
     [
         Way {
             name: "data parallel",
             memory: weights + state + model.activations(model.layers),
             sent: gradients,
-            seconds: compute + gradients / machine.link,
+            seconds: compute.max(gradients / machine.link),
         },
         Way {
             name: "ZeRO-3",
-            memory: weights / n + 2.0 * BF16 * model.block() + state + model.activations(model.layers),
+            memory: weights / n + BF16 * whole + state + model.activations(model.layers),
             sent: gathered,
             seconds: compute.max(gathered / machine.link),
         },
@@ -122,7 +128,7 @@ fn ways(model: &Model, machine: &Machine) -> [Way; 3] {
             // The first stage keeps the inputs of its blocks for as many sequences as there are stages.
             memory: (weights + state) / n + model.activations(n * model.layers / n),
             sent: boundary,
-            seconds: compute * (stages + n - 1.0) / stages + boundary / machine.link,
+            seconds: compute * (micro_batches + n - 1.0) / micro_batches + boundary / machine.link,
         },
     ]
 }

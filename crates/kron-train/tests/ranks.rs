@@ -158,6 +158,12 @@ fn ranks_with_other_inputs_are_refused() {
     assert_eq!(data, vec!["rank 2 has other examples than rank 0"; 3]);
     let weights = with(&|run| run.weights = Weights::new(run.weights.config.clone(), Default::default()));
     assert_eq!(weights, vec!["rank 2 has other weights than rank 0"; 3]);
+    let model = with(&|run| {
+        if let kron_train::model::Config::Decoder(decoder) = &mut run.weights.config {
+            decoder.rms_norm_eps = 0.5;
+        }
+    });
+    assert_eq!(model, vec!["rank 2 has other weights than rank 0"; 3]);
     assert!(!folder.path().join("run").exists(), "nothing is written");
 }
 

@@ -279,3 +279,20 @@ fn temporaries(folder: &Path) -> Vec<std::path::PathBuf> {
     let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a file").path());
     files.filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect()
 }
+
+/// An empty file is what a full disk may leave.
+#[test]
+fn an_empty_checkpoint_is_damaged_and_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, out) = (config(), folder.path().join("run"));
+    let (weights, data) = common::load(&config);
+    let go = |resume| {
+        run(&config, &weights, &data, Some(&output(&out, resume)), &Stop::default(), &Progress::Hidden)
+    };
+    go(false).expect("it runs");
+    let before = results(&out);
+    std::fs::write(out.join("checkpoint.safetensors"), "").expect("room");
+    let error = go(true).err().expect("a damaged checkpoint").to_string();
+    assert!(error.contains("checkpoint.safetensors: is damaged"), "{error}");
+    assert_eq!(results(&out), before);
+}

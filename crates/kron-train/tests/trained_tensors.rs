@@ -197,6 +197,16 @@ fn names_follow_those_of_the_layers_and_a_foreign_head_is_noted() {
     );
     let want = outputs(&with_own(&weights, &own), got.adapter.clone());
     assert_eq!(outputs(&got.weights, got.adapter), want);
+
+    // A block that the model lacks is no foreign head.
+    let further = adapter(
+        &format!("bert.{module}"),
+        dims,
+        vec![whole("bert.encoder.layer.9.output.LayerNorm.weight", &[24])],
+    );
+    let error = read_adapter(&written(folder.path(), &further), Path::new("the model"), &weights);
+    let error = error.expect_err("no such block").to_string();
+    assert!(error.contains("encoder.layer.9.output.LayerNorm.weight matches no tensor"), "{error}");
 }
 
 #[test]

@@ -9,24 +9,28 @@ use super::load::Weights;
 use crate::error::Result;
 
 impl Weights {
-    /// Returns a hash of the names and values of all tensors, equal for equal weights in the same precision.
+    /// Returns a hash of the configuration and of the names, types, shapes and values of all tensors.
     ///
     /// # Errors
     /// candle fails.
     pub fn fingerprint(&self) -> Result<u64> {
         let mut hash = Xxh3Default::new();
+        hash.update(format!("{:?} {:?}", self.config, self.operands).as_bytes());
         let mut names: Vec<_> = self.tensors.keys().collect();
         names.sort();
         for name in names {
-            hash.update(name.as_bytes());
-            let values = self.tensors[name].to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let tensor = &self.tensors[name];
+            hash.update(format!("{name} {:?} {:?}", tensor.dtype(), tensor.dims()).as_bytes());
+            let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             hash.update(bytemuck::cast_slice(&values));
         }
         let mut names: Vec<_> = self.blocks.keys().collect();
         names.sort();
         for name in names {
-            hash.update(name.as_bytes());
-            hash.update(self.blocks[name].bytes());
+            let blocks = &self.blocks[name];
+            let (rows, columns) = (blocks.rows(), blocks.columns());
+            hash.update(format!("{name} {:?} {rows} {columns}", blocks.block_type()).as_bytes());
+            hash.update(blocks.bytes());
         }
         Ok(hash.finish())
     }

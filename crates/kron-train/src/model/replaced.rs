@@ -29,14 +29,18 @@ impl Weights {
         BaseTensors::new(model, all.map(|(name, shape)| (name, Dtype::F32, shape)))
     }
 
-    /// Returns true if a tensor of this name would be the model's, were its leading components more or fewer, rather
-    /// than that of a module which the model lacks.
+    /// Returns true if a tensor of this name would be the model's, were its leading components more or fewer or its
+    /// numbers others, rather than that of a module which the model lacks.
     pub fn has_a(&self, name: &str) -> bool {
         let ends = |long: &str, short: &str| {
             long.strip_suffix(short).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
         let first = |name: &str| name.split('.').next().map(str::to_owned);
-        let is_near = |own: &str| first(own) == first(name) || ends(own, name) || ends(name, own);
+        let block = plain_numbers(name);
+        let is_near = |own: &str| {
+            let own_block = plain_numbers(own);
+            first(own) == first(name) || ends(&own_block, &block) || ends(&block, &own_block)
+        };
         let is_head = matches!(self.config, Config::Decoder(_)) && ends(name, &weight(HEAD));
         is_head || self.tensors.keys().chain(self.blocks.keys()).any(|own| is_near(own))
     }
@@ -86,17 +90,22 @@ impl Weights {
 
     fn replace(&mut self, name: &str, trained: &TrainedTensor) -> Result<()> {
         let missing = || invalid(format!("the model has no tensor {name}"));
-        let before = match (self.blocks.remove(name), self.tensors.remove(name)) {
-            (Some(blocks), _) => dequantised(&blocks)?,
-            (None, tensor) => tensor.ok_or_else(missing)?,
-        };
-        let values = match trained.rows() {
-            None => Tensor::from_slice(trained.values(), trained.shape(), &Device::Cpu)?,
-            Some(rows) => with_rows(&before, rows, trained.values())?,
+        let values = match (trained.rows(), self.blocks.remove(name), self.tensors.remove(name)) {
+            (_, None, None) => return Err(missing()),
+            (None, ..) => Tensor::from_slice(trained.values(), trained.shape(), &Device::Cpu)?,
+            (Some(rows), Some(blocks), _) => with_rows(&dequantised(&blocks)?, rows, trained.values())?,
+            (Some(rows), None, Some(matrix)) => with_rows(&matrix, rows, trained.values())?,
         };
         self.tensors.insert(name.into(), values.to_dtype(self.dtype)?.to_device(&self.device)?);
         Ok(())
     }
+}
+
+/// Returns a name with 0 for every number.
+fn plain_numbers(name: &str) -> String {
+    let part =
+        |part: &str| if part.bytes().all(|b| b.is_ascii_digit()) { "0".into() } else { part.to_owned() };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
 }
 
 fn weight(module: &str) -> String {

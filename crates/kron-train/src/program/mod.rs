@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser};
 use kron_adapter::text::printable;
 
 use crate::error::{Error, Result};
-use crate::ranks::local_count;
+use crate::ranks::sharers;
 use crate::run::OutputFolder;
 use cli::{Cli, Command};
 
@@ -42,7 +42,7 @@ pub fn program(args: Vec<OsString>) -> ExitCode {
     };
     // On a thread of the pool: from outside, every parallel loop of a step would wake one and wait for it.
     let run = || rayon::scope(|_| run_command(command));
-    match kron_core::start_threads(local_count()).map_err(Error::from).and_then(|()| run()) {
+    match kron_core::start_threads(sharers()).map_err(Error::from).and_then(|()| run()) {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {}", printable(&error.to_string()));

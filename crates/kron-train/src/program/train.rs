@@ -23,29 +23,29 @@ use crate::run::{OutputFolder, Progress, Stop, run_over};
 /// # Errors
 /// As [`run_over`].
 pub fn train(settings: Settings, output: OutputFolder, timeout: Duration) -> Result<ExitCode> {
-    let world = ranks::start(timeout)?;
+    let world = ranks::start(timeout, |sentence| note(&format!("error: {sentence}")))?;
     let done = train_on(&world, settings, output);
-    if let Err(error) = &done
-        && world.count() > 1
-    {
-        if !world.has_failed() {
+    let Err(error) = &done else { return done };
+    match (world.count(), world.has_failed()) {
+        (1, _) => return done,
+        // Ranks that end wait here for this one, which prints.
+        (_, true) if world.is_first() => note(&format!("error: {error}")),
+        (_, true) => {}
+        (count, false) => {
+            note(&format!("error: rank {} of {count}: {error}", world.rank()));
             // The others wait for this rank.
-            note(&format!("rank {} of {}: {error}", world.rank(), world.count()));
             world.abort();
         }
-        if !world.is_first() {
-            return Ok(ExitCode::FAILURE);
-        }
     }
-    done
+    Ok(ExitCode::FAILURE)
 }
 
 fn train_on(world: &World, settings: Settings, output: OutputFolder) -> Result<ExitCode> {
-    // A resumed run leaves its settings file as it is.
-    if let Some(file) = settings.file().filter(|_| !output.resume) {
-        check_not_overwriting(file, &output.path)?;
-    }
     let read = || {
+        // A resumed run leaves its settings file as it is.
+        if let Some(file) = settings.file().filter(|_| !output.resume) {
+            check_not_overwriting(file, &output.path)?;
+        }
         let config = settings.config()?;
         if world.is_first() {
             print(&config.text()?);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Bytes of a message that any link takes without a receiver's help.
+/// Most bytes of one message.
 pub(super) const PIECE: usize = 512 << 10;
 
 /// Messages between the ranks of a world, which arrive in the order in which a rank sends them to another.
@@ -14,6 +14,15 @@ pub(super) trait Link {
 
     /// Returns the number of ranks.
     fn count(&self) -> usize;
+
+    /// Returns the time for which one rank may be silent.
+    fn own_timeout(&self) -> Duration;
+
+    /// Returns the time for which another rank may be silent: the first one, which waits for all others, twice as long,
+    /// so that it is the one to name who is missing.
+    fn timeout(&self, other: usize) -> Duration {
+        if other == 0 { 2 * self.own_timeout() } else { self.own_timeout() }
+    }
 
     /// Sends a message.
     ///
@@ -66,7 +75,9 @@ pub(super) fn receive(link: &dyn Link, from: usize, exchange: &str) -> Result<Ve
     let next = |piece: &mut Vec<u8>| link.receive(from, piece).map_err(|lost| lost.of(from, exchange));
     next(&mut piece)?;
     let wrong = || Error::Rank(format!("rank {from} sent a message of another length in {exchange}"));
-    let len = piece.as_slice().try_into().map(u64::from_le_bytes).map_err(|_| wrong())?;
+    // The name of an exchange is longer than a length.
+    let len = piece.as_slice().try_into().map(u64::from_le_bytes);
+    let len = len.map_err(|_| another(link, from, exchange, &piece))?;
     while (bytes.len() as u64) < len {
         next(&mut piece)?;
         if piece.is_empty() {
@@ -88,12 +99,16 @@ pub(super) fn answer(link: &dyn Link, to: usize, exchange: &str) -> Result<()> {
     link.receive(to, &mut theirs).map_err(|lost| lost.of(to, exchange))?;
     match theirs == exchange.as_bytes() {
         true => Ok(()),
-        false => Err(Error::Rank(format!(
-            "rank {} is in {exchange}, but rank {to} in {}: they run different programs or inputs",
-            link.rank(),
-            String::from_utf8_lossy(&theirs)
-        ))),
+        false => Err(another(link, to, exchange, &theirs)),
     }
+}
+
+fn another(link: &dyn Link, rank: usize, exchange: &str, theirs: &[u8]) -> Error {
+    Error::Rank(format!(
+        "rank {} is in {exchange}, but rank {rank} in {}: they run different programs or inputs",
+        link.rank(),
+        String::from_utf8_lossy(theirs)
+    ))
 }
 
 /// Sends one piece of at most [`PIECE`] bytes, after [`answer`].

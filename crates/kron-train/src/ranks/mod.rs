@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use link::Link;
-pub use start::{local_count, start};
+pub use start::{sharers, start};
 pub use threads::in_threads;
 
 /// All ranks of a run, from the place of one of them.
@@ -270,5 +270,15 @@ mod tests {
             }
         }));
         assert_eq!(silent[0], "rank 1 is silent for 0.2 s, the time-out, in exchange 0, a step");
+        // The first of three names the silent one, and the other hears that it ended.
+        let silent = said(in_threads(3, short, |world| match world.rank() {
+            2 => {
+                std::thread::sleep(6 * short);
+                Err(invalid("late"))
+            }
+            _ => world.gather("a step", Ok(())).map(drop),
+        }));
+        assert_eq!(silent[0], "rank 2 is silent for 0.2 s, the time-out, in exchange 0, a step");
+        assert_eq!(silent[1], "rank 0 ended before exchange 0, a step");
     }
 }

@@ -4,8 +4,9 @@ use std::panic::{set_hook, take_hook};
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
+use mpi::datatype::Equivalence;
 use mpi::environment::Universe;
-use mpi::point_to_point::{Destination, MatchedReceiveVec, Source};
+use mpi::point_to_point::{Destination, Source};
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::{Rank, Threading};
 
@@ -23,25 +24,26 @@ pub(super) struct Mpi {
     _universe: Universe,
     world: SimpleCommunicator,
     timeout: Duration,
+    report: fn(&str),
 }
 
 impl Mpi {
-    /// Starts MPI, whose calls this thread makes.
+    /// Starts MPI, whose calls this thread makes; `report` gets the sentence of an error that cannot be returned.
     ///
     /// # Errors
     /// MPI runs already in this process.
-    pub fn start(timeout: Duration) -> Result<Self> {
+    pub fn start(timeout: Duration, report: fn(&str)) -> Result<Self> {
         let started = mpi::initialize_with_threading(Threading::Funneled);
         let (universe, _) =
             started.ok_or_else(|| Error::Rank("MPI was started twice in one process".into()))?;
         let world = universe.world();
         // Unwinding would end MPI, which waits for ranks that wait for this one.
-        let report = take_hook();
+        let usual = take_hook();
         set_hook(Box::new(move |info| {
-            report(info);
+            usual(info);
             SimpleCommunicator::world().abort(101);
         }));
-        Ok(Self { _universe: universe, world, timeout })
+        Ok(Self { _universe: universe, world, timeout, report })
     }
 }
 
@@ -54,27 +56,70 @@ impl Link for Mpi {
         self.world.size() as usize
     }
 
+    fn own_timeout(&self) -> Duration {
+        self.timeout
+    }
+
     fn send(&self, to: usize, message: &[u8]) -> Result<(), Lost> {
-        self.world.process_at_rank(to as Rank).send(message);
+        let (process, timeout) = (self.world.process_at_rank(to as Rank), self.timeout(to));
+        mpi::request::scope(|scope| {
+            let mut request = process.immediate_send(scope, message);
+            let mut waiting = Waiting::new(timeout);
+            while let Err(pending) = request.test() {
+                request = pending;
+                if !waiting.goes_on() {
+                    // MPI reads the message as long as the request lives, so that nothing can be returned.
+                    (self.report)(&format!(
+                        "rank {} of {}: rank {to} takes no message for {} s, the time-out",
+                        self.rank(),
+                        self.count(),
+                        timeout.as_secs_f64()
+                    ));
+                    self.abort();
+                }
+            }
+        });
         Ok(())
     }
 
     fn receive(&self, from: usize, message: &mut Vec<u8>) -> Result<(), Lost> {
-        let (process, begin) = (self.world.process_at_rank(from as Rank), Instant::now());
+        let (process, timeout) = (self.world.process_at_rank(from as Rank), self.timeout(from));
+        let mut waiting = Waiting::new(timeout);
         loop {
-            if let Some(found) = process.immediate_matched_probe() {
-                *message = found.matched_receive_vec().0;
+            if let Some((found, status)) = process.immediate_matched_probe() {
+                message.resize(status.count(u8::equivalent_datatype()) as usize, 0);
+                found.matched_receive_into(&mut message[..]);
                 return Ok(());
             }
-            match begin.elapsed() {
-                waited if waited > self.timeout => return Err(Lost::Silent(self.timeout)),
-                waited if waited > EAGER => sleep(PATIENT),
-                _ => yield_now(),
+            if !waiting.goes_on() {
+                return Err(Lost::Silent(timeout));
             }
         }
     }
 
     fn abort(&self) {
         self.world.abort(1);
+    }
+}
+
+/// Time spent on an operation that is asked for again and again.
+struct Waiting {
+    begin: Instant,
+    timeout: Duration,
+}
+
+impl Waiting {
+    fn new(timeout: Duration) -> Self {
+        Self { begin: Instant::now(), timeout }
+    }
+
+    /// Lets others work; returns false after the time-out.
+    fn goes_on(&mut self) -> bool {
+        match self.begin.elapsed() {
+            waited if waited > self.timeout => return false,
+            waited if waited > EAGER => sleep(PATIENT),
+            _ => yield_now(),
+        }
+        true
     }
 }

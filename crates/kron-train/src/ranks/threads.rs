@@ -55,13 +55,18 @@ impl Link for Thread {
         self.to.len()
     }
 
+    fn own_timeout(&self) -> Duration {
+        self.timeout
+    }
+
     fn send(&self, to: usize, message: &[u8]) -> Result<(), Lost> {
         self.to[to].send(message.to_vec()).map_err(|_| Lost::Ended)
     }
 
     fn receive(&self, from: usize, message: &mut Vec<u8>) -> Result<(), Lost> {
-        *message = self.from[from].recv_timeout(self.timeout).map_err(|e| match e {
-            RecvTimeoutError::Timeout => Lost::Silent(self.timeout),
+        let timeout = self.timeout(from);
+        *message = self.from[from].recv_timeout(timeout).map_err(|e| match e {
+            RecvTimeoutError::Timeout => Lost::Silent(timeout),
             RecvTimeoutError::Disconnected => Lost::Ended,
         })?;
         Ok(())

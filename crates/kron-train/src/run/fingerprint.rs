@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::model::Weights;
 use crate::ranks::World;
 
+use super::learner::NamedGroup;
+
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 struct Fingerprint {
     program: String,
@@ -31,6 +33,30 @@ pub(super) fn check_equal(world: &World, config: &Config, data: &Dataset, weight
     match differ.next() {
         None => Ok(()),
         Some((rank, how)) => world.fail(Error::Rank(format!("rank {rank} has {how}"))),
+    }
+}
+
+/// Fails on every rank if a rank failed at `written`, or has other trained parameters than the first.
+///
+/// They drift apart where hosts with other processors round a product otherwise.
+pub(super) fn check_equal_values(world: &World, trained: &[NamedGroup], written: Result<()>) -> Result<()> {
+    if world.count() == 1 {
+        return written;
+    }
+    let hashed = written.and_then(|()| {
+        let mut hash = Xxh3Default::new();
+        for (_, group) in trained {
+            let values = group.var().flatten_all()?.to_vec1::<f32>()?;
+            hash.update(bytemuck::cast_slice(&values));
+        }
+        Ok(hash.finish())
+    });
+    let all = world.gather("trained parameters", hashed)?;
+    match all.iter().position(|hash| *hash != all[0]) {
+        None => Ok(()),
+        Some(rank) => world.fail(Error::Rank(format!(
+            "rank {rank} has other trained parameters than rank 0: their processors compute in other ways"
+        ))),
     }
 }
 

@@ -6,16 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use super::learner::Learner;
 use super::resources::device_mib;
-use crate::config::Train;
+use crate::config::{Config, Method, Train};
 use crate::data::Examples;
 use crate::error::{Error, Result, invalid};
 use crate::ranks::World;
 
-/// Fails if a rank would have nothing to do.
-pub(super) fn check_shares(train: &Train, ranks: usize) -> Result<()> {
+/// Fails if a rank would have nothing to do in a step.
+pub(super) fn check_shares(config: &Config, ranks: usize) -> Result<()> {
+    let train = &config.train;
     let (batch, micro_batch) = (train.batch, train.micro_batch);
     let parts = if micro_batch == 0 { 1 } else { batch.div_ceil(micro_batch) };
-    match parts < ranks {
+    match parts < ranks && config.adapter.method != Method::None {
         true => Err(invalid(format!(
             "a batch of {batch} has {parts} micro-batches (train.micro_batch is {micro_batch}), but each of {ranks} \
              ranks needs one"

@@ -84,11 +84,14 @@ impl Learner {
             Examples::Questions(all) => longest(&all[i].rows),
         });
         let batches: Vec<&[usize]> = order.chunks(batch).collect();
-        let own =
-            batches[world.share(batches.len())].iter().map(|which| self.answered(head, examples, which));
-        let all = world.gather("evaluation", own.collect::<Result<Vec<_>>>())?;
+        // In turn, because the last ones are the longest.
+        let own = batches.iter().skip(world.rank()).step_by(world.count());
+        let own = own.map(|which| self.answered(head, examples, which)).collect::<Result<Vec<_>>>();
+        let mut all: Vec<_> = world.gather("evaluation", own)?.into_iter().map(Vec::into_iter).collect();
+        let count = all.len();
+        let in_order = (0..batches.len()).filter_map(|i| all[i % count].next());
         let (mut loss, mut answers) = (0.0, Answers::default());
-        for (which, answered) in batches.iter().zip(all.iter().flatten()) {
+        for (which, answered) in batches.iter().zip(in_order) {
             loss += which.len() as f64 * f64::from(f32::from_bits(answered.loss));
             for (all, some) in
                 [(&mut answers.right, &answered.right), (&mut answers.right_by_sum, &answered.right_by_sum)]

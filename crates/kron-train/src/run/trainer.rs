@@ -7,7 +7,7 @@ use kron_adapter::io::write_atomic;
 use kron_candle::{AdamW, Adapter, IfExists};
 
 use super::checkpoint;
-use super::fingerprint::check_equal;
+use super::fingerprint::{check_equal, check_equal_values};
 use super::folder::{CHECKPOINT, EVALUATIONS, OutputFolder, SETTINGS, STEPS};
 use super::gradients::{Computed, Step, check_shares};
 use super::head;
@@ -98,7 +98,7 @@ pub fn run_over(
     progress: &Progress,
 ) -> Result<Outcome> {
     check_equal(world, config, data, weights)?;
-    world.gather("settings", config.check().and_then(|()| check_shares(&config.train, world.count())))?;
+    world.gather("settings", config.check().and_then(|()| check_shares(config, world.count())))?;
     // One process at a time writes into a folder.
     let _lock = world.on_first("output folder", || output.map(|output| output.open(config)).transpose())?;
     let learner = Learner::new(config, weights, data);
@@ -173,13 +173,17 @@ impl<'a> Trainer<'a> {
         let Some(OutputFolder { path: folder, .. }) = output else { return Ok(0) };
         let path = folder.join(CHECKPOINT);
         // A run that ended before its first checkpoint starts again.
-        let read = || match path.symlink_metadata() {
-            Ok(_) => checkpoint::bytes(&path),
-            Err(_) => Ok(Vec::new()),
+        let exists = path.symlink_metadata().is_ok();
+        let read = || exists.then(|| checkpoint::bytes(&path)).transpose();
+        let own = self.world.on_first("checkpoint", read)?;
+        let restored = match self.world.gather("checkpoint's existence", Ok(own.is_some()))?[..] {
+            [true, ..] => {
+                // The other ranks may not see the folder.
+                let bytes = self.world.broadcast("checkpoint's bytes", own.unwrap_or_default())?;
+                self.restore(&path, bytes)
+            }
+            _ => Ok(0),
         };
-        // The other ranks may not see the folder.
-        let bytes = self.world.broadcast("checkpoint", self.world.on_first("checkpoint", read)?)?;
-        let restored = if bytes.is_empty() { Ok(0) } else { self.restore(&path, bytes) };
         let step = self.world.together("checkpoint's state", restored)?;
         let started = if self.world.is_first() { self.start_files(folder, step) } else { Ok(()) };
         self.world.together("files", started)?;
@@ -323,7 +327,8 @@ impl<'a> Trainer<'a> {
         let write = |files: &Files| {
             checkpoint::write(&files.checkpoint, config, learner.trained(), optimizer, *scale)
         };
-        self.world.together("checkpoint", self.files.as_ref().map_or(Ok(()), write))
+        let written = self.files.as_ref().map_or(Ok(()), write);
+        check_equal_values(self.world, learner.trained(), written)
     }
 
     /// Writes the adapter with its head, or a head alone, and the report.

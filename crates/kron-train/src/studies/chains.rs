@@ -210,15 +210,16 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
         let order: Vec<&str> = chain.order.iter().map(String::as_str).collect();
         check_folder(&subfolder(chain), &grid.config(chain), &order)?;
     }
-    let stop = &schedule.stop;
-    let work = |planned: &PlannedChain, _: usize| {
+    // Within a chain the threads are its own.
+    let (stop, shown) = (&schedule.stop, schedule.shown());
+    let work = |planned: &PlannedChain| {
         let config = grid.config(planned);
         let tasks = planned.order.iter().map(|name| match data.get(name) {
             Some(data) => Ok((name.as_str(), data)),
             None => Err(invalid(format!("the domain {name:?} was not read"))),
         });
         let tasks = tasks.collect::<Result<Vec<_>>>()?;
-        let chain = sequential(&config, weights, &tasks, &subfolder(planned), stop, &schedule.shown())?;
+        let chain = sequential(&config, weights, &tasks, &subfolder(planned), stop, &shown)?;
         Ok(Some(ChainResult {
             name: planned.entry.name.clone(),
             method: chain.method.clone(),

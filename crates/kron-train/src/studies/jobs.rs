@@ -24,9 +24,14 @@ impl Schedule {
         Self { jobs: 1, stop, progress: Progress::Hidden }
     }
 
+    /// Returns the number of runs at a time, which is at most that of threads.
+    pub fn count(&self) -> usize {
+        self.jobs.clamp(1, rayon::current_num_threads())
+    }
+
     /// Returns the visibility of a run's progress.
-    pub(super) const fn shown(&self) -> Progress {
-        if self.jobs > 1 { Progress::Hidden } else { self.progress }
+    pub(super) fn shown(&self) -> Progress {
+        if self.count() > 1 { Progress::Hidden } else { self.progress }
     }
 }
 
@@ -34,7 +39,7 @@ impl Schedule {
 pub(super) struct Jobs<N, W, D> {
     /// Returns the next run besides those in progress; `None` if there is none until one of these ends.
     pub next: N,
-    /// Runs one, in the place of this number; `None` if it was stopped.
+    /// Runs one; `None` if it was stopped.
     pub work: W,
     /// Records a result.
     pub done: D,
@@ -58,15 +63,17 @@ impl<N, W, D> Jobs<N, W, D> {
         S: Send,
         T: Clone + PartialEq + Send,
         N: Fn(&S, &[T]) -> Option<T> + Sync,
-        W: Fn(&T, usize) -> Result<Option<R>> + Sync,
+        W: Fn(&T) -> Result<Option<R>> + Sync,
         D: Fn(&mut S, &T, R) -> Result<()> + Sync,
     {
-        let count = schedule.jobs;
+        let count = schedule.count();
         let shared = Mutex::new(Shared { state, running: Vec::new(), failed: None, stopped: false });
         let ended = Condvar::new();
-        let place = |number: usize| {
+        let place = || {
             while let Some(task) = self.take(&shared, &ended) {
-                let result = (self.work)(&task, number);
+                let panics = EndsOthers { shared: &shared, ended: &ended };
+                let result = (self.work)(&task);
+                std::mem::forget(panics);
                 let mut shared = lock(&shared);
                 shared.running.retain(|other| *other != task);
                 let recorded = match result {
@@ -85,18 +92,22 @@ impl<N, W, D> Jobs<N, W, D> {
             }
         };
         if count == 1 {
-            place(0);
+            place();
         } else {
             let threads = (rayon::current_num_threads() / count).max(1);
             let pool = || ThreadPoolBuilder::new().num_threads(threads).build();
             let pools = (0..count).map(|_| pool()).collect::<Result<Vec<_>, _>>();
             let pools = pools.map_err(|e| invalid(format!("no threads can be started: {e}")))?;
             let place = &place;
-            std::thread::scope(|scope| {
-                for (number, pool) in pools.iter().enumerate() {
-                    scope.spawn(move || pool.install(|| place(number)));
-                }
+            let begun = std::thread::scope(|scope| {
+                pools.iter().try_for_each(|pool| {
+                    let run = move || pool.install(place);
+                    std::thread::Builder::new().spawn_scoped(scope, run).map(drop).inspect_err(|_| {
+                        lock(&shared).stopped = true;
+                    })
+                })
             });
+            begun.map_err(|e| invalid(format!("no threads can be started: {e}")))?;
         }
         let shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         shared.failed.map_or(Ok(shared.state), Err)
@@ -124,6 +135,19 @@ impl<N, W, D> Jobs<N, W, D> {
     }
 }
 
+/// Ends the other threads' waiting when a run unwinds.
+struct EndsOthers<'a, S, T> {
+    shared: &'a Mutex<Shared<S, T>>,
+    ended: &'a Condvar,
+}
+
+impl<S, T> Drop for EndsOthers<'_, S, T> {
+    fn drop(&mut self) {
+        lock(self.shared).stopped = true;
+        self.ended.notify_all();
+    }
+}
+
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -144,13 +168,13 @@ mod tests {
 
     #[test]
     fn every_number_of_jobs_does_the_same_runs() {
+        let pool = ThreadPoolBuilder::new().num_threads(8).build().expect("threads");
         for count in [1, 2, 5, 30] {
             let most = AtomicUsize::new(0);
             let now = AtomicUsize::new(0);
             let jobs = Jobs {
                 next: |done: &Vec<u32>, running: &[u32]| next(done, running),
-                work: |task: &u32, place: usize| {
-                    assert!(place < count);
+                work: |task: &u32| {
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     std::thread::sleep(std::time::Duration::from_millis(u64::from(*task % 3)));
                     now.fetch_sub(1, Ordering::SeqCst);
@@ -162,7 +186,7 @@ mod tests {
                 },
             };
             let schedule = Schedule { jobs: count, ..Schedule::quiet(Stop::default()) };
-            let mut done = jobs.run(&schedule, Vec::new()).expect("all runs");
+            let mut done = pool.install(|| jobs.run(&schedule, Vec::new())).expect("all runs");
             assert_eq!(done.last(), Some(&10), "the last waits for the others");
             done.sort_unstable();
             assert_eq!(done, (0..=10).chain([100, 300, 500, 700, 900]).collect::<Vec<_>>());
@@ -171,11 +195,27 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_ends_all() {
+        let schedule = Schedule { jobs: 2, ..Schedule::quiet(Stop::default()) };
+        let jobs = Jobs {
+            // The second waits for the first.
+            next: |done: &Vec<u32>, running: &[u32]| {
+                if running.is_empty() && done.is_empty() { Some(1) } else { None }
+            },
+            work: |_: &u32| -> Result<Option<()>> { panic!("a run") },
+            done: |_: &mut Vec<u32>, _: &u32, ()| Ok(()),
+        };
+        let pool = ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+        let run = || pool.install(|| jobs.run(&schedule, Vec::new()));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).expect_err("the panic goes on");
+    }
+
+    #[test]
     fn a_failure_and_a_stop_start_no_other_run() {
         for fails in [true, false] {
             let jobs = Jobs {
                 next: |done: &Vec<u32>, running: &[u32]| next(done, running),
-                work: |task: &u32, _| match (*task, fails) {
+                work: |task: &u32| match (*task, fails) {
                     (3, true) => Err(invalid("three")),
                     (3, false) => Ok(None),
                     _ => Ok(Some(())),

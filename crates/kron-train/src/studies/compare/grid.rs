@@ -266,11 +266,16 @@ impl ComparisonGrid {
             })
         };
         let all = |point: &Point| self.lrs(point, trials);
-        let one = |point: &Point| self.best_lr(point, trials).into_iter().collect();
-        let first = every.iter().find_map(|seed| with(*seed, &all));
         // The best rate is known when all are tried.
-        let tries = running.iter().any(|(_, _, seed)| every.contains(seed));
-        first.or_else(|| if tries { None } else { best.iter().find_map(|seed| with(*seed, &one)) })
+        let tries = |point: &Point| running.iter().any(|(p, _, seed)| p == point && every.contains(seed));
+        let one = |point: &Point| match tries(point) {
+            true => Vec::new(),
+            false => self.best_lr(point, trials).into_iter().collect(),
+        };
+        every
+            .iter()
+            .find_map(|seed| with(*seed, &all))
+            .or_else(|| best.iter().find_map(|seed| with(*seed, &one)))
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
+use xxhash_rust::xxh3::xxh3_64;
 
 pub use grid::{ComparisonGrid, Point};
 pub use page::{chart_file, differences, markdown};
@@ -25,12 +26,13 @@ use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result, file, invalid};
 use crate::model::Weights;
+use crate::output;
 use crate::run::resources::restart_peak;
 use crate::run::{AdapterRule, Log, OutputFolder, read_log, run};
 
 /// Name of the file of trials.
 const ROWS: &str = "trials.csv";
-/// Name of the folder of the run in progress, with a number for each further one.
+/// Start of the name of a run's folder while it is in progress; the hash of its settings follows.
 const RUNNING: &str = "running";
 /// Name of the file of tables.
 const TABLES: &str = "tables.md";
@@ -56,7 +58,7 @@ pub fn compare<F: FnMut(&Trial) + Send>(
     done: F,
 ) -> Result<Vec<Trial>> {
     let path = folder.join(ROWS);
-    let is_own = |name: &str| [ROWS, TABLES, CHART].contains(&name) || name.starts_with(RUNNING);
+    let is_own = |name: &str| [ROWS, TABLES, CHART].contains(&name) || is_running(name);
     let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
     let points = grid.points();
     for point in &points {
@@ -68,13 +70,14 @@ pub fn compare<F: FnMut(&Trial) + Send>(
     let worst = -((validation.len() + test.len()) as f64);
     let trials: Vec<Trial> = read_log(&path)?;
     let log = Log::start(&path, &trials)?;
-    let Schedule { jobs, stop, .. } = schedule;
-    let work = |(point, lr, seed): &(Point, f64, u64), place: usize| {
-        let running = folder.join(if place == 0 { RUNNING.into() } else { format!("{RUNNING}-{place}") });
+    // Within a run the threads are its own.
+    let (stop, shown, several) = (&schedule.stop, schedule.shown(), schedule.count() > 1);
+    let work = |(point, lr, seed): &(Point, f64, u64)| {
         let config = grid.config(point, *lr, *seed);
+        let running = folder.join(running_name(&config)?);
         restart_peak();
         let output = resumable(&running, &config)?;
-        let outcome = match run(&config, weights, data, Some(&output), stop, &schedule.shown()) {
+        let outcome = match run(&config, weights, data, Some(&output), stop, &shown) {
             Err(Error::Diverged { .. } | Error::Exploded { .. }) => None,
             other => Some(other?),
         };
@@ -85,7 +88,7 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         // The process's numbers are those of all runs in progress.
         let shared = |trial| Trial { step_cpu_seconds: None, peak_mib: None, ..trial };
         remove(&running)?;
-        Ok(Some(if *jobs > 1 { shared(trial) } else { trial }))
+        Ok(Some(if several { shared(trial) } else { trial }))
     };
     let (trials, ..) = Jobs {
         next: |(trials, ..): &(Vec<Trial>, Log, F), running: &[_]| {
@@ -100,6 +103,12 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         },
     }
     .run(schedule, (trials, log, done))?;
+    // Those of runs that were cut off, and are none of the grid's any more.
+    if grid.unfinished(&trials).is_none() {
+        for name in output::contents(folder)?.iter().filter(|name| is_running(name)) {
+            remove(&folder.join(name))?;
+        }
+    }
     for (name, text) in [
         ("report.html", page::html(grid, &trials)?),
         (TABLES, page::tables(grid, &trials)),
@@ -108,6 +117,21 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         write_atomic(&folder.join(name), IfExists::Replace, |out| out.write_all(text.as_bytes()))?;
     }
     Ok(trials)
+}
+
+/// Returns the name of a run's folder while it is in progress, in the folder of its comparison.
+///
+/// # Errors
+/// A path in the settings is not Unicode.
+pub fn running_name(config: &Config) -> Result<String> {
+    Ok(format!("{RUNNING}-{:016x}", xxh3_64(config.text()?.as_bytes())))
+}
+
+/// Returns true for such a name; earlier versions had one without a hash.
+fn is_running(name: &str) -> bool {
+    let hash = name.strip_prefix(RUNNING).map(|rest| rest.strip_prefix('-').unwrap_or(rest));
+    let is_hash = |hash: &str| hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    hash.is_some_and(|hash| hash.is_empty() || is_hash(hash))
 }
 
 /// Returns the folder of a run: with its checkpoint if the run was cut off, else empty.
