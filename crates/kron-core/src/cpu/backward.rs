@@ -1,7 +1,5 @@
 //! dU = s·dY·B, dB += s·Σ dYᵀ·U, dT = Aᵀ·dU, dA += Σ dU·Tᵀ, dC += Σ dTᵀ·X, dX (+)= dT·C.
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-
 use super::check;
 use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
@@ -12,7 +10,7 @@ use super::partition::{MAX_PARTS, Partitioned, RowPartition};
 use super::team::Team;
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::{split, split_mut};
-use crate::{Accum, Backward, Element, KronOp, Outer, Result};
+use crate::{Accum, Backward, DropoutKey, Element, KronOp, Outer, Result};
 
 /// Layout of backward's workspace.
 pub(super) struct BackwardLayout {
@@ -65,14 +63,46 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -
 pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Backward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
     let partition = RowPartition::new(Partitioned::Backward, &op.shape, rows);
-    let BackwardLayout { call: layout, gradient } = layout(cpu.isa, op, partition, call.dx.is_some());
-    check::backward(op, &call, layout.workspace_len())?;
-    if rows == 0 {
-        return Ok(());
-    }
-    let Backward { theta, x, t, dy, dx, grad, workspace, dropout } = call;
-    let s = &op.shape;
+    let layout = layout(cpu.isa, op, partition, call.dx.is_some());
+    check::backward(op, &call, layout.call.workspace_len())?;
     let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
+    let Backward { theta, x, t, dy, dx, grad, workspace, dropout } = call;
+    let (x, dy) = (RowGrid::of_view(x, 1), RowGrid::of_view(dy, 1));
+    let dx = dx.map(|(dx, accum)| (RowGridMut::of_view(dx, 1), accum));
+    let rows = Rows { first: 0, x, t: &t[..op.t_len(rows)], dy, dx, dropout };
+    compute(cpu.team, kernels, op, theta, rows, grad, &layout, workspace);
+    Ok(())
+}
+
+/// Activations of a call that is checked; X, dY and dX have one block per row.
+pub(super) struct Rows<'a, E> {
+    /// Number of X's first row, where no table chooses its rows.
+    pub first: usize,
+    pub x: RowGrid<'a, E>,
+    /// T of exactly these rows.
+    pub t: &'a [f32],
+    pub dy: RowGrid<'a, E>,
+    pub dx: Dx<'a, E>,
+    pub dropout: Option<DropoutKey>,
+}
+
+/// Computes a call that is checked, in a workspace of the layout.
+#[allow(clippy::too_many_arguments)] // a call and where it runs
+pub(super) fn compute<E: Element>(
+    team: Team,
+    kernels: Kernels,
+    op: &KronOp,
+    theta: &[f32],
+    call: Rows<'_, E>,
+    grad: &mut [f32],
+    layout: &BackwardLayout,
+    workspace: &mut [f32],
+) {
+    let Rows { first, x, t, dy, dx, dropout } = call;
+    if x.layout().n == 0 {
+        return;
+    }
+    let (&BackwardLayout { call: layout, gradient }, s) = (layout, &op.shape);
     let mask = Mask::new(op, dropout);
     // A masked dX is summed in float32 first, so that it is rounded once.
     let up = if mask.is_some() { kernels.float32() } else { kernels };
@@ -88,23 +118,15 @@ pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Backward<'_, Cpu, E>)
         transpose(theta.a, dims, a_rows);
         a_t = Some(k.groups(a_rows, (1, dims.1, dims.0), 1.0, packed_a_t));
     }
-    let job = Job { team: cpu.team, op: *op, kernels, up, a, a_t, b, c, mask, layout, gradient };
-    let t = &t[..op.t_len(rows)];
-    match dx {
-        Some((mut dx, accum)) => {
-            let dx = dx.axis_chunks_iter_mut(Axis(0), partition.part);
-            job.parts(x, t, dy, dx.map(|dx| Some((dx, accum))), grads, scratch);
-        }
-        None => job.parts(x, t, dy, std::iter::repeat_with(|| None), grads, scratch),
-    }
-    let [da, db, dc] = gradient.split(reduce(cpu.team, grads, gradient.len()));
+    let job = Job { team, op: *op, kernels, up, a, a_t, b, c, mask, layout, gradient };
+    job.parts(first, x, t, dy, dx, grads, scratch);
+    let [da, db, dc] = gradient.split(reduce(team, grads, gradient.len()));
     let grad = split_mut(s, grad);
     grad.a.iter_mut().zip(&*da).for_each(|(g, sum)| *g += sum);
     if let Some(b) = b_factor(s, theta.b) {
         kernels.unpack_add(b, db, grad.b);
     }
     kernels.unpack_add(c_factor(s, theta.c, keep), dc, grad.c);
-    Ok(())
 }
 
 /// Adds the partitions' gradients, first to last, into the first.
@@ -124,7 +146,7 @@ fn reduce(team: Team, grads: &mut [f32], len: usize) -> &mut [f32] {
 }
 
 /// dX, and the treatment of its old contents.
-type Dx<'a, E> = Option<(ArrayViewMut2<'a, E>, Accum)>;
+pub(super) type Dx<'a, E> = Option<(RowGridMut<'a, E>, Accum)>;
 
 /// Operands that all partitions share.
 struct Job<'a> {
@@ -155,24 +177,27 @@ struct Scratch<'a> {
 
 impl Job<'_> {
     /// Computes every partition in parallel.
-    fn parts<'a, E: Element>(
+    #[allow(clippy::too_many_arguments)] // the slices of all partitions
+    fn parts<E: Element>(
         &self,
-        x: ArrayView2<E>,
+        first: usize,
+        x: RowGrid<E>,
         t: &[f32],
-        dy: ArrayView2<E>,
-        dx: impl Iterator<Item = Dx<'a, E>>,
+        dy: RowGrid<E>,
+        mut dx: Dx<'_, E>,
         grads: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let part = self.layout.partition.part;
-        let parts = (x.axis_chunks_iter(Axis(0), part))
-            .zip(t.chunks(self.op.t_len(part)))
-            .zip(dy.axis_chunks_iter(Axis(0), part))
-            .zip(dx)
-            .zip(grads.chunks_mut(self.gradient.len()))
-            .zip(scratch.chunks_mut(self.layout.scratch_len()));
-        self.team.each(parts, |i, (((((x, t), dy), dx), grad), scratch)| {
-            self.part(i * part, x, t, dy, dx, grad, scratch);
+        let (part, rows) = (self.layout.partition.part, x.layout().n);
+        let parts = t.chunks(self.op.t_len(part)).zip(grads.chunks_mut(self.gradient.len()));
+        let parts = parts.zip(scratch.chunks_mut(self.layout.scratch_len())).enumerate();
+        let parts = parts.map(|(i, ((t, grad), scratch))| {
+            let (skip, n) = (i * part, part.min(rows - i * part));
+            let dx = dx.as_mut().map(|(dx, accum)| (dx.split_off_front(n), *accum));
+            (first + skip, x.tokens(skip, n), t, dy.tokens(skip, n), dx, grad, scratch)
+        });
+        self.team.each(parts, |_, (first, x, t, dy, dx, grad, scratch)| {
+            self.part(first, x, t, dy, dx, grad, scratch);
         });
     }
 
@@ -181,9 +206,9 @@ impl Job<'_> {
     fn part<E: Element>(
         &self,
         first: usize,
-        x: ArrayView2<E>,
+        x: RowGrid<E>,
         t: &[f32],
-        dy: ArrayView2<E>,
+        dy: RowGrid<E>,
         mut dx: Dx<'_, E>,
         grad: &mut [f32],
         scratch: &mut [f32],
@@ -192,18 +217,17 @@ impl Job<'_> {
         let [da, db, dc] = self.gradient.split(grad);
         let [dt, packed_dt, tt, u, du, packed_u, masked] = self.layout.scratch.split(scratch);
         let mut scratch = Scratch { dt, packed_dt, tt, u, du, packed_u, masked };
-        let (rows, block) = (x.nrows(), self.layout.partition.block);
+        let (rows, block) = (x.layout().n, self.layout.partition.block);
         for r in (0..rows).step_by(block) {
             let n = block.min(rows - r);
             let t = &t[self.op.t_len(r)..self.op.t_len(r + n)];
-            let dy = dy.slice(s![r..r + n, ..]);
+            let dy = dy.tokens(r, n);
             match self.b {
                 Some(b) => self.output_low_rank(b, t, dy, (&mut *da, &mut *db), &mut scratch),
                 None => self.output_full(t, dy, da, &mut scratch),
             }
-            let x = x.slice(s![r..r + n, ..]);
-            let dx = dx.as_mut().map(|(dx, accum)| (dx.slice_mut(s![r..r + n, ..]), *accum));
-            self.input(first + r, x, dx, dc, &mut scratch);
+            let dx = dx.as_mut().map(|(dx, accum)| (dx.tokens(r, n), *accum));
+            self.input(first + r, x.tokens(r, n), dx, dc, &mut scratch);
         }
     }
 
@@ -212,17 +236,17 @@ impl Job<'_> {
         &self,
         b: Lanes,
         t: &[f32],
-        dy: ArrayView2<E>,
+        dy: RowGrid<E>,
         (da, db): (&mut [f32], &mut [f32]),
         scratch: &mut Scratch,
     ) {
-        let (s, n, scale) = (&self.op.shape, dy.nrows(), self.op.scale.get());
+        let (s, n, scale) = (&self.op.shape, dy.layout().n, self.op.scale.get());
         let (a_out, a_in, r) = (s.a_out(), s.a_in(), s.width());
         let (k, f32s) = (self.kernels, self.kernels.float32());
         let (t_len, u_len) = (self.op.t_len(n), n * a_out * r);
         let (tt, dt) = (&mut scratch.tt[..t_len], &mut scratch.dt[..t_len]);
         let (u, du) = (&mut scratch.u[..u_len], &mut scratch.du[..u_len]);
-        let dy = RowGrid::of_view(dy, a_out);
+        let dy = dy.blocks(a_out);
         k.down(dy, b, &mut RowGridMut::new(du, n, a_out, (r, n * r), r), false);
         du.iter_mut().for_each(|du| *du *= scale);
         blocks_first(t, (n, a_in, r), tt);
@@ -238,13 +262,13 @@ impl Job<'_> {
     }
 
     /// Computes dA and dT with a full inner factor, where dU = s·dY, one row at a time.
-    fn output_full<E: Element>(&self, t: &[f32], dy: ArrayView2<E>, da: &mut [f32], scratch: &mut Scratch) {
-        let (s, n, scale) = (&self.op.shape, dy.nrows(), self.op.scale.get());
+    fn output_full<E: Element>(&self, t: &[f32], dy: RowGrid<E>, da: &mut [f32], scratch: &mut Scratch) {
+        let (s, n, scale) = (&self.op.shape, dy.layout().n, self.op.scale.get());
         let (a_out, a_in, w) = (s.a_out(), s.a_in(), s.width());
         let k = self.kernels.float32();
         let (du, dt) = (&mut scratch.du[..a_out * w], &mut scratch.dt[..self.op.t_len(n)]);
-        for (i, dy) in dy.rows().into_iter().enumerate() {
-            du.iter_mut().zip(dy).for_each(|(du, dy)| *du = scale * dy.to_f32());
+        for i in 0..n {
+            du.iter_mut().zip(dy.slice(i)).for_each(|(du, dy)| *du = scale * dy.to_f32());
             let Some(a_t) = self.a_t else {
                 dt[i * w..][..w].copy_from_slice(du);
                 continue;
@@ -261,21 +285,21 @@ impl Job<'_> {
     fn input<E: Element>(
         &self,
         row: usize,
-        x: ArrayView2<E>,
+        x: RowGrid<E>,
         dx: Dx<'_, E>,
         dc: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let (s, n) = (&self.op.shape, x.nrows());
+        let (s, n) = (&self.op.shape, x.layout().n);
         let (a, w, c_in) = (s.a_in(), s.width(), s.c_in());
         let dt = &scratch.dt[..self.op.t_len(n)];
         let Scratch { packed_dt, masked, .. } = scratch;
         let Some(mask) = self.mask else {
             let rows = self.kernels.rows(dt, (n, a, w), 1.0, packed_dt);
-            self.kernels.outer(rows, RowGrid::of_view(x, a), dc);
-            if let (Some((dx, accum)), Some(c)) = (dx, self.c) {
+            self.kernels.outer(rows, x.blocks(a), dc);
+            if let (Some((mut dx, accum)), Some(c)) = (dx, self.c) {
                 let groups = self.up.groups(dt, (n, a, w), 1.0, packed_dt);
-                self.up.up(groups, c, &mut RowGridMut::of_view(dx, a), accum);
+                self.up.up(groups, c, &mut dx.blocks(a), accum);
             }
             return;
         };

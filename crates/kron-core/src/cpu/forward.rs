@@ -1,7 +1,5 @@
 //! T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ.
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-
 use super::check;
 use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
@@ -9,9 +7,10 @@ use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{blocks_first, mix};
 use super::packed::{PackedLen, b_factor, c_factor};
 use super::partition::{Partitioned, RowPartition};
+use super::team::Team;
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::split;
-use crate::{Accum, Element, Forward, KronOp, Outer, Result};
+use crate::{Accum, DropoutKey, Element, Forward, KronOp, Outer, Result};
 
 /// Packed C, B and A; for each partition, masked columns of X, T and U by blocks, and packed U.
 pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayout<3, 4> {
@@ -37,11 +36,41 @@ pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Forward<'_, Cpu, E>) 
     let rows = call.x.nrows();
     let layout = layout(cpu.isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
     check::forward(op, &call, layout.workspace_len())?;
-    if rows == 0 {
-        return Ok(());
-    }
-    let Forward { theta, x, mut y, accum, t, workspace, dropout } = call;
     let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
+    let Forward { theta, x, y, accum, t, workspace, dropout } = call;
+    let t = &mut t[..op.t_len(rows)];
+    let rows = Rows { first: 0, x: RowGrid::of_view(x, 1), y: RowGridMut::of_view(y, 1), accum, t, dropout };
+    compute(cpu.team, kernels, op, theta, rows, &layout, workspace);
+    Ok(())
+}
+
+/// Activations of a call that is checked; X and Y have one block per row.
+pub(super) struct Rows<'a, E> {
+    /// Number of X's first row, where no table chooses its rows.
+    pub first: usize,
+    pub x: RowGrid<'a, E>,
+    pub y: RowGridMut<'a, E>,
+    pub accum: Accum,
+    /// T of exactly these rows.
+    pub t: &'a mut [f32],
+    pub dropout: Option<DropoutKey>,
+}
+
+/// Computes a call that is checked, in a workspace of the layout.
+pub(super) fn compute<E: Element>(
+    team: Team,
+    kernels: Kernels,
+    op: &KronOp,
+    theta: &[f32],
+    call: Rows<'_, E>,
+    layout: &CallLayout<3, 4>,
+    workspace: &mut [f32],
+) {
+    let Rows { first, x, mut y, accum, t, dropout } = call;
+    let rows = x.layout().n;
+    if rows == 0 {
+        return;
+    }
     let mask = Mask::new(op, dropout);
     let theta = split(&op.shape, theta);
     let ([packed_c, packed_b, packed_a], scratch) = layout.split(workspace);
@@ -60,16 +89,14 @@ pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Forward<'_, Cpu, E>) 
     let a = (b.is_none() || op.shape.outer() == Outer::Trained).then(|| {
         kernels.float32().groups(theta.a, (1, op.shape.a_out(), op.shape.a_in()), a_scale, packed_a)
     });
-    let partition = layout.partition;
-    let job =
-        Job { op: *op, kernels, down, a, b, c, mask, accum, block: partition.block, scratch: layout.scratch };
-    let t = &mut t[..op.t_len(rows)];
-    let parts = (x.axis_chunks_iter(Axis(0), partition.part))
-        .zip(y.axis_chunks_iter_mut(Axis(0), partition.part))
-        .zip(t.chunks_mut(op.t_len(partition.part)))
-        .zip(scratch.chunks_mut(layout.scratch_len()));
-    cpu.team.each(parts, |i, (((x, y), t), scratch)| job.part(i * partition.part, x, y, t, scratch));
-    Ok(())
+    let RowPartition { part, block, .. } = layout.partition;
+    let job = Job { op: *op, kernels, down, a, b, c, mask, accum, block, scratch: layout.scratch };
+    let parts = t.chunks_mut(op.t_len(part)).zip(scratch.chunks_mut(layout.scratch_len()));
+    let parts = parts.enumerate().map(|(i, (t, scratch))| {
+        let (skip, n) = (i * part, part.min(rows - i * part));
+        (first + skip, x.tokens(skip, n), y.split_off_front(n), t, scratch)
+    });
+    team.each(parts, |_, (first, x, y, t, scratch)| job.part(first, x, y, t, scratch));
 }
 
 /// Operands that all partitions share.
@@ -92,29 +119,28 @@ impl Job<'_> {
     fn part<E: Element>(
         &self,
         first: usize,
-        x: ArrayView2<E>,
-        mut y: ArrayViewMut2<E>,
+        x: RowGrid<E>,
+        mut y: RowGridMut<E>,
         t: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let rows = x.nrows();
+        let rows = x.layout().n;
         let [masked, tt, u, packed_u] = self.scratch.split(scratch);
         for r in (0..rows).step_by(self.block) {
             let n = self.block.min(rows - r);
             let t = &mut t[self.op.t_len(r)..self.op.t_len(r + n)];
-            self.down(first + r, x.slice(s![r..r + n, ..]), t, masked);
-            let mut y = RowGridMut::of_view(y.slice_mut(s![r..r + n, ..]), self.op.shape.a_out());
-            self.up(n, t, &mut y, (tt, u, packed_u));
+            self.down(first + r, x.tokens(r, n), t, masked);
+            self.up(n, t, &mut y.tokens(r, n).blocks(self.op.shape.a_out()), (tt, u, packed_u));
         }
     }
 
     /// Computes T = X·Cᵀ of rows `row`…, which select the mask.
-    fn down<E: Element>(&self, row: usize, x: ArrayView2<E>, t: &mut [f32], masked: &mut [f32]) {
-        let (s, n) = (&self.op.shape, x.nrows());
+    fn down<E: Element>(&self, row: usize, x: RowGrid<E>, t: &mut [f32], masked: &mut [f32]) {
+        let (s, n) = (&self.op.shape, x.layout().n);
         let (a, w) = (s.a_in(), s.width());
         let mut t = RowGridMut::new(t, n, a, (a * w, w), w);
         let Some(mask) = self.mask else {
-            return self.down.down(RowGrid::of_view(x, a), self.c, &mut t, false);
+            return self.down.down(x.blocks(a), self.c, &mut t, false);
         };
         for k in (0..s.c_in()).step_by(MASKED_COLUMNS) {
             let x = mask.copy(row, x, k, masked);

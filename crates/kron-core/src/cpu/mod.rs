@@ -11,6 +11,8 @@ mod merge;
 mod mix;
 mod packed;
 mod partition;
+mod pool;
+mod segments;
 mod team;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ mod tests;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 pub use device::Cpu;
+pub use pool::{AdapterPool, BackwardSegments, ForwardSegments, PoolEntry};
 pub use team::Team;
 
 use partition::{Partitioned, RowPartition};
@@ -59,28 +62,137 @@ impl Backend for Cpu {
     }
 }
 
-/// Compiles a pass for each element type.
-macro_rules! passes {
-    ($($pass:ident: $call:ident => $run:path),*) => {$(
-        struct $pass<'a>(std::marker::PhantomData<&'a ()>);
+impl Cpu {
+    /// Returns the float32 elements of scratch that every [`Cpu::forward_segments`] or [`Cpu::backward_segments`]
+    /// over at most `rows` rows can run with, whatever the table; [`Pass::Merge`] is as [`Pass::Forward`].
+    pub fn segments_workspace_len(&self, pool: &AdapterPool<'_>, pass: Pass, rows: usize) -> usize {
+        segments::workspace_len(self.isa, pool, pass, rows)
+    }
 
-        impl<'a> PerElement for $pass<'a> {
-            type Arguments<E: Element> = (Cpu, KronOp, $call<'a, Cpu, E>);
-            fn f32((cpu, op, call): Self::Arguments<f32>) -> Result<()> {
-                $run(cpu, &op, call)
+    /// Writes or adds to each row of Y the output of the row's adapter, and writes T.
+    ///
+    /// A segment, all rows of one adapter, gets the bits of [`Backend::forward`] over these rows, except
+    /// that dropout's mask is that of the row's number in X.
+    ///
+    /// ```
+    /// use kron_core::{
+    ///     Accum, AdapterPool, Cpu, ForwardSegments, KronOp, KronShape, LayerDims, Pass, PoolEntry, Scale, Split,
+    ///     Theta, reference,
+    /// };
+    /// use ndarray::{Array2, Axis};
+    ///
+    /// let layer = LayerDims { d_out: 48, d_in: 70 };
+    /// let shape = KronShape::kron(layer, Split { a_out: 3, a_in: 7 }, 4)?;
+    /// let op = KronOp::new(shape, Scale::new(0.5)?);
+    /// let thetas = [1, 2, 3].map(|seed| Theta::random(shape, seed));
+    /// let adapters = thetas.each_ref().map(|theta| PoolEntry { op, theta: theta.as_slice() });
+    /// let pool = AdapterPool::new(&adapters)?;
+    ///
+    /// // Four tokens of three users; the third has no adapter.
+    /// let (cpu, table) = (Cpu::new(), [2, 0, -1, 2]);
+    /// let x = Array2::from_shape_fn((4, 70), |(n, k)| (n + k) as f32 / 70.0);
+    /// let mut y = Array2::zeros((4, 48));
+    /// let mut t = vec![0.0; pool.t_len(4)];
+    /// let mut workspace = vec![0.0; cpu.segments_workspace_len(&pool, Pass::Forward, 4)];
+    /// cpu.forward_segments(&pool, ForwardSegments {
+    ///     x: x.view(), table: &table, y: y.view_mut(), accum: Accum::Add,
+    ///     t: &mut t, workspace: &mut workspace, dropout: None,
+    /// })?;
+    ///
+    /// let want = reference::forward(&op, &thetas[2], x.mapv(f64::from).view());
+    /// assert!(y.row(3).iter().zip(want.row(3)).all(|(y, want)| (f64::from(*y) - want).abs() < 1e-5));
+    /// assert!(y.index_axis(Axis(0), 2).iter().all(|&y| y == 0.0));
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Fails if a buffer does not fit the pool or the table has a number that is no adapter's; nothing but
+    /// the workspace is written then.
+    pub fn forward_segments<E: Element>(
+        &self,
+        pool: &AdapterPool<'_>,
+        call: ForwardSegments<'_, E>,
+    ) -> Result<()> {
+        E::run::<ForwardSegmentsPass>((*self, *pool, call))
+    }
+
+    /// Adds each adapter's gradient over its rows to `grads`, and writes or adds dX.
+    ///
+    /// Both get the bits of [`Backend::backward`] over the rows of one adapter, except that dropout's mask
+    /// is that of the row's number in X.
+    ///
+    /// ```
+    /// use kron_core::{
+    ///     Accum, AdapterPool, BackwardSegments, Cpu, ForwardSegments, KronOp, KronShape, LayerDims, Pass,
+    ///     PoolEntry, Scale, Theta,
+    /// };
+    /// use ndarray::Array2;
+    ///
+    /// let shape = KronShape::lora(LayerDims { d_out: 48, d_in: 70 }, 4)?;
+    /// let op = KronOp::new(shape, Scale::new(0.5)?);
+    /// let thetas = [1, 2].map(|seed| Theta::random(shape, seed));
+    /// let adapters = thetas.each_ref().map(|theta| PoolEntry { op, theta: theta.as_slice() });
+    /// let pool = AdapterPool::new(&adapters)?;
+    ///
+    /// let (cpu, table) = (Cpu::new(), [1, -1, 1]);
+    /// let x = Array2::from_shape_fn((3, 70), |(n, k)| (n + k) as f32 / 70.0);
+    /// let mut y = Array2::zeros((3, 48));
+    /// let mut t = vec![0.0; pool.t_len(3)];
+    /// let passes = [Pass::Forward, Pass::Backward { dx: true }];
+    /// let len = passes.map(|pass| cpu.segments_workspace_len(&pool, pass, 3));
+    /// let mut workspace = vec![0.0; len[0].max(len[1])];
+    /// cpu.forward_segments(&pool, ForwardSegments {
+    ///     x: x.view(), table: &table, y: y.view_mut(), accum: Accum::Replace,
+    ///     t: &mut t, workspace: &mut workspace, dropout: None,
+    /// })?;
+    ///
+    /// // Adapter 0 has no row and brings no gradient.
+    /// let (mut dx, mut grad) = (Array2::zeros(x.dim()), vec![0.0; shape.params()]);
+    /// cpu.backward_segments(&pool, BackwardSegments {
+    ///     x: x.view(), table: &table, t: &t, dy: y.view(), dx: Some((dx.view_mut(), Accum::Add)),
+    ///     grads: &mut [&mut [], &mut grad], workspace: &mut workspace, dropout: None,
+    /// })?;
+    /// assert!(grad.iter().any(|&g| g != 0.0));
+    /// assert!(dx.row(1).iter().all(|&dx| dx == 0.0));
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Fails if a buffer does not fit the pool or the table has a number that is no adapter's; nothing but
+    /// the workspace is written then.
+    pub fn backward_segments<E: Element>(
+        &self,
+        pool: &AdapterPool<'_>,
+        call: BackwardSegments<'_, '_, E>,
+    ) -> Result<()> {
+        E::run::<BackwardSegmentsPass>((*self, *pool, call))
+    }
+}
+
+/// Compiles a pass for each element type; its arguments are those of the function.
+macro_rules! passes {
+    ($($pass:ident<$($life:lifetime $(: $outer:lifetime)?),*>: ($subject:ty, $call:ty) => $run:path),*) => {$(
+        struct $pass<$($life $(: $outer)?),*>($(std::marker::PhantomData<&$life ()>),*);
+
+        impl<$($life $(: $outer)?),*> PerElement for $pass<$($life),*> {
+            type Arguments<E: Element> = (Cpu, $subject, $call);
+            fn f32((cpu, subject, call): Self::Arguments<f32>) -> Result<()> {
+                $run(cpu, &subject, call)
             }
-            fn f16((cpu, op, call): Self::Arguments<half::f16>) -> Result<()> {
-                $run(cpu, &op, call)
+            fn f16((cpu, subject, call): Self::Arguments<half::f16>) -> Result<()> {
+                $run(cpu, &subject, call)
             }
-            fn bf16((cpu, op, call): Self::Arguments<half::bf16>) -> Result<()> {
-                $run(cpu, &op, call)
+            fn bf16((cpu, subject, call): Self::Arguments<half::bf16>) -> Result<()> {
+                $run(cpu, &subject, call)
             }
         }
     )*};
 }
 
 passes!(
-    ForwardPass: Forward => forward::run,
-    BackwardPass: Backward => backward::run,
-    MergePass: Merge => merge::run
+    ForwardPass<'a>: (KronOp, Forward<'a, Cpu, E>) => forward::run,
+    BackwardPass<'a>: (KronOp, Backward<'a, Cpu, E>) => backward::run,
+    MergePass<'a>: (KronOp, Merge<'a, Cpu, E>) => merge::run,
+    ForwardSegmentsPass<'a, 'p>: (AdapterPool<'p>, ForwardSegments<'a, E>) => segments::forward,
+    BackwardSegmentsPass<'a, 'g: 'a, 'p>: (AdapterPool<'p>, BackwardSegments<'a, 'g, E>) => segments::backward
 );

@@ -67,14 +67,13 @@ impl Stretch<'_> {
         y: &mut RowGridMut<E>,
         r: usize,
     ) {
-        let (rows, width, lanes) = (y.layout().rows(), y.layout().width, K::S::LANES);
+        let (width, lanes) = (y.layout().width, K::S::LANES);
         let mut to = [std::ptr::null_mut(); M];
         for m in 0..M {
             to[m] = y.row(r + m);
         }
         // Distance to the row tile after the next; behind the last tile, to the next stretch.
-        let later = if r + 2 * M < rows { y.row(r + 2 * M) } else { y.row(0).wrapping_add(width) };
-        let ahead = (later as isize).wrapping_sub(to[0] as isize);
+        let ahead = y.ahead::<M>(r);
         let u = self.u.row::<G>(r);
         // SAFETY: y holds M distinct rows of `width` elements, u a value for
         // each of them and every rank; the tail touches only what is there.
