@@ -3,6 +3,7 @@
 use ndarray::{ArrayBase, Ix2, RawData};
 
 use super::device::Cpu;
+use super::group::{AdapterGroup, BackwardGroup, ForwardGroup};
 use super::pool::{AdapterPool, BackwardSegments, ForwardSegments};
 use crate::simd::RowOrder;
 use crate::theta::check_len;
@@ -75,6 +76,59 @@ pub(super) fn backward_segments<E: Element>(
     }
     table(pool, call.table, rows)?;
     pool_t_len(pool, call.t.len(), rows)
+}
+
+pub(super) fn forward_group<E: Element>(
+    group: &AdapterGroup,
+    call: &ForwardGroup<'_, '_, E>,
+    workspace_len: usize,
+) -> Result<()> {
+    let rows = call.x.nrows();
+    matrix("x", &call.x, None, group.d_in(), "d_in")?;
+    count("ys", call.ys.len(), group.outputs(), "outputs")?;
+    for (i, (y, _)) in call.ys.iter().enumerate() {
+        matrix("y", y, Some(rows), group.d_out(i).unwrap_or(0), "d_out")?;
+    }
+    group_t_len(group, call.t.len(), rows)?;
+    group_workspace(Pass::Forward, call.workspace.len(), workspace_len, rows)
+}
+
+pub(super) fn backward_group<E: Element>(
+    group: &AdapterGroup,
+    call: &BackwardGroup<'_, '_, E>,
+    workspace_len: usize,
+) -> Result<()> {
+    let rows = call.x.nrows();
+    matrix("x", &call.x, None, group.d_in(), "d_in")?;
+    count("dys", call.dys.len(), group.outputs(), "outputs")?;
+    for (i, dy) in call.dys.iter().enumerate() {
+        matrix("dy", dy, Some(rows), group.d_out(i).unwrap_or(0), "d_out")?;
+    }
+    if let Some((dx, _)) = &call.dx {
+        matrix("dx", dx, Some(rows), group.d_in(), "d_in")?;
+    }
+    count("grads", call.grads.len(), group.terms().len(), "terms")?;
+    for (grad, term) in call.grads.iter().zip(group.terms()) {
+        check_len("grad", &term.op.shape, grad.len())?;
+    }
+    group_t_len(group, call.t.len(), rows)?;
+    let pass = Pass::Backward { dx: call.dx.is_some() };
+    group_workspace(pass, call.workspace.len(), workspace_len, rows)
+}
+
+fn count(what: &'static str, got: usize, want: usize, of: &str) -> Result<()> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Error::Buffer { what, got: format!("{got} elements"), rule: format!("the group has {want} {of}") })
+}
+
+fn group_t_len(group: &AdapterGroup, got: usize, rows: usize) -> Result<()> {
+    at_least("t", got, group.t_len(rows), || format!("n × a_in × r of all terms over {rows} rows"))
+}
+
+fn group_workspace(pass: Pass, got: usize, want: usize, rows: usize) -> Result<()> {
+    at_least("workspace", got, want, || format!("see group_workspace_len for {pass:?} over {rows} rows"))
 }
 
 /// Fails unless a table has a number of the pool, or −1, for each row.

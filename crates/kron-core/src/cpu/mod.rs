@@ -5,6 +5,7 @@ mod backward;
 mod check;
 mod device;
 mod forward;
+mod group;
 mod layout;
 mod masked;
 mod merge;
@@ -14,12 +15,14 @@ mod partition;
 mod pool;
 mod segments;
 mod team;
+mod term;
 #[cfg(test)]
 mod tests;
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 pub use device::Cpu;
+pub use group::{AdapterGroup, BackwardGroup, ForwardGroup, GroupTerm};
 pub use pool::{AdapterPool, BackwardSegments, ForwardSegments, PoolEntry};
 pub use team::Team;
 
@@ -169,6 +172,112 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// Returns the float32 elements of scratch that every [`Cpu::forward_group`] or [`Cpu::backward_group`]
+    /// over at most `rows` rows can run with; [`Pass::Merge`] is as [`Pass::Forward`].
+    pub fn group_workspace_len(&self, group: &AdapterGroup<'_>, pass: Pass, rows: usize) -> usize {
+        group::workspace_len(self.isa, group, pass, rows)
+    }
+
+    /// Writes or adds to each Y the outputs of its terms, and writes T; X is read once.
+    ///
+    /// A Y of one term gets the bits of [`Backend::forward`].
+    ///
+    /// ```
+    /// use kron_core::{
+    ///     Accum, AdapterGroup, Cpu, ForwardGroup, GroupTerm, KronOp, KronShape, LayerDims, Pass, Scale, Split,
+    ///     Theta, reference,
+    /// };
+    /// use ndarray::Array2;
+    ///
+    /// // q is 48 × 70; k is 24 × 70.
+    /// let shape = |d_out| KronShape::kron(LayerDims { d_out, d_in: 70 }, Split { a_out: 3, a_in: 7 }, 4);
+    /// let (q, k) = (Theta::random(shape(48)?, 1), Theta::random(shape(24)?, 2));
+    /// let scale = Scale::new(0.5)?;
+    /// let terms = [(&q, 0), (&k, 1)].map(|(theta, output)| GroupTerm {
+    ///     op: KronOp::new(*theta.shape(), scale), theta: theta.as_slice(), output, dropout: None,
+    /// });
+    /// let group = AdapterGroup::new(&terms)?;
+    ///
+    /// let (cpu, rows) = (Cpu::new(), 2);
+    /// let x = Array2::from_shape_fn((rows, 70), |(n, k)| (n + k) as f32 / 70.0);
+    /// let (mut y_q, mut y_k) = (Array2::zeros((rows, 48)), Array2::zeros((rows, 24)));
+    /// let mut t = vec![0.0; group.t_len(rows)];
+    /// let mut workspace = vec![0.0; cpu.group_workspace_len(&group, Pass::Forward, rows)];
+    /// cpu.forward_group(&group, ForwardGroup {
+    ///     x: x.view(), ys: &mut [(y_q.view_mut(), Accum::Add), (y_k.view_mut(), Accum::Add)],
+    ///     t: &mut t, workspace: &mut workspace,
+    /// })?;
+    ///
+    /// let want = reference::forward(&terms[1].op, &k, x.mapv(f64::from).view());
+    /// assert!(y_k.iter().zip(&want).all(|(y, want)| (f64::from(*y) - want).abs() < 1e-5));
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Fails if a buffer does not fit the group; nothing is written then.
+    pub fn forward_group<E: Element>(
+        &self,
+        group: &AdapterGroup<'_>,
+        call: ForwardGroup<'_, '_, E>,
+    ) -> Result<()> {
+        E::run::<ForwardGroupPass>((*self, *group, call))
+    }
+
+    /// Adds each term's gradient to `grads`, and writes or adds to dX the sum of all terms.
+    ///
+    /// Gradients get the bits of [`Backend::backward`] if all terms have one shape. dX is read and written
+    /// once for neighbouring terms of one a_in and no mask.
+    ///
+    /// ```
+    /// use kron_core::{
+    ///     Accum, AdapterGroup, BackwardGroup, Cpu, ForwardGroup, GroupTerm, KronOp, KronShape, LayerDims, Pass,
+    ///     Scale, Theta,
+    /// };
+    /// use ndarray::Array2;
+    ///
+    /// // Two terms of one Y.
+    /// let shape = KronShape::lora(LayerDims { d_out: 48, d_in: 70 }, 4)?;
+    /// let op = KronOp::new(shape, Scale::new(0.5)?);
+    /// let thetas = [1, 2].map(|seed| Theta::random(shape, seed));
+    /// let terms = thetas.each_ref().map(|theta| GroupTerm {
+    ///     op, theta: theta.as_slice(), output: 0, dropout: None,
+    /// });
+    /// let group = AdapterGroup::new(&terms)?;
+    ///
+    /// let (cpu, rows) = (Cpu::new(), 2);
+    /// let x = Array2::from_shape_fn((rows, 70), |(n, k)| (n + k) as f32 / 70.0);
+    /// let mut y = Array2::zeros((rows, 48));
+    /// let mut t = vec![0.0; group.t_len(rows)];
+    /// let passes = [Pass::Forward, Pass::Backward { dx: true }];
+    /// let len = passes.map(|pass| cpu.group_workspace_len(&group, pass, rows));
+    /// let mut workspace = vec![0.0; len[0].max(len[1])];
+    /// cpu.forward_group(&group, ForwardGroup {
+    ///     x: x.view(), ys: &mut [(y.view_mut(), Accum::Replace)], t: &mut t, workspace: &mut workspace,
+    /// })?;
+    ///
+    /// let mut dx = Array2::zeros(x.dim());
+    /// let mut grads = [vec![0.0; shape.params()], vec![0.0; shape.params()]];
+    /// let [first, second] = &mut grads;
+    /// cpu.backward_group(&group, BackwardGroup {
+    ///     x: x.view(), t: &t, dys: &[y.view()], dx: Some((dx.view_mut(), Accum::Add)),
+    ///     grads: &mut [first, second], workspace: &mut workspace,
+    /// })?;
+    /// assert!(grads.iter().flatten().any(|&g| g != 0.0) && dx.iter().any(|&dx| dx != 0.0));
+    /// # Ok::<(), kron_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Fails if a buffer does not fit the group; nothing is written then.
+    pub fn backward_group<E: Element>(
+        &self,
+        group: &AdapterGroup<'_>,
+        call: BackwardGroup<'_, '_, E>,
+    ) -> Result<()> {
+        E::run::<BackwardGroupPass>((*self, *group, call))
+    }
+}
+
 /// Compiles a pass for each element type; its arguments are those of the function.
 macro_rules! passes {
     ($($pass:ident<$($life:lifetime $(: $outer:lifetime)?),*>: ($subject:ty, $call:ty) => $run:path),*) => {$(
@@ -194,5 +303,7 @@ passes!(
     BackwardPass<'a>: (KronOp, Backward<'a, Cpu, E>) => backward::run,
     MergePass<'a>: (KronOp, Merge<'a, Cpu, E>) => merge::run,
     ForwardSegmentsPass<'a, 'p>: (AdapterPool<'p>, ForwardSegments<'a, E>) => segments::forward,
-    BackwardSegmentsPass<'a, 'g: 'a, 'p>: (AdapterPool<'p>, BackwardSegments<'a, 'g, E>) => segments::backward
+    BackwardSegmentsPass<'a, 'g: 'a, 'p>: (AdapterPool<'p>, BackwardSegments<'a, 'g, E>) => segments::backward,
+    ForwardGroupPass<'a, 'v: 'a, 'g>: (AdapterGroup<'g>, ForwardGroup<'a, 'v, E>) => group::forward,
+    BackwardGroupPass<'a, 'v: 'a, 'g>: (AdapterGroup<'g>, BackwardGroup<'a, 'v, E>) => group::backward
 );

@@ -165,9 +165,10 @@ pub(super) fn forward<E: Element>(cpu: Cpu, pool: &AdapterPool, call: ForwardSeg
         let PoolEntry { op, theta } = &pool.adapters()[i];
         let x = x.tokens(order.start(i), order.count(i));
         let (first, t) = (x.number(0, 0), &mut t[..op.t_len(order.count(i))]);
-        let rows = forward::Rows { first, x: x.compact(), y: y.compact(), accum, t, dropout };
+        let rows = forward::Rows { first, x: x.compact(), outputs: [Some((y.compact(), accum))] };
         let layout = forward::layout(cpu.isa, op, segments.partition(i));
-        forward::compute(team, kernels, op, theta, rows, &layout, scratch);
+        let term = forward::TermCall { op, theta, output: 0, dropout, t, layout, workspace: scratch };
+        forward::compute(team, kernels, rows, [Some(term)]);
     };
     for i in segments.alone() {
         let (first, n) = (order.start(i), order.count(i));
@@ -216,8 +217,9 @@ pub(super) fn backward<E: Element>(
         let (x, dy) = (x.tokens(first, n), dy.tokens(first, n).compact());
         let dx = dx.map(|(dx, accum)| (dx.compact(), accum));
         let layout = backward::layout(cpu.isa, op, segments.partition(i), dx.is_some());
-        let rows = backward::Rows { first: x.number(0, 0), x: x.compact(), t, dy, dx, dropout };
-        backward::compute(team, kernels, op, theta, rows, grad, &layout, scratch);
+        let term = backward::TermCall { op, theta, dy, dropout, t, grad, layout, workspace: scratch };
+        let rows = backward::Rows { first: x.number(0, 0), x: x.compact(), dx };
+        backward::compute(team, kernels, rows, [Some(term)]);
     };
     for i in segments.alone() {
         let dx = dx.as_mut().map(|(dx, accum)| (dx.tokens(order.start(i), order.count(i)), *accum));
