@@ -80,7 +80,7 @@ impl<'a> Segments<'a> {
         let mut last = None;
         for (i, PoolEntry { op, .. }) in pool.adapters().iter().enumerate() {
             let rows = order.count(i);
-            all.work += all.work(i);
+            all.work = all.work.saturating_add(all.work(i));
             if rows == 0 || last.replace((op, rows)) == Some((op, rows)) {
                 continue;
             }
