@@ -253,6 +253,9 @@ struct Arguments {
     short: bool,
 }
 
+/// Makes one argument wrong.
+type Change<'a> = &'a dyn Fn(&mut Arguments);
+
 impl Arguments {
     /// The message of both passes, which must be equal where both take the wrong argument; or none.
     fn message(&self) -> [Option<String>; 2] {
@@ -315,14 +318,14 @@ fn hostile_tables_and_lengths_are_refused() {
         grads: vec![512; 2],
         short: false,
     };
-    let with = |change: &dyn Fn(&mut Arguments)| {
+    let with = |change: Change| {
         let mut arguments = right();
         change(&mut arguments);
         arguments.message()
     };
     assert_eq!(right().message(), [None, None]);
     assert_eq!(with(&|a| (a.table, a.grads[0]) = (vec![1, 1, -1, 1], 0)), [None, None]);
-    let both: [(&dyn Fn(&mut Arguments), &str); 7] = [
+    let both: [(Change, &str); 7] = [
         (
             &|a| a.table[2] = 2,
             "table has adapter 2 for row 2, but the pool has adapters 0 to 1, and −1 is none",
@@ -343,7 +346,7 @@ fn hostile_tables_and_lengths_are_refused() {
             assert!(message.contains(want), "{message}");
         }
     }
-    let backward: [(&dyn Fn(&mut Arguments), &str); 4] = [
+    let backward: [(Change, &str); 4] = [
         (&|a| a.grads[1] = 0, "grad has 0 elements, but [A | B | C] of 208×94 kron (A 16×2) r 8 is"),
         (&|a| a.grads[0] = 511, "grad has 511 elements"),
         (&|a| a.grads.truncate(1), "grads has 1 gradients, but the pool has 2 adapters"),
