@@ -1,13 +1,9 @@
-//! [`AdapterGroup`] and the calls over several adapters on one X.
+//! [`AdapterGroup`], and the arguments of calls over several adapters on one X.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::device::Cpu;
-use super::partition::{Partitioned, RowPartition};
-use super::{backward, check, forward};
-use crate::simd::{Isa, Kernels, Products, RowGrid, RowGridMut};
 use crate::theta::check_len;
-use crate::{Accum, DropoutKey, Element, Error, KronOp, KronShape, Pass, Result};
+use crate::{Accum, DropoutKey, Error, KronOp, KronShape, Result};
 
 /// One adapter of an [`AdapterGroup`].
 #[derive(Clone, Copy, Debug)]
@@ -109,12 +105,13 @@ impl<'a> AdapterGroup<'a> {
         self.terms.iter().fold(0, |len, term| len.saturating_add(term.op.t_len(rows)))
     }
 
-    fn shapes(&self) -> impl Iterator<Item = &'a KronShape> + Clone + use<'a> {
+    /// Shapes of the terms.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = &'a KronShape> + Clone + use<'a> {
         self.terms.iter().map(|term| &term.op.shape)
     }
 }
 
-/// Arguments of [`Cpu::forward_group`], which has an example.
+/// Arguments of [`Cpu::forward_group`](crate::Cpu::forward_group), which has an example.
 #[derive(Debug)]
 pub struct ForwardGroup<'a, 'v, E> {
     /// X, n × d_in; the inner stride is 1.
@@ -123,11 +120,11 @@ pub struct ForwardGroup<'a, 'v, E> {
     pub ys: &'a mut [(ArrayViewMut2<'v, E>, Accum)],
     /// T, at least [`AdapterGroup::t_len`] elements; written. Keep it for backward.
     pub t: &'a mut [f32],
-    /// Scratch, at least [`Cpu::group_workspace_len`] elements; its contents are lost.
+    /// Scratch, at least [`Cpu::group_workspace_len`](crate::Cpu::group_workspace_len) elements; its contents are lost.
     pub workspace: &'a mut [f32],
 }
 
-/// Arguments of [`Cpu::backward_group`], which has an example.
+/// Arguments of [`Cpu::backward_group`](crate::Cpu::backward_group), which has an example.
 #[derive(Debug)]
 pub struct BackwardGroup<'a, 'v, E> {
     /// X of the forward call, n × d_in.
@@ -140,83 +137,6 @@ pub struct BackwardGroup<'a, 'v, E> {
     pub dx: Option<(ArrayViewMut2<'a, E>, Accum)>,
     /// \[dA | dB | dC\] of each term, always added to.
     pub grads: &'a mut [&'v mut [f32]],
-    /// Scratch, at least [`Cpu::group_workspace_len`] elements; its contents are lost.
+    /// Scratch, at least [`Cpu::group_workspace_len`](crate::Cpu::group_workspace_len) elements; its contents are lost.
     pub workspace: &'a mut [f32],
-}
-
-/// Returns the float32 elements of scratch that every call over at most `rows` rows can run with.
-pub(super) fn workspace_len(isa: Isa, group: &AdapterGroup, pass: Pass, rows: usize) -> usize {
-    let bounds = RowPartition::group_bounds(partitioned(pass), group.shapes(), rows);
-    bounds.map(|partition| taken(isa, group, pass, partition)).max().unwrap_or(0)
-}
-
-fn partitioned(pass: Pass) -> Partitioned {
-    match pass {
-        Pass::Backward { .. } => Partitioned::Backward,
-        Pass::Forward | Pass::Merge => Partitioned::Forward,
-    }
-}
-
-/// Elements of the workspace that a call takes.
-fn taken(isa: Isa, group: &AdapterGroup, pass: Pass, partition: RowPartition) -> usize {
-    let len = |term: &GroupTerm| match pass {
-        Pass::Backward { dx } => backward::layout(isa, &term.op, partition, dx).call.workspace_len(),
-        Pass::Forward | Pass::Merge => forward::layout(isa, &term.op, partition).workspace_len(),
-    };
-    group.terms.iter().map(len).sum()
-}
-
-pub(super) fn forward<E: Element>(
-    cpu: Cpu,
-    group: &AdapterGroup,
-    call: ForwardGroup<'_, '_, E>,
-) -> Result<()> {
-    let rows = call.x.nrows();
-    let partition = RowPartition::of_group(Partitioned::Forward, group.shapes(), rows);
-    check::forward_group(group, &call, taken(cpu.isa, group, Pass::Forward, partition))?;
-    let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
-    let ForwardGroup { x, ys, mut t, mut workspace } = call;
-    let mut ys = ys.iter_mut();
-    let outputs: [_; AdapterGroup::MAX_TERMS] = std::array::from_fn(|_| {
-        let (y, accum) = ys.next()?;
-        Some((RowGridMut::of_view(y.view_mut(), 1), *accum))
-    });
-    let terms = std::array::from_fn(|k| {
-        let GroupTerm { op, theta, output, dropout } = group.terms.get(k)?;
-        let layout = forward::layout(cpu.isa, op, partition);
-        let t = t.split_off_mut(..op.t_len(rows))?;
-        let workspace = workspace.split_off_mut(..layout.workspace_len())?;
-        Some(forward::TermCall { op, theta, output: *output, dropout: *dropout, t, layout, workspace })
-    });
-    forward::compute(
-        cpu.team,
-        kernels,
-        forward::Rows { first: 0, x: RowGrid::of_view(x, 1), outputs },
-        terms,
-    );
-    Ok(())
-}
-
-pub(super) fn backward<E: Element>(
-    cpu: Cpu,
-    group: &AdapterGroup,
-    call: BackwardGroup<'_, '_, E>,
-) -> Result<()> {
-    let (rows, pass) = (call.x.nrows(), Pass::Backward { dx: call.dx.is_some() });
-    let partition = RowPartition::of_group(Partitioned::Backward, group.shapes(), rows);
-    check::backward_group(group, &call, taken(cpu.isa, group, pass, partition))?;
-    let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
-    let BackwardGroup { x, mut t, dys, dx, grads, mut workspace } = call;
-    let (with_dx, mut grads) = (dx.is_some(), grads.iter_mut());
-    let terms: [_; AdapterGroup::MAX_TERMS] = std::array::from_fn(|k| {
-        let GroupTerm { op, theta, output, dropout } = group.terms.get(k)?;
-        let layout = backward::layout(cpu.isa, op, partition, with_dx);
-        let (t, grad) = (t.split_off(..op.t_len(rows))?, &mut **grads.next()?);
-        let workspace = workspace.split_off_mut(..layout.call.workspace_len())?;
-        let dy = RowGrid::of_view(dys[*output], 1);
-        Some(backward::TermCall { op, theta, dy, dropout: *dropout, t, grad, layout, workspace })
-    });
-    let dx = dx.map(|(dx, accum)| (RowGridMut::of_view(dx, 1), accum));
-    backward::compute(cpu.team, kernels, backward::Rows { first: 0, x: RowGrid::of_view(x, 1), dx }, terms);
-    Ok(())
 }

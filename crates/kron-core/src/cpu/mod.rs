@@ -6,6 +6,7 @@ mod check;
 mod device;
 mod forward;
 mod group;
+mod grouped;
 mod layout;
 mod masked;
 mod merge;
@@ -40,16 +41,12 @@ impl Backend for Cpu {
     type FloatsMut<'a> = &'a mut [f32];
 
     fn workspace_len(&self, op: &KronOp, pass: Pass, rows: usize) -> usize {
-        let partitioned = match pass {
-            Pass::Forward | Pass::Merge => Partitioned::Forward,
-            Pass::Backward { .. } => Partitioned::Backward,
-        };
         let len = |partition| match pass {
             Pass::Forward => forward::layout(self.isa, op, partition).workspace_len(),
             Pass::Backward { dx } => backward::layout(self.isa, op, partition, dx).call.workspace_len(),
             Pass::Merge => merge::layout(self.isa, op, partition).workspace_len(),
         };
-        RowPartition::bounds(partitioned, &op.shape, rows).map(len).max().unwrap_or(0)
+        RowPartition::bounds(Partitioned::of(pass), &op.shape, rows).map(len).max().unwrap_or(0)
     }
 
     fn forward<E: Element>(&self, op: &KronOp, call: Forward<'_, Self, E>) -> Result<()> {
@@ -176,7 +173,7 @@ impl Cpu {
     /// Returns the float32 elements of scratch that every [`Cpu::forward_group`] or [`Cpu::backward_group`]
     /// over at most `rows` rows can run with; [`Pass::Merge`] is as [`Pass::Forward`].
     pub fn group_workspace_len(&self, group: &AdapterGroup<'_>, pass: Pass, rows: usize) -> usize {
-        group::workspace_len(self.isa, group, pass, rows)
+        grouped::workspace_len(self.isa, group, pass, rows)
     }
 
     /// Writes or adds to each Y the outputs of its terms, and writes T; X is read once.
@@ -304,6 +301,6 @@ passes!(
     MergePass<'a>: (KronOp, Merge<'a, Cpu, E>) => merge::run,
     ForwardSegmentsPass<'a, 'p>: (AdapterPool<'p>, ForwardSegments<'a, E>) => segments::forward,
     BackwardSegmentsPass<'a, 'g: 'a, 'p>: (AdapterPool<'p>, BackwardSegments<'a, 'g, E>) => segments::backward,
-    ForwardGroupPass<'a, 'v: 'a, 'g>: (AdapterGroup<'g>, ForwardGroup<'a, 'v, E>) => group::forward,
-    BackwardGroupPass<'a, 'v: 'a, 'g>: (AdapterGroup<'g>, BackwardGroup<'a, 'v, E>) => group::backward
+    ForwardGroupPass<'a, 'v: 'a, 'g>: (AdapterGroup<'g>, ForwardGroup<'a, 'v, E>) => grouped::forward,
+    BackwardGroupPass<'a, 'v: 'a, 'g>: (AdapterGroup<'g>, BackwardGroup<'a, 'v, E>) => grouped::backward
 );

@@ -1,7 +1,7 @@
 //! [`RowPartition`]: a call's rows in partitions and blocks. It depends only on the
 //! shape and the number of rows, and so does the order of every sum.
 
-use crate::KronShape;
+use crate::{KronShape, Pass};
 
 /// Multiply-adds below which a partition is not worth a second thread (about 20 µs of one).
 const MIN_WORK: usize = 1 << 20;
@@ -74,6 +74,14 @@ impl RowPartition {
 }
 
 impl Partitioned {
+    /// Rule of a pass.
+    pub(super) const fn of(pass: Pass) -> Self {
+        match pass {
+            Pass::Forward | Pass::Merge => Self::Forward,
+            Pass::Backward { .. } => Self::Backward,
+        }
+    }
+
     /// Largest number of partitions of a call: a power of two that never falls as the rows grow.
     fn max_parts(self, shape: &KronShape, rows: usize) -> usize {
         let elements = rows.saturating_mul(shape.d_in() + shape.d_out());

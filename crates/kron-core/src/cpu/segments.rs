@@ -35,7 +35,7 @@ pub(super) fn workspace_len(isa: Isa, pool: &AdapterPool, pass: Pass, rows: usiz
         if last.replace(op) == Some(op) {
             continue;
         }
-        let bounds = |rows| RowPartition::bounds(partitioned(pass), &op.shape, rows);
+        let bounds = |rows| RowPartition::bounds(Partitioned::of(pass), &op.shape, rows);
         let len = |partition| segment_len(isa, op, pass, partition);
         // The largest of one partition, and the largest that may be on one thread for its share of the rows.
         task = task.max(bounds(rows).next().map_or(0, len));
@@ -44,13 +44,6 @@ pub(super) fn workspace_len(isa: Isa, pool: &AdapterPool, pass: Pass, rows: usiz
     }
     let tasks = MAX_PARTS.min(pool.adapters().len()).min(rows);
     RowOrder::scratch_len(pool.adapters().len(), rows) + alone.max(tasks * task)
-}
-
-fn partitioned(pass: Pass) -> Partitioned {
-    match pass {
-        Pass::Backward { .. } => Partitioned::Backward,
-        Pass::Forward | Pass::Merge => Partitioned::Forward,
-    }
 }
 
 /// Elements that the call over one segment takes.
@@ -102,7 +95,7 @@ impl<'a> Segments<'a> {
     /// Returns the partition of a segment, which a backward call over its rows alone has too.
     fn partition(&self, adapter: usize) -> RowPartition {
         let (shape, rows) = (&self.pool.adapters()[adapter].op.shape, self.order.count(adapter));
-        RowPartition::new(partitioned(self.pass), shape, rows)
+        RowPartition::new(Partitioned::of(self.pass), shape, rows)
     }
 
     /// Returns true if a segment runs on the whole team.
