@@ -5,6 +5,7 @@
 
 pub mod adapters;
 pub mod answer;
+pub mod batch;
 pub mod call;
 pub mod cases;
 pub mod compare;

@@ -2,8 +2,12 @@
 //! own: the allocator counts the whole process.
 
 use half::bf16;
-use kron_core::{Accum, Backend, Backward, Cpu, Element, Forward, Merge, Pass};
+use kron_core::{
+    Accum, AdapterPool, Backend, Backward, BackwardSegments, Cpu, Element, Forward, ForwardSegments, Merge,
+    Pass, PoolEntry,
+};
 use kron_tests::backends;
+use kron_tests::batch::Batch;
 use kron_tests::cases;
 use kron_tests::inputs::{Old, Problem};
 use ndarray::Array2;
@@ -31,6 +35,15 @@ fn calls_allocate_nothing() {
                 assert_eq!(counts, (0, 0), "{name} on {:?}: (blocks, bytes) inside a pool", cpu.isa());
             }
         }
+    }
+
+    for cpu in backends() {
+        let mut passes = segments(cpu);
+        let counts = pool.install(|| {
+            passes();
+            counted(3, &mut passes)
+        });
+        assert_eq!(counts, (0, 0), "segments on {:?}: (blocks, bytes) inside a pool", cpu.isa());
     }
 
     wake_every_thread();
@@ -113,5 +126,52 @@ fn passes<E: Element>(cpu: Cpu, name: &str) -> Box<dyn FnMut() + Send> {
             workspace: workspace.as_mut_slice(),
         };
         cpu.merge(&p.op, merge).expect("a legal call");
+    })
+}
+
+/// Adapters of [`segments`].
+const ADAPTERS: usize = 40;
+
+/// Both passes over the rows of many adapters, one of which has most rows, with all that they need made beforehand.
+fn segments(cpu: Cpu) -> Box<dyn FnMut() + Send> {
+    let ops = [cases::case_by_name("paper-tall").op(); ADAPTERS];
+    let table = (0..2_000).map(|i: i32| if i % 4 == 0 { i * 7 % ADAPTERS as i32 } else { 39 }).collect();
+    let batch = Batch::<f32>::random(&ops, table, 1);
+    let (rows, mut out) = (batch.table.len(), batch.old(2));
+    let (mut t, mut workspace) = (vec![0.0f32; ops[0].t_len(rows)], Vec::new());
+    Box::new(move || {
+        let entries: [PoolEntry; ADAPTERS] = std::array::from_fn(|i| {
+            let (op, theta) = &batch.adapters[i];
+            PoolEntry { op: *op, theta: theta.as_slice() }
+        });
+        let pool = AdapterPool::new(&entries).expect("a legal pool");
+        let lens = [Pass::Forward, Pass::Backward { dx: true }]
+            .map(|pass| cpu.segments_workspace_len(&pool, pass, rows));
+        // The first call, which is not counted, makes the workspace.
+        workspace.resize(lens[0].max(lens[1]), 0.0f32);
+        let forward = ForwardSegments {
+            x: batch.x.view(),
+            table: &batch.table,
+            y: out.y.view_mut(),
+            accum: Accum::Replace,
+            t: &mut t,
+            workspace: &mut workspace,
+            dropout: None,
+        };
+        cpu.forward_segments(&pool, forward).expect("a legal call");
+        let mut grads = out.grads.iter_mut();
+        let mut grads: [&mut [f32]; ADAPTERS] =
+            std::array::from_fn(|_| grads.next().map(Vec::as_mut_slice).unwrap_or_default());
+        let backward = BackwardSegments {
+            x: batch.x.view(),
+            table: &batch.table,
+            t: &t,
+            dy: batch.dy.view(),
+            dx: Some((out.dx.view_mut(), Accum::Replace)),
+            grads: &mut grads,
+            workspace: &mut workspace,
+            dropout: None,
+        };
+        cpu.backward_segments(&pool, backward).expect("a legal call");
     })
 }

@@ -71,6 +71,8 @@
 //! # Ok::<(), kron_core::Error>(())
 //! ```
 //!
+//! [`Cpu::forward_segments`] and [`Cpu::backward_segments`] compute rows of many adapters
+//! in one call, [`Cpu::forward_group`] and [`Cpu::backward_group`] several adapters on one X.
 //! [`Backend::merge`] adds ΔW to a weight, and [`mod@reference`] is the float64 oracle of
 //! all three. The folder `examples` has each of them as a program.
 #![deny(unsafe_code)]
@@ -94,7 +96,10 @@ mod threads;
 
 pub use accum::Accum;
 pub use backend::{Backend, Backward, Forward, Merge, Pass};
-pub use cpu::{Cpu, Team};
+pub use cpu::{
+    AdapterGroup, AdapterPool, BackwardGroup, BackwardSegments, Cpu, ForwardGroup, ForwardSegments,
+    GroupTerm, PoolEntry, Team,
+};
 pub use dropout::{Dropout, DropoutKey, PER_BLOCK, philox};
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};

@@ -1,27 +1,16 @@
-//! dU = s·dY·B, dB += s·Σ dYᵀ·U, dT = Aᵀ·dU, dA += Σ dU·Tᵀ, dC += Σ dTᵀ·X, dX (+)= dT·C.
-
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+//! dU = s·dY·B, dB += s·Σ dYᵀ·U, dT = Aᵀ·dU, dA += Σ dU·Tᵀ, dC += Σ dTᵀ·X, dX (+)= dT·C,
+//! for one adapter or for several on one X.
 
 use super::check;
 use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
-use super::masked::{MASKED_COLUMNS, Mask};
-use super::mix::{blocks_first, mix, transpose};
-use super::packed::{PackedLen, b_factor, c_factor};
+use super::masked::Mask;
+use super::packed::PackedLen;
 use super::partition::{MAX_PARTS, Partitioned, RowPartition};
 use super::team::Team;
-use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
-use crate::theta::{split, split_mut};
-use crate::{Accum, Backward, Element, KronOp, Outer, Result};
-
-/// Layout of backward's workspace.
-pub(super) struct BackwardLayout {
-    /// Packed B, C and A, Aᵀ, packed Aᵀ and all gradients; for each partition, dT, packed dT, T,
-    /// U, dU and packed U by blocks, and masked columns of X or dX.
-    pub call: CallLayout<6, 7>,
-    /// A partition's gradient: dA row-major, dB and dC as `outer` sums them.
-    pub gradient: Layout<3>,
-}
+use super::term::{BackwardLayout, Term, TermPart};
+use crate::simd::{Isa, Kernels, PackFor, Products, RowGrid, RowGridMut};
+use crate::{Accum, Backward, DropoutKey, Element, KronOp, Outer, Result};
 
 /// Lays out the workspace of a call, with dX or without.
 pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -> BackwardLayout {
@@ -65,46 +54,81 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -
 pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Backward<'_, Cpu, E>) -> Result<()> {
     let rows = call.x.nrows();
     let partition = RowPartition::new(Partitioned::Backward, &op.shape, rows);
-    let BackwardLayout { call: layout, gradient } = layout(cpu.isa, op, partition, call.dx.is_some());
-    check::backward(op, &call, layout.workspace_len())?;
-    if rows == 0 {
-        return Ok(());
-    }
-    let Backward { theta, x, t, dy, dx, grad, workspace, dropout } = call;
-    let s = &op.shape;
+    let layout = layout(cpu.isa, op, partition, call.dx.is_some());
+    check::backward(op, &call, layout.call.workspace_len())?;
     let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
-    let mask = Mask::new(op, dropout);
-    // A masked dX is summed in float32 first, so that it is rounded once.
-    let up = if mask.is_some() { kernels.float32() } else { kernels };
-    let keep = mask.map_or(1.0, |m| m.keep_scale());
-    let theta = split(s, theta);
-    let ([packed_b, packed_c, packed_a, a_rows, packed_a_t, grads], scratch) = layout.split(workspace);
-    let b = b_factor(s, theta.b).map(|b| kernels.pack(b, PackFor::Down, packed_b));
-    let c = dx.is_some().then(|| up.pack(c_factor(s, theta.c, keep), PackFor::Up, packed_c));
-    let (mut a, mut a_t) = (None, None);
-    if s.outer() == Outer::Trained {
-        let (k, dims) = (kernels.float32(), (s.a_out(), s.a_in()));
-        a = Some(k.groups(theta.a, (1, dims.0, dims.1), 1.0, packed_a));
-        transpose(theta.a, dims, a_rows);
-        a_t = Some(k.groups(a_rows, (1, dims.1, dims.0), 1.0, packed_a_t));
-    }
-    let job = Job { team: cpu.team, op: *op, kernels, up, a, a_t, b, c, mask, layout, gradient };
+    let Backward { theta, x, t, dy, dx, grad, workspace, dropout } = call;
+    let dx = dx.map(|(dx, accum)| (RowGridMut::of_view(dx, 1), accum));
     let t = &t[..op.t_len(rows)];
-    match dx {
-        Some((mut dx, accum)) => {
-            let dx = dx.axis_chunks_iter_mut(Axis(0), partition.part);
-            job.parts(x, t, dy, dx.map(|dx| Some((dx, accum))), grads, scratch);
-        }
-        None => job.parts(x, t, dy, std::iter::repeat_with(|| None), grads, scratch),
-    }
-    let [da, db, dc] = gradient.split(reduce(cpu.team, grads, gradient.len()));
-    let grad = split_mut(s, grad);
-    grad.a.iter_mut().zip(&*da).for_each(|(g, sum)| *g += sum);
-    if let Some(b) = b_factor(s, theta.b) {
-        kernels.unpack_add(b, db, grad.b);
-    }
-    kernels.unpack_add(c_factor(s, theta.c, keep), dc, grad.c);
+    let term = TermCall { op, theta, dy: RowGrid::of_view(dy, 1), dropout, t, grad, layout, workspace };
+    compute(cpu.team, kernels, Rows { first: 0, x: RowGrid::of_view(x, 1), dx }, [Some(term)]);
     Ok(())
+}
+
+/// dX, and the treatment of its old contents.
+pub(super) type Dx<'a, E> = Option<(RowGridMut<'a, E>, Accum)>;
+
+/// Activations of a call that is checked; X and dX have one block per row.
+pub(super) struct Rows<'a, E> {
+    /// Number of X's first row, where no table chooses its rows.
+    pub first: usize,
+    pub x: RowGrid<'a, E>,
+    pub dx: Dx<'a, E>,
+}
+
+/// One adapter of a call that is checked.
+pub(super) struct TermCall<'a, E> {
+    pub op: &'a KronOp,
+    pub theta: &'a [f32],
+    /// dY of its output, with one block per row.
+    pub dy: RowGrid<'a, E>,
+    pub dropout: Option<DropoutKey>,
+    /// T of exactly the call's rows.
+    pub t: &'a [f32],
+    pub grad: &'a mut [f32],
+    /// Layout of the workspace, with the partition of all terms.
+    pub layout: BackwardLayout,
+    pub workspace: &'a mut [f32],
+}
+
+/// Computes a call of up to `N` terms, those that are there first.
+pub(super) fn compute<E: Element, const N: usize>(
+    team: Team,
+    kernels: Kernels,
+    call: Rows<'_, E>,
+    mut calls: [Option<TermCall<'_, E>>; N],
+) {
+    let Rows { first, x, mut dx } = call;
+    let (rows, layout) = (x.layout().n, calls.iter().flatten().map(|term| term.layout.call).next());
+    let Some(RowPartition { parts, part, block }) = layout.map(|l| l.partition).filter(|_| rows > 0) else {
+        return;
+    };
+    let (mut scratches, mut grads) = ([const { None }; N], [const { None }; N]);
+    let terms: [Option<Term<E>>; N] = std::array::from_fn(|k| {
+        let TermCall { op, theta, dy, dropout, t, grad, layout, workspace } = calls[k].take()?;
+        let ([shared @ .., parts], scratch) = layout.call.split(workspace);
+        scratches[k] = Some(scratch.chunks_mut(layout.call.scratch_len()));
+        grads[k] = Some((parts, grad));
+        let mask = Mask::new(op, dropout);
+        Some(Term::new(kernels, *op, theta, (dy, t), dx.is_some(), mask, layout, shared))
+    });
+    let job = Job { kernels, terms, block };
+    let mut part_grads = grads.each_mut().map(|grad| grad.as_mut().map(|(parts, _)| &mut **parts));
+    let parts = (0..parts).map(|i| {
+        let (skip, n) = (i * part, part.min(rows - i * part));
+        let dx = dx.as_mut().map(|(dx, accum)| (dx.split_off_front(n), *accum));
+        let scratch = std::array::from_fn(|k| {
+            let len = job.terms[k].as_ref()?.layout.gradient.len();
+            Some((part_grads[k].as_mut()?.split_off_mut(..len)?, scratches[k].as_mut()?.next()?))
+        });
+        (skip, first + skip, x.tokens(skip, n), dx, scratch)
+    });
+    team.each(parts, |_, (skip, first, x, dx, scratch)| job.part(skip, first, x, dx, scratch));
+    for (term, grad) in job.terms.iter().zip(grads) {
+        if let (Some(term), Some((parts, grad))) = (term, grad) {
+            term.add_gradient(reduce(team, parts, term.layout.gradient.len()), grad);
+        }
+    }
 }
 
 /// Adds the partitions' gradients, first to last, into the first.
@@ -123,177 +147,71 @@ fn reduce(team: Team, grads: &mut [f32], len: usize) -> &mut [f32] {
     sum
 }
 
-/// dX, and the treatment of its old contents.
-type Dx<'a, E> = Option<(ArrayViewMut2<'a, E>, Accum)>;
-
 /// Operands that all partitions share.
-struct Job<'a> {
-    team: Team,
-    op: KronOp,
+struct Job<'a, E, const N: usize> {
     kernels: Kernels,
-    up: Kernels,
-    /// A and Aᵀ in groups; `None` for LoRA's \[1\].
-    a: Option<Groups<'a>>,
-    a_t: Option<Groups<'a>>,
-    b: Option<Lanes<'a>>,
-    c: Option<Lanes<'a>>,
-    mask: Option<Mask>,
-    layout: CallLayout<6, 7>,
-    gradient: Layout<3>,
+    terms: [Option<Term<'a, E>>; N],
+    block: usize,
 }
 
-/// Scratch of a partition. A block uses the first part of each piece.
-struct Scratch<'a> {
-    dt: &'a mut [f32],
-    packed_dt: &'a mut [f32],
-    tt: &'a mut [f32],
-    u: &'a mut [f32],
-    du: &'a mut [f32],
-    packed_u: &'a mut [f32],
-    masked: &'a mut [f32],
-}
-
-impl Job<'_> {
-    /// Computes every partition in parallel.
-    fn parts<'a, E: Element>(
+impl<E: Element, const N: usize> Job<'_, E, N> {
+    /// Computes one partition, block by block; `first` is its first row, and `skip` its distance from the call's.
+    /// A term brings its gradient and its scratch.
+    fn part(
         &self,
-        x: ArrayView2<E>,
-        t: &[f32],
-        dy: ArrayView2<E>,
-        dx: impl Iterator<Item = Dx<'a, E>>,
-        grads: &mut [f32],
-        scratch: &mut [f32],
-    ) {
-        let part = self.layout.partition.part;
-        let parts = (x.axis_chunks_iter(Axis(0), part))
-            .zip(t.chunks(self.op.t_len(part)))
-            .zip(dy.axis_chunks_iter(Axis(0), part))
-            .zip(dx)
-            .zip(grads.chunks_mut(self.gradient.len()))
-            .zip(scratch.chunks_mut(self.layout.scratch_len()));
-        self.team.each(parts, |i, (((((x, t), dy), dx), grad), scratch)| {
-            self.part(i * part, x, t, dy, dx, grad, scratch);
-        });
-    }
-
-    /// Computes one partition, block by block, into one gradient; `first` is its first row.
-    #[allow(clippy::too_many_arguments)] // the slices of one partition
-    fn part<E: Element>(
-        &self,
+        skip: usize,
         first: usize,
-        x: ArrayView2<E>,
-        t: &[f32],
-        dy: ArrayView2<E>,
+        x: RowGrid<E>,
         mut dx: Dx<'_, E>,
-        grad: &mut [f32],
-        scratch: &mut [f32],
+        scratch: [Option<(&mut [f32], &mut [f32])>; N],
     ) {
-        grad.fill(0.0);
-        let [da, db, dc] = self.gradient.split(grad);
-        let [dt, packed_dt, tt, u, du, packed_u, masked] = self.layout.scratch.split(scratch);
-        let mut scratch = Scratch { dt, packed_dt, tt, u, du, packed_u, masked };
-        let (rows, block) = (x.nrows(), self.layout.partition.block);
-        for r in (0..rows).step_by(block) {
-            let n = block.min(rows - r);
-            let t = &t[self.op.t_len(r)..self.op.t_len(r + n)];
-            let dy = dy.slice(s![r..r + n, ..]);
-            match self.b {
-                Some(b) => self.output_low_rank(b, t, dy, (&mut *da, &mut *db), &mut scratch),
-                None => self.output_full(t, dy, da, &mut scratch),
-            }
-            let x = x.slice(s![r..r + n, ..]);
-            let dx = dx.as_mut().map(|(dx, accum)| (dx.slice_mut(s![r..r + n, ..]), *accum));
-            self.input(first + r, x, dx, dc, &mut scratch);
-        }
-    }
-
-    /// Computes dU, dB, dA and dT (\[a_in, n, r\]) from dY.
-    fn output_low_rank<E: Element>(
-        &self,
-        b: Lanes,
-        t: &[f32],
-        dy: ArrayView2<E>,
-        (da, db): (&mut [f32], &mut [f32]),
-        scratch: &mut Scratch,
-    ) {
-        let (s, n, scale) = (&self.op.shape, dy.nrows(), self.op.scale.get());
-        let (a_out, a_in, r) = (s.a_out(), s.a_in(), s.width());
-        let (k, f32s) = (self.kernels, self.kernels.float32());
-        let (t_len, u_len) = (self.op.t_len(n), n * a_out * r);
-        let (tt, dt) = (&mut scratch.tt[..t_len], &mut scratch.dt[..t_len]);
-        let (u, du) = (&mut scratch.u[..u_len], &mut scratch.du[..u_len]);
-        let dy = RowGrid::of_view(dy, a_out);
-        k.down(dy, b, &mut RowGridMut::new(du, n, a_out, (r, n * r), r), false);
-        du.iter_mut().for_each(|du| *du *= scale);
-        blocks_first(t, (n, a_in, r), tt);
-        mix(k, self.a, tt, u);
-        k.outer(k.rows(u, (n, a_out, r), scale, scratch.packed_u), dy, db);
-        mix(k, self.a_t, du, dt);
-        if s.outer() == Outer::Trained {
-            let len = n * r;
-            let du = RowGrid::new(du, 1, a_out, (a_out * len, len), len);
-            let mut da = RowGridMut::new(da, 1, a_out, (a_out * a_in, a_in), a_in);
-            f32s.down(du, f32s.unpacked(PackFor::Down, tt, len), &mut da, true);
-        }
-    }
-
-    /// Computes dA and dT with a full inner factor, where dU = s·dY, one row at a time.
-    fn output_full<E: Element>(&self, t: &[f32], dy: ArrayView2<E>, da: &mut [f32], scratch: &mut Scratch) {
-        let (s, n, scale) = (&self.op.shape, dy.nrows(), self.op.scale.get());
-        let (a_out, a_in, w) = (s.a_out(), s.a_in(), s.width());
-        let k = self.kernels.float32();
-        let (du, dt) = (&mut scratch.du[..a_out * w], &mut scratch.dt[..self.op.t_len(n)]);
-        for (i, dy) in dy.rows().into_iter().enumerate() {
-            du.iter_mut().zip(dy).for_each(|(du, dy)| *du = scale * dy.to_f32());
-            let Some(a_t) = self.a_t else {
-                dt[i * w..][..w].copy_from_slice(du);
-                continue;
-            };
-            let mut dt = RowGridMut::new(&mut dt[i * w..], 1, a_in, (a_in * n * w, n * w), w);
-            k.up(a_t, k.unpacked(PackFor::Up, du, w), &mut dt, Accum::Replace);
-            let t = k.unpacked(PackFor::Down, &t[self.op.t_len(i)..self.op.t_len(i + 1)], w);
-            let mut da = RowGridMut::new(da, 1, a_out, (a_out * a_in, a_in), a_in);
-            k.down(RowGrid::new(du, 1, a_out, (a_out * w, w), w), t, &mut da, true);
-        }
-    }
-
-    /// Computes dC and dX from dT.
-    fn input<E: Element>(
-        &self,
-        row: usize,
-        x: ArrayView2<E>,
-        dx: Dx<'_, E>,
-        dc: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let (s, n) = (&self.op.shape, x.nrows());
-        let (a, w, c_in) = (s.a_in(), s.width(), s.c_in());
-        let dt = &scratch.dt[..self.op.t_len(n)];
-        let Scratch { packed_dt, masked, .. } = scratch;
-        let Some(mask) = self.mask else {
-            let rows = self.kernels.rows(dt, (n, a, w), 1.0, packed_dt);
-            self.kernels.outer(rows, RowGrid::of_view(x, a), dc);
-            if let (Some((dx, accum)), Some(c)) = (dx, self.c) {
-                let groups = self.up.groups(dt, (n, a, w), 1.0, packed_dt);
-                self.up.up(groups, c, &mut RowGridMut::of_view(dx, a), accum);
-            }
-            return;
+        let mut parts: [Option<TermPart<E>>; N] = {
+            let mut terms = scratch.into_iter().zip(&self.terms);
+            std::array::from_fn(|_| {
+                let (scratch, term) = terms.next()?;
+                let ((grad, scratch), term) = (scratch?, term.as_ref()?);
+                Some(TermPart::new(term, grad, scratch))
+            })
         };
-        let lanes = self.kernels.lanes();
-        let rows = self.kernels.rows(dt, (n, a, w), 1.0, packed_dt);
-        for k in (0..c_in).step_by(MASKED_COLUMNS) {
-            let x = mask.copy(row, x, k, masked);
-            self.kernels.outer(rows, x, &mut dc[k / lanes * lanes * w..]);
-        }
-        if let (Some((mut dx, accum)), Some(c)) = (dx, self.c) {
-            let groups = self.up.groups(dt, (n, a, w), 1.0, packed_dt);
-            for k in (0..c_in).step_by(MASKED_COLUMNS) {
-                let cols = MASKED_COLUMNS.min(c_in - k);
-                let d = &mut masked[..n * a * cols];
-                let mut grid = RowGridMut::new(d, n, a, (a * cols, cols), cols);
-                self.up.up(groups, c.after(self.up.panels(PackFor::Up, k)), &mut grid, Accum::Replace);
-                mask.add(row, d, k, cols, &mut dx, accum);
+        let rows = x.layout().n;
+        for r in (0..rows).step_by(self.block) {
+            let n = self.block.min(rows - r);
+            let x = x.tokens(r, n);
+            for part in parts.iter_mut().flatten() {
+                part.output(skip + r, n);
             }
+            for part in parts.iter_mut().flatten() {
+                part.input(first + r, x);
+            }
+            if let Some((dx, accum)) = &mut dx {
+                self.dx(first + r, dx.tokens(r, n), *accum, &mut parts);
+            }
+        }
+    }
+
+    /// Computes dX of rows `row`…. Neighbouring terms of one a_in and no mask are summed first.
+    fn dx(&self, row: usize, mut dx: RowGridMut<E>, mut accum: Accum, parts: &mut [Option<TermPart<E>>; N]) {
+        let n = dx.layout().n;
+        let together = |p: &Option<TermPart<E>>, q: &Option<TermPart<E>>| match (p, q) {
+            (Some(p), Some(q)) => p.term.is_summed_with(q.term),
+            _ => false,
+        };
+        for parts in parts.chunk_by_mut(together) {
+            let Some(head) = &mut parts[0] else { return };
+            if let Some(mask) = head.term.mask {
+                head.masked_dx(row, &mut dx, mask, accum);
+            } else {
+                let a_in = head.term.op.shape.a_in();
+                let (mut operands, mut count) = ([Default::default(); N], 0);
+                for part in parts.iter_mut().flatten() {
+                    if let Some(c) = part.term.c {
+                        operands[count] = (part.groups(n), c);
+                        count += 1;
+                    }
+                }
+                self.kernels.up(&operands[..count], &mut dx.blocks(a_in), accum);
+            }
+            accum = Accum::Add;
         }
     }
 }

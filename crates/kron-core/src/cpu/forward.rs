@@ -1,6 +1,4 @@
-//! T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ.
-
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+//! T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ, for one adapter or for several on one X.
 
 use super::check;
 use super::device::Cpu;
@@ -9,9 +7,10 @@ use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{blocks_first, mix};
 use super::packed::{PackedLen, b_factor, c_factor};
 use super::partition::{Partitioned, RowPartition};
+use super::team::Team;
 use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGridMut};
 use crate::theta::split;
-use crate::{Accum, Element, Forward, KronOp, Outer, Result};
+use crate::{Accum, DropoutKey, Element, Forward, KronOp, Outer, Result};
 
 /// Packed C, B and A; for each partition, masked columns of X, T and U by blocks, and packed U.
 pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayout<3, 4> {
@@ -37,44 +36,159 @@ pub(super) fn run<E: Element>(cpu: Cpu, op: &KronOp, call: Forward<'_, Cpu, E>) 
     let rows = call.x.nrows();
     let layout = layout(cpu.isa, op, RowPartition::new(Partitioned::Forward, &op.shape, rows));
     check::forward(op, &call, layout.workspace_len())?;
-    if rows == 0 {
-        return Ok(());
-    }
-    let Forward { theta, x, mut y, accum, t, workspace, dropout } = call;
     let kernels = Kernels::new(cpu.isa, E::DTYPE, Products::Native)?;
-    let mask = Mask::new(op, dropout);
-    let theta = split(&op.shape, theta);
-    let ([packed_c, packed_b, packed_a], scratch) = layout.split(workspace);
-    // Packing C gains nothing when so few rows read it.
-    let direct = rows * op.shape.a_in() <= 3 && mask.is_none();
-    let (down, c) = if direct {
-        let k = kernels.float32();
-        (k, k.unpacked(PackFor::Down, theta.c, op.shape.c_in()))
-    } else {
-        let keep = mask.map_or(1.0, |m| m.keep_scale());
-        (kernels, kernels.pack(c_factor(&op.shape, theta.c, keep), PackFor::Down, packed_c))
-    };
-    let b = b_factor(&op.shape, theta.b).map(|b| kernels.pack(b, PackFor::Up, packed_b));
-    // With a full inner factor U meets Y at once, so A brings the scale.
-    let a_scale = if b.is_none() { op.scale.get() } else { 1.0 };
-    let a = (b.is_none() || op.shape.outer() == Outer::Trained).then(|| {
-        kernels.float32().groups(theta.a, (1, op.shape.a_out(), op.shape.a_in()), a_scale, packed_a)
-    });
-    let partition = layout.partition;
-    let job =
-        Job { op: *op, kernels, down, a, b, c, mask, accum, block: partition.block, scratch: layout.scratch };
+    let Forward { theta, x, y, accum, t, workspace, dropout } = call;
+    let outputs = [Some((RowGridMut::of_view(y, 1), accum))];
     let t = &mut t[..op.t_len(rows)];
-    let parts = (x.axis_chunks_iter(Axis(0), partition.part))
-        .zip(y.axis_chunks_iter_mut(Axis(0), partition.part))
-        .zip(t.chunks_mut(op.t_len(partition.part)))
-        .zip(scratch.chunks_mut(layout.scratch_len()));
-    cpu.team.each(parts, |i, (((x, y), t), scratch)| job.part(i * partition.part, x, y, t, scratch));
+    let term = TermCall { op, theta, output: 0, dropout, t, layout, workspace };
+    compute(cpu.team, kernels, Rows { first: 0, x: RowGrid::of_view(x, 1), outputs }, [Some(term)]);
     Ok(())
 }
 
+/// Activations of a call that is checked; X and the Ys have one block per row.
+pub(super) struct Rows<'a, E, const N: usize> {
+    /// Number of X's first row, where no table chooses its rows.
+    pub first: usize,
+    pub x: RowGrid<'a, E>,
+    pub outputs: [Option<(RowGridMut<'a, E>, Accum)>; N],
+}
+
+/// One adapter of a call that is checked.
+pub(super) struct TermCall<'a> {
+    pub op: &'a KronOp,
+    pub theta: &'a [f32],
+    /// Index of its Y.
+    pub output: usize,
+    pub dropout: Option<DropoutKey>,
+    /// T of exactly the call's rows.
+    pub t: &'a mut [f32],
+    /// Layout of the workspace, with the partition of all terms.
+    pub layout: CallLayout<3, 4>,
+    pub workspace: &'a mut [f32],
+}
+
+/// Computes a call of up to `N` terms, those that are there first.
+pub(super) fn compute<E: Element, const N: usize>(
+    team: Team,
+    kernels: Kernels,
+    call: Rows<'_, E, N>,
+    mut calls: [Option<TermCall<'_>>; N],
+) {
+    let Rows { first, x, mut outputs } = call;
+    let (rows, layout) = (x.layout().n, calls.iter().flatten().map(|term| term.layout).next());
+    let Some(RowPartition { parts, part, block }) = layout.map(|l| l.partition).filter(|_| rows > 0) else {
+        return;
+    };
+    let mut chunks = [const { None }; N];
+    let terms = std::array::from_fn(|k| {
+        let TermCall { op, theta, output, dropout, t, layout, workspace } = calls[k].take()?;
+        let (shared, scratch) = layout.split(workspace);
+        chunks[k] = Some((t.chunks_mut(op.t_len(part)), scratch.chunks_mut(layout.scratch_len())));
+        let mask = Mask::new(op, dropout);
+        Some(Term::new(kernels, *op, theta, output, mask, rows, layout.scratch, shared))
+    });
+    let accums = outputs.each_ref().map(|output| output.as_ref().map_or(Accum::Add, |(_, accum)| *accum));
+    let job = Job { kernels, terms, accums, block };
+    let parts = (0..parts).map(|i| {
+        let (skip, n) = (i * part, part.min(rows - i * part));
+        let ys = outputs.each_mut().map(|output| output.as_mut().map(|(y, _)| y.split_off_front(n)));
+        let terms = chunks.each_mut().map(|chunks| {
+            let (t, scratch) = chunks.as_mut()?;
+            Some((t.next()?, scratch.next()?))
+        });
+        (first + skip, x.tokens(skip, n), ys, terms)
+    });
+    team.each(parts, |_, (first, x, ys, terms)| job.part(first, x, ys, terms));
+}
+
 /// Operands that all partitions share.
-struct Job<'a> {
+struct Job<'a, const N: usize> {
+    kernels: Kernels,
+    terms: [Option<Term<'a>>; N],
+    accums: [Accum; N],
+    block: usize,
+}
+
+impl<const N: usize> Job<'_, N> {
+    /// Computes one partition, block by block; `first` is its first row. A term brings its T and its scratch.
+    fn part<E: Element>(
+        &self,
+        first: usize,
+        x: RowGrid<E>,
+        mut ys: [Option<RowGridMut<E>>; N],
+        terms: [Option<(&mut [f32], &mut [f32])>; N],
+    ) {
+        let rows = x.layout().n;
+        let mut terms: [Option<TermPart>; N] = {
+            let mut terms = terms.into_iter().zip(&self.terms);
+            std::array::from_fn(|_| {
+                let (part, term) = terms.next()?;
+                let ((t, scratch), term) = (part?, term.as_ref()?);
+                let [masked, tt, u, packed_u] = term.scratch.split(scratch);
+                Some(TermPart { term, t, masked, tt, u, packed_u })
+            })
+        };
+        for r in (0..rows).step_by(self.block) {
+            let n = self.block.min(rows - r);
+            for TermPart { term, t, masked, .. } in terms.iter_mut().flatten() {
+                term.down(first + r, x.tokens(r, n), &mut t[term.op.t_len(r)..term.op.t_len(r + n)], masked);
+            }
+            self.up(r, n, &mut ys, &mut terms);
+        }
+    }
+
+    /// Computes the rows r…r+n−1 of every Y. Neighbouring terms of one Y and one a_out are summed first.
+    fn up<E: Element>(
+        &self,
+        r: usize,
+        n: usize,
+        ys: &mut [Option<RowGridMut<E>>; N],
+        terms: &mut [Option<TermPart>; N],
+    ) {
+        let mut accums = self.accums;
+        let together = |p: &Option<TermPart>, q: &Option<TermPart>| match (p, q) {
+            (Some(p), Some(q)) => p.term.is_summed_with(q.term),
+            _ => false,
+        };
+        for terms in terms.chunk_by_mut(together) {
+            let Some(TermPart { term: head, .. }) = terms[0] else { return };
+            let Some(y) = &mut ys[head.output] else { continue };
+            let (mut y, accum) = (y.tokens(r, n), &mut accums[head.output]);
+            let mut y = y.blocks(head.op.shape.a_out());
+            let (mut operands, mut count) = ([Default::default(); N], 0);
+            for part in terms.iter_mut().flatten() {
+                let t = &part.t[part.term.op.t_len(r)..part.term.op.t_len(r + n)];
+                match part.term.b {
+                    Some(b) => {
+                        let scratch = (&mut *part.tt, &mut *part.u, &mut *part.packed_u);
+                        operands[count] = (part.term.groups(n, t, scratch), b);
+                        count += 1;
+                    }
+                    None => part.term.full(n, t, &mut y, *accum),
+                }
+            }
+            if count > 0 {
+                self.kernels.up(&operands[..count], &mut y, *accum);
+            }
+            *accum = Accum::Add;
+        }
+    }
+}
+
+/// A term's part of a partition. A block uses the first part of each piece of scratch.
+struct TermPart<'a> {
+    term: &'a Term<'a>,
+    t: &'a mut [f32],
+    masked: &'a mut [f32],
+    tt: &'a mut [f32],
+    u: &'a mut [f32],
+    packed_u: &'a mut [f32],
+}
+
+/// Operands of one adapter.
+struct Term<'a> {
     op: KronOp,
+    output: usize,
     kernels: Kernels,
     down: Kernels,
     /// A in groups, times s with a full inner factor; `None` for LoRA's \[1\].
@@ -82,39 +196,56 @@ struct Job<'a> {
     b: Option<Lanes<'a>>,
     c: Lanes<'a>,
     mask: Option<Mask>,
-    accum: Accum,
-    block: usize,
     scratch: Layout<4>,
 }
 
-impl Job<'_> {
-    /// Computes one partition, block by block; `first` is its first row.
-    fn part<E: Element>(
-        &self,
-        first: usize,
-        x: ArrayView2<E>,
-        mut y: ArrayViewMut2<E>,
-        t: &mut [f32],
-        scratch: &mut [f32],
-    ) {
-        let rows = x.nrows();
-        let [masked, tt, u, packed_u] = self.scratch.split(scratch);
-        for r in (0..rows).step_by(self.block) {
-            let n = self.block.min(rows - r);
-            let t = &mut t[self.op.t_len(r)..self.op.t_len(r + n)];
-            self.down(first + r, x.slice(s![r..r + n, ..]), t, masked);
-            let mut y = RowGridMut::of_view(y.slice_mut(s![r..r + n, ..]), self.op.shape.a_out());
-            self.up(n, t, &mut y, (tt, u, packed_u));
-        }
+impl<'a> Term<'a> {
+    /// Packs the factors for a call over `rows` rows.
+    #[allow(clippy::too_many_arguments)] // a term and where it is packed
+    fn new(
+        kernels: Kernels,
+        op: KronOp,
+        theta: &'a [f32],
+        output: usize,
+        mask: Option<Mask>,
+        rows: usize,
+        scratch: Layout<4>,
+        [packed_c, packed_b, packed_a]: [&'a mut [f32]; 3],
+    ) -> Self {
+        let theta = split(&op.shape, theta);
+        // Packing C gains nothing when so few rows read it.
+        let direct = rows * op.shape.a_in() <= 3 && mask.is_none();
+        let (down, c) = if direct {
+            let k = kernels.float32();
+            (k, k.unpacked(PackFor::Down, theta.c, op.shape.c_in()))
+        } else {
+            let keep = mask.map_or(1.0, |m| m.keep_scale());
+            (kernels, kernels.pack(c_factor(&op.shape, theta.c, keep), PackFor::Down, packed_c))
+        };
+        let b = b_factor(&op.shape, theta.b).map(|b| kernels.pack(b, PackFor::Up, packed_b));
+        // With a full inner factor U meets Y at once, so A brings the scale.
+        let a_scale = if b.is_none() { op.scale.get() } else { 1.0 };
+        let a = (b.is_none() || op.shape.outer() == Outer::Trained).then(|| {
+            kernels.float32().groups(theta.a, (1, op.shape.a_out(), op.shape.a_in()), a_scale, packed_a)
+        });
+        Self { op, output, kernels, down, a, b, c, mask, scratch }
+    }
+
+    /// Returns true if the products with B of this term and the next may be one sum.
+    fn is_summed_with(&self, next: &Self) -> bool {
+        self.output == next.output
+            && self.op.shape.a_out() == next.op.shape.a_out()
+            && self.b.is_some()
+            && next.b.is_some()
     }
 
     /// Computes T = X·Cᵀ of rows `row`…, which select the mask.
-    fn down<E: Element>(&self, row: usize, x: ArrayView2<E>, t: &mut [f32], masked: &mut [f32]) {
-        let (s, n) = (&self.op.shape, x.nrows());
+    fn down<E: Element>(&self, row: usize, x: RowGrid<E>, t: &mut [f32], masked: &mut [f32]) {
+        let (s, n) = (&self.op.shape, x.layout().n);
         let (a, w) = (s.a_in(), s.width());
         let mut t = RowGridMut::new(t, n, a, (a * w, w), w);
         let Some(mask) = self.mask else {
-            return self.down.down(RowGrid::of_view(x, a), self.c, &mut t, false);
+            return self.down.down(x.blocks(a), self.c, &mut t, false);
         };
         for k in (0..s.c_in()).step_by(MASKED_COLUMNS) {
             let x = mask.copy(row, x, k, masked);
@@ -122,30 +253,28 @@ impl Job<'_> {
         }
     }
 
-    /// Computes U = A·T and Y (+)= s·U·Bᵀ; the scratch holds T and U by blocks, and U packed.
-    fn up<E: Element>(
+    /// Computes U = A·T and packs s·U; the scratch holds T and U by blocks, and U packed.
+    fn groups<'s>(
         &self,
         n: usize,
         t: &[f32],
-        y: &mut RowGridMut<E>,
-        (tt, u, packed_u): (&mut [f32], &mut [f32], &mut [f32]),
-    ) {
-        let (s, w, k) = (&self.op.shape, self.op.shape.width(), self.kernels);
-        match (self.b, self.a) {
-            (Some(b), a) => {
-                let (tt, u) = (&mut tt[..self.op.t_len(n)], &mut u[..n * s.a_out() * w]);
-                blocks_first(t, (n, s.a_in(), w), tt);
-                mix(k, a, tt, u);
-                k.up(k.groups(u, (n, s.a_out(), w), self.op.scale.get(), packed_u), b, y, self.accum);
-            }
-            (None, Some(a)) => {
-                for i in 0..n {
-                    let t = &t[self.op.t_len(i)..self.op.t_len(i + 1)];
-                    let t = k.float32().unpacked(PackFor::Up, t, w);
-                    k.float32().up(a, t, &mut y.tokens(i, 1), self.accum);
-                }
-            }
-            (None, None) => unreachable!("a full inner factor always has A in groups"),
+        (tt, u, packed_u): (&mut [f32], &mut [f32], &'s mut [f32]),
+    ) -> Groups<'s> {
+        let (s, w) = (&self.op.shape, self.op.shape.width());
+        let (tt, u) = (&mut tt[..self.op.t_len(n)], &mut u[..n * s.a_out() * w]);
+        blocks_first(t, (n, s.a_in(), w), tt);
+        mix(self.kernels, self.a, tt, u);
+        self.kernels.groups(u, (n, s.a_out(), w), self.op.scale.get(), packed_u)
+    }
+
+    /// Computes Y (+)= s·A·T with a full inner factor, one row at a time.
+    fn full<E: Element>(&self, n: usize, t: &[f32], y: &mut RowGridMut<E>, accum: Accum) {
+        let k = self.kernels.float32();
+        let Some(a) = self.a else { unreachable!("a full inner factor always has A in groups") };
+        for i in 0..n {
+            let t = &t[self.op.t_len(i)..self.op.t_len(i + 1)];
+            let t = k.unpacked(PackFor::Up, t, self.op.shape.width());
+            k.up(&[(a, t)], &mut y.tokens(i, 1), accum);
         }
     }
 }

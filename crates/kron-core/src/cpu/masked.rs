@@ -1,9 +1,7 @@
 //! Dropout on the CPU. The kernels read a masked copy of some columns of X at a
 //! time; the mask is recomputed and never stored.
 
-use ndarray::{ArrayView2, ArrayViewMut2};
-
-use crate::simd::{RowGrid, keep_mask};
+use crate::simd::{RowGrid, RowGridMut, keep_mask};
 use crate::{Accum, Dropout, DropoutKey, Element, KronOp};
 
 /// Columns of each block of X that are masked at a time. A multiple of every step of the kernels.
@@ -37,22 +35,24 @@ impl Mask {
         rows * op.shape.a_in() * MASKED_COLUMNS.min(op.shape.c_in())
     }
 
-    /// Copies columns k… of each block of m ⊙ X, at most [`MASKED_COLUMNS`] of them; `row` is X's first row.
+    /// Copies columns k… of each block of m ⊙ X, at most [`MASKED_COLUMNS`] of them; `row` is X's first row,
+    /// where no table chooses its rows.
     pub(super) fn copy<'a, E: Element>(
         &self,
         row: usize,
-        x: ArrayView2<E>,
+        x: RowGrid<E>,
         k: usize,
         scratch: &'a mut [f32],
     ) -> RowGrid<'a, E> {
-        let (n, c_in) = (x.nrows(), x.ncols() / self.a_in);
+        let (n, d_in) = (x.layout().n, x.layout().width);
+        let c_in = d_in / self.a_in;
         let cols = MASKED_COLUMNS.min(c_in - k);
         let out: &mut [E] = &mut bytemuck::cast_slice_mut(scratch)[..n * self.a_in * cols];
         let mut keep = [false; MASKED_COLUMNS];
         for (r, out) in out.chunks_exact_mut(cols).enumerate() {
             let (i, first) = (r / self.a_in, r % self.a_in * c_in + k);
-            keep_mask(self.dropout, self.key, x.ncols(), row + i, first, &mut keep[..cols]);
-            let x = x.row(i);
+            keep_mask(self.dropout, self.key, d_in, x.number(row, i), first, &mut keep[..cols]);
+            let x = x.slice(i);
             for (c, (out, keep)) in out.iter_mut().zip(keep).enumerate() {
                 *out = if keep { x[first + c] } else { E::from_f32(0.0) };
             }
@@ -67,15 +67,16 @@ impl Mask {
         d: &[f32],
         k: usize,
         cols: usize,
-        dx: &mut ArrayViewMut2<E>,
+        dx: &mut RowGridMut<E>,
         accum: Accum,
     ) {
-        let (d_in, c_in) = (dx.ncols(), dx.ncols() / self.a_in);
+        let d_in = dx.layout().width;
+        let c_in = d_in / self.a_in;
         let mut keep = [false; MASKED_COLUMNS];
         for (r, d) in d.chunks_exact(cols).enumerate() {
             let (i, first) = (r / self.a_in, r % self.a_in * c_in + k);
-            keep_mask(self.dropout, self.key, d_in, row + i, first, &mut keep[..cols]);
-            let mut dx = dx.row_mut(i);
+            keep_mask(self.dropout, self.key, d_in, dx.number(row, i), first, &mut keep[..cols]);
+            let dx = dx.slice(i);
             for (c, (d, keep)) in d.iter().zip(keep).enumerate() {
                 let dx = &mut dx[first + c];
                 let d = if keep { *d } else { 0.0 };

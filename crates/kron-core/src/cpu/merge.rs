@@ -73,7 +73,7 @@ impl Job<'_> {
                 Some(c) => {
                     // \[n, a_in, r\] is in row order already: one block of n·a_in rows.
                     let u = self.kernels.groups(u, (n * s.a_in(), 1, ranks), 1.0, packed);
-                    self.kernels.up(u, c, &mut w, self.accum);
+                    self.kernels.up(&[(u, c)], &mut w, self.accum);
                 }
                 None => {
                     for (k, u) in u.chunks_exact(s.a_in()).enumerate() {
@@ -81,7 +81,7 @@ impl Job<'_> {
                         let m = &self.theta.c[p * s.c_in()..][..s.c_in()];
                         let m = self.kernels.unpacked(PackFor::Up, m, s.c_in());
                         let u = self.kernels.groups(u, (s.a_in(), 1, 1), 1.0, packed);
-                        self.kernels.up(u, m, &mut w.tokens(k, 1), self.accum);
+                        self.kernels.up(&[(u, m)], &mut w.tokens(k, 1), self.accum);
                     }
                 }
             }

@@ -21,7 +21,7 @@ pub(super) fn mix(kernels: Kernels, a: Option<Groups>, t: &[f32], u: &mut [f32])
     let (k, len) = (kernels.float32(), t.len() / a.ranks());
     let rows = u.len() / len;
     let mut u = RowGridMut::new(u, 1, rows, (rows * len, len), len);
-    k.up(a, k.unpacked(PackFor::Up, t, len), &mut u, Accum::Replace);
+    k.up(&[(a, k.unpacked(PackFor::Up, t, len))], &mut u, Accum::Replace);
 }
 
 /// Writes Aᵀ, row-major, of an A of `rows` × `cols`.

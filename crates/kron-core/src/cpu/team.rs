@@ -31,6 +31,15 @@ impl fmt::Debug for Team {
 }
 
 impl Team {
+    /// Number of threads, at most [`MAX_PARTS`]: as many for a runtime that does not say it.
+    pub(super) fn threads(self) -> usize {
+        match self {
+            Self::Rayon => rayon::current_num_threads().min(MAX_PARTS),
+            Self::Caller => 1,
+            Self::Custom(_) => MAX_PARTS,
+        }
+    }
+
     /// Calls `f` with each of at most [`MAX_PARTS`] parts and its number; one part stays on the calling thread.
     pub(super) fn each<T: Send>(self, mut parts: impl Iterator<Item = T>, f: impl Fn(usize, T) + Sync) {
         let (first, second) = (parts.next(), parts.next());

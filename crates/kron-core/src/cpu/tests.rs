@@ -14,8 +14,9 @@ use super::{backward, forward, merge};
 use crate::dropout::philox;
 use crate::simd::Isa;
 use crate::{
-    Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, Inner, KronOp, KronShape, LayerDims,
-    Merge, Outer, Pass, Result, Scale, Split, Theta,
+    Accum, AdapterPool, Backend, Backward, BackwardSegments, Dropout, DropoutKey, Element, Forward,
+    ForwardSegments, Inner, KronOp, KronShape, LayerDims, Merge, Outer, Pass, PoolEntry, Result, Scale,
+    Split, Theta,
 };
 
 /// Random problems that run; few under Miri, which is slow.
@@ -166,6 +167,88 @@ fn a_workspace_serves_every_call_over_fewer_rows() {
         falls += u32::from(largest > own);
     }
     assert!(cfg!(miri) || falls > CASES / 100, "only {falls} problems have a shorter call that needs more");
+}
+
+/// Returns one of several adapters of one layer.
+fn adapter(bits: &[u32]) -> (KronOp, Theta) {
+    let layer = LayerDims { d_out: 240, d_in: 420 };
+    let a_out = [1, 4, 16, 60][bits[0] as usize % 4];
+    let a_in = [1, 2, 7, 20][bits[1] as usize % 4];
+    let rank = 1 + bits[2] as usize % 40;
+    let shape = match bits[3] % 4 {
+        0 => KronShape::lora(layer, rank),
+        1 => KronShape::krona(layer, Split { a_out: 16, a_in: 20 }),
+        _ => KronShape::kron(layer, Split { a_out, a_in }, rank),
+    };
+    let op = KronOp::new(shape.expect("legal"), Scale::new(0.5).expect("finite"));
+    (op, Theta::random(op.shape, 1))
+}
+
+/// A workspace for so many rows serves every table over fewer rows, and a smaller one is refused, not overrun.
+#[test]
+fn a_workspace_serves_every_table() {
+    const CASES: u32 = if cfg!(miri) { 1 } else { 150 };
+    // As many tasks as there may be, one after the other.
+    let cpu = Cpu::new().on(Team::Custom(|count, task| (0..count).for_each(task)));
+    let mut refused = 0;
+    for i in 0..CASES {
+        let random = |k: u32| philox([i, k, 3, 0], [9, 0]);
+        let adapters: Vec<_> = (0..1 + random(0)[0] % 40).map(|k| adapter(&random(1 + k))).collect();
+        let entries: Vec<_> =
+            adapters.iter().map(|(op, theta)| PoolEntry { op: *op, theta: theta.as_slice() }).collect();
+        let pool = AdapterPool::new(&entries).expect("one layer");
+        let most = random(50)[0] as usize % if cfg!(miri) { 8 } else { 1_500 };
+        let rows = random(51)[0] as usize % (most + 1);
+        // Some tables have a few adapters with most rows.
+        let table: Vec<i32> = (0..rows as u32)
+            .map(|row| {
+                let [a, b, ..] = random(60 + row);
+                let among = if b.is_multiple_of(3) { 2 } else { adapters.len() as u32 + 1 };
+                (a % among) as i32 - 1
+            })
+            .collect();
+        let (x, dy) = (Array2::<f32>::ones((rows, 420)), Array2::<f32>::ones((rows, 240)));
+        let (mut y, mut dx) = (Array2::<f32>::zeros((rows, 240)), Array2::<f32>::zeros((rows, 420)));
+        let mut t = vec![0.0; pool.t_len(rows)];
+        let mut grads: Vec<_> = adapters.iter().map(|(op, _)| vec![0.0; op.shape.params()]).collect();
+        let passes = [Pass::Forward, Pass::Backward { dx: true }];
+        let mut spaces = passes.map(|pass| vec![f32::NAN; cpu.segments_workspace_len(&pool, pass, most)]);
+        for pass in passes {
+            let own = cpu.segments_workspace_len(&pool, pass, rows);
+            let len = cpu.segments_workspace_len(&pool, pass, most);
+            assert!(own <= len, "{pass:?}: {rows} rows have {own}, {most} have {len}");
+        }
+        let accum = Accum::Add;
+        let mut forward = |workspace: &mut [f32]| {
+            let call = ForwardSegments {
+                x: x.view(),
+                table: &table,
+                y: y.view_mut(),
+                accum,
+                t: &mut t,
+                workspace,
+                dropout: None,
+            };
+            cpu.forward_segments(&pool, call)
+        };
+        let small = spaces[0].len() / 8;
+        refused += u32::from(forward(&mut spaces[0][..small]).is_err());
+        forward(&mut spaces[0]).unwrap_or_else(|e| panic!("case {i}, {rows} of {most} rows: {e}"));
+        let call = BackwardSegments {
+            x: x.view(),
+            table: &table,
+            t: &t,
+            dy: dy.view(),
+            dx: Some((dx.view_mut(), accum)),
+            grads: &mut grads.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>(),
+            workspace: &mut spaces[1],
+            dropout: None,
+        };
+        let backward = cpu.backward_segments(&pool, call);
+        backward.unwrap_or_else(|e| panic!("case {i}, {rows} of {most} rows: {e}"));
+        assert!(grads.iter().flatten().chain(&y).chain(&dx).all(|v| v.is_finite()), "case {i}");
+    }
+    assert!(cfg!(miri) || refused > CASES / 3, "only {refused} small workspaces were refused");
 }
 
 /// Runs the three passes in exact and in large workspaces and compares all bits.

@@ -93,14 +93,13 @@ impl<E: Element> Stretch<'_, E> {
         r: usize,
         rho: usize,
     ) {
-        let (rows, width) = (self.x.layout().rows(), self.x.layout().width);
+        let width = self.x.layout().width;
         let mut x = [std::ptr::null(); M];
         for m in 0..M {
             x[m] = self.x.row(r + m);
         }
         // Distance to the row tile after the next; behind the last tile, to the next stretch.
-        let later = if r + 2 * M < rows { self.x.row(r + 2 * M) } else { self.x.row(0).wrapping_add(width) };
-        let ahead = (later as isize).wrapping_sub(x[0] as isize);
+        let ahead = self.x.ahead::<M>(r);
         // SAFETY: x holds M rows of `width` elements, and the caller proves
         // the rest; t's row r + m has a rank rho…rho+R−1.
         unsafe {

@@ -30,9 +30,9 @@ macro_rules! entries {
                 unsafe { down::down::<Plain<$simd>, E, $dm, $dr>(x, c, t, add) }
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn up<E: Element>(u: Groups, b: Lanes, y: &mut RowGridMut<E>, accum: Accum) {
+            pub(super) unsafe fn up<E: Element>(terms: &[(Groups, Lanes)], y: &mut RowGridMut<E>, accum: Accum) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
-                unsafe { up::up::<Plain<$simd>, E, $um, $up>(u, b, y, accum) }
+                unsafe { up::up::<Plain<$simd>, E, $um, $up>(terms, y, accum) }
             }
             $(#[target_feature(enable = $features)])?
             pub(super) unsafe fn outer<E: Element>(u: Rows, x: RowGrid<E>, g: &mut [f32]) {
@@ -91,9 +91,9 @@ mod dot {
         unsafe { down::down::<Dot, bf16, 3, 8>(x, c, t, add) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn up(u: Groups, b: Lanes, y: &mut RowGridMut<bf16>, accum: Accum) {
+    pub(super) unsafe fn up(terms: &[(Groups, Lanes)], y: &mut RowGridMut<bf16>, accum: Accum) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
-        unsafe { up::up::<Dot, bf16, 4, 4>(u, b, y, accum) }
+        unsafe { up::up::<Dot, bf16, 4, 4>(terms, y, accum) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) unsafe fn outer(u: Rows, x: RowGrid<bf16>, g: &mut [f32]) {
@@ -305,19 +305,21 @@ impl Kernels {
         dispatch!(self, down(x, c, t, add))
     }
 
-    /// Computes y\[row, p\] (+)= Σ_ρ u\[row, ρ\]·b\[ρ, p\].
-    pub(crate) fn up<E: Element>(self, u: Groups, b: Lanes, y: &mut RowGridMut<E>, accum: Accum) {
-        assert!(u.data.len() >= y.layout().rows().next_multiple_of(self.group()) * u.ranks);
-        b.check(y.layout().width, u.ranks, self.panel(PackFor::Up));
+    /// Computes y\[row, p\] (+)= Σ_ρ u\[row, ρ\]·b\[ρ, p\], summed over all terms (u, b) before y is met.
+    pub(crate) fn up<E: Element>(self, terms: &[(Groups, Lanes)], y: &mut RowGridMut<E>, accum: Accum) {
+        for (u, b) in terms {
+            assert!(u.data.len() >= y.layout().rows().next_multiple_of(self.group()) * u.ranks);
+            b.check(y.layout().width, u.ranks, self.panel(PackFor::Up));
+        }
         if y.layout().rows() == 0 {
             return;
         }
         #[cfg(target_arch = "x86_64")]
         if self.pairs {
             // SAFETY: `pairs` is set only for bf16 on a machine with AVX-512 BF16; extents are checked.
-            return unsafe { dot::up(u, b, &mut y.cast(), accum) };
+            return unsafe { dot::up(terms, &mut y.cast(), accum) };
         }
-        dispatch!(self, up(u, b, y, accum))
+        dispatch!(self, up(terms, y, accum))
     }
 
     /// Computes g\[ρ, p\] += Σ_row u\[row, ρ\]·x\[row, p\], with g as \[register, ρ, lane\].

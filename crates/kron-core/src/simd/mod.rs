@@ -34,6 +34,7 @@ mod kernels;
 #[cfg(target_arch = "x86_64")]
 mod matrix_unit;
 mod operands;
+mod order;
 mod outer;
 mod pack;
 mod portable;
@@ -52,3 +53,4 @@ pub(crate) use kernels::{Kernels, Products};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use matrix_unit::multiply;
 pub(crate) use operands::{Groups, Lanes};
+pub(crate) use order::RowOrder;

@@ -2,7 +2,7 @@
 
 /// A packed factor. Panel i of rank ρ starts at i·panel + ρ·rank; a panel is one
 /// register for `down` and several adjacent ones for `up`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Lanes<'a> {
     pub(super) data: &'a [f32],
     pub(super) panel: usize,
@@ -43,7 +43,7 @@ impl Lanes<'_> {
 }
 
 /// Scalars of `up`, \[group of rows, rank, row\].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Groups<'a> {
     pub(super) data: &'a [f32],
     pub(super) ranks: usize,

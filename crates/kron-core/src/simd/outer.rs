@@ -149,7 +149,9 @@ unsafe fn accumulate<K: Mac<E>, E: Element, const R: usize, const P: usize>(
 }
 
 /// Visits the rows of a grid in order, without a division.
-struct Walk<E> {
+struct Walk<'a, E> {
+    grid: RowGrid<'a, E>,
+    token: usize,
     next: *const E,
     rows: usize,
     block: usize,
@@ -158,12 +160,14 @@ struct Walk<E> {
     token_step: isize,
 }
 
-impl<E> Walk<E> {
+impl<'a, E> Walk<'a, E> {
     #[inline(always)]
-    fn over(grid: &RowGrid<E>) -> Self {
+    fn over(grid: &RowGrid<'a, E>) -> Self {
         let l = grid.layout();
         let rows = l.rows();
         Self {
+            grid: *grid,
+            token: 0,
             next: if rows > 0 { grid.row(0) } else { std::ptr::null() },
             rows,
             block: 0,
@@ -177,13 +181,17 @@ impl<E> Walk<E> {
     fn step(&mut self) -> *const E {
         let row = self.next;
         self.block += 1;
-        let step = if self.block == self.blocks {
-            self.block = 0;
-            self.token_step
-        } else {
-            self.block_step
+        if self.block < self.blocks {
+            self.next = row.wrapping_offset(self.block_step);
+            return row;
+        }
+        (self.block, self.token) = (0, self.token + 1);
+        self.next = match self.grid.table() {
+            None => row.wrapping_offset(self.token_step),
+            // The step behind the last row is not taken.
+            Some(tokens) if self.token == tokens.len() => row,
+            Some(_) => self.grid.row(self.token * self.blocks),
         };
-        self.next = row.wrapping_offset(step);
         row
     }
 }

@@ -118,7 +118,7 @@ fn up<E: Element>(k: Kernels, d: Dims) {
         for accum in [Accum::Replace, Accum::Add] {
             let mut y = Rows::<E>::of(d, d.width, 0.5);
             let want = |i: usize, old| S * sums[i] + if accum == Accum::Add { old } else { 0.0 };
-            y.after(want, |y| k.up(groups, packed, y, accum));
+            y.after(want, |y| k.up(&[(groups, packed)], y, accum));
         }
     }
 }
