@@ -82,7 +82,10 @@ impl<L: Launcher> Backend for Cuda<L> {
             pass: Pass::Forward,
             rows: n,
             accumulate: call.accum == Accum::Add,
-            aligned: check::aligned::<E>(theta, &[(call.x.data.pointer(), x), (call.y.data.pointer(), y)]),
+            aligned: check::aligned::<E>(
+                [theta, call.t.pointer(), check::address(call.workspace.len(), call.workspace.pointer())],
+                &[(call.x.data.pointer(), x), (call.y.data.pointer(), y)],
+            ),
         };
         let plan = self.launcher.plan(&problem)?;
         check::len("workspace", call.workspace.len(), plan.workspace)?;
@@ -114,7 +117,10 @@ impl<L: Launcher> Backend for Cuda<L> {
             pass: Pass::Backward { dx: call.dx.is_some() },
             rows: n,
             accumulate: matches!(call.dx, Some((_, Accum::Add))),
-            aligned: check::aligned::<E>(theta, &matrices),
+            aligned: check::aligned::<E>(
+                [theta, call.t.pointer(), check::address(call.workspace.len(), call.workspace.pointer())],
+                &matrices,
+            ),
         };
         let plan = self.launcher.plan(&problem)?;
         check::len("workspace", call.workspace.len(), plan.workspace)?;
@@ -150,7 +156,7 @@ impl<L: Launcher> Backend for Cuda<L> {
             pass: Pass::Merge,
             rows: call.w.rows,
             accumulate: call.accum == Accum::Add,
-            aligned: check::aligned::<E>(theta, &[(call.w.data.pointer(), stride)]),
+            aligned: check::aligned::<E>([theta, 0, 0], &[(call.w.data.pointer(), stride)]),
         };
         let plan = self.launcher.plan(&problem)?;
         let mut p = params(&problem, &plan, op, theta, None, 0);

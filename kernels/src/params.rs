@@ -47,13 +47,14 @@ pub struct KronParams {
     pub col_tiles: i32,
     pub cols: i32,
     pub row_chunks: i32,
+    pub tiles: i32,
     pub chunk_rows: i64,
     pub a_row_groups: i32,
     pub rows_per_group: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 296usize];
+    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 304usize];
     ["Alignment of KronParams"][::std::mem::align_of::<KronParams>() - 8usize];
     ["Offset of field: KronParams::a"][::std::mem::offset_of!(KronParams, a) - 0usize];
     ["Offset of field: KronParams::b"][::std::mem::offset_of!(KronParams, b) - 8usize];
@@ -172,14 +173,17 @@ const _: () = {
         "Offset of field: KronParams::row_chunks",
     ][::std::mem::offset_of!(KronParams, row_chunks) - 276usize];
     [
+        "Offset of field: KronParams::tiles",
+    ][::std::mem::offset_of!(KronParams, tiles) - 280usize];
+    [
         "Offset of field: KronParams::chunk_rows",
-    ][::std::mem::offset_of!(KronParams, chunk_rows) - 280usize];
+    ][::std::mem::offset_of!(KronParams, chunk_rows) - 288usize];
     [
         "Offset of field: KronParams::a_row_groups",
-    ][::std::mem::offset_of!(KronParams, a_row_groups) - 288usize];
+    ][::std::mem::offset_of!(KronParams, a_row_groups) - 296usize];
     [
         "Offset of field: KronParams::rows_per_group",
-    ][::std::mem::offset_of!(KronParams, rows_per_group) - 292usize];
+    ][::std::mem::offset_of!(KronParams, rows_per_group) - 300usize];
 };
 impl Default for KronParams {
     fn default() -> Self {

@@ -127,7 +127,7 @@ fn small_m_is_two_launches_in_each_direction() {
                 prop_assert_eq!(plan.steps.len(), 2, "{:?}: {}", problem, plan);
                 prop_assert!(plan.workspace <= workspace_len(shape, pass, rows).expect("legal"), "{}", plan);
                 let (tensor_cores, [first, second]) =
-                    (plan.steps[0].kernel.contains("_r"), [0, 1].map(|i| plan.steps[i]));
+                    (!plan.steps[0].kernel.contains("_t"), [0, 1].map(|i| plan.steps[i]));
                 let covers = |total: usize, parts: usize, each: usize| {
                     (parts - 1) * each < total && total <= parts * each
                 };
@@ -202,12 +202,12 @@ fn a_plan_prints_what_it_launches() {
     // Every parameter of the launches, and the time that the bytes allow.
     let printed = |pass, rows| LaunchPlan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
     let lines = [
-        "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles of 128, 128 chunks of 64 rows",
-        "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 16 chunks of 1024 rows",
-        "kron_reduce            grid     73 block 256 shared      0, 1 chunks of 8192 rows",
-        "parts: T 1 of 2048 columns, dT 4, dA 256, dB 256, dC 16; 2 groups of 8 rows of A",
-        "scratch 1318912 elements; floor 269181312 bytes, with scratch 279732608",
-        "H200: floor 62.60 µs, with scratch 65.05 µs",
+        "kron_dy_bf16_n8        grid    256 block 256 shared  64640, 2 column tiles of 128, 128 tiles in 128 chunks, 2 resident, 0.97 waves",
+        "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 256 tiles in 16 chunks, 2 resident, 0.97 waves",
+        "kron_reduce            grid    528 block 256 shared   1024, 1 chunks of 8192 rows, 4 resident, 1.00 waves",
+        "parts: T 1 of 2048 columns, dT 2, dA 256, dB 128, dC 16; 1 groups of 16 rows of A",
+        "scratch 794624 elements; floor 269181312 bytes, with scratch 275538304",
+        "H200: floor 62.60 µs, with scratch 64.08 µs",
     ];
     let text = printed(Pass::Backward { dx: true }, 8192);
     assert_eq!(text.lines().collect::<Vec<_>>(), lines);
@@ -238,7 +238,7 @@ fn the_gpu_is_filled_from_one_token_on() {
                 let least = if rank <= 8 && d_out > 1024 { 96 } else { 32 };
                 for plan in plans {
                     assert!(plan.steps.iter().all(|s| s.grid >= least), "{shape:?}: {plan}");
-                    assert!(plan.steps.iter().all(|s| s.kernel.contains("_r")), "{shape:?}: {plan}");
+                    assert!(plan.steps.iter().all(|s| !s.kernel.contains("_t")), "{shape:?}: {plan}");
                 }
             }
         }
@@ -276,12 +276,14 @@ fn the_page_lists_the_blocks_at_small_m() {
 fn every_kernel_is_in_some_plan() {
     let mut used = BTreeSet::new();
     let simt = [1, 100];
-    let passes =
-        [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
+    let passes = [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge]
+        .map(|pass| [10, 100, 5000].map(|rows| (pass, rows)));
     for rank in TENSOR_CORE_RANKS.into_iter().chain(simt) {
         let layer = LayerDims { d_out: 256, d_in: 256 };
-        let shape = KronShape::kron(layer, Split { a_out: 4, a_in: 2 }, rank).expect("legal");
-        for dtype in Dtype::ALL {
+        let kron = |a_in| KronShape::kron(layer, Split { a_out: 4, a_in }, rank).expect("legal");
+        for (shape, dtype) in
+            [kron(1), kron(2), kron(4)].into_iter().flat_map(|s| Dtype::ALL.map(|dtype| (s, dtype)))
+        {
             for (pass, rows) in passes.into_iter().flatten() {
                 let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
                 used.extend(
