@@ -142,6 +142,16 @@ pub mod dy {
             _ => 0,
         }
     }
+    /// Returns a warp's instructions in a step of the kernel for `columns` columns of A, near those that
+    /// docs/KERNELS.md counts in the machine code.
+    pub const fn instructions(rank: usize, columns: usize) -> usize {
+        match columns {
+            1 => 170 + 3 * rank,
+            2 => 190 + 4 * rank,
+            _ if rank <= 32 => 200 + 6 * rank,
+            _ => 150 + 4 * rank, // half as many tokens
+        }
+    }
     /// True if a low rank leaves room for T and for at least eight rows of A.
     const fn narrow(rank: usize, a_in: usize) -> bool {
         rank <= 32 && a_in <= 2 && shared(rank, a_in, 8, a_in) <= SHARED_LIMIT

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
 use kron_kernels::plan::BLOCKS;
-use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS};
+use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, dy};
 use kron_kernels::{ARCHS, Emulated, LaunchPlan, Problem, workspace_len};
 use proptest::prelude::*;
 
@@ -213,6 +213,39 @@ fn a_plan_prints_what_it_launches() {
     assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     let text = printed(Pass::Forward, 16);
     assert!(text.contains("parts: T 32 of 64 columns"), "{text}");
+}
+
+/// With two columns of A groups of two rows run the kernel that keeps dT in registers. They are cheaper where
+/// groups of one row are more blocks than multiprocessors.
+#[test]
+fn groups_have_two_rows_of_a_where_that_is_cheaper() {
+    let dy = |a_out| {
+        let layer = LayerDims { d_out: 8 * a_out, d_in: 64 };
+        let shape = KronShape::kron(layer, Split { a_out, a_in: 2 }, 8).expect("legal");
+        let problem = Problem { shape, ..paper(Pass::Backward { dx: true }, 65) };
+        let plan = LaunchPlan::new(&problem).expect("legal");
+        (plan.a_row_groups, plan.steps[0].kernel.to_string())
+    };
+    assert_eq!(dy(68), (34, "kron_dy_bf16_n8".to_owned()));
+    assert_eq!(dy(60), (60, "kron_dy_bf16_r8".to_owned()));
+}
+
+/// The planner's estimates for `dy` are near the instructions that the page counts in the machine code.
+#[test]
+fn the_planner_knows_the_instructions_of_dy() {
+    let page = include_str!("../../docs/KERNELS.md");
+    let lines = page.lines().filter_map(|line| line.strip_prefix("| `kron_dy_bf16_"));
+    let mut met = 0;
+    for line in lines {
+        let mut cells = line.split(['`', '|']).map(str::trim).filter(|cell| !cell.is_empty());
+        let (tile, counted) = (cells.next().expect("a tile"), cells.next().expect("a count"));
+        let columns = ["r", "m", "n"].iter().position(|kind| tile.starts_with(kind)).expect("a kind");
+        let (rank, counted) = (tile[1..].parse().expect("a rank"), counted.parse::<f64>().expect("a count"));
+        let planned = dy::instructions(rank, columns) as f64;
+        assert!((planned / counted - 1.0).abs() < 0.2, "{tile}: {planned} planned, {counted} counted");
+        met += 1;
+    }
+    assert_eq!(met, 14);
 }
 
 #[test]

@@ -107,7 +107,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Rows that reach every kernel, few and small enough for a tool that slows each access down.
-const FEW: [&str; 22] = [
+const FEW: [&str; 25] = [
     "distilbert",
     "whole-rank-4",
     "whole-rank-8",
@@ -119,6 +119,9 @@ const FEW: [&str; 22] = [
     "whole-lora-4",
     "whole-lora-16",
     "whole-column-32",
+    "whole-columns-4",
+    "whole-columns-8",
+    "whole-columns-16",
     "whole-columns-32",
     "whole-wide-4",
     "whole-wide-8",

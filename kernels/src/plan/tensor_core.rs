@@ -71,6 +71,8 @@ impl Planner<'_> {
         let mut best = (u128::MAX, Division { width: tiles::dy::COLS, chunks: 1, groups: least });
         let groups = std::iter::once(least).chain(divisors(shape.a_out()).filter(|&g| g > least));
         for groups in groups {
+            let columns = tiles::dy::columns(r, shape.a_out(), shape.a_in(), groups);
+            let instructions = 8 * tiles::dy::instructions(r, columns);
             for width in widths(shape.b_out(), tiles::dy::COLS, 32) {
                 let cols = shape.b_out().div_ceil(width);
                 let plain = groups == least && width == tiles::dy::COLS;
@@ -81,7 +83,7 @@ impl Planner<'_> {
                     if !plain && (grid > chip.most() || 2 * chunks < max_chunks) {
                         continue;
                     }
-                    let step = step_bytes(2 * rows * width, 8 * (200 + 6 * r));
+                    let step = step_bytes(2 * rows * width, instructions);
                     let steps = tiles.div_ceil(chunks) * shape.a_out().div_ceil(groups);
                     let (dt, db) = (groups * cols * n * shape.t_row(), chunks * groups * shape.b_len());
                     let cost = chip.cost(grid, steps, step, 8 * dt.saturating_add(db));
