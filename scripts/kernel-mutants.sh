@@ -38,6 +38,7 @@ s is missing from dA and dB (small m)|tile/operands.cuh|s/\+= p\.scale \* load_a
 s is missing from dA and dB|kernels/backward_simt.cu|s/at < c_begin \? p\.scale : 1\.0f/1.0f/
 κ is missing from dT|kernels/backward_simt.cu|s/p\.scale \* p\.keep_scale \* sum/p.scale * sum/
 dropout uses the mask of the next column|tile/dropout.cuh|s/\(keep_mask\(p, token, col \/ 8\) >> \(col % 8\)/(keep_mask(p, token, col \/ 8) >> ((col + 1) % 8)/
+the offset in memory is not added|tile/dropout.cuh|s/offset \+= p\.key\[1\]/offset += 0/
 Philox has nine rounds|tile/dropout.cuh|s/round < 10/round < 9/
 the last part of a sum is left out|tile/sum.cuh|s/s < splits/s < splits - 1/
 the last token is left out (dB, dC, SIMT)|kernels/backward_simt.cu|s/p\.rows - begin < p\.chunk_rows \? p\.rows - begin/p.rows - begin < p.chunk_rows ? p.rows - begin - 1/

@@ -44,6 +44,7 @@ typedef struct KronParams {
    * dropped, the others are multiplied by κ = 1 / (1 − p). */
   float scale, keep_scale;
   uint64_t seed, offset;
+  const uint64_t *key; /* two numbers, added to seed and offset modulo 2⁶⁴; null: nothing is added */
   uint32_t threshold;
 
   /* The plan's tiles and splits. */
