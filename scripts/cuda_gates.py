@@ -75,6 +75,17 @@ def late_load(kernel: Kernel) -> bool:
     return any(re.match(LOAD, i[2]) for i in code[first:])
 
 
+def out_of_turn(code: str, arch: str):
+    """What is wrong with the kernel's wait for those before it, or None. From sm_90 on nothing is read or written before."""
+    turns = [code.find(op) for op in ("PREEXIT", "ACQBULK")]
+    if int(re.match(r"sm_(\d+)", arch)[1]) < 90:
+        return "waits for the kernel before it" if max(turns) >= 0 else None
+    if min(turns) < 0:
+        return "does not wait for the kernel before it"
+    early = re.search(r"\b(LDG|STG|LDGSTS|LD|ST|RED|ATOM|ATOMG)\.", code[: turns[1]])
+    return f"{early[0]} before it waits for the kernel before it" if early else None
+
+
 def account(codes: dict, usage: dict, launches: Path, write: bool) -> list:
     """Checks sm_90a's kernels against what the plans assume, and the tables of the page against the machine code."""
     lines = [line.split(",") for line in launches.read_text().splitlines()]
@@ -126,6 +137,8 @@ def main() -> None:
                 faults.append(f"{arch} {name}: {numbers} is local memory")
         for arch, name, code in kernels(tool("cuobjdump", "-sass", str(fatbin)), r"Function : "):
             seen.setdefault(arch, set()).add(name)
+            if fault := out_of_turn(code, arch):
+                faults.append(f"{arch} {name}: {fault}")
             if re.search(r"\b(LDL|STL)\b", code):
                 faults.append(f"{arch} {name}: loads or stores local memory")
             match = re.match(r"kron_([a-z]+)_(f32|f16|bf16)_([rsmnt])\d+$", name)

@@ -35,6 +35,7 @@ fn faults(name: &str, grid: u32, block: u32, shared: u32, on: Emulated) -> Fault
         chunk_rows: 1,
         tiles: 0,
         resident: 1,
+        early: false,
     };
     // SAFETY: the faulty kernels access at most 256 elements of x and y, except for
     // one, which runs only where AddressSanitizer stops it.
@@ -109,6 +110,7 @@ fn only_the_default_stream_exists() {
         chunk_rows: 1,
         tiles: 0,
         resident: 1,
+        early: false,
     };
     // SAFETY: the launch is refused before the parameters are read.
     let error =

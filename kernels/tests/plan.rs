@@ -248,6 +248,27 @@ fn the_planner_knows_the_instructions_of_dy() {
     assert_eq!(met, 14);
 }
 
+/// Launches after the first start early where they are a large part of a call's time, and nowhere else.
+#[test]
+fn launches_start_early_where_latency_counts() {
+    let early = |pass, rows| {
+        let plan = LaunchPlan::new(&paper(pass, rows)).expect("legal");
+        plan.steps.iter().map(|step| step.early).collect::<Vec<_>>()
+    };
+    for rows in [1, 64, 256, 1024] {
+        assert_eq!(early(Pass::Forward, rows), [false, true], "{rows} rows");
+        let backward = early(Pass::Backward { dx: true }, rows);
+        assert!(!backward[0] && backward[1..].iter().all(|&early| early), "{rows} rows: {backward:?}");
+    }
+    for rows in [4096, 16384] {
+        assert_eq!(early(Pass::Forward, rows), [false, false], "{rows} rows");
+        assert_eq!(early(Pass::Backward { dx: true }, rows), [false, false, false], "{rows} rows");
+    }
+    assert_eq!(early(Pass::Merge, 1), [false]);
+    let plan = LaunchPlan::new(&paper(Pass::Forward, 16)).expect("legal");
+    assert_eq!(plan.to_string().matches(", starts early").count(), 1, "{plan}");
+}
+
 #[test]
 fn the_gpu_is_filled_from_one_token_on() {
     for rows in [1, 16, 64, 1024, 4096, 16384] {

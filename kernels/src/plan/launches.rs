@@ -29,6 +29,8 @@ pub struct Step {
     pub tiles: u32,
     /// Blocks that a multiprocessor of sm_90a holds at a time.
     pub resident: u32,
+    /// True if the kernel may start while the one before it runs, from sm_90 on. It then waits for its end.
+    pub early: bool,
 }
 
 impl Step {
@@ -111,7 +113,8 @@ impl fmt::Display for LaunchPlan {
                 0 => write!(out, "{} chunks of {} rows", s.row_chunks, s.chunk_rows)?,
                 tiles => write!(out, "{tiles} tiles in {} chunks", s.row_chunks)?,
             }
-            writeln!(out, ", {} resident, {:.2} waves", s.resident, s.waves())?;
+            let early = if s.early { ", starts early" } else { "" };
+            writeln!(out, ", {} resident, {:.2} waves{early}", s.resident, s.waves())?;
         }
         writeln!(
             out,

@@ -22,6 +22,9 @@ pub(super) const MAX_CHUNKS: usize = 128;
 pub(super) const SIMT_CHUNKS: usize = 32;
 /// Elements of scratch that are reserved at a time: 256 bytes.
 pub(super) const RESERVED: usize = 64;
+/// Bytes of a call's floor for each launch after the first, below which latency counts: those that an H200
+/// moves in five times the estimated 1.5 µs of a launch in a graph.
+const EARLY_BYTES: u128 = 32 << 20;
 /// Largest number of blocks of a grid.
 const MAX_GRID: u128 = i32::MAX as u128;
 
@@ -354,6 +357,7 @@ impl<'a> Planner<'a> {
             chunk_rows: self.problem.rows as u64,
             tiles: 0,
             resident: tiles::SIMT_RESIDENT as u32,
+            early: false,
         });
         Ok(())
     }
@@ -374,6 +378,10 @@ impl<'a> Planner<'a> {
             (_, Pass::Merge) => n * e * writes * d_in + 4 * params,
         };
         self.plan.bytes = self.plan.floor_bytes + 2 * 4 * self.plan.workspace as u128;
+        // Where the launches after the first are a large part of the call's time, each starts early.
+        let later = self.plan.steps.len().saturating_sub(1);
+        let latency_counts = self.plan.floor_bytes < EARLY_BYTES * later as u128;
+        self.plan.steps.iter_mut().skip(1).for_each(|step| step.early = latency_counts);
         self.plan
     }
 }

@@ -94,6 +94,7 @@ pub fn step(index: usize) -> Step {
         chunk_rows: 1,
         tiles: 0,
         resident: 1,
+        early: false,
     }
 }
 
