@@ -83,13 +83,13 @@ class Ours:
         if getattr(self.kron, name)(place, byref(self.op), *arguments):
             raise RuntimeError(f"{name}: {self.kron.kron_last_error().decode()}")
 
-    def forward(self, x, theta, y):
-        call = Forward(DTYPES[x.dtype], 1, x.shape[0], x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0),
+    def forward(self, x, theta, y, accumulate=1):
+        call = Forward(DTYPES[x.dtype], accumulate, x.shape[0], x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0),
                        theta.data_ptr(), self.t.data_ptr(), self.workspace.data_ptr(), self.workspace.numel(), None)
         self.call("kron_forward", byref(call))
 
-    def backward(self, x, theta, dy, dx, grad):
-        call = Backward(DTYPES[x.dtype], 1, x.shape[0], x.data_ptr(), x.stride(0), dy.data_ptr(), dy.stride(0),
+    def backward(self, x, theta, dy, dx, grad, accumulate=1):
+        call = Backward(DTYPES[x.dtype], accumulate, x.shape[0], x.data_ptr(), x.stride(0), dy.data_ptr(), dy.stride(0),
                         dx.data_ptr(), dx.stride(0), theta.data_ptr(), self.t.data_ptr(), grad.data_ptr(),
                         self.workspace.data_ptr(), self.workspace.numel(), None)
         self.call("kron_backward", byref(call))
@@ -233,6 +233,22 @@ def arms(library, device, dtype, width, rows, w):
             return dx, grad
 
         list_.append(Arm(name, forward, backward, delta, factors))
+
+    ours, theta = Ours(library, device, width, rows, False), flat(kron)
+
+    @torch.no_grad()
+    def first_forward(x, w):
+        y = torch.empty(x.shape[0], width, dtype=dtype, device=device)
+        ours.forward(x, theta, y, accumulate=0)
+        return y.addmm_(x, w.T)
+
+    @torch.no_grad()
+    def first_backward(x, w, dy):
+        dx, grad = torch.empty_like(x), torch.zeros_like(theta)
+        ours.backward(x, theta, dy, dx, grad, accumulate=0)
+        return dx.addmm_(dy, w), grad
+
+    list_.append(Arm("Kron-LoRA before the layer, ours", first_forward, first_backward, kron_delta, kron))
     return [*list_, *peft_lokr(w), *lycoris_lokr(w)]
 
 

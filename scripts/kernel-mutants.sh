@@ -12,22 +12,33 @@ cd "$(dirname "$0")/.."
 
 # description | file | Perl substitution, which has to change the file
 faults=$(cat <<'FAULTS'
-down writes zeros (tensor cores)|kernels/forward_tensor_core.cu|s/p\.keep_scale \* sum\[t\]\[2 \* half\];/0.0f;/
+down writes zeros (tensor cores)|kernels/forward_tensor_core.cu|s/\{p\.keep_scale \* sum\[t\]\[2 \* half\], .*\}/{0.0f, 0.0f}/
+T's parts are not added up for the backward pass (tensor cores)|kernels/forward_tensor_core.cu|s/load_sum4\(p\.t_parts \+ first \+ e, p\.t_splits/load_sum4(p.t_parts + first + e, 1/
 up adds zeros (tensor cores)|kernels/forward_tensor_core.cu|s/out\[half\]\[c\] \*= p\.scale/out[half][c] = 0/
 s is applied twice (tensor cores)|kernels/forward_tensor_core.cu|s/out\[half\]\[c\] \*= p\.scale/out[half][c] *= p.scale * p.scale/
-dy writes no dT (tensor cores)|kernels/backward_dy_tensor_core.cu|s/p\.scale \* p\.keep_scale \* dts\[at\]/0.0f/
+dy writes no dT (tensor cores)|kernels/backward_dy_tensor_core.cu|s/const float s = p\.scale \* p\.keep_scale/const float s = 0/
+dT keeps the sum of the tile before (tensor cores)|kernels/backward_dy_tensor_core.cu|s/, dt = \{\};/;/
+dA loses a lane (tensor cores)|kernels/backward_dy_tensor_core.cu|s/LANES, 1, 0\)/LANES - 1, 1, 0)/
+U leaves out a column of A (tensor cores)|kernels/backward_dy_tensor_core.cu|s/a\[j\], v\.x, u\.x/j ? 0.0f : a[j], v.x, u.x/
+T past the last token is not zero (tensor cores)|kernels/backward_dy_tensor_core.cu|s/at < rows \* \(ROW \/ 4\)/true/
+a chunk loses its longer tile (tensor cores)|tile/tensor_core.cuh|s/ \+ \(chunk < longer \? 1 : 0\)//
+a row has another token (tensor cores)|tile/row_tiles.cuh|s/row \* inverse >> 16/row * inverse >> 17/
+the last of four parts is left out (tensor cores)|tile/sum.cuh|s/s \+ i < splits/s + i < splits - 1/
+reduce leaves out a lane|kernels/backward_simt.cu|s/LANES, WIDTH, 0\)/LANES - 1, WIDTH, 0)/
 dx sums zeros into dC (tensor cores)|kernels/backward_dx_tensor_core.cu|s/\*at \+ dc\[t\]\[e\] : dc\[t\]\[e\]/*at : 0.0f/
 up adds zeros (SIMT)|kernels/forward_simt.cu|s/p\.scale \* sum, p\.accumulate/0.0f, p.accumulate/
 merge adds zeros|kernels/merge.cu|s/factor \* bc\[e\]/0.0f/
 A's indices are swapped|tile/operands.cuh|s/p\.a\[int64_t\(i\) \* p\.a_in \+ j\]/p.a[int64_t(j) * p.a_out + i]/
 A is assumed to be square|tile/operands.cuh|s/p\.a\[int64_t\(i\) \* p\.a_in \+ j\]/p.a[int64_t(i) * p.a_out % (p.a_out * p.a_in) + j]/
-B's indices are swapped (up, tensor cores)|kernels/forward_tensor_core.cu|s/p\.b\[int64_t\(b0 \+ n\) \* R \+ q\]/p.b[(int64_t(q) * p.b_out + b0 + n) % (int64_t(p.b_out) * R)]/
+B's indices are swapped (up, tensor cores)|kernels/forward_tensor_core.cu|s/p\.b\[\(b0 \+ n\) \* R \+ q\]/p.b[(int64_t(q) * p.b_out + b0 + n) % (int64_t(p.b_out) * R)]/
 dC is stored transposed (tensor cores)|kernels/backward_dx_tensor_core.cu|s/out \+ int64_t\(q\) \* p\.c_in \+ k/out + int64_t(k) * R + q/
 a fragment's rows are swapped|tile/tensor_core.cuh|s/out\[0\]\[2 \* t\] = d\[t\]\[0\]/out[0][2 * t] = d[t][2]/
 the swizzle of a read is off|tile/tensor_core.cuh|s/swizzled<COLS>\(m0 \+ lane % 16, chunk \+ lane \/ 16\)/swizzled<COLS>(m0 + lane % 16, chunk + lane \/ 16 * 0)/
-s is missing from dA and dB|tile/operands.cuh|s/return p\.scale \* \(at < a_len/return (at < a_len/
+s is missing from dA and dB (small m)|tile/operands.cuh|s/\+= p\.scale \* load_ab/+= load_ab/
+s is missing from dA and dB|kernels/backward_simt.cu|s/at < c_begin \? p\.scale : 1\.0f/1.0f/
 κ is missing from dT|kernels/backward_simt.cu|s/p\.scale \* p\.keep_scale \* sum/p.scale * sum/
 dropout uses the mask of the next column|tile/dropout.cuh|s/\(keep_mask\(p, token, col \/ 8\) >> \(col % 8\)/(keep_mask(p, token, col \/ 8) >> ((col + 1) % 8)/
+the offset in memory is not added|tile/dropout.cuh|s/offset \+= p\.key\[1\]/offset += 0/
 Philox has nine rounds|tile/dropout.cuh|s/round < 10/round < 9/
 the last part of a sum is left out|tile/sum.cuh|s/s < splits/s < splits - 1/
 the last token is left out (dB, dC, SIMT)|kernels/backward_simt.cu|s/p\.rows - begin < p\.chunk_rows \? p\.rows - begin/p.rows - begin < p.chunk_rows ? p.rows - begin - 1/

@@ -92,7 +92,8 @@ impl Cli {
         let dtypes = distinct(&self.dtype, |d| d.parse::<Dtype>().map_err(|e| e.to_string()))?;
         let device = device(&self.device)?;
         let engines = match self.engines.as_slice() {
-            [] => Kind::ALL.to_vec(),
+            // The order of adapter and layer matters where memory is the limit; a CPU's time is in the layer.
+            [] => Kind::ALL.into_iter().filter(|&k| device.is_some() || k != Kind::KronFirst).collect(),
             some => distinct(some, |e| one_of("engine", e, &Kind::ALL, Kind::name))?,
         };
         let passes = distinct(&self.passes, |p| one_of("pass", p, &TimedPasses::ALL, TimedPasses::name))?;

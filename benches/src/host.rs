@@ -140,9 +140,10 @@ impl Host {
             backward: String::new(),
         };
         let made = |name: &GemmChoice| self.choices.iter().find(|c| c.0.same_case(name)).map(|c| c.1);
-        // A materialised ΔW meets the same products as the layer's own weight.
+        // A materialised ΔW, or a whole layer, meets the same products as the layer's own weight.
         let of_linear = GemmChoice { engine: Kind::Linear, rank: 0, ..name.clone() };
-        let known = made(&name).or_else(|| (*kind == Kind::KronDense).then(|| made(&of_linear)).flatten());
+        let repeats = matches!(kind, Kind::KronDense | Kind::KronFirst);
+        let known = made(&name).or_else(|| repeats.then(|| made(&of_linear)).flatten());
         if let Some(choice) = known {
             return Ok(choice);
         }

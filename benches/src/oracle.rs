@@ -41,16 +41,18 @@ impl Reference {
     /// the merged weight is [`merged`].
     ///
     /// # Panics
-    /// Panics on an adapter without θ and on a base layer without a weight.
+    /// Panics on an adapter without θ and on a layer without a weight.
     pub fn new<E: Element>(
         problem: &LayerTask,
         theta: Option<&Theta>,
         weight: Option<&Array2<E>>,
         set: &Set<E>,
     ) -> Self {
-        match problem.op() {
-            Some(op) => adapter(&op, theta.expect("an adapter's θ"), set),
-            None => linear(weight.expect("a base layer's weight"), set),
+        let weight = || weight.expect("a layer's weight");
+        match (problem, problem.op()) {
+            (LayerTask::Layer(op), _) => layer(op, theta.expect("an adapter's θ"), weight(), set),
+            (_, Some(op)) => adapter(&op, theta.expect("an adapter's θ"), set),
+            (_, None) => linear(weight(), set),
         }
     }
 }
@@ -89,6 +91,21 @@ fn linear<E: Element>(weight: &Array2<E>, set: &Set<E>) -> Reference {
         dx: Expected::entries(&rows, &ins, d_in, dx),
         grad: Vec::new(),
     }
+}
+
+/// Computes some rows of a whole layer's Y = X·Wᵀ + adapter(X) and dX = dY·W + the adapter's.
+fn layer<E: Element>(op: &KronOp, theta: &Theta, weight: &Array2<E>, set: &Set<E>) -> Reference {
+    let mut empty = set.clone();
+    empty.y.flat_mut().fill(E::from_f32(0.0));
+    empty.dx.flat_mut().fill(E::from_f32(0.0));
+    let (mut whole, base) = (adapter(op, theta, &empty), linear(weight, &empty));
+    for (own, base) in [(&mut whole.y, base.y), (&mut whole.dx, base.dx)] {
+        // An adapter's entries are whole rows, in order, and a base layer's are some of them.
+        let value = |at: &usize| own.at.binary_search(at).map_or(f64::NAN, |i| own.values[i]);
+        let values = base.at.iter().zip(&base.values).map(|(at, base)| base + value(at)).collect();
+        *own = Expected { at: base.at, values };
+    }
+    whole
 }
 
 /// Computes some rows of W + ΔW.
@@ -245,6 +262,14 @@ mod tests {
             }
             let w = crate::data::uniform::<f32>(shape.d_out(), shape.d_in(), 1.0, 9);
             assert!(near(&merged(&op, &theta, &w), &(f64s(w.view()) + reference::delta_weight(&op, &theta))));
+            let Reference { y, dx, grad } = layer(&op, &theta, &w, &set);
+            let x = f64s(set.x.view());
+            let output = reference::forward(&op, &theta, x.view());
+            assert!(y.at.len() > 1 && near(&y, &(x.dot(&f64s(w.view()).t()) + output)));
+            let dy = f64s(set.dy.view());
+            let input = reference::backward(&op, &theta, x.view(), dy.view()).dx;
+            assert!(dx.at.len() > 1 && near(&dx, &(dy.dot(&f64s(w.view())) + input)));
+            assert_eq!(grad, expected.grad);
             let Reference { y, dx, .. } = linear(&w, &set);
             assert!(near(&y, &f64s(set.x.view()).dot(&f64s(w.view()).t())));
             assert!(near(&dx, &(f64s(set.dx.view()) + f64s(set.dy.view()).dot(&f64s(w.view())))));

@@ -36,6 +36,8 @@ pub enum LayerTask {
     Adapter(KronOp),
     /// W += ΔW, and θ's gradient.
     Merge(KronOp),
+    /// Y = X·Wᵀ + adapter(X), its dX and θ's gradient; Y and dX are overwritten.
+    Layer(KronOp),
 }
 
 /// The work of the ideal algorithm: every operand read once, every result written once.
@@ -52,7 +54,7 @@ impl LayerTask {
     pub const fn op(&self) -> Option<KronOp> {
         match *self {
             LayerTask::Linear(_) => None,
-            LayerTask::Adapter(op) | LayerTask::Merge(op) => Some(op),
+            LayerTask::Adapter(op) | LayerTask::Merge(op) | LayerTask::Layer(op) => Some(op),
         }
     }
 
@@ -70,7 +72,7 @@ impl LayerTask {
     pub fn layer(&self) -> LayerDims {
         match *self {
             LayerTask::Linear(layer) => layer,
-            LayerTask::Adapter(op) | LayerTask::Merge(op) => {
+            LayerTask::Adapter(op) | LayerTask::Merge(op) | LayerTask::Layer(op) => {
                 LayerDims { d_out: op.shape.d_out(), d_in: op.shape.d_in() }
             }
         }
@@ -110,6 +112,17 @@ impl LayerTask {
                     Cost { bytes: 2.0 * weight * element + theta, flops: 2.0 * weight },
                     // T, dU and dB, dT and dA and U, dC; dX is the base product's.
                     Cost { bytes: x + y + 3.0 * theta, flops: 2.0 * f.y + 3.0 * f.u + 2.0 * f.t },
+                )
+            }
+            LayerTask::Layer(op) => {
+                let (t, f) = (4.0 * op.t_len(rows) as f64, flops(&op.shape, n));
+                let product = 2.0 * n * weight;
+                (
+                    Cost { bytes: x + y + weight * element + theta + t, flops: product + f.t + f.u + f.y },
+                    Cost {
+                        bytes: y + 2.0 * x + weight * element + t + 3.0 * theta,
+                        flops: product + 2.0 * f.y + 3.0 * f.u + 2.0 * f.t,
+                    },
                 )
             }
         };

@@ -132,7 +132,10 @@ struct References(Vec<(LayerTask, usize, Reference)>);
 impl References {
     fn get<E: Element>(&mut self, task: &Task<E>, set: &crate::data::Set<E>) -> &Reference {
         // Merging changes W, which the check compares itself; its gradient is the adapter's.
-        let problem = task.entry.problem.op().map_or(task.entry.problem, LayerTask::Adapter);
+        let problem = match task.entry.problem {
+            LayerTask::Merge(op) => LayerTask::Adapter(op),
+            problem => problem,
+        };
         let found = self.0.iter().position(|(p, rows, _)| *p == problem && *rows == set.rows());
         let at = found.unwrap_or_else(|| {
             let weight = task.weight.map(Arc::as_ref);

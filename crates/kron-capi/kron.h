@@ -61,6 +61,14 @@ typedef void (*KronTask)(void *data, size_t i);
 // leaves out is computed by the calling thread.
 typedef void (*KronRunner)(size_t count, KronTask task, void *data);
 
+// Key of a dropout mask: the same key gives the same mask in forward and backward.
+typedef struct KronKey {
+  // The run's seed.
+  uint64_t seed;
+  // Distinguishes layers and steps under one seed.
+  uint64_t offset;
+} KronKey;
+
 // The device of a call; a null pointer is the host.
 typedef struct KronDevice {
   // The CUDA device's number.
@@ -100,14 +108,6 @@ typedef struct KronSizes {
   // Workspace of kron_merge, for every band of W's rows.
   size_t merge;
 } KronSizes;
-
-// Key of a dropout mask: the same key gives the same mask in forward and backward.
-typedef struct KronKey {
-  // The run's seed.
-  uint64_t seed;
-  // Distinguishes layers and steps under one seed.
-  uint64_t offset;
-} KronKey;
 
 // Arguments of kron_forward.
 typedef struct KronForward {
@@ -211,6 +211,16 @@ const char *kron_last_error(void);
 // # Safety
 // `runner` is null or does what KronRunner says, for as long as it is set.
 void kron_set_runner(KronRunner runner);
+
+// Sets a key in device memory, whose numbers are added to those of the key of each of this thread's calls on a
+// device, modulo 2⁶⁴. They are read when the call's kernels run, so that each replay of a captured graph can have
+// another mask of dropout: change them between replays, and keep them from a step's forward to its backward. Null
+// adds nothing, as at the beginning. A call whose own key is null drops nothing.
+//
+// # Safety
+// `key` is null or points to a KronKey in memory of the device of each call that this thread makes, for as long as
+// it is set and as work runs that was queued meanwhile, replays included.
+int kron_set_device_key(const struct KronKey *key);
 
 // Writes the number of CUDA devices to *count.
 //

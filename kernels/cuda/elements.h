@@ -12,6 +12,14 @@ struct f16 {
 };
 using f32 = float;
 
+/// Two and four float32 of global or shared memory.
+struct alignas(8) Float2 {
+  float x, y;
+};
+struct alignas(16) Float4 {
+  float x, y, z, w;
+};
+
 /// 16 bytes of global or shared memory.
 struct alignas(16) Vec4 {
   uint32_t x, y, z, w;

@@ -44,6 +44,7 @@ typedef struct KronParams {
    * dropped, the others are multiplied by κ = 1 / (1 − p). */
   float scale, keep_scale;
   uint64_t seed, offset;
+  const uint64_t *key; /* two numbers, added to seed and offset modulo 2⁶⁴; null: nothing is added */
   uint32_t threshold;
 
   /* The plan's tiles and splits. */
@@ -54,6 +55,7 @@ typedef struct KronParams {
   int32_t col_tiles;      /* column tiles: the fastest index of the linear grid */
   int32_t cols;           /* columns of a tile in `up`, and on tensor cores in `dy` and `dx` */
   int32_t row_chunks;     /* chunks of tokens in a sum over tokens */
+  int32_t tiles;          /* tensor cores, `dy` and `dx`: tiles of rows, which the chunks divide evenly */
   int64_t chunk_rows;     /* tokens of one chunk */
   int32_t a_row_groups;   /* groups of A's rows in the backward pass over dY */
   int32_t rows_per_group; /* rows of A in one group */

@@ -11,7 +11,7 @@ use kron_core::{Accum, Backend, Backward, Element, Error, Forward, KronOp, Merge
 
 #[cfg(feature = "cuda")]
 use crate::Gpu;
-use crate::device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
+use crate::device::{DeviceSlice, DeviceSliceMut, KeyHandle, Rows, RowsMut, StreamHandle};
 use crate::launch::{params, run};
 use crate::launcher::Launcher;
 use crate::{Problem, check, plan};
@@ -23,11 +23,12 @@ use crate::{Problem, check, plan};
 pub struct Cuda<L> {
     launcher: Arc<L>,
     stream: StreamHandle,
+    key: Option<KeyHandle>,
 }
 
 impl<L> Clone for Cuda<L> {
     fn clone(&self) -> Self {
-        Self { launcher: Arc::clone(&self.launcher), stream: self.stream }
+        Self { launcher: Arc::clone(&self.launcher), stream: self.stream, key: self.key }
     }
 }
 
@@ -45,12 +46,26 @@ impl Cuda<Gpu> {
 impl<L> Cuda<L> {
     /// Wraps a device or its emulation; calls go to the default stream.
     pub fn with(launcher: L) -> Self {
-        Self { launcher: Arc::new(launcher), stream: StreamHandle::DEFAULT }
+        Self { launcher: Arc::new(launcher), stream: StreamHandle::DEFAULT, key: None }
     }
 
     /// Returns the same device with another of its streams.
     pub fn on(&self, stream: StreamHandle) -> Self {
         Self { stream, ..self.clone() }
+    }
+
+    /// Returns the same device, whose calls with dropout add two numbers in its memory to their key.
+    ///
+    /// A graph repeats the keys that its calls were captured with. With a handle each replay can have another
+    /// mask: the caller changes the numbers between the replays. Forward and backward of one step need the
+    /// same numbers.
+    pub fn with_key(&self, key: KeyHandle) -> Self {
+        Self { key: Some(key), ..self.clone() }
+    }
+
+    /// Returns the address of the numbers that are added to a call's key; null if there are none.
+    fn key(&self) -> *const u64 {
+        self.key.map_or(std::ptr::null(), |key| key.raw() as _)
     }
 
     /// Returns the device.
@@ -82,7 +97,10 @@ impl<L: Launcher> Backend for Cuda<L> {
             pass: Pass::Forward,
             rows: n,
             accumulate: call.accum == Accum::Add,
-            aligned: check::aligned::<E>(theta, &[(call.x.data.pointer(), x), (call.y.data.pointer(), y)]),
+            aligned: check::aligned::<E>(
+                [theta, call.t.pointer(), check::address(call.workspace.len(), call.workspace.pointer())],
+                &[(call.x.data.pointer(), x), (call.y.data.pointer(), y)],
+            ),
         };
         let plan = self.launcher.plan(&problem)?;
         check::len("workspace", call.workspace.len(), plan.workspace)?;
@@ -90,7 +108,7 @@ impl<L: Launcher> Backend for Cuda<L> {
         p.x = call.x.data.pointer() as _;
         p.y = call.y.data.pointer() as _;
         (p.x_stride, p.y_stride) = (x as i64, y as i64);
-        p.t = call.t.pointer() as _;
+        (p.t, p.key) = (call.t.pointer() as _, self.key());
         run(&*self.launcher, &problem, &plan, p, self.stream)
     }
 
@@ -114,7 +132,10 @@ impl<L: Launcher> Backend for Cuda<L> {
             pass: Pass::Backward { dx: call.dx.is_some() },
             rows: n,
             accumulate: matches!(call.dx, Some((_, Accum::Add))),
-            aligned: check::aligned::<E>(theta, &matrices),
+            aligned: check::aligned::<E>(
+                [theta, call.t.pointer(), check::address(call.workspace.len(), call.workspace.pointer())],
+                &matrices,
+            ),
         };
         let plan = self.launcher.plan(&problem)?;
         check::len("workspace", call.workspace.len(), plan.workspace)?;
@@ -126,7 +147,7 @@ impl<L: Launcher> Backend for Cuda<L> {
             p.dx = dx.data.pointer() as _;
             p.dx_stride = dx.stride as i64;
         }
-        p.t = call.t.pointer() as _;
+        (p.t, p.key) = (call.t.pointer() as _, self.key());
         p.grad = call.grad.pointer() as _;
         // Only `down` writes T in parts; here it is summed.
         p.t_splits = 1;
@@ -150,7 +171,7 @@ impl<L: Launcher> Backend for Cuda<L> {
             pass: Pass::Merge,
             rows: call.w.rows,
             accumulate: call.accum == Accum::Add,
-            aligned: check::aligned::<E>(theta, &[(call.w.data.pointer(), stride)]),
+            aligned: check::aligned::<E>([theta, 0, 0], &[(call.w.data.pointer(), stride)]),
         };
         let plan = self.launcher.plan(&problem)?;
         let mut p = params(&problem, &plan, op, theta, None, 0);

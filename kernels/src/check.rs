@@ -5,12 +5,17 @@ use kron_core::{Element, Error, KronShape, Result};
 use crate::device::DeviceSlice;
 use crate::problem::check_sizes;
 
-/// True if θ and every matrix's rows start on 16-byte boundaries.
-pub(crate) fn aligned<E: Element>(theta: u64, matrices: &[(u64, usize)]) -> bool {
+/// True if θ, T and scratch (null where there is none) and every matrix's rows start on 16-byte boundaries.
+pub(crate) fn aligned<E: Element>(floats: [u64; 3], matrices: &[(u64, usize)]) -> bool {
     let fits = |&(pointer, stride): &(u64, usize)| {
         pointer.is_multiple_of(16) && (stride * E::DTYPE.size()).is_multiple_of(16)
     };
-    theta.is_multiple_of(16) && matrices.iter().all(fits)
+    floats.iter().all(|pointer| pointer.is_multiple_of(16)) && matrices.iter().all(fits)
+}
+
+/// Returns the address of a buffer, 0 of an empty one.
+pub(crate) fn address(len: usize, pointer: u64) -> u64 {
+    if len == 0 { 0 } else { pointer }
 }
 
 /// Fails if a size exceeds the kernels' integers or θ has another length; returns its address.

@@ -100,6 +100,27 @@ pub struct RowsMut<'a, T> {
     pub stride: usize,
 }
 
+/// Two numbers in device memory, by their address: they are added to the seed and to the offset of a
+/// [`DropoutKey`](kron_core::DropoutKey), modulo 2⁶⁴, when the kernels of a call run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyHandle(u64);
+
+impl KeyHandle {
+    /// Wraps the address of two u64.
+    ///
+    /// # Safety
+    /// `pointer` is aligned for u64 and points to two of them in memory of the launcher that receives the
+    /// handle: of its context, or host memory for the emulator. The memory stays valid, and nothing writes it,
+    /// while work runs that calls with the handle have queued, replays of a graph included.
+    pub const unsafe fn from_raw(pointer: u64) -> Self {
+        Self(pointer)
+    }
+    /// Returns the address.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
+
 /// A stream by its raw handle (`CUstream`); 0 is the legacy default stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamHandle(u64);

@@ -23,6 +23,7 @@ pub(crate) fn run(
         p.cols = step.cols as i32;
         p.row_chunks = step.row_chunks as i32;
         p.chunk_rows = step.chunk_rows as i64;
+        p.tiles = step.tiles as i32;
         // SAFETY: the slices came from `DeviceSlice::from_raw`, whose caller
         // promised their memory to this launcher. Their lengths were checked
         // against the problem, and the plan's parts lie inside the workspace.

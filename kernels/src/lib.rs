@@ -39,7 +39,7 @@ pub mod tiles;
 
 pub use arch::{ARCHS, Arch};
 pub use backend::Cuda;
-pub use device::{DeviceSlice, DeviceSliceMut, Rows, RowsMut, StreamHandle};
+pub use device::{DeviceSlice, DeviceSliceMut, KeyHandle, Rows, RowsMut, StreamHandle};
 #[cfg(feature = "cuda")]
 pub use driver::{DeviceVec, Gpu};
 #[cfg(feature = "emulate")]

@@ -37,6 +37,7 @@ pub struct KronParams {
     pub keep_scale: f32,
     pub seed: u64,
     pub offset: u64,
+    pub key: *const u64,
     pub threshold: u32,
     pub t_splits: i32,
     pub t_slice: i32,
@@ -47,13 +48,14 @@ pub struct KronParams {
     pub col_tiles: i32,
     pub cols: i32,
     pub row_chunks: i32,
+    pub tiles: i32,
     pub chunk_rows: i64,
     pub a_row_groups: i32,
     pub rows_per_group: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 296usize];
+    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 312usize];
     ["Alignment of KronParams"][::std::mem::align_of::<KronParams>() - 8usize];
     ["Offset of field: KronParams::a"][::std::mem::offset_of!(KronParams, a) - 0usize];
     ["Offset of field: KronParams::b"][::std::mem::offset_of!(KronParams, b) - 8usize];
@@ -142,44 +144,50 @@ const _: () = {
         "Offset of field: KronParams::offset",
     ][::std::mem::offset_of!(KronParams, offset) - 232usize];
     [
+        "Offset of field: KronParams::key",
+    ][::std::mem::offset_of!(KronParams, key) - 240usize];
+    [
         "Offset of field: KronParams::threshold",
-    ][::std::mem::offset_of!(KronParams, threshold) - 240usize];
+    ][::std::mem::offset_of!(KronParams, threshold) - 248usize];
     [
         "Offset of field: KronParams::t_splits",
-    ][::std::mem::offset_of!(KronParams, t_splits) - 244usize];
+    ][::std::mem::offset_of!(KronParams, t_splits) - 252usize];
     [
         "Offset of field: KronParams::t_slice",
-    ][::std::mem::offset_of!(KronParams, t_slice) - 248usize];
+    ][::std::mem::offset_of!(KronParams, t_slice) - 256usize];
     [
         "Offset of field: KronParams::dt_splits",
-    ][::std::mem::offset_of!(KronParams, dt_splits) - 252usize];
+    ][::std::mem::offset_of!(KronParams, dt_splits) - 260usize];
     [
         "Offset of field: KronParams::da_splits",
-    ][::std::mem::offset_of!(KronParams, da_splits) - 256usize];
+    ][::std::mem::offset_of!(KronParams, da_splits) - 264usize];
     [
         "Offset of field: KronParams::db_splits",
-    ][::std::mem::offset_of!(KronParams, db_splits) - 260usize];
+    ][::std::mem::offset_of!(KronParams, db_splits) - 268usize];
     [
         "Offset of field: KronParams::dc_splits",
-    ][::std::mem::offset_of!(KronParams, dc_splits) - 264usize];
+    ][::std::mem::offset_of!(KronParams, dc_splits) - 272usize];
     [
         "Offset of field: KronParams::col_tiles",
-    ][::std::mem::offset_of!(KronParams, col_tiles) - 268usize];
+    ][::std::mem::offset_of!(KronParams, col_tiles) - 276usize];
     [
         "Offset of field: KronParams::cols",
-    ][::std::mem::offset_of!(KronParams, cols) - 272usize];
+    ][::std::mem::offset_of!(KronParams, cols) - 280usize];
     [
         "Offset of field: KronParams::row_chunks",
-    ][::std::mem::offset_of!(KronParams, row_chunks) - 276usize];
+    ][::std::mem::offset_of!(KronParams, row_chunks) - 284usize];
+    [
+        "Offset of field: KronParams::tiles",
+    ][::std::mem::offset_of!(KronParams, tiles) - 288usize];
     [
         "Offset of field: KronParams::chunk_rows",
-    ][::std::mem::offset_of!(KronParams, chunk_rows) - 280usize];
+    ][::std::mem::offset_of!(KronParams, chunk_rows) - 296usize];
     [
         "Offset of field: KronParams::a_row_groups",
-    ][::std::mem::offset_of!(KronParams, a_row_groups) - 288usize];
+    ][::std::mem::offset_of!(KronParams, a_row_groups) - 304usize];
     [
         "Offset of field: KronParams::rows_per_group",
-    ][::std::mem::offset_of!(KronParams, rows_per_group) - 292usize];
+    ][::std::mem::offset_of!(KronParams, rows_per_group) - 308usize];
 };
 impl Default for KronParams {
     fn default() -> Self {

@@ -82,6 +82,14 @@ pub mod down {
             _ => 2,
         }
     }
+    /// Returns the blocks that a multiprocessor of sm_90a holds.
+    pub const fn resident(rank: usize) -> usize {
+        match rank {
+            0..=16 => 4,
+            17..=32 => 3,
+            _ => 2,
+        }
+    }
     /// Returns the bytes of X in 16 bits, and of C in float32 with eight elements of padding in each row.
     pub const fn shared(rank: usize) -> usize {
         stages(rank) * (ROWS * COLS * 2 + padded(rank) * (COLS + 8) * 4)
@@ -95,9 +103,14 @@ pub mod up {
     pub const WARP_COLS: usize = 32;
     /// Warps of a block.
     pub const WARPS: usize = 8;
-    /// Returns the bytes of U in 16 bits, and scratch for the sums of U and T.
-    pub const fn shared(rank: usize) -> usize {
-        ROWS * pitch(padded(rank)) + 2 * REDUCE_SMEM
+    /// Returns the blocks of `warps` warps that a multiprocessor of sm_90a holds.
+    pub const fn resident(rank: usize, warps: usize) -> usize {
+        let of_eight = if rank <= 64 { 2 } else { 1 };
+        of_eight * (WARPS / warps)
+    }
+    /// Returns the bytes of U in 16 bits and, at small m, scratch for the sums of U and T.
+    pub const fn shared(rank: usize, small_m: bool) -> usize {
+        ROWS * pitch(padded(rank)) + if small_m { 2 * REDUCE_SMEM } else { 0 }
     }
 }
 
@@ -110,22 +123,60 @@ pub mod dy {
     pub const COLS: usize = 128;
     /// Stages of the cp.async pipeline.
     pub const STAGES: usize = 3;
+    /// Threads that compute V; each has its own elements of dT.
+    const V_THREADS: usize = 128;
     /// Returns the tokens of a block's step.
     pub const fn rows(rank: usize) -> usize {
         if rank <= 32 { 64 } else { 32 }
     }
-    /// Returns the bytes of dY's stages, U, V, dT's accumulators, and dA's for each warp.
-    pub const fn shared(rank: usize, a_in: usize, rows_per_group: usize) -> usize {
-        let rows = rows(rank);
-        STAGES * rows * COLS * 2
-            + align(rows * pitch(padded(rank)))
-            + align(rows * padded(rank) * 4)
-            + align(rows * a_in * rank * 4)
-            + align(8 * rows_per_group * a_in * 4)
+    /// Returns the blocks that a multiprocessor of sm_90a holds.
+    pub const fn resident(rank: usize) -> usize {
+        if rank <= 32 { 2 } else { 1 }
     }
-    /// Returns the most rows of A in a group whose shared memory fits; 0 if none does.
+    /// Returns the columns of A of the kernel that keeps dT in registers and T in shared memory; 0 for the
+    /// kernel of any number of columns. With two columns every group has at least two rows of A.
+    pub const fn columns(rank: usize, a_out: usize, a_in: usize, groups: usize) -> usize {
+        match a_in {
+            1 if narrow(rank, 1) => 1,
+            2 if narrow(rank, 2) && a_out >= 2 * groups => 2,
+            _ => 0,
+        }
+    }
+    /// Returns a warp's instructions in a step of the kernel for `columns` columns of A, near those that
+    /// docs/KERNELS.md counts in the machine code.
+    pub const fn instructions(rank: usize, columns: usize) -> usize {
+        match columns {
+            1 => 170 + 3 * rank,
+            2 => 190 + 4 * rank,
+            _ if rank <= 32 => 200 + 6 * rank,
+            _ => 150 + 4 * rank, // half as many tokens
+        }
+    }
+    /// True if a low rank leaves room for T and for at least eight rows of A.
+    const fn narrow(rank: usize, a_in: usize) -> bool {
+        rank <= 32 && a_in <= 2 && shared(rank, a_in, 8, a_in) <= SHARED_LIMIT
+    }
+    /// Returns the bytes of dY's stages, U, B, the group's rows of A and sums of dA, and some tiles of T
+    /// or dT's sums: of the kernel for `columns` columns of A.
+    pub const fn shared(rank: usize, a_in: usize, rows_per_group: usize, columns: usize) -> usize {
+        let (rows, pairs) = (rows(rank), rows_per_group * a_in);
+        let fragments = padded(rank) / 8 * (rows / 16) / 4;
+        let (lanes, last) = match columns {
+            0 => (4, a_in * fragments * V_THREADS * 16),
+            1 => (32, 3 * rows * rank * 4),
+            _ => (32, 2 * 2 * rows * rank * 4),
+        };
+        STAGES * rows * COLS * 2
+            + (rows + COLS) * pitch(padded(rank))
+            + align(pairs * 4)
+            + align(pairs * 4 * lanes)
+            + last
+    }
+    /// Returns the most rows of A in a group whose shared memory fits, whichever kernel runs; 0 if none does.
     pub const fn max_group(rank: usize, a_in: usize) -> usize {
-        SHARED_LIMIT.saturating_sub(shared(rank, a_in, 0)) / (8 * a_in * 4)
+        // The kernel of fewer columns takes the most. A's rows and dA's sums start on 16-byte boundaries each.
+        let (columns, pair) = if narrow(rank, a_in) { (a_in, 33) } else { (0, 5) };
+        SHARED_LIMIT.saturating_sub(shared(rank, a_in, 0, columns) + 32) / (pair * 4 * a_in)
     }
 }
 
@@ -138,11 +189,32 @@ pub mod dx {
     pub const COLS: usize = 128;
     /// Stages of the cp.async pipeline.
     pub const STAGES: usize = 3;
-    /// Returns the bytes of X's stages, dT in 16 bits, and scratch for dT's sums.
-    pub const fn shared(rank: usize) -> usize {
-        STAGES * ROWS * COLS * 2 + ROWS * pitch(padded(rank)) + REDUCE_SMEM
+    /// Returns the blocks that a multiprocessor of sm_90a holds.
+    pub const fn resident(rank: usize) -> usize {
+        if rank <= 32 { 2 } else { 1 }
+    }
+    /// Returns the tiles of whole tokens, at most 64 rows m each. No shape that `dy` takes has a token of more.
+    pub const fn tiles(rows: usize, a_in: usize) -> usize {
+        rows.div_ceil(if a_in < ROWS { ROWS / a_in } else { 1 })
+    }
+    /// Returns the bytes of X's stages, dT of two tiles in 16 bits and, at small m, scratch for dT's sums.
+    pub const fn shared(rank: usize, small_m: bool) -> usize {
+        STAGES * ROWS * COLS * 2 + 2 * ROWS * pitch(padded(rank)) + if small_m { REDUCE_SMEM } else { 0 }
     }
 }
+
+/// `reduce`: elements of a block, each with several lanes.
+pub mod reduce {
+    /// Elements of a block at a time.
+    pub const WIDTH: usize = 32;
+    /// Blocks that a multiprocessor of sm_90a holds.
+    pub const RESIDENT: usize = 4;
+    /// Bytes of the lanes' sums.
+    pub const SHARED: usize = 4 * super::SIMT_THREADS as usize;
+}
+
+/// Blocks of the SIMT tile that a multiprocessor of sm_90a holds.
+pub const SIMT_RESIDENT: usize = 2;
 
 const fn align(bytes: usize) -> usize {
     bytes.div_ceil(16) * 16

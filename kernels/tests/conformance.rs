@@ -2,9 +2,12 @@
 
 mod common;
 
-use common::{CASES, Case, Data, Float, check};
+use std::cell::Cell;
+
+use common::{CASES, Case, Data, Float, OFFSET, SEED, check};
 use half::{bf16, f16};
-use kron_kernels::{Async, Emulated, Schedule};
+use kron_core::DropoutKey;
+use kron_kernels::{Async, Cuda, Emulated, KeyHandle, Schedule};
 
 fn all(case: Case, on: &Emulated) {
     check::<f32>(case, on);
@@ -15,6 +18,28 @@ fn all(case: Case, on: &Emulated) {
 #[test]
 fn fifo_with_lazy_copies() {
     CASES.into_iter().for_each(|case| all(case, &Emulated::new()));
+}
+
+/// The key of a mask is the sum of the call's own and of the numbers in memory, which are read when kernels run.
+#[test]
+fn fifo_with_a_key_in_memory() {
+    let memory = [SEED.wrapping_sub(7), OFFSET.wrapping_add(3)].map(Cell::new);
+    let cuda = Cuda::with(Emulated::new());
+    // SAFETY: the array is aligned and outlives the calls, which have run when they return.
+    let added = cuda.with_key(unsafe { KeyHandle::from_raw(memory.as_ptr() as u64) });
+    let dropping = CASES.into_iter().filter(|case| case.dropout > 0).collect::<Vec<_>>();
+    for &case in &dropping {
+        let bits = |on: &Cuda<_>, seed, offset| {
+            let key = Some(DropoutKey { seed, offset });
+            Data::<bf16>::new(case).run_with(on, key).expect("the suite runs").bits()
+        };
+        let by_value = bits(&cuda, SEED, OFFSET);
+        assert!(bits(&added, 7, 3u64.wrapping_neg()) == by_value, "{case:?}");
+        let old = memory[1].replace(OFFSET);
+        assert!(bits(&added, 7, 3u64.wrapping_neg()) != by_value, "{case:?}");
+        memory[1].set(old);
+    }
+    assert!(dropping.len() > 10, "{} cases drop", dropping.len());
 }
 
 /// Each block takes many steps, so that every stage of every pipeline is filled repeatedly.

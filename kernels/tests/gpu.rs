@@ -9,9 +9,12 @@ use common::primitives::{PRIMITIVES, input, same_as, step};
 use common::{Float, SCALE, random};
 use cudarc::driver::sys;
 use half::bf16;
-use kron_core::{Accum, Backend, Backward, Error, Forward, KronOp, KronShape, LayerDims, Pass, Scale, Split};
+use kron_core::{
+    Accum, Backend, Backward, Dropout, DropoutKey, Error, Forward, KronOp, KronShape, LayerDims, Pass, Scale,
+    Split,
+};
 use kron_kernels::params::KronParams;
-use kron_kernels::{Cuda, DeviceVec, Gpu, Launcher, Rows, RowsMut, StreamHandle};
+use kron_kernels::{Cuda, DeviceVec, Gpu, KeyHandle, Launcher, Rows, RowsMut, StreamHandle};
 use notice::notice;
 
 #[test]
@@ -64,9 +67,8 @@ impl<E: Float> Layer<E> {
     }
 
     /// Queues forward and backward, both of which add.
-    fn queue(&mut self, gpu: &Gpu, stream: StreamHandle) -> kron_core::Result<()> {
-        let (op, rows, accum, dropout, on) =
-            (self.op, self.rows, Accum::Add, None, Cuda::with(gpu).on(stream));
+    fn queue(&mut self, on: &Cuda<&Gpu>, dropout: Option<DropoutKey>) -> kron_core::Result<()> {
+        let (op, rows, accum) = (self.op, self.rows, Accum::Add);
         let (d_in, d_out) = (op.shape.d_in(), op.shape.d_out());
         let call = Forward {
             theta: self.theta.slice(),
@@ -122,7 +124,8 @@ fn calls_are_captured_in_a_graph() {
 
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     stream.begin_capture(mode).expect("a capture begins");
-    let queued = captured.0.queue(&gpu, handle).and_then(|()| captured.1.queue(&gpu, handle));
+    let on = Cuda::with(&gpu).on(handle);
+    let queued = captured.0.queue(&on, None).and_then(|()| captured.1.queue(&on, None));
     let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).expect("a capture ends");
     queued.expect("a launch allocates nothing and waits for nothing");
@@ -132,9 +135,50 @@ fn calls_are_captured_in_a_graph() {
 
     for replay in 1..=2 {
         graph.launch().expect("a replay");
-        called.0.queue(&gpu, handle).expect("a call");
-        called.1.queue(&gpu, handle).expect("a call");
+        called.0.queue(&on, None).expect("a call");
+        called.1.queue(&on, None).expect("a call");
         assert!(bits(&captured) != before && bits(&captured) == bits(&called), "replay {replay}");
+    }
+}
+
+/// Each replay of a graph has the mask of the numbers that then lie in the device's memory.
+#[test]
+fn replays_have_masks_of_their_own() {
+    let gpu = match Gpu::new(0) {
+        Ok(gpu) => gpu,
+        Err(e) => return notice(format_args!("skipped: {e}")),
+    };
+    let shape = KronShape::kron(LayerDims { d_out: 160, d_in: 272 }, Split { a_out: 4, a_in: 2 }, 8);
+    let shape = shape.expect("legal");
+    let layer = || {
+        let mut layer = Layer::<bf16>::new(&gpu, shape, 130);
+        layer.op = layer.op.with_dropout(Dropout::new(0.25).expect("a probability"));
+        layer
+    };
+    let (mut captured, mut called) = (layer(), layer());
+    // Two u64 as four words.
+    let words = |seed: u32, offset: u32| [seed, 0, offset, 0].map(f32::from_bits);
+    let mut memory = gpu.upload(&words(0, 0)).expect("a little memory");
+    let stream = gpu.context().new_stream().expect("a stream");
+    // SAFETY: the stream is of the device's context and outlives what is queued on it.
+    let handle = unsafe { StreamHandle::from_raw(stream.cu_stream() as u64) };
+    let on = Cuda::with(&gpu).on(handle);
+    // SAFETY: the memory holds two u64 on a 256-byte boundary; `write` waits for the work that reads them.
+    let key = unsafe { KeyHandle::from_raw(memory.slice().pointer()) };
+    gpu.synchronize().expect("the uploads end before another stream begins");
+
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).expect("a capture begins");
+    let queued = captured.queue(&on.with_key(key), Some(DropoutKey { seed: 1, offset: 2 }));
+    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let graph = stream.end_capture(flags).expect("a capture ends").expect("launches were captured");
+    queued.expect("a launch allocates nothing and waits for nothing");
+    for step in 0..3 {
+        memory.write(&words(40, step)).expect("a copy");
+        graph.launch().expect("a replay");
+        let key = DropoutKey { seed: 41, offset: 2 + u64::from(step) };
+        called.queue(&on, Some(key)).expect("a call");
+        assert!(captured.bits() == called.bits(), "replay {step}");
     }
 }
 

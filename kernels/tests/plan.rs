@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
 use kron_kernels::plan::BLOCKS;
-use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS};
+use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, dy};
 use kron_kernels::{ARCHS, Emulated, LaunchPlan, Problem, workspace_len};
 use proptest::prelude::*;
 
@@ -127,7 +127,7 @@ fn small_m_is_two_launches_in_each_direction() {
                 prop_assert_eq!(plan.steps.len(), 2, "{:?}: {}", problem, plan);
                 prop_assert!(plan.workspace <= workspace_len(shape, pass, rows).expect("legal"), "{}", plan);
                 let (tensor_cores, [first, second]) =
-                    (plan.steps[0].kernel.contains("_r"), [0, 1].map(|i| plan.steps[i]));
+                    (!plan.steps[0].kernel.contains("_t"), [0, 1].map(|i| plan.steps[i]));
                 let covers = |total: usize, parts: usize, each: usize| {
                     (parts - 1) * each < total && total <= parts * each
                 };
@@ -202,17 +202,71 @@ fn a_plan_prints_what_it_launches() {
     // Every parameter of the launches, and the time that the bytes allow.
     let printed = |pass, rows| LaunchPlan::new(&paper(pass, rows)).expect("legal").display(h200).to_string();
     let lines = [
-        "kron_dy_bf16_r8        grid    512 block 256 shared  56832, 2 column tiles of 128, 128 chunks of 64 rows",
-        "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 16 chunks of 1024 rows",
-        "kron_reduce            grid     73 block 256 shared      0, 1 chunks of 8192 rows",
-        "parts: T 1 of 2048 columns, dT 4, dA 256, dB 256, dC 16; 2 groups of 8 rows of A",
-        "scratch 1318912 elements; floor 269181312 bytes, with scratch 279732608",
-        "H200: floor 62.60 µs, with scratch 65.05 µs",
+        "kron_dy_bf16_n8        grid    256 block 256 shared  64640, 2 column tiles of 128, 128 tiles in 128 chunks, 2 resident, 0.97 waves",
+        "kron_dx_bf16_r8        grid    256 block 256 shared  51200, 16 column tiles of 128, 256 tiles in 16 chunks, 2 resident, 0.97 waves",
+        "kron_reduce            grid    528 block 256 shared   1024, 1 chunks of 8192 rows, 4 resident, 1.00 waves",
+        "parts: T 1 of 2048 columns, dT 2, dA 256, dB 128, dC 16; 1 groups of 16 rows of A",
+        "scratch 794624 elements; floor 269181312 bytes, with scratch 275538304",
+        "H200: floor 62.60 µs, with scratch 64.08 µs",
     ];
     let text = printed(Pass::Backward { dx: true }, 8192);
     assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     let text = printed(Pass::Forward, 16);
     assert!(text.contains("parts: T 32 of 64 columns"), "{text}");
+}
+
+/// With two columns of A groups of two rows run the kernel that keeps dT in registers. They are cheaper where
+/// groups of one row are more blocks than multiprocessors.
+#[test]
+fn groups_have_two_rows_of_a_where_that_is_cheaper() {
+    let dy = |a_out| {
+        let layer = LayerDims { d_out: 8 * a_out, d_in: 64 };
+        let shape = KronShape::kron(layer, Split { a_out, a_in: 2 }, 8).expect("legal");
+        let problem = Problem { shape, ..paper(Pass::Backward { dx: true }, 65) };
+        let plan = LaunchPlan::new(&problem).expect("legal");
+        (plan.a_row_groups, plan.steps[0].kernel.to_string())
+    };
+    assert_eq!(dy(68), (34, "kron_dy_bf16_n8".to_owned()));
+    assert_eq!(dy(60), (60, "kron_dy_bf16_r8".to_owned()));
+}
+
+/// The planner's estimates for `dy` are near the instructions that the page counts in the machine code.
+#[test]
+fn the_planner_knows_the_instructions_of_dy() {
+    let page = include_str!("../../docs/KERNELS.md");
+    let lines = page.lines().filter_map(|line| line.strip_prefix("| `kron_dy_bf16_"));
+    let mut met = 0;
+    for line in lines {
+        let mut cells = line.split(['`', '|']).map(str::trim).filter(|cell| !cell.is_empty());
+        let (tile, counted) = (cells.next().expect("a tile"), cells.next().expect("a count"));
+        let columns = ["r", "m", "n"].iter().position(|kind| tile.starts_with(kind)).expect("a kind");
+        let (rank, counted) = (tile[1..].parse().expect("a rank"), counted.parse::<f64>().expect("a count"));
+        let planned = dy::instructions(rank, columns) as f64;
+        assert!((planned / counted - 1.0).abs() < 0.2, "{tile}: {planned} planned, {counted} counted");
+        met += 1;
+    }
+    assert_eq!(met, 14);
+}
+
+/// Launches after the first start early where they are a large part of a call's time, and nowhere else.
+#[test]
+fn launches_start_early_where_latency_counts() {
+    let early = |pass, rows| {
+        let plan = LaunchPlan::new(&paper(pass, rows)).expect("legal");
+        plan.steps.iter().map(|step| step.early).collect::<Vec<_>>()
+    };
+    for rows in [1, 64, 256, 1024] {
+        assert_eq!(early(Pass::Forward, rows), [false, true], "{rows} rows");
+        let backward = early(Pass::Backward { dx: true }, rows);
+        assert!(!backward[0] && backward[1..].iter().all(|&early| early), "{rows} rows: {backward:?}");
+    }
+    for rows in [4096, 16384] {
+        assert_eq!(early(Pass::Forward, rows), [false, false], "{rows} rows");
+        assert_eq!(early(Pass::Backward { dx: true }, rows), [false, false, false], "{rows} rows");
+    }
+    assert_eq!(early(Pass::Merge, 1), [false]);
+    let plan = LaunchPlan::new(&paper(Pass::Forward, 16)).expect("legal");
+    assert_eq!(plan.to_string().matches(", starts early").count(), 1, "{plan}");
 }
 
 #[test]
@@ -238,7 +292,7 @@ fn the_gpu_is_filled_from_one_token_on() {
                 let least = if rank <= 8 && d_out > 1024 { 96 } else { 32 };
                 for plan in plans {
                     assert!(plan.steps.iter().all(|s| s.grid >= least), "{shape:?}: {plan}");
-                    assert!(plan.steps.iter().all(|s| s.kernel.contains("_r")), "{shape:?}: {plan}");
+                    assert!(plan.steps.iter().all(|s| !s.kernel.contains("_t")), "{shape:?}: {plan}");
                 }
             }
         }
@@ -276,12 +330,14 @@ fn the_page_lists_the_blocks_at_small_m() {
 fn every_kernel_is_in_some_plan() {
     let mut used = BTreeSet::new();
     let simt = [1, 100];
-    let passes =
-        [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge].map(|pass| [(pass, 10), (pass, 100)]);
+    let passes = [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge]
+        .map(|pass| [10, 100, 5000].map(|rows| (pass, rows)));
     for rank in TENSOR_CORE_RANKS.into_iter().chain(simt) {
         let layer = LayerDims { d_out: 256, d_in: 256 };
-        let shape = KronShape::kron(layer, Split { a_out: 4, a_in: 2 }, rank).expect("legal");
-        for dtype in Dtype::ALL {
+        let kron = |a_in| KronShape::kron(layer, Split { a_out: 4, a_in }, rank).expect("legal");
+        for (shape, dtype) in
+            [kron(1), kron(2), kron(4)].into_iter().flat_map(|s| Dtype::ALL.map(|dtype| (s, dtype)))
+        {
             for (pass, rows) in passes.into_iter().flatten() {
                 let problem = Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
                 used.extend(

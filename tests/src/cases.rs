@@ -107,7 +107,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Rows that reach every kernel, few and small enough for a tool that slows each access down.
-const FEW: [&str; 15] = [
+const FEW: [&str; 25] = [
     "distilbert",
     "whole-rank-4",
     "whole-rank-8",
@@ -116,6 +116,16 @@ const FEW: [&str; 15] = [
     "whole-rank-64",
     "whole-rank-128",
     "whole-lora",
+    "whole-lora-4",
+    "whole-lora-16",
+    "whole-column-32",
+    "whole-columns-4",
+    "whole-columns-8",
+    "whole-columns-16",
+    "whole-columns-32",
+    "whole-wide-4",
+    "whole-wide-8",
+    "whole-wide-16",
     "rank-3",
     "rank-13",
     "rank-24",
@@ -187,7 +197,7 @@ mod tests {
         let has = |what: &str, f: &dyn Fn(&Case) -> bool| assert!(cases.iter().any(f), "none has {what}");
         let names = |c: &Case, all: [&str; 2]| all.iter().all(|&name| kernels_of(c).contains(name));
         has("the parts of an A on tensor cores, to add up", &|c| {
-            c.kind == Kind::Kron && names(c, ["kron_dy_bf16_r8", "kron_reduce"])
+            c.kind == Kind::Kron && names(c, ["kron_dy_bf16_n8", "kron_reduce"])
         });
         for kind in [Kind::Kron, Kind::Lora, Kind::Krona] {
             has(&format!("{kind:?}"), &|c| c.kind == kind);

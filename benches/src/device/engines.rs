@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use kron_core::{Accum, Backend, Backward, Error, Forward, KronOp, Merge, Pass, Result, Theta};
+use kron_core::{Backend, Backward, Error, Forward, KronOp, Merge, Pass, Result, Theta};
 use kron_kernels::{DeviceSlice, DeviceSliceMut, Rows, RowsMut};
 use ndarray::Array2;
 
@@ -74,7 +74,7 @@ impl<E: Number> Engine<E> {
         &self.program.lens
     }
 
-    /// Adds the adapter's output to Y (the base layer overwrites it) and keeps T.
+    /// Adds the adapter's output to Y (a whole layer overwrites it) and keeps T.
     ///
     /// # Errors
     /// Fails if the device does.
@@ -82,7 +82,7 @@ impl<E: Number> Engine<E> {
         self.forward.iter().try_for_each(|step| self.queue(device, set, step))
     }
 
-    /// Adds to dX and to the gradient.
+    /// Adds to dX (`kron-first` overwrites it) and to the gradient.
     ///
     /// # Errors
     /// Fails if the device does.
@@ -191,16 +191,16 @@ impl<E: Number> Engine<E> {
             unsafe { DeviceSliceMut::from_raw(self.workspace.start(device), self.workspace.len()) };
         let theta = reads(Buffer::Theta)?;
         match call {
-            Call::Forward => {
+            Call::Forward(accum) => {
                 let (x, y) = (rows(Buffer::X, s.d_in())?, rows_mut(Buffer::Y, s.d_out(), n)?);
-                let (t, accum) = (writes(Buffer::T)?, Accum::Add);
+                let t = writes(Buffer::T)?;
                 device.cuda.forward(&op, Forward { theta, x, y, accum, t, workspace, dropout: None })
             }
-            Call::Backward | Call::Gradient => {
+            Call::Backward(_) | Call::Gradient => {
                 let (x, dy) = (rows(Buffer::X, s.d_in())?, rows(Buffer::Dy, s.d_out())?);
                 let (t, grad) = (reads(Buffer::T)?, writes(Buffer::Grad)?);
                 let dx = match call {
-                    Call::Backward => Some((rows_mut(Buffer::Dx, s.d_in(), n)?, Accum::Add)),
+                    Call::Backward(accum) => Some((rows_mut(Buffer::Dx, s.d_in(), n)?, accum)),
                     _ => None,
                 };
                 device.cuda.backward(&op, Backward { theta, x, t, dy, dx, grad, workspace, dropout: None })

@@ -147,7 +147,7 @@ impl<E: Number> Measure<E> for Bench {
         let Prepared { engine: calls, sweep } = engine;
         check_replay(device, calls, task)?;
         // A weight, or a whole ΔW, is the engine's own: a second set would find it in the caches.
-        let whole = kind.is_dense() || kind == Kind::MergePerStep;
+        let whole = kind.is_dense() || kind.needs_weight();
         let some = &sets[..if whole { 1 } else { sets.len() }];
         let forward = device.capture(|| some.iter().try_for_each(|set| calls.forward(device, set)))?;
         let back = || device.capture(|| some.iter().try_for_each(|set| calls.backward(device, set)));

@@ -13,10 +13,10 @@ use crate::problem::LayerTask;
 /// A call of kron-core's backend.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Call {
-    /// Y += adapter(X), and T.
-    Forward,
-    /// dX += …, gradient += ….
-    Backward,
+    /// Y (+)= adapter(X), and T.
+    Forward(Accum),
+    /// dX (+)= …, gradient += ….
+    Backward(Accum),
     /// Backward without dX: gradient += ….
     Gradient,
     /// ΔW, written or added to a buffer.
@@ -62,8 +62,9 @@ impl Program {
             (Kind::KronDense, LayerTask::Adapter(op)) => dense(&op, rows),
             (Kind::MergePerStep, LayerTask::Merge(op)) => merged(&op, rows),
             (Kind::LoraFused | Kind::KronFused, LayerTask::Adapter(_)) => {
-                (vec![Step::Ours(Call::Forward)], vec![Step::Ours(Call::Backward)])
+                (vec![Step::Ours(Call::Forward(Accum::Add))], vec![Step::Ours(Call::Backward(Accum::Add))])
             }
+            (Kind::KronFirst, LayerTask::Layer(op)) => first(&op, rows),
             _ => return Err(Error::Unsupported(format!("{} does not compute {problem:?}", kind.name()))),
         };
         let lens = lens(problem, rows, forward.iter().chain(&backward));
@@ -122,6 +123,20 @@ fn linear(d_out: usize, d_in: usize, n: usize) -> (Vec<Step>, Vec<Step>) {
     let forward = Product::new((n, d_out, d_in), x, w.t(), y);
     let backward = Product::new((n, d_in, d_out), dy, w, dx).added();
     (vec![Step::Product(forward)], vec![Step::Product(backward)])
+}
+
+/// `kron-first`: Y = adapter(X), Y += X·Wᵀ; dX = the adapter's, dX += dY·W.
+fn first(op: &KronOp, n: usize) -> (Vec<Step>, Vec<Step>) {
+    let (product, backward) = linear(op.shape.d_out(), op.shape.d_in(), n);
+    let added = |step| match step {
+        Step::Product(p) => Step::Product(p.added()),
+        ours => ours,
+    };
+    let after = |call, list: Vec<Step>| std::iter::once(Step::Ours(call)).chain(list.into_iter().map(added));
+    (
+        after(Call::Forward(Accum::Replace), product).collect(),
+        after(Call::Backward(Accum::Replace), backward).collect(),
+    )
 }
 
 /// `lora-gemm` and `kron-unfused`: T and U have the tokens in the middle, so that every

@@ -118,11 +118,14 @@ impl<E: Element> Interpreter<E> {
         }
         let mut t = self.memory.remove(&Buffer::T).unwrap();
         let mut grad = self.memory.remove(&Buffer::Grad).unwrap();
-        if call == Call::Forward {
-            let (x, y, t, accum) = (x.view(), y.view_mut(), t.as_mut_slice(), Accum::Add);
+        if let Call::Forward(accum) = call {
+            let (x, y, t) = (x.view(), y.view_mut(), t.as_mut_slice());
             cpu.forward(&op, Forward { theta, x, y, accum, t, workspace, dropout })?;
         } else {
-            let dx = (call == Call::Backward).then(|| (dx.view_mut(), Accum::Add));
+            let dx = match call {
+                Call::Backward(accum) => Some((dx.view_mut(), accum)),
+                _ => None,
+            };
             let (x, dy, t, grad) = (x.view(), dy.view(), t.as_slice(), grad.as_mut_slice());
             cpu.backward(&op, Backward { theta, x, t, dy, dx, grad, workspace, dropout })?;
         }
@@ -326,6 +329,16 @@ fn faults(p: &Product) -> Vec<(String, Product)> {
     list
 }
 
+/// Returns the step with an output that is added to in place of one that is replaced, or the reverse.
+fn other_accum(step: &Step) -> Option<Step> {
+    let other = |accum| if accum == Accum::Add { Accum::Replace } else { Accum::Add };
+    match *step {
+        Step::Ours(Call::Forward(accum)) => Some(Step::Ours(Call::Forward(other(accum)))),
+        Step::Ours(Call::Backward(accum)) => Some(Step::Ours(Call::Backward(other(accum)))),
+        _ => None,
+    }
+}
+
 /// A wrong size, stride, transposition or factor anywhere, and a step left out, is refused or seen.
 #[test]
 fn every_fault_in_a_program_is_noticed() {
@@ -348,6 +361,9 @@ fn every_fault_in_a_program_is_noticed() {
             let name = |what: &str| format!("{}, step {at}: {what}", kind.name());
             assert!(case.verify(change(None)).is_err(), "{}", name("left out"));
             let step = right.forward.iter().chain(&right.backward).nth(at);
+            if let Some(wrong) = step.and_then(other_accum) {
+                assert!(case.verify(change(Some(wrong))).is_err(), "{}", name("accum"));
+            }
             let Some(Step::Product(product)) = step else { continue };
             for (what, wrong) in faults(product) {
                 assert!(case.verify(change(Some(Step::Product(wrong)))).is_err(), "{}", name(&what));

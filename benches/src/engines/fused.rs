@@ -12,13 +12,16 @@ pub struct FusedEngine {
     grad: Vec<f32>,
     rows: usize,
     workspace: Vec<f32>,
+    accum: Accum,
 }
 
 impl FusedEngine {
-    pub fn new<E: Element>((op, theta): (KronOp, Theta), config: &EngineConfig<E>) -> Self {
+    /// Makes an engine that adds to Y and dX, or replaces them.
+    pub fn new<E: Element>((op, theta): (KronOp, Theta), config: &EngineConfig<E>, accum: Accum) -> Self {
         let len = |pass| config.cpu.workspace_len(&op, pass, config.rows);
         let workspace = vec![0.0; len(Pass::Forward).max(len(Pass::Backward { dx: true }))];
-        Self { cpu: config.cpu, op, theta, grad: vec![0.0; op.shape.params()], rows: config.rows, workspace }
+        let (cpu, rows, grad) = (config.cpu, config.rows, vec![0.0; op.shape.params()]);
+        Self { cpu, op, theta, grad, rows, workspace, accum }
     }
 }
 
@@ -33,7 +36,7 @@ impl<E: Element> Engine<E> for FusedEngine {
             theta: self.theta.as_slice(),
             x: set.x.view(),
             y: set.y.view_mut(),
-            accum: Accum::Add,
+            accum: self.accum,
             t: set.t.as_mut_slice(),
             workspace: self.workspace.as_mut_slice(),
             dropout: None,
@@ -47,7 +50,7 @@ impl<E: Element> Engine<E> for FusedEngine {
             x: set.x.view(),
             t: set.t.as_slice(),
             dy: set.dy.view(),
-            dx: Some((set.dx.view_mut(), Accum::Add)),
+            dx: Some((set.dx.view_mut(), self.accum)),
             grad: self.grad.as_mut_slice(),
             workspace: self.workspace.as_mut_slice(),
             dropout: None,

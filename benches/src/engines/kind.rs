@@ -25,6 +25,8 @@ pub enum Kind {
     KronFused,
     /// ΔW merged into the weight every step.
     MergePerStep,
+    /// Kron-LoRA on our kernels before the base product, which adds to it.
+    KronFirst,
 }
 
 /// A row of `engines.toml`.
@@ -58,7 +60,7 @@ pub fn table() -> &'static [Info] {
 
 impl Kind {
     /// All engines, in the order of `engines.toml`.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::Linear,
         Kind::LoraGemm,
         Kind::LoraFused,
@@ -66,6 +68,7 @@ impl Kind {
         Kind::KronDense,
         Kind::KronFused,
         Kind::MergePerStep,
+        Kind::KronFirst,
     ];
 
     /// Returns the name on the command line and in JSON.
@@ -78,17 +81,18 @@ impl Kind {
             Kind::KronDense => "kron-dense",
             Kind::KronFused => "kron-fused",
             Kind::MergePerStep => "merge-per-step",
+            Kind::KronFirst => "kron-first",
         }
     }
 
     /// Returns true for engines that multiply by a whole d_out × d_in matrix.
     pub const fn is_dense(self) -> bool {
-        matches!(self, Kind::Linear | Kind::KronDense)
+        matches!(self, Kind::Linear | Kind::KronDense | Kind::KronFirst)
     }
 
     /// Returns true for engines that are built from the frozen weight.
     pub const fn needs_weight(self) -> bool {
-        matches!(self, Kind::Linear | Kind::MergePerStep)
+        matches!(self, Kind::Linear | Kind::MergePerStep | Kind::KronFirst)
     }
 
     /// Returns the engine's problem on the layer of two adapters: Kron-LoRA's, and LoRA's.
@@ -98,6 +102,7 @@ impl Kind {
             Kind::LoraGemm | Kind::LoraFused => LayerTask::Adapter(lora),
             Kind::KronUnfused | Kind::KronDense | Kind::KronFused => LayerTask::Adapter(kron),
             Kind::MergePerStep => LayerTask::Merge(kron),
+            Kind::KronFirst => LayerTask::Layer(kron),
         }
     }
 

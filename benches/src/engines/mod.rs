@@ -1,6 +1,7 @@
-//! The seven engines on the CPU, and how one of them is chosen and built.
+//! The engines on the CPU, and how one of them is chosen and built.
 
 mod dense;
+mod first;
 mod fused;
 mod kind;
 mod linear;
@@ -9,7 +10,7 @@ mod merge;
 mod unfused;
 mod weight;
 
-use kron_core::{Element, KronOp, Result, Theta};
+use kron_core::{Accum, Element, KronOp, Result, Theta};
 
 use crate::autotune;
 use crate::data::Set;
@@ -57,7 +58,7 @@ pub fn choose<E: Element>(
     let make = |choice| build(kind, choice, problem, theta, &config);
     match kind {
         Kind::LoraFused | Kind::KronFused | Kind::MergePerStep => Ok(Choice::None),
-        Kind::Linear | Kind::KronDense | Kind::KronUnfused => {
+        Kind::Linear | Kind::KronDense | Kind::KronUnfused | Kind::KronFirst => {
             autotune::fastest(&GemmCrate::ALL.map(Choice::Crate), make, trial)
         }
         Kind::LoraGemm => {
@@ -85,10 +86,11 @@ pub fn build<E: Element>(
     };
     match (kind, choice) {
         (Kind::LoraFused | Kind::KronFused, Choice::None) => {
-            Box::new(fused::FusedEngine::new(adapter(), config))
+            Box::new(fused::FusedEngine::new(adapter(), config, Accum::Add))
         }
         (Kind::MergePerStep, Choice::None) => Box::new(merge::MergeEngine::new(adapter(), weight(), config)),
         (Kind::Linear, Choice::Crate(l)) => Box::new(linear::Linear::new(weight(), l, config)),
+        (Kind::KronFirst, Choice::Crate(l)) => Box::new(first::First::new(adapter(), weight(), l, config)),
         (Kind::KronDense, Choice::Crate(l)) => Box::new(dense::Dense::new(adapter(), l, config)),
         (Kind::KronUnfused, Choice::Crate(l)) => Box::new(unfused::Unfused::new(adapter(), l, config)),
         (Kind::LoraGemm, Choice::Strategies(f, b)) => {

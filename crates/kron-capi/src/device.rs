@@ -1,11 +1,39 @@
 //! CUDA devices, in builds that have them; and operands on any device, the emulation's included.
 
+use std::cell::Cell;
 use std::ffi::c_int;
 
 use kron_core::{Element, Error, Result};
-use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Launcher, Rows, RowsMut};
+use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, KeyHandle, Launcher, Rows, RowsMut};
 
 use crate::pointers::{FromPointers, Matrix};
+use crate::types::KronKey;
+
+thread_local! {
+    static KEY: Cell<*const KronKey> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Takes the key in device memory of this thread's calls to come.
+pub(crate) fn set_key(key: *const KronKey) -> Result<()> {
+    if !key.is_aligned() {
+        return Err(crate::refuse(
+            "key",
+            format!("the address {:#x}", key.addr()),
+            "its numbers have 8 bytes",
+        ));
+    }
+    KEY.set(key);
+    Ok(())
+}
+
+/// Returns a device whose calls add the thread's key in device memory to their own.
+pub(crate) fn keyed<L: Launcher>(on: Cuda<L>) -> Cuda<L> {
+    match KEY.get() {
+        key if key.is_null() => on,
+        // SAFETY: `set_key` has checked the alignment, and `kron_set_device_key` requires the numbers to be valid.
+        key => on.with_key(unsafe { KeyHandle::from_raw(key as u64) }),
+    }
+}
 
 /// A CUDA device, on the stream that the caller named.
 #[cfg(feature = "cuda")]

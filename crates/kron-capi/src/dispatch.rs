@@ -19,10 +19,10 @@ pub(crate) fn dispatch(device: Option<KronDevice>, job: impl Job) -> Result<()> 
         // A release build has no emulation, even where another crate or its tests turn the feature on.
         #[cfg(all(feature = "emulate", debug_assertions))]
         Some(KronDevice { device: crate::KRON_EMULATED, .. }) => {
-            job.on(&kron_kernels::Cuda::with(kron_kernels::Emulated::new()))
+            job.on(&device::keyed(kron_kernels::Cuda::with(kron_kernels::Emulated::new())))
         }
         #[cfg(feature = "cuda")]
-        Some(device) => job.on(&device::open(device)?),
+        Some(device) => job.on(&device::keyed(device::open(device)?)),
         #[cfg(not(feature = "cuda"))]
         Some(_) => Err(device::without_cuda()),
     }

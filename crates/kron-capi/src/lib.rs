@@ -59,6 +59,20 @@ pub unsafe extern "C" fn kron_set_runner(runner: KronRunner) {
     team::set(runner);
 }
 
+/// Sets a key in device memory, whose numbers are added to those of the key of each of this thread's calls on a
+/// device, modulo 2⁶⁴. They are read when the call's kernels run, so that each replay of a captured graph can have
+/// another mask of dropout: change them between replays, and keep them from a step's forward to its backward. Null
+/// adds nothing, as at the beginning. A call whose own key is null drops nothing.
+///
+/// # Safety
+/// `key` is null or points to a KronKey in memory of the device of each call that this thread makes, for as long as
+/// it is set and as work runs that was queued meanwhile, replays included.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_set_device_key(key: *const KronKey) -> c_int {
+    status::guard(|| device::set_key(key))
+}
+
 /// Writes the number of CUDA devices to *count.
 ///
 /// # Safety

@@ -9,10 +9,14 @@
 #define KRON_DEVICE inline
 #define KRON_CONSTEXPR constexpr
 #define KRON_UNROLL
+#define KRON_UNROLL_N static_assert(UNROLL > 0, "a number of copies");
+#define KRON_ROLLED
 #define KRON_KERNEL(name, threads)                                                                                     \
   static void name(const KronParams &p);                                                                               \
   static const emu::Register register_##name(#name, name, threads);                                                    \
   static void name(const KronParams &p)
+
+#define KRON_KERNEL_RESIDENT(name, threads, blocks) KRON_KERNEL(name, threads)
 
 #define threadIdx (emu::thread_index())
 #define blockIdx (emu::block_index())

@@ -2,7 +2,7 @@
 #pragma once
 #include "ptx/kernel.cuh"
 
-/// Starts a copy of 16 bytes to shared memory; zeros instead when `valid` is false.
+/// Starts a copy of 16 bytes to shared memory; zeros instead when `valid` is false, and `global` is not read.
 KRON_DEVICE void cp_async16(void *shared, const void *global, bool valid) {
   const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");

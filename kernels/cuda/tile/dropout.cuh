@@ -8,11 +8,14 @@
 /// Mask of the columns 8·block … 8·block + 7 of X's row `token`: bit k is set
 /// if column 8·block + k is kept.  Philox4x32-10 (Salmon et al., SC 2011), counter
 /// (token·⌈d_in/8⌉ + block, offset), key `seed`; column k takes 16 of its bits.
+/// The numbers in memory are read here, at each launch of a captured graph anew.
 KRON_DEVICE uint32_t keep_mask(const KronParams &p, int64_t token, int64_t block) {
   const int64_t d_in = int64_t(p.a_in) * p.c_in;
   const uint64_t counter = uint64_t(token) * uint64_t((d_in + 7) / 8) + uint64_t(block);
-  uint32_t c[4] = {uint32_t(counter), uint32_t(counter >> 32), uint32_t(p.offset), uint32_t(p.offset >> 32)};
-  uint32_t k0 = uint32_t(p.seed), k1 = uint32_t(p.seed >> 32);
+  uint64_t seed = p.seed, offset = p.offset;
+  if (p.key) seed += p.key[0], offset += p.key[1];
+  uint32_t c[4] = {uint32_t(counter), uint32_t(counter >> 32), uint32_t(offset), uint32_t(offset >> 32)};
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint32_t low0 = 0xD2511F53u * c[0], high0 = __umulhi(0xD2511F53u, c[0]);
     const uint32_t low1 = 0xCD9E8D57u * c[2], high1 = __umulhi(0xCD9E8D57u, c[2]);

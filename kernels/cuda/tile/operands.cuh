@@ -48,17 +48,17 @@ KRON_DEVICE int64_t ab_len(const KronParams &p) {
   return (p.a ? int64_t(p.a_out) * p.a_in : 0) + (p.b ? int64_t(p.b_out) * p.rank : 0);
 }
 
-/// Element `at` of [dA | dB]: s times the sum of its parts, which are unscaled.
-KRON_DEVICE float load_ab(const KronParams &p, int64_t at) {
+/// A lane's partial sum of element `at` of [dA | dB], without s.
+KRON_DEVICE float load_ab(const KronParams &p, int64_t at, Lane lane = {}) {
   const int64_t b_len = p.b ? int64_t(p.b_out) * p.rank : 0, a_len = ab_len(p) - b_len;
-  return p.scale * (at < a_len ? load_sum(p.da_parts, p.da_splits, a_len, at)
-                               : load_sum(p.db_parts, p.db_splits, b_len, at - a_len));
+  return at < a_len ? load_sum(p.da_parts, p.da_splits, a_len, at, lane)
+                    : load_sum(p.db_parts, p.db_splits, b_len, at - a_len, lane);
 }
 
-/// grad += dA and dB, distributed over all threads of the grid.
+/// grad += dA and dB, s times the sums of their parts, distributed over all threads of the grid.
 KRON_DEVICE void add_ab(const KronParams &p, int threads) {
   for (int64_t at = int64_t(blockIdx.x) * threads + threadIdx.x; at < ab_len(p); at += int64_t(gridDim.x) * threads)
-    p.grad[at] += load_ab(p, at);
+    p.grad[at] += p.scale * load_ab(p, at);
 }
 
 /// Stores the old value plus v, or v, with one rounding.

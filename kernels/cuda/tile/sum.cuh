@@ -61,3 +61,22 @@ template <class Int, class Sum, class Put> KRON_DEVICE void block_sum(float *scr
   for (int at = thread; at < threads / step * width; at += width) value += scratch[at];
   put(Int(thread), value);
 }
+
+/// Four neighbouring elements of a sum of parts, in the order of the parts, four loads at a time; zeros if not `valid`.
+KRON_DEVICE Float4 load_sum4(const float *parts, int splits, int64_t length, bool valid) {
+  constexpr int LOADS = 4;
+  Float4 sum = {};
+  if (!valid) return sum;
+  KRON_ROLLED
+  for (int s = 0; s < splits; s += LOADS, parts += LOADS * length) {
+    Float4 part[LOADS];
+    KRON_UNROLL
+    for (int i = 0; i < LOADS; ++i) {
+      part[i] = {};
+      if (s + i < splits) part[i] = *reinterpret_cast<const Float4 *>(parts + i * length);
+    }
+    KRON_UNROLL
+    for (int i = 0; i < LOADS; ++i) sum.x += part[i].x, sum.y += part[i].y, sum.z += part[i].z, sum.w += part[i].w;
+  }
+  return sum;
+}

@@ -25,11 +25,25 @@ template <int COLS> KRON_DEVICE int swizzled(int row, int chunk) {
   return row * COLS + ((chunk & ~7) | ((chunk ^ row) & 7)) * 8;
 }
 
-/// Calls f(row, chunk) for this thread's chunks of a ROWS × COLS tile.
-template <int ROWS, int COLS, int THREADS, class F> KRON_DEVICE void each_chunk(F f) {
-  KRON_UNROLL
-  for (int e = threadIdx.x; e < ROWS * COLS / 8; e += THREADS) f(e / (COLS / 8), e % (COLS / 8));
-}
+/// A block's chunks of a ROWS × COLS tile: each thread has one column of chunks, and PIECES rows STEP apart.
+template <int ROWS, int COLS, int THREADS> struct Pieces {
+  static constexpr int COUNT = ROWS * COLS / 8 / THREADS, STEP = THREADS / (COLS / 8);
+  static_assert(COUNT * THREADS * 8 == ROWS * COLS && STEP % 8 == 0, "every thread has whole pieces in one bank group");
+  int row, chunk; // of the first piece
+  KRON_DEVICE Pieces() : row(threadIdx.x / (COLS / 8)), chunk(threadIdx.x % (COLS / 8)) {}
+  /// Element offset of piece k in the tile: `row` % 8 is the same for all pieces.
+  KRON_DEVICE int at(int k) const { return swizzled<COLS>(row, chunk) + k * STEP * COLS; }
+};
+
+/// The tiles begin … end − 1 of one of `p.row_chunks` equal chunks: their lengths differ by at most one.
+struct TileRange {
+  int begin, end;
+  KRON_DEVICE TileRange(const KronParams &p, int chunk) {
+    const int least = p.tiles / p.row_chunks, longer = p.tiles % p.row_chunks;
+    begin = chunk * least + (chunk < longer ? chunk : longer);
+    end = begin + least + (chunk < longer ? 1 : 0);
+  }
+};
 
 /// Zeroes the dropped elements of one chunk in shared memory, by the thread that copied it.
 KRON_DEVICE void drop_chunk(const KronParams &p, void *chunk, int64_t token, int64_t col) {
@@ -54,27 +68,40 @@ KRON_DEVICE void load_a16_transposed(uint32_t (&a)[4], const E *tile, int m0, in
   ldmatrix<4, true>(a, tile + swizzled<COLS>(m0 + lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2) KRON_SITE_PASS);
 }
 
-/// Loads the B fragment of rows m0 … m0 + 15 (the sum) and columns q0 … q0 + 7 of a tile of width r.
-template <int R, class E> KRON_DEVICE void load_b16(uint32_t (&b)[2], const E *tile, int m0, int q0 KRON_SITE_ARG) {
-  const int lane = threadIdx.x % 32;
-  ldmatrix<2, true>(b, tile + (m0 + lane % 16) * pitch(R) + q0 KRON_SITE_PASS);
+/// Loads two B fragments from a tile of width R, rounded up to 8: rows m0 … (the sum) and columns q0 ….
+/// They lie side by side along q, or if the tile has only 8 columns along m.
+template <int R, class E> KRON_DEVICE void load_b16_pair(uint32_t (&b)[2][2], const E *tile, int m0, int q0 KRON_SITE_ARG) {
+  const int lane = threadIdx.x % 32, row = R > 8 ? lane % 16 : lane, col = R > 8 ? lane / 16 * 8 : 0;
+  ldmatrix<4, true>(b[0], tile + (m0 + row) * pitch(R) + q0 + col KRON_SITE_PASS);
+}
+
+/// Adds A·B over the 16·STEPS rows of a tile B of width R for N fragments from column q0: sum[t] is the D fragment
+/// of the rows of A × q0 + 8t …; load_a(a, k) loads the A fragment of the rows 16·k … 16·k + 15 of B.
+template <class E, int R, int STEPS, int N, class A>
+KRON_DEVICE void multiply(float (&sum)[N][4], const E *tile, int q0, A load_a KRON_SITE_ARG) {
+  constexpr int K = R > 8 ? 1 : 2, T = 2 / K; // fragments of a pair along the sum, and along q
+  static_assert(STEPS % K == 0 && N % T == 0, "whole pairs");
+  KRON_UNROLL
+  for (int k = 0; k < STEPS; k += K) {
+    uint32_t a[K][4];
+    KRON_UNROLL
+    for (int i = 0; i < K; ++i) load_a(a[i], k + i);
+    KRON_UNROLL
+    for (int t = 0; t < N; t += T) {
+      uint32_t b[2][2];
+      load_b16_pair<R>(b, tile, 16 * k, q0 + 8 * t KRON_SITE_PASS);
+      KRON_UNROLL
+      for (int i = 0; i < 2; ++i) mma<E, 16>(sum[t + (K == 1 ? i : 0)], a[K == 1 ? 0 : i], b[i] KRON_SITE_PASS);
+    }
+  }
 }
 
 /// outer: adds Yᵀ·U over ROWS rows for 16 columns of Y from `chunk`, all q.
 /// sum[t] is the D fragment of columns (rows of D) × q = 8t … 8t + 7.
 template <class E, int R, int ROWS, int COLS>
 KRON_DEVICE void outer(float (&sum)[padded(R) / 8][4], const E *y, int chunk, const E *u KRON_SITE_ARG) {
-  KRON_UNROLL
-  for (int m0 = 0; m0 < ROWS; m0 += 16) {
-    uint32_t a[4];
-    load_a16_transposed<COLS>(a, y, m0, chunk KRON_SITE_PASS);
-    KRON_UNROLL
-    for (int t = 0; t < padded(R) / 8; ++t) {
-      uint32_t b[2];
-      load_b16<padded(R)>(b, u, m0, 8 * t KRON_SITE_PASS);
-      mma<E, 16>(sum[t], a, b KRON_SITE_PASS);
-    }
-  }
+  multiply<E, padded(R), ROWS / 16>(
+      sum, u, 0, [&](uint32_t (&a)[4], int k) { load_a16_transposed<COLS>(a, y, 16 * k, chunk KRON_SITE_PASS); } KRON_SITE_PASS);
 }
 
 /// The B fragments of 32 columns for `expand`.  Column c of fragment t is column
@@ -135,7 +162,10 @@ template <class E> KRON_DEVICE void put8(E *at, const Vec4 &old, const float (&v
   *reinterpret_cast<Vec4 *>(at) = {now[0], now[1], now[2], now[3]};
 }
 
-/// Expands KRON_RANK(E, R) for every dtype and rank with a tensor-core kernel.
+/// Expands KRON_RANK(E, R) for every dtype and rank with a tensor-core kernel, and for the low ranks alone.
+#define KRON_TENSOR_CORE_LOW(KRON_RANK)                                                                                \
+  KRON_RANK(f16, 4) KRON_RANK(f16, 8) KRON_RANK(f16, 16) KRON_RANK(f16, 32)                                            \
+  KRON_RANK(bf16, 4) KRON_RANK(bf16, 8) KRON_RANK(bf16, 16) KRON_RANK(bf16, 32)
 #define KRON_TENSOR_CORE(KRON_RANK)                                                                                    \
-  KRON_RANK(f16, 4) KRON_RANK(f16, 8) KRON_RANK(f16, 16) KRON_RANK(f16, 32) KRON_RANK(f16, 64) KRON_RANK(f16, 128)     \
-  KRON_RANK(bf16, 4) KRON_RANK(bf16, 8) KRON_RANK(bf16, 16) KRON_RANK(bf16, 32) KRON_RANK(bf16, 64) KRON_RANK(bf16, 128)
+  KRON_TENSOR_CORE_LOW(KRON_RANK)                                                                                      \
+  KRON_RANK(f16, 64) KRON_RANK(f16, 128) KRON_RANK(bf16, 64) KRON_RANK(bf16, 128)

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, result, sys};
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::kernels::{Kernels, unavailable};
 use crate::Problem;
@@ -19,6 +19,8 @@ pub struct Gpu {
     context: Arc<CudaContext>,
     kernels: Arc<Kernels>,
     blocks: usize,
+    /// True if the device can start a kernel before the one before it has ended: from sm_90 on.
+    early: bool,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -78,7 +80,8 @@ impl Gpu {
         }
         let context = CudaContext::new(ordinal).map_err(|e| unavailable("the device's context", e))?;
         let kernels = Kernels::of(&context)?;
-        Ok(Self { context, kernels, blocks: BLOCKS })
+        let (major, _) = context.compute_capability().map_err(|e| unavailable("the device's context", e))?;
+        Ok(Self { context, kernels, blocks: BLOCKS, early: major >= 9 })
     }
 
     /// Sets the number of blocks that plans aim at. With few blocks each takes many steps even in a small
@@ -102,24 +105,54 @@ impl Launcher for Gpu {
         self.context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
         let function = self.kernels.function(&step.kernel)?;
         let mut arguments = [params as *const KronParams as *mut c_void];
-        // SAFETY: every kernel takes one KronParams by value, which the driver
-        // copies during the call; the caller vouches for its pointers, and the
-        // maker of the stream handle for the stream.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (step.grid, 1, 1),
-                (step.block, 1, 1),
-                step.shared,
-                stream.raw() as sys::CUstream,
-                &mut arguments,
-            )
-        }
-        .map_err(|e| {
+        let stream = stream.raw() as sys::CUstream;
+        let launched = if step.early && self.early {
+            // SAFETY: as below; every kernel waits for those before it before it touches memory, and the
+            // kernel before is of the same call, so that it runs on the same stream.
+            unsafe { launch_early(function, step, stream, &mut arguments) }
+        } else {
+            let (grid, block) = ((step.grid, 1, 1), (step.block, 1, 1));
+            // SAFETY: every kernel takes one KronParams by value, which the driver
+            // copies during the call; the caller vouches for its pointers, and the
+            // maker of the stream handle for the stream.
+            unsafe { result::launch_kernel(function, grid, block, step.shared, stream, &mut arguments) }
+        };
+        launched.map_err(|e| {
             Error::Device(format!(
                 "{} with {} blocks of {} threads and {} bytes of shared memory: {e:?}",
                 step.kernel, step.grid, step.block, step.shared
             ))
         })
     }
+}
+
+/// Queues a launch that may start before the kernel before it has ended.
+///
+/// # Safety
+/// As for [`result::launch_kernel`]; the kernel waits for those before it before it touches memory.
+unsafe fn launch_early(
+    function: sys::CUfunction,
+    step: &Step,
+    stream: sys::CUstream,
+    arguments: &mut [*mut c_void],
+) -> Result<(), DriverError> {
+    let mut early = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: step.grid,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: step.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: step.shared,
+        hStream: stream,
+        attrs: &mut early,
+        numAttrs: 1,
+    };
+    // SAFETY: the caller's promise; the configuration and its attribute live through the call.
+    unsafe { sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), std::ptr::null_mut()) }.result()
 }

@@ -23,9 +23,26 @@ pub struct Step {
     pub cols: u32,
     /// Chunks of a sum over tokens.
     pub row_chunks: u32,
-    /// Rows of a chunk.
+    /// Rows of a chunk; 0 where tiles of rows are divided evenly.
     pub chunk_rows: u64,
+    /// Tiles of rows that the chunks divide evenly; 0 where chunks have a number of rows.
+    pub tiles: u32,
+    /// Blocks that a multiprocessor of sm_90a holds at a time.
+    pub resident: u32,
+    /// True if the kernel may start while the one before it runs, from sm_90 on. It then waits for its end.
+    pub early: bool,
 }
+
+impl Step {
+    /// Returns the rounds of blocks that an H200 needs, with `resident` blocks on each of its
+    /// 132 multiprocessors in a round.
+    pub fn waves(&self) -> f64 {
+        f64::from(self.grid) / f64::from(self.resident * MULTIPROCESSORS)
+    }
+}
+
+/// Multiprocessors of an H200, the largest GPU with a table of resident blocks.
+pub const MULTIPROCESSORS: u32 = 132;
 
 /// Position of a sum's parts in the workspace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,7 +109,12 @@ impl fmt::Display for LaunchPlan {
             if s.cols > 0 {
                 write!(out, "{} column tiles of {}, ", s.col_tiles, s.cols)?;
             }
-            writeln!(out, "{} chunks of {} rows", s.row_chunks, s.chunk_rows)?;
+            match s.tiles {
+                0 => write!(out, "{} chunks of {} rows", s.row_chunks, s.chunk_rows)?,
+                tiles => write!(out, "{tiles} tiles in {} chunks", s.row_chunks)?,
+            }
+            let early = if s.early { ", starts early" } else { "" };
+            writeln!(out, ", {} resident, {:.2} waves{early}", s.resident, s.waves())?;
         }
         writeln!(
             out,

@@ -5,10 +5,12 @@
 
 mod columns;
 mod cost;
+mod grid;
 mod launches;
 mod planner;
 mod scratch;
+mod tensor_core;
 
-pub use launches::{LaunchPlan, Parts, Step};
+pub use launches::{LaunchPlan, MULTIPROCESSORS, Parts, Step};
 pub use planner::BLOCKS;
 pub use scratch::workspace_len;

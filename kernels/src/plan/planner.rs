@@ -4,10 +4,11 @@ use arrayvec::ArrayVec;
 
 use super::columns::{Cols, even, even_columns, narrow};
 use super::cost;
+use super::grid::{Chip, step_bytes};
 use super::launches::{LaunchPlan, Parts, Step};
 use crate::names::{Tile, name};
 use crate::problem::{Problem, check_rows, check_sizes};
-use crate::tiles::{self, ROWS, SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, simt_cols, simt_shared};
+use crate::tiles::{self, ROWS, SMALL_M, TENSOR_CORE_RANKS, simt_cols, simt_shared};
 use kron_core::{Dtype, Error, KronShape, Pass, Result};
 
 /// Number of blocks that fills the largest GPU twice; splits aim at it.
@@ -21,6 +22,9 @@ pub(super) const MAX_CHUNKS: usize = 128;
 pub(super) const SIMT_CHUNKS: usize = 32;
 /// Elements of scratch that are reserved at a time: 256 bytes.
 pub(super) const RESERVED: usize = 64;
+/// Bytes of a call's floor for each launch after the first, below which latency counts: those that an H200
+/// moves in five times the estimated 1.5 µs of a launch in a graph.
+const EARLY_BYTES: u128 = 32 << 20;
 /// Largest number of blocks of a grid.
 const MAX_GRID: u128 = i32::MAX as u128;
 
@@ -59,10 +63,10 @@ pub(super) fn longest_chunk(shape: &KronShape) -> usize {
 }
 
 /// Builds a plan step by step.
-struct Planner<'a> {
-    problem: &'a Problem,
-    blocks: usize,
-    plan: LaunchPlan,
+pub(super) struct Planner<'a> {
+    pub problem: &'a Problem,
+    pub blocks: usize,
+    pub plan: LaunchPlan,
 }
 
 impl<'a> Planner<'a> {
@@ -121,6 +125,8 @@ impl<'a> Planner<'a> {
         let slice = if small_m {
             let parts = cost::parts(step * shape.c_in().div_ceil(stage), n * shape.t_row(), sums);
             even_columns(shape.c_in(), parts.min(self.one_wave() / (tiles * q_tiles.tiles)), stage)
+        } else if tensor_cores {
+            self.slice(tiles)
         } else {
             let wanted = self.blocks.div_ceil(tiles).clamp(1, shape.c_in().div_ceil(MIN_SLICE));
             shape.c_in().div_ceil(wanted).next_multiple_of(tiles::down::COLS)
@@ -151,10 +157,37 @@ impl<'a> Planner<'a> {
             return self.step("up", Tile::Simt(64), &up, tiles::SIMT_THREADS, shared, cols);
         }
         self.step("down", Tile::TensorCore(r), &down, tiles::down::THREADS, tiles::down::shared(r), q_tiles)?;
+        self.set_resident(tiles::down::resident(r));
         // At small m all threads of a block add up T's parts.
         let warps = if small_m { tiles::up::WARPS } else { shape.b_out().div_ceil(tiles::up::WARP_COLS) };
-        let threads = 32 * warps.min(tiles::up::WARPS) as u32;
-        self.step("up", Tile::TensorCore(r), &up, threads, tiles::up::shared(r), cols)
+        let warps = warps.min(tiles::up::WARPS);
+        let tile = if small_m { Tile::SmallM(r) } else { Tile::TensorCore(r) };
+        self.step("up", tile, &up, 32 * warps as u32, tiles::up::shared(r, small_m), cols)?;
+        self.set_resident(if small_m { 1 } else { tiles::up::resident(r, warps) });
+        Ok(())
+    }
+
+    /// Returns the columns of a slice of c_in in `down` on tensor cores above small m.
+    fn slice(&self, tiles: usize) -> usize {
+        let (shape, r) = (self.problem.shape, self.problem.shape.width());
+        let (chip, columns) = (Chip::new(self.blocks, tiles::down::resident(r)), tiles::down::COLS);
+        let mut best = (u128::MAX, shape.c_in());
+        for target in chip.targets() {
+            let wanted = (target / tiles).clamp(1, shape.c_in().div_ceil(columns));
+            // Equal slices: the last is at most one stage shorter.
+            let slice_of = |wanted| shape.c_in().div_ceil(wanted).next_multiple_of(columns);
+            let equal = |slice: usize| (shape.c_in() - 1) % slice + 1 + columns > slice - columns;
+            let Some(slice) = (1..=wanted).rev().map(slice_of).find(|&slice| equal(slice)) else { continue };
+            let slices = shape.c_in().div_ceil(slice);
+            let step = step_bytes(2 * ROWS * columns, 4 * (90 + 4 * r));
+            // Parts of T are written once, and read by the column tiles of `up`.
+            let parts = if slices > 1 { 12 * slices * self.problem.rows * shape.t_row() } else { 0 };
+            let cost = chip.cost(tiles * slices, slice / columns, step, parts);
+            if cost < best.0 {
+                best = (cost, slice);
+            }
+        }
+        best.1
     }
 
     fn backward(&mut self, dx: bool) -> Result<()> {
@@ -234,76 +267,19 @@ impl<'a> Planner<'a> {
         self.step("dx", tile, &[blocks], threads, shared, Cols::of(shape.c_in(), tiles::small_m::COLS))
     }
 
-    /// Plans `dy`, `dx` and, above small m, `reduce`. Returns false if a row of T or A is
-    /// too large for a block's shared memory.
-    fn tensor_core_backward(&mut self, dx: bool) -> Result<bool> {
-        let (shape, n) = (self.problem.shape, self.problem.rows);
-        let (r, small_m) = (shape.width(), n <= SMALL_M);
-        let m = n * shape.a_in();
-        // Over dY: chunks of tokens first, because their parts are small; then groups of i, then columns.
-        let (tiles, widest) = (n.div_ceil(tiles::dy::rows(r)), tiles::dy::COLS);
-        let cols = shape.b_out().div_ceil(widest);
-        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols).min(MAX_CHUNKS));
-        let chunks = tiles.div_ceil(per_chunk);
-        let parts = if small_m {
-            let work = cost::tensor_core_step(r) * shape.a_out() * cols;
-            cost::parts(work, n * shape.t_row(), m.min(ROWS) * tiles::padded(r)).min(self.one_wave() / chunks)
-        } else {
-            self.blocks.div_ceil(chunks)
-        };
-        let mut group = shape.a_out().div_ceil(parts.div_ceil(cols).clamp(1, shape.a_out()));
-        while group > 1 && tiles::dy::shared(r, shape.a_in(), group) > SHARED_LIMIT {
-            group = group.div_ceil(2);
-        }
-        let groups = shape.a_out().div_ceil(group);
-        let width =
-            if small_m { even_columns(shape.b_out(), (parts / groups).max(cols), widest) } else { widest };
-        let cols = Cols::of(shape.b_out(), width);
-        let shared = tiles::dy::shared(r, shape.a_in(), group);
-        if shared > SHARED_LIMIT {
-            return Ok(false);
-        }
-        (self.plan.a_row_groups, self.plan.rows_per_group) = (groups, group);
-        self.plan.dt = self.reserve(groups * cols.tiles, n * shape.t_row());
-        if shape.a_len() > 0 {
-            self.plan.da = self.reserve(chunks * cols.tiles, shape.a_len());
-        }
-        self.plan.db = self.reserve(chunks * groups, shape.b_len());
-        self.step("dy", Tile::TensorCore(r), &[groups, chunks], tiles::dy::THREADS, shared, cols)?;
-        self.set_chunks(chunks, per_chunk * tiles::dy::rows(r));
-        // Over X: rows m = (token, j).
-        let (tiles, widest) = (m.div_ceil(ROWS), tiles::dx::COLS);
-        let (threads, shared) = (tiles::dx::THREADS, tiles::dx::shared(r));
-        if small_m {
-            // One block of a column tile computes dC, each other one a tile of dX.
-            let blocks = 1 + if dx { tiles } else { 0 };
-            let loads = self.plan.dt.count * n * shape.t_row() * if dx { 2 } else { 1 };
-            let work = cost::tensor_core_step(r) * shape.c_in().div_ceil(widest);
-            let cols = cost::column_tiles(work, shape.c_len() + n * shape.d_in(), loads)
-                .min(self.one_wave() / blocks);
-            let cols = Cols::of(shape.c_in(), narrow(shape.c_in() / cols.max(1), 32, widest));
-            self.step("dx", Tile::TensorCore(r), &[blocks], threads, shared, cols)?;
-            self.set_chunks(blocks, ROWS);
-            return Ok(true);
-        }
-        let cols = Cols::of(shape.c_in(), widest);
-        let per_chunk = tiles.div_ceil(self.blocks.div_ceil(cols.tiles).min(MAX_CHUNKS));
-        let chunks = tiles.div_ceil(per_chunk);
-        self.plan.dc = self.reserve(chunks, shape.c_len());
-        self.step("dx", Tile::TensorCore(r), &[chunks], threads, shared, cols)?;
-        self.set_chunks(chunks, per_chunk * ROWS);
-        self.reduce()?;
-        Ok(true)
-    }
-
     /// Number of blocks that gives every multiprocessor of the largest GPU one.
-    fn one_wave(&self) -> usize {
+    pub(super) fn one_wave(&self) -> usize {
         self.blocks.div_ceil(2)
     }
 
-    fn reduce(&mut self) -> Result<()> {
-        let blocks = self.problem.shape.params().div_ceil(256);
-        self.step("reduce", Tile::None, &[blocks], tiles::SIMT_THREADS, 0, Cols::ONE)
+    /// Adds `reduce`; its blocks divide θ evenly.
+    pub(super) fn reduce(&mut self) -> Result<()> {
+        use tiles::reduce::{RESIDENT, SHARED, WIDTH};
+        let slots = (self.blocks * RESIDENT / 2).max(1);
+        let blocks = self.problem.shape.params().div_ceil(WIDTH).min(slots);
+        self.step("reduce", Tile::None, &[blocks], tiles::SIMT_THREADS, SHARED, Cols::ONE)?;
+        self.set_resident(RESIDENT);
+        Ok(())
     }
 
     fn merge(&mut self) -> Result<()> {
@@ -314,7 +290,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Reserves scratch for `count` parts of `len` elements, in whole units of [`RESERVED`].
-    fn reserve(&mut self, count: usize, len: usize) -> Parts {
+    pub(super) fn reserve(&mut self, count: usize, len: usize) -> Parts {
         let offset = self.plan.workspace;
         // A saturated sum belongs to a plan with more blocks than a grid has, which is refused.
         let len = count.saturating_mul(len).checked_next_multiple_of(RESERVED).unwrap_or(usize::MAX);
@@ -322,11 +298,29 @@ impl<'a> Planner<'a> {
         Parts { offset, count }
     }
 
-    /// Sets the chunks of the last step.
-    fn set_chunks(&mut self, chunks: usize, rows: usize) {
+    /// Sets the blocks of the last step that a multiprocessor holds.
+    pub(super) fn set_resident(&mut self, resident: usize) {
         if let Some(step) = self.plan.steps.last_mut() {
-            (step.row_chunks, step.chunk_rows) = (chunks as u32, rows as u64);
+            step.resident = resident as u32;
         }
+    }
+
+    /// Divides tiles of rows among the chunks of the last step.
+    pub(super) fn set_tiles(&mut self, tiles: usize, chunks: usize, resident: usize) -> Result<()> {
+        let Ok(count) = u32::try_from(tiles)
+            .map_err(drop)
+            .and_then(|t| if t <= MAX_GRID as u32 { Ok(t) } else { Err(()) })
+        else {
+            return Err(Error::Shape(format!(
+                "{} rows of {} are {tiles} tiles, but a kernel counts at most {MAX_GRID}",
+                self.problem.rows, self.problem.shape
+            )));
+        };
+        if let Some(step) = self.plan.steps.last_mut() {
+            (step.row_chunks, step.chunk_rows, step.tiles) = (chunks as u32, 0, count);
+        }
+        self.set_resident(resident);
+        Ok(())
     }
 
     /// Adds a step on the SIMT tile.
@@ -336,7 +330,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds a step; fails if a grid cannot have its blocks.
-    fn step(
+    pub(super) fn step(
         &mut self,
         pass: &str,
         tile: Tile,
@@ -361,6 +355,9 @@ impl<'a> Planner<'a> {
             cols: cols.width as u32,
             row_chunks: 1,
             chunk_rows: self.problem.rows as u64,
+            tiles: 0,
+            resident: tiles::SIMT_RESIDENT as u32,
+            early: false,
         });
         Ok(())
     }
@@ -381,6 +378,10 @@ impl<'a> Planner<'a> {
             (_, Pass::Merge) => n * e * writes * d_in + 4 * params,
         };
         self.plan.bytes = self.plan.floor_bytes + 2 * 4 * self.plan.workspace as u128;
+        // Where the launches after the first are a large part of the call's time, each starts early.
+        let later = self.plan.steps.len().saturating_sub(1);
+        let latency_counts = self.plan.floor_bytes < EARLY_BYTES * later as u128;
+        self.plan.steps.iter_mut().skip(1).for_each(|step| step.early = latency_counts);
         self.plan
     }
 }

@@ -5,9 +5,11 @@
 //! for every call over at most `rows` rows. `⌈a/b⌉ < a/b + 1` gives the sums in them.
 
 use super::cost;
+use super::grid::Chip;
 use super::planner::{
     BLOCKS, MAX_CHUNKS, MIN_SLICE, RESERVED, SIMT_CHUNKS, longest_chunk, tensor_core_shape,
 };
+use super::tensor_core::least_groups;
 use crate::problem::{check_rows, check_sizes};
 use crate::tiles::{self, ROWS, SMALL_M};
 use kron_core::{KronShape, Pass, Result};
@@ -33,7 +35,13 @@ pub fn workspace_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize>
             } else {
                 simt
             };
-            if rows > SMALL_M { small_m.max(Bound { shape, rows }.forward()) } else { small_m }
+            if rows <= SMALL_M {
+                return Ok(small_m);
+            }
+            let bound = Bound { shape, rows };
+            let most = Chip::new(BLOCKS, tiles::down::resident(shape.width())).most();
+            let tensor = if tensor_cores { bound.forward(most, tiles::down::COLS) } else { 0 };
+            small_m.max(bound.forward(BLOCKS, MIN_SLICE)).max(tensor)
         }
         Pass::Backward { .. } => {
             let tensor_cores = tensor_cores && tiles::dy::max_group(shape.width(), shape.a_in()) > 0;
@@ -73,11 +81,11 @@ impl Bound {
         reserved([cost::max_scratch(work, t)])
     }
 
-    /// Bounds T's parts. More than one of them needs fewer than BLOCKS row tiles, and then their
-    /// number is at most ⌈BLOCKS / tiles⌉, where tiles ≥ rows·a_in / ROWS.
-    fn forward(&self) -> usize {
-        let slices = self.shape.c_in().div_ceil(MIN_SLICE);
-        let (t, fill) = (self.per_row(self.shape.t_row()), BLOCKS * ROWS * self.shape.width());
+    /// Bounds T's parts. More than one of them needs fewer than `blocks` row tiles, and then their
+    /// number is at most ⌈blocks / tiles⌉, where tiles ≥ rows·a_in / ROWS.
+    fn forward(&self, blocks: usize, least: usize) -> usize {
+        let slices = self.shape.c_in().div_ceil(least);
+        let (t, fill) = (self.per_row(self.shape.t_row()), blocks * ROWS * self.shape.width());
         reserved([if slices > 1 { t.saturating_mul(slices).min(fill + t.min(fill)) } else { 0 }])
     }
 
@@ -122,28 +130,26 @@ impl Bound {
         ])
     }
 
-    /// Bounds the parts of dT, dA, dB and dC on tensor cores. There are ⌈BLOCKS / (chunks·cols)⌉
-    /// groups of A's rows, or as many as shared memory forces. A chunk has one tile as long as there
-    /// are at most `max` tiles; beyond that more than max / 2 chunks are left.
+    /// Bounds the parts of dT, dA, dB and dC on tensor cores. With more groups of A's rows than needed,
+    /// or narrow columns, a grid has at most `most` blocks, and at least half of the most chunks.
     fn tensor_core_backward(&self) -> usize {
-        let s = &self.shape;
-        let rows = tiles::dy::rows(s.width());
-        let (tiles, cols) = (self.rows.div_ceil(rows), s.b_out().div_ceil(tiles::dy::COLS));
-        let max = BLOCKS.div_ceil(cols).min(MAX_CHUNKS);
-        let (chunks, forced) = (max.min(tiles), self.forced_groups());
-        let one_tile = (BLOCKS * rows).saturating_add(self.per_row(cols));
-        let mut dt = one_tile.min(self.per_row(s.a_out() * cols)).max(self.per_row(forced * cols));
-        if tiles > max {
-            let groups = BLOCKS.div_ceil((max / 2 + 1) * cols).min(s.a_out());
-            dt = dt.max(self.per_row(groups * cols));
-        }
-        let groups = ((BLOCKS - 1) / cols + chunks).min(chunks * s.a_out()).max(chunks * forced);
-        let over_x = BLOCKS.div_ceil(s.c_in().div_ceil(tiles::dx::COLS)).min(MAX_CHUNKS);
+        let (s, r) = (&self.shape, self.shape.width());
+        let rows = tiles::dy::rows(r);
+        let (tiles, cols, least) =
+            (self.rows.div_ceil(rows), s.b_out().div_ceil(tiles::dy::COLS), least_groups(s));
+        let (chunks, most) = (tiles.min(MAX_CHUNKS), Chip::new(BLOCKS, tiles::dy::resident(r)).most());
+        // ≤ most / chunks parts of `rows` tokens in each of `tiles` tiles, where chunks ≥ min(tiles, MAX_CHUNKS) / 2.
+        let divided = 2 * most * rows * (1 + self.rows / (rows * MAX_CHUNKS));
+        let dt =
+            self.per_row(cols * least).max(self.per_row(s.a_out() * s.b_out().div_ceil(32)).min(divided));
+        let plain = chunks * cols * least;
+        let over_x = s.c_in().div_ceil(tiles::dx::COLS);
+        let dc = (Chip::new(BLOCKS, tiles::dx::resident(r)).most() / over_x).clamp(1, MAX_CHUNKS);
         reserved([
             dt.saturating_mul(s.t_row()),
-            chunks * cols * s.a_len(),
-            groups * s.b_len(),
-            over_x.min(self.per_row(s.a_in()).div_ceil(ROWS)) * s.c_len(),
+            plain.max(most) * s.a_len(),
+            (chunks * least).max(most / cols) * s.b_len(),
+            dc.min(tiles::dx::tiles(self.rows, s.a_in())) * s.c_len(),
         ])
     }
 

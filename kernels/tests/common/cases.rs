@@ -36,7 +36,7 @@ const fn case(
 }
 
 /// The suite; its columns are the arguments of [`case`]. Sizes differ pairwise, so that a swapped index shows.
-pub const CASES: [Case; 36] = [
+pub const CASES: [Case; 52] = [
     case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
     case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
     case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
@@ -73,6 +73,22 @@ pub const CASES: [Case; 36] = [
     case("one token of LoRA on tensor cores, replaced", [0, 1, 104, 488, 64], 1, 0, 0, false),
     case("one token on the SIMT tile, many slices", [3, 2, 90, 333, 9], 1, 1, 500, true),
     case("LoRA, odd, above small m", [0, 1, 37, 53, 5], 130, 3, 0, false),
+    case("rank 8, above small m", [4, 5, 48, 88, 8], 90, 0, 2000, true),
+    case("rank 8 at small m, several tiles of dC", [4, 6, 40, 72, 8], 59, 0, 0, true),
+    case("rank 16, above small m, idle rows of a tile", [4, 7, 56, 72, 16], 75, 0, 0, true),
+    case("rank 32, a_in above two, above small m", [2, 4, 56, 136, 32], 81, 0, 0, true),
+    case("rank 4, two columns of A, one token", [6, 2, 16, 48, 4], 1, 0, 0, false),
+    case("rank 4 LoRA, above small m, dropout", [0, 1, 136, 264, 4], 69, 0, 3000, true),
+    case("rank 4, above small m", [4, 3, 40, 72, 4], 71, 0, 0, false),
+    case("rank 8 LoRA, several tiles of tokens", [0, 1, 264, 152, 8], 270, 0, 0, true),
+    case("rank 32 LoRA, several tiles of tokens, replaced", [0, 1, 24, 40, 32], 330, 0, 0, false),
+    case("two rows and columns of A, several tiles of tokens", [2, 2, 40, 72, 8], 290, 0, 0, true),
+    case("rank 32 LoRA, one column of A", [4, 1, 56, 72, 32], 66, 8, 0, true),
+    case("rank 32 at small m, several tiles of dC, replaced", [4, 3, 24, 72, 32], 61, 0, 0, false),
+    case("rank 128, above small m", [4, 1, 40, 72, 128], 70, 0, 0, true),
+    case("rank 16, two columns of A, several tiles of tokens", [2, 2, 72, 40, 16], 200, 0, 0, true),
+    case("rank 32, two columns of A, several tiles of tokens", [4, 2, 40, 136, 32], 210, 0, 4000, false),
+    case("rank 128 at small m", [2, 4, 24, 72, 128], 33, 0, 0, true),
 ];
 
 /// Returns the case of a purpose.

@@ -9,7 +9,7 @@ pub use cases::{CASES, Case, Sizes, case_by_name};
 use half::{bf16, f16};
 use kron_core::{
     Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, KronOp, KronShape, LayerDims, Merge,
-    Pass, Scale, Split, Theta, philox, reference,
+    Pass, Result, Scale, Split, Theta, philox, reference,
 };
 use kron_kernels::{self as kk, Cuda};
 use ndarray::Array2;
@@ -295,9 +295,15 @@ impl<E: Float> Data<E> {
     }
 
     /// Runs forward, backward and merge through a launcher.
-    pub fn run(mut self, on: &impl kk::Launcher) -> kron_core::Result<Self> {
+    pub fn run(self, on: &impl kk::Launcher) -> Result<Self> {
+        let key = self.case.key();
+        self.run_with(&Cuda::with(on), key)
+    }
+
+    /// Runs forward, backward and merge with a key of dropout.
+    pub fn run_with(mut self, cuda: &Cuda<impl kk::Launcher>, dropout: Option<DropoutKey>) -> Result<Self> {
         let case = self.case;
-        let (op, accum, cuda) = (case.op(), case.accum(), Cuda::with(on));
+        let (op, accum) = (case.op(), case.accum());
         let scratch = |pass| vec![f32::NAN; cuda.workspace_len(&op, pass, case.rows)];
         let mut workspace = scratch(Pass::Forward);
         let call = Forward {
@@ -307,7 +313,7 @@ impl<E: Float> Data<E> {
             accum,
             t: kk::DeviceSliceMut::host(&mut self.t),
             workspace: kk::DeviceSliceMut::host(&mut workspace),
-            dropout: case.key(),
+            dropout,
         };
         cuda.forward(&op, call)?;
         let mut workspace = scratch(Pass::Backward { dx: true });
@@ -319,7 +325,7 @@ impl<E: Float> Data<E> {
             dx: Some((self.dx.rows_mut(), accum)),
             grad: kk::DeviceSliceMut::host(&mut self.grad),
             workspace: kk::DeviceSliceMut::host(&mut workspace),
-            dropout: case.key(),
+            dropout,
         };
         cuda.backward(&op, call)?;
         let call = Merge {

@@ -83,7 +83,19 @@ pub fn input(stream: u32, words: usize, kind: Kind) -> Vec<u32> {
 /// Returns the launch of primitive `index`.
 pub fn step(index: usize) -> Step {
     let kernel = PRIMITIVES[index].0.try_into().expect("a short name");
-    Step { kernel, grid: 1, block: 32, shared: 512, col_tiles: 1, cols: 0, row_chunks: 1, chunk_rows: 1 }
+    Step {
+        kernel,
+        grid: 1,
+        block: 32,
+        shared: 512,
+        col_tiles: 1,
+        cols: 0,
+        row_chunks: 1,
+        chunk_rows: 1,
+        tiles: 0,
+        resident: 1,
+        early: false,
+    }
 }
 
 /// Input and emulated output of primitive `index`.

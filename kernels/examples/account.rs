@@ -1,0 +1,90 @@
+//! Prints the launches from which `scripts/cuda_gates.py` predicts times: a line for each kernel of each
+//! call over Mistral-7B's layers (A 16×2, r 8, bf16, Y and dX added to), and one for each kernel's resources.
+//!
+//! `call,pass,layer,rows,floor bytes,kernel,blocks,threads,steps of the longest block,steps of all,bytes`
+//! `kernel,name,threads,shared bytes,resident blocks`
+
+use std::collections::BTreeMap;
+
+use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split};
+use kron_kernels::{LaunchPlan, Problem, Step};
+
+const LAYERS: [(&str, usize, usize); 4] =
+    [("q", 4096, 4096), ("k/v", 1024, 4096), ("gate/up", 14336, 4096), ("down", 4096, 14336)];
+const PASSES: [(&str, Pass); 2] = [("forward", Pass::Forward), ("backward", Pass::Backward { dx: true })];
+
+fn main() -> Result<()> {
+    let kron =
+        |d_out, d_in, a_in, r| KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 16, a_in }, r);
+    for (name, pass) in PASSES {
+        for (layer, d_out, d_in) in LAYERS {
+            for rows in [256, 1024, 4096, 16384] {
+                let problem = problem(kron(d_out, d_in, 2, 8)?, Dtype::Bf16, pass, rows);
+                let plan = LaunchPlan::new(&problem)?;
+                for step in &plan.steps {
+                    let Step { kernel, grid, block, .. } = step;
+                    let (longest, all) = steps(&problem, &plan, step);
+                    let bytes = bytes(&problem, &plan, step);
+                    let floor = plan.floor_bytes;
+                    println!(
+                        "call,{name},{layer},{rows},{floor},{kernel},{grid},{block},{longest},{all},{bytes}"
+                    );
+                }
+            }
+        }
+    }
+    let mut kernels = BTreeMap::new();
+    for (_, pass) in PASSES {
+        for rank in [4, 8, 16, 32, 64, 128, 1, 100] {
+            for (a_in, rows) in [1, 2, 4].into_iter().flat_map(|a_in| [16, 4096].map(|rows| (a_in, rows))) {
+                for dtype in Dtype::ALL {
+                    for step in
+                        LaunchPlan::new(&problem(kron(4096, 4096, a_in, rank)?, dtype, pass, rows))?.steps
+                    {
+                        kernels.insert(step.kernel, step);
+                    }
+                }
+            }
+        }
+    }
+    for (name, step) in kernels {
+        println!("kernel,{name},{},{},{}", step.block, step.shared, step.resident);
+    }
+    Ok(())
+}
+
+fn problem(shape: KronShape, dtype: Dtype, pass: Pass, rows: usize) -> Problem {
+    Problem { shape, dtype, pass, rows, accumulate: true, aligned: true }
+}
+
+/// Returns the steps of the main loop in the longest block, and those of all blocks.
+fn steps(problem: &Problem, plan: &LaunchPlan, step: &Step) -> (usize, usize) {
+    let (s, grid) = (problem.shape, step.grid as usize);
+    let (tiles, chunks) = (step.tiles as usize, step.row_chunks as usize);
+    match step.kernel.split('_').nth(1) {
+        Some("down") => {
+            let slice = plan.t_slice.div_ceil(64);
+            (slice, slice * grid)
+        }
+        Some("dy") => {
+            (tiles.div_ceil(chunks) * plan.rows_per_group, tiles * s.a_out() * step.col_tiles as usize)
+        }
+        Some("dx") => (tiles.div_ceil(chunks), tiles * step.col_tiles as usize),
+        Some("reduce") => (s.params().div_ceil(32 * grid), s.params().div_ceil(32)),
+        _ => (0, 0), // `up` has no loop
+    }
+}
+
+/// Returns the bytes that a kernel moves if no cache holds any: activations, T, and parts of sums.
+fn bytes(problem: &Problem, plan: &LaunchPlan, step: &Step) -> usize {
+    let (s, n) = (problem.shape, problem.rows);
+    let t = 4 * n * s.t_row();
+    let gradients = 4 * (plan.da.count * s.a_len() + plan.db.count * s.b_len());
+    match step.kernel.split('_').nth(1) {
+        Some("down") => 2 * n * s.d_in() + t * plan.t.count,
+        Some("up") => 4 * n * s.d_out() + t * plan.t.count,
+        Some("dy") => 2 * n * s.d_out() + t * (1 + plan.dt.count) + gradients,
+        Some("dx") => 6 * n * s.d_in() + t * plan.dt.count + 4 * plan.dc.count * s.c_len(),
+        _ => gradients + 4 * plan.dc.count * s.c_len() + 8 * s.params(),
+    }
+}
