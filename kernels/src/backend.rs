@@ -63,7 +63,7 @@ impl<L> Cuda<L> {
         Self { key: Some(key), ..self.clone() }
     }
 
-    /// Returns the address of the numbers that are added to a call's key; null if there are none.
+    /// Returns the device address of the two numbers added to each call's key; null without them.
     fn key(&self) -> *const u64 {
         self.key.map_or(std::ptr::null(), |key| key.raw() as _)
     }

@@ -5,7 +5,7 @@ use kron_core::{Element, Error, KronShape, Result};
 use crate::device::DeviceSlice;
 use crate::problem::check_sizes;
 
-/// True if θ, T and scratch (null where there is none) and every matrix's rows start on 16-byte boundaries.
+/// Returns true if θ, T, scratch and each row of each matrix start on 16-byte boundaries; a null pointer counts as one.
 pub(crate) fn aligned<E: Element>(floats: [u64; 3], matrices: &[(u64, usize)]) -> bool {
     let fits = |&(pointer, stride): &(u64, usize)| {
         pointer.is_multiple_of(16) && (stride * E::DTYPE.size()).is_multiple_of(16)

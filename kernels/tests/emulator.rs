@@ -2,11 +2,12 @@
 
 mod common;
 
+use common::primitives::plain_step;
 use common::{CASES, Data};
 use half::bf16;
 use kron_core::Error;
 use kron_kernels::params::KronParams;
-use kron_kernels::{Async, Emulated, Launcher, Schedule, Step, StreamHandle};
+use kron_kernels::{Async, Emulated, Launcher, Schedule, StreamHandle};
 
 struct Fault {
     y: Vec<f32>,
@@ -24,19 +25,7 @@ fn faults(name: &str, grid: u32, block: u32, shared: u32, on: Emulated) -> Fault
     let mut y = vec![0.0f32; 256];
     let params = KronParams { x: x.as_ptr() as _, y: y.as_mut_ptr() as _, ..KronParams::default() };
     let kernel = name.try_into().expect("a short name");
-    let step = Step {
-        kernel,
-        grid,
-        block,
-        shared,
-        col_tiles: 1,
-        cols: 0,
-        row_chunks: 1,
-        chunk_rows: 1,
-        tiles: 0,
-        resident: 1,
-        early: false,
-    };
+    let step = plain_step(kernel, grid, block, shared);
     // SAFETY: the faulty kernels access at most 256 elements of x and y, except for
     // one, which runs only where AddressSanitizer stops it.
     let result = unsafe { on.launch(&step, &params, StreamHandle::DEFAULT) };
@@ -99,19 +88,7 @@ fn only_the_default_stream_exists() {
     // SAFETY: the emulator refuses the handle without using it.
     let stream = unsafe { StreamHandle::from_raw(16) };
     let kernel = "kron_reduce".try_into().expect("a short name");
-    let step = Step {
-        kernel,
-        grid: 1,
-        block: 32,
-        shared: 0,
-        col_tiles: 1,
-        cols: 0,
-        row_chunks: 1,
-        chunk_rows: 1,
-        tiles: 0,
-        resident: 1,
-        early: false,
-    };
+    let step = plain_step(kernel, 1, 32, 0);
     // SAFETY: the launch is refused before the parameters are read.
     let error =
         unsafe { Emulated::new().launch(&step, &KronParams::default(), stream) }.expect_err("refused");

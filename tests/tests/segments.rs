@@ -328,11 +328,11 @@ fn hostile_tables_and_lengths_are_refused() {
     let both: [(Change, &str); 7] = [
         (
             &|a| a.table[2] = 2,
-            "table has adapter 2 for row 2, but the pool has adapters 0 to 1, and −1 is none",
+            "table has adapter 2 for row 2, but a row has an adapter from 0 to 1, or -1 for none",
         ),
         (
             &|a| a.table[3] = -2,
-            "table has adapter -2 for row 3, but the pool has adapters 0 to 1, and −1 is none",
+            "table has adapter -2 for row 3, but a row has an adapter from 0 to 1, or -1 for none",
         ),
         (&|a| a.table[0] = i32::MIN, "table has adapter -2147483648 for row 0"),
         (&|a| a.table[0] = i32::MAX, "table has adapter 2147483647 for row 0"),

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use kron_core::philox;
 use kron_kernels::params::KronParams;
-use kron_kernels::{Emulated, Launcher, Step, StreamHandle};
+use kron_kernels::{Emulated, Launcher, Name, Step, StreamHandle};
 
 /// Kernel, words in and out for each lane, and the kind of the input words.
 pub const PRIMITIVES: [(&str, usize, usize, Kind); 13] = [
@@ -83,11 +83,16 @@ pub fn input(stream: u32, words: usize, kind: Kind) -> Vec<u32> {
 /// Returns the launch of primitive `index`.
 pub fn step(index: usize) -> Step {
     let kernel = PRIMITIVES[index].0.try_into().expect("a short name");
+    plain_step(kernel, 1, 32, 512)
+}
+
+/// Returns a launch that depends on no problem: a kernel, its blocks, their threads and their shared bytes.
+pub fn plain_step(kernel: Name, grid: u32, block: u32, shared: u32) -> Step {
     Step {
         kernel,
-        grid: 1,
-        block: 32,
-        shared: 512,
+        grid,
+        block,
+        shared,
         col_tiles: 1,
         cols: 0,
         row_chunks: 1,

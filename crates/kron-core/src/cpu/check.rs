@@ -146,7 +146,7 @@ fn table(pool: &AdapterPool, table: &[i32], rows: usize) -> Result<()> {
         Some(row) => Err(Error::Buffer {
             what: "table",
             got: format!("adapter {} for row {row}", table[row]),
-            rule: format!("the pool has adapters 0 to {last}, and −1 is none"),
+            rule: format!("a row has an adapter from 0 to {last}, or -1 for none"),
         }),
     }
 }

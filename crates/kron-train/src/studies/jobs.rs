@@ -37,7 +37,7 @@ impl Schedule {
 
 /// Runs of a study with state `S`, of kind `T`, and what becomes of them; a result is `R`.
 pub(super) struct Jobs<N, W, D> {
-    /// Returns the next run besides those in progress; `None` if there is none until one of these ends.
+    /// Returns a run to begin while others are in progress; `None` if none can begin now.
     pub next: N,
     /// Runs one; `None` if it was stopped.
     pub work: W,

@@ -103,7 +103,7 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         },
     }
     .run(schedule, (trials, log, done))?;
-    // Those of runs that were cut off, and are none of the grid's any more.
+    // Remove the folders of interrupted runs that the grid no longer has.
     if grid.unfinished(&trials).is_none() {
         for name in output::contents(folder)?.iter().filter(|name| is_running(name)) {
             remove(&folder.join(name))?;
