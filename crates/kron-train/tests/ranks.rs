@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use kron_train::compute::Precision;
-use kron_train::config::{Method, Task};
-use kron_train::data::Dataset;
+use kron_train::config::{Method, Task, Train};
+use kron_train::data::{Dataset, Examples};
 use kron_train::model::Weights;
 use kron_train::ranks::{World, in_threads};
 use kron_train::run::{Evaluation, Outcome, OutputFolder, StepRecord, Stop, read_log, run_over};
@@ -192,6 +192,26 @@ fn a_failure_on_one_rank_is_one_on_all() {
     let diverged = go(&Run::new(config), 2, "diverged");
     assert!(diverged[0].contains("lower the learning rate"), "{diverged:?}");
     assert_eq!(diverged[0], diverged[1]);
+}
+
+/// Two micro-batches of one example have masks of their own, so that their gradients are not those of one.
+#[test]
+fn every_micro_batch_has_its_own_mask() {
+    let mut config = config();
+    (config.adapter.dropout, config.train.micro_batch) = (0.5, 1);
+    let gradient = |copies: usize| {
+        let mut run =
+            Run::new(Config { train: Train { batch: copies, ..config.train.clone() }, ..config.clone() });
+        let Examples::Labelled(all) = &mut run.data.train else { panic!("the task has labels") };
+        *all = vec![all[0].clone(); copies];
+        let outcome = in_threads(copies, LONG, |world| {
+            let folder = tempfile::tempdir().expect("a folder");
+            Ok(run.on(&world, folder.path(), false, &Stop::default())?.steps[0].gradient)
+        });
+        outcome.into_iter().next().expect("a rank").expect("it runs")
+    };
+    let [one, two] = [1, 2].map(gradient);
+    assert!((two / one - 1.0).abs() > 1e-3, "{one} and {two}");
 }
 
 /// A launcher of several ranks would start a run of its own in every process.

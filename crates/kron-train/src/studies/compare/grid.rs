@@ -381,4 +381,19 @@ mod tests {
         let ran = play(&grid, |_| 0.5);
         assert_eq!(ran.len(), 4 * 3 + 1, "{ran:?}");
     }
+
+    /// The best rate is known when all are tried: until then the other seeds wait, and no run begins twice.
+    #[test]
+    fn runs_wait_for_those_in_progress_that_choose_their_rate() {
+        let grid = grid(&[1e-3, 1e-2], 0, &[1, 2]);
+        let points = grid.points();
+        let run = |lr: f64, seed: u64| (points[0].clone(), lr, seed);
+        let done = |lr: f64| Trial { validation: lr, ..Trial::new(&points[0].name, lr, 1, None, 0.0) };
+        assert_eq!(grid.next(&points, &[], &[run(1e-3, 1)]), Some(run(1e-2, 1)));
+        assert_eq!(grid.next(&points, &[], &[run(1e-3, 1), run(1e-2, 1)]), None);
+        assert_eq!(grid.next(&points, &[done(1e-3)], &[run(1e-2, 1)]), None);
+        let both = [done(1e-3), done(1e-2)];
+        assert_eq!(grid.next(&points, &both, &[]), Some(run(1e-2, 2)));
+        assert_eq!(grid.next(&points, &both, &[run(1e-2, 2)]), None);
+    }
 }
