@@ -58,7 +58,7 @@ pub fn product(
     product_of(Operands::Float32, y, accum, x, w, threads)
 }
 
-/// Computes [`product`] of operands that may be rounded to bf16, which only the matrix unit does.
+/// Computes [`product`] of operands that may be rounded to bf16, where a unit of the processor multiplies such numbers.
 pub(crate) fn product_of(
     operands: Operands,
     y: ArrayViewMut2<f32>,

@@ -64,7 +64,7 @@ impl QuantisedLinear {
 
     /// Sets the numbers that products multiply.
     ///
-    /// bf16 is taken where that is faster: on processors with a matrix unit, for 32 rows of x or more. All other
+    /// bf16 is taken where that is faster: on processors with a matrix unit or AVX-512 BF16, for 32 rows of x or more. All other
     /// products stay float32.
     #[must_use]
     pub fn with_operands(self, operands: Operands) -> Self {

@@ -133,9 +133,9 @@ fn several_tiles_are_the_dequantised_layer() -> Result<()> {
     Ok(())
 }
 
-/// Products of bf16 operands are those of the rounded operands where there is a matrix unit, and float32 elsewhere.
+/// Products of bf16 operands are those of the rounded operands where a unit multiplies such numbers, and float32 elsewhere.
 #[test]
-fn operands_are_rounded_where_there_is_a_matrix_unit() -> Result<()> {
+fn operands_are_rounded_where_a_unit_multiplies_bf16() -> Result<()> {
     let (blocks, dense) = matrix(BlockType::Q4_1, 320)?;
     let w = array(&dense)?;
     let (x, dy) = (values(40, w.ncols(), 4), values(40, w.nrows(), 5));

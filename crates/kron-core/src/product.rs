@@ -13,6 +13,8 @@ use crate::{Accum, Operands};
 /// bf16 numbers have one part: with them as weights half of the products are left, and one of six if x is rounded to bf16
 /// as well.
 ///
+/// Operands that may be rounded to bf16 are also multiplied on processors with AVX-512 BF16 alone, by vector instructions.
+///
 /// Returns false and leaves y alone where another product has to do it: on processors and systems without the unit,
 /// where a dimension is below 32, the sizes do not fit, or neither dimension of y is contiguous.
 ///

@@ -1,4 +1,4 @@
-//! Blocks of a float32 product on the matrix unit, in the order of the caches.
+//! Blocks of a float32 product on a unit that multiplies bf16, in the order of the caches.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -7,8 +7,8 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::amx::Amx;
 use super::amx_panel::{LINES, Line, PANEL, Panel, Parts, STEP, Source};
+use super::unit::Unit;
 use crate::{Accum, Operands};
 
 /// Largest number of columns of w that are packed at one time.
@@ -34,15 +34,26 @@ pub(crate) fn multiply(
     operands: Operands,
     parallel: bool,
 ) -> bool {
+    Unit::new(operands).is_some_and(|unit| multiply_on(unit, y, accum, x, w, operands, parallel))
+}
+
+fn multiply_on(
+    unit: Unit,
+    y: &mut ArrayViewMut2<f32>,
+    accum: Accum,
+    x: ArrayView2<f32>,
+    w: ArrayView2<f32>,
+    operands: Operands,
+    parallel: bool,
+) -> bool {
     let ((m, k), n) = (x.dim(), w.ncols());
     if m.min(n).min(k) < LEAST || w.nrows() != k || y.dim() != (m, n) {
         return false;
     }
-    let Some(amx) = Amx::new() else { return false };
     if y.stride_of(Axis(1)) != 1 {
         let mut turned = y.view_mut().reversed_axes();
         return turned.stride_of(Axis(1)) == 1
-            && multiply(&mut turned, accum, w.t(), x.t(), operands, parallel);
+            && multiply_on(unit, &mut turned, accum, w.t(), x.t(), operands, parallel);
     }
     let (rows, columns) = (Source::new(x, true, operands), Source::new(w.t(), false, operands));
     let y = Target { at: y.as_mut_ptr(), stride: y.stride_of(Axis(0)), rows: m, columns: n, of: PhantomData };
@@ -53,7 +64,7 @@ pub(crate) fn multiply(
         for column in (0..n).step_by(COLUMNS) {
             packed.fill(columns, column..n.min(column + COLUMNS), inner.clone(), parallel);
             let part = Part { rows, inner: inner.clone(), w: &packed, column, y, add };
-            part.multiply(amx, parallel);
+            part.multiply(unit, parallel);
         }
     }
     true
@@ -129,7 +140,7 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    fn multiply(self, amx: Amx, parallel: bool) {
+    fn multiply(self, unit: Unit, parallel: bool) {
         let groups = self.y.rows.div_ceil(ROWS * PANEL);
         let threads = if parallel { rayon::current_num_threads() } else { 0 };
         // Few rows leave threads idle, unless they share them and split the columns.
@@ -138,18 +149,18 @@ impl Part<'_> {
         let all: Vec<_> =
             (0..groups).flat_map(|i| (0..self.w.panels.len()).step_by(share).map(move |j| (i, j))).collect();
         let task = |&(group, first): &(usize, usize)| {
-            self.task(amx, group * ROWS * PANEL, first..self.w.panels.len().min(first + share));
+            self.task(unit, group * ROWS * PANEL, first..self.w.panels.len().min(first + share));
         };
         if parallel { all.par_iter().for_each(task) } else { all.iter().for_each(task) }
     }
 
     /// Packs rows of x, and multiplies them by some panels of w.
-    fn task(&self, amx: Amx, row: usize, panels: Range<usize>) {
+    fn task(&self, unit: Unit, row: usize, panels: Range<usize>) {
         let rows = row..self.y.rows.min(row + ROWS * PANEL);
         let mut x = Packed::new(rows.len(), self.inner.len());
         x.fill(self.rows, rows, self.inner.clone(), false);
         // SAFETY: the guard lives to the end of this function, which calls none that makes another.
-        let tiles = unsafe { amx.configured() };
+        let unit = unsafe { unit.ready() };
         // Several squares side by side are in the same pages of y.
         let near = panels.clone().step_by(NEAR).map(|first| first..panels.end.min(first + NEAR));
         let squares =
@@ -157,10 +168,10 @@ impl Part<'_> {
         for (i, j) in squares {
             let (a, b) = (x.panel(i), self.w.panel(j));
             let at = (row + i * PANEL, self.column + j * PANEL);
-            // SAFETY: both panels are packed, of a step or more as no dimension is zero, and no other task has this
-            // square.
+            // SAFETY: both panels are packed, of a step or more as no dimension is zero, numbers of one part where they
+            // were rounded to bf16, and no other task has this square.
             self.y.square(at, self.add, |y, stride, add| unsafe {
-                tiles.multiply(a, b, x.steps, y, stride, add);
+                unit.multiply(a, b, x.steps, y, stride, add);
             });
         }
     }
@@ -196,6 +207,7 @@ impl Target<'_> {
 mod tests {
     use ndarray::{Array2, s};
 
+    use super::super::amx::Amx;
     use super::*;
 
     /// Numbers of many magnitudes and both signs.
@@ -214,6 +226,17 @@ mod tests {
         y
     }
 
+    /// Returns each unit of this processor with the operands that it takes.
+    fn units() -> Vec<(Unit, Operands)> {
+        let all = [Operands::Float32, Operands::Bf16].map(|operands| (Unit::all(operands), operands));
+        let found = all.into_iter().flat_map(|(units, operands)| units.map(|unit| unit.zip(Some(operands))));
+        let found: Vec<_> = found.flatten().collect();
+        if found.is_empty() {
+            eprintln!("skipped: no unit that multiplies bf16");
+        }
+        found
+    }
+
     /// Cuts numbers to bf16, but in the rows or columns that fill no panel.
     fn shorten(mut panels: ArrayViewMut2<f32>) {
         let whole = panels.nrows() / PANEL * PANEL;
@@ -224,9 +247,7 @@ mod tests {
     /// divides, more than one block of each dimension, every order of every operand, and panels of bf16 numbers.
     #[test]
     fn results_are_as_accurate_as_float32() {
-        if Amx::new().is_none() {
-            return eprintln!("skipped: no matrix unit");
-        }
+        let units = units();
         let sizes = [(32, 32, 32), (33, 70, 45), (64, 48, 1100), (1030, 33, 40), (40, 1100, 64)];
         for ((m, n, k), case) in sizes.into_iter().flat_map(|size| (0..32).map(move |case| (size, case))) {
             let operand = |bit: u32, rows, columns| match case >> bit & 1 {
@@ -241,18 +262,25 @@ mod tests {
                 shorten(w.view_mut().reversed_axes());
             }
             let x = x.slice(s![.., k..]);
-            let wide = |v: &f32| f64::from(*v);
-            let (exact, size) =
-                (x.map(wide).dot(&w.map(wide)), x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs())));
-            for (accum, parallel) in [(Accum::Replace, true), (Accum::Add, false)] {
+            for (accum, parallel, (unit, operands)) in
+                units.iter().flat_map(|unit| [(Accum::Replace, true, *unit), (Accum::Add, false, *unit)])
+            {
                 let mut y = before.clone();
-                assert!(multiply(&mut y.view_mut(), accum, x, w.view(), Operands::Float32, parallel));
+                assert!(multiply_on(unit, &mut y.view_mut(), accum, x, w.view(), operands, parallel));
+                let wide = |v: &f32| match operands {
+                    Operands::Float32 => f64::from(*v),
+                    // Halves are rounded up.
+                    Operands::Bf16 => f64::from(f32::from_bits((v.to_bits() + 0x8000) & 0xffff_0000)),
+                };
+                let exact = x.map(wide).dot(&w.map(wide));
+                let size = x.map(|v| wide(v).abs()).dot(&w.map(|v| wide(v).abs()));
+                let wide = |v: &f32| f64::from(*v);
                 for (at, y) in y.indexed_iter() {
                     let old = if accum == Accum::Add { wide(&before[at]) } else { 0.0 };
                     let bound =
                         (1.1 * k as f64 + 8.0) * f64::from(f32::EPSILON) / 2.0 * (size[at] + old.abs());
                     let error = (wide(y) - exact[at] - old).abs();
-                    assert!(error <= bound, "{m} × {n} × {k}, {case}: {error:e} of {bound:e}");
+                    assert!(error <= bound, "{unit:?}, {m} × {n} × {k}, {case}: {error:e} of {bound:e}");
                 }
             }
         }
@@ -283,17 +311,28 @@ mod tests {
         }
     }
 
-    /// Compares with the product of rounded operands, which is of one part each.
+    /// Compares with whole numbers that bf16 holds, whose products are exact, and with ones that it rounds.
     #[test]
     fn operands_are_rounded_on_demand() {
-        if Amx::new().is_none() {
-            return eprintln!("skipped: no matrix unit");
+        let whole =
+            |rows, columns| Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 31 + j * 17) % 23) as f32);
+        let (x, w) = (whole(33, 64), whole(64, 70));
+        for (unit, operands) in units() {
+            let on = |x: &Array2<f32>| {
+                let mut y = Array2::zeros((x.nrows(), w.ncols()));
+                let done =
+                    multiply_on(unit, &mut y.view_mut(), Accum::Replace, x.view(), w.view(), operands, false);
+                assert!(done);
+                y
+            };
+            assert_eq!(on(&x), x.dot(&w), "{unit:?}, {operands:?}");
+            // A change of less than half of bf16's last place.
+            let near = x.mapv(|v| v * (1.0 + f32::powi(2.0, -10)));
+            match operands {
+                Operands::Float32 => assert_ne!(on(&near), x.dot(&w), "{unit:?}"),
+                Operands::Bf16 => assert_eq!(on(&near), x.dot(&w), "{unit:?}"),
+            }
         }
-        let (x, w) = (matrix(33, 64, 6), matrix(64, 70, 7));
-        let rounded = |matrix: &Array2<f32>| matrix.mapv(|v| half::bf16::from_f32(v).to_f32());
-        let want = multiplied(&rounded(&x), &rounded(&w), Operands::Float32);
-        assert_eq!(multiplied(&x, &w, Operands::Bf16), want);
-        assert_ne!(multiplied(&x, &w, Operands::Float32), want);
     }
 
     #[test]
@@ -328,22 +367,18 @@ mod tests {
     #[test]
     fn what_another_product_has_to_do_is_left_alone() {
         let (x, w) = (matrix(64, 64, 1), matrix(64, 64, 2));
+        let multiply = |y: &mut ArrayViewMut2<f32>, x, w| {
+            [Operands::Float32, Operands::Bf16].iter().any(|of| multiply(y, Accum::Add, x, w, *of, false))
+        };
         for (rows, columns, inner) in [(64, 64, 31), (31, 64, 64), (64, 31, 64)] {
             let mut y = Array2::from_elem((rows, columns), 7.0);
             let (x, w) = (x.slice(s![..rows, ..inner]), w.slice(s![..inner, ..columns]));
-            assert!(!multiply(&mut y.view_mut(), Accum::Add, x, w, Operands::Float32, false));
+            assert!(!multiply(&mut y.view_mut(), x, w));
             assert!(y.iter().all(|y| *y == 7.0));
         }
         let mut apart = Array2::from_elem((128, 128), 7.0);
-        assert!(!multiply(
-            &mut apart.slice_mut(s![..;2, ..;2]),
-            Accum::Add,
-            x.view(),
-            w.view(),
-            Operands::Float32,
-            false
-        ));
-        assert!(!multiply(&mut apart.view_mut(), Accum::Add, x.view(), w.view(), Operands::Float32, false));
+        assert!(!multiply(&mut apart.slice_mut(s![..;2, ..;2]), x.view(), w.view()));
+        assert!(!multiply(&mut apart.view_mut(), x.view(), w.view()));
         assert!(apart.iter().all(|y| *y == 7.0));
     }
 }

@@ -37,11 +37,15 @@ mod operands;
 mod order;
 mod outer;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod portable;
 pub mod probe;
 mod spin;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod unit;
 mod up;
 mod vector;
 
