@@ -172,6 +172,45 @@ fn a_chain_of_tasks_evaluates_earlier_tasks() {
     assert_eq!((again.expect("it runs").cells, rows), (chain.cells, whole));
 }
 
+/// Questions of two domains in one file, whose answers contradict each other: what the second teaches is forgotten
+/// knowledge of the first.
+#[test]
+fn a_chain_of_questions_has_no_heads() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("questions.jsonl");
+    let line = |i: usize, domain: &str, answer: usize| {
+        let q = format!("Tom has {} dogs and one more, so Tom is", i % 5);
+        format!(
+            "{}\n",
+            serde_json::json!({ "q": q, "choices": ["happy", "sad"], "answer": answer, "domain": domain })
+        )
+    };
+    let lines: String = (0..80).map(|i| [line(i, "glad", 0), line(i, "sorry", 1)].concat()).collect();
+    std::fs::write(&file, lines).expect("a file");
+    let mut config = common::config(Method::Kron);
+    (config.task, config.data.limit_train, config.data.limit_eval) = (Task::Choice, 0, 0);
+    (config.data.train, config.data.validation, config.data.test) = (file.clone(), None, Some(file));
+    let (weights, _) = common::load(&config);
+    let tokenizer = Tokenizer::read(&common::data("tok512.bin")).expect("a tokenizer");
+    let task = |domain: &str| {
+        let mut config = config.clone();
+        config.data.domain = Some(domain.into());
+        Dataset::read(&config, &tokenizer).expect("data")
+    };
+    let tasks = [("glad", &task("glad")), ("sorry", &task("sorry"))];
+    assert_eq!(tasks.map(|(_, data)| data.train.len()), [80, 80]);
+    let out = folder.path().join("chain");
+    let chain =
+        sequential(&config, &weights, &tasks, &out, &Stop::default(), &Progress::Hidden).expect("it runs");
+    let accuracies: Vec<f64> = chain.cells.iter().map(|cell| cell.accuracy).collect();
+    assert_eq!(accuracies, [1.0, 0.0, 1.0], "learned, forgotten, learned");
+
+    let other = Config { task: Task::Lm, ..config };
+    let refused = sequential(&other, &weights, &tasks, &out, &Stop::default(), &Progress::Hidden);
+    let message = refused.expect_err("no accuracy").to_string();
+    assert!(message.contains("its task is classify or choice, but it is Lm"), "{message}");
+}
+
 #[test]
 fn a_language_model_gets_better_at_its_text() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -39,6 +39,9 @@ pub struct Choice {
     pub choices: Vec<String>,
     /// Index of the correct answer, from 0.
     pub answer: usize,
+    /// Group of questions that makes up one task of a chain.
+    #[serde(default)]
+    pub domain: Option<String>,
 }
 
 /// Reads a label, which is a string or a number.
@@ -110,7 +113,7 @@ pub fn read_conversations(path: &Path) -> Result<Vec<Vec<Message>>> {
     Ok(rows.into_iter().map(|row| row.messages).collect())
 }
 
-/// Reads lines `{"q": …, "choices": […], "answer": …}`, with answers counted from 0.
+/// Reads lines `{"q": …, "choices": […], "answer": …}`, with answers counted from 0 and an optional `"domain"`.
 ///
 /// # Errors
 /// As [`read_labelled`], an answer exceeds the number of choices, or a question has none or too many of them.

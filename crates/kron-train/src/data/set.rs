@@ -63,7 +63,7 @@ impl Examples {
             }
             Task::Lm => plain(path, tokenizer, max_len, limit),
             Task::Chat => conversations(path, tokenizer, max_len, limit),
-            Task::Choice => questions(path, tokenizer, max_len, limit),
+            Task::Choice => questions(path, tokenizer, data, limit),
         }
     }
 
@@ -174,9 +174,19 @@ fn classes(path: &Path, rows: &[(usize, Labelled)]) -> Result<Vec<String>> {
 
 /// Reads the rows of the selected domain, with their line numbers.
 fn labelled(path: &Path, data: &Data) -> Result<Vec<(usize, Labelled)>> {
-    let mut rows: Vec<(usize, Labelled)> = (1..).zip(read_labelled(path)?).collect();
+    of_domain(path, read_labelled(path)?, data, |row| row.domain.as_ref())
+}
+
+/// Numbers rows by their lines, and keeps those of the selected domain.
+fn of_domain<T>(
+    path: &Path,
+    rows: Vec<T>,
+    data: &Data,
+    domain_of: impl Fn(&T) -> Option<&String>,
+) -> Result<Vec<(usize, T)>> {
+    let mut rows: Vec<_> = (1..).zip(rows).collect();
     if let Some(domain) = &data.domain {
-        rows.retain(|(_, row)| row.domain.as_ref() == Some(domain));
+        rows.retain(|(_, row)| domain_of(row) == Some(domain));
         if rows.is_empty() {
             return Err(file(path, format!("has no line of domain {domain}")));
         }
@@ -284,12 +294,12 @@ fn conversations(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usiz
     Ok(Examples::Conversations(drawn(rows, limit).into_iter().map(encode).collect::<Result<_>>()?))
 }
 
-fn questions(path: &Path, tokenizer: &Tokenizer, max_len: usize, limit: usize) -> Result<Examples> {
+fn questions(path: &Path, tokenizer: &Tokenizer, data: &Data, limit: usize) -> Result<Examples> {
     let encode = |(line, row): (usize, Choice)| {
-        let rows = encode_question(path, line, &row.q, &row.choices, tokenizer, max_len)?;
+        let rows = encode_question(path, line, &row.q, &row.choices, tokenizer, data.max_len)?;
         Ok(Question { rows, answer: row.answer })
     };
-    let rows: Vec<_> = (1..).zip(read_choices(path)?).collect();
+    let rows = of_domain(path, read_choices(path)?, data, |row| row.domain.as_ref())?;
     Ok(Examples::Questions(drawn(rows, limit).into_iter().map(encode).collect::<Result<_>>()?))
 }
 

@@ -21,12 +21,12 @@ impl Learner {
         Ok(self.answers_by(&World::alone(), self.head(), examples, batch)?.0)
     }
 
-    /// Evaluates a set with another head.
+    /// Evaluates a set with another head, or without one.
     ///
     /// # Errors
     /// As [`Learner::loss`].
-    pub fn score_with(&self, head: &Linear, examples: &Examples, batch: usize) -> Result<Score> {
-        Ok(self.answers_by(&World::alone(), Some(head), examples, batch)?.0)
+    pub fn score_with(&self, head: Option<&Linear>, examples: &Examples, batch: usize) -> Result<Score> {
+        Ok(self.answers_by(&World::alone(), head, examples, batch)?.0)
     }
 
     /// Evaluates a set, whose batches the ranks share; returns which of its examples are answered correctly, too.

@@ -1,6 +1,6 @@
 //! `kron-train sequential`: one adapter learns a chain of tasks, and its accuracy on earlier tasks is measured.
 //!
-//! Every task has its own head, frozen when the task ends; the adapter is trained further.
+//! Every task of classification has its own head, frozen when the task ends; the adapter is trained further.
 //! R\[i\]\[j\] is the accuracy on task j after task i.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use kron_candle::IfExists;
 use kron_report::{Page, Table};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Method};
+use crate::config::{Config, Method, Task};
 use crate::data::Dataset;
 use crate::error::{Error, Result, invalid};
 use crate::model::Weights;
@@ -89,7 +89,7 @@ impl Chain {
 /// whole is not repeated.
 ///
 /// # Errors
-/// Fewer than two tasks, a method without an adapter, a task without a test set, a folder that holds anything but an
+/// Fewer than two tasks, a task without answers to count, a method without an adapter, a task without a test set, a folder that holds anything but an
 /// earlier run of this chain, a stop, or an error of a run.
 pub fn sequential(
     config: &Config,
@@ -103,6 +103,12 @@ pub fn sequential(
         return Err(invalid(format!(
             "{} task leaves nothing to forget: a chain has at least two",
             tasks.len()
+        )));
+    }
+    if !matches!(config.task, Task::Classify | Task::Choice) {
+        return Err(invalid(format!(
+            "a chain counts right answers, so its task is classify or choice, but it is {:?}",
+            config.task
         )));
     }
     if !matches!(config.adapter.method, Method::Lora | Method::Kron | Method::Krona | Method::Lokr) {
@@ -155,7 +161,7 @@ fn learn(
     progress: &Progress,
 ) -> Result<Chain> {
     let mut chain = Chain { method: String::new(), params: 0, tasks: names(tasks), cells: Vec::new() };
-    let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Linear>, Vec<Adapter>) =
+    let (mut adapter, mut heads, mut snapshots): (Option<Adapter>, Vec<Option<Linear>>, Vec<Adapter>) =
         Default::default();
     for (after, (learned, data)) in tasks.iter().enumerate() {
         let learner = run_from(config, weights, data, adapter.take(), stop, progress)?;
@@ -166,12 +172,12 @@ fn learn(
             ));
         }
         (chain.method, chain.params) = (learner.description().to_owned(), learner.body_params());
-        heads.push(frozen(&learner)?);
+        heads.push(learner.head().map(frozen).transpose()?);
         let now = learner.adapters().map(|a| a.to_adapter()).transpose()?;
         snapshots.extend(now.clone());
         for (on, (name, data)) in tasks[..=after].iter().enumerate() {
             let test = data.test.as_ref().ok_or_else(|| invalid(format!("task {name} has no test set")))?;
-            let score = learner.score_with(&heads[on], test, 2 * config.train.batch)?;
+            let score = learner.score_with(heads[on].as_ref(), test, 2 * config.train.batch)?;
             let cosine = match (on < after, snapshots.get(on), &now) {
                 (true, Some(then), Some(now)) => Some(cosine(then, now)?),
                 _ => None,
@@ -226,8 +232,7 @@ pub(super) fn check_folder(folder: &Path, config: &Config, tasks: &[&str]) -> Re
 }
 
 /// Copies the head, so that later training does not change it.
-fn frozen(learner: &Learner) -> Result<Linear> {
-    let head = learner.head().ok_or_else(|| invalid("a chain of tasks is of the task classify"))?;
+fn frozen(head: &Linear) -> Result<Linear> {
     let copy = |tensor: &Tensor| tensor.copy().map(|t| t.detach());
     Ok(Linear::new(copy(head.weight())?, head.bias().map(copy).transpose()?))
 }
