@@ -33,7 +33,7 @@ fn matrix(block_type: BlockType, rows: usize) -> Result<(Blocks, Tensor)> {
     let columns = 2 * block_type.values().max(32);
     let len = rows * columns / block_type.values() * block_type.bytes();
     // No byte has all bits of a float16's or float32's exponent set, so no scale is infinite.
-    let bytes = (0..len).map(|i| ((i * 2_654_435_761) >> 7) as u8 & 0b1011_1011).collect();
+    let bytes: Vec<u8> = (0..len).map(|i| ((i * 2_654_435_761) >> 7) as u8 & 0b1011_1011).collect();
     let blocks = Blocks::new(block_type, rows, columns, bytes).map_err(candle_core::Error::wrap)?;
     let mut values = vec![0.0; rows * columns];
     blocks.dequantise(0..rows, &mut values).map_err(candle_core::Error::wrap)?;

@@ -23,6 +23,7 @@ mod program;
 pub mod ranks;
 mod report;
 pub mod run;
+mod sealed;
 pub mod studies;
 
 pub use config::Config;

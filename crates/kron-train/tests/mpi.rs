@@ -114,6 +114,13 @@ fn ranks_of_mpi_give_the_bits_of_one_process() {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(said.matches("report: ").count(), 1, "one rank prints: {said}");
     }
+    // Matrices in bf16 are in the memory of the first rank alone.
+    let rounded = ["--precision", "bf16"];
+    for ranks in [1, 3] {
+        let output = run(ranks, &path(&format!("bf16-{ranks}")), &rounded);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert_eq!(results(&path("bf16-1")), results(&path("bf16-3")));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use half::bf16;
 use kron_core::Element;
 use pulp::{Simd, WithSimd};
@@ -17,16 +18,16 @@ pub struct Blocks {
     block_type: BlockType,
     rows: usize,
     columns: usize,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
 impl Blocks {
-    /// Takes the bytes of a matrix.
+    /// Takes the bytes of a matrix: a vector, or [`Bytes`] that are shared or of a memory map.
     ///
     /// # Errors
     /// Fails if a row is not a whole number of blocks, and if the bytes are not those of the shape.
-    pub fn new(block_type: BlockType, rows: usize, columns: usize, bytes: Vec<u8>) -> Result<Self> {
-        let row = row_bytes(block_type, columns)?;
+    pub fn new(block_type: BlockType, rows: usize, columns: usize, bytes: impl Into<Bytes>) -> Result<Self> {
+        let (row, bytes) = (row_bytes(block_type, columns)?, bytes.into());
         match row.checked_mul(rows) {
             Some(len) if len == bytes.len() => Ok(Self { block_type, rows, columns, bytes }),
             _ => Err(Error::data(format!("{} bytes are given for {rows} rows of {row} bytes", bytes.len()))),
@@ -90,7 +91,7 @@ impl Blocks {
             }
             bytes.extend_from_slice(&self.bytes[from * row..][..row]);
         }
-        Ok(Self { bytes, ..*self })
+        Ok(Self { bytes: bytes.into(), ..*self })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading files without trusting their size.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::layout::Layout;
@@ -86,6 +86,16 @@ impl Input {
 
     pub(crate) fn layout_within(&mut self, limit: u64) -> Result<(Vec<u8>, Layout)> {
         Layout::read(&mut self.file, self.len, limit).map_err(|e| e.about(&self.path))
+    }
+
+    /// Passes over the next `len` bytes.
+    ///
+    /// # Errors
+    /// Fails if the system refuses.
+    pub fn skip(&mut self, len: u64) -> Result<()> {
+        let moved = i64::try_from(len).map_err(std::io::Error::other);
+        let moved = moved.and_then(|len| self.file.seek(SeekFrom::Current(len)));
+        moved.map(drop).map_err(|e| Error::io(format!("{} cannot be read", self.path), e))
     }
 
     /// Appends the next `len` bytes, or as many as are left.

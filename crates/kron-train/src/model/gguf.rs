@@ -34,19 +34,20 @@ pub(super) fn dequantised(blocks: &Blocks) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, (blocks.rows(), blocks.columns()), &Device::Cpu)?)
 }
 
-/// Reads a model; `take` gets each tensor under Hugging Face's name and in its row order.
+/// Reads a model; `take` gets each tensor that is wanted, under Hugging Face's name and in its row order.
 ///
 /// # Errors
 /// The file is not a GGUF of a known kind, its configuration is not supported, or `take` fails.
 pub(super) fn read(
     path: &Path,
+    is_wanted: impl Fn(&str) -> bool,
     mut take: impl FnMut(&str, GgufMatrix) -> Result<()>,
 ) -> Result<DecoderConfig> {
     let mut gguf = Gguf::open(path)?;
     let model = gguf.hugging_face()?;
     let config: DecoderConfig = serde_json::from_value(model.config).map_err(|e| file(path, e))?;
     config.check().map_err(|e| file(path, Error::from(e)))?;
-    for tensor in &model.tensors {
+    for tensor in model.tensors.iter().filter(|tensor| is_wanted(&tensor.name)) {
         let blocks = gguf.hugging_face_blocks(tensor)?;
         take(&tensor.name, GgufMatrix { blocks, shape: tensor.shape.clone() })?;
     }

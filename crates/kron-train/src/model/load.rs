@@ -93,9 +93,17 @@ impl Weights {
     /// A file is missing or malformed, the kind of model is not supported, the device cannot be opened, or bf16 is
     /// asked for on the CPU for an encoder.
     pub fn read_for(files: &Files, compute: Compute) -> Result<Self> {
+        Self::read_without(files, compute, BlocksByName::new())
+    }
+
+    /// Reads a model but for some matrices, which are given.
+    ///
+    /// # Errors
+    /// As [`Weights::read_for`].
+    pub(crate) fn read_without(files: &Files, compute: Compute, given: BlocksByName) -> Result<Self> {
         let (device, path) = (compute.device.open()?, files.model.as_path());
         let (tensors, blocks) = (HashMap::new(), BlocksByName::new());
-        let mut reader = Reader { tensors, blocks, device, dtype: compute.dtype() };
+        let mut reader = Reader { tensors, blocks, given, device, dtype: compute.dtype() };
         let config = reader.read(path)?;
         let operands = compute.operands();
         if reader.device.is_cpu() && operands == Operands::Bf16 {
@@ -105,7 +113,7 @@ impl Weights {
             }
             round_matrices(&mut reader.tensors, &mut reader.blocks)?;
         }
-        let Reader { tensors, blocks, device, dtype } = reader;
+        let Reader { tensors, blocks, device, dtype, .. } = reader;
         Ok(Self { config, tensors, blocks, device, dtype, operands })
     }
 

@@ -6,6 +6,7 @@ mod llama2c;
 mod load;
 mod reader;
 mod replaced;
+mod shared;
 
 pub use kron_candle::models::{
     Attention, Bert, BertConfig, Body, Config, KvCache, answer_loss, next_token_loss, pool,

@@ -1,6 +1,7 @@
 //! Reading of a model's tensors, from any kind of file.
 
 use std::collections::{BTreeSet, HashMap};
+use std::mem::take;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use crate::files::{self, MAX_WEIGHTS};
 pub(super) struct Reader {
     pub tensors: HashMap<String, Tensor>,
     pub blocks: BlocksByName,
+    /// Matrices that need not be read.
+    pub given: BlocksByName,
     pub device: Device,
     pub dtype: DType,
 }
@@ -40,7 +43,9 @@ impl Reader {
 
     fn read_gguf(&mut self, path: &Path) -> Result<Config> {
         let keeps = self.keeps_matrices();
-        let config = gguf::read(path, |name, matrix| match name_in_body(name, true) {
+        let given = take(&mut self.given);
+        let is_wanted = |name: &str| name_in_body(name, true).is_some_and(|name| !given.contains_key(&name));
+        let config = gguf::read(path, is_wanted, |name, matrix| match name_in_body(name, true) {
             Some(name) if keeps && matrix.is_quantised() => {
                 self.blocks.insert(name, Arc::new(matrix.blocks));
                 Ok(())
@@ -48,20 +53,28 @@ impl Reader {
             Some(name) => self.insert(name, &matrix.dequantised()?),
             None => Ok(()),
         })?;
+        self.blocks.extend(given);
         Ok(Config::Decoder(config))
     }
 
     fn read_llama2c(&mut self, path: &Path) -> Result<Config> {
         let (config, tensors) = llama2c::read(path)?;
-        tensors.into_iter().try_for_each(|(name, tensor)| self.insert(name, &tensor))?;
+        let given = take(&mut self.given);
+        let mut tensors = tensors.into_iter().filter(|(name, _)| !given.contains_key(name));
+        tensors.try_for_each(|(name, tensor)| self.insert(name, &tensor))?;
+        self.blocks.extend(given);
         Ok(Config::Decoder(config))
     }
 
     fn read_folder(&mut self, folder: &Path) -> Result<Config> {
         let config = read_config(&folder.join(CONFIG))?;
         let keeps = self.keeps_matrices() && config.is_decoder();
+        let given = take(&mut self.given);
+        let is_wanted = |name: &str| {
+            name_in_body(name, config.is_decoder()).is_some_and(|name| !given.contains_key(&name))
+        };
         for part in shards(folder)? {
-            read_shard(&part, |name, stored| {
+            read_shard(&part, is_wanted, |name, stored| {
                 let Some(name) = name_in_body(name, config.is_decoder()) else { return Ok(()) };
                 if self.tensors.contains_key(&name) || self.blocks.contains_key(&name) {
                     let message = format!("has two tensors {name:?}, but every name is that of one tensor");
@@ -77,6 +90,7 @@ impl Reader {
                 }
             })?;
         }
+        self.blocks.extend(given);
         Ok(config)
     }
 
@@ -99,7 +113,7 @@ pub(super) fn round_matrices(tensors: &mut HashMap<String, Tensor>, blocks: &mut
     for (name, tensor) in tensors.extract_if(|_, tensor| tensor.rank() == 2) {
         let (rows, columns) = tensor.dims2()?;
         let values = tensor.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<bf16>()?;
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         blocks.insert(name, Arc::new(Blocks::new(BlockType::Bf16, rows, columns, bytes)?));
     }
     Ok(())
@@ -168,8 +182,12 @@ impl Stored<'_> {
     }
 }
 
-/// Reads the tensors of floating-point values of one file, one after another.
-fn read_shard(path: &Path, mut take: impl FnMut(&str, Stored) -> Result<()>) -> Result<()> {
+/// Reads the wanted tensors of floating-point values of one file, one after another.
+fn read_shard(
+    path: &Path,
+    is_wanted: impl Fn(&str) -> bool,
+    mut take: impl FnMut(&str, Stored) -> Result<()>,
+) -> Result<()> {
     let mut input = Input::open(path)?;
     if input.len() > MAX_WEIGHTS {
         return Err(file(path, format!("is {} bytes long, but the limit is {MAX_WEIGHTS}", input.len())));
@@ -178,6 +196,10 @@ fn read_shard(path: &Path, mut take: impl FnMut(&str, Stored) -> Result<()>) -> 
     for name in layout.tensors.offset_keys() {
         let Some(info) = layout.tensors.info(&name) else { continue };
         let (start, end) = info.data_offsets;
+        if !is_wanted(&name) {
+            input.skip((end - start) as u64)?;
+            continue;
+        }
         let mut bytes = Vec::new();
         input.append((end - start) as u64, &mut bytes)?;
         if bytes.len() != end - start {

@@ -10,7 +10,7 @@ use kron_adapter::io::check_not_overwriting;
 
 use super::STOPPED;
 use super::cli::Settings;
-use super::load::load;
+use super::load::load_over;
 use super::print::{note, print, say};
 use crate::config::{Config, Task};
 use crate::data::Dataset;
@@ -50,11 +50,12 @@ fn train_on(world: &World, settings: Settings, output: OutputFolder) -> Result<E
         if world.is_first() {
             print(&config.text()?);
         }
-        let (weights, tokenizer) = load(&config)?;
-        let data = Dataset::read(&config, &tokenizer)?;
-        Ok((config, weights, data, Stop::on_signals()?))
+        Ok(config)
     };
-    let (config, weights, data, stop) = world.together("inputs", read())?;
+    let config = world.together("settings", read())?;
+    let (weights, tokenizer) = load_over(world, &config)?;
+    let read = || Ok((Dataset::read(&config, &tokenizer)?, Stop::on_signals()?));
+    let (data, stop) = world.together("data", read())?;
     let outcome = run_over(world, &config, &weights, &data, Some(&output), &stop, &Progress::Shown)?;
     if !world.is_first() {
         return Ok(if outcome.stopped { ExitCode::from(STOPPED) } else { ExitCode::SUCCESS });
