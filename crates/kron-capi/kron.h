@@ -440,8 +440,8 @@ int kron_segments_sizes(const struct KronDevice *device,
                         size_t rows,
                         struct KronManySizes *sizes);
 
-// Computes kron_forward for rows of many adapters in one call: table[i] is the number in `adapters` of row i's
-// adapter, or -1. Each row has the bits of a call over the rows of its adapter alone.
+// Computes kron_forward for rows of many adapters in one call: the table has the number in `adapters` of each
+// row's adapter, or -1. Each row has the bits of a call over the rows of its adapter alone.
 //
 // On the host alone: a device returns KRON_UNAVAILABLE. A table with a number that is no adapter's returns
 // KRON_INVALID; nothing but the workspace is written then.
