@@ -38,3 +38,4 @@ KRON_SMOLLM2=$(realpath "$model")
 export KRON_SMOLLM2
 cd "$(dirname "$0")/.."
 cargo test --quiet --workspace --locked --test tokenizers -- --exact smollm2_has_the_tokens_of_llama_cpp
+cargo test --quiet --workspace --locked --test many_adapters -- --exact smollm2_serves_a_batch

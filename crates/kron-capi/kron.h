@@ -10,11 +10,14 @@
  * A forked process is known by its number. One that has its parent's number, in a new namespace of
  * processes, is not known, and neither is one that was forked by a thread of the pool: it may not call.
  *
+ * Many adapters: calls over segments take rows of many adapters by a table of their numbers, and calls over
+ * a group several adapters on one X. Both compute on the host.
+ *
  * Memory: a call writes y, t and workspace; dx, grad and workspace; or w and workspace. Each of these must
  * overlap no other buffer of the call, and the call returns KRON_INVALID if one does. There is no call in
  * place: y is not x, dx is not dy. Buffers that are only read may overlap or be the same. The gaps between
  * rows are not part of a matrix, so x and y may be columns of one matrix. The structs are read before
- * anything is written. */
+ * anything is written, and so are arrays of structs and of pointers; a table is a buffer. */
 
 #ifndef KRON_H
 #define KRON_H
@@ -193,6 +196,169 @@ typedef struct KronMerge {
   size_t workspace_len;
 } KronMerge;
 
+// An adapter of a call over segments.
+typedef struct KronAdapter {
+  // Shape, scale and dropout; d_out and d_in are those of all adapters of the call, the rest may differ.
+  struct KronOp op;
+  // [A | B | C].
+  const float *theta;
+} KronAdapter;
+
+// Lengths in float32 elements of a call over segments or over a group, which suffice for every dtype and for fewer
+// rows.
+typedef struct KronManySizes {
+  // T.
+  size_t t;
+  // Workspace of the forward call.
+  size_t forward;
+  // Workspace of the backward call.
+  size_t backward;
+} KronManySizes;
+
+// Arguments of kron_forward_segments.
+typedef struct KronForwardSegments {
+  // Type of X and Y: KRON_F32, KRON_F16 or KRON_BF16.
+  uint32_t dtype;
+  // 0 overwrites the rows of Y that have an adapter, 1 adds to them.
+  uint32_t accumulate;
+  // Rows of X and Y, and elements of the table.
+  size_t rows;
+  // X, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // Y, rows x d_out; a row without an adapter keeps its bits.
+  void *y;
+  // Elements from one row of Y to the next.
+  size_t y_stride;
+  // Number of each row's adapter, in any order; -1 for a row without one.
+  const int32_t *table;
+  // T, written; keep it for kron_backward_segments.
+  float *t;
+  // Scratch.
+  float *workspace;
+  // Elements of scratch.
+  size_t workspace_len;
+  // Dropout's key, of a mask in which a row has its number in X; null in evaluation.
+  const struct KronKey *key;
+} KronForwardSegments;
+
+// Arguments of kron_backward_segments.
+typedef struct KronBackwardSegments {
+  // Type of X, dY and dX.
+  uint32_t dtype;
+  // 0 overwrites the rows of dX that have an adapter, 1 adds to them.
+  uint32_t accumulate;
+  // Rows of X, dY and dX, and elements of the table.
+  size_t rows;
+  // X of the forward call, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // dY, rows x d_out; a row without an adapter is not read.
+  const void *dy;
+  // Elements from one row of dY to the next.
+  size_t dy_stride;
+  // dX, rows x d_in; a row without an adapter keeps its bits. Null skips it.
+  void *dx;
+  // Elements from one row of dX to the next.
+  size_t dx_stride;
+  // Table of the forward call.
+  const int32_t *table;
+  // T of the forward call.
+  const float *t;
+  // Gradient of each adapter's theta, always added to; null for an adapter without a row is allowed.
+  float *const *grads;
+  // Scratch.
+  float *workspace;
+  // Elements of scratch.
+  size_t workspace_len;
+  // The key of the forward call.
+  const struct KronKey *key;
+} KronBackwardSegments;
+
+// An adapter of a call over a group.
+typedef struct KronTerm {
+  // Shape, scale and dropout; d_in is that of all terms, and d_out that of all terms of one output.
+  struct KronOp op;
+  // [A | B | C].
+  const float *theta;
+  // Number of the Y that it adds to.
+  size_t output;
+  // Dropout's key; null in evaluation.
+  const struct KronKey *key;
+} KronTerm;
+
+// One Y of kron_forward_group.
+typedef struct KronGroupY {
+  // Y, rows x the output's d_out.
+  void *y;
+  // Elements from one row of Y to the next.
+  size_t y_stride;
+  // 0 overwrites Y, 1 adds to it.
+  uint32_t accumulate;
+} KronGroupY;
+
+// Arguments of kron_forward_group.
+typedef struct KronForwardGroup {
+  // Type of X and of each Y.
+  uint32_t dtype;
+  // Rows of X and of each Y.
+  size_t rows;
+  // X, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // Y of each output, in the order of their numbers.
+  const struct KronGroupY *ys;
+  // Number of outputs, one more than the largest of a term.
+  size_t outputs;
+  // T, written; keep it for kron_backward_group.
+  float *t;
+  // Scratch.
+  float *workspace;
+  // Elements of scratch.
+  size_t workspace_len;
+} KronForwardGroup;
+
+// One dY of kron_backward_group.
+typedef struct KronGroupDy {
+  // dY, rows x the output's d_out.
+  const void *dy;
+  // Elements from one row of dY to the next.
+  size_t dy_stride;
+} KronGroupDy;
+
+// Arguments of kron_backward_group.
+typedef struct KronBackwardGroup {
+  // Type of X, of each dY and of dX.
+  uint32_t dtype;
+  // 0 overwrites dX, 1 adds to it.
+  uint32_t accumulate;
+  // Rows of X, of each dY and of dX.
+  size_t rows;
+  // X of the forward call, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // dY of each output, in the order of their numbers.
+  const struct KronGroupDy *dys;
+  // Number of outputs.
+  size_t outputs;
+  // dX, rows x d_in, which gets the sum over all terms; null skips it.
+  void *dx;
+  // Elements from one row of dX to the next.
+  size_t dx_stride;
+  // T of the forward call.
+  const float *t;
+  // Gradient of each term's theta, always added to.
+  float *const *grads;
+  // Scratch.
+  float *workspace;
+  // Elements of scratch.
+  size_t workspace_len;
+} KronBackwardGroup;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -262,6 +428,76 @@ int kron_backward(const struct KronDevice *device,
 int kron_merge(const struct KronDevice *device,
                const struct KronOp *op,
                const struct KronMerge *call);
+
+// Writes the lengths of the buffers of calls over segments of at most `rows` rows to *sizes.
+//
+// # Safety
+// Each pointer is null or points to its struct, `adapters` to `count` of them, whose theta holds the elements that
+// the op describes.
+int kron_segments_sizes(const struct KronDevice *device,
+                        const struct KronAdapter *adapters,
+                        size_t count,
+                        size_t rows,
+                        struct KronManySizes *sizes);
+
+// Computes kron_forward for rows of many adapters in one call: the table has the number in `adapters` of each
+// row's adapter, or -1. Each row has the bits of a call over the rows of its adapter alone.
+//
+// On the host alone: a device returns KRON_UNAVAILABLE. A table with a number that is no adapter's returns
+// KRON_INVALID; nothing but the workspace is written then.
+//
+// # Safety
+// As kron_segments_sizes, and the pointers of *call hold the elements that it describes.
+int kron_forward_segments(const struct KronDevice *device,
+                          const struct KronAdapter *adapters,
+                          size_t count,
+                          const struct KronForwardSegments *call);
+
+// Adds to the gradient of each adapter that has rows, and computes the rows of dX where dx is not null.
+//
+// Devices and tables are as in kron_forward_segments.
+//
+// # Safety
+// As kron_forward_segments; call->grads points to `count` pointers, each null or to a gradient of its adapter's
+// theta.
+int kron_backward_segments(const struct KronDevice *device,
+                           const struct KronAdapter *adapters,
+                           size_t count,
+                           const struct KronBackwardSegments *call);
+
+// Writes the lengths of the buffers of calls over a group with at most `rows` rows to *sizes.
+//
+// # Safety
+// Each pointer is null or points to its struct, `terms` to `count` of them, whose theta holds the elements that the
+// op describes.
+int kron_group_sizes(const struct KronDevice *device,
+                     const struct KronTerm *terms,
+                     size_t count,
+                     size_t rows,
+                     struct KronManySizes *sizes);
+
+// Computes kron_forward for 1 to 16 adapters on one X, such as those of q, k and v with a Y each, or the terms of a
+// sum with one Y. X is read once, and each Y of neighbouring terms of one a_out is read and written once.
+//
+// On the host alone: a device returns KRON_UNAVAILABLE.
+//
+// # Safety
+// As kron_group_sizes, and the pointers of *call hold the elements that it describes; call->ys points to
+// call->outputs structs.
+int kron_forward_group(const struct KronDevice *device,
+                       const struct KronTerm *terms,
+                       size_t count,
+                       const struct KronForwardGroup *call);
+
+// Adds to the gradient of each term, and computes dX, the sum over all terms, where dx is not null.
+//
+// # Safety
+// As kron_forward_group; call->dys points to call->outputs structs, and call->grads to `count` pointers to
+// gradients.
+int kron_backward_group(const struct KronDevice *device,
+                        const struct KronTerm *terms,
+                        size_t count,
+                        const struct KronBackwardGroup *call);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -13,7 +13,10 @@ use toml::Value;
 const BUDGET: usize = 400;
 
 /// Files that may be longer, how long, and why.
-const LONGER: [(&str, usize, &str); 1] = [("tests/tests/plan.rs", 450, "one golden table after another")];
+const LONGER: [(&str, usize, &str); 2] = [
+    ("tests/tests/plan.rs", 450, "one golden table after another"),
+    ("crates/kron-capi/kron.h", 520, "one header declares the whole interface, and cbindgen writes it"),
+];
 
 /// Files and folders that may have unsafe code, and why.
 const UNSAFE: [(&str, &str); 11] = [

@@ -48,6 +48,7 @@
 //! | find a model's files | [`model_files`] |
 //! | norms, spectra, cosine, the nearest Kron-LoRA of a LoRA | [`algebra`] |
 //! | several adapters as one | [`combine`] |
+//! | many users' adapters within a limit of memory | [`FilePool`] |
 //! | choose shapes for a budget of parameters | [`plan`] |
 //! | read a GGUF model, dequantise it, name its tensors as Hugging Face does | [`gguf`] |
 //! | read any safetensors file strictly | [`Tensors`], [`io::Layout`] |
@@ -65,6 +66,7 @@ mod dotted_path;
 pub mod elements;
 mod error;
 pub mod extras;
+mod file_pool;
 mod format;
 pub mod gguf;
 pub mod io;
@@ -93,6 +95,7 @@ mod trained;
 
 pub use adapter::{Adapter, Layer, ScaleRule, Scaling};
 pub use error::{Error, Kind, Result, Suggestion};
+pub use file_pool::{FilePool, FilePoolStats, PooledAdapter};
 pub use format::{Format, Loaded, Progress};
 pub use io::IfExists;
 pub use left_out::LeftOut;

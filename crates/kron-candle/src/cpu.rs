@@ -137,12 +137,12 @@ impl DeviceOps for CpuStorage {
 }
 
 /// Returns the elements of a contiguous operand.
-fn elements<E: WithDType>((storage, layout): Operand<'_, CpuStorage>) -> Result<&[E]> {
+pub(crate) fn elements<E: WithDType>((storage, layout): Operand<'_, CpuStorage>) -> Result<&[E]> {
     Ok(&storage.as_slice::<E>()?[range(layout)?])
 }
 
 /// Returns the elements of a storage just made by an op.
-fn elements_mut<E: Activation>(storage: &mut CpuStorage) -> Result<&mut [E]> {
+pub(crate) fn elements_mut<E: Activation>(storage: &mut CpuStorage) -> Result<&mut [E]> {
     let dtype = storage.dtype();
     match E::slice_mut(storage) {
         Some(elements) => Ok(elements),
@@ -150,11 +150,13 @@ fn elements_mut<E: Activation>(storage: &mut CpuStorage) -> Result<&mut [E]> {
     }
 }
 
-fn view<E>(rows: usize, cols: usize, elements: &[E]) -> Result<ArrayView2<'_, E>> {
+/// Views elements as a matrix.
+pub(crate) fn view<E>(rows: usize, cols: usize, elements: &[E]) -> Result<ArrayView2<'_, E>> {
     ArrayView2::from_shape((rows, cols), elements).map_err(|_| wrong_len(rows, cols, elements.len()))
 }
 
-fn view_mut<E>(rows: usize, cols: usize, elements: &mut [E]) -> Result<ArrayViewMut2<'_, E>> {
+/// Views elements as a matrix to write.
+pub(crate) fn view_mut<E>(rows: usize, cols: usize, elements: &mut [E]) -> Result<ArrayViewMut2<'_, E>> {
     let len = elements.len();
     ArrayViewMut2::from_shape((rows, cols), elements).map_err(|_| wrong_len(rows, cols, len))
 }

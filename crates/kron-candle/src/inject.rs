@@ -1,7 +1,7 @@
 //! [`Inject`]: adapters on the layers of a model whose names match a pattern.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use candle_core::{Device, Error, Result, bail};
@@ -13,6 +13,7 @@ use crate::adapters::Adapters;
 use crate::base::FrozenLinear;
 use crate::error::of_adapter;
 use crate::linear::KronLinear;
+use crate::served::ServedModules;
 use crate::trainable_delta::TrainableDelta;
 
 /// Function from a module's path and dimensions to its adapter's shape and scale.
@@ -26,6 +27,8 @@ enum Source<'a> {
     Trained(Adapter),
     /// No adapters.
     Nothing,
+    /// No adapters of the layers' own: a batch brings those of its texts.
+    Served,
 }
 
 /// Puts adapters on the linear layers of a model while the model is built.
@@ -57,6 +60,8 @@ pub struct Inject<'a> {
     dropout: Dropout,
     fused: bool,
     made: RefCell<Vec<TrainableDelta>>,
+    /// Sizes of the layers made for serving, by module.
+    served: RefCell<HashMap<String, LayerDims>>,
 }
 
 impl std::fmt::Debug for Inject<'_> {
@@ -118,8 +123,46 @@ impl<'a> Inject<'a> {
         Self::from(Vec::new(), Source::Nothing)
     }
 
+    /// Makes every layer for texts with adapters of their own; [`Inject::finish_serving`] returns the layers.
+    ///
+    /// Without a batch the model is its base. The example `04_serve` has a thousand adapters.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Linear;
+    /// use kron_candle::{Adapter, FilePool, IfExists, Inject, KronShape, Layer, LayerDims, ScaleRule, Scaling, Theta};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let file = folder.path().join("ada.safetensors");
+    /// let shape = KronShape::lora(LayerDims { d_out: 64, d_in: 96 }, 4)?;
+    /// let layer = Layer::new("q_proj", Scaling::new(8.0, 4, ScaleRule::AlphaOverR)?, Theta::random(shape, 1))?;
+    /// Adapter::new(vec![layer])?.write(&file, IfExists::Refuse)?;
+    ///
+    /// let inject = Inject::serving();
+    /// let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
+    /// let q = inject.wrap(base, "q_proj")?; // in the model's own code
+    /// let served = inject.finish_serving()?;
+    /// let pool = FilePool::new(1 << 20);
+    /// let batch = served.batch(&[pool.get(&file)?], &[-1, 0, -1])?;
+    /// assert_eq!((batch.texts(), batch.adapters().len()), (3, 1));
+    /// # let _ = q;
+    /// # Ok(()) }
+    /// ```
+    pub fn serving() -> Self {
+        Self::from(Vec::new(), Source::Served)
+    }
+
     fn from(patterns: Vec<Pattern>, source: Source<'a>) -> Self {
-        Self { patterns, source, dropout: Dropout::NONE, fused: true, made: RefCell::default() }
+        Self {
+            patterns,
+            source,
+            dropout: Dropout::NONE,
+            fused: true,
+            made: RefCell::default(),
+            served: RefCell::default(),
+        }
     }
 
     /// Sets the dropout on every adapter's input.
@@ -171,7 +214,7 @@ impl<'a> Inject<'a> {
         let (d_out, d_in) = base.weight().dims2()?;
         match self.delta(module, LayerDims { d_out, d_in }, base.weight().device())? {
             Some(delta) => KronLinear::new(base, delta),
-            None => Ok(base.into()),
+            None => Ok(self.record(base.into(), module, LayerDims { d_out, d_in })),
         }
     }
 
@@ -185,10 +228,20 @@ impl<'a> Inject<'a> {
         module: &str,
         device: &Device,
     ) -> Result<KronLinear> {
-        match self.delta(module, base.dims(), device)? {
+        let dims = base.dims();
+        match self.delta(module, dims, device)? {
             Some(delta) => KronLinear::over(base, delta),
-            None => Ok(KronLinear::frozen(base)),
+            None => Ok(self.record(KronLinear::frozen(base), module, dims)),
         }
+    }
+
+    /// Notes a layer that is made for serving.
+    fn record(&self, layer: KronLinear, module: &str, dims: LayerDims) -> KronLinear {
+        if !matches!(self.source, Source::Served) {
+            return layer;
+        }
+        self.served.borrow_mut().insert(module.to_owned(), dims);
+        layer.of_module(module)
     }
 
     /// Makes the adapter of a module; `None` if its name does not match.
@@ -209,6 +262,21 @@ impl<'a> Inject<'a> {
         let delta = if self.fused { delta } else { delta.unfused() };
         self.made.borrow_mut().push(delta.clone());
         Ok(Some(delta))
+    }
+
+    /// Returns the layers of a model that serves many adapters.
+    ///
+    /// # Errors
+    /// The adapters are not those of batches, or the model has made no linear layer.
+    pub fn finish_serving(self) -> Result<ServedModules> {
+        let served = self.served.into_inner();
+        if !matches!(self.source, Source::Served) {
+            bail!("the model's layers have adapters of their own, but serving needs Inject::serving");
+        }
+        if served.is_empty() {
+            bail!("the model has made no linear layer, but serving needs at least one");
+        }
+        Ok(ServedModules::new(served))
     }
 
     /// Returns all adapters, in the order in which the model made its layers.

@@ -34,7 +34,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The examples `01_linear`, `02_inject` and `03_train` show each part in full.
+//! The examples `01_linear`, `02_inject`, `03_train` and `04_serve`, a thousand adapters in one batch, show each part in full.
 //!
 //! θ of a layer is one flat float32 [`Var`](candle_core::Var) `[A | B | C]`, so its gradient, its optimizer state and
 //! its bytes on disk are one tensor each. The base and the adapter write into one output buffer, and so do their
@@ -69,6 +69,8 @@ mod optim;
 mod product;
 mod quantised;
 mod residual;
+mod segments;
+mod served;
 mod shapes;
 mod trace;
 mod trainable_delta;
@@ -84,10 +86,14 @@ pub use kron_adapter::algebra::Join;
 pub use kron_adapter::peft::LoraOptions;
 pub use kron_adapter::plan::{Method, Model};
 pub use kron_adapter::{Adapter, IfExists, Layer, OutputFormat, Pattern, ScaleRule, Scaling, TrainedTensor};
-pub use kron_core::{Accum, Dropout, DropoutKey, KronOp, KronShape, LayerDims, Operands, Split, Theta};
+pub use kron_adapter::{FilePool, FilePoolStats, PooledAdapter};
+pub use kron_core::{
+    Accum, Dropout, DropoutKey, KronOp, KronShape, LayerDims, Operands, PoolEntry, Scale, Split, Theta,
+};
 pub use linear::KronLinear;
 pub use optim::{AdamW, AdamWConfig, Group, Part};
 pub use product::{Threads, product, product_time};
 pub use quantised::QuantisedLinear;
+pub use served::{AdapterBatch, ServedModules};
 pub use trace::Trace;
 pub use trainable_delta::TrainableDelta;

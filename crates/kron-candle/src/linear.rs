@@ -54,6 +54,8 @@ enum Base {
 pub struct KronLinear {
     base: Base,
     delta: Option<TrainableDelta>,
+    /// Path in a model that serves many adapters, by which a batch finds those of the layer.
+    module: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for KronLinear {
@@ -69,7 +71,7 @@ impl std::fmt::Debug for KronLinear {
 impl From<Linear> for KronLinear {
     /// Wraps a layer without an adapter.
     fn from(base: Linear) -> Self {
-        Self { base: Base::Matrix(base), delta: None }
+        Self { base: Base::Matrix(base), delta: None, module: None }
     }
 }
 
@@ -83,7 +85,7 @@ impl KronLinear {
         if weight != [shape.d_out(), shape.d_in()] {
             bail!("the weight of {} is {weight:?}, but its adapter is {shape}", delta.module());
         }
-        Ok(Self { base: Base::Matrix(base), delta: Some(delta) })
+        Ok(Self { base: Base::Matrix(base), delta: Some(delta), module: None })
     }
 
     /// Puts an adapter on any frozen base, such as a quantised matrix.
@@ -113,12 +115,12 @@ impl KronLinear {
         if (dims.d_out, dims.d_in) != (shape.d_out(), shape.d_in()) {
             bail!("the base of {} is {base:?}, but its adapter is {shape}", delta.module());
         }
-        Ok(Self { base: Base::Frozen(base), delta: Some(delta) })
+        Ok(Self { base: Base::Frozen(base), delta: Some(delta), module: None })
     }
 
     /// Wraps a frozen base without an adapter.
     pub fn frozen(base: Arc<dyn FrozenLinear>) -> Self {
-        Self { base: Base::Frozen(base), delta: None }
+        Self { base: Base::Frozen(base), delta: None, module: None }
     }
 
     /// Returns the base; `None` if its weight or bias is trained, which an adapter excludes.
@@ -133,6 +135,16 @@ impl KronLinear {
             }
             Base::Frozen(base) => Some(Arc::clone(base)),
         }
+    }
+
+    /// Gives the layer its path in a model that serves many adapters.
+    pub(crate) fn of_module(self, module: &str) -> Self {
+        Self { module: Some(module.into()), ..self }
+    }
+
+    /// Returns the path in a model that serves many adapters.
+    pub(crate) fn module(&self) -> Option<&str> {
+        self.module.as_deref()
     }
 
     /// Returns the adapter.

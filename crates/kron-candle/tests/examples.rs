@@ -7,6 +7,9 @@ mod inject;
 #[path = "../examples/01_linear.rs"]
 mod linear;
 #[allow(dead_code)]
+#[path = "../examples/04_serve.rs"]
+mod serve;
+#[allow(dead_code)]
 #[path = "../examples/03_train.rs"]
 mod train;
 
@@ -30,4 +33,12 @@ fn training_converges_saves_loads_and_merges() {
     let folder = tempfile::tempdir().expect("a folder");
     let losses = train::train(&folder.path().join("adapter.safetensors")).expect("it runs");
     assert!(losses.len() == 150 && losses[149] < 0.2 * losses[0], "{losses:?}");
+}
+
+#[test]
+fn a_batch_has_the_tokens_of_one_adapter_at_a_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let stats = serve::serve(folder.path()).expect("it runs");
+    // 600 users are in both batches; the pool has places for 900.
+    assert_eq!((stats.hits, stats.misses, stats.evictions, stats.adapters), (600, 1000, 100, 900));
 }

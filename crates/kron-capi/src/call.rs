@@ -207,7 +207,8 @@ pub(crate) fn t_len(op: &KronOp, rows: usize) -> Result<usize> {
     extent::<f32>("t", rows, op.shape.t_row())
 }
 
-fn accum(flag: u32) -> Result<Accum> {
+/// Parses the flag of a buffer that is written.
+pub(crate) fn accum(flag: u32) -> Result<Accum> {
     match flag {
         0 => Ok(Accum::Replace),
         1 => Ok(Accum::Add),
@@ -215,12 +216,14 @@ fn accum(flag: u32) -> Result<Accum> {
     }
 }
 
-fn key(key: *const KronKey) -> Option<DropoutKey> {
+/// Copies the key, if there is one.
+pub(crate) fn key(key: *const KronKey) -> Option<DropoutKey> {
     // SAFETY: the caller of `run` promises null or a key.
     unsafe { key.as_ref() }.map(|&key| key.into())
 }
 
-fn matrix<E>(
+/// Checks the rows of a matrix.
+pub(crate) fn matrix<E>(
     what: &'static str,
     pointer: *const E,
     rows: usize,
@@ -234,12 +237,13 @@ fn matrix<E>(
     Ok(Matrix { pointer: checked(what, pointer, len)?, rows, cols, stride })
 }
 
-fn floats(what: &'static str, pointer: *const f32, len: usize) -> Result<*const f32> {
+/// Checks a buffer of float32 elements.
+pub(crate) fn floats(what: &'static str, pointer: *const f32, len: usize) -> Result<*const f32> {
     checked(what, pointer, extent::<f32>(what, 1, len)?)
 }
 
 /// Returns an aligned pointer; a dangling one for `len` 0.
-fn checked<T>(what: &'static str, pointer: *const T, len: usize) -> Result<*const T> {
+pub(crate) fn checked<T>(what: &'static str, pointer: *const T, len: usize) -> Result<*const T> {
     match len {
         0 => Ok(std::ptr::dangling()),
         _ if pointer.is_null() => Err(refuse(what, "a null pointer", format!("holds {len} elements"))),
@@ -252,7 +256,7 @@ fn checked<T>(what: &'static str, pointer: *const T, len: usize) -> Result<*cons
 }
 
 /// rows·width elements, whose bytes an `isize` can count.
-fn extent<T>(what: &'static str, rows: usize, width: usize) -> Result<usize> {
+pub(crate) fn extent<T>(what: &'static str, rows: usize, width: usize) -> Result<usize> {
     let limit = isize::MAX as usize / size_of::<T>();
     rows.checked_mul(width).filter(|&len| len <= limit).ok_or_else(|| {
         refuse(what, format!("{rows} rows of {width}"), format!("memory has at most {limit} elements"))
@@ -261,7 +265,7 @@ fn extent<T>(what: &'static str, rows: usize, width: usize) -> Result<usize> {
 
 impl<E> Matrix<*const E> {
     /// The same matrix for writing: its pointer came from C as `*mut`.
-    fn written(self) -> Matrix<*mut E> {
+    pub(crate) fn written(self) -> Matrix<*mut E> {
         let Matrix { pointer, rows, cols, stride } = self;
         Matrix { pointer: pointer.cast_mut(), rows, cols, stride }
     }

@@ -13,9 +13,15 @@ mod call;
 mod device;
 mod dispatch;
 mod fork;
+#[allow(unsafe_code)]
+mod group;
+#[allow(unsafe_code)]
+mod host;
 mod overlap;
 #[allow(unsafe_code)]
 mod pointers;
+#[allow(unsafe_code)]
+mod segments;
 #[allow(unsafe_code)]
 mod status;
 #[allow(unsafe_code)]
@@ -28,8 +34,9 @@ use kron_core::{Error, Pass};
 
 pub use status::{KRON_DEVICE_FAILED, KRON_INVALID, KRON_OK, KRON_PANICKED, KRON_UNAVAILABLE};
 pub use types::{
-    KRON_ABI, KRON_BF16, KRON_EMULATED, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey,
-    KronMerge, KronOp, KronRunner, KronSizes, KronTask,
+    KRON_ABI, KRON_BF16, KRON_EMULATED, KRON_F16, KRON_F32, KronAdapter, KronBackward, KronBackwardGroup,
+    KronBackwardSegments, KronDevice, KronForward, KronForwardGroup, KronForwardSegments, KronGroupDy,
+    KronGroupY, KronKey, KronManySizes, KronMerge, KronOp, KronRunner, KronSizes, KronTask, KronTerm,
 };
 
 /// Returns the library's KRON_ABI, to be compared with the header's.
@@ -161,6 +168,144 @@ pub unsafe extern "C" fn kron_merge(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe { call::run(device, op, call) }
+}
+
+/// Writes the lengths of the buffers of calls over segments of at most `rows` rows to *sizes.
+///
+/// # Safety
+/// Each pointer is null or points to its struct, `adapters` to `count` of them, whose theta holds the elements that
+/// the op describes.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_segments_sizes(
+    device: *const KronDevice,
+    adapters: *const KronAdapter,
+    count: usize,
+    rows: usize,
+    sizes: *mut KronManySizes,
+) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let (cpu, sizes) = unsafe { (host::host(device.as_ref())?, call::exclusive("sizes", sizes)?) };
+        // SAFETY: the caller's promise.
+        *sizes = unsafe { segments::with_pool(adapters, count, |pool| segments::sizes(&cpu, pool, rows)) }?;
+        Ok(())
+    })
+}
+
+/// Computes kron_forward for rows of many adapters in one call: the table has the number in `adapters` of each
+/// row's adapter, or -1. Each row has the bits of a call over the rows of its adapter alone.
+///
+/// On the host alone: a device returns KRON_UNAVAILABLE. A table with a number that is no adapter's returns
+/// KRON_INVALID; nothing but the workspace is written then.
+///
+/// # Safety
+/// As kron_segments_sizes, and the pointers of *call hold the elements that it describes.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_forward_segments(
+    device: *const KronDevice,
+    adapters: *const KronAdapter,
+    count: usize,
+    call: *const KronForwardSegments,
+) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let (cpu, call) = unsafe { (host::host(device.as_ref())?, *call::shared("call", call)?) };
+        // SAFETY: the caller's promise.
+        unsafe { segments::with_pool(adapters, count, |pool| host::run(&cpu, pool, call)) }
+    })
+}
+
+/// Adds to the gradient of each adapter that has rows, and computes the rows of dX where dx is not null.
+///
+/// Devices and tables are as in kron_forward_segments.
+///
+/// # Safety
+/// As kron_forward_segments; call->grads points to `count` pointers, each null or to a gradient of its adapter's
+/// theta.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_backward_segments(
+    device: *const KronDevice,
+    adapters: *const KronAdapter,
+    count: usize,
+    call: *const KronBackwardSegments,
+) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let (cpu, call) = unsafe { (host::host(device.as_ref())?, *call::shared("call", call)?) };
+        // SAFETY: the caller's promise.
+        unsafe { segments::with_pool(adapters, count, |pool| host::run(&cpu, pool, call)) }
+    })
+}
+
+/// Writes the lengths of the buffers of calls over a group with at most `rows` rows to *sizes.
+///
+/// # Safety
+/// Each pointer is null or points to its struct, `terms` to `count` of them, whose theta holds the elements that the
+/// op describes.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_group_sizes(
+    device: *const KronDevice,
+    terms: *const KronTerm,
+    count: usize,
+    rows: usize,
+    sizes: *mut KronManySizes,
+) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let (cpu, sizes) = unsafe { (host::host(device.as_ref())?, call::exclusive("sizes", sizes)?) };
+        // SAFETY: the caller's promise.
+        *sizes = unsafe { group::with_group(terms, count, |group| group::sizes(&cpu, group, rows)) }?;
+        Ok(())
+    })
+}
+
+/// Computes kron_forward for 1 to 16 adapters on one X, such as those of q, k and v with a Y each, or the terms of a
+/// sum with one Y. X is read once, and each Y of neighbouring terms of one a_out is read and written once.
+///
+/// On the host alone: a device returns KRON_UNAVAILABLE.
+///
+/// # Safety
+/// As kron_group_sizes, and the pointers of *call hold the elements that it describes; call->ys points to
+/// call->outputs structs.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_forward_group(
+    device: *const KronDevice,
+    terms: *const KronTerm,
+    count: usize,
+    call: *const KronForwardGroup,
+) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let (cpu, call) = unsafe { (host::host(device.as_ref())?, *call::shared("call", call)?) };
+        // SAFETY: the caller's promise.
+        unsafe { group::with_group(terms, count, |group| host::run(&cpu, group, call)) }
+    })
+}
+
+/// Adds to the gradient of each term, and computes dX, the sum over all terms, where dx is not null.
+///
+/// # Safety
+/// As kron_forward_group; call->dys points to call->outputs structs, and call->grads to `count` pointers to
+/// gradients.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kron_backward_group(
+    device: *const KronDevice,
+    terms: *const KronTerm,
+    count: usize,
+    call: *const KronBackwardGroup,
+) -> c_int {
+    status::guard(|| {
+        // SAFETY: the caller's promise.
+        let (cpu, call) = unsafe { (host::host(device.as_ref())?, *call::shared("call", call)?) };
+        // SAFETY: the caller's promise.
+        unsafe { group::with_group(terms, count, |group| host::run(&cpu, group, call)) }
+    })
 }
 
 /// Returns the error of an argument.

@@ -198,3 +198,184 @@ pub struct KronMerge {
     /// Elements of scratch.
     pub workspace_len: usize,
 }
+
+/// An adapter of a call over segments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronAdapter {
+    /// Shape, scale and dropout; d_out and d_in are those of all adapters of the call, the rest may differ.
+    pub op: KronOp,
+    /// [A | B | C].
+    pub theta: *const f32,
+}
+
+/// An adapter of a call over a group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronTerm {
+    /// Shape, scale and dropout; d_in is that of all terms, and d_out that of all terms of one output.
+    pub op: KronOp,
+    /// [A | B | C].
+    pub theta: *const f32,
+    /// Number of the Y that it adds to.
+    pub output: usize,
+    /// Dropout's key; null in evaluation.
+    pub key: *const KronKey,
+}
+
+/// Lengths in float32 elements of a call over segments or over a group, which suffice for every dtype and for fewer
+/// rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KronManySizes {
+    /// T.
+    pub t: usize,
+    /// Workspace of the forward call.
+    pub forward: usize,
+    /// Workspace of the backward call.
+    pub backward: usize,
+}
+
+/// Arguments of kron_forward_segments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronForwardSegments {
+    /// Type of X and Y: KRON_F32, KRON_F16 or KRON_BF16.
+    pub dtype: u32,
+    /// 0 overwrites the rows of Y that have an adapter, 1 adds to them.
+    pub accumulate: u32,
+    /// Rows of X and Y, and elements of the table.
+    pub rows: usize,
+    /// X, rows x d_in.
+    pub x: *const c_void,
+    /// Elements from one row of X to the next.
+    pub x_stride: usize,
+    /// Y, rows x d_out; a row without an adapter keeps its bits.
+    pub y: *mut c_void,
+    /// Elements from one row of Y to the next.
+    pub y_stride: usize,
+    /// Number of each row's adapter, in any order; -1 for a row without one.
+    pub table: *const i32,
+    /// T, written; keep it for kron_backward_segments.
+    pub t: *mut f32,
+    /// Scratch.
+    pub workspace: *mut f32,
+    /// Elements of scratch.
+    pub workspace_len: usize,
+    /// Dropout's key, of a mask in which a row has its number in X; null in evaluation.
+    pub key: *const KronKey,
+}
+
+/// Arguments of kron_backward_segments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronBackwardSegments {
+    /// Type of X, dY and dX.
+    pub dtype: u32,
+    /// 0 overwrites the rows of dX that have an adapter, 1 adds to them.
+    pub accumulate: u32,
+    /// Rows of X, dY and dX, and elements of the table.
+    pub rows: usize,
+    /// X of the forward call, rows x d_in.
+    pub x: *const c_void,
+    /// Elements from one row of X to the next.
+    pub x_stride: usize,
+    /// dY, rows x d_out; a row without an adapter is not read.
+    pub dy: *const c_void,
+    /// Elements from one row of dY to the next.
+    pub dy_stride: usize,
+    /// dX, rows x d_in; a row without an adapter keeps its bits. Null skips it.
+    pub dx: *mut c_void,
+    /// Elements from one row of dX to the next.
+    pub dx_stride: usize,
+    /// Table of the forward call.
+    pub table: *const i32,
+    /// T of the forward call.
+    pub t: *const f32,
+    /// Gradient of each adapter's theta, always added to; null for an adapter without a row is allowed.
+    pub grads: *const *mut f32,
+    /// Scratch.
+    pub workspace: *mut f32,
+    /// Elements of scratch.
+    pub workspace_len: usize,
+    /// The key of the forward call.
+    pub key: *const KronKey,
+}
+
+/// One Y of kron_forward_group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronGroupY {
+    /// Y, rows x the output's d_out.
+    pub y: *mut c_void,
+    /// Elements from one row of Y to the next.
+    pub y_stride: usize,
+    /// 0 overwrites Y, 1 adds to it.
+    pub accumulate: u32,
+}
+
+/// Arguments of kron_forward_group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronForwardGroup {
+    /// Type of X and of each Y.
+    pub dtype: u32,
+    /// Rows of X and of each Y.
+    pub rows: usize,
+    /// X, rows x d_in.
+    pub x: *const c_void,
+    /// Elements from one row of X to the next.
+    pub x_stride: usize,
+    /// Y of each output, in the order of their numbers.
+    pub ys: *const KronGroupY,
+    /// Number of outputs, one more than the largest of a term.
+    pub outputs: usize,
+    /// T, written; keep it for kron_backward_group.
+    pub t: *mut f32,
+    /// Scratch.
+    pub workspace: *mut f32,
+    /// Elements of scratch.
+    pub workspace_len: usize,
+}
+
+/// One dY of kron_backward_group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronGroupDy {
+    /// dY, rows x the output's d_out.
+    pub dy: *const c_void,
+    /// Elements from one row of dY to the next.
+    pub dy_stride: usize,
+}
+
+/// Arguments of kron_backward_group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KronBackwardGroup {
+    /// Type of X, of each dY and of dX.
+    pub dtype: u32,
+    /// 0 overwrites dX, 1 adds to it.
+    pub accumulate: u32,
+    /// Rows of X, of each dY and of dX.
+    pub rows: usize,
+    /// X of the forward call, rows x d_in.
+    pub x: *const c_void,
+    /// Elements from one row of X to the next.
+    pub x_stride: usize,
+    /// dY of each output, in the order of their numbers.
+    pub dys: *const KronGroupDy,
+    /// Number of outputs.
+    pub outputs: usize,
+    /// dX, rows x d_in, which gets the sum over all terms; null skips it.
+    pub dx: *mut c_void,
+    /// Elements from one row of dX to the next.
+    pub dx_stride: usize,
+    /// T of the forward call.
+    pub t: *const f32,
+    /// Gradient of each term's theta, always added to.
+    pub grads: *const *mut f32,
+    /// Scratch.
+    pub workspace: *mut f32,
+    /// Elements of scratch.
+    pub workspace_len: usize,
+}

@@ -52,6 +52,54 @@ class Merge(Structure):
                 ("workspace", c_void_p), ("workspace_len", c_size_t)]
 
 
+class Adapter(Structure):
+    _fields_ = [("op", Op), ("theta", c_void_p)]
+
+
+class Term(Structure):
+    _fields_ = [("op", Op), ("theta", c_void_p), ("output", c_size_t), ("key", POINTER(Key))]
+
+
+class ManySizes(Structure):
+    _fields_ = [(n, c_size_t) for n in ("t", "forward", "backward")]
+
+
+class ForwardSegments(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t),
+                ("x", c_void_p), ("x_stride", c_size_t), ("y", c_void_p), ("y_stride", c_size_t),
+                ("table", POINTER(c_int32)), ("t", c_void_p),
+                ("workspace", c_void_p), ("workspace_len", c_size_t), ("key", POINTER(Key))]
+
+
+class BackwardSegments(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t),
+                ("x", c_void_p), ("x_stride", c_size_t), ("dy", c_void_p), ("dy_stride", c_size_t),
+                ("dx", c_void_p), ("dx_stride", c_size_t), ("table", POINTER(c_int32)), ("t", c_void_p),
+                ("grads", POINTER(c_void_p)), ("workspace", c_void_p), ("workspace_len", c_size_t),
+                ("key", POINTER(Key))]
+
+
+class GroupY(Structure):
+    _fields_ = [("y", c_void_p), ("y_stride", c_size_t), ("accumulate", c_uint32)]
+
+
+class ForwardGroup(Structure):
+    _fields_ = [("dtype", c_uint32), ("rows", c_size_t), ("x", c_void_p), ("x_stride", c_size_t),
+                ("ys", POINTER(GroupY)), ("outputs", c_size_t), ("t", c_void_p),
+                ("workspace", c_void_p), ("workspace_len", c_size_t)]
+
+
+class GroupDy(Structure):
+    _fields_ = [("dy", c_void_p), ("dy_stride", c_size_t)]
+
+
+class BackwardGroup(Structure):
+    _fields_ = [("dtype", c_uint32), ("accumulate", c_uint32), ("rows", c_size_t),
+                ("x", c_void_p), ("x_stride", c_size_t), ("dys", POINTER(GroupDy)), ("outputs", c_size_t),
+                ("dx", c_void_p), ("dx_stride", c_size_t), ("t", c_void_p), ("grads", POINTER(c_void_p)),
+                ("workspace", c_void_p), ("workspace_len", c_size_t)]
+
+
 def bf16(value):
     """Bits of a number, rounded to nearest even."""
     (bits,) = struct.unpack("<I", struct.pack("<f", value))
@@ -123,6 +171,71 @@ def close(what, got, want, tolerance):
     assert size > 0.1 and worst <= tolerance * size, f"{what}: {worst} of {size}"
 
 
+def many(call, memory, numbers, op, count):
+    """Rows of two adapters in one call, and two adapters on one X, against calls over one adapter."""
+    floats, pack, p = memory.floats, memory.pack, memory.pointer
+    table = [1, -1, 0, 1, 1, 0, -1]
+    n, d_out, d_in = len(table), op.d_out, op.d_in
+    thetas = [floats(numbers(count)) for _ in range(2)]
+    xs, dys = numbers(n * d_in), numbers(n * d_out)
+    cut = lambda values, rows, width: [v for i in rows for v in values[i * width:(i + 1) * width]]
+
+    def one(theta, rows):
+        """The bits of Y and dX, and the gradient, of a call over some rows."""
+        x, dy, y, dx = pack(cut(xs, rows, d_in)), pack(cut(dys, rows, d_out)), pack([0.0] * (len(rows) * d_out)), pack([0.0] * (len(rows) * d_in))
+        sizes, grad = Sizes(), floats([0.0] * count)
+        call("kron_sizes", byref(op), c_size_t(len(rows)), byref(sizes))
+        scratch = max(sizes.forward, sizes.backward)
+        workspace, t = floats([0.0] * scratch), floats([0.0] * sizes.t)
+        call("kron_forward", byref(op), byref(Forward(
+            BF16, 0, len(rows), p(x), d_in, p(y), d_out, p(theta), p(t), p(workspace), scratch, None)))
+        call("kron_backward", byref(op), byref(Backward(
+            BF16, 0, len(rows), p(x), d_in, p(dy), d_out, p(dx), d_in, p(theta), p(t), p(grad), p(workspace), scratch, None)))
+        return memory.read(y), memory.read(dx), memory.read(grad)
+
+    x, dy, y, dx = pack(xs), pack(dys), pack([0.5] * (n * d_out)), pack([0.25] * (n * d_in))
+    grads = [floats([0.0] * count) for _ in range(2)]
+    pointers = (c_void_p * 2)(*(p(grad) for grad in grads))
+    adapters, sizes = (Adapter * 2)(*(Adapter(op, p(theta)) for theta in thetas)), ManySizes()
+    call("kron_segments_sizes", adapters, c_size_t(2), c_size_t(n), byref(sizes))
+    scratch = max(sizes.forward, sizes.backward)
+    workspace, t = floats([0.0] * scratch), floats([0.0] * sizes.t)
+    rows = (c_int32 * n)(*table)
+    call("kron_forward_segments", adapters, c_size_t(2), byref(ForwardSegments(
+        BF16, 0, n, p(x), d_in, p(y), d_out, rows, p(t), p(workspace), scratch, None)))
+    call("kron_backward_segments", adapters, c_size_t(2), byref(BackwardSegments(
+        BF16, 0, n, p(x), d_in, p(dy), d_out, p(dx), d_in, rows, p(t), pointers, p(workspace), scratch, None)))
+    want_y, want_dx = [bf16(0.5)] * (n * d_out), [bf16(0.25)] * (n * d_in)
+    for number, (theta, grad) in enumerate(zip(thetas, grads)):
+        own = [i for i in range(n) if table[i] == number]
+        got_y, got_dx, got_grad = one(theta, own)
+        for at, i in enumerate(own):
+            want_y[i * d_out:(i + 1) * d_out] = got_y[at * d_out:(at + 1) * d_out]
+            want_dx[i * d_in:(i + 1) * d_in] = got_dx[at * d_in:(at + 1) * d_in]
+        assert any(got_grad) and memory.read(grad) == got_grad
+    assert memory.read(y) == want_y and memory.read(dx) == want_dx
+
+    ys, dx = [pack([0.0] * (n * d_out)) for _ in range(2)], pack([0.0] * (n * d_in))
+    grads = [floats([0.0] * count) for _ in range(2)]
+    pointers = (c_void_p * 2)(*(p(grad) for grad in grads))
+    terms = (Term * 2)(*(Term(op, p(theta), output, None) for output, theta in enumerate(thetas)))
+    call("kron_group_sizes", terms, c_size_t(2), c_size_t(n), byref(sizes))
+    scratch = max(sizes.forward, sizes.backward)
+    workspace, t = floats([0.0] * scratch), floats([0.0] * sizes.t)
+    outputs = (GroupY * 2)(*(GroupY(p(y), d_out, 0) for y in ys))
+    gradients = (GroupDy * 2)(*(GroupDy(p(dy), d_out) for _ in ys))
+    call("kron_forward_group", terms, c_size_t(2), byref(ForwardGroup(
+        BF16, n, p(x), d_in, outputs, 2, p(t), p(workspace), scratch)))
+    call("kron_backward_group", terms, c_size_t(2), byref(BackwardGroup(
+        BF16, 0, n, p(x), d_in, gradients, 2, p(dx), d_in, p(t), pointers, p(workspace), scratch)))
+    sums = [0.0] * (n * d_in)
+    for theta, y, grad in zip(thetas, ys, grads):
+        got_y, got_dx, got_grad = one(theta, range(n))
+        assert memory.read(y) == got_y and memory.read(grad) == got_grad
+        sums = [total + wide(v) for total, v in zip(sums, got_dx)]
+    close("dx of a group", [wide(v) for v in memory.read(dx)], sums, 2**-6)
+
+
 def main(library, where):
     memory = memory_of(where)
     floats, pack, p = memory.floats, memory.pack, memory.pointer
@@ -187,6 +300,11 @@ def main(library, where):
     call("kron_forward", byref(op), byref(forward))
     assert once == memory.read(y) != plain
     assert kron.kron_forward(device, byref(op), None) == 1 and b"null pointer" in kron.kron_last_error()
+    if where == "host":
+        many(call, memory, numbers, Op(d_out, d_in, ao, ai, r, scale, 0.0), count)
+    else:
+        assert kron.kron_forward_segments(device, None, 0, None) == 2 and b"host alone" in kron.kron_last_error()
+        assert kron.kron_forward_group(device, None, 0, None) == 2
     print("agrees")
 
 

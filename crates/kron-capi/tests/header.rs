@@ -27,7 +27,11 @@ fn kron_h_is_up_to_date() {
 /// these lines takes the next number.
 #[test]
 fn the_abi_has_its_number() {
-    use kron_capi::{KRON_ABI, KronBackward, KronDevice, KronForward, KronKey, KronMerge, KronOp, KronSizes};
+    use kron_capi::{
+        KRON_ABI, KronAdapter, KronBackward, KronBackwardGroup, KronBackwardSegments, KronDevice,
+        KronForward, KronForwardGroup, KronForwardSegments, KronGroupDy, KronGroupY, KronKey, KronManySizes,
+        KronMerge, KronOp, KronSizes, KronTerm,
+    };
     use std::mem::offset_of;
 
     assert_eq!(kron_capi::kron_abi(), KRON_ABI);
@@ -42,7 +46,18 @@ fn the_abi_has_its_number() {
         (size_of::<KronForward>(), offset_of!(KronForward, key)),
         (size_of::<KronBackward>(), offset_of!(KronBackward, key)),
         (size_of::<KronMerge>(), offset_of!(KronMerge, workspace_len)),
+        (size_of::<KronAdapter>(), offset_of!(KronAdapter, theta)),
+        (size_of::<KronTerm>(), offset_of!(KronTerm, key)),
+        (size_of::<KronManySizes>(), offset_of!(KronManySizes, backward)),
+        (size_of::<KronForwardSegments>(), offset_of!(KronForwardSegments, key)),
+        (size_of::<KronBackwardSegments>(), offset_of!(KronBackwardSegments, key)),
+        (size_of::<KronGroupY>(), offset_of!(KronGroupY, accumulate)),
+        (size_of::<KronForwardGroup>(), offset_of!(KronForwardGroup, workspace_len)),
+        (size_of::<KronGroupDy>(), offset_of!(KronGroupDy, dy_stride)),
+        (size_of::<KronBackwardGroup>(), offset_of!(KronBackwardGroup, workspace_len)),
     ];
-    let first = [(16, 8), (48, 44), (40, 32), (16, 8), (88, 80), (112, 104), (64, 56)];
-    assert_eq!((KRON_ABI, structs), (1, first));
+    let single = [(16, 8), (48, 44), (40, 32), (16, 8), (88, 80), (112, 104), (64, 56)];
+    let many = [(56, 48), (72, 64), (24, 16), (88, 80), (112, 104), (24, 16), (72, 64), (16, 8), (96, 88)];
+    let first = [&single[..], &many].concat();
+    assert_eq!((KRON_ABI, structs.as_slice()), (1, first.as_slice()));
 }

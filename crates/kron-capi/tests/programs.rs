@@ -59,6 +59,13 @@ fn a_c_program_agrees_with_its_own_loops() {
     }
 }
 
+#[test]
+fn calls_over_many_adapters_agree_with_single_calls() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let program = compiled(&source("many.c"), scratch.path());
+    agrees(Command::new(&program).env("LD_LIBRARY_PATH", folder()));
+}
+
 /// A hundred and twenty processes and more on the host, which has a pool of threads; the emulation has none.
 #[test]
 fn forked_processes_give_the_bits_of_their_parent() {

@@ -1,5 +1,8 @@
 //! Transformer block of a decoder, in candle's graph.
 
+use std::ops::Range;
+
+use crate::served::BatchRows;
 use crate::{DropoutKey, KronLinear};
 use candle_core::{Result, Tensor};
 
@@ -33,6 +36,14 @@ pub(super) struct Pass {
     pub mask: AttentionMask,
     pub rotation: Rotation,
     pub key: Option<DropoutKey>,
+}
+
+/// New tokens of one of several texts.
+pub(super) struct ServedText {
+    /// Places among the tokens of all texts.
+    pub places: Range<usize>,
+    pub mask: AttentionMask,
+    pub rotation: Rotation,
 }
 
 impl Block {
@@ -134,5 +145,32 @@ impl Block {
         let normed = rms_norm(&x, &self.norm, self.eps)?;
         let wide = swiglu(&self.gate.forward_with(&normed, key)?, &self.up.forward_with(&normed, key)?)?;
         add(&self.down.forward_with(&wide, key)?, &x)
+    }
+
+    /// Computes y for the tokens of several texts, 1 × all tokens × hidden, each text with its own adapters, cache and
+    /// attention.
+    ///
+    /// # Errors
+    /// candle fails.
+    pub fn forward_served<'a>(
+        &self,
+        x: &Tensor,
+        texts: &[ServedText],
+        caches: impl Iterator<Item = &'a mut BlockCache>,
+        rows: &BatchRows<'_>,
+    ) -> Result<Tensor> {
+        let normed = rms_norm(x, &self.input_norm, self.eps)?;
+        let [q, k] = self.norm_heads([rows.forward(&self.q, &normed)?, rows.forward(&self.k, &normed)?])?;
+        let v = rows.forward(&self.v, &normed)?;
+        let mixed = texts.iter().zip(caches).map(|(text, cache)| {
+            let own = |all: &Tensor| all.narrow(1, text.places.start, text.places.len());
+            let [k, v] = cache.append(text.mask.past(), [own(&k)?, own(&v)?])?;
+            attention([&own(&q)?, &k, &v], self.heads, Some(&text.rotation), &text.mask)
+        });
+        let mixed = Tensor::cat(&mixed.collect::<Result<Vec<_>>>()?, 1)?;
+        let x = add(&rows.forward(&self.o, &mixed)?, x)?;
+        let normed = rms_norm(&x, &self.norm, self.eps)?;
+        let wide = swiglu(&rows.forward(&self.gate, &normed)?, &rows.forward(&self.up, &normed)?)?;
+        add(&rows.forward(&self.down, &wide)?, &x)
     }
 }

@@ -1,6 +1,6 @@
 //! [`Body`]: a pretrained model without its head, and the pooling of its hidden states.
 
-use crate::{DropoutKey, KronLinear};
+use crate::{AdapterBatch, DropoutKey, KronLinear};
 use candle_core::{DType, Error, Result, Tensor};
 
 use super::kv_cache::KvCache;
@@ -40,6 +40,24 @@ pub trait Body {
     /// # Errors
     /// There is no token, the model has too few positions or is an encoder, or candle fails.
     fn continued(&self, _ids: &[u32], _cache: &mut KvCache) -> Result<Tensor> {
+        Err(Error::msg("the model predicts no next token: it is an encoder"))
+    }
+
+    /// Returns the logits of the token after each of several texts, texts × vocabulary, each text with its own adapter.
+    ///
+    /// `new` has the tokens of each text that follow those of its cache, to which they are added; texts may have any
+    /// number of them. The model was built by [`Inject::serving`](crate::Inject::serving); a text without an adapter
+    /// gets the base's logits.
+    ///
+    /// # Errors
+    /// Texts, caches and batch differ in number or are none, a text has no new token, the model has too few positions,
+    /// is an encoder or is not on the CPU, or candle fails.
+    fn next_logits(
+        &self,
+        _new: &[Vec<u32>],
+        _caches: &mut [KvCache],
+        _batch: &AdapterBatch,
+    ) -> Result<Tensor> {
         Err(Error::msg("the model predicts no next token: it is an encoder"))
     }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::{DropoutKey, KronLinear};
-use candle_core::{Device, Error, Result, Tensor};
+use crate::{AdapterBatch, DropoutKey, KronLinear};
+use candle_core::{Device, Error, Result, Tensor, bail};
 
-use super::block::{Block, Pass};
+use super::block::{Block, Pass, ServedText};
 use super::body::{Attention, Body, detach_in_evaluation};
 use super::decoder_config::DecoderConfig;
 use super::kv_cache::KvCache;
@@ -118,6 +118,49 @@ impl Body for Decoder {
         }
         cache.set_len(len);
         rms_norm(&x.narrow(1, last, 1)?, &self.norm, self.eps)
+    }
+
+    /// The tokens of all texts lie one after the other, so that a layer is one call whatever the texts' lengths.
+    fn next_logits(&self, new: &[Vec<u32>], caches: &mut [KvCache], batch: &AdapterBatch) -> Result<Tensor> {
+        let counts: Vec<usize> = new.iter().map(Vec::len).collect();
+        if [new.len(), caches.len()] != [batch.texts(); 2] || new.is_empty() {
+            bail!(
+                "there are new tokens of {} texts, {} caches and adapters of {} texts, but all three are of one number, at least 1",
+                new.len(),
+                caches.len(),
+                batch.texts()
+            );
+        }
+        if !self.blocks.iter().all(|block| block.layers().iter().all(|layer| layer.module().is_some())) {
+            bail!(
+                "the model was not built by Inject::serving, so that its layers would not find their adapters"
+            );
+        }
+        if let Some(text) = counts.iter().position(|&count| count == 0) {
+            bail!("text {text} has no new token, but it is what the next token follows");
+        }
+        for (cache, count) in caches.iter().zip(&counts) {
+            self.check_len(cache.len() + count)?;
+        }
+        let mut x = self.words.forward(&Tensor::new(new.concat(), &self.device)?.unsqueeze(0)?)?;
+        let (mut texts, mut first) = (Vec::with_capacity(new.len()), 0);
+        for (cache, count) in caches.iter_mut().zip(&counts) {
+            let (past, len) = (cache.len(), cache.len() + count);
+            let mask = AttentionMask::new(vec![vec![Segment::whole(0, len)]], past, Attention::Causal);
+            let rotation = cache.rotation(&self.rope, len, &x)?;
+            texts.push(ServedText { places: first..first + count, mask, rotation });
+            first += count;
+        }
+        for (i, block) in self.blocks.iter().enumerate() {
+            let caches = caches.iter_mut().map(|cache| &mut cache.blocks(self.blocks.len())[i]);
+            x = block.forward_served(&x, &texts, caches, &batch.over(&counts))?.detach();
+        }
+        for (cache, count) in caches.iter_mut().zip(&counts) {
+            cache.set_len(cache.len() + count);
+        }
+        let last = Tensor::from_iter(texts.iter().map(|text| text.places.end as u32 - 1), &self.device)?;
+        let last = rms_norm(&x.squeeze(0)?.index_select(&last, 0)?, &self.norm, self.eps)?;
+        batch.over(&vec![1; texts.len()]).forward(&self.head, &last)
     }
 
     fn output(&self) -> Option<&KronLinear> {

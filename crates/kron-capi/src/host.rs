@@ -1,0 +1,50 @@
+//! Calls that the host alone computes: those over many adapters.
+
+use half::{bf16, f16};
+use kron_core::{Cpu, Element, Error, Result};
+
+use crate::types::{KRON_BF16, KRON_F16, KRON_F32, KronDevice};
+use crate::{fork, refuse, team};
+
+/// Returns the host's backend, ready for a call of this thread.
+///
+/// # Errors
+/// The caller named a device.
+pub(crate) fn host(device: Option<&KronDevice>) -> Result<Cpu> {
+    if let Some(device) = device {
+        return Err(Error::Unsupported(format!(
+            "the call names device {}, but calls over many adapters compute on the host alone",
+            device.device
+        )));
+    }
+    fork::prepare_host()?;
+    Ok(team::host())
+}
+
+/// A call over a pool or a group of adapters.
+pub(crate) trait HostCall: Copy {
+    type Over<'a>;
+    fn dtype(&self) -> u32;
+    /// # Safety
+    /// The struct's pointers hold the elements that it describes, of type E.
+    unsafe fn run<E: Element>(&self, cpu: &Cpu, over: &Self::Over<'_>) -> Result<()>;
+}
+
+/// Runs a call with the type that it names.
+///
+/// # Safety
+/// The struct's pointers hold the elements that it describes.
+pub(crate) unsafe fn run<C: HostCall>(cpu: &Cpu, over: &C::Over<'_>, call: C) -> Result<()> {
+    // SAFETY: the caller's promise; the arm is the struct's dtype.
+    unsafe {
+        match call.dtype() {
+            KRON_F32 => call.run::<f32>(cpu, over),
+            KRON_F16 => call.run::<f16>(cpu, over),
+            KRON_BF16 => call.run::<bf16>(cpu, over),
+            other => {
+                let rule = "it is KRON_F32, KRON_F16 or KRON_BF16";
+                Err(refuse("dtype", format!("the value {other}"), rule))
+            }
+        }
+    }
+}
