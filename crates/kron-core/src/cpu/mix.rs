@@ -1,7 +1,23 @@
-//! The products with A and Aᵀ, over T and dU by blocks.
+//! The products with A and Aᵀ, and their place among the products.
+//!
+//! A first: U = A·T over a whole block, then U·Bᵀ. A last: V = T·Bᵀ over a few tokens, then A·V,
+//! where V has a_in rows for U's a_out.
 
-use crate::Accum;
 use crate::simd::{Groups, Kernels, PackFor, RowGridMut};
+use crate::{Accum, KronShape};
+
+/// Elements of V that stay in L1 while A meets them.
+const V_ELEMENTS: usize = 4096;
+
+/// Returns true if A comes last: with a full inner factor, where T is V, and where it takes fewer multiply-adds.
+pub(super) fn a_is_last(s: &KronShape) -> bool {
+    s.rank().is_none_or(|r| s.a_in() * (r + s.a_out()) < s.a_out() * r)
+}
+
+/// Tokens whose V is computed at a time.
+pub(super) fn v_tokens(s: &KronShape) -> usize {
+    (V_ELEMENTS / (s.a_in() * s.b_out())).max(1)
+}
 
 /// Copies \[n, a, r\] to \[a, n, r\]. The values of a block are then adjacent for all
 /// tokens, and A multiplies full registers for any rank.

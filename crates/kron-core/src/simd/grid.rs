@@ -34,7 +34,11 @@ impl RowLayout {
     /// Offset of row `r` in that order, over the tokens of a table where there is one.
     #[inline(always)]
     fn offset(&self, r: usize, tokens: Option<&[u32]>) -> isize {
-        let (n, a) = if self.a == 1 { (r, 0) } else { (r / self.a, r % self.a) };
+        let (n, a) = match (self.n, self.a) {
+            (_, 1) => (r, 0),
+            (1, _) => (0, r),
+            (_, a) => (r / a, r % a),
+        };
         let n = tokens.map_or(n, |tokens| tokens[n] as usize);
         n as isize * self.n_stride + a as isize * self.a_stride
     }
@@ -42,6 +46,10 @@ impl RowLayout {
     /// Distance of [`RowGrid::ahead`] in elements.
     #[inline(always)]
     fn ahead<const M: usize>(&self, r: usize, tokens: Option<&[u32]>) -> isize {
+        if self.n == 1 && self.a_stride == self.width as isize {
+            // The next token's rows follow, as a rule.
+            return 2 * M as isize * self.a_stride;
+        }
         let first = self.offset(r, tokens);
         if r + 2 * M >= self.rows() {
             return self.offset(0, tokens) + self.width as isize - first;
