@@ -49,7 +49,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -
             ("dT", op.t_len(n)),
             // Rows for `outer`, then groups for `up`, which take at least as many elements.
             ("packed dT", packed.groups(n * s.a_in(), w)),
-            ("T or packed Z", t),
+            ("T, packed V or packed Z", t),
             ("U or V", product),
             ("dU or Z", d_product),
             ("packed U or T", scalars),

@@ -202,7 +202,7 @@ impl<const N: usize> Job<'_, N> {
                     let len = a.ranks() * width;
                     (a, f32s.unpacked(PackFor::Up, v.get(i * len..(i + 1) * len).unwrap_or_default(), width))
                 });
-                f32s.up(&operands[..count], &mut y.tokens(first + i, 1), accum);
+                f32s.up(&operands[..count], &mut y.tokens(first + i, 1).compact(), accum);
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::{Accum, Element, KronOp, Outer};
 #[derive(Clone, Copy)]
 pub(super) struct BackwardLayout {
     /// Packed B, for V too where A is last, packed C and A, Aᵀ, packed Aᵀ and all gradients; for each
-    /// partition, dT and packed dT by blocks; T, U, dU and packed U by blocks, or packed Z, V, Z and packed
+    /// partition, dT and packed dT by blocks; T, U, dU and packed U by blocks, or packed V or Z, V, Z and packed
     /// T; and masked columns of X or dX.
     pub call: CallLayout<7, 7>,
     /// A partition's gradient: dA row-major, dB and dC as `outer` sums them.
@@ -72,7 +72,7 @@ impl<'a, E: Element> Term<'a, E> {
         });
         let (mut a, mut a_t, mut last, dims) = (None, None, None, (s.a_out(), s.a_in()));
         if let Some(b) = factor.filter(|_| a_is_last(s)) {
-            let a = f32s.rows(theta.a, (dims.0, 1, dims.1), 1.0, packed_a);
+            let a = kernels.rows(theta.a, (dims.0, 1, dims.1), 1.0, packed_a);
             last = Some((a, f32s.pack(b, PackFor::Up, b_for_v)));
         } else if s.outer() == Outer::Trained {
             a = Some(f32s.groups(theta.a, (1, dims.0, dims.1), 1.0, packed_a));
@@ -121,7 +121,7 @@ pub(super) struct TermPart<'a, E> {
     dc: LanesMut<'a>,
     dt: &'a mut [f32],
     packed_dt: &'a mut [f32],
-    /// T, or packed Z of one token.
+    /// T, or packed V and then packed Z of one token.
     tt: &'a mut [f32],
     /// U or V.
     product: &'a mut [f32],
@@ -193,33 +193,34 @@ impl<'a, E: Element> TermPart<'a, E> {
     /// Computes V and Z, then dA, dB and dT from them, a few tokens at a time.
     fn output_last(&mut self, b: Lanes, (a, b_for_v): (Rows, Lanes), t: &[f32], dy: RowGrid<E>) {
         let (term, n) = (self.term, dy.layout().n);
-        let (op, k) = (&term.op, term.kernels.float32());
+        let (op, k, f32s) = (&term.op, term.kernels, term.kernels.float32());
         let (s, scale) = (&op.shape, op.scale.get());
         let (a_out, a_in, b_out, r) = (s.a_out(), s.a_in(), s.b_out(), s.width());
-        let z_factor = Factor { data: &[], ranks: a_in, width: b_out, rank_major: true, times: scale };
+        let like = Factor { data: &[], ranks: a_in, width: b_out, rank_major: true, times: scale };
         let step = v_tokens(s).min(n).max(1);
         for first in (0..n).step_by(step) {
             let m = step.min(n - first);
             let (rows, len) = (m * a_in, a_in * b_out);
             let t = &t[op.t_len(first)..op.t_len(first + m)];
             let (v, z) = (&mut self.product[..m * len], &mut self.d_product[..m * len]);
-            let groups = k.groups(t, (rows, 1, r), scale, self.scalars);
+            let groups = f32s.groups(t, (rows, 1, r), 1.0, self.scalars);
             let mut grid = RowGridMut::new(v, rows, 1, (b_out, b_out), b_out);
-            k.up(&[(groups, b_for_v)], &mut grid, Accum::Replace);
+            f32s.up(&[(groups, b_for_v)], &mut grid, Accum::Replace);
             z.fill(0.0);
             for (i, (v, z)) in v.chunks_exact(len).zip(z.chunks_exact_mut(len)).enumerate() {
-                let dy = dy.tokens(first + i, 1).blocks(a_out);
+                let dy = dy.tokens(first + i, 1).compact().blocks(a_out);
+                let v = k.pack(Factor { data: v, ..like }, PackFor::Down, self.tt);
                 let mut da = RowGridMut::new(self.da, 1, a_out, (a_out * a_in, a_in), a_in);
-                k.down(dy, k.unpacked(PackFor::Down, v, b_out), &mut da, true);
+                k.down(dy, v, &mut da, true);
                 self.tt.fill(0.0);
                 k.outer(a, dy, &mut k.packed_gradient(a_in, self.tt));
-                k.unpack_add(z_factor, self.tt, z);
+                k.unpack_add(like, self.tt, z);
             }
             let mut dt = RowGridMut::new(&mut self.dt[first * r..], m, a_in, (r, n * r), r);
-            k.down(RowGrid::new(z, m, a_in, (len, b_out), b_out), b, &mut dt, false);
+            f32s.down(RowGrid::new(z, m, a_in, (len, b_out), b_out), b, &mut dt, false);
             let z = RowGrid::new(z, rows, 1, (b_out, b_out), b_out);
             let db = &mut k.packed_gradient(r, self.db);
-            k.outer(k.rows(t, (rows, 1, r), 1.0, self.scalars), z, db);
+            f32s.outer(f32s.rows(t, (rows, 1, r), 1.0, self.scalars), z, db);
         }
     }
 

@@ -10,6 +10,10 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::order::RowOrder;
 
+/// Least distance in elements that is fetched ahead inside one token: memory takes longer to answer than
+/// a kernel takes for fewer.
+const TOKEN_AHEAD: isize = 2048;
+
 /// Number, strides and width of the rows, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RowLayout {
@@ -31,14 +35,19 @@ impl RowLayout {
         self.n * self.a
     }
 
+    /// Returns true if all rows are equally far apart, as in a dense matrix.
+    #[inline(always)]
+    fn is_even(&self) -> bool {
+        self.n == 1 || self.n_stride == self.a as isize * self.a_stride
+    }
+
     /// Offset of row `r` in that order, over the tokens of a table where there is one.
     #[inline(always)]
     fn offset(&self, r: usize, tokens: Option<&[u32]>) -> isize {
-        let (n, a) = match (self.n, self.a) {
-            (_, 1) => (r, 0),
-            (1, _) => (0, r),
-            (_, a) => (r / a, r % a),
-        };
+        if tokens.is_none() && self.is_even() {
+            return r as isize * self.a_stride;
+        }
+        let (n, a) = if self.a == 1 { (r, 0) } else { (r / self.a, r % self.a) };
         let n = tokens.map_or(n, |tokens| tokens[n] as usize);
         n as isize * self.n_stride + a as isize * self.a_stride
     }
@@ -47,8 +56,8 @@ impl RowLayout {
     #[inline(always)]
     fn ahead<const M: usize>(&self, r: usize, tokens: Option<&[u32]>) -> isize {
         if self.n == 1 && self.a_stride == self.width as isize {
-            // The next token's rows follow, as a rule.
-            return 2 * M as isize * self.a_stride;
+            // The rows of one token follow each other, and as a rule the next token's follow them.
+            return (2 * M as isize * self.a_stride).max(TOKEN_AHEAD);
         }
         let first = self.offset(r, tokens);
         if r + 2 * M >= self.rows() {
