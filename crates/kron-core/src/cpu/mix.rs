@@ -46,3 +46,22 @@ pub(super) fn transpose(a: &[f32], (rows, cols): (usize, usize), out: &mut [f32]
         *out = a[i % rows * cols + i / rows];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Inner, KronShape, LayerDims, Outer, Split};
+
+    #[test]
+    fn a_thin_a_is_last() {
+        let last = |a_out: usize, a_in: usize, outer, inner| {
+            let layer = LayerDims { d_out: 64 * a_out, d_in: 48 * a_in };
+            super::a_is_last(&KronShape::new(layer, Split { a_out, a_in }, outer, inner).expect("legal"))
+        };
+        let (trained, low_rank) = (Outer::Trained, Inner::LowRank);
+        assert!(last(16, 2, trained, low_rank(8)), "2·(8 + 16) < 16·8");
+        assert!(!last(16, 2, trained, low_rank(2)), "2·(2 + 16) > 16·2");
+        assert!(!last(2, 16, trained, low_rank(8)), "16·(8 + 2) > 2·8");
+        assert!(!last(1, 1, Outer::One, low_rank(8)), "LoRA has no A");
+        assert!(last(2, 16, trained, Inner::Full), "T is V");
+    }
+}

@@ -10,10 +10,6 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::order::RowOrder;
 
-/// Least distance in elements that is fetched ahead inside one token: memory takes longer to answer than
-/// a kernel takes for fewer.
-const TOKEN_AHEAD: isize = 2048;
-
 /// Number, strides and width of the rows, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RowLayout {
@@ -56,8 +52,8 @@ impl RowLayout {
     #[inline(always)]
     fn ahead<const M: usize>(&self, r: usize, tokens: Option<&[u32]>) -> isize {
         if self.n == 1 && self.a_stride == self.width as isize {
-            // The rows of one token follow each other, and as a rule the next token's follow them.
-            return (2 * M as isize * self.a_stride).max(TOKEN_AHEAD);
+            // As a rule the next token follows; memory takes longer to answer than a kernel takes for a few rows.
+            return self.a as isize * self.a_stride;
         }
         let first = self.offset(r, tokens);
         if r + 2 * M >= self.rows() {
@@ -221,7 +217,7 @@ impl<'a, E> RowGrid<'a, E> {
     }
 
     /// Bytes from the `M` rows from `r` on to those 2·`M` further, which a kernel fetches; from the last ones, to
-    /// the columns behind this grid's. Returns 0 where a table puts rows at other distances.
+    /// the columns behind this grid's; in a grid of one token, to the same rows of the next. Returns 0 where a table puts rows at other distances.
     #[inline(always)]
     pub(super) fn ahead<const M: usize>(&self, r: usize) -> isize {
         self.layout.ahead::<M>(r, self.tokens) * size_of::<E>() as isize
@@ -323,7 +319,7 @@ impl<'a, E> RowGridMut<'a, E> {
     }
 
     /// Bytes from the `M` rows from `r` on to those 2·`M` further, which a kernel fetches; from the last ones, to
-    /// the columns behind this grid's. Returns 0 where a table puts rows at other distances.
+    /// the columns behind this grid's; in a grid of one token, to the same rows of the next. Returns 0 where a table puts rows at other distances.
     #[inline(always)]
     pub(super) fn ahead<const M: usize>(&self, r: usize) -> isize {
         self.layout.ahead::<M>(r, self.tokens) * size_of::<E>() as isize
