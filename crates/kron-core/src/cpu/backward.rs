@@ -1,10 +1,12 @@
 //! dU = s·dY·B, dB += s·Σ dYᵀ·U, dT = Aᵀ·dU, dA += Σ dU·Tᵀ, dC += Σ dTᵀ·X, dX (+)= dT·C,
-//! for one adapter or for several on one X.
+//! for one adapter or for several on one X. With A last in forward, it is first here:
+//! V = s·T·Bᵀ, Z = s·Aᵀ·dY, dA += Σ dY·Vᵀ, dB += Σ Zᵀ·T, dT = Z·B.
 
 use super::check;
 use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
 use super::masked::Mask;
+use super::mix::{a_is_last, v_tokens};
 use super::packed::PackedLen;
 use super::partition::{MAX_PARTS, Partitioned, RowPartition};
 use super::team::Team;
@@ -22,15 +24,21 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -
         ("dC", packed.gradient(w, s.c_in())),
     ]);
     let groups = |rows, ranks| if s.outer() == Outer::Trained { packed.groups(rows, ranks) } else { 0 };
-    let (t, u, du) = match s.rank() {
-        Some(r) => (op.t_len(n), n * s.a_out() * r, n * s.a_out() * r),
+    let last = s.rank().filter(|_| a_is_last(s));
+    let (t, product, d_product, scalars) = match s.rank() {
+        Some(r) if last.is_some() => {
+            let rows = v_tokens(s).min(n) * s.a_in();
+            (packed.gradient(s.a_in(), s.b_out()), rows * s.b_out(), rows * s.b_out(), packed.groups(rows, r))
+        }
+        Some(r) => (op.t_len(n), n * s.a_out() * r, n * s.a_out() * r, n * s.a_out() * r),
         // One row of dU.
-        None => (0, 0, s.d_out()),
+        None => (0, 0, s.d_out(), 0),
     };
     let call = CallLayout::new(
         partition,
         [
             ("packed B", packed.b(s, PackFor::Down)),
+            ("packed B for V", last.map_or(0, |_| packed.b(s, PackFor::Up))),
             ("packed C", if dx { packed.c(s, PackFor::Up) } else { 0 }),
             ("packed A", groups(s.a_out(), s.a_in())),
             ("A transposed", s.a_len()),
@@ -41,10 +49,10 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -
             ("dT", op.t_len(n)),
             // Rows for `outer`, then groups for `up`, which take at least as many elements.
             ("packed dT", packed.groups(n * s.a_in(), w)),
-            ("T", t),
-            ("U", u),
-            ("dU", du),
-            ("packed U", u),
+            ("T, packed V or packed Z", t),
+            ("U or V", product),
+            ("dU or Z", d_product),
+            ("packed U or T", scalars),
             ("masked X", Mask::scratch_len(op, n)),
         ],
     );
@@ -112,14 +120,18 @@ pub(super) fn compute<E: Element, const N: usize>(
         let mask = Mask::new(op, dropout);
         Some(Term::new(kernels, *op, theta, (dy, t), dx.is_some(), mask, layout, shared))
     });
-    let job = Job { kernels, terms, block };
-    let mut part_grads = grads.each_mut().map(|grad| grad.as_mut().map(|(parts, _)| &mut **parts));
+    let job = Job { terms, block };
+    let mut part_grads =
+        grads.each_mut().map(|grad| grad.as_mut().map(|(parts, grad)| (&mut **parts, &mut **grad)));
     let parts = (0..parts).map(|i| {
         let (skip, n) = (i * part, part.min(rows - i * part));
         let dx = dx.as_mut().map(|(dx, accum)| (dx.split_off_front(n), *accum));
         let scratch = std::array::from_fn(|k| {
-            let len = job.terms[k].as_ref()?.layout.gradient.len();
-            Some((part_grads[k].as_mut()?.split_off_mut(..len)?, scratches[k].as_mut()?.next()?))
+            let term = job.terms[k].as_ref()?;
+            let (parts, grad) = part_grads[k].as_mut()?;
+            let part = parts.split_off_mut(..term.layout.gradient.len())?;
+            let sum = term.adds_dc().then(|| std::mem::take(grad));
+            Some(((part, sum), scratches[k].as_mut()?.next()?))
         });
         (skip, first + skip, x.tokens(skip, n), dx, scratch)
     });
@@ -147,9 +159,11 @@ fn reduce(team: Team, grads: &mut [f32], len: usize) -> &mut [f32] {
     sum
 }
 
+/// A term's gradient of a partition, perhaps the caller's too, and its scratch.
+type PartMemory<'a> = ((&'a mut [f32], Option<&'a mut [f32]>), &'a mut [f32]);
+
 /// Operands that all partitions share.
 struct Job<'a, E, const N: usize> {
-    kernels: Kernels,
     terms: [Option<Term<'a, E>>; N],
     block: usize,
 }
@@ -163,7 +177,7 @@ impl<E: Element, const N: usize> Job<'_, E, N> {
         first: usize,
         x: RowGrid<E>,
         mut dx: Dx<'_, E>,
-        scratch: [Option<(&mut [f32], &mut [f32])>; N],
+        scratch: [Option<PartMemory>; N],
     ) {
         let mut parts: [Option<TermPart<E>>; N] = {
             let mut terms = scratch.into_iter().zip(&self.terms);
@@ -201,7 +215,7 @@ impl<E: Element, const N: usize> Job<'_, E, N> {
             if let Some(mask) = head.term.mask {
                 head.masked_dx(row, &mut dx, mask, accum);
             } else {
-                let a_in = head.term.op.shape.a_in();
+                let (a_in, up) = (head.term.op.shape.a_in(), head.term.up);
                 let (mut operands, mut count) = ([Default::default(); N], 0);
                 for part in parts.iter_mut().flatten() {
                     if let Some(c) = part.term.c {
@@ -209,7 +223,7 @@ impl<E: Element, const N: usize> Job<'_, E, N> {
                         count += 1;
                     }
                 }
-                self.kernels.up(&operands[..count], &mut dx.blocks(a_in), accum);
+                up.up(&operands[..count], &mut dx.blocks(a_in), accum);
             }
             accum = Accum::Add;
         }

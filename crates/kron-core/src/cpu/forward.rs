@@ -1,10 +1,11 @@
-//! T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ, for one adapter or for several on one X.
+//! T = X·Cᵀ, U = A·T, Y (+)= s·U·Bᵀ, for one adapter or for several on one X; with A last,
+//! V = T·Bᵀ, Y (+)= s·A·V.
 
 use super::check;
 use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
-use super::mix::{blocks_first, mix};
+use super::mix::{a_is_last, blocks_first, mix, v_tokens};
 use super::packed::{PackedLen, b_factor, c_factor};
 use super::partition::{Partitioned, RowPartition};
 use super::team::Team;
@@ -12,13 +13,18 @@ use crate::simd::{Groups, Isa, Kernels, Lanes, PackFor, Products, RowGrid, RowGr
 use crate::theta::split;
 use crate::{Accum, DropoutKey, Element, Forward, KronOp, Outer, Result};
 
-/// Packed C, B and A; for each partition, masked columns of X, T and U by blocks, and packed U.
+/// Packed C, B and A; for each partition, masked columns of X, and T and U by blocks and packed U, or
+/// V and packed T.
 pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayout<3, 4> {
     let (s, packed) = (&op.shape, PackedLen::new(isa));
     let n = partition.block;
-    let (t, u, packed_u) = match s.rank() {
+    let (t, product, scalars) = match s.rank() {
+        Some(r) if a_is_last(s) => {
+            let rows = v_tokens(s).min(n) * s.a_in();
+            (0, rows * s.b_out(), packed.groups(rows, r))
+        }
         Some(r) => (op.t_len(n), n * s.a_out() * r, packed.groups(n * s.a_out(), r)),
-        // U meets Y at once.
+        // T is V.
         None => (0, 0, 0),
     };
     CallLayout::new(
@@ -28,7 +34,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition) -> CallLayo
             ("packed B", packed.b(s, PackFor::Up)),
             ("packed A", packed.groups(s.a_out(), s.a_in())),
         ],
-        [("masked X", Mask::scratch_len(op, n)), ("T", t), ("U", u), ("packed U", packed_u)],
+        [("masked X", Mask::scratch_len(op, n)), ("T", t), ("U or V", product), ("packed U or T", scalars)],
     )
 }
 
@@ -124,8 +130,8 @@ impl<const N: usize> Job<'_, N> {
             std::array::from_fn(|_| {
                 let (part, term) = terms.next()?;
                 let ((t, scratch), term) = (part?, term.as_ref()?);
-                let [masked, tt, u, packed_u] = term.scratch.split(scratch);
-                Some(TermPart { term, t, masked, tt, u, packed_u })
+                let [masked, tt, product, scalars] = term.scratch.split(scratch);
+                Some(TermPart { term, t, masked, tt, product, scalars })
             })
         };
         for r in (0..rows).step_by(self.block) {
@@ -155,22 +161,49 @@ impl<const N: usize> Job<'_, N> {
             let Some(y) = &mut ys[head.output] else { continue };
             let (mut y, accum) = (y.tokens(r, n), &mut accums[head.output]);
             let mut y = y.blocks(head.op.shape.a_out());
-            let (mut operands, mut count) = ([Default::default(); N], 0);
-            for part in terms.iter_mut().flatten() {
-                let t = &part.t[part.term.op.t_len(r)..part.term.op.t_len(r + n)];
-                match part.term.b {
-                    Some(b) => {
-                        let scratch = (&mut *part.tt, &mut *part.u, &mut *part.packed_u);
-                        operands[count] = (part.term.groups(n, t, scratch), b);
-                        count += 1;
-                    }
-                    None => part.term.full(n, t, &mut y, *accum),
+            if a_is_last(&head.op.shape) {
+                self.a_last(r, n, &mut y, *accum, terms);
+            } else {
+                let (mut operands, mut count) = ([Default::default(); N], 0);
+                for part in terms.iter_mut().flatten() {
+                    let Some(b) = part.term.b else { continue };
+                    operands[count] = (part.u(r, n), b);
+                    count += 1;
                 }
-            }
-            if count > 0 {
                 self.kernels.up(&operands[..count], &mut y, *accum);
             }
             *accum = Accum::Add;
+        }
+    }
+
+    /// Computes Y (+)= Σ s·A·V of terms with A last, one token at a time.
+    fn a_last<E: Element>(
+        &self,
+        r: usize,
+        n: usize,
+        y: &mut RowGridMut<E>,
+        accum: Accum,
+        terms: &mut [Option<TermPart>],
+    ) {
+        let f32s = self.kernels.float32();
+        let step = terms.iter().flatten().map(|part| v_tokens(&part.term.op.shape)).fold(n, usize::min);
+        for first in (0..n).step_by(step.max(1)) {
+            let m = step.min(n - first);
+            let (mut vs, mut count) = ([Default::default(); N], 0);
+            for part in terms.iter_mut().flatten() {
+                let (a, width) = (part.term.a, part.term.op.shape.b_out());
+                if let Some(a) = a {
+                    vs[count] = (a, part.v(r + first, m), width);
+                    count += 1;
+                }
+            }
+            for i in 0..m {
+                let operands = vs.map(|(a, v, width): (Groups, &[f32], usize)| {
+                    let len = a.ranks() * width;
+                    (a, f32s.unpacked(PackFor::Up, v.get(i * len..(i + 1) * len).unwrap_or_default(), width))
+                });
+                f32s.up(&operands[..count], &mut y.tokens(first + i, 1).compact(), accum);
+            }
         }
     }
 }
@@ -181,8 +214,35 @@ struct TermPart<'a> {
     t: &'a mut [f32],
     masked: &'a mut [f32],
     tt: &'a mut [f32],
-    u: &'a mut [f32],
-    packed_u: &'a mut [f32],
+    /// U or V.
+    product: &'a mut [f32],
+    /// Packed U or T.
+    scalars: &'a mut [f32],
+}
+
+impl TermPart<'_> {
+    /// Computes U = A·T of rows r…r+n−1 and packs s·U.
+    fn u(&mut self, r: usize, n: usize) -> Groups<'_> {
+        let (term, s) = (self.term, &self.term.op.shape);
+        let w = s.width();
+        let t = &self.t[term.op.t_len(r)..term.op.t_len(r + n)];
+        let (tt, u) = (&mut self.tt[..t.len()], &mut self.product[..n * s.a_out() * w]);
+        blocks_first(t, (n, s.a_in(), w), tt);
+        mix(term.kernels, term.a, tt, u);
+        term.kernels.groups(u, (n, s.a_out(), w), term.op.scale.get(), self.scalars)
+    }
+
+    /// Computes V = T·Bᵀ of rows r…r+n−1; with a full inner factor, T is V.
+    fn v(&mut self, r: usize, n: usize) -> &[f32] {
+        let (term, s, k) = (self.term, &self.term.op.shape, self.term.kernels.float32());
+        let t = &self.t[term.op.t_len(r)..term.op.t_len(r + n)];
+        let Some(b) = term.b else { return t };
+        let (rows, width) = (n * s.a_in(), s.b_out());
+        let v = &mut self.product[..rows * width];
+        let t = k.groups(t, (rows, 1, s.width()), 1.0, self.scalars);
+        k.up(&[(t, b)], &mut RowGridMut::new(v, rows, 1, (width, width), width), Accum::Replace);
+        v
+    }
 }
 
 /// Operands of one adapter.
@@ -191,7 +251,7 @@ struct Term<'a> {
     output: usize,
     kernels: Kernels,
     down: Kernels,
-    /// A in groups, times s with a full inner factor; `None` for LoRA's \[1\].
+    /// A in groups, times s where it is last; `None` for LoRA's \[1\].
     a: Option<Groups<'a>>,
     b: Option<Lanes<'a>>,
     c: Lanes<'a>,
@@ -222,10 +282,11 @@ impl<'a> Term<'a> {
             let keep = mask.map_or(1.0, |m| m.keep_scale());
             (kernels, kernels.pack(c_factor(&op.shape, theta.c, keep), PackFor::Down, packed_c))
         };
-        let b = b_factor(&op.shape, theta.b).map(|b| kernels.pack(b, PackFor::Up, packed_b));
-        // With a full inner factor U meets Y at once, so A brings the scale.
-        let a_scale = if b.is_none() { op.scale.get() } else { 1.0 };
-        let a = (b.is_none() || op.shape.outer() == Outer::Trained).then(|| {
+        let last = a_is_last(&op.shape);
+        let up = if last { kernels.float32() } else { kernels };
+        let b = b_factor(&op.shape, theta.b).map(|b| up.pack(b, PackFor::Up, packed_b));
+        let a_scale = if last { op.scale.get() } else { 1.0 };
+        let a = (last || op.shape.outer() == Outer::Trained).then(|| {
             kernels.float32().groups(theta.a, (1, op.shape.a_out(), op.shape.a_in()), a_scale, packed_a)
         });
         Self { op, output, kernels, down, a, b, c, mask, scratch }
@@ -235,8 +296,7 @@ impl<'a> Term<'a> {
     fn is_summed_with(&self, next: &Self) -> bool {
         self.output == next.output
             && self.op.shape.a_out() == next.op.shape.a_out()
-            && self.b.is_some()
-            && next.b.is_some()
+            && a_is_last(&self.op.shape) == a_is_last(&next.op.shape)
     }
 
     /// Computes T = X·Cᵀ of rows `row`…, which select the mask.
@@ -250,31 +310,6 @@ impl<'a> Term<'a> {
         for k in (0..s.c_in()).step_by(MASKED_COLUMNS) {
             let x = mask.copy(row, x, k, masked);
             self.down.down(x, self.c.after(self.down.panels(PackFor::Down, k)), &mut t, k > 0);
-        }
-    }
-
-    /// Computes U = A·T and packs s·U; the scratch holds T and U by blocks, and U packed.
-    fn groups<'s>(
-        &self,
-        n: usize,
-        t: &[f32],
-        (tt, u, packed_u): (&mut [f32], &mut [f32], &'s mut [f32]),
-    ) -> Groups<'s> {
-        let (s, w) = (&self.op.shape, self.op.shape.width());
-        let (tt, u) = (&mut tt[..self.op.t_len(n)], &mut u[..n * s.a_out() * w]);
-        blocks_first(t, (n, s.a_in(), w), tt);
-        mix(self.kernels, self.a, tt, u);
-        self.kernels.groups(u, (n, s.a_out(), w), self.op.scale.get(), packed_u)
-    }
-
-    /// Computes Y (+)= s·A·T with a full inner factor, one row at a time.
-    fn full<E: Element>(&self, n: usize, t: &[f32], y: &mut RowGridMut<E>, accum: Accum) {
-        let k = self.kernels.float32();
-        let Some(a) = self.a else { unreachable!("a full inner factor always has A in groups") };
-        for i in 0..n {
-            let t = &t[self.op.t_len(i)..self.op.t_len(i + 1)];
-            let t = k.unpacked(PackFor::Up, t, self.op.shape.width());
-            k.up(&[(a, t)], &mut y.tokens(i, 1), accum);
         }
     }
 }

@@ -1,7 +1,23 @@
-//! The products with A and Aᵀ, over T and dU by blocks.
+//! The products with A and Aᵀ, and their place among the products.
+//!
+//! A first: U = A·T over a whole block, then U·Bᵀ. A last: V = T·Bᵀ over a few tokens, then A·V,
+//! where V has a_in rows for U's a_out.
 
-use crate::Accum;
 use crate::simd::{Groups, Kernels, PackFor, RowGridMut};
+use crate::{Accum, KronShape};
+
+/// Elements of V that stay in L1 while A meets them.
+const V_ELEMENTS: usize = 4096;
+
+/// Returns true if A comes last: with a full inner factor, where T is V, and where it takes fewer multiply-adds.
+pub(super) fn a_is_last(s: &KronShape) -> bool {
+    s.rank().is_none_or(|r| s.a_in() * (r + s.a_out()) < s.a_out() * r)
+}
+
+/// Tokens whose V is computed at a time.
+pub(super) fn v_tokens(s: &KronShape) -> usize {
+    (V_ELEMENTS / (s.a_in() * s.b_out())).max(1)
+}
 
 /// Copies \[n, a, r\] to \[a, n, r\]. The values of a block are then adjacent for all
 /// tokens, and A multiplies full registers for any rank.
@@ -28,5 +44,24 @@ pub(super) fn mix(kernels: Kernels, a: Option<Groups>, t: &[f32], u: &mut [f32])
 pub(super) fn transpose(a: &[f32], (rows, cols): (usize, usize), out: &mut [f32]) {
     for (i, out) in out.iter_mut().enumerate() {
         *out = a[i % rows * cols + i / rows];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Inner, KronShape, LayerDims, Outer, Split};
+
+    #[test]
+    fn a_thin_a_is_last() {
+        let last = |a_out: usize, a_in: usize, outer, inner| {
+            let layer = LayerDims { d_out: 64 * a_out, d_in: 48 * a_in };
+            super::a_is_last(&KronShape::new(layer, Split { a_out, a_in }, outer, inner).expect("legal"))
+        };
+        let (trained, low_rank) = (Outer::Trained, Inner::LowRank);
+        assert!(last(16, 2, trained, low_rank(8)), "2·(8 + 16) < 16·8");
+        assert!(!last(16, 2, trained, low_rank(2)), "2·(2 + 16) > 16·2");
+        assert!(!last(2, 16, trained, low_rank(8)), "16·(8 + 2) > 2·8");
+        assert!(!last(1, 1, Outer::One, low_rank(8)), "LoRA has no A");
+        assert!(last(2, 16, trained, Inner::Full), "T is V");
     }
 }

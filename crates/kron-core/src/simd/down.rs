@@ -78,6 +78,10 @@ impl<E: Element> Stretch<'_, E> {
                 self.tile::<K, M, R>(c, t, r, rho);
                 r += M;
             }
+            if M > 2 && r + 2 <= rows {
+                self.tile::<K, 2, R>(c, t, r, rho);
+                r += 2;
+            }
             while r < rows {
                 self.tile::<K, 1, R>(c, t, r, rho);
                 r += 1;

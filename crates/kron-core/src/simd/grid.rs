@@ -31,9 +31,18 @@ impl RowLayout {
         self.n * self.a
     }
 
+    /// Returns true if all rows are equally far apart, as in a dense matrix.
+    #[inline(always)]
+    fn is_even(&self) -> bool {
+        self.n == 1 || self.n_stride == self.a as isize * self.a_stride
+    }
+
     /// Offset of row `r` in that order, over the tokens of a table where there is one.
     #[inline(always)]
     fn offset(&self, r: usize, tokens: Option<&[u32]>) -> isize {
+        if tokens.is_none() && self.is_even() {
+            return r as isize * self.a_stride;
+        }
         let (n, a) = if self.a == 1 { (r, 0) } else { (r / self.a, r % self.a) };
         let n = tokens.map_or(n, |tokens| tokens[n] as usize);
         n as isize * self.n_stride + a as isize * self.a_stride
@@ -42,6 +51,10 @@ impl RowLayout {
     /// Distance of [`RowGrid::ahead`] in elements.
     #[inline(always)]
     fn ahead<const M: usize>(&self, r: usize, tokens: Option<&[u32]>) -> isize {
+        if self.n == 1 && self.a_stride == self.width as isize {
+            // As a rule the next token follows; memory takes longer to answer than a kernel takes for a few rows.
+            return self.a as isize * self.a_stride;
+        }
         let first = self.offset(r, tokens);
         if r + 2 * M >= self.rows() {
             return self.offset(0, tokens) + self.width as isize - first;
@@ -204,7 +217,7 @@ impl<'a, E> RowGrid<'a, E> {
     }
 
     /// Bytes from the `M` rows from `r` on to those 2·`M` further, which a kernel fetches; from the last ones, to
-    /// the columns behind this grid's. Returns 0 where a table puts rows at other distances.
+    /// the columns behind this grid's; in a grid of one token, to the same rows of the next. Returns 0 where a table puts rows at other distances.
     #[inline(always)]
     pub(super) fn ahead<const M: usize>(&self, r: usize) -> isize {
         self.layout.ahead::<M>(r, self.tokens) * size_of::<E>() as isize
@@ -306,7 +319,7 @@ impl<'a, E> RowGridMut<'a, E> {
     }
 
     /// Bytes from the `M` rows from `r` on to those 2·`M` further, which a kernel fetches; from the last ones, to
-    /// the columns behind this grid's. Returns 0 where a table puts rows at other distances.
+    /// the columns behind this grid's; in a grid of one token, to the same rows of the next. Returns 0 where a table puts rows at other distances.
     #[inline(always)]
     pub(super) fn ahead<const M: usize>(&self, r: usize) -> isize {
         self.layout.ahead::<M>(r, self.tokens) * size_of::<E>() as isize

@@ -3,7 +3,7 @@
 use super::factor::{Factor, PackFor};
 use super::grid::{RowGrid, RowGridMut};
 use super::isa::Isa;
-use super::operands::{Groups, Lanes, Rows};
+use super::operands::{Groups, Lanes, LanesMut, Rows};
 use super::pack::{self, LaneContents};
 use super::portable::Portable;
 use super::vector::Plain;
@@ -35,7 +35,7 @@ macro_rules! entries {
                 unsafe { up::up::<Plain<$simd>, E, $um, $up>(terms, y, accum) }
             }
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn outer<E: Element>(u: Rows, x: RowGrid<E>, g: &mut [f32]) {
+            pub(super) unsafe fn outer<E: Element>(u: Rows, x: RowGrid<E>, g: &mut LanesMut) {
                 // SAFETY: the caller proves the instruction set and the operands' extents.
                 unsafe { outer::outer::<Plain<$simd>, E, $or, $op>(u, x, g) }
             }
@@ -96,7 +96,7 @@ mod dot {
         unsafe { up::up::<Dot, bf16, 4, 4>(terms, y, accum) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) unsafe fn outer(u: Rows, x: RowGrid<bf16>, g: &mut [f32]) {
+    pub(super) unsafe fn outer(u: Rows, x: RowGrid<bf16>, g: &mut LanesMut) {
         // SAFETY: the caller proves the instruction set and the operands' extents.
         unsafe { outer::outer::<Dot, bf16, 8, 3>(u, x, g) }
     }
@@ -285,7 +285,7 @@ impl Kernels {
         Rows { data: out, ranks }
     }
 
-    /// Adds a gradient in the order of [`Kernels::outer`] to `out`, in the factor's order; `like.data` is not read.
+    /// Adds a gradient in the order of [`Kernels::packed_gradient`] to `out`, in the factor's order; `like.data` is not read.
     pub(crate) fn unpack_add(self, like: Factor, packed: &[f32], out: &mut [f32]) {
         dispatch!(self, unpack_add(like, packed, out));
     }
@@ -322,10 +322,20 @@ impl Kernels {
         dispatch!(self, up(terms, y, accum))
     }
 
-    /// Computes g\[ρ, p\] += Σ_row u\[row, ρ\]·x\[row, p\], with g as \[register, ρ, lane\].
-    pub(crate) fn outer<E: Element>(self, u: Rows, x: RowGrid<E>, g: &mut [f32]) {
+    /// Returns a gradient as \[register, ρ, lane\].
+    pub(crate) fn packed_gradient(self, ranks: usize, data: &mut [f32]) -> LanesMut<'_> {
+        LanesMut { data, register: ranks * self.lanes(), rank: self.lanes() }
+    }
+
+    /// Returns a gradient as \[ρ, column\]; `None` if `width` columns do not fill their registers.
+    pub(crate) fn rank_major_gradient(self, width: usize, data: &mut [f32]) -> Option<LanesMut<'_>> {
+        width.is_multiple_of(self.lanes()).then_some(LanesMut { data, register: self.lanes(), rank: width })
+    }
+
+    /// Computes g\[ρ, p\] += Σ_row u\[row, ρ\]·x\[row, p\].
+    pub(crate) fn outer<E: Element>(self, u: Rows, x: RowGrid<E>, g: &mut LanesMut) {
         assert!(u.data.len() >= x.layout().rows().div_ceil(self.pair()) * u.ranks);
-        assert!(g.len() >= x.layout().width.div_ceil(self.lanes()) * self.lanes() * u.ranks);
+        g.check(x.layout().width.div_ceil(self.lanes()), u.ranks, self.lanes());
         #[cfg(target_arch = "x86_64")]
         if self.pairs {
             // SAFETY: `pairs` is set only for bf16 on a machine with AVX-512 BF16; extents are checked.

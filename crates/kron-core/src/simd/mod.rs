@@ -56,5 +56,5 @@ pub use isa::Isa;
 pub(crate) use kernels::{Kernels, Products};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use matrix_unit::multiply;
-pub(crate) use operands::{Groups, Lanes};
+pub(crate) use operands::{Groups, Lanes, LanesMut, Rows};
 pub(crate) use order::RowOrder;

@@ -42,6 +42,28 @@ impl Lanes<'_> {
     }
 }
 
+/// A gradient that `outer` adds to. Register v of rank ρ starts at v·register + ρ·rank.
+pub(crate) struct LanesMut<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) register: usize,
+    pub(super) rank: usize,
+}
+
+impl LanesMut<'_> {
+    /// Returns the registers from `v` on.
+    pub(crate) fn after(&mut self, v: usize) -> LanesMut<'_> {
+        LanesMut { data: &mut self.data[v * self.register..], ..*self }
+    }
+
+    /// Panics if `registers` registers of each rank do not all lie inside.
+    pub(super) fn check(&self, registers: usize, ranks: usize, lanes: usize) {
+        if registers > 0 && ranks > 0 {
+            let end = (registers - 1) * self.register + (ranks - 1) * self.rank + lanes;
+            assert!(end <= self.data.len(), "{registers} registers of {ranks} ranks end at {end}");
+        }
+    }
+}
+
 /// Scalars of `up`, \[group of rows, rank, row\].
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Groups<'a> {

@@ -10,14 +10,14 @@
 //! holds two neighbouring rows.
 
 use super::grid::RowGrid;
-use super::operands::Rows;
+use super::operands::{LanesMut, Rows};
 use super::vector::{Mac, Simd, V};
 use crate::Element;
 
 /// Rows summed in registers before they are added to g. Even, because of the pairs.
 const RUN: usize = 64;
 
-/// Computes all columns and ranks. `g` is [⌈p / LANES⌉, rank, LANES].
+/// Computes all columns and ranks.
 ///
 /// # Safety
 /// The CPU has the instruction set of `K`; `u` holds every rank of every row
@@ -26,7 +26,7 @@ const RUN: usize = 64;
 pub(super) unsafe fn outer<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     u: Rows,
     x: RowGrid<E>,
-    g: &mut [f32],
+    g: &mut LanesMut,
 ) {
     let (width, lanes) = (x.layout().width, K::S::LANES);
     let mut v = 0;
@@ -48,7 +48,7 @@ pub(super) unsafe fn outer<K: Mac<E>, E: Element, const R: usize, const P: usize
 unsafe fn ranks<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     u: Rows,
     x: RowGrid<E>,
-    g: &mut [f32],
+    g: &mut LanesMut,
     v: usize,
     rest: usize,
 ) {
@@ -78,7 +78,7 @@ unsafe fn ranks<K: Mac<E>, E: Element, const R: usize, const P: usize>(
 unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     u: Rows,
     x: RowGrid<E>,
-    g: &mut [f32],
+    g: &mut LanesMut,
     v: usize,
     rho: usize,
     rest: usize,
@@ -86,7 +86,7 @@ unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
     let lanes = K::S::LANES;
     let (mut xs, mut us) = (Walk::over(&x), u.data.as_ptr().wrapping_add(rho));
     // SAFETY: the walks visit each row once, columns v·lanes… are inside x's
-    // width up to `rest`, and g holds [v + P, ranks, lanes].
+    // width up to `rest`, and g holds v + P registers of every rank.
     unsafe {
         let mut left = xs.rows;
         while left > 0 {
@@ -124,7 +124,7 @@ unsafe fn tile<K: Mac<E>, E: Element, const R: usize, const P: usize>(
             }
             for i in 0..R {
                 for p in 0..P {
-                    let g = g.as_mut_ptr().add(((v + p) * u.ranks + rho + i) * lanes);
+                    let g = g.data.as_mut_ptr().add((v + p) * g.register + (rho + i) * g.rank);
                     K::S::store(g, K::S::add(K::S::load(g), acc[i][p]));
                 }
             }

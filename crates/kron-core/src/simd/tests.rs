@@ -136,7 +136,7 @@ fn outer<E: Element>(k: Kernels, d: Dims) {
     let rows = k.rows(&u, (d.n, d.a, d.ranks), 2.0, &mut packed_scratch);
     let mut g = vec![0.0; d.width.next_multiple_of(k.lanes()) * d.ranks];
     for _ in 0..2 {
-        k.outer(rows, x.grid(), &mut g);
+        k.outer(rows, x.grid(), &mut k.packed_gradient(d.ranks, &mut g));
     }
     let sums =
         sums(d.ranks, d.width, d.rows(), |rho, row| d.blocks_first(&u, row, rho), |p, row| x.get(row, p));
@@ -147,6 +147,12 @@ fn outer<E: Element>(k: Kernels, d: Dims) {
         let mut out = d.factor(&old, rank_major);
         k.unpack_add(like, &g, &mut out);
         assert_eq!(out, d.factor(&want, rank_major), "{k:?} {d:?}");
+    }
+    let mut out = old.clone();
+    if let Some(mut g) = k.rank_major_gradient(d.width, &mut out) {
+        k.outer(rows, x.grid(), &mut g);
+        let want: Vec<f32> = old.iter().zip(&sums).map(|(old, sum)| old + 2.0 * sum).collect();
+        assert_eq!(out, want, "{k:?} {d:?}");
     }
 }
 

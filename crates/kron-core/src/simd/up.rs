@@ -46,6 +46,10 @@ pub(super) unsafe fn up<K: Mac<E>, E: Element, const M: usize, const P: usize>(
                 part.rows::<K, E, M, M, P>(&mut y, r);
                 r += M;
             }
+            if M > 2 && r + 2 <= rows {
+                part.rows::<K, E, 2, M, P>(&mut y, r);
+                r += 2;
+            }
             while r < rows {
                 part.rows::<K, E, 1, M, P>(&mut y, r);
                 r += 1;
