@@ -14,8 +14,8 @@ const ZONE: usize = 256;
 const ZONE_BYTE: u8 = 0xa5;
 /// Fill of memory that nobody has written, and of memory that was freed: NaN in every float.
 const UNWRITTEN: u8 = 0xff;
-/// Bytes of freed allocations that stay out of use, so that a late write hits no other allocation.
-const QUARANTINE: usize = 16 << 20;
+/// Freed allocations that stay out of use for a while, so that a late write hits no other allocation.
+const QUARANTINE: usize = 32;
 
 /// An allocation with its zones.
 struct Block {
@@ -27,6 +27,7 @@ struct Block {
 #[derive(Default)]
 pub struct Memory {
     live: BTreeMap<u64, Block>,
+    bytes: usize,
     freed: VecDeque<Block>,
 }
 
@@ -58,7 +59,7 @@ impl Block {
             let start = (self.start as usize - ZONE + from) as *const u8;
             // SAFETY: both ranges lie inside the allocation, and no kernel runs during a check.
             let bytes = unsafe { std::slice::from_raw_parts(start, to - from) };
-            bytes.iter().all(|&byte| byte == ZONE_BYTE)
+            *bytes == [ZONE_BYTE; 2 * ZONE][..bytes.len()]
         };
         zone(0, ZONE) && zone(ZONE + self.len, end + ZONE)
     }
@@ -75,7 +76,7 @@ impl Drop for Block {
 impl Memory {
     /// Returns the bytes that are not allocated.
     pub fn free_bytes(&self) -> usize {
-        TOTAL.saturating_sub(self.live.values().map(|block| block.len).sum())
+        TOTAL - self.bytes
     }
 
     pub fn allocate(&mut self, bytes: usize) -> Done<u64> {
@@ -86,6 +87,7 @@ impl Memory {
         }
         let block = Block::new(bytes).ok_or(CUresult::CUDA_ERROR_OUT_OF_MEMORY)?;
         let start = block.start;
+        self.bytes += bytes;
         self.live.insert(start, block);
         Ok(start)
     }
@@ -93,6 +95,7 @@ impl Memory {
     /// Frees an allocation by its start.
     pub fn free(&mut self, start: u64) -> Done {
         let block = self.live.remove(&start).ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
+        self.bytes -= block.len;
         let whole = block.is_whole();
         if !whole {
             complain(&block);
@@ -100,7 +103,7 @@ impl Memory {
         // SAFETY: the elements are the block's own, and nothing queued uses them any more.
         unsafe { (block.start as *mut u8).write_bytes(UNWRITTEN, block.len) };
         self.freed.push_back(block);
-        while self.freed.iter().map(|block| block.len).sum::<usize>() > QUARANTINE {
+        if self.freed.len() > QUARANTINE {
             self.freed.pop_front();
         }
         if whole { Ok(()) } else { Err(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS) }
