@@ -41,12 +41,12 @@ packed=$(tar -tzf "$bundle/results/results.tar.gz")
 [[ $packed == *bench-q-bench.json* && $packed == *conformance.log* ]] || complain "the archive lacks a report"
 
 # A run that is killed keeps what came before.
-"$bundle/run.sh" --rehearse --out "$bundle/killed" >/dev/null 2>&1 &
+setsid "$bundle/run.sh" --rehearse --out "$bundle/killed" >/dev/null 2>&1 &
 run=$!
 until grep -qs '^driver .* passed$' "$bundle/killed/summary.txt"; do
   kill -0 "$run" || complain "the second run ended before its second step"
   sleep 0.1
 done
-kill -KILL "$run"
+pkill -KILL -s "$run" # with all that it started
 wait "$run" 2>/dev/null || true
 [[ $(tar -tzf "$bundle/killed/results.tar.gz") == *driver.log* ]] || complain "a killed run lost a step"

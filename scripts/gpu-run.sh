@@ -44,7 +44,8 @@ pack() {
     [[ -e $file && $file != "$packed"/* ]] && cp "$file" "$packed/$(tr / - <<<"${file#"$work"/}")"
   done
   tar -C "$work" -czf "$work/results.tar.gz" packed
-  for file in "$work"/{summary.txt,results.tar.gz,primitives.bin} "$packed"/*.json; do
+  # The summary last: what it lists is there.
+  for file in "$packed"/*.json "$work"/{primitives.bin,results.tar.gz,summary.txt}; do
     [[ -e $file ]] || continue
     if (($(stat -c %s "$file") > file_mb * 1000000)); then
       echo "$(basename "$file") is over $file_mb MB and was left out" >>"$out/summary.txt"
