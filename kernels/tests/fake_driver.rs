@@ -244,7 +244,7 @@ fn a_dropped_buffer_leaves_captures_alone() {
     stream.synchronize().expect("it ran");
 }
 
-/// What has to wait for the device fails during a capture, says so, and ends the capture.
+/// A call that has to wait for the device fails during a capture, says so, and ends the capture.
 #[test]
 fn waiting_ends_a_capture() {
     let Some((_alone, gpu)) = device().filter(|_| inject("")) else { return };
@@ -287,7 +287,7 @@ fn kernels_are_loaded_inside_a_capture() {
         let mut out = [0u32; 32];
         // SAFETY: as above.
         unsafe { result::memcpy_dtoh_sync(&mut out, y) }.expect("a copy");
-        let product = |i: usize| (u64::from(words[2 * i]) * u64::from(words[2 * i + 1]) >> 32) as u32;
+        let product = |i: usize| ((u64::from(words[2 * i]) * u64::from(words[2 * i + 1])) >> 32) as u32;
         assert_eq!(out.to_vec(), (0..32).map(product).collect::<Vec<_>>());
     });
 }

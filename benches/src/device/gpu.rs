@@ -26,9 +26,9 @@ pub struct Extent {
     pub rounds: usize,
 }
 
-/// What a measurement needs.
+/// Sizes of a measurement.
 pub const WHOLE: Extent = Extent { flush: 512 << 20, copy: 1 << 30, product: 8192, rounds: 15 };
-/// What shows that everything runs, with `--smoke`.
+/// Sizes that show that everything runs, for `--smoke`.
 pub const SMOKE: Extent = Extent { flush: 1 << 20, copy: 1 << 20, product: 128, rounds: 2 };
 
 /// A device with its stream and its clock.

@@ -1,4 +1,4 @@
-//! What a timed graph holds: how often an engine runs in it, and on which sets.
+//! The calls of a timed graph: how often an engine runs in it, and on which sets.
 
 /// Most rows whose calls are too short to be timed one by one.
 const FEW_ROWS: usize = 64;

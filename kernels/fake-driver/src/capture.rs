@@ -1,64 +1,14 @@
 //! Captures of streams, and the calls that they forbid.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::thread::{self, ThreadId};
+use std::thread;
 
 use cudarc::driver::sys::CUresult;
 
 use crate::Done;
-use crate::driver::Driver;
+use crate::captured::{Capture, MODE, Mode, Moment};
+use crate::driver::{Driver, Stream};
 use crate::work::{StreamKey, Work};
-
-/// Reach of a capture, and of a thread's calls: numbered as in the driver API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// The capture forbids unsafe calls in every thread; the thread minds such captures.
-    Global = 0,
-    /// Those of its own thread.
-    ThreadLocal = 1,
-    /// None.
-    Relaxed = 2,
-}
-
-impl Mode {
-    pub fn of(number: u32) -> Done<Self> {
-        [Mode::Global, Mode::ThreadLocal, Mode::Relaxed]
-            .into_iter()
-            .find(|&mode| mode as u32 == number)
-            .ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)
-    }
-}
-
-thread_local! {
-    static MODE: Cell<Mode> = const { Cell::new(Mode::Global) };
-}
-
-/// Sets this thread's mode and returns the one before.
-pub fn exchange(mode: Mode) -> Mode {
-    MODE.replace(mode)
-}
-
-/// A capture under way.
-pub struct Capture {
-    origin: StreamKey,
-    mode: Mode,
-    thread: ThreadId,
-    invalid: bool,
-    nodes: Vec<Work>,
-    /// Counts what the streams did.
-    moment: usize,
-    /// Streams of the capture with the moment of their last work, and the last that another waits for.
-    members: BTreeMap<StreamKey, (usize, usize)>,
-}
-
-/// A moment of a capture that an event stands for.
-#[derive(Clone, Copy)]
-pub struct Moment {
-    pub capture: u64,
-    stream: StreamKey,
-    moment: usize,
-}
 
 impl Driver {
     pub fn begin_capture(&mut self, key: StreamKey, mode: Mode) -> Done {
@@ -189,7 +139,7 @@ impl Driver {
 
     /// Fails, and invalidates its capture, if a stream is captured that the legacy stream synchronises with.
     pub fn may_use_legacy(&mut self, context: u64) -> Done {
-        let blocking = |(key, stream): (&StreamKey, &crate::driver::Stream)| {
+        let blocking = |(key, stream): (&StreamKey, &Stream)| {
             stream.capture.filter(|_| key.0 == context && stream.blocking)
         };
         let ids: Vec<u64> = self.streams.iter().filter_map(blocking).collect();

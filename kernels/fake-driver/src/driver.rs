@@ -9,7 +9,7 @@ use cudarc::driver::sys::CUresult;
 use kron_kernels::Name;
 
 use crate::Done;
-use crate::capture::{Capture, Moment};
+use crate::captured::{Capture, Moment};
 use crate::faults::Faults;
 use crate::memory::Memory;
 use crate::work::{StreamKey, Work};

@@ -17,6 +17,7 @@
 #[allow(unsafe_code)]
 mod api;
 mod capture;
+mod captured;
 mod driver;
 mod faults;
 mod image;

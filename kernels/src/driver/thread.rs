@@ -1,4 +1,4 @@
-//! What a call changes in its thread, and puts back: the current context, and the minding of captures.
+//! The state of a thread that a call changes and puts back: its context, and its minding of captures.
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 

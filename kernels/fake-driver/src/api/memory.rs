@@ -98,9 +98,10 @@ unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     bytes: usize,
     stream: CUstream,
 ) -> CUresult {
-    // SAFETY: the caller's memory has so many bytes.
     within(|driver, context| {
-        driver.queue(key(context, stream), unsafe { written(to, from, bytes) }).map(drop)
+        // SAFETY: the caller's memory has so many bytes.
+        let work = unsafe { written(to, from, bytes) };
+        driver.queue(key(context, stream), work).map(drop)
     })
 }
 

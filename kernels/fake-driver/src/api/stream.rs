@@ -7,7 +7,7 @@ use cudarc::driver::sys::{
 };
 
 use super::{give, key};
-use crate::capture::{self, Mode};
+use crate::captured::{self, Mode};
 use crate::driver::{Event, Stream, with, within};
 use crate::work::Work;
 
@@ -92,7 +92,7 @@ unsafe extern "C" fn cuThreadExchangeStreamCaptureMode(mode: *mut c_uint) -> CUr
     with(|_| {
         // SAFETY: as above.
         let wanted = unsafe { mode.as_ref() }.ok_or(CUresult::CUDA_ERROR_INVALID_VALUE)?;
-        let before = capture::exchange(Mode::of(*wanted)?);
+        let before = captured::exchange(Mode::of(*wanted)?);
         // SAFETY: as above.
         unsafe { give(mode, before as c_uint) }
     })
