@@ -107,7 +107,7 @@ fn fatbins() {
         command.args(["-Xptxas", "-warn-spills,-warn-lmem-usage"]);
         command
     });
-    let included = KERNELS.map(|name| format!("include_bytes!(\"{}.fatbin\")", file_name(name)));
+    let included = KERNELS.map(|name| format!("&Aligned(*include_bytes!(\"{}.fatbin\"))", file_name(name)));
     write("fatbins.rs", &format!("&[{}]", included.join(", ")));
 }
 

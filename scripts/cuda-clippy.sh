@@ -34,6 +34,6 @@ done
 export NVCC=$nvcc DOCS_RS=1 CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000
 cargo clippy --locked --manifest-path crates/kron-py/Cargo.toml --all-targets --no-default-features --features cuda -- -D warnings
 cargo clippy --locked -p kron-kernels -p kron-capi -p kron-candle -p kron-train \
-  -p kron-bench -p kron-tests --lib --bins --examples --test gpu --test primitives --test device \
+  -p kron-bench -p kron-tests -p kron-fake-driver --lib --bins --examples --test gpu --test fake_driver --test primitives --test device \
   --test gradients --test finetune --bench gpu_engines \
   --features "${features%,}" -- -D warnings

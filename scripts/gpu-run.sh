@@ -1,28 +1,81 @@
 #!/usr/bin/env bash
-# Runs the bundle of scripts/gpu-bundle.sh on a machine with a GPU. Goes on
-# after a step that fails; results/ has every log, the summary comes last.
-# Exit code 0 when every step that could run passed.
-# Wheels that lie beside this file (peft, lycoris_lora) are read, not installed.
+# Runs the bundle of scripts/gpu-bundle.sh on a machine with a GPU, within ten minutes.
+#
+#   run.sh [--out DIR] [--rehearse]
+#
+# The steps come in the order of their worth, each with a limit of its own, and none begins
+# when the ten minutes are over. After every step DIR (default: results) holds all that is
+# known so far, in at most 8 files of at most 16 MB, so that a run that is killed loses one
+# step: summary.txt, results.tar.gz with every log, primitives.bin, and the reports of
+# kron-bench and gpu_peers.py. Exit code 0 if every step that could run passed.
+#
+# --rehearse takes the least sizes, for a driver that emulates the device: it shows that
+# everything runs. Wheels that lie beside this file (peft, lycoris_lora) are read, not installed.
 set -uo pipefail
+out=results rehearse=
+while (($#)); do
+  case $1 in
+  --out) out=${2:?--out needs a folder} && shift ;;
+  --rehearse) rehearse=1 ;;
+  *) echo "usage: $0 [--out DIR] [--rehearse]" >&2 && exit 2 ;;
+  esac
+  shift
+done
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
-mkdir -p results
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+total=590             # seconds for everything
+file_mb=16            # most of a file in DIR
+log_bytes=$((1 << 20)) # most of a log in the archive: its end
 results=()
 failed=0
 
-# step NAME SECONDS COMMAND…: runs it, keeps its log, remembers how it ended.
+# Writes DIR anew; each file takes the place of the one before in one step.
+pack() {
+  printf '%s\n' "${results[@]}" >"$work/summary.txt"
+  local file packed=$work/packed
+  rm -rf "$packed" && mkdir "$packed"
+  for file in "$work"/*.log "$work"/*.txt; do
+    [[ -e $file ]] && tail -c "$log_bytes" "$file" >"$packed/${file##*/}"
+  done
+  for file in "$work"/*/bench.{json,csv} "$work"/*.json; do
+    [[ -e $file && $file != "$packed"/* ]] && cp "$file" "$packed/$(tr / - <<<"${file#"$work"/}")"
+  done
+  tar -C "$work" -czf "$work/results.tar.gz" packed
+  # The summary last: what it lists is there.
+  for file in "$packed"/*.json "$work"/{primitives.bin,results.tar.gz,summary.txt}; do
+    [[ -e $file ]] || continue
+    if (($(stat -c %s "$file") > file_mb * 1000000)); then
+      echo "$(basename "$file") is over $file_mb MB and was left out" >>"$out/summary.txt"
+      continue
+    fi
+    cp "$file" "$out/.new" && mv "$out/.new" "$out/$(basename "$file")"
+  done
+}
+
+# step NAME SECONDS COMMAND…: runs it, keeps its log, remembers how it ended, packs.
 step() {
-  local name=$1 seconds=$2 start=$SECONDS status=0
+  local name=$1 limit=$2 start=$SECONDS status=0 verdict=passed
   shift 2
+  ((limit > total - start)) && limit=$((total - start))
+  if ((limit < 3)); then
+    results+=("$(printf '%-24s          NOT RUN: %d s are over' "$name" "$total")")
+    failed=1
+    pack
+    return
+  fi
   echo "== $name"
-  timeout -k 20 "$seconds" "$@" >"results/$name.log" 2>&1 || status=$?
-  local verdict=passed
+  timeout -k 5 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
   case $status in
-  0) verdict=$(grep -m 1 -o '\(skipped\|refused\): .*' "results/$name.log" || echo passed) ;;
-  124 | 137) verdict="STOPPED after $seconds s" ;;
-  *) verdict="FAILED, exit code $status: $(grep -v '^ *$' "results/$name.log" | tail -n 1)" ;;
+  0) verdict=$(grep -m 1 -o '\(skipped\|refused\): .*' "$work/$name.log" || echo passed) ;;
+  124 | 137) verdict="STOPPED after $limit s" ;;
+  *) verdict="FAILED, exit code $status: $(grep -v '^ *$' "$work/$name.log" | tail -n 1)" ;;
   esac
-  ((status == 0)) || { failed=1 && tail -n 5 "results/$name.log"; }
-  results+=("$(printf '%-24s %5d s  %.120s' "$name" $((SECONDS - start)) "$verdict")")
+  ((status == 0)) || { failed=1 && tail -n 5 "$work/$name.log"; }
+  results+=("$(printf '%-24s %5d s  %.160s' "$name" $((SECONDS - start)) "$verdict")")
+  pack
 }
 
 # needs PROGRAM NAME: whether the program is there; else the step is listed as skipped.
@@ -33,53 +86,51 @@ needs() {
 }
 
 for wheel in *.whl; do
-  [[ -e $wheel ]] && python3 -m zipfile -e "$wheel" results/wheels
+  [[ -e $wheel ]] && python3 -m zipfile -e "$wheel" "$work/wheels"
 done
-export PYTHONPATH=$PWD/results/wheels${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$work/wheels${PYTHONPATH:+:$PYTHONPATH}
 # cuBLASLt of PyTorch's wheels, where the system has none.
 python_libraries=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null)/nvidia/cu13/lib
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$python_libraries
 
-needs nvidia-smi machine && step machine 60 nvidia-smi -q
+model=(--model mistral-7b) first=4096,16384,1,16,256,1024 others=kv,gate_up,down rows=4096 peers=(--rows 4096,16)
+if [[ -n $rehearse ]]; then
+  export KRON_REHEARSAL=1
+  model=(--smoke --model distilbert) first=17,1 others=q rows=96
+  peers=(--device cpu --rows 16 --width 256 --rounds 1)
+fi
+bench() { echo ./kron-bench --device cuda:0 "${model[@]}" --dtype bf16 "$@"; }
+
+needs nvidia-smi machine && step machine 10 nvidia-smi -q
 
 # Correctness first: nothing is timed that may be wrong.
-export KRON_WRITE_PRIMITIVES=$PWD/results/primitives.bin
-step primitives 300 ./gpu --nocapture bits_of_this_gpu
-unset KRON_WRITE_PRIMITIVES
-step driver 60 ./gpu --nocapture --skip bits_of_this_gpu
-step conformance 1800 ./device --nocapture --test-threads 1 gpu:: --skip gpu_few --skip gpu_repeats
-step repeatability 600 ./device --nocapture --test-threads 1 gpu_repeats
-if needs python3 c-library; then
-  step c-library-host 300 python3 check.py ./libkron_capi.so host
-  step c-library-device 300 python3 check.py ./libkron_capi.so 0
-fi
+KRON_WRITE_PRIMITIVES=$work/primitives.bin step primitives 20 ./gpu --nocapture bits_of_this_gpu
+step driver 15 ./gpu --nocapture --skip bits_of_this_gpu
+needs python3 c-library && step c-library 10 python3 check.py ./libkron_capi.so 0
+step conformance 120 ./device --nocapture gpu:: --skip gpu_few --skip gpu_repeats
 
-if needs compute-sanitizer sanitizer; then
-  for tool in memcheck racecheck initcheck synccheck; do
-    step "$tool-primitives" 600 compute-sanitizer --tool "$tool" --error-exitcode 9 ./gpu bits_of_this_gpu
-    step "$tool-few-cases" 900 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      ./device --nocapture --test-threads 1 gpu_few
-  done
-fi
-
-step bench 1200 ./kron-bench --device cuda:0 --rows 1,16,64,1024,4096,8192 --dtype bf16 \
-  --out results/bench --markdown results/bench.md
-
-CRITERION_HOME=$PWD/results/criterion step criterion 600 ./gpu_engines --bench --noplot
-
-needs python3 peers &&
-  step peers 1200 python3 gpu_peers.py ./libkron_capi.so --rows 16,1024,4096,8192 --out results/peers.json
+# The layer that most others resemble, from the row counts that matter most on.
+read -ra command < <(bench --layers q --rows "$first" --out "$work/bench-q")
+step bench-q 100 "${command[@]}"
 
 if needs ncu ncu; then
-  step ncu 900 ncu --kernel-name 'regex:^kron_' --launch-count 40 --csv --print-units base \
-    --metrics gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum \
-    ./kron-bench --device cuda:0 --rows 4096 --dtype bf16 --layers q --engines kron-fused --out results/ncu
-  ./plan 4096 >results/plan.txt
-  if needs python3 ncu-bytes; then
-    step ncu-bytes 60 python3 gpu_bytes.py results/ncu.log results/plan.txt
-    while IFS= read -r line; do results+=("  $line"); done <results/ncu-bytes.log
-  fi
+  read -ra command < <(bench --layers q --rows "$rows" --engines kron-fused --out "$work/ncu")
+  # Instruction counters, and clocks as they are in the timed runs.
+  step ncu 40 ncu --clock-control none --kernel-name 'regex:^kron_' --launch-count 24 --csv --print-units base \
+    --metrics gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,sm__inst_executed.sum,smsp__issue_active.sum,sm__cycles_active.sum \
+    "${command[@]}"
+  ./plan "$rows" >"$work/plan.txt"
+  needs python3 ncu-bytes && step ncu-bytes 5 python3 gpu_bytes.py "$work/ncu.log" "$work/plan.txt"
 fi
 
-printf '%s\n' '' "${results[@]}" | tee results/summary.txt
+read -ra command < <(bench --layers "$others" --rows "$rows" --out "$work/bench-others")
+step bench-others 80 "${command[@]}"
+step repeatability 40 ./device --nocapture gpu_repeats
+needs compute-sanitizer memcheck &&
+  step memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 9 ./device --nocapture gpu_few
+needs python3 peers &&
+  step peers 80 python3 gpu_peers.py ./libkron_capi.so "${peers[@]}" --out "$work/peers.json"
+
+pack
+cat "$out/summary.txt"
 exit "$failed"

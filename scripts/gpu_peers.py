@@ -11,7 +11,9 @@ arm is a whole layer, Y = X·Wᵀ + adapter(X), and its backward: dX and the
 adapter's gradient. Y, dX and the gradient are checked against float64 first (of
 PEFT and LyCORIS, which draw their own factors, Y and dX); then all are timed in
 turn on the same tensors and stream, each round starting with another arm, caches
-flushed before every call. The table gives what an arm takes beyond the layer alone,
+flushed by reading before every call. On a device, up to 64 rows run as twenty calls in
+a CUDA graph, every arm alike, and the time of a graph without them is taken off: a
+launch by the host would take longer than the work. The table gives what an arm takes beyond the layer alone,
 which is timed twice: the difference is the noise.
 """
 
@@ -32,6 +34,8 @@ except ImportError as error:
 ALPHA, RANK, A_IN, A_OUT = 32.0, 8, 2, 16
 SCALE = ALPHA / RANK
 FLUSH_BYTES = 512 << 20
+# Rows whose calls are too short to be timed one by one, and the calls in their graphs.
+FEW_ROWS, FEW_CALLS = 64, 20
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -289,7 +293,7 @@ def seconds(device, flush, work):
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
-    flush.zero_()
+    flush.sum()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     work()
@@ -298,17 +302,49 @@ def seconds(device, flush, work):
     return begin.elapsed_time(end) / 1e3
 
 
+class Captured:
+    """An arm's passes over few rows, each as graphs: with the calls and, for what lies between them, without."""
+
+    def __init__(self, arm, flush, x, w, dy):
+        passes = {"forward": lambda: arm.forward(x, w), "both": lambda: (arm.forward(x, w), arm.backward(x, w, dy))}
+        self.graphs = {name: self.graph(flush, work) for name, work in passes.items()}
+        self.rest = self.graph(flush, lambda: None)
+
+    @staticmethod
+    def graph(flush, work):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        # What is made at a first call, such as a compiled kernel, cannot be captured.
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                flush.sum()
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(FEW_CALLS):
+                flush.sum()
+                work()
+        return graph
+
+    def seconds(self, device, flush, name):
+        whole, rest = (seconds(device, flush, graph.replay) for graph in (self.graphs[name], self.rest))
+        return (whole - rest) / FEW_CALLS
+
+
 def measure(options, device, dtype, rows):
     torch.manual_seed(1)
     width = options.width
     x, dy = (torch.randn(rows, width, device=device).to(dtype) for _ in range(2))
     w = (torch.randn(width, width, device=device) / width**0.5).to(dtype)
-    flush = torch.empty(FLUSH_BYTES if device.type == "cuda" else 1, dtype=torch.uint8, device=device)
+    flush = torch.zeros(FLUSH_BYTES // 4 if device.type == "cuda" else 1, device=device)
+    few = device.type == "cuda" and rows <= FEW_ROWS
     list_ = arms(options.library, device, dtype, width, rows, w)
     errors = {}
     for arm in list(list_):
         try:
             errors[arm.name] = check(arm, x, w, dy, errors.get(list_[0].name, 0.0))
+            arm.captured = Captured(arm, flush, x, w, dy) if few else None
         except Exception as error:
             # One that does not run, or is wrong, is not timed; the others are. Ours has to be right.
             if arm.name.endswith(", ours") or arm is list_[0]:
@@ -318,6 +354,10 @@ def measure(options, device, dtype, rows):
     for round_ in range(options.rounds):
         for i in range(len(list_)):
             arm = list_[(i + round_) % len(list_)]
+            if few:
+                for name, samples in arm.samples.items():
+                    samples.append(arm.captured.seconds(device, flush, name))
+                continue
             forward = seconds(device, flush, lambda: arm.forward(x, w))
             back = seconds(device, flush, lambda: arm.backward(x, w, dy))
             arm.samples["forward"].append(forward)

@@ -19,7 +19,7 @@ const RANK: usize = 8;
 const A: Split = Split { a_out: 16, a_in: 2 };
 
 fn engines(c: &mut Criterion) {
-    let mut bench = match Bench::open(0) {
+    let mut bench = match Bench::open(0, false) {
         Ok(bench) => bench,
         Err(e) => return println!("skipped: {e}"),
     };

@@ -71,7 +71,7 @@ pub struct Cli {
     /// Seconds to aim at, 1 to 86400; the more, the more rounds [default: 85].
     #[arg(long)]
     seconds: Option<String>,
-    /// Ten seconds: rows 1, 16 and 128 of the smallest two layers.
+    /// Ten seconds: rows 1, 16 and 128 of the smallest two layers; on a CUDA device with warm caches and a false roof.
     #[arg(long)]
     smoke: bool,
 }
@@ -134,6 +134,7 @@ impl Cli {
             rank,
             alpha: ALPHA,
             device,
+            smoke: self.smoke,
             threads,
             seconds: seconds as f64,
             out: self.out,

@@ -79,7 +79,7 @@ fn run(schedule: &Schedule) -> Result<bool, String> {
 /// A progress bar on standard error, tables on standard output.
 struct Terminal {
     bar: ProgressBar,
-    /// The folder of the record, which is written after every layer in case the run is stopped.
+    /// The folder of the record, which is written after every cell in case the run is stopped.
     out: PathBuf,
 }
 
@@ -105,7 +105,7 @@ impl Progress for Terminal {
         self.bar.suspend(|| println!("{}", table::cell(rows)));
     }
 
-    fn layer(&mut self, record: &Record) {
+    fn so_far(&mut self, record: &Record) {
         if let Err(e) = record.write(&self.out) {
             // The run goes on: the last write may succeed, and fails the run if it does not.
             self.bar.suspend(|| eprintln!("{}: {e}", self.out.display()));

@@ -38,8 +38,8 @@ pub trait Progress {
     fn refused(&mut self, why: String);
     /// Receives the rows of a complete cell.
     fn cell(&mut self, rows: &[Row]);
-    /// Receives the record so far when a layer is complete; autotuning and the noise floor are still missing.
-    fn layer(&mut self, record: &Record);
+    /// Receives the record so far when a cell is complete; autotuning and the noise floor are still missing.
+    fn so_far(&mut self, record: &Record);
 }
 
 /// Measures everything in the schedule.
@@ -69,8 +69,6 @@ where
     let mut run = Run { platform, schedule, started, record, noise: Vec::new() };
     for (i, group) in schedule.groups.iter().enumerate() {
         with_dtype!(group.dtype, E => run.group::<E>(i, progress)?);
-        run.record.meta.seconds = started.elapsed().as_secs_f64();
-        progress.layer(&run.record);
     }
     let Run { mut record, noise, .. } = run;
     record.meta.gemm = platform.choices();
@@ -168,6 +166,8 @@ impl<P> Run<'_, P> {
             self.noise.extend(candidates.iter().filter_map(Candidate::noise));
             self.record.compare();
             progress.cell(&self.record.rows[first..]);
+            self.record.meta.seconds = self.started.elapsed().as_secs_f64();
+            progress.so_far(&self.record);
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ pub struct Schedule {
     pub alpha: f32,
     /// The CUDA device to measure; `None` is the CPU.
     pub device: Option<usize>,
+    /// True if only that everything runs counts: a device is not measured as thoroughly then.
+    pub smoke: bool,
     /// Threads to use.
     pub threads: usize,
     /// Seconds to aim at.

@@ -2,19 +2,18 @@
 #![cfg(feature = "cuda")]
 
 mod common;
+#[path = "common/layer.rs"]
+mod layer;
 #[path = "../../tests/src/notice.rs"]
 mod notice;
 
 use common::primitives::{PRIMITIVES, input, same_as, step};
-use common::{Float, SCALE, random};
 use cudarc::driver::sys;
 use half::bf16;
-use kron_core::{
-    Accum, Backend, Backward, Dropout, DropoutKey, Error, Forward, KronOp, KronShape, LayerDims, Pass, Scale,
-    Split,
-};
+use kron_core::{Dropout, DropoutKey, Error, KronShape, LayerDims, Split};
 use kron_kernels::params::KronParams;
-use kron_kernels::{Cuda, DeviceVec, Gpu, KeyHandle, Launcher, Rows, RowsMut, StreamHandle};
+use kron_kernels::{Cuda, Gpu, KeyHandle, Launcher, StreamHandle};
+use layer::{Layer, aligned, device};
 use notice::notice;
 
 #[test]
@@ -28,93 +27,13 @@ fn a_missing_device_is_an_error_and_never_a_panic() {
     }
 }
 
-/// A problem whose memory lies on the device.
-struct Layer<E> {
-    op: KronOp,
-    rows: usize,
-    theta: DeviceVec<f32>,
-    x: DeviceVec<E>,
-    y: DeviceVec<E>,
-    dy: DeviceVec<E>,
-    dx: DeviceVec<E>,
-    t: DeviceVec<f32>,
-    grad: DeviceVec<f32>,
-    workspace: DeviceVec<f32>,
-}
-
-impl<E: Float> Layer<E> {
-    fn new(gpu: &Gpu, shape: KronShape, rows: usize) -> Self {
-        let op = KronOp::new(shape, Scale::new(SCALE).expect("finite"));
-        let floats = |len, stream| gpu.upload(&random(len, stream)).expect("a little memory");
-        let matrix = |width, stream| {
-            let values: Vec<E> = random(rows * width, stream).into_iter().map(E::of).collect();
-            gpu.upload(&values).expect("a little memory")
-        };
-        let scratch = [Pass::Forward, Pass::Backward { dx: true }];
-        let scratch = scratch.map(|pass| Cuda::with(gpu).workspace_len(&op, pass, rows));
-        Self {
-            op,
-            rows,
-            theta: floats(shape.params(), 1),
-            x: matrix(shape.d_in(), 2),
-            y: matrix(shape.d_out(), 3),
-            dy: matrix(shape.d_out(), 4),
-            dx: matrix(shape.d_in(), 5),
-            t: floats(op.t_len(rows), 6),
-            grad: floats(shape.params(), 7),
-            workspace: floats(scratch[0].max(scratch[1]), 8),
-        }
-    }
-
-    /// Queues forward and backward, both of which add.
-    fn queue(&mut self, on: &Cuda<&Gpu>, dropout: Option<DropoutKey>) -> kron_core::Result<()> {
-        let (op, rows, accum) = (self.op, self.rows, Accum::Add);
-        let (d_in, d_out) = (op.shape.d_in(), op.shape.d_out());
-        let call = Forward {
-            theta: self.theta.slice(),
-            x: Rows { data: self.x.slice(), rows, stride: d_in },
-            y: RowsMut { data: self.y.slice_mut(), rows, stride: d_out },
-            accum,
-            t: self.t.slice_mut(),
-            workspace: self.workspace.slice_mut(),
-            dropout,
-        };
-        on.forward(&op, call)?;
-        let call = Backward {
-            theta: self.theta.slice(),
-            x: Rows { data: self.x.slice(), rows, stride: d_in },
-            t: self.t.slice(),
-            dy: Rows { data: self.dy.slice(), rows, stride: d_out },
-            dx: Some((RowsMut { data: self.dx.slice_mut(), rows, stride: d_in }, accum)),
-            grad: self.grad.slice_mut(),
-            workspace: self.workspace.slice_mut(),
-            dropout,
-        };
-        on.backward(&op, call)
-    }
-
-    /// Returns the bits of Y, T, dX and the gradient.
-    fn bits(&self) -> Vec<u32> {
-        fn read<E: Float>(memory: &DeviceVec<E>) -> impl Iterator<Item = u32> {
-            let mut values = vec![E::of(0.0); memory.slice().len()];
-            memory.read(&mut values).expect("the work ran");
-            values.into_iter().map(Float::bits)
-        }
-        read(&self.y).chain(read(&self.t)).chain(read(&self.dx)).chain(read(&self.grad)).collect()
-    }
-}
-
 /// Even the first launches of a process can be captured, and a replay gives the same bits as the calls.
 #[test]
 fn calls_are_captured_in_a_graph() {
-    let gpu = match Gpu::new(0) {
-        Ok(gpu) => gpu,
-        Err(e) => return notice(format_args!("skipped: {e}")),
-    };
+    let Some((_alone, gpu)) = device() else { return };
     let kron = |layer, split, rank| KronShape::kron(layer, split, rank).expect("legal");
-    let aligned = kron(LayerDims { d_out: 160, d_in: 272 }, Split { a_out: 4, a_in: 2 }, 8);
     let odd = kron(LayerDims { d_out: 69, d_in: 155 }, Split { a_out: 3, a_in: 5 }, 6);
-    let both = || (Layer::<bf16>::new(&gpu, aligned, 130), Layer::<f32>::new(&gpu, odd, 19));
+    let both = || (Layer::<bf16>::new(&gpu, aligned(), 130), Layer::<f32>::new(&gpu, odd, 19));
     let (mut captured, mut called) = (both(), both());
     let before = [captured.0.bits(), captured.1.bits()];
     let stream = gpu.context().new_stream().expect("a stream");
@@ -144,14 +63,9 @@ fn calls_are_captured_in_a_graph() {
 /// Each replay of a graph has the mask of the numbers that then lie in the device's memory.
 #[test]
 fn replays_have_masks_of_their_own() {
-    let gpu = match Gpu::new(0) {
-        Ok(gpu) => gpu,
-        Err(e) => return notice(format_args!("skipped: {e}")),
-    };
-    let shape = KronShape::kron(LayerDims { d_out: 160, d_in: 272 }, Split { a_out: 4, a_in: 2 }, 8);
-    let shape = shape.expect("legal");
+    let Some((_alone, gpu)) = device() else { return };
     let layer = || {
-        let mut layer = Layer::<bf16>::new(&gpu, shape, 130);
+        let mut layer = Layer::<bf16>::new(&gpu, aligned(), 130);
         layer.op = layer.op.with_dropout(Dropout::new(0.25).expect("a probability"));
         layer
     };
@@ -185,10 +99,7 @@ fn replays_have_masks_of_their_own() {
 /// Compares this GPU's primitives with the emulator's, and writes them to the file in `KRON_WRITE_PRIMITIVES`.
 #[test]
 fn bits_of_this_gpu() {
-    let gpu = match Gpu::new(0) {
-        Ok(gpu) => gpu,
-        Err(e) => return notice(format_args!("skipped: {e}")),
-    };
+    let Some((_alone, gpu)) = device() else { return };
     let on_gpu = |index: usize| {
         let (name, words_in, words_out, kind) = PRIMITIVES[index];
         let floats: Vec<f32> = input(index as u32, words_in, kind).into_iter().map(f32::from_bits).collect();

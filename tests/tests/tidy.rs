@@ -22,6 +22,7 @@ const LONGER: [(&str, usize, &str); 2] = [
 const UNSAFE: [(&str, &str); 11] = [
     ("crates/kron-core/src/simd/", "the hand-written kernels"),
     ("kernels/", "the driver and the launches"),
+    ("kernels/fake-driver/src/", "it is called through C's pointers"),
     ("crates/kron-capi/", "pointers come from C, and its tests call as C does"),
     ("crates/kron-candle/src/cuda.rs", "candle's device memory becomes ours by its pointers"),
     ("crates/kron-candle/src/product.rs", "the product's crate has no safe interface"),
@@ -40,9 +41,10 @@ const UNSAFE: [(&str, &str); 11] = [
 const GENERATED: [&str; 1] = ["kernels/src/params.rs"];
 
 /// Workspace members, and the members that each may depend on.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("kron-core", &[]),
     ("kron-kernels", &["kron-core"]),
+    ("kron-fake-driver", &["kron-core", "kron-kernels"]),
     ("kron-adapter", &["kron-core"]),
     ("kron-report", &[]),
     ("kron-cli", &["kron-core", "kron-adapter", "kron-report"]),
@@ -57,7 +59,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
 
 /// Crates that only some members may see: (prefix, members).
 const PRIVATE: [(&str, &[&str]); 9] = [
-    ("cudarc", &["kron-kernels", "kron-bench"]),
+    ("cudarc", &["kron-kernels", "kron-fake-driver", "kron-bench"]),
     ("candle", &["kron-candle", "kron-train", "kron-burn"]),
     ("burn", &["kron-burn"]),
     ("tch", &[]),

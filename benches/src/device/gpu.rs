@@ -1,7 +1,7 @@
 //! The device: its stream, its memory, and the clock.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits, sys,
@@ -13,15 +13,31 @@ use kron_kernels::{Cuda, Gpu, StreamHandle};
 use super::buffer::Buffer;
 use crate::data::Set;
 
-/// Bytes that are overwritten before a sample: more than any cache holds.
-const FLUSH: usize = 512 << 20;
+/// Sizes of what is measured beside the engines.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Bytes that are read before a sample: more than any cache holds.
+    pub flush: usize,
+    /// Bytes copied to measure bandwidth.
+    pub copy: usize,
+    /// Rows and columns of the product that measures the roof.
+    pub product: usize,
+    /// Samples of every engine.
+    pub rounds: usize,
+}
+
+/// Sizes of a measurement.
+pub const WHOLE: Extent = Extent { flush: 512 << 20, copy: 1 << 30, product: 8192, rounds: 15 };
+/// Sizes that show that everything runs, for `--smoke`.
+pub const SMOKE: Extent = Extent { flush: 1 << 20, copy: 1 << 20, product: 128, rounds: 2 };
 
 /// A device with its stream and its clock.
 pub struct Device {
     pub cuda: Cuda<Gpu>,
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
-    flush: CudaSlice<u8>,
+    /// Queues the flush of the caches.
+    flush: Box<dyn Fn() -> Result<()>>,
     begin: CudaEvent,
     end: CudaEvent,
 }
@@ -35,12 +51,7 @@ impl Device {
     /// Opens device `ordinal`.
     pub fn open(ordinal: usize) -> Result<Self> {
         let cuda = Cuda::new(ordinal)?;
-        // The bindings panic without the library, so it is loaded here first.
-        let names = ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
-        // SAFETY: cuBLASLt runs no code of ours when it is loaded.
-        if !names.into_iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok()) {
-            return Err(Error::Unsupported(format!("none of {} can be loaded", names.join(", "))));
-        }
+        keep_cublaslt()?;
         let context = Arc::clone(cuda.launcher().context());
         // SAFETY: everything here runs on one stream, in order.
         unsafe { context.disable_event_tracking() };
@@ -50,14 +61,17 @@ impl Device {
         let (begin, end) = (event()?, event()?);
         // SAFETY: the stream is of the device's context and lives as long as `cuda`.
         let cuda = cuda.on(unsafe { StreamHandle::from_raw(stream.cu_stream() as u64) });
-        Ok(Self {
-            flush: stream.alloc_zeros(FLUSH).map_err(failed("the flush buffer"))?,
-            cuda,
-            context,
-            stream,
-            begin,
-            end,
-        })
+        Ok(Self { flush: Box::new(|| Ok(())), cuda, context, stream, begin, end })
+    }
+
+    /// Sets the work that empties the caches before a sample; without it samples are warm.
+    pub fn flush_by(&mut self, flush: impl Fn() -> Result<()> + 'static) {
+        self.flush = Box::new(flush);
+    }
+
+    /// Queues a flush of the caches.
+    pub fn flush(&self) -> Result<()> {
+        (self.flush)()
     }
 
     /// Returns the name and the architecture, such as "NVIDIA H200, sm_90".
@@ -93,7 +107,7 @@ impl Device {
 
     /// Returns the seconds of the work that `queue` queues, with cold caches.
     pub fn cold(&mut self, queue: impl FnOnce() -> Result<()>) -> Result<f64> {
-        self.stream.memset_zeros(&mut self.flush).map_err(failed("the flush"))?;
+        self.flush()?;
         self.time(queue)
     }
 
@@ -117,6 +131,23 @@ impl Device {
         queued?;
         graph?.ok_or_else(|| Error::Device("a capture: nothing was queued".into()))
     }
+}
+
+/// Opens cuBLASLt and keeps it open: the bindings panic where it is missing, and open it anew where it is closed.
+fn keep_cublaslt() -> Result<()> {
+    const NAMES: [&str; 3] = ["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
+    static LIBRARY: OnceLock<libloading::Library> = OnceLock::new();
+    if LIBRARY.get().is_some() {
+        return Ok(());
+    }
+    // SAFETY: cuBLASLt runs no code of ours when it is loaded.
+    let library = NAMES.into_iter().find_map(|name| unsafe { libloading::Library::new(name) }.ok());
+    let absent = || Error::Unsupported(format!("none of {} can be loaded", NAMES.join(", ")));
+    LIBRARY.get_or_init({
+        let library = library.ok_or_else(absent)?;
+        || library
+    });
+    Ok(())
 }
 
 /// An element that cuBLASLt multiplies.

@@ -5,8 +5,9 @@
 //! runs them on the device; the tests interpret them on the CPU.
 //!
 //! Each pass of an engine over some sets is captured in a graph, so that no launch
-//! by the host is timed (`platform.rs`). Before each sample the caches are flushed,
-//! and events on the stream take the time (`gpu.rs`).
+//! by the host is timed (`platform.rs`). Over few rows a graph has many calls, and the
+//! time of one without them is taken off (`sweep.rs`, `timed.rs`). Before each sample the
+//! caches are flushed by reading (`flush.rs`), and events on the stream take the time (`gpu.rs`).
 
 #[cfg(not(feature = "cuda"))]
 mod absent;
@@ -14,6 +15,8 @@ mod absent;
 mod buffer;
 #[cfg(feature = "cuda")]
 mod engines;
+#[cfg(feature = "cuda")]
+mod flush;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
@@ -28,6 +31,10 @@ mod program;
 mod roof;
 #[cfg(feature = "cuda")]
 mod single;
+#[cfg(any(feature = "cuda", test))]
+mod sweep;
+#[cfg(feature = "cuda")]
+mod timed;
 
 #[cfg(not(feature = "cuda"))]
 pub use absent::{check, run};

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use cudarc::driver::CudaGraph;
 use kron_core::{Dtype, Error, Result};
 use kron_kernels::Gpu;
 use ndarray::Array2;
 
 use super::buffer::Buffer;
 use super::engines::Engine;
-use super::gpu::{Buffers, Device, DeviceBuffer, Number, failed};
+use super::flush;
+use super::gpu::{Buffers, Device, DeviceBuffer, Extent, Number, SMOKE, WHOLE, failed};
 use super::lt::CublasLt;
 use super::program::Program;
 use super::roof;
+use super::sweep::Sweep;
+use super::timed::TimedGraph;
 use crate::data::{Set, cold_sets};
 use crate::engine;
 use crate::engines::Kind;
@@ -27,8 +29,6 @@ use crate::stats;
 const ROTATED: usize = 256 << 20;
 /// Most sets of a sweep; where more would be needed, a sample is one set.
 const MAX_SETS: usize = 32;
-/// Samples of every engine.
-const ROUNDS: usize = 15;
 
 /// Fails unless the machine has CUDA device `ordinal`.
 ///
@@ -47,25 +47,30 @@ pub fn check(ordinal: usize) -> Result<(), String> {
 /// # Errors
 /// Fails if there is no such device, or if the runner does.
 pub fn run(schedule: &Schedule, ordinal: usize, progress: &mut dyn Progress) -> Result<Record, String> {
-    let bench = Bench::open(ordinal);
+    let bench = Bench::open(ordinal, schedule.smoke);
     bench.and_then(|mut bench| runner::run(&mut bench, schedule, progress)).map_err(|e| e.to_string())
 }
 
 /// A device with its libraries.
 pub struct Bench {
     ordinal: usize,
+    extent: Extent,
     pub(super) device: Device,
     pub(super) library: Rc<CublasLt>,
 }
 
 impl Bench {
-    /// Opens device `ordinal`.
+    /// Opens device `ordinal`. With `smoke` the caches are not emptied and the roof is not the device's: all that
+    /// counts then is that everything runs.
     ///
     /// # Errors
     /// Fails without a driver, such a device, or cuBLASLt.
-    pub fn open(ordinal: usize) -> Result<Self> {
-        let device = Device::open(ordinal)?;
-        Ok(Self { ordinal, library: Rc::new(CublasLt::new(&device.stream)?), device })
+    pub fn open(ordinal: usize, smoke: bool) -> Result<Self> {
+        let extent = if smoke { SMOKE } else { WHOLE };
+        let mut device = Device::open(ordinal)?;
+        let library = Rc::new(CublasLt::new(&device.stream)?);
+        device.flush_by(flush::by_reading(&device, &library, extent.flush)?);
+        Ok(Self { ordinal, extent, library, device })
     }
 }
 
@@ -79,7 +84,7 @@ impl Platform for Bench {
     }
 
     fn roof(&mut self, dtypes: &[Dtype]) -> Result<Roof> {
-        roof::measure(&mut self.device, &self.library, dtypes)
+        roof::measure(&mut self.device, &self.library, dtypes, self.extent)
     }
 
     fn recover(&mut self) -> Result<()> {
@@ -91,15 +96,14 @@ impl Platform for Bench {
 pub struct Prepared<E: Number> {
     engine: Engine<E>,
     /// `None` until the engine is warmed up.
-    sweep: Option<Sweep>,
+    passes: Option<Passes>,
 }
 
 /// An engine's graphs over some sets.
-struct Sweep {
-    sets: usize,
-    forward: CudaGraph,
+struct Passes {
+    forward: TimedGraph,
     /// A graph of its own, because X and T have left the caches when a trainer runs backward.
-    backward: Option<CudaGraph>,
+    backward: Option<TimedGraph>,
 }
 
 impl<E: Number> Measure<E> for Bench {
@@ -123,7 +127,7 @@ impl<E: Number> Measure<E> for Bench {
         let (device, library) = (&mut self.device, &self.library);
         let mut engine = Engine::new(device, library, task.entry, task.theta, task.weight, rows)?;
         engine.tune(device, &sets[0])?;
-        Ok(Prepared { engine, sweep: None })
+        Ok(Prepared { engine, passes: None })
     }
 
     fn check<R>(
@@ -144,21 +148,19 @@ impl<E: Number> Measure<E> for Bench {
     /// Captures the engine's sweeps, after a comparison of graphs with calls.
     fn warm_up(&mut self, sets: &mut Self::Cell, engine: &mut Prepared<E>, task: &Task<E>) -> Result<f64> {
         let (device, kind) = (&self.device, task.entry.kind);
-        let Prepared { engine: calls, sweep } = engine;
+        let Prepared { engine: calls, passes } = engine;
         check_replay(device, calls, task)?;
-        // A weight, or a whole ΔW, is the engine's own: a second set would find it in the caches.
         let whole = kind.is_dense() || kind.needs_weight();
-        let some = &sets[..if whole { 1 } else { sets.len() }];
-        let forward = device.capture(|| some.iter().try_for_each(|set| calls.forward(device, set)))?;
-        let back = || device.capture(|| some.iter().try_for_each(|set| calls.backward(device, set)));
-        let backward = task.backward.then(back).transpose()?;
-        *sweep = Some(Sweep { sets: some.len(), forward, backward });
-        let sets_swept = some.len();
-        Ok(self.sample(sets, engine, sets_swept, task.backward)?.1)
+        let sweep = Sweep::new(task.fresh.rows(), sets.len(), whole);
+        let set = |call: usize| if whole { &sets[0] } else { &sets[call % sets.len()] };
+        let forward = TimedGraph::new(device, sweep, |call| calls.forward(device, set(call)))?;
+        let back = || TimedGraph::new(device, sweep, |call| calls.backward(device, set(call)));
+        *passes = Some(Passes { forward, backward: task.backward.then(back).transpose()? });
+        Ok(self.sample(sets, engine, sweep.calls, task.backward)?.1)
     }
 
     fn pace(&self, sets: &Self::Cell, _: Kind, _: f64, _: TimeLeft) -> Pace {
-        Pace { rounds: ROUNDS, sweep: sets.len() }
+        Pace { rounds: self.extent.rounds, sweep: sets.len() }
     }
 
     /// Runs the captured sweep, whatever `sweep` is.
@@ -169,12 +171,12 @@ impl<E: Number> Measure<E> for Bench {
         _sweep: usize,
         _: bool,
     ) -> Result<(f64, f64)> {
-        let Some(sweep) = &engine.sweep else {
+        let Some(passes) = &engine.passes else {
             return Err(Error::Device("an engine is sampled before its warm-up".into()));
         };
-        let forward = self.device.sample(&sweep.forward)? / sweep.sets as f64;
-        let backward = sweep.backward.as_ref().map(|graph| self.device.sample(graph)).transpose()?;
-        Ok((forward, forward + backward.unwrap_or(0.0) / sweep.sets as f64))
+        let forward = passes.forward.sample(&mut self.device)?;
+        let backward = passes.backward.as_ref().map(|graph| graph.sample(&mut self.device)).transpose()?;
+        Ok((forward, forward + backward.unwrap_or(0.0)))
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use cudarc::driver::CudaGraph;
 use kron_core::{KronOp, Result};
 
 use super::engines::Engine;
 use super::gpu::{Buffers, Number};
 use super::platform::Bench;
+use super::sweep::Sweep;
+use super::timed::TimedGraph;
 use crate::data::{self, Set};
 use crate::engines::Kind;
 use crate::problem::TimedPasses;
@@ -15,8 +16,8 @@ use crate::schedule::Entry;
 
 /// An engine and the graphs of its two passes.
 pub struct Single<E> {
-    forward: CudaGraph,
-    both: CudaGraph,
+    forward: TimedGraph,
+    both: TimedGraph,
     // The graphs' launches use these.
     _engine: Engine<E>,
     _set: Buffers<E>,
@@ -35,8 +36,10 @@ impl<E: Number> Single<E> {
         let set = Set::<E>::random(rows, entry.problem.layer(), op.t_len(rows), 3);
         let set = Buffers::of_set(device, &set, engine.lens())?;
         engine.tune(device, &set)?;
-        let forward = device.capture(|| engine.forward(device, &set))?;
-        let both = device.capture(|| {
+        // One set: over few rows every call finds cold caches.
+        let sweep = Sweep::new(rows, 1, true);
+        let forward = TimedGraph::new(device, sweep, |_| engine.forward(device, &set))?;
+        let both = TimedGraph::new(device, sweep, |_| {
             engine.forward(device, &set)?;
             engine.backward(device, &set)
         })?;
@@ -52,7 +55,7 @@ impl<E: Number> Single<E> {
             TimedPasses::Forward => &self.forward,
             TimedPasses::Both => &self.both,
         };
-        let seconds = (0..times).map(|_| bench.device.sample(graph)).sum::<Result<f64>>()?;
+        let seconds = (0..times).map(|_| graph.sample(&mut bench.device)).sum::<Result<f64>>()?;
         Ok(Duration::from_secs_f64(seconds))
     }
 }

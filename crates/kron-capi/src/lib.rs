@@ -98,6 +98,10 @@ pub unsafe extern "C" fn kron_device_count(count: *mut c_int) -> c_int {
 /// Writes the lengths of the buffers of a call over `rows` rows to *sizes. They suffice for every call
 /// over fewer rows too, and never fall as `rows` grows.
 ///
+/// The first call of a process on a CUDA device loads its kernels, which takes a while. This function is such a call:
+/// after it no call on the device loads anything, allocates device memory or waits, so that calls can be captured
+/// in a graph.
+///
 /// # Safety
 /// Each pointer is null or points to its struct.
 #[allow(unsafe_code)]

@@ -1,8 +1,8 @@
 """Forward, backward and merge through ctypes against plain loops.
 
 Usage: check.py <libkron_capi.so> <device>, where "host" is the host and a
-number a CUDA device, whose memory torch brings; the rest is plain python3. The
-activations are bfloat16, packed by hand.
+number a CUDA device, whose memory the driver brings; the rest is plain python3.
+The activations are bfloat16, packed by hand.
 """
 
 import ctypes
@@ -127,29 +127,52 @@ class Host:
         return list(memory)
 
 
-class Torch:
-    """Numbers in a CUDA device's memory, by torch."""
+class Driver:
+    """Numbers in a CUDA device's memory, by the driver."""
 
     def __init__(self, number):
-        import torch
+        self.cuda, self.context = ctypes.CDLL("libcuda.so.1"), c_void_p()
+        device = c_int32()
+        self.call("cuInit", 0)
+        self.call("cuDeviceGet", byref(device), int(number))
+        self.call("cuDevicePrimaryCtxRetain", byref(self.context), device)
+        self.call("cuCtxSetCurrent", self.context)
 
-        self.torch, self.device = torch, f"cuda:{number}"
+    def call(self, name, *arguments):
+        code = getattr(self.cuda, name)(*arguments)
+        assert code == 0, f"{name}: error {code}"
+
+    def upload(self, values):
+        start = c_uint64()
+        self.call("cuMemAlloc_v2", byref(start), c_size_t(ctypes.sizeof(values)))
+        self.call("cuMemcpyHtoD_v2", start, values, c_size_t(ctypes.sizeof(values)))
+        return start, values
 
     def floats(self, values):
-        return self.torch.tensor(values or [0.0], dtype=self.torch.float32, device=self.device)
+        return self.upload(Host().floats(values))
 
     def pack(self, values):
-        bits = self.torch.tensor([bf16(v) for v in values], dtype=self.torch.int32)
-        return bits.to(self.torch.int16).view(self.torch.bfloat16).to(self.device)
+        return self.upload(Host().pack(values))
 
     def pointer(self, memory):
-        return c_void_p(memory.data_ptr())
+        return c_void_p(memory[0].value)
 
     def read(self, memory):
         # The calls were queued on the default stream, which a copy to the host waits for.
-        if memory.dtype == self.torch.float32:
-            return memory.tolist()
-        return [bits & 0xFFFF for bits in memory.view(self.torch.int16).tolist()]
+        start, values = memory
+        self.call("cuMemcpyDtoH_v2", values, start, c_size_t(ctypes.sizeof(values)))
+        return list(values)
+
+    def captured(self, work):
+        """Calls `work` with a stream whose work is captured in a graph, then runs the graph."""
+        stream, graph, ready = c_void_p(), c_void_p(), c_void_p()
+        self.call("cuStreamCreate", byref(stream), 1)
+        self.call("cuStreamBeginCapture_v2", stream, 0)
+        work(stream)
+        self.call("cuStreamEndCapture", stream, byref(graph))
+        self.call("cuGraphInstantiateWithFlags", byref(ready), graph, c_uint64(0))
+        self.call("cuGraphLaunch", ready, stream)
+        self.call("cuStreamSynchronize", stream)
 
 
 def memory_of(where):
@@ -157,12 +180,9 @@ def memory_of(where):
     if where == "host" or int(where) < 0:
         return Host()
     try:
-        memory = Torch(where)
-    except ImportError as error:
+        return Driver(where)
+    except OSError as error:
         sys.exit(print(f"skipped: {error}"))
-    if not memory.torch.cuda.is_available():
-        sys.exit(print("skipped: torch sees no CUDA device"))
-    return memory
 
 
 def close(what, got, want, tolerance):
@@ -262,7 +282,14 @@ def main(library, where):
 
     op = Op(d_out, d_in, ao, ai, r, scale, 0.25)
     sizes = Sizes()
-    call("kron_sizes", byref(op), c_size_t(n), byref(sizes))
+    def measure(stream):
+        place = device if stream is None else byref(Device(int(where), stream))
+        status = kron.kron_sizes(place, byref(op), c_size_t(n), byref(sizes))
+        assert status == 0, f"kron_sizes: {status}: {kron.kron_last_error().decode()}"
+
+    on_driver = isinstance(memory, Driver)
+    # On a device the first call loads the kernels, even inside a capture, and does not end it.
+    memory.captured(measure) if on_driver else measure(None)
     count = len(a + b + c)
     assert (sizes.theta, sizes.t) == (count, n * ai * r)
     scratch = max(sizes.forward, sizes.backward, sizes.merge)
@@ -273,6 +300,10 @@ def main(library, where):
     call("kron_forward", byref(op), byref(forward))
     want = [sum(delta[o][k] * wx[i * d_in + k] for k in range(d_in)) for i in range(n) for o in range(d_out)]
     close("y", widened(y), want, 2**-6)
+    if on_driver:
+        plain = memory.read(y)
+        memory.captured(lambda stream: kron.kron_forward(byref(Device(int(where), stream)), byref(op), byref(forward)))
+        assert memory.read(y) == plain, "a graph gives other bits than the call"
 
     dx, grad = pack([0.0] * (n * d_in)), floats([0.0] * count)
     backward = Backward(BF16, 0, n, p(x), d_in, p(dy), d_out, p(dx), d_in, p(theta), p(t), p(grad), p(workspace), scratch, None)

@@ -1,11 +1,13 @@
 //! [`Gpu`]: a device with the kernels.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::kernels::{Kernels, unavailable};
+use super::library;
+use super::thread::Current;
 use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launcher::Launcher;
@@ -36,41 +38,14 @@ impl Gpu {
     /// # Errors
     /// Fails if the driver library is missing or does not start; never panics.
     pub fn count() -> Result<usize> {
-        // The bindings panic if the library is missing, so it is loaded here first.
-        const NAMES: [&str; 2] = ["libcuda.so.1", "nvcuda.dll"];
-        // SAFETY: loading the driver's library runs only its own initialisers.
-        let library =
-            NAMES.iter().find_map(|name| unsafe { libloading::Library::new(*name) }.ok()).ok_or_else(
-                || Error::Unsupported(format!("no CUDA driver: none of {} can be loaded", NAMES.join(", "))),
-            )?;
-        let absent =
-            |e: libloading::Error| Error::Unsupported(format!("a CUDA driver without an entry: {e}"));
-        // SAFETY: the signatures are those of the driver API's documentation.
-        let (init, count) = unsafe {
-            let init: libloading::Symbol<'_, unsafe extern "C" fn(c_uint) -> c_int> =
-                library.get(b"cuInit\0").map_err(absent)?;
-            let count: libloading::Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> =
-                library.get(b"cuDeviceGetCount\0").map_err(absent)?;
-            (init, count)
-        };
-        let mut devices = 0;
-        // SAFETY: `cuInit` takes 0; `cuDeviceGetCount` writes one int.
-        let code = unsafe {
-            match init(0) {
-                0 => count(&mut devices),
-                code => code,
-            }
-        };
-        match code {
-            0 => Ok(devices as usize),
-            code => Err(Error::Unsupported(format!("the CUDA driver does not start: error {code}"))),
-        }
+        library::devices()
     }
 
     /// Loads the kernels on device `ordinal`, or shares those that another `Gpu` has loaded.
     ///
     /// # Errors
-    /// Fails without a driver, if the device does not exist, or if the kernels have no code for it.
+    /// Fails without a driver, with one that is too old, if the device does not exist, or if the kernels have
+    /// no code for it.
     pub fn new(ordinal: usize) -> Result<Self> {
         let count = Self::count()?;
         if ordinal >= count {
@@ -78,6 +53,8 @@ impl Gpu {
                 "device {ordinal} of {count} CUDA devices does not exist"
             )));
         }
+        library::check_version()?;
+        let _before = Current::kept().map_err(|e| unavailable("the thread's context", e))?;
         let context = CudaContext::new(ordinal).map_err(|e| unavailable("the device's context", e))?;
         let kernels = Kernels::of(&context)?;
         let (major, _) = context.compute_capability().map_err(|e| unavailable("the device's context", e))?;
@@ -102,7 +79,7 @@ impl Launcher for Gpu {
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
-        self.context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
+        let _current = Current::of(&self.context).map_err(|e| unavailable("the device's context", e))?;
         let function = self.kernels.function(&step.kernel)?;
         let mut arguments = [params as *const KronParams as *mut c_void];
         let stream = stream.raw() as sys::CUstream;

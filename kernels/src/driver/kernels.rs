@@ -6,11 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
+use super::thread::{Current, Relaxed};
 use crate::names::{self, Name};
 use kron_core::{Error, Result};
 
+/// A fatbin on a boundary that its 64-bit fields need; `include_bytes` alone gives none.
+#[repr(C, align(16))]
+struct Aligned<B: ?Sized>(B);
+
 /// The kernels: one fatbin for each file.
-static FATBINS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+static FATBINS: &[&Aligned<[u8]>] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
 /// The loaded modules of a context and their functions.
 pub(crate) struct Kernels {
@@ -48,12 +53,14 @@ impl Kernels {
         if FATBINS.is_empty() {
             return Err(Error::Unsupported("this build holds no kernels: it was made without nvcc".into()));
         }
-        context.bind_to_thread().map_err(|e| unavailable("the device's context", e))?;
+        let _current = Current::of(context).map_err(|e| unavailable("the device's context", e))?;
+        // The first call of a program may be inside a capture.
+        let _relaxed = Relaxed::begin().map_err(|e| unavailable("the kernels", e))?;
         let mut kernels =
             Self { context: Arc::clone(context), modules: Vec::new(), functions: HashMap::new() };
         for fatbin in FATBINS {
             // SAFETY: the bytes are a whole fatbin and live as long as the program.
-            let module = unsafe { result::module::load_data(fatbin.as_ptr() as *const c_void) };
+            let module = unsafe { result::module::load_data(fatbin.0.as_ptr() as *const c_void) };
             kernels.modules.push(module.map_err(|e| unavailable("the kernels", e))?);
         }
         // Not at a kernel's first launch, which may be inside a graph capture.
@@ -88,7 +95,7 @@ impl Kernels {
 
 impl Drop for Kernels {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
+        if let (Ok(_current), Ok(_relaxed)) = (Current::of(&self.context), Relaxed::begin()) {
             for &module in &self.modules {
                 // SAFETY: nothing uses a module after self; the driver finishes what is queued.
                 let _ = unsafe { result::module::unload(module) };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::gpu::Gpu;
+use super::thread::{Current, Relaxed};
 use crate::device::{DeviceSlice, DeviceSliceMut};
 use kron_core::{Element, Error, Result};
 
@@ -26,22 +27,28 @@ impl<T> std::fmt::Debug for DeviceVec<T> {
 }
 
 impl Gpu {
-    /// Copies values into new memory of this device.
+    /// Copies values into new memory of this device. Waits for no work, so it may be called while any stream
+    /// is captured that does not synchronise with the legacy stream.
     ///
     /// # Errors
     /// Fails if the device has too little memory.
     pub fn upload<T: Element>(&self, values: &[T]) -> Result<DeviceVec<T>> {
         let bytes = size_of_val(values);
         let no_memory = |e| failed(&format!("an allocation of {bytes} bytes on the device"), e);
-        self.context().bind_to_thread().map_err(no_memory)?;
+        let _current = Current::of(self.context()).map_err(no_memory)?;
+        let _relaxed = Relaxed::begin().map_err(no_memory)?;
         let pointer = match bytes {
             0 => 0,
-            // SAFETY: the context is bound; a failure is an error code.
+            // SAFETY: the context is current; a failure is an error code.
             bytes => unsafe { result::malloc_sync(bytes) }.map_err(no_memory)?,
         };
         let context = Arc::clone(self.context());
-        let mut memory = DeviceVec { context, pointer, len: values.len(), elements: PhantomData };
-        memory.write(values)?;
+        let memory = DeviceVec { context, pointer, len: values.len(), elements: PhantomData };
+        if bytes > 0 {
+            // SAFETY: the memory has room for the values, and nothing uses it yet.
+            unsafe { result::memcpy_htod_sync(pointer, values) }
+                .map_err(|e| failed("a copy to the device", e))?;
+        }
         Ok(memory)
     }
 
@@ -50,7 +57,7 @@ impl Gpu {
     /// # Errors
     /// Fails if a kernel failed.
     pub fn synchronize(&self) -> Result<()> {
-        self.context().synchronize().map_err(|e| failed("the work on the device", e))
+        settled(self.context()).map(drop)
     }
 }
 
@@ -60,7 +67,7 @@ impl<T: Element> DeviceVec<T> {
     /// # Errors
     /// Fails if the lengths differ or a kernel failed before.
     pub fn write(&mut self, values: &[T]) -> Result<()> {
-        self.settle(values.len())?;
+        let _current = self.settle(values.len())?;
         if self.len == 0 {
             return Ok(());
         }
@@ -75,7 +82,7 @@ impl<T: Element> DeviceVec<T> {
     /// # Errors
     /// Fails if the lengths differ or a kernel failed before.
     pub fn read(&self, values: &mut [T]) -> Result<()> {
-        self.settle(values.len())?;
+        let _current = self.settle(values.len())?;
         if self.len == 0 {
             return Ok(());
         }
@@ -98,24 +105,36 @@ impl<T: Element> DeviceVec<T> {
         unsafe { DeviceSliceMut::from_raw(self.pointer, self.len) }
     }
 
-    /// Checks a length and waits for the device.
-    fn settle(&self, len: usize) -> Result<()> {
+    /// Checks a length and waits for the device, whose context is current while the result lives.
+    fn settle(&self, len: usize) -> Result<Current> {
         if len != self.len {
             let (got, rule) = (format!("{len} elements"), format!("the device's memory has {}", self.len));
             return Err(Error::Buffer { what: "a host slice", got, rule });
         }
-        self.context.synchronize().map_err(|e| failed("the work on the device", e))
+        settled(&self.context)
     }
 }
 
 impl<T> Drop for DeviceVec<T> {
     fn drop(&mut self) {
+        if self.pointer == 0 {
+            return;
+        }
         // A context whose work has failed cannot free memory.
-        if self.pointer != 0 && self.context.synchronize().is_ok() {
-            // SAFETY: `upload` allocated the memory, and no queued work uses it any more.
+        if let (Ok(_current), Ok(_relaxed)) = (Current::of(&self.context), Relaxed::begin()) {
+            // SAFETY: `upload` allocated the memory; the driver waits for the queued work that may use it.
+            // To synchronise the context here would end a capture of somebody else's.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
     }
+}
+
+/// Waits for all queued work of a context, which is current while the result lives.
+fn settled(context: &CudaContext) -> Result<Current> {
+    let work = |e| failed("the work on the device", e);
+    let current = Current::of(context).map_err(work)?;
+    context.synchronize().map_err(work)?;
+    Ok(current)
 }
 
 fn failed(what: &str, e: DriverError) -> Error {

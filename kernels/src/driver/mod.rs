@@ -2,7 +2,9 @@
 
 mod gpu;
 mod kernels;
+mod library;
 mod memory;
+mod thread;
 
 pub use gpu::Gpu;
 pub use memory::DeviceVec;
