@@ -19,7 +19,7 @@ const LONGER: [(&str, usize, &str); 2] = [
 ];
 
 /// Files and folders that may have unsafe code, and why.
-const UNSAFE: [(&str, &str); 11] = [
+const UNSAFE: [(&str, &str); 12] = [
     ("crates/kron-core/src/simd/", "the hand-written kernels"),
     ("kernels/", "the driver and the launches"),
     ("kernels/fake-driver/src/", "it is called through C's pointers"),

@@ -6,7 +6,7 @@ use super::check;
 use super::device::Cpu;
 use super::layout::{CallLayout, Layout};
 use super::masked::Mask;
-use super::mix::{a_is_last, v_tokens};
+use super::mix::{a_is_first_back, v_tokens};
 use super::packed::PackedLen;
 use super::partition::{MAX_PARTS, Partitioned, RowPartition};
 use super::team::Team;
@@ -24,7 +24,7 @@ pub(super) fn layout(isa: Isa, op: &KronOp, partition: RowPartition, dx: bool) -
         ("dC", packed.gradient(w, s.c_in())),
     ]);
     let groups = |rows, ranks| if s.outer() == Outer::Trained { packed.groups(rows, ranks) } else { 0 };
-    let last = s.rank().filter(|_| a_is_last(s));
+    let last = s.rank().filter(|_| a_is_first_back(s));
     let (t, product, d_product, scalars) = match s.rank() {
         Some(r) if last.is_some() => {
             let rows = v_tokens(s).min(n) * s.a_in();

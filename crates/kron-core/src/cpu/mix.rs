@@ -9,9 +9,21 @@ use crate::{Accum, KronShape};
 /// Elements of V that stay in L1 while A meets them.
 const V_ELEMENTS: usize = 4096;
 
-/// Returns true if A comes last: with a full inner factor, where T is V, and where it takes fewer multiply-adds.
+/// Returns true if A comes last in forward: with a full inner factor, where T is V, and where it takes fewer
+/// multiply-adds and V of a token is short.
 pub(super) fn a_is_last(s: &KronShape) -> bool {
-    s.rank().is_none_or(|r| s.a_in() * (r + s.a_out()) < s.a_out() * r)
+    is_last_within(s, V_ELEMENTS)
+}
+
+/// Returns true if A is last in forward and first in backward, where Z, a row of dY and the gradients of A and B are in
+/// the cache beside V.
+pub(super) fn a_is_first_back(s: &KronShape) -> bool {
+    is_last_within(s, V_ELEMENTS / 4)
+}
+
+fn is_last_within(s: &KronShape, elements: usize) -> bool {
+    let fewer = |r| s.a_in() * (r + s.a_out()) < s.a_out() * r;
+    s.rank().is_none_or(|r| fewer(r) && s.a_in() * s.b_out() <= elements)
 }
 
 /// Tokens whose V is computed at a time.
@@ -63,5 +75,14 @@ mod tests {
         assert!(!last(2, 16, trained, low_rank(8)), "16·(8 + 2) > 2·8");
         assert!(!last(1, 1, Outer::One, low_rank(8)), "LoRA has no A");
         assert!(last(2, 16, trained, Inner::Full), "T is V");
+        let wide = |b_out: usize| {
+            let layer = LayerDims { d_out: 16 * b_out, d_in: 96 };
+            let shape = KronShape::kron(layer, Split { a_out: 16, a_in: 2 }, 8).expect("legal");
+            (super::a_is_last(&shape), super::a_is_first_back(&shape))
+        };
+        assert_eq!(
+            [512, 513, 2048, 2049].map(wide),
+            [(true, true), (true, false), (true, false), (false, false)]
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
-use super::mix::{a_is_last, blocks_first, mix, transpose, v_tokens};
+use super::mix::{a_is_first_back, blocks_first, mix, transpose, v_tokens};
 use super::packed::{b_factor, c_factor};
 use crate::simd::{Factor, Groups, Kernels, Lanes, LanesMut, PackFor, RowGrid, RowGridMut, Rows};
 use crate::theta::{split, split_mut};
@@ -61,7 +61,7 @@ impl<'a, E: Element> Term<'a, E> {
         let keep = mask.map_or(1.0, |m| m.keep_scale());
         let theta = split(s, theta);
         let (f32s, factor) = (kernels.float32(), b_factor(s, theta.b));
-        let down = if a_is_last(s) { f32s } else { kernels };
+        let down = if a_is_first_back(s) { f32s } else { kernels };
         let b = factor.map(|b| down.pack(b, PackFor::Down, packed_b));
         let c = dx.then(|| {
             if direct {
@@ -71,7 +71,7 @@ impl<'a, E: Element> Term<'a, E> {
             }
         });
         let (mut a, mut a_t, mut last, dims) = (None, None, None, (s.a_out(), s.a_in()));
-        if let Some(b) = factor.filter(|_| a_is_last(s)) {
+        if let Some(b) = factor.filter(|_| a_is_first_back(s)) {
             let a = kernels.rows(theta.a, (dims.0, 1, dims.1), 1.0, packed_a);
             last = Some((a, f32s.pack(b, PackFor::Up, b_for_v)));
         } else if s.outer() == Outer::Trained {
