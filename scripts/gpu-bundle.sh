@@ -16,6 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 limit_mb=50
 rehearsal=
 [[ ${1:-} != --rehearsal ]] || { rehearsal=1 && shift; }
+[[ -z $rehearsal || -n ${1:-} ]] || { echo "gpu-bundle.sh: --rehearsal needs a folder" >&2; exit 2; }
 out=${1:-target/kron-gpu}
 if [[ -z ${NVCC:-}${CUDA_HOME:-}${CUDA_PATH:-} ]] && ! command -v nvcc >/dev/null; then
   eval "$(scripts/cuda-toolkit.sh)"

@@ -22,8 +22,9 @@ while (($#)); do
   shift
 done
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit
+[[ -z $(ls -A "$out") ]] || { echo "$0: $out has files, but --out takes an empty folder" >&2 && exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
-work=$(mktemp -d)
+work=$(mktemp -d) || exit
 trap 'rm -rf "$work"' EXIT
 
 total=590             # seconds for everything
@@ -48,7 +49,7 @@ pack() {
   for file in "$packed"/*.json "$work"/{primitives.bin,results.tar.gz,summary.txt}; do
     [[ -e $file ]] || continue
     if (($(stat -c %s "$file") > file_mb * 1000000)); then
-      echo "$(basename "$file") is over $file_mb MB and was left out" >>"$out/summary.txt"
+      echo "$(basename "$file") is over $file_mb MB and was left out" >>"$work/summary.txt"
       continue
     fi
     cp "$file" "$out/.new" && mv "$out/.new" "$out/$(basename "$file")"
@@ -70,7 +71,7 @@ step() {
   timeout -k 5 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
   case $status in
   0) verdict=$(grep -m 1 -o '\(skipped\|refused\): .*' "$work/$name.log" || echo passed) ;;
-  124 | 137) verdict="STOPPED after $limit s" ;;
+  124 | 137) verdict="STOPPED after $((SECONDS - start)) of $limit s" ;;
   *) verdict="FAILED, exit code $status: $(grep -v '^ *$' "$work/$name.log" | tail -n 1)" ;;
   esac
   ((status == 0)) || { failed=1 && tail -n 5 "$work/$name.log"; }

@@ -75,7 +75,8 @@ impl Launch {
             resident: 1,
             early: false,
         };
-        // SAFETY: the operands start in live allocations; a kernel that leaves them is found by the zones.
+        // SAFETY: the operands start in live allocations, and the kernels under test are those of the emulated suites,
+        // which stay inside them; the zones find a write shortly behind one.
         unsafe { Emulated::new().launch(&step, &params, StreamHandle::DEFAULT) }.map_err(|error| {
             eprintln!("fake driver: {error}");
             CUresult::CUDA_ERROR_LAUNCH_FAILED

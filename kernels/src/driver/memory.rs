@@ -27,8 +27,8 @@ impl<T> std::fmt::Debug for DeviceVec<T> {
 }
 
 impl Gpu {
-    /// Copies values into new memory of this device. Waits for no work, so it may be called while any stream
-    /// is captured that does not synchronise with the legacy stream.
+    /// Copies values into new memory of this device. Waits for the legacy stream and those that synchronise with it,
+    /// not for the others, so it may be called while one of these is captured.
     ///
     /// # Errors
     /// Fails if the device has too little memory.
@@ -46,8 +46,7 @@ impl Gpu {
         let memory = DeviceVec { context, pointer, len: values.len(), elements: PhantomData };
         if bytes > 0 {
             // SAFETY: the memory has room for the values, and nothing uses it yet.
-            unsafe { result::memcpy_htod_sync(pointer, values) }
-                .map_err(|e| failed("a copy to the device", e))?;
+            unsafe { copy_in(pointer, values) }?;
         }
         Ok(memory)
     }
@@ -73,8 +72,7 @@ impl<T: Element> DeviceVec<T> {
         }
         // SAFETY: the memory has `len` elements, no queued work uses it, and
         // `settle` has bound the context and compared the lengths.
-        unsafe { result::memcpy_htod_sync(self.pointer, values) }
-            .map_err(|e| failed("a copy to the device", e))
+        unsafe { copy_in(self.pointer, values) }
     }
 
     /// Waits for all queued work, then copies the elements to the host.
@@ -91,14 +89,14 @@ impl<T: Element> DeviceVec<T> {
             .map_err(|e| failed("a copy from the device", e))
     }
 
-    /// Returns the elements, to read in a call.
+    /// Returns the elements, to read in a call. They have to outlive a graph in which the call was captured.
     pub fn slice(&self) -> DeviceSlice<'_, T> {
         // SAFETY: the memory has `len` elements of this context; `drop`, `read`
         // and `write` wait for the work that was queued with the slice.
         unsafe { DeviceSlice::from_raw(self.pointer, self.len) }
     }
 
-    /// Returns the elements, to write in a call.
+    /// Returns the elements, to write in a call. They have to outlive a graph in which the call was captured.
     pub fn slice_mut(&mut self) -> DeviceSliceMut<'_, T> {
         // SAFETY: as in `slice`, and the borrow is exclusive; calls on one
         // stream run one after another.
@@ -127,6 +125,20 @@ impl<T> Drop for DeviceVec<T> {
             let _ = unsafe { result::free_sync(self.pointer) };
         }
     }
+}
+
+/// Copies values to device memory, and waits until they are there: a copy may end before, and streams that do not
+/// synchronise with the legacy stream would not wait for it.
+///
+/// # Safety
+/// The memory has room for the values, nothing uses it, and its context is current.
+unsafe fn copy_in<T>(pointer: sys::CUdeviceptr, values: &[T]) -> Result<()> {
+    // SAFETY: as promised by the caller; the null stream is the legacy one.
+    let done = unsafe {
+        result::memcpy_htod_sync(pointer, values)
+            .and_then(|()| result::stream::synchronize(std::ptr::null_mut()))
+    };
+    done.map_err(|e| failed("a copy to the device", e))
 }
 
 /// Waits for all queued work of a context, which is current while the result lives.

@@ -4,7 +4,7 @@ use super::layout::{CallLayout, Layout};
 use super::masked::{MASKED_COLUMNS, Mask};
 use super::mix::{a_is_first_back, blocks_first, mix, transpose, v_tokens};
 use super::packed::{b_factor, c_factor};
-use crate::simd::{Factor, Groups, Kernels, Lanes, LanesMut, PackFor, RowGrid, RowGridMut, Rows};
+use crate::simd::{Factor, Groups, Kernels, Lanes, LanesMut, PackFor, RUN, RowGrid, RowGridMut, Rows};
 use crate::theta::{split, split_mut};
 use crate::{Accum, Element, KronOp, Outer};
 
@@ -82,11 +82,12 @@ impl<'a, E: Element> Term<'a, E> {
         Self { op, layout, mask, c, kernels, up, a, a_t, b, last, dy, t }
     }
 
-    /// Returns true if dC is summed in the caller's gradient: one block adds to each element once.
+    /// Returns true if dC is summed in the caller's gradient: so few rows that one sum is added to each element.
     pub(super) fn adds_dc(&self) -> bool {
         let partition = self.layout.call.partition;
         partition.parts == 1
             && partition.part <= partition.block
+            && partition.part * self.op.shape.a_in() <= RUN
             && self.mask.is_none()
             && self.op.shape.c_in().is_multiple_of(self.kernels.lanes())
     }

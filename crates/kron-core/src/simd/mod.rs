@@ -58,3 +58,4 @@ pub(crate) use kernels::{Kernels, Products};
 pub(crate) use matrix_unit::multiply;
 pub(crate) use operands::{Groups, Lanes, LanesMut, Rows};
 pub(crate) use order::RowOrder;
+pub(crate) use outer::RUN;

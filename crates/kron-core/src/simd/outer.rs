@@ -15,7 +15,7 @@ use super::vector::{Mac, Simd, V};
 use crate::Element;
 
 /// Rows summed in registers before they are added to g. Even, because of the pairs.
-const RUN: usize = 64;
+pub(crate) const RUN: usize = 64;
 
 /// Computes all columns and ranks.
 ///
