@@ -81,7 +81,7 @@ fn current() -> Option<sys::CUcontext> {
 #[test]
 fn no_device_is_an_error() {
     alone("no_device_is_an_error", "no-device", || {
-        let message = Gpu::new(0).expect_err("there is none").to_string();
+        let message = Gpu::new(0).expect_err("no device").to_string();
         assert!(message.contains("does not start: error 100"), "{message}");
     });
 }

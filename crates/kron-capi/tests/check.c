@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kron.h"
+#include "common.h"
 
 enum { N = 5, AO = 3, AI = 2, BO = 4, CI = 7, R = 2, DO = AO * BO, DI = AI * CI };
 enum { PARAMS = AO * AI + R * (BO + CI), XS = DI + 3, YS = DO + 1 };
@@ -13,22 +13,6 @@ enum { PARAMS = AO * AI + R * (BO + CI), XS = DI + 3, YS = DO + 1 };
 static const float SCALE = 1.5f;
 static float theta[PARAMS], x[N * XS], y[N * YS], dy[N * YS], dx[N * XS], w[DO * DI], grad[PARAMS];
 static double delta[DO][DI];
-
-static float number(void) {
-  static unsigned state = 1;
-  state = state * 1664525u + 1013904223u;
-  return (float)(state >> 8) / (1 << 23) - 1.0f;
-}
-
-static void fill(float *to, int len) {
-  for (int i = 0; i < len; i++) to[i] = number();
-}
-
-static void must(int status, int want, const char *what) {
-  if (status == want && (status == KRON_OK) == (kron_last_error()[0] == 0)) return;
-  fprintf(stderr, "%s: status %d, not %d: %s\n", what, status, want, kron_last_error());
-  exit(1);
-}
 
 static void close_to(double got, double want, const char *what, int i) {
   if (fabs(got - want) <= 1e-5 * (1.0 + fabs(want))) return;

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kron.h"
+#include "common.h"
 
 enum { N = 9, DO = 12, DI = 14, XS = DI + 3, YS = DO + 1, ADAPTERS = 4, FLOATS = 1 << 14 };
 
@@ -19,22 +19,6 @@ static const int32_t table[N] = {2, -1, 0, 1, 1, 2, -1, 0, 2};
 static float theta[ADAPTERS][256], grad[ADAPTERS][256], want_grad[ADAPTERS][256];
 static float x[N * XS], y[N * YS], dy[N * YS], dx[N * XS], want_y[N * YS], want_dx[N * XS];
 static float t[FLOATS], workspace[FLOATS];
-
-static float number(void) {
-  static unsigned state = 1;
-  state = state * 1664525u + 1013904223u;
-  return (float)(state >> 8) / (1 << 23) - 1.0f;
-}
-
-static void fill(float *to, int len) {
-  for (int i = 0; i < len; i++) to[i] = number();
-}
-
-static void must(int status, int want, const char *what) {
-  if (status == want && (status == KRON_OK) == (kron_last_error()[0] == 0)) return;
-  fprintf(stderr, "%s: status %d, not %d: %s\n", what, status, want, kron_last_error());
-  exit(1);
-}
 
 static void says(int status, int want, const char *text) {
   must(status, want, text);

@@ -50,8 +50,8 @@ pub trait Body {
     /// gets the base's logits.
     ///
     /// # Errors
-    /// Texts, caches and batch differ in number or are none, a text has no new token, the model has too few positions,
-    /// is an encoder or is not on the CPU, or candle fails.
+    /// There is no text, the numbers of texts, caches and rows of the batch differ, or a text has no new token; the
+    /// model has too few positions, is an encoder, or is not on the CPU; or candle fails.
     fn next_logits(
         &self,
         _new: &[Vec<u32>],

@@ -56,3 +56,47 @@ fn load_without(config: &Config, given: BlocksByName) -> Result<(Weights, Tokeni
     tokenizer.check_fits(weights.vocabulary())?;
     Ok((weights, tokenizer))
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::compute::{Compute, Precision};
+    use crate::ranks::in_threads;
+
+    /// Returns the number of maps of each sealed memory of this process, by its inode.
+    fn maps() -> HashMap<String, usize> {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("the process's maps");
+        let mut counts = HashMap::new();
+        for line in maps.lines().filter(|line| line.contains("memfd:frozen weights")) {
+            *counts.entry(line.split_whitespace().nth(4).expect("an inode").to_owned()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Each of three ranks maps the memory of the first, and has the weights of a rank that is alone.
+    #[test]
+    fn the_ranks_of_a_host_map_the_memory_of_the_first() -> Result<()> {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let config = Config {
+            model: data.join("stories260K.bin"),
+            compute: Compute { precision: Precision::Bf16, ..Compute::default() },
+            ..Config::default()
+        };
+        let want = load(&config)?.0.fingerprint()?;
+        let all = in_threads(3, Duration::from_secs(60), |world| {
+            let (weights, _) = load_over(&world, &config)?;
+            world.gather("all have loaded", Ok(()))?;
+            let counts = maps();
+            world.gather("all have counted", Ok(()))?;
+            Ok((weights.fingerprint()?, counts.values().copied().max()))
+        });
+        for one in all {
+            assert_eq!(one?, (want, Some(3)));
+        }
+        Ok(())
+    }
+}
