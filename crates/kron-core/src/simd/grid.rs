@@ -53,7 +53,7 @@ impl RowLayout {
     fn ahead<const M: usize>(&self, r: usize, tokens: Option<&[u32]>) -> isize {
         if self.n == 1 && self.a_stride == self.width as isize {
             // As a rule the next token follows; memory takes longer to answer than a kernel takes for a few rows.
-            return self.a as isize * self.a_stride;
+            return self.n_stride;
         }
         let first = self.offset(r, tokens);
         if r + 2 * M >= self.rows() {
