@@ -28,6 +28,17 @@ for tests in fake_driver gpu; do
   grep 'test result' "$bundle/$tests.log"
 done
 
+# Every case of the device suite in every dtype, in processes of their own: the driver runs one kernel at a time.
+suite() {
+  "$bundle/device" --nocapture "gpu_$1" >"$bundle/device-$1.log" 2>&1 || { cat "$bundle/device-$1.log" && return 1; }
+  ! grep 'skipped:' "$bundle/device-$1.log" && grep '^test result: ok. 1 passed' "$bundle/device-$1.log"
+}
+export -f suite
+export bundle
+xargs -n 1 -P "$(nproc)" bash -c 'suite "$1" || exit 255' -- <<<"
+  agrees_with_the_oracle_in_bf16 agrees_with_the_oracle_in_f16 agrees_with_the_oracle_in_f32
+  merge_agrees_with_the_oracle changes_nothing_over_zero_rows" || complain "the device suite failed"
+
 "$bundle/run.sh" --rehearse --out "$bundle/results" || complain "a step failed"
 for step in primitives driver c-library conformance bench-q bench-others repeatability; do
   grep -q "^$step .* passed$" "$bundle/results/summary.txt" || complain "$step did not pass"
@@ -40,13 +51,24 @@ done
 packed=$(tar -tzf "$bundle/results/results.tar.gz")
 [[ $packed == *bench-q-bench.json* && $packed == *conformance.log* ]] || complain "the archive lacks a report"
 
+# begun DIR: starts a second run and waits until its second step is over.
+begun() {
+  setsid "$bundle/run.sh" --rehearse --out "$1" >/dev/null 2>&1 &
+  run=$!
+  until grep -qs '^driver .* passed$' "$1/summary.txt"; do
+    kill -0 "$run" || complain "the second run ended before its second step"
+    sleep 0.1
+  done
+}
+
 # A run that is killed keeps what came before.
-setsid "$bundle/run.sh" --rehearse --out "$bundle/killed" >/dev/null 2>&1 &
-run=$!
-until grep -qs '^driver .* passed$' "$bundle/killed/summary.txt"; do
-  kill -0 "$run" || complain "the second run ended before its second step"
-  sleep 0.1
-done
+begun "$bundle/killed"
 pkill -KILL -s "$run" 2>/dev/null || kill -KILL -- "-$run" # with all that it started
 wait "$run" 2>/dev/null || true
 [[ $(tar -tzf "$bundle/killed/results.tar.gz") == *driver.log* ]] || complain "a killed run lost a step"
+
+# One that is asked to end takes its step with it.
+begun "$bundle/ended"
+kill "$run"
+wait "$run" 2>/dev/null || true
+! pgrep -s "$run" || complain "a run that was asked to end left its step running"

@@ -25,7 +25,10 @@ mkdir -p "$out" && out=$(cd "$out" && pwd) || exit
 [[ -z $(ls -A "$out") ]] || { echo "$0: $out has files, but --out takes an empty folder" >&2 && exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 work=$(mktemp -d) || exit
+running=
 trap 'rm -rf "$work"' EXIT
+# Whoever stops this script stops its step with it.
+trap '[[ -z $running ]] || { kill "$running" && wait "$running"; } 2>/dev/null; exit 130' INT TERM HUP
 
 total=590             # seconds for everything
 file_mb=16            # most of a file in DIR
@@ -68,7 +71,10 @@ step() {
     return
   fi
   echo "== $name"
-  timeout -k 5 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
+  timeout -k 5 "$limit" "$@" >"$work/$name.log" 2>&1 &
+  running=$!
+  wait "$running" || status=$?
+  running=
   case $status in
   0) verdict=$(grep -m 1 -o '\(skipped\|refused\): .*' "$work/$name.log" || echo passed) ;;
   124 | 137) verdict="STOPPED after $((SECONDS - start)) of $limit s" ;;

@@ -69,12 +69,12 @@ class Backward(Structure):
 class Ours:
     """kron_forward and kron_backward on tensors, on torch's current stream."""
 
-    def __init__(self, library, device, width, rows, lora):
+    def __init__(self, library, device, d_out, d_in, rows, lora):
         self.kron = ctypes.CDLL(library)
         self.kron.kron_last_error.restype = c_char_p
         self.on_gpu = device.type == "cuda"
         outer = (0, 0) if lora else (A_OUT, A_IN)
-        self.op = Op(width, width, *outer, RANK, SCALE, 0.0)
+        self.op = Op(d_out, d_in, *outer, RANK, SCALE, 0.0)
         sizes = Sizes()
         self.call("kron_sizes", c_size_t(rows), byref(sizes))
         buffer = lambda count: torch.empty(max(1, count), dtype=torch.float32, device=device)
@@ -222,7 +222,7 @@ def arms(library, device, dtype, width, rows, w):
     list_.append(by_autograd(name, materialised, [ka, kb, kc], kron_delta, kron))
 
     for name, factors, delta in ("LoRA, ours", lora, lora_delta), ("Kron-LoRA, ours", kron, kron_delta):
-        ours, theta = Ours(library, device, width, rows, factors is lora), flat(factors)
+        ours, theta = Ours(library, device, width, width, rows, factors is lora), flat(factors)
 
         @torch.no_grad()
         def forward(x, w, ours=ours, theta=theta):
@@ -238,7 +238,7 @@ def arms(library, device, dtype, width, rows, w):
 
         list_.append(Arm(name, forward, backward, delta, factors))
 
-    ours, theta = Ours(library, device, width, rows, False), flat(kron)
+    ours, theta = Ours(library, device, width, width, rows, False), flat(kron)
 
     @torch.no_grad()
     def first_forward(x, w):
@@ -312,19 +312,23 @@ class Captured:
 
     @staticmethod
     def graph(flush, work):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
         # What is made at a first call, such as a compiled kernel, cannot be captured.
         with torch.cuda.stream(side):
             for _ in range(3):
                 flush.sum()
                 work()
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(FEW_CALLS):
-                flush.sum()
-                work()
+        try:
+            with torch.cuda.graph(graph):
+                for _ in range(FEW_CALLS):
+                    flush.sum()
+                    work()
+        finally:
+            # A capture that fails to end leaves its own stream current, and the arms after it there.
+            torch.cuda.set_stream(current)
         return graph
 
     def seconds(self, device, flush, name):

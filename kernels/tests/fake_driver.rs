@@ -274,6 +274,34 @@ fn waiting_ends_a_capture() {
     stream.synchronize().expect("the stream is free again");
 }
 
+/// Memory is not allocated in the order of a captured stream here, and the legacy stream cannot join a capture.
+#[test]
+fn what_cannot_be_captured_ends_a_capture() {
+    let Some((_alone, gpu)) = device().filter(|_| inject("")) else { return };
+    let stream = gpu.context().new_stream().expect("a stream");
+    let event = gpu.context().new_event(None).expect("an event");
+    gpu.context().bind_to_thread().expect("a context");
+    let allocates = || {
+        // SAFETY: the stream is of this thread's context.
+        code(unsafe { result::malloc_async(stream.cu_stream(), 64) })
+    };
+    let legacy_waits = || {
+        // SAFETY: the event is of this thread's context, whose legacy stream is null.
+        code(unsafe { sys::cuStreamWaitEvent(std::ptr::null_mut(), event.cu_event(), 0) }.result())
+    };
+    let calls: [(&dyn Fn() -> sys::CUresult, _); 2] = [
+        (&allocates, sys::CUresult::CUDA_ERROR_NOT_SUPPORTED),
+        (&legacy_waits, sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),
+    ];
+    for (call, error) in calls {
+        stream.begin_capture(GLOBAL).expect("a capture begins");
+        event.record(&stream).expect("a node");
+        assert_eq!(call(), error);
+        assert_eq!(code(stream.end_capture(FLAGS)), sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    }
+    gpu.synchronize().expect("the streams are free again");
+}
+
 /// The first call of a process may be inside a capture: loading the kernels does not end it.
 #[test]
 fn kernels_are_loaded_inside_a_capture() {

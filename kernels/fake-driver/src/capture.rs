@@ -93,6 +93,10 @@ impl Driver {
 
     /// Makes a stream wait for a moment of a capture, which it joins.
     pub fn join_capture(&mut self, key: StreamKey, mark: Moment) -> Done {
+        if key.1 == 0 {
+            self.may_use_legacy(key.0)?;
+            return self.invalidate_one(mark.capture, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        }
         let own = self.stream(key)?.capture;
         let Some(capture) =
             self.captures.get_mut(&mark.capture).filter(|_| own.is_none_or(|id| id == mark.capture))
@@ -131,10 +135,20 @@ impl Driver {
         if key.1 == 0 {
             return self.may_use_legacy(key.0);
         }
-        let own = self.stream(key)?.capture;
-        let Some(capture) = own.and_then(|id| self.captures.get_mut(&id)) else { return Ok(()) };
-        capture.invalid = true;
-        Err(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
+        self.no_node_for(key, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
+    }
+
+    /// Fails, and invalidates its capture, if the stream is captured: the call would be a node of no kind known here.
+    pub fn no_node_for(&mut self, key: StreamKey, error: CUresult) -> Done {
+        match self.stream(key)?.capture {
+            Some(id) => self.invalidate_one(id, error),
+            None => Ok(()),
+        }
+    }
+
+    fn invalidate_one(&mut self, id: u64, error: CUresult) -> Done {
+        self.captures.get_mut(&id).ok_or(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED)?.invalid = true;
+        Err(error)
     }
 
     /// Fails, and invalidates its capture, if a stream is captured that the legacy stream synchronises with.

@@ -43,9 +43,7 @@ extern "C" fn cuMemFree_v2(pointer: CUdeviceptr) -> CUresult {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAllocAsync(pointer: *mut CUdeviceptr, bytes: usize, stream: CUstream) -> CUresult {
     within(|driver, context| {
-        if driver.capturing(key(context, stream))?.is_some() {
-            return Err(CUresult::CUDA_ERROR_NOT_SUPPORTED);
-        }
+        driver.no_node_for(key(context, stream), CUresult::CUDA_ERROR_NOT_SUPPORTED)?;
         let start = allocate(driver, bytes)?;
         // SAFETY: as above.
         unsafe { give(pointer, start) }
