@@ -12,13 +12,21 @@ use crate::error::{Error, Result, file};
 /// # Errors
 /// An input lies in the folder, another process writes there, or the system refuses.
 pub fn claim(folder: &Path, config: &Config) -> Result<OutputLock> {
+    create(folder, config)?;
+    Ok(OutputLock::folder(folder)?)
+}
+
+/// Creates an output folder.
+///
+/// # Errors
+/// An input lies in the folder, or the system refuses.
+pub fn create(folder: &Path, config: &Config) -> Result<()> {
     let data = &config.data;
     let optional = [&config.tokenizer, &data.validation, &data.test];
     for input in [&config.model, &data.train].into_iter().chain(optional.into_iter().flatten()) {
         io::check_not_overwriting(input, folder)?;
     }
-    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))?;
-    Ok(OutputLock::folder(folder)?)
+    std::fs::create_dir_all(folder).map_err(|e| file(folder, e))
 }
 
 /// Lists the names in a folder, sorted, without locks and the temporary files that killed processes leave.

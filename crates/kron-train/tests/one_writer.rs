@@ -1,4 +1,4 @@
-//! One process at a time writes into an output folder, and no input lies in it.
+//! One process at a time writes into an output folder, but for studies, whose runs several share; no input lies in it.
 
 mod common;
 
@@ -29,8 +29,8 @@ fn arguments(folder: &Path) -> Vec<(&'static str, Vec<String>)> {
     };
     let file = put("run.toml", config().text().expect("TOML"));
     let base = config().text().expect("TOML").replace("\n[", "\n[base.");
-    let head = "seeds = [1]\nreference = 'a'\n[[entries]]\nname = 'a'\nlrs = [1e-3]\nadapter = { a_out = 4, a_in = 2 }\n";
-    let rates = put("rates.toml", format!("lrs = [1e-3]\n{head}[base]\n{base}"));
+    let head = "seeds = [1, 2, 3]\nreference = 'a'\n[[entries]]\nname = 'a'\nlrs = [1e-3]\nadapter = { a_out = 4, a_in = 2 }\n";
+    let rates = put("rates.toml", format!("lrs = [1e-3]\nscreen = 1\n{head}[base]\n{base}"));
     let chains =
         put("chains.toml", format!("pairs = ['travel', 'kitchen_and_dining']\n{head}[base]\n{base}"));
     let own = |options: &[&str]| options.iter().map(|option| (*option).to_owned()).collect();
@@ -61,7 +61,7 @@ fn signal(child: &Child, name: &str) {
 fn a_second_process_is_refused_and_the_first_ends_whole() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut rounds = 0;
-    for (command, arguments) in arguments(folder.path()) {
+    for (command, arguments) in arguments(folder.path()).into_iter().filter(|(_, own)| own[0] == "--config") {
         let alone = folder.path().join("alone");
         assert!(program(command, &arguments, &alone).status().expect("it starts").success(), "{arguments:?}");
         let want = contents(&alone);
@@ -95,7 +95,7 @@ fn a_second_process_is_refused_and_the_first_ends_whole() {
         rounds += done;
         std::fs::remove_dir_all(&alone).expect("a folder");
     }
-    assert_eq!(rounds, 60);
+    assert_eq!(rounds, 30);
 }
 
 /// Lists a folder's files; with their bytes those that have neither times nor unordered metadata.
@@ -142,6 +142,56 @@ fn of_processes_that_start_together_one_writes() {
             );
         }
         assert!(contents(&out) == contents(&alone), "other files than those of a run alone");
+    }
+}
+
+/// Keeps the cells of a study's rows that do not depend on time, sorted.
+fn rows(out: &Path) -> Vec<Vec<String>> {
+    const TIMED: [&str; 4] = ["step_seconds", "step_cpu_seconds", "peak_mib", "device_mib"];
+    let file = ["trials.csv", "chains.csv"].map(|name| out.join(name)).into_iter().find(|file| file.exists());
+    let mut reader = csv::Reader::from_path(file.expect("rows")).expect("rows");
+    let head = reader.headers().expect("a header").clone();
+    let cells = |row: csv::StringRecord| {
+        let all = head.iter().zip(&row).filter(|(name, _)| !TIMED.contains(name));
+        all.map(|(_, cell)| cell.to_owned()).collect::<Vec<_>>()
+    };
+    let mut rows: Vec<_> = reader.records().map(|row| cells(row.expect("a row"))).collect();
+    rows.sort();
+    rows
+}
+
+/// Processes that start together share the runs of a study, each of which is done once; a killed one's run is
+/// continued by another.
+#[test]
+fn processes_share_a_study() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (command, arguments) in arguments(folder.path()).into_iter().filter(|(_, own)| own[0] == "--grid") {
+        let alone = folder.path().join(format!("{command}-alone"));
+        assert!(program(command, &arguments, &alone).status().expect("it starts").success());
+        // A killed process leaves its locks, unlocked.
+        let is_lock = |path: &PathBuf| path.extension().is_some_and(|end| end == "lock");
+        let names = |out: &Path| {
+            let all = contents(out).into_iter().map(|(path, _)| path);
+            all.filter(|path| !is_lock(path)).collect::<Vec<_>>()
+        };
+        let start = |out: &Path| program(command, &arguments, out).spawn().expect("it starts");
+        for round in 0..4 {
+            let out = folder.path().join(format!("{command}-{round}"));
+            let mut children: Vec<Child> = (0..3).map(|_| start(&out)).collect();
+            if round > 0 {
+                // Some rounds kill it while it runs, some before or after.
+                std::thread::sleep(std::time::Duration::from_millis(20 * round));
+                let mut first = children.remove(0);
+                first.kill().expect("a child");
+                first.wait().expect("it ends");
+            }
+            for child in children {
+                let ended = child.wait_with_output().expect("it ends");
+                assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+            }
+            assert_eq!(rows(&out), rows(&alone), "{command}, round {round}");
+            assert_eq!(names(&out), names(&alone), "{command}, round {round}");
+        }
     }
 }
 

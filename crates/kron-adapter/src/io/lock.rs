@@ -48,12 +48,24 @@ impl OutputLock {
     /// # Errors
     /// Fails if another writer holds the lock, which the message names, and if the system refuses.
     pub fn beside(out: &Path) -> Result<Self> {
+        Self::take(&Self::path_beside(out), out)
+    }
+
+    fn path_beside(out: &Path) -> PathBuf {
         let name = out.file_name().unwrap_or_default().to_string_lossy();
         let mut end = name.len().min(MAX_NAME);
         while !name.is_char_boundary(end) {
             end -= 1;
         }
-        Self::take(folder_of(out).join(format!("{PREFIX}{}{LOCK}", &name[..end])), out)
+        folder_of(out).join(format!("{PREFIX}{}{LOCK}", &name[..end]))
+    }
+
+    /// Locks as [`OutputLock::beside`] does; `None` if another writer holds the lock.
+    ///
+    /// # Errors
+    /// Fails if the system refuses.
+    pub fn beside_if_free(out: &Path) -> Result<Option<Self>> {
+        Ok(Self::attempt(&Self::path_beside(out), out)?.ok())
     }
 
     /// Locks an existing folder whose files are written one by one.
@@ -61,17 +73,22 @@ impl OutputLock {
     /// # Errors
     /// Fails as [`OutputLock::beside`] does.
     pub fn folder(folder: &Path) -> Result<Self> {
-        Self::take(folder.join(FOLDER_LOCK), folder)
+        Self::take(&folder.join(FOLDER_LOCK), folder)
     }
 
-    fn take(path: PathBuf, out: &Path) -> Result<Self> {
+    fn take(path: &Path, out: &Path) -> Result<Self> {
+        Self::attempt(path, out)?.map_err(|mut file| held(out, &mut file))
+    }
+
+    /// Returns the lock, or the file that another writer has locked.
+    fn attempt(path: &Path, out: &Path) -> Result<Result<Self, File>> {
         let refused = |e| Error::io(format!("{} cannot be locked by {}", out.display(), path.display()), e);
         let mut attempt = 0;
         loop {
-            let mut file = open(&path).map_err(refused)?;
+            let mut file = open(path).map_err(refused)?;
             match file.try_lock() {
                 Err(TryLockError::WouldBlock) if attempt == ATTEMPTS => {
-                    return Err(held(out, &mut file));
+                    return Ok(Err(file));
                 }
                 Err(TryLockError::WouldBlock) => {
                     attempt += 1;
@@ -83,10 +100,10 @@ impl OutputLock {
                 Ok(()) => {}
             }
             // The last holder may have removed it before the lock.
-            if is_same(&file, &path) {
+            if is_same(&file, path) {
                 let named = file.set_len(0).and_then(|()| file.write_all(holder().as_bytes()));
-                let lock = Self { file, path };
-                return named.map(|()| lock).map_err(|e| Error::io(out.display(), e));
+                let lock = Self { file, path: path.into() };
+                return named.map(|()| Ok(lock)).map_err(|e| Error::io(out.display(), e));
             }
         }
     }

@@ -43,7 +43,7 @@ pub fn compare_methods(grid: &Path, out: &Path, runs: Option<u64>, jobs: u64) ->
             1000.0 * trial.step_seconds
         );
     };
-    let schedule = Schedule { jobs: jobs as usize, stop: stop.clone(), progress: Progress::Shown };
+    let schedule = schedule(jobs, stop.clone());
     let trials = compare::compare(&grid, &weights, &data, out, &schedule, print_trial)?;
     let summaries = compare::summarise(&grid, &trials);
     print(&compare::markdown(&summaries));
@@ -95,10 +95,18 @@ pub fn run_chains(grid: &Path, out: &Path, jobs: u64) -> Result<()> {
             r.forgetting
         );
     };
-    let schedule = Schedule { jobs: jobs as usize, stop: Stop::on_signals()?, progress: Progress::Shown };
+    let schedule = schedule(jobs, Stop::on_signals()?);
     let results = chains::run(&grid, &weights, &data, out, &schedule, print_result)?;
     print(&chains::markdown(&chains::summarise(&grid, &results)));
     Ok(())
+}
+
+fn schedule(jobs: u64, stop: Stop) -> Schedule {
+    let schedule = Schedule { jobs: jobs as usize, stop, progress: Progress::Shown };
+    if schedule.count() < schedule.jobs {
+        say!("--jobs {jobs}: {} at a time, because each takes a thread", schedule.count());
+    }
+    schedule
 }
 
 fn read_domains(

@@ -10,6 +10,7 @@ use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
+use super::board::{self, Board, Seen};
 use super::grid_file::{Entry, check_and_save, check_entries, check_runs};
 use super::jobs::{Jobs, Schedule};
 use super::sequential::{check_folder, sequential};
@@ -17,11 +18,10 @@ use super::stats::{deviation, interval, mean, paired_by};
 use super::table::{markdown as markdown_table, p_value};
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::error::{Result, file, invalid};
+use crate::error::{Error, Result, file, invalid};
 use crate::files;
 use crate::model::Weights;
 use crate::report::study;
-use crate::run::{Log, read_log};
 
 /// Name of the file of results.
 const ROWS: &str = "chains.csv";
@@ -197,12 +197,11 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
     schedule: &Schedule,
     done: F,
 ) -> Result<Vec<ChainResult>> {
-    let path = folder.join(ROWS);
     let is_own = |name: &str| name == ROWS || is_chain(name);
-    let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
-    let results: Vec<ChainResult> = read_log(&path)?;
-    let log = Log::start(&path, &results)?;
-    let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &results)).collect();
+    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
+    let board = Board { folder, rows: ROWS };
+    let seen: Seen<PlannedChain, ChainResult> = board.open()?;
+    let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &seen.rows)).collect();
     let subfolder = |chain: &PlannedChain| {
         folder.join(format!("{}-{}-{}", chain.index, chain.order.join("-"), chain.seed))
     };
@@ -232,19 +231,24 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
             forgetting: chain.forgetting(),
         }))
     };
-    let (results, ..) = Jobs {
-        next: |(results, ..): &(Vec<ChainResult>, Log, F), running: &[PlannedChain]| {
-            missing.iter().find(|chain| !grid.is_done(chain, results) && !running.contains(chain)).cloned()
-        },
+    let place = |chain: &PlannedChain| Ok(subfolder(chain));
+    let first = |results: &[ChainResult], running: &[PlannedChain]| {
+        missing.iter().find(|chain| !grid.is_done(chain, results) && !running.contains(chain)).cloned()
+    };
+    let jobs = Jobs {
+        next: |(seen, _): &mut (Seen<_, _>, F), running: &[_]| board.next(seen, running, place, first),
         work,
-        done: |(results, log, done): &mut (Vec<ChainResult>, Log, F), _: &_, result: ChainResult| {
-            log.add(&result)?;
+        done: |(seen, done): &mut (Seen<_, _>, F), chain: &_, result: ChainResult| {
+            board.add(seen, chain, result.clone())?;
             done(&result);
-            results.push(result);
             Ok(())
         },
+    };
+    let (Seen { rows: results, .. }, _) = jobs.run(schedule, (seen, done))?;
+    if schedule.stop.is_requested() && first(&results, &[]).is_some() {
+        return Err(Error::Stopped("stopped between two chains: repeat the command to go on".into()));
     }
-    .run(schedule, (results, log, done))?;
+    let _lock = board::lock(folder)?;
     let html = html(grid, &results)?;
     write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(results)

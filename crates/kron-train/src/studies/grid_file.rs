@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use kron_adapter::io::{OutputLock, write_atomic};
+use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
+use super::board;
 use crate::config::{AdapterConfig, Config};
 use crate::error::{Result, invalid};
 use crate::files;
@@ -74,7 +75,7 @@ pub(super) fn check_runs(numbers: [usize; 3]) -> Result<()> {
     }
 }
 
-/// Creates and locks the folder and writes the grid to `folder/grid.toml`, after checking that the folder holds nothing
+/// Creates the folder and writes the grid to `folder/grid.toml`, after checking that the folder holds nothing
 /// but files of the study, and that an earlier grid there is compatible.
 ///
 /// `is_own` returns `true` for a name that the study uses besides those of the grid and the report.
@@ -88,8 +89,9 @@ pub(super) fn check_and_save(
     base: &Config,
     entries: &[Entry],
     is_own: impl Fn(&str) -> bool,
-) -> Result<OutputLock> {
-    let lock = output::claim(folder, base)?;
+) -> Result<()> {
+    output::create(folder, base)?;
+    let _lock = board::lock(folder)?;
     let (path, names) = (folder.join(GRID), output::contents(folder)?);
     let has_grid = names.iter().any(|name| name == GRID);
     let foreign = names.iter().any(|name| name != GRID && name != REPORT && !is_own(name));
@@ -108,8 +110,7 @@ pub(super) fn check_and_save(
             return Err(other(folder, &format!("another adapter for {:?}", entry.name)));
         }
     }
-    write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?;
-    Ok(lock)
+    Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?)
 }
 
 fn other(folder: &Path, what: &str) -> crate::Error {

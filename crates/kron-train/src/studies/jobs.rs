@@ -1,6 +1,7 @@
 //! Independent runs of a study, several at a time.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rayon::ThreadPoolBuilder;
 
@@ -37,13 +38,26 @@ impl Schedule {
 
 /// Runs of a study with state `S`, of kind `T`, and what becomes of them; a result is `R`.
 pub(super) struct Jobs<N, W, D> {
-    /// Returns a run to begin while others are in progress; `None` if none can begin now.
+    /// Returns a run to begin while others are in progress.
     pub next: N,
     /// Runs one; `None` if it was stopped.
     pub work: W,
     /// Records a result.
     pub done: D,
 }
+
+/// Answer to what can begin now.
+pub(super) enum Next<T> {
+    /// This run.
+    Run(T),
+    /// Nothing before another process ends a run.
+    Elsewhere,
+    /// Nothing before a run here ends.
+    Nothing,
+}
+
+/// Time between two questions for what other processes did.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// State that the threads share.
 struct Shared<S, T> {
@@ -62,7 +76,7 @@ impl<N, W, D> Jobs<N, W, D> {
     where
         S: Send,
         T: Clone + PartialEq + Send,
-        N: Fn(&S, &[T]) -> Option<T> + Sync,
+        N: Fn(&mut S, &[T]) -> Result<Next<T>> + Sync,
         W: Fn(&T) -> Result<Option<R>> + Sync,
         D: Fn(&mut S, &T, R) -> Result<()> + Sync,
     {
@@ -70,7 +84,7 @@ impl<N, W, D> Jobs<N, W, D> {
         let shared = Mutex::new(Shared { state, running: Vec::new(), failed: None, stopped: false });
         let ended = Condvar::new();
         let place = || {
-            while let Some(task) = self.take(&shared, &ended) {
+            while let Some(task) = self.take(&shared, &ended, &schedule.stop) {
                 let panics = EndsOthers { shared: &shared, ended: &ended };
                 let result = (self.work)(&task);
                 std::mem::forget(panics);
@@ -114,23 +128,35 @@ impl<N, W, D> Jobs<N, W, D> {
     }
 
     /// Waits for a run that can begin; `None` if none will.
-    fn take<S, T: Clone>(&self, shared: &Mutex<Shared<S, T>>, ended: &Condvar) -> Option<T>
+    fn take<S, T: Clone>(&self, shared: &Mutex<Shared<S, T>>, ended: &Condvar, stop: &Stop) -> Option<T>
     where
-        N: Fn(&S, &[T]) -> Option<T>,
+        N: Fn(&mut S, &[T]) -> Result<Next<T>>,
     {
-        let mut shared = lock(shared);
+        let mut guard = lock(shared);
         loop {
-            if shared.failed.is_some() || shared.stopped {
+            if guard.failed.is_some() || guard.stopped {
                 return None;
             }
-            if let Some(task) = (self.next)(&shared.state, &shared.running) {
-                shared.running.push(task.clone());
-                return Some(task);
+            let Shared { state, running, failed, .. } = &mut *guard;
+            match (self.next)(state, running) {
+                Ok(Next::Run(task)) => {
+                    running.push(task.clone());
+                    return Some(task);
+                }
+                Ok(Next::Elsewhere) if stop.is_requested() => return None,
+                Ok(Next::Elsewhere) => {
+                    let waited = ended.wait_timeout(guard, PAUSE);
+                    guard = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                Ok(Next::Nothing) if running.is_empty() => return None,
+                Ok(Next::Nothing) => guard = ended.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Err(error) => {
+                    *failed = Some(error);
+                    stop.request();
+                    ended.notify_all();
+                    return None;
+                }
             }
-            if shared.running.is_empty() {
-                return None;
-            }
-            shared = ended.wait(shared).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -159,11 +185,12 @@ mod tests {
     use super::*;
 
     /// Tasks 0 to 9, and for each odd one ended its tenfold; 10 waits for all of them.
-    fn next(done: &[u32], running: &[u32]) -> Option<u32> {
+    fn next(done: &[u32], running: &[u32]) -> Result<Next<u32>> {
         let free = |task: &u32| !done.contains(task) && !running.contains(task);
         let more = done.iter().filter(|task| **task < 10 && **task % 2 == 1).map(|task| 100 * task);
         let last = running.is_empty().then_some(10);
-        (0..10).chain(more).find(free).or_else(|| last.filter(free))
+        let first = (0..10).chain(more).find(free).or_else(|| last.filter(free));
+        Ok(first.map_or(Next::Nothing, Next::Run))
     }
 
     #[test]
@@ -173,7 +200,7 @@ mod tests {
             let most = AtomicUsize::new(0);
             let now = AtomicUsize::new(0);
             let jobs = Jobs {
-                next: |done: &Vec<u32>, running: &[u32]| next(done, running),
+                next: |done: &mut Vec<u32>, running: &[u32]| next(done, running),
                 work: |task: &u32| {
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     std::thread::sleep(std::time::Duration::from_millis(u64::from(*task % 3)));
@@ -199,8 +226,8 @@ mod tests {
         let schedule = Schedule { jobs: 2, ..Schedule::quiet(Stop::default()) };
         let jobs = Jobs {
             // The second waits for the first.
-            next: |done: &Vec<u32>, running: &[u32]| {
-                if running.is_empty() && done.is_empty() { Some(1) } else { None }
+            next: |done: &mut Vec<u32>, running: &[u32]| {
+                Ok(if running.is_empty() && done.is_empty() { Next::Run(1) } else { Next::Nothing })
             },
             work: |_: &u32| -> Result<Option<()>> { panic!("a run") },
             done: |_: &mut Vec<u32>, _: &u32, ()| Ok(()),
@@ -214,7 +241,7 @@ mod tests {
     fn a_failure_and_a_stop_start_no_other_run() {
         for fails in [true, false] {
             let jobs = Jobs {
-                next: |done: &Vec<u32>, running: &[u32]| next(done, running),
+                next: |done: &mut Vec<u32>, running: &[u32]| next(done, running),
                 work: |task: &u32| match (*task, fails) {
                     (3, true) => Err(invalid("three")),
                     (3, false) => Ok(None),

@@ -1,5 +1,6 @@
 //! Studies made of many runs: comparisons of methods, chains of tasks, and the demo.
 
+mod board;
 pub mod chains;
 pub mod compare;
 pub mod demo;

@@ -20,15 +20,16 @@ pub use page::{chart_file, differences, markdown};
 pub use summary::{EntrySummary, summarise};
 pub use trial::Trial;
 
+use super::board::{self, Board, Seen};
 use super::grid_file::check_and_save;
-use super::jobs::{Jobs, Schedule};
+use super::jobs::{Jobs, Next, Schedule};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result, file, invalid};
 use crate::model::Weights;
 use crate::output;
 use crate::run::resources::restart_peak;
-use crate::run::{AdapterRule, Log, OutputFolder, read_log, run};
+use crate::run::{AdapterRule, OutputFolder, run};
 
 /// Name of the file of trials.
 const ROWS: &str = "trials.csv";
@@ -44,6 +45,7 @@ const CHART: &str = "chart.svg";
 ///
 /// The number of runs at a time changes times and the order of
 /// the rows alone. With several, processor time and peak memory belong to no single run, and are left out.
+/// Several processes may do it together in one folder.
 /// A run whose loss or gradient is not finite gets the worst score, and the comparison continues.
 ///
 /// # Errors
@@ -57,9 +59,8 @@ pub fn compare<F: FnMut(&Trial) + Send>(
     schedule: &Schedule,
     done: F,
 ) -> Result<Vec<Trial>> {
-    let path = folder.join(ROWS);
     let is_own = |name: &str| [ROWS, TABLES, CHART].contains(&name) || is_running(name);
-    let _lock = check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
+    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
     let points = grid.points();
     for point in &points {
         AdapterRule::new(&point.adapter, weights).map_err(|e| invalid(format!("{}: {e}", point.name)))?;
@@ -68,13 +69,15 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         return Err(invalid("a comparison needs a validation and a test set"));
     };
     let worst = -((validation.len() + test.len()) as f64);
-    let trials: Vec<Trial> = read_log(&path)?;
-    let log = Log::start(&path, &trials)?;
+    let board = Board { folder, rows: ROWS };
     // Within a run the threads are its own.
     let (stop, shown, several) = (&schedule.stop, schedule.shown(), schedule.count() > 1);
-    let work = |(point, lr, seed): &(Point, f64, u64)| {
-        let config = grid.config(point, *lr, *seed);
-        let running = folder.join(running_name(&config)?);
+    let place = |(point, lr, seed): &(Point, f64, u64)| {
+        Ok(folder.join(running_name(&grid.config(point, *lr, *seed))?))
+    };
+    let work = |task: &(Point, f64, u64)| {
+        let (point, lr, seed) = task;
+        let (config, running) = (grid.config(point, *lr, *seed), place(task)?);
         restart_peak();
         let output = resumable(&running, &config)?;
         let outcome = match run(&config, weights, data, Some(&output), stop, &shown) {
@@ -87,22 +90,22 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         let trial = Trial::new(&point.name, *lr, *seed, outcome.as_ref(), worst);
         // The process's numbers are those of all runs in progress.
         let shared = |trial| Trial { step_cpu_seconds: None, peak_mib: None, ..trial };
-        remove(&running)?;
         Ok(Some(if several { shared(trial) } else { trial }))
     };
-    let (trials, ..) = Jobs {
-        next: |(trials, ..): &(Vec<Trial>, Log, F), running: &[_]| {
-            if stop.is_requested() { None } else { grid.next(&points, trials, running) }
+    let jobs = Jobs {
+        next: |(seen, _): &mut (Seen<_, Trial>, F), running: &[_]| match stop.is_requested() {
+            true => Ok(Next::Nothing),
+            false => board.next(seen, running, place, |trials, running| grid.next(&points, trials, running)),
         },
         work,
-        done: |(trials, log, done): &mut (Vec<Trial>, Log, F), _: &_, trial: Trial| {
-            log.add(&trial)?;
+        done: |(seen, done): &mut (Seen<_, Trial>, F), task: &_, trial: Trial| {
+            board.add(seen, task, trial.clone())?;
             done(&trial);
-            trials.push(trial);
-            Ok(())
+            remove(&place(task)?)
         },
-    }
-    .run(schedule, (trials, log, done))?;
+    };
+    let (Seen { rows: trials, .. }, _) = jobs.run(schedule, (board.open()?, done))?;
+    let _lock = board::lock(folder)?;
     // Remove the folders of interrupted runs that the grid no longer has.
     if grid.unfinished(&trials).is_none() {
         for name in output::contents(folder)?.iter().filter(|name| is_running(name)) {
