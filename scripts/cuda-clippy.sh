@@ -27,7 +27,7 @@ chmod +x "$nvcc"
 
 # DOCS_RS leaves our own kernels out, as on docs.rs.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/cuda-clippy
-features=kron-bench/nvtx,
+features=kron-bench/nvtx,kron-train/nccl,
 for crate in kernels capi candle train bench tests; do
   features+=kron-$crate/cuda,
 done

@@ -71,6 +71,22 @@ impl Compute {
 }
 
 impl Device {
+    /// Returns the device of a rank with a number among those of its host: this GPU for number 0, for the others the
+    /// next ones, and from the last again the first.
+    ///
+    /// # Errors
+    /// The driver does not answer.
+    pub fn of_rank(self, local: usize) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let (Self::Cuda(first), 1..) = (self, local) {
+            use candle_core::cuda_backend::cudarc::driver::CudaContext;
+            let count = CudaContext::device_count().map_err(|e| invalid(format!("the GPUs: {e}")))?;
+            return Ok(Self::Cuda((first + local) % (count.max(1) as usize)));
+        }
+        let _ = local;
+        Ok(self)
+    }
+
     /// Opens the device in candle.
     ///
     /// # Errors

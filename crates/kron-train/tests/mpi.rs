@@ -218,12 +218,17 @@ fn a_full_disk_ends_the_job_with_the_reason() {
     assert!(!out.join("checkpoint.safetensors").exists());
 }
 
-/// Under torchrun a program of MPI is a world of one rank.
+/// Under torchrun, and in a step of Slurm without MPI, a program of MPI would be a world of one rank.
 #[test]
 fn another_launcher_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("run");
-    let output = ended(Command::new(PROGRAM).args(arguments(&out, &[])).env("WORLD_SIZE", "2"));
-    refused(&output, "WORLD_SIZE announces 2 ranks, but MPI has 1: start the program by mpirun");
+    for (name, says) in [
+        ("WORLD_SIZE", "2 ranks, but this program was built without NCCL"),
+        ("SLURM_STEP_NUM_TASKS", "2 ranks, but there are 1: start the program by mpirun"),
+    ] {
+        let output = ended(Command::new(PROGRAM).args(arguments(&out, &[])).env(name, "2"));
+        refused(&output, &format!("{name} announces {says}"));
+    }
     assert!(!out.exists());
 }

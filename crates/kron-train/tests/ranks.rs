@@ -215,18 +215,20 @@ fn every_micro_batch_has_its_own_mask() {
 }
 
 /// A launcher of several ranks would start a run of its own in every process.
-#[cfg(not(feature = "mpi"))]
+#[cfg(not(any(feature = "mpi", feature = "nccl")))]
 #[test]
 fn a_program_without_mpi_is_no_rank() {
     let folder = tempfile::tempdir().expect("a folder");
-    for (name, value, count) in
-        [("OMPI_COMM_WORLD_SIZE", "4", 4), ("SLURM_STEP_NUM_TASKS", "2", 2), ("WORLD_SIZE", "3", 3)]
-    {
+    for (name, value, count, link) in [
+        ("OMPI_COMM_WORLD_SIZE", "4", 4, "MPI"),
+        ("SLURM_STEP_NUM_TASKS", "2", 2, "MPI"),
+        ("WORLD_SIZE", "3", 3, "NCCL"),
+    ] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kron-train"));
         command.args(["train", "--out"]).arg(folder.path().join("run")).env(name, value);
         let output = command.output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let says = format!("{name} announces {count} ranks, but this program was built without MPI");
+        let says = format!("{name} announces {count} ranks, but this program was built without {link}");
         assert!(!output.status.success() && said.contains(&says), "{said}");
     }
     assert!(!folder.path().join("run").exists());

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::model::{Files, Weights};
-use crate::ranks::World;
+use crate::ranks::{World, local_rank};
 use crate::sealed::host;
 
 /// Reads the model and its tokenizer, and checks that they belong together.
@@ -20,8 +20,15 @@ pub fn load(config: &Config) -> Result<(Weights, Tokenizer)> {
 /// them in memory once.
 ///
 /// The first rank of each host reads them, and the others map its memory. Where the system does not let them, each
-/// has its own.
+/// has its own. Where the device is a GPU, each rank has another one of its host.
 pub fn load_over(world: &World, config: &Config) -> Result<(Weights, Tokenizer)> {
+    let own = || {
+        let mut config = config.clone();
+        config.compute.device =
+            config.compute.device.of_rank(if world.count() > 1 { local_rank() } else { 0 })?;
+        Ok(config)
+    };
+    let config = &world.together("device", own())?;
     let hosts = world.gather("names of the hosts", Ok(host()))?;
     let own = hosts.get(world.rank()).and_then(Option::as_ref);
     let neighbours: Vec<usize> = match own {

@@ -1,7 +1,7 @@
 //! Ranks: processes that share the steps of one run.
 //!
 //! ```text
-//! Link (threads or MPI): a message to a rank, the next one from a rank
+//! Link (threads, MPI or NCCL): a message to a rank, the next one from a rank
 //!   └▶ World: exchanges of all ranks, each with a number and a name that both sides of a message compare
 //!        └▶ a run: what every rank says, the sum of gradients in the order of ranks
 //! ```
@@ -12,9 +12,15 @@
 mod link;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg(any(test, feature = "nccl"))]
+mod place;
 mod start;
 mod sum;
 mod threads;
+#[cfg(any(test, feature = "mpi", feature = "nccl"))]
+mod waiting;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -24,7 +30,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use link::Link;
-pub use start::{sharers, start};
+pub use start::{local_rank, sharers, start};
 pub use threads::in_threads;
 
 /// All ranks of a run, from the place of one of them.

@@ -1,8 +1,7 @@
 //! Ranks of MPI: processes that `mpirun` or a cluster's scheduler started.
 
 use std::panic::{set_hook, take_hook};
-use std::thread::{sleep, yield_now};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mpi::datatype::Equivalence;
 use mpi::environment::Universe;
@@ -11,12 +10,8 @@ use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::{Rank, Threading};
 
 use super::link::{Link, Lost};
+use super::waiting::Waiting;
 use crate::error::{Error, Result};
-
-/// Time for which a receiver asks again at once.
-const EAGER: Duration = Duration::from_micros(200);
-/// Time between two questions after that.
-const PATIENT: Duration = Duration::from_micros(50);
 
 /// Rank of MPI's world.
 pub(super) struct Mpi {
@@ -99,27 +94,5 @@ impl Link for Mpi {
 
     fn abort(&self) {
         self.world.abort(1);
-    }
-}
-
-/// Time spent on an operation that is asked for again and again.
-struct Waiting {
-    begin: Instant,
-    timeout: Duration,
-}
-
-impl Waiting {
-    fn new(timeout: Duration) -> Self {
-        Self { begin: Instant::now(), timeout }
-    }
-
-    /// Lets others work; returns false after the time-out.
-    fn goes_on(&mut self) -> bool {
-        match self.begin.elapsed() {
-            waited if waited > self.timeout => return false,
-            waited if waited > EAGER => sleep(PATIENT),
-            _ => yield_now(),
-        }
-        true
     }
 }
