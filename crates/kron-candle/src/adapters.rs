@@ -116,7 +116,7 @@ impl Adapters {
             if weight.dims() != [shape.d_out(), shape.d_in()] {
                 bail!("{name} is {:?}, but its adapter is {shape}", weight.shape());
             }
-            Ok((name, op::merge(delta.op(), delta.theta(), weight)?))
+            Ok((name, op::merge(std::slice::from_ref(delta), weight)?))
         };
         let merged = self.deltas.iter().map(merged).collect::<Result<Vec<_>>>()?;
         tensors.extend(merged);

@@ -50,7 +50,7 @@ enum Source<'a> {
 /// let q = inject.linear(64, 64, true, vb.pp("layer.0.q_proj"))?;
 /// let k = inject.linear(64, 64, true, vb.pp("layer.0.k_proj"))?;
 /// let v = inject.linear(64, 64, true, vb.pp("layer.0.v_proj"))?;
-/// assert!(q.delta().is_some() && k.delta().is_none() && v.delta().is_some());
+/// assert_eq!([&q, &k, &v].map(|layer| layer.deltas().len()), [1, 0, 1]);
 /// assert_eq!(inject.finish()?.params(), 2 * (4 * 2 + 8 * (16 + 32)));
 /// # Ok(()) }
 /// ```
@@ -100,8 +100,8 @@ impl<'a> Inject<'a> {
     /// let layer = Layer::new("layer.0.q_proj", scaling, Theta::random(shape, 1))?;
     /// let inject = Inject::trained(Adapter::new(vec![layer])?);
     /// let base = || Ok::<_, candle_core::Error>(Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None));
-    /// assert!(inject.wrap(base()?, "layer.0.q_proj")?.delta().is_some());
-    /// assert!(inject.wrap(base()?, "layer.0.k_proj")?.delta().is_none());
+    /// assert_eq!(inject.wrap(base()?, "layer.0.q_proj")?.deltas().len(), 1);
+    /// assert_eq!(inject.wrap(base()?, "layer.0.k_proj")?.deltas().len(), 0);
     /// # Ok(()) }
     /// ```
     pub fn trained(adapter: Adapter) -> Self {
@@ -116,7 +116,7 @@ impl<'a> Inject<'a> {
     /// # fn main() -> Result<()> {
     /// let inject = kron_candle::Inject::nothing();
     /// let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
-    /// assert!(inject.wrap(base, "layer.0")?.delta().is_none());
+    /// assert!(inject.wrap(base, "layer.0")?.deltas().is_empty());
     /// # Ok(()) }
     /// ```
     pub fn nothing() -> Self {
