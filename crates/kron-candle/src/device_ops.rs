@@ -145,7 +145,7 @@ pub(crate) struct SumInputs<'a, S> {
     /// θ of the terms, one after the other.
     pub theta: Operand<'a, S>,
     pub x: Operand<'a, S>,
-    /// What the forward pass returned.
+    /// T as the forward pass returned it.
     pub ts: &'a [Operand<'a, S>],
     pub dy: Operand<'a, S>,
 }

@@ -32,7 +32,7 @@ pub(crate) fn forward<E: Activation>(
     Ok(t)
 }
 
-/// What a forward pass leaves for its backward pass.
+/// State that a forward pass leaves for its backward pass.
 pub(crate) struct Kept<'a> {
     /// θ of the terms, one after the other.
     pub theta: &'a [f32],

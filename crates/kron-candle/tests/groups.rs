@@ -1,12 +1,14 @@
 //! Layers on one x, such as q, k and v: their adapters in one call, against one call per layer and the oracle.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::Linear;
 use kron_adapter::gguf::{BlockType, Blocks};
 use kron_candle::models::GroupTrace;
 use kron_candle::{
-    Dropout, DropoutKey, FrozenLinear, KronLinear, KronShape, Layer, LayerDims, QuantisedLinear, Scaling,
-    Split, Theta, TrainableDelta,
+    Dropout, DropoutKey, FrozenLinear, Inject, KronLinear, KronShape, Layer, LayerDims, Method,
+    QuantisedLinear, Scaling, Split, Theta, TrainableDelta,
 };
 use kron_core::reference;
 use ndarray::Array2;
@@ -133,6 +135,9 @@ fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
+/// Layers on one x: a name, the shapes of each layer's terms, and the layers' outputs.
+type Case = (&'static str, Vec<Vec<KronShape>>, &'static [usize]);
+
 /// Y has the bits of one call per layer, dropout included; gradients are as near to float64 as those calls' are, and
 /// have their bits if all terms have one shape.
 #[test]
@@ -140,7 +145,7 @@ fn a_group_is_its_layers() -> Result<()> {
     let (wide, narrow, other) = (kron(64, 4)?, kron(32, 4)?, kron(64, 8)?);
     let full = KronShape::krona(LayerDims { d_out: 64, d_in: D_IN }, Split { a_out: 4, a_in: 6 });
     let full = wrapped(full)?;
-    let cases: [(&str, Vec<Vec<KronShape>>, &[usize]); 5] = [
+    let cases: [Case; 5] = [
         ("q, k and v", vec![vec![wide], vec![narrow], vec![narrow]], &[64, 32, 32]),
         ("gate and up", vec![vec![wide], vec![wide]], &[64, 64]),
         ("k without an adapter", vec![vec![wide], vec![], vec![narrow]], &[64, 40, 32]),
@@ -172,7 +177,7 @@ fn a_group_is_its_layers() -> Result<()> {
                     continue;
                 }
                 let (dx, dtheta) = oracle(&layers, &x)?;
-                let [of_ours, of_theirs] = [&ours.1, &theirs.1].map(|dx| floats(dx));
+                let [of_ours, of_theirs] = [&ours.1, &theirs.1].map(floats);
                 let (error, plain) = (distance(of_ours?, &dx), distance(of_theirs?, &dx));
                 assert!(error <= 2.0 * plain, "{place}: dX is off by {error}, and by {plain} alone");
                 let (error, plain) = (distance(ours.2, &dtheta), distance(theirs.2, &dtheta));
@@ -312,6 +317,41 @@ fn a_sum_is_trained_and_merged() -> Result<()> {
         let (_, dtheta) = oracle(std::slice::from_ref(&layer), &x)?;
         let limit = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
         assert!(distance(of_graph, &dtheta) < limit, "{dtype:?}");
+    }
+    Ok(())
+}
+
+/// New sums have one mask for each layer, and merge into a model's weights as a whole.
+#[test]
+fn injected_sums_share_a_mask_and_merge() -> Result<()> {
+    let method = Method::Kron { split: Split { a_out: 4, a_in: 2 }, rank: 4 };
+    let make = || Inject::of_method(&["q", "k"], 1, method, 8.0);
+    let refused = |terms| make()?.with_terms(terms).map(drop);
+    assert!(refused(0).is_err() && refused(17).is_err() && refused(16).is_ok());
+    let inject = make()?.with_terms(3)?.with_dropout(wrapped(Dropout::new(0.5))?);
+    let base = |seed| Ok::<_, candle_core::Error>(Linear::new(values(64, D_IN, seed, DType::F32)?, None));
+    let layers = [inject.wrap(base(0)?, "q")?, inject.wrap(base(1)?, "k")?];
+    let adapters = inject.finish()?;
+    let theta = Theta::random(adapters.deltas()[0].op().shape, 1);
+    for delta in adapters.deltas() {
+        delta.theta().set(&Tensor::new(theta.as_slice(), &Device::Cpu)?)?;
+    }
+    let (x, zero) =
+        (values(ROWS, D_IN, 9, DType::F32)?, Tensor::zeros((64, D_IN), DType::F32, &Device::Cpu)?);
+    let alone = |delta: &TrainableDelta| {
+        let layer = KronLinear::new(Linear::new(zero.clone(), None), delta.clone())?;
+        bits(&layer.forward_with(&x, Some(KEY))?.detach())
+    };
+    let each = adapters.deltas().iter().map(alone).collect::<Result<Vec<_>>>()?;
+    assert!(each[..3].iter().all(|y| *y == each[0]) && each[3..].iter().all(|y| *y == each[3]));
+    assert_ne!(each[0], each[3], "layers have masks of their own");
+    let mut tensors = HashMap::new();
+    for (i, name) in ["q.weight", "k.weight"].into_iter().enumerate() {
+        tensors.insert(name.to_owned(), values(64, D_IN, i, DType::F32)?);
+    }
+    adapters.merge_into(&mut tensors)?;
+    for (layer, name) in layers.iter().zip(["q.weight", "k.weight"]) {
+        assert_eq!(bits(&tensors[name])?, bits(layer.merge()?.weight())?);
     }
     Ok(())
 }
