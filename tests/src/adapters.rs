@@ -79,6 +79,13 @@ pub fn seeds() -> Vec<(&'static str, Adapter)> {
     let bias = TrainedTensor::new("q.bias", [6], vec![-0.5; 6]).expect("a bias");
     let rows =
         adapter(vec![kron.clone()]).with_trained_tensors(vec![embedding, bias]).expect("other tensors");
+    // A sum of two shapes, and a layer beside it.
+    let second = layer(
+        "q",
+        KronShape::kron(LayerDims { d_out: 6, d_in: 10 }, Split { a_out: 2, a_in: 5 }, 2),
+        Scaling::new(8.0, 2, ScaleRule::AlphaOverR),
+    );
+    let terms = adapter(vec![lora.clone(), kron.clone(), second.with_term(1)]);
     vec![
         ("kron", adapter(vec![kron])),
         ("lora", adapter(vec![lora])),
@@ -86,6 +93,7 @@ pub fn seeds() -> Vec<(&'static str, Adapter)> {
         ("krona", adapter(vec![krona])),
         ("head", head),
         ("rows", rows),
+        ("terms", terms),
         ("mixed", mixed),
     ]
 }

@@ -1,5 +1,7 @@
 //! Adapter files that must be refused, one for each way of being wrong.
 
+mod terms;
+
 use crate::adapters::seeds;
 
 /// A file that must be refused.
@@ -83,6 +85,7 @@ pub fn hostile() -> Vec<Hostile> {
         names(),
         numbers(),
         trained(),
+        terms::terms(),
     ];
     parts.concat()
 }
@@ -219,7 +222,7 @@ fn document() -> Vec<Hostile> {
         edit("document that is not JSON", OWN, &format!(r#"{OWN}"no","x":"#), "breaks the format"),
         edit("deep document", OWN, &deep, "breaks the format"),
         edit("version 0", version, r#"\"version\":0"#, "is of version 0"),
-        edit("version 4", version, r#"\"version\":4,\"new\":[]"#, "reads versions 1 to 3"),
+        edit("version 5", version, r#"\"version\":5,\"new\":[]"#, "reads versions 1 to 4"),
         edit("version as text", version, r#"\"version\":\"1\""#, "breaks the format"),
         edit("no version", r#"\"version\":1,"#, "", "missing field `version`"),
         edit("unknown field", MODULE, &format!(r#"\"dropout\":0.1,{MODULE}"#), "unknown field `dropout`"),

@@ -153,7 +153,8 @@ fn the_data_are_the_thetas_and_the_tensors_are_the_factors() {
                 Inner::Full => vec![("m", [b_out, c_in], theta.c())],
             };
             for (letter, dims, numbers) in a.into_iter().chain(inner) {
-                let tensor = file.tensor(&format!("{}.kron_{letter}", layer.module())).unwrap();
+                let term = if layer.term() == 0 { String::new() } else { layer.term().to_string() };
+                let tensor = file.tensor(&format!("{}.kron{term}_{letter}", layer.module())).unwrap();
                 let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
                 assert_eq!((tensor.shape(), tensor.data()), (&dims[..], &bytes[..]), "{name}");
                 count += 1;
@@ -172,7 +173,9 @@ fn the_data_are_the_thetas_and_the_tensors_are_the_factors() {
 /// Other writers sort the tensors by name; the layers keep the order of the document.
 #[test]
 fn tensors_sorted_by_name_are_read_as_well() {
-    for (_, adapter) in seeds().into_iter().filter(|(name, _)| ["mixed", "head", "rows"].contains(name)) {
+    for (_, adapter) in
+        seeds().into_iter().filter(|(name, _)| ["mixed", "head", "rows", "terms"].contains(name))
+    {
         let bytes = adapter.to_bytes().unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -198,17 +201,13 @@ fn the_versions_are_frozen() {
         let bytes = std::fs::read(format!("{SEEDS}/{name}.safetensors")).unwrap();
         assert_same(&adapter, &Adapter::from_bytes(&bytes).unwrap());
         assert!(bytes == adapter.to_bytes().unwrap(), "{name}: the bytes that are written have changed");
-        // A reader of version 1 alone reads every adapter without trained tensors, and refuses the others by the version.
+        // A reader of an earlier version reads every adapter without later fields, and refuses the others by the version.
         let tensors = adapter.trained_tensors();
         let version = match tensors.is_empty() {
+            _ if adapter.modules() < adapter.layers().len() => 4,
             true => 1,
-            false => {
-                if tensors.iter().any(|tensor| tensor.rows().is_some()) {
-                    3
-                } else {
-                    2
-                }
-            }
+            false if tensors.iter().any(|tensor| tensor.rows().is_some()) => 3,
+            false => 2,
         };
         let header = Parts::of(&bytes).header;
         assert!(header.contains(&format!(r#"{{\"version\":{version},"#)), "{name}: {header}");
@@ -305,11 +304,23 @@ fn adapters_that_could_not_be_written_cannot_be_made() {
         adapter.clone().with_trained_tensors(tensors).map(drop)
     };
     let shaped = |shape: &[usize]| TrainedTensor::new("head.bias", shape, vec![0.5; 2]).unwrap_err();
+    let wide = || {
+        let shape = KronShape::lora(LayerDims { d_out: 6, d_in: 9 }, 1).unwrap();
+        Layer::new("q", Scaling::plain(1.0).unwrap(), Theta::init(shape, 1)).unwrap()
+    };
+    let most = (0..=Adapter::MAX_TERMS).map(|term| layer().with_term(term)).collect();
     let named = |module: &str| Layer::new(module, layer().scaling(), layer().theta().clone());
     let reserved = BTreeMap::from([(Adapter::RESERVED_KEY.to_string(), String::new())]);
     let errors = [
         (Adapter::new(vec![]).unwrap_err(), "an adapter of 0 layers"),
         (Adapter::new(vec![layer(), layer()]).unwrap_err(), "module q occurs twice"),
+        (Adapter::new(vec![layer().with_term(1)]).unwrap_err(), "term 1 of module q does not follow term 0"),
+        (
+            Adapter::new(vec![layer(), layer().with_term(2)]).unwrap_err(),
+            "term 2 of module q does not follow term 1",
+        ),
+        (Adapter::new(vec![layer(), wide().with_term(1)]).unwrap_err(), "term 1 of module q is 6×9"),
+        (Adapter::new(most).unwrap_err(), "module q has term 16, but the terms are 0 to 15"),
         (adapter.clone().with_metadata(reserved).unwrap_err(), "the format's own"),
         (
             adapter.clone().with_target_modules(vec!["a\n".into()]).unwrap_err(),

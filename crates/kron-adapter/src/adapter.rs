@@ -6,7 +6,7 @@ use crate::dotted_path::{MAX_NAME, check_path};
 use crate::text::{first_and_more, shown};
 use crate::trained::{self, TrainedTensor};
 use crate::{Error, Result};
-use kron_core::{KronOp, KronShape, Scale, Theta};
+use kron_core::{AdapterGroup, KronOp, KronShape, Scale, Theta};
 
 /// Rule that derives s from alpha and a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,10 +84,12 @@ impl std::fmt::Display for Scaling {
     }
 }
 
-/// One adapted linear layer.
+/// One adapted linear layer, or one term of a sum for it: ΔW = Σ s·A ⊗ (B·C).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     module: String,
+    /// Number among the terms of the module's sum; 0 where there is one.
+    term: usize,
     scaling: Scaling,
     theta: Theta,
 }
@@ -103,7 +105,7 @@ impl Layer {
     pub fn new(module: impl Into<String>, scaling: Scaling, theta: Theta) -> Result<Self> {
         let module = module.into();
         check_path("module", &module)?;
-        Ok(Self { module, scaling, theta })
+        Ok(Self { module, term: 0, scaling, theta })
     }
 
     /// Returns the same layer of another module.
@@ -111,12 +113,33 @@ impl Layer {
     /// # Errors
     /// Fails on a name that [`Layer::new`] refuses.
     pub fn renamed(&self, module: impl Into<String>) -> Result<Self> {
-        Self::new(module, self.scaling, self.theta.clone())
+        Ok(Self::new(module, self.scaling, self.theta.clone())?.with_term(self.term))
+    }
+
+    /// Returns the same layer with this number among the terms of its module's sum.
+    ///
+    /// ```
+    /// use kron_adapter::{Adapter, Layer, Scaling};
+    /// use kron_core::{KronShape, LayerDims, Split, Theta};
+    ///
+    /// let shape = KronShape::kron(LayerDims { d_out: 12, d_in: 8 }, Split { a_out: 3, a_in: 2 }, 1)?;
+    /// let term = |k| Ok(Layer::new("q", Scaling::plain(2.0)?, Theta::random(shape, k as u64))?.with_term(k));
+    /// let adapter = Adapter::new((0..3).map(term).collect::<kron_adapter::Result<_>>()?)?;
+    /// assert_eq!((adapter.terms("q").len(), adapter.terms("k").len()), (3, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_term(self, term: usize) -> Self {
+        Self { term, ..self }
     }
 
     /// Dotted path of the module in the model.
     pub fn module(&self) -> &str {
         &self.module
+    }
+    /// Number among the terms of the module's sum, from 0.
+    pub const fn term(&self) -> usize {
+        self.term
     }
     /// Alpha, rank and rule.
     pub const fn scaling(&self) -> Scaling {
@@ -140,6 +163,32 @@ impl Layer {
     }
 }
 
+/// Checks that a term of a sum, other than its first, follows the one before.
+fn check_term(before: Option<&Layer>, layer: &Layer) -> Result<()> {
+    let (Layer { module, term, .. }, most) = (layer, Adapter::MAX_TERMS);
+    if *term == 0 {
+        return Ok(());
+    }
+    if *term >= most {
+        return Err(Error::data(format!(
+            "module {module} has term {term}, but the terms are 0 to {}",
+            most - 1
+        )));
+    }
+    let Some(before) = before.filter(|before| before.module == *module && before.term + 1 == *term) else {
+        return Err(Error::data(format!("term {term} of module {module} does not follow term {}", term - 1)));
+    };
+    let dims = |layer: &Layer| (layer.shape().d_out(), layer.shape().d_in());
+    match dims(before) == dims(layer) {
+        true => Ok(()),
+        false => Err(Error::data(format!(
+            "term {term} of module {module} is {}, but the one before is {}",
+            layer.shape(),
+            before.shape()
+        ))),
+    }
+}
+
 /// True for a name or pattern that an adapter keeps among its target modules.
 pub fn is_target(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control)
@@ -159,6 +208,8 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// Largest number of terms of one module's sum.
+    pub const MAX_TERMS: usize = AdapterGroup::MAX_TERMS;
     /// Key of `__metadata__` that belongs to the format.
     pub const RESERVED_KEY: &str = "kron-lora";
     /// Key of the metadata for the names of a trained head's classes: a JSON list, in the order of the head's rows.
@@ -170,18 +221,22 @@ impl Adapter {
     /// Makes an adapter of these layers, without target names, metadata or trained tensors.
     ///
     /// # Errors
-    /// Fails without a layer, and on two layers of one module.
+    /// Fails without a layer, on two layers of one module, and unless the terms of a sum follow each other in their
+    /// order, are of one size and [`Adapter::MAX_TERMS`] at most.
     pub fn new(layers: Vec<Layer>) -> Result<Self> {
         if layers.is_empty() {
             return Err(Error::data("an adapter of 0 layers adapts nothing; it has at least one"));
         }
         let mut seen = HashSet::new();
-        if let Some(twice) = layers.iter().find(|layer| !seen.insert(layer.module())) {
+        let firsts = || layers.iter().filter(|layer| layer.term == 0);
+        if let Some(twice) = firsts().find(|layer| !seen.insert(layer.module())) {
             return Err(Error::data(format!(
                 "module {} occurs twice, but an adapter has one layer for each",
                 twice.module
             )));
         }
+        let before = std::iter::once(None).chain(layers.iter().map(Some));
+        before.zip(&layers).try_for_each(|(before, layer)| check_term(before, layer))?;
         let (target_modules, metadata, trained_tensors) = Default::default();
         Ok(Self { layers, target_modules, metadata, trained_tensors })
     }
@@ -251,9 +306,33 @@ impl Adapter {
     pub fn thetas_mut(&mut self) -> impl Iterator<Item = &mut Theta> {
         self.layers.iter_mut().map(Layer::theta_mut)
     }
-    /// Returns the layer of a module.
+    /// Returns the layer of a module, the first term of a sum.
     pub fn layer(&self, module: &str) -> Option<&Layer> {
-        self.layers.iter().find(|layer| layer.module == module)
+        self.terms(module).first()
+    }
+    /// Returns the terms of a module's sum: none without the module, mostly one.
+    pub fn terms(&self, module: &str) -> &[Layer] {
+        let of_module = |layer: &Layer| layer.module == module;
+        let Some(first) = self.layers.iter().position(of_module) else { return &[] };
+        let rest = &self.layers[first..];
+        &rest[..rest.iter().take_while(|layer| of_module(layer)).count()]
+    }
+    /// Number of adapted modules.
+    pub fn modules(&self) -> usize {
+        self.layers.iter().filter(|layer| layer.term == 0).count()
+    }
+    /// Checks that no module has a sum of terms, which `holder` cannot hold.
+    ///
+    /// # Errors
+    /// Fails on the first such module, with its number of terms.
+    pub fn check_no_sums(&self, holder: &str) -> Result<()> {
+        match self.layers.iter().find(|layer| layer.term > 0).map(Layer::module) {
+            None => Ok(()),
+            Some(module) => Err(Error::data(format!(
+                "module {module} has a sum of {} terms, but {holder} has one for each module",
+                self.terms(module).len()
+            ))),
+        }
     }
     /// Names or patterns by which the modules were chosen.
     pub fn target_modules(&self) -> &[String] {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kron_core::PoolEntry;
 
+use crate::combine::sums_as_lora;
 use crate::{Adapter, Error, Layer, Result, read};
 
 /// Adapters read from files on demand: the least recently used give way once the limit is reached.
@@ -85,7 +86,8 @@ struct Place {
 impl FilePool {
     /// Makes an empty pool that holds factors of at most `limit` bytes, 4 for each parameter.
     ///
-    /// An adapter that is being read takes its memory beside them.
+    /// An adapter that is being read takes its memory beside them. A sum of terms is held as the equal LoRA, which has
+    /// more bytes.
     pub fn new(limit: u64) -> Self {
         Self { limit, held: Mutex::default() }
     }
@@ -184,7 +186,7 @@ impl Held {
 
 impl PooledAdapter {
     fn read(path: &Path) -> Result<Self> {
-        let loaded = read(path)?;
+        let mut loaded = read(path)?;
         loaded.check_writable()?;
         if let Some(trained) = loaded.adapter.trained_summary() {
             return Err(Error::data(format!(
@@ -192,7 +194,7 @@ impl PooledAdapter {
                 path.display()
             )));
         }
-        let adapter = loaded.adapter;
+        let adapter = sums_as_lora(&loaded.adapter, &mut loaded.limits)?.into_owned();
         let modules = adapter.layers().iter().map(|layer| layer.module().to_owned());
         let by_module = modules.zip(0..).collect();
         let bytes = 4 * adapter.params() as u64;

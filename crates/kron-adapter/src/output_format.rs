@@ -4,9 +4,11 @@ use std::path::Path;
 
 use kron_core::KronShape;
 
+use crate::combine::sums_as_lora;
 use crate::left_out::LeftOut;
+use crate::limits::Limits;
 use crate::output::{Output, write_output};
-use crate::{Adapter, IfExists, Progress, Result, lycoris, peft};
+use crate::{Adapter, IfExists, Progress, Result, Suggestion, lycoris, peft};
 
 /// A format to write, with its options.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +63,7 @@ impl OutputFormat {
     /// Encodes an adapter for [`write_output`]. Equal adapters give equal bytes.
     /// `progress` counts the layers that a LoRA is made of.
     ///
-    /// Factors are copied bit for bit. In a LoRA each product A_ij·B_pq is rounded
+    /// Factors are copied bit for bit. In a LoRA a sum of terms is one of all their ranks, and each product A_ij·B_pq is rounded
     /// once to float32, and nothing else is. Trained tensors go along, except those that
     /// [`OutputFormat::left_out`] names.
     ///
@@ -69,19 +71,31 @@ impl OutputFormat {
     /// Fails on NaN or infinity in a factor or a trained tensor, if `progress` fails, and if a layer does not
     /// fit the format:
     ///
-    /// * [`PeftLokr`](Self::PeftLokr): a LoRA, or a shape that PEFT would derive
+    /// * [`PeftLokr`](Self::PeftLokr): a LoRA, a sum of terms, or a shape that PEFT would derive
     ///   differently when it loads the folder; a trained tensor in no module.
-    /// * [`Lycoris`](Self::Lycoris): a LoRA, a shape that LyCORIS would derive
+    /// * [`Lycoris`](Self::Lycoris): a LoRA, a sum of terms, a shape that LyCORIS would derive
     ///   differently, or a scale that it cannot express.
     /// * [`Lora`](Self::Lora): a product beyond float32, or LoRAs larger than
     ///   [`LoraOptions::max_bytes`](peft::LoraOptions::max_bytes) allows; a trained tensor in no module.
     pub fn encode(self, adapter: &Adapter, progress: Progress) -> Result<Output> {
         adapter.check_finite()?;
+        let check_no_sums =
+            |holder| adapter.check_no_sums(holder).map_err(|e| e.with(Suggestion::LosslessLora));
         Ok(match self {
             OutputFormat::Kron => Output::File(adapter.to_bytes()?),
-            OutputFormat::Lora(options) => peft::write_lora(adapter, options, progress)?,
-            OutputFormat::PeftLokr => peft::write_lokr(adapter)?,
-            OutputFormat::Lycoris => Output::File(lycoris::write(adapter)?),
+            OutputFormat::Lora(options) => {
+                let mut limits = Limits { bytes: options.budget(adapter), ..Limits::new(0) };
+                let adapter = sums_as_lora(adapter, &mut limits).map_err(|e| e.with(Suggestion::MaxBytes))?;
+                peft::write_lora(&adapter, options, progress)?
+            }
+            OutputFormat::PeftLokr => {
+                check_no_sums("PEFT's LoKr")?;
+                peft::write_lokr(adapter)?
+            }
+            OutputFormat::Lycoris => {
+                check_no_sums("LyCORIS")?;
+                Output::File(lycoris::write(adapter)?)
+            }
         })
     }
 }

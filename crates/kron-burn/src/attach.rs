@@ -101,8 +101,12 @@ impl<'a> Kron<'a> {
     ///
     /// # Errors
     /// A pattern, or a layer of the trained adapter, matches no linear layer of burn in the model; a matched layer
-    /// has a reparameterization already; the rule fails; a trained adapter does not fit the weight.
+    /// has a reparameterization already; the rule fails; a trained adapter does not fit the weight, or has
+    /// a sum of terms.
     pub fn attach<M: Module>(self, model: M) -> Result<(M, Adapters)> {
+        if let Source::Trained(adapter) = &self.source {
+            adapter.check_no_sums("a weight of burn")?;
+        }
         let tree = Tree::of(&model);
         let mut layers = Vec::new();
         let mut made = HashMap::new();

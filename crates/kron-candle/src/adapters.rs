@@ -54,7 +54,7 @@ impl Adapters {
         Self { deltas, targets, metadata, trained_tensors }
     }
 
-    /// Returns the adapters in the order of the model's layers.
+    /// Returns the adapters in the order of the model's layers, a term of a sum after the other.
     pub fn deltas(&self) -> &[TrainableDelta] {
         &self.deltas
     }
@@ -108,17 +108,18 @@ impl Adapters {
     /// # Errors
     /// A weight is missing or has another shape, dtype or device than its adapter takes.
     pub fn merge_into(&self, tensors: &mut HashMap<String, Tensor>) -> Result<()> {
-        let merged = |delta: &TrainableDelta| {
-            let name = format!("{}.weight", delta.module());
-            let (Some(weight), shape) = (tensors.get(&name), delta.op().shape) else {
+        let merged = |terms: &[TrainableDelta]| {
+            let name = format!("{}.weight", terms[0].module());
+            let (Some(weight), shape) = (tensors.get(&name), terms[0].op().shape) else {
                 bail!("the tensors have no {name}, which an adapter changes");
             };
             if weight.dims() != [shape.d_out(), shape.d_in()] {
                 bail!("{name} is {:?}, but its adapter is {shape}", weight.shape());
             }
-            Ok((name, op::merge(delta.op(), delta.theta(), weight)?))
+            Ok((name, op::merge(terms, weight)?))
         };
-        let merged = self.deltas.iter().map(merged).collect::<Result<Vec<_>>>()?;
+        let sums = self.deltas.chunk_by(|one, next| one.module() == next.module());
+        let merged = sums.map(merged).collect::<Result<Vec<_>>>()?;
         tensors.extend(merged);
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! [`FrozenLinear`]: the base of an adapted layer.
 
+use candle_core::backend::BackendStorage;
+use candle_core::op::Add;
 use candle_core::{CpuStorage, Layout, Result};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, bail};
@@ -45,6 +47,18 @@ pub trait FrozenLinear: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// dY has a dtype that is not supported.
     fn cpu_backward(&self, dy: &CpuStorage, layout: &Layout) -> Result<CpuStorage>;
+
+    /// Adds dX = dY·W to `dx`, as long as [`FrozenLinear::cpu_backward`]'s result and of its dtype.
+    ///
+    /// # Errors
+    /// dY has a dtype that is not supported, or `dx` another dtype.
+    fn cpu_backward_add(&self, dy: &CpuStorage, layout: &Layout, dx: &mut CpuStorage) -> Result<()> {
+        let more = self.cpu_backward(dy, layout)?;
+        let layout =
+            Layout::contiguous(layout.shape().elem_count() / self.dims().d_out.max(1) * self.dims().d_in);
+        *dx = dx.binary_impl::<Add>(&more, &layout, &layout)?;
+        Ok(())
+    }
 
     /// Computes x·Wᵀ + bias on a CUDA device.
     ///

@@ -1,20 +1,16 @@
 //! [`DeviceOps`] on the CPU: candle's storage as views of kron-core.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, WithDType, bail};
-use kron_core::{Accum, Backend, Cpu, DropoutKey, Element, KronOp, Pass};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, ShapeBuilder};
+use candle_core::op::Add;
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, bail};
+use kron_core::{Accum, Backend, Cpu, DropoutKey, KronOp, Pass};
+use ndarray::Array2;
 
 use crate::base::FrozenLinear;
-use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, range};
+use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, SumInputs, Term};
 use crate::product::{Threads, product};
-
-/// Views a float32 operand as a matrix; `None` for another dtype, and for one with repeated elements.
-fn matrix<'a>(storage: &'a CpuStorage, layout: &Layout) -> Option<ArrayView2<'a, f32>> {
-    let (CpuStorage::F32(values), &[rows, columns]) = (storage, layout.dims()) else { return None };
-    let shape = (rows, columns).strides((layout.stride()[0], layout.stride()[1]));
-    ArrayView2::from_shape(shape, values.get(layout.start_offset()..)?).ok()
-}
+use crate::terms::{self, Kept};
+use crate::views::{elements, elements_mut, matrix, view_mut};
 
 impl DeviceOps for CpuStorage {
     fn of(storage: &Storage) -> Option<&Self> {
@@ -71,25 +67,21 @@ impl DeviceOps for CpuStorage {
 
     fn forward<E: Activation>(
         op: &KronOp,
-        ForwardInputs { theta, x }: ForwardInputs<Self>,
+        inputs: ForwardInputs<Self>,
         y: &mut Self,
         key: Option<DropoutKey>,
     ) -> Result<Self> {
-        let (cpu, y) = (Cpu::new(), elements_mut::<E>(y)?);
-        let rows = y.len() / op.shape.d_out();
-        let mut t = vec![0.0; op.t_len(rows)];
-        let mut workspace = vec![0.0; cpu.workspace_len(op, Pass::Forward, rows)];
-        let call = kron_core::Forward {
-            theta: elements(theta)?,
-            x: view(rows, op.shape.d_in(), elements::<E>(x)?)?,
-            y: view_mut(rows, op.shape.d_out(), y)?,
-            accum: Accum::Add,
-            t: t.as_mut_slice(),
-            workspace: workspace.as_mut_slice(),
-            dropout: key,
-        };
-        cpu.forward(op, call).map_err(candle_core::Error::wrap)?;
-        Ok(CpuStorage::F32(t))
+        let term = Term { op: *op, key, output: 0 };
+        Ok(Self::F32(terms::forward::<E>(&[term], elements(inputs.theta)?, inputs.x, &mut [y])?))
+    }
+
+    fn forward_sum<E: Activation>(
+        terms: &[Term],
+        inputs: ForwardInputs<Self>,
+        y: &mut Self,
+    ) -> Result<Vec<Self>> {
+        let t = terms::forward::<E>(terms, elements(inputs.theta)?, inputs.x, &mut [y])?;
+        Ok(vec![Self::F32(t)])
     }
 
     fn backward<E: Activation>(
@@ -98,28 +90,19 @@ impl DeviceOps for CpuStorage {
         dx: Option<&mut Self>,
         key: Option<DropoutKey>,
     ) -> Result<Self> {
-        let (cpu, dy) = (Cpu::new(), elements::<E>(dy)?);
-        let (d_in, d_out) = (op.shape.d_in(), op.shape.d_out());
-        let rows = dy.len() / d_out;
-        let mut grad = vec![0.0; op.shape.params()];
-        let pass = Pass::Backward { dx: dx.is_some() };
-        let mut workspace = vec![0.0; cpu.workspace_len(op, pass, rows)];
-        let dx = match dx {
-            Some(dx) => Some((view_mut(rows, d_in, elements_mut::<E>(dx)?)?, Accum::Add)),
-            None => None,
-        };
-        let call = kron_core::Backward {
-            theta: elements(theta)?,
-            x: view(rows, d_in, elements(x)?)?,
-            t: elements(t)?,
-            dy: view(rows, d_out, dy)?,
-            dx,
-            grad: grad.as_mut_slice(),
-            workspace: workspace.as_mut_slice(),
-            dropout: key,
-        };
-        cpu.backward(op, call).map_err(candle_core::Error::wrap)?;
-        Ok(CpuStorage::F32(grad))
+        let term = Term { op: *op, key, output: 0 };
+        let kept = Kept { theta: elements(theta)?, x, t: elements(t)? };
+        Ok(Self::F32(terms::backward::<E>(&[term], kept, &[dy], dx)?))
+    }
+
+    fn backward_sum<E: Activation>(
+        terms: &[Term],
+        SumInputs { theta, x, ts, dy }: SumInputs<Self>,
+        dx: Option<&mut Self>,
+    ) -> Result<Vec<Self>> {
+        let [t] = ts else { bail!("a sum has {} buffers of T, but one call writes one", ts.len()) };
+        let kept = Kept { theta: elements(theta)?, x, t: elements(*t)? };
+        Ok(vec![Self::F32(terms::backward::<E>(terms, kept, &[dy], dx)?)])
     }
 
     fn merge<E: Activation>(op: &KronOp, theta: Operand<Self>, w: &mut Self) -> Result<()> {
@@ -136,31 +119,20 @@ impl DeviceOps for CpuStorage {
     }
 }
 
-/// Returns the elements of a contiguous operand.
-pub(crate) fn elements<E: WithDType>((storage, layout): Operand<'_, CpuStorage>) -> Result<&[E]> {
-    Ok(&storage.as_slice::<E>()?[range(layout)?])
-}
-
-/// Returns the elements of a storage just made by an op.
-pub(crate) fn elements_mut<E: Activation>(storage: &mut CpuStorage) -> Result<&mut [E]> {
-    let dtype = storage.dtype();
-    match E::slice_mut(storage) {
-        Some(elements) => Ok(elements),
-        None => bail!("a tensor is {dtype:?}, but {} was expected", <E as Element>::DTYPE),
+/// Adds the product of x, n × k, and m, k × cols, to `y`; float32 operands without a second y.
+pub(crate) fn add_product(
+    y: &mut CpuStorage,
+    (x, x_layout): Operand<CpuStorage>,
+    (m, m_layout): Operand<CpuStorage>,
+    rows: usize,
+) -> Result<()> {
+    let (inner, cols) = m_layout.shape().dims2()?;
+    let flat = Layout::contiguous_with_offset((rows, inner), x_layout.start_offset());
+    if let (Some(x), Some(m), CpuStorage::F32(y)) = (matrix(x, &flat), matrix(m, m_layout), &mut *y) {
+        return product(view_mut(rows, cols, y)?, Accum::Add, x, m, Threads::All);
     }
-}
-
-/// Views elements as a matrix.
-pub(crate) fn view<E>(rows: usize, cols: usize, elements: &[E]) -> Result<ArrayView2<'_, E>> {
-    ArrayView2::from_shape((rows, cols), elements).map_err(|_| wrong_len(rows, cols, elements.len()))
-}
-
-/// Views elements as a matrix to write.
-pub(crate) fn view_mut<E>(rows: usize, cols: usize, elements: &mut [E]) -> Result<ArrayViewMut2<'_, E>> {
-    let len = elements.len();
-    ArrayViewMut2::from_shape((rows, cols), elements).map_err(|_| wrong_len(rows, cols, len))
-}
-
-fn wrong_len(rows: usize, cols: usize, got: usize) -> candle_core::Error {
-    candle_core::Error::msg(format!("an operand has {got} elements, but {rows} rows of {cols} were expected"))
+    let (more, whole) =
+        (CpuStorage::product((x, x_layout), (m, m_layout), rows)?, Layout::contiguous((rows, cols)));
+    *y = y.binary_impl::<Add>(&more, &whole, &whole)?;
+    Ok(())
 }

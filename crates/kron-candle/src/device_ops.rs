@@ -83,6 +83,34 @@ pub(crate) trait DeviceOps: BackendStorage<Device: BackendDevice<Storage = Self>
         dx: Option<&mut Self>,
         key: Option<DropoutKey>,
     ) -> Result<Self>;
+    /// Adds the outputs of the terms to `y`, n × d_out; returns T of all terms, or of each.
+    ///
+    /// θ of the terms lie one after the other.
+    fn forward_sum<E: Activation>(
+        terms: &[Term],
+        ForwardInputs { theta, x }: ForwardInputs<Self>,
+        y: &mut Self,
+    ) -> Result<Vec<Self>> {
+        let each = terms.iter().zip(each_theta(terms, theta.1));
+        let forward = |(term, layout): (&Term, Layout)| {
+            let inputs = ForwardInputs { theta: (theta.0, &layout), x };
+            Self::forward::<E>(&term.op, inputs, y, term.key)
+        };
+        each.map(forward).collect()
+    }
+    /// Returns dθ of all terms, or of each; adds their dX to `dx`, n × d_in, if given.
+    fn backward_sum<E: Activation>(
+        terms: &[Term],
+        SumInputs { theta, x, ts, dy }: SumInputs<Self>,
+        mut dx: Option<&mut Self>,
+    ) -> Result<Vec<Self>> {
+        let each = terms.iter().zip(each_theta(terms, theta.1)).zip(ts);
+        let backward = |((term, layout), t): ((&Term, Layout), &Operand<Self>)| {
+            let inputs = BackwardInputs { theta: (theta.0, &layout), x, t: *t, dy };
+            Self::backward::<E>(&term.op, inputs, dx.as_deref_mut(), term.key)
+        };
+        each.map(backward).collect()
+    }
     /// Adds ΔW to W, d_out × d_in, in place.
     fn merge<E: Activation>(op: &KronOp, theta: Operand<Self>, w: &mut Self) -> Result<()>;
 }
@@ -91,6 +119,35 @@ pub(crate) trait DeviceOps: BackendStorage<Device: BackendDevice<Storage = Self>
 pub(crate) struct ForwardInputs<'a, S> {
     pub theta: Operand<'a, S>,
     pub x: Operand<'a, S>,
+}
+
+/// One adapter of a call.
+#[derive(Clone, Copy)]
+pub(crate) struct Term {
+    pub op: KronOp,
+    pub key: Option<DropoutKey>,
+    /// Number of the Y that it adds to.
+    pub output: usize,
+}
+
+/// Returns the layouts of the terms' θ in a buffer of all, contiguous from the start of `all`.
+fn each_theta(terms: &[Term], all: &Layout) -> impl Iterator<Item = Layout> {
+    let starts = terms.iter().scan(all.start_offset(), |at, term| {
+        let (start, len) = (*at, term.op.shape.params());
+        *at += len;
+        Some(Layout::contiguous_with_offset(len, start))
+    });
+    starts.collect::<Vec<_>>().into_iter()
+}
+
+/// Inputs of the backward pass of a sum.
+pub(crate) struct SumInputs<'a, S> {
+    /// θ of the terms, one after the other.
+    pub theta: Operand<'a, S>,
+    pub x: Operand<'a, S>,
+    /// T as the forward pass returned it.
+    pub ts: &'a [Operand<'a, S>],
+    pub dy: Operand<'a, S>,
 }
 
 /// Inputs of a backward pass.
@@ -159,9 +216,30 @@ pub(crate) fn on<S: DeviceOps, T>(
     }
 }
 
+/// Calls `f` with the storages of several tensors; fails if one is on another device than `location`.
+pub(crate) fn on_all<S: DeviceOps, T>(
+    location: DeviceLocation,
+    tensors: &[Tensor],
+    f: impl FnOnce(&[Operand<S>]) -> Result<T>,
+) -> Result<T> {
+    let held: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let of = |(storage, layout)| match S::of(storage) {
+        Some(storage) if storage.device().location() == location => Ok((storage, layout)),
+        _ => bail!("a tensor of several is not on {location:?}, where the adapter's input is"),
+    };
+    let operands = held.iter().map(|(storage, layout)| of((&**storage, *layout)));
+    f(&operands.collect::<Result<Vec<Operand<S>>>>()?)
+}
+
 /// Makes a tensor without an autograd graph.
 pub(crate) fn tensor<S: DeviceOps>(storage: S, shape: impl Into<Shape>) -> Tensor {
     Tensor::from_storage(storage.into_storage(), shape, BackpropOp::none(), false)
+}
+
+/// Makes a tensor of one dimension from all float32 elements of a storage, without an autograd graph.
+pub(crate) fn flat<S: DeviceOps>(storage: S) -> Result<Tensor> {
+    let len = storage.len_of::<f32>()?;
+    Ok(tensor(storage, len))
 }
 
 /// Allocates zeros on the device of `like`.

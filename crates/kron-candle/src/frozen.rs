@@ -5,11 +5,12 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backend::BackendDevice;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DeviceLocation, Layout, Result, Shape, Tensor, bail};
 use candle_nn::Linear;
 use kron_core::LayerDims;
 
 use crate::base::FrozenLinear;
+use crate::cpu;
 use crate::device_ops::{DeviceOps, Operand, on, tensor, with_activation, with_device_ops};
 
 /// A frozen matrix; its weight gets no gradient.
@@ -25,6 +26,11 @@ impl FrozenLinear for Linear {
 
     fn cpu_backward(&self, dy: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
         backward(self, (dy, layout))
+    }
+
+    fn cpu_backward_add(&self, dy: &CpuStorage, layout: &Layout, dx: &mut CpuStorage) -> Result<()> {
+        let rows = rows(layout)?;
+        on(DeviceLocation::Cpu, self.weight(), |w| cpu::add_product(dx, (dy, layout), w, rows))
     }
 
     #[cfg(feature = "cuda")]

@@ -50,7 +50,7 @@ enum Source<'a> {
 /// let q = inject.linear(64, 64, true, vb.pp("layer.0.q_proj"))?;
 /// let k = inject.linear(64, 64, true, vb.pp("layer.0.k_proj"))?;
 /// let v = inject.linear(64, 64, true, vb.pp("layer.0.v_proj"))?;
-/// assert!(q.delta().is_some() && k.delta().is_none() && v.delta().is_some());
+/// assert_eq!([&q, &k, &v].map(|layer| layer.deltas().len()), [1, 0, 1]);
 /// assert_eq!(inject.finish()?.params(), 2 * (4 * 2 + 8 * (16 + 32)));
 /// # Ok(()) }
 /// ```
@@ -59,6 +59,8 @@ pub struct Inject<'a> {
     source: Source<'a>,
     dropout: Dropout,
     fused: bool,
+    /// Terms of each new adapter's sum.
+    terms: usize,
     made: RefCell<Vec<TrainableDelta>>,
     /// Sizes of the layers made for serving, by module.
     served: RefCell<HashMap<String, LayerDims>>,
@@ -100,8 +102,8 @@ impl<'a> Inject<'a> {
     /// let layer = Layer::new("layer.0.q_proj", scaling, Theta::random(shape, 1))?;
     /// let inject = Inject::trained(Adapter::new(vec![layer])?);
     /// let base = || Ok::<_, candle_core::Error>(Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None));
-    /// assert!(inject.wrap(base()?, "layer.0.q_proj")?.delta().is_some());
-    /// assert!(inject.wrap(base()?, "layer.0.k_proj")?.delta().is_none());
+    /// assert_eq!(inject.wrap(base()?, "layer.0.q_proj")?.deltas().len(), 1);
+    /// assert_eq!(inject.wrap(base()?, "layer.0.k_proj")?.deltas().len(), 0);
     /// # Ok(()) }
     /// ```
     pub fn trained(adapter: Adapter) -> Self {
@@ -116,7 +118,7 @@ impl<'a> Inject<'a> {
     /// # fn main() -> Result<()> {
     /// let inject = kron_candle::Inject::nothing();
     /// let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
-    /// assert!(inject.wrap(base, "layer.0")?.delta().is_none());
+    /// assert!(inject.wrap(base, "layer.0")?.deltas().is_empty());
     /// # Ok(()) }
     /// ```
     pub fn nothing() -> Self {
@@ -160,6 +162,7 @@ impl<'a> Inject<'a> {
             source,
             dropout: Dropout::NONE,
             fused: true,
+            terms: 1,
             made: RefCell::default(),
             served: RefCell::default(),
         }
@@ -168,6 +171,32 @@ impl<'a> Inject<'a> {
     /// Sets the dropout on every adapter's input.
     pub fn with_dropout(self, dropout: Dropout) -> Self {
         Self { dropout, ..self }
+    }
+
+    /// Makes every new adapter a sum of terms of the rule's shape and scale, ΔW = Σ s·A ⊗ (B·C), with initial values of
+    /// their own and ΔW = 0. One dropout mask is that of all terms of a layer.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use candle_nn::Linear;
+    /// use kron_candle::{Inject, Method, Split};
+    ///
+    /// # fn main() -> candle_core::Result<()> {
+    /// let method = Method::Kron { split: Split { a_out: 4, a_in: 4 }, rank: 2 };
+    /// let inject = Inject::of_method(&["q_proj"], 1, method, 8.0)?.with_terms(3)?;
+    /// let base = Linear::new(Tensor::zeros((64, 96), DType::F32, &Device::Cpu)?, None);
+    /// assert_eq!(inject.wrap(base, "0.q_proj")?.deltas().len(), 3);
+    /// assert_eq!(inject.finish()?.to_adapter()?.terms("0.q_proj").len(), 3);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The number is not from 1 to [`Adapter::MAX_TERMS`].
+    pub fn with_terms(self, terms: usize) -> Result<Self> {
+        match terms {
+            1..=Adapter::MAX_TERMS => Ok(Self { terms, ..self }),
+            _ => bail!("a sum has {terms} terms, but it has 1 to {}", Adapter::MAX_TERMS),
+        }
     }
 
     /// Makes the adapters [`unfused`](TrainableDelta::unfused).
@@ -212,9 +241,11 @@ impl<'a> Inject<'a> {
     /// The rule fails, or a trained adapter does not fit the weight.
     pub fn wrap(&self, base: Linear, module: &str) -> Result<KronLinear> {
         let (d_out, d_in) = base.weight().dims2()?;
-        match self.delta(module, LayerDims { d_out, d_in }, base.weight().device())? {
-            Some(delta) => KronLinear::new(base, delta),
-            None => Ok(self.record(base.into(), module, LayerDims { d_out, d_in })),
+        let dims = LayerDims { d_out, d_in };
+        let mut deltas = self.deltas(module, dims, base.weight().device())?.into_iter();
+        match deltas.next() {
+            Some(first) => deltas.try_fold(KronLinear::new(base, first)?, KronLinear::with_term),
+            None => Ok(self.record(base.into(), module, dims)),
         }
     }
 
@@ -229,8 +260,9 @@ impl<'a> Inject<'a> {
         device: &Device,
     ) -> Result<KronLinear> {
         let dims = base.dims();
-        match self.delta(module, dims, device)? {
-            Some(delta) => KronLinear::over(base, delta),
+        let mut deltas = self.deltas(module, dims, device)?.into_iter();
+        match deltas.next() {
+            Some(first) => deltas.try_fold(KronLinear::over(base, first)?, KronLinear::with_term),
             None => Ok(self.record(KronLinear::frozen(base), module, dims)),
         }
     }
@@ -244,24 +276,31 @@ impl<'a> Inject<'a> {
         layer.of_module(module)
     }
 
-    /// Makes the adapter of a module; `None` if its name does not match.
-    fn delta(&self, module: &str, dims: LayerDims, device: &Device) -> Result<Option<TrainableDelta>> {
-        let index = self.made.borrow().len() as u64;
-        let delta = match &self.source {
+    /// Makes the terms of a module's adapter; none if its name does not match.
+    fn deltas(&self, module: &str, dims: LayerDims, device: &Device) -> Result<Vec<TrainableDelta>> {
+        let first = self.made.borrow().len() as u64;
+        let deltas = match &self.source {
             Source::New { rule, seed } if self.patterns.iter().any(|p| p.matches(module)) => {
                 let (shape, scaling) = rule(module, dims).map_err(|e| of_adapter(e.about(module)))?;
-                TrainableDelta::new(module, shape, scaling, seed.wrapping_add(index << 32), device)?
+                let term = |(index, term)| {
+                    let seed = seed.wrapping_add(index << 32);
+                    Ok(TrainableDelta::new(module, shape, scaling, seed, device)?.with_term(term))
+                };
+                (first..).zip(0..self.terms).map(term).collect::<Result<Vec<_>>>()?
             }
-            Source::Trained(adapter) => match adapter.layer(module) {
-                Some(layer) => TrainableDelta::from_layer(layer, device)?,
-                None => return Ok(None),
-            },
-            _ => return Ok(None),
+            Source::Trained(adapter) => {
+                let terms = adapter.terms(module).iter();
+                terms.map(|layer| TrainableDelta::from_layer(layer, device)).collect::<Result<_>>()?
+            }
+            _ => Vec::new(),
         };
-        let delta = delta.with_dropout(self.dropout).with_stream(index);
-        let delta = if self.fused { delta } else { delta.unfused() };
-        self.made.borrow_mut().push(delta.clone());
-        Ok(Some(delta))
+        let configured = deltas.into_iter().map(|delta| {
+            let delta = delta.with_dropout(self.dropout).with_stream(first);
+            if self.fused { delta } else { delta.unfused() }
+        });
+        let deltas: Vec<_> = configured.collect();
+        self.made.borrow_mut().extend(deltas.iter().cloned());
+        Ok(deltas)
     }
 
     /// Returns the layers of a model that serves many adapters.

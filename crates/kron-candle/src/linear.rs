@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::Linear;
-use kron_core::{Dropout, DropoutKey};
+use kron_core::{AdapterGroup, Dropout, DropoutKey};
 
 use crate::base::FrozenLinear;
+use crate::device_ops::Term;
 use crate::frozen::Frozen;
 use crate::op::{self, Call, Fused};
 use crate::trainable_delta::TrainableDelta;
@@ -23,8 +24,8 @@ enum Base {
 
 /// Linear layer with an optional adapter: y = base(x) + s·x·(A ⊗ (B·C))ᵀ.
 ///
-/// LoRA, KronA and Kron-LoRA are shapes of its [`TrainableDelta`]; without one the layer is its base. A base that is
-/// a matrix is frozen: it gets no gradient.
+/// LoRA, KronA and Kron-LoRA are shapes of its [`TrainableDelta`]; without one the layer is its base, and
+/// [`KronLinear::with_term`] makes a sum of several. A base that is a matrix is frozen: it gets no gradient.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -45,7 +46,7 @@ enum Base {
 /// assert!(difference < 1e-5);
 ///
 /// // The gradient of θ = [A | B | C] is one flat tensor.
-/// let delta = layer.delta().expect("an adapter");
+/// let delta = &layer.deltas()[0];
 /// let gradients = y.sqr()?.sum_all()?.backward()?;
 /// assert_eq!(gradients.get(delta.theta()).expect("a gradient").dims(), [shape.params()]);
 /// # Ok(()) }
@@ -53,7 +54,8 @@ enum Base {
 #[derive(Clone)]
 pub struct KronLinear {
     base: Base,
-    delta: Option<TrainableDelta>,
+    /// Terms of a sum; none for the base alone.
+    deltas: Vec<TrainableDelta>,
     /// Path in a model that serves many adapters, by which a batch finds those of the layer.
     module: Option<Arc<str>>,
 }
@@ -64,14 +66,14 @@ impl std::fmt::Debug for KronLinear {
             Base::Matrix(linear) => format!("{:?}", linear.weight().shape()),
             Base::Frozen(base) => format!("{base:?}"),
         };
-        f.debug_struct("KronLinear").field("base", &base).field("delta", &self.delta).finish()
+        f.debug_struct("KronLinear").field("base", &base).field("deltas", &self.deltas).finish()
     }
 }
 
 impl From<Linear> for KronLinear {
     /// Wraps a layer without an adapter.
     fn from(base: Linear) -> Self {
-        Self { base: Base::Matrix(base), delta: None, module: None }
+        Self { base: Base::Matrix(base), deltas: Vec::new(), module: None }
     }
 }
 
@@ -85,7 +87,7 @@ impl KronLinear {
         if weight != [shape.d_out(), shape.d_in()] {
             bail!("the weight of {} is {weight:?}, but its adapter is {shape}", delta.module());
         }
-        Ok(Self { base: Base::Matrix(base), delta: Some(delta), module: None })
+        Ok(Self { base: Base::Matrix(base), deltas: vec![delta], module: None })
     }
 
     /// Puts an adapter on any frozen base, such as a quantised matrix.
@@ -115,12 +117,12 @@ impl KronLinear {
         if (dims.d_out, dims.d_in) != (shape.d_out(), shape.d_in()) {
             bail!("the base of {} is {base:?}, but its adapter is {shape}", delta.module());
         }
-        Ok(Self { base: Base::Frozen(base), delta: Some(delta), module: None })
+        Ok(Self { base: Base::Frozen(base), deltas: vec![delta], module: None })
     }
 
     /// Wraps a frozen base without an adapter.
     pub fn frozen(base: Arc<dyn FrozenLinear>) -> Self {
-        Self { base: Base::Frozen(base), delta: None, module: None }
+        Self { base: Base::Frozen(base), deltas: Vec::new(), module: None }
     }
 
     /// Returns the base; `None` if its weight or bias is trained, which an adapter excludes.
@@ -128,7 +130,7 @@ impl KronLinear {
         let is_trained =
             |linear: &Linear| linear.weight().track_op() || linear.bias().is_some_and(Tensor::track_op);
         match &self.base {
-            Base::Matrix(linear) if self.delta.is_none() && is_trained(linear) => None,
+            Base::Matrix(linear) if self.deltas.is_empty() && is_trained(linear) => None,
             Base::Matrix(linear) => {
                 let bias = linear.bias().map(Tensor::detach);
                 Some(Arc::new(Linear::new(linear.weight().detach(), bias)))
@@ -147,9 +149,53 @@ impl KronLinear {
         self.module.as_deref()
     }
 
-    /// Returns the adapter.
-    pub const fn delta(&self) -> Option<&TrainableDelta> {
-        self.delta.as_ref()
+    /// Adds a term to the adapter, ΔW = Σ s·A ⊗ (B·C): all terms are one call, with one x and one y.
+    ///
+    /// Terms of one random stream have one dropout mask.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Tensor};
+    /// # use candle_nn::Linear;
+    /// # use kron_candle::{KronLinear, KronShape, LayerDims, ScaleRule, Scaling, Split, TrainableDelta};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let device = Device::Cpu;
+    /// # let base = Linear::new(Tensor::randn(0f32, 0.1, (64, 96), &device)?, None);
+    /// let shape = KronShape::kron(LayerDims { d_out: 64, d_in: 96 }, Split { a_out: 4, a_in: 2 }, 8)?;
+    /// let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?;
+    /// let term = |seed| TrainableDelta::new("layer.0", shape, scaling, seed, &device);
+    /// let layer = KronLinear::new(base, term(1)?)?.with_term(term(2)?)?;
+    /// let y = layer.forward_with(&Tensor::randn(0f32, 1.0, (5, 96), &device)?, None)?;
+    /// let gradients = y.sqr()?.sum_all()?.backward()?;
+    /// assert!(layer.deltas().iter().all(|term| gradients.get(term.theta()).is_some()));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The layer has no adapter or [`AdapterGroup::MAX_TERMS`] terms, or the term has other sizes, is on another device,
+    /// or is fused where the others are not.
+    pub fn with_term(mut self, delta: TrainableDelta) -> Result<Self> {
+        let (most, module) = (AdapterGroup::MAX_TERMS, delta.module());
+        let Some(first) = self.deltas.first() else {
+            bail!("{module} is to be a further term of an adapter, but the layer has none");
+        };
+        let (own, shape) = (first.op().shape, delta.op().shape);
+        if (own.d_out(), own.d_in()) != (shape.d_out(), shape.d_in()) {
+            bail!("a term of {module} is {shape}, but the first is {own}");
+        }
+        if delta.is_fused() != first.is_fused() || !delta.theta().device().same_device(first.theta().device())
+        {
+            bail!("the terms of {module} are fused on one device, or unfused on one");
+        }
+        if self.deltas.len() == most {
+            bail!("{module} has {most} terms, which is the largest number");
+        }
+        self.deltas.push(delta);
+        Ok(self)
+    }
+
+    /// Returns the terms of the adapter; none for the base alone.
+    pub fn deltas(&self) -> &[TrainableDelta] {
+        &self.deltas
     }
 
     /// Computes y, … × d_out, for x, … × d_in.
@@ -186,7 +232,7 @@ impl KronLinear {
             (None, Base::Frozen(_)) => bail!("a frozen base is not lent"),
         };
         let x = x.contiguous()?;
-        let Some(delta) = &self.delta else { return x.apply_op1(Frozen(base)) };
+        let Some(delta) = self.deltas.first() else { return x.apply_op1(Frozen(base)) };
         if !delta.is_fused() {
             if dropout.is_some() && delta.op().dropout != Dropout::NONE {
                 bail!(
@@ -195,10 +241,28 @@ impl KronLinear {
                     delta.op().dropout.probability()
                 );
             }
-            return x.apply_op1(Frozen(base))? + unfused::added(delta, &x)?;
+            let y = x.apply_op1(Frozen(base))?;
+            return self.deltas.iter().try_fold(y, |y, delta| y + unfused::added(delta, &x)?);
         }
-        let call = Call::new(*delta.op(), dropout.map(|key| delta.key(key)));
-        x.apply_op2(delta.theta(), Fused { call, base })
+        let call = Call::new(self.terms(dropout, 0).collect());
+        x.apply_op2(&self.joined_theta()?, Fused { call, base })
+    }
+
+    /// Returns the adapter's terms, which add to one of a call's outputs.
+    pub(crate) fn terms(&self, step: Option<DropoutKey>, output: usize) -> impl Iterator<Item = Term> {
+        let term = move |delta: &TrainableDelta| {
+            let key = step.map(|step| delta.key(step));
+            Term { op: *delta.op(), key, output }
+        };
+        self.deltas.iter().map(term)
+    }
+
+    /// Returns θ of the terms, one after the other, in candle's graph.
+    pub(crate) fn joined_theta(&self) -> Result<Tensor> {
+        match self.deltas.as_slice() {
+            [one] => Ok(one.theta().as_tensor().clone()),
+            all => Tensor::cat(&all.iter().map(|delta| delta.theta().as_tensor()).collect::<Vec<_>>(), 0),
+        }
     }
 
     /// Returns a plain layer with weight W + ΔW, in the dtype of W, rounded once.
@@ -222,13 +286,10 @@ impl KronLinear {
     /// # Ok(()) }
     /// ```
     pub fn merge(&self) -> Result<Linear> {
-        let (Base::Matrix(linear), Some(delta)) = (&self.base, &self.delta) else {
-            return match &self.base {
-                Base::Matrix(linear) => Ok(linear.clone()),
-                Base::Frozen(_) => bail!("a base that is not a matrix has no weight to merge into"),
-            };
+        let Base::Matrix(linear) = &self.base else {
+            bail!("a base that is not a matrix has no weight to merge into");
         };
-        let merged = op::merge(delta.op(), delta.theta(), linear.weight())?;
+        let merged = op::merge(&self.deltas, linear.weight())?;
         Ok(Linear::new(merged, linear.bias().cloned()))
     }
 }

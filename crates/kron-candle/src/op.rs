@@ -5,32 +5,33 @@ use std::sync::{Arc, OnceLock};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backend::BackendDevice;
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use kron_core::{DropoutKey, KronOp};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::base::FrozenLinear;
 use crate::device_ops::{
-    self, BackwardInputs, DeviceOps, ForwardInputs, Operand, on, tensor, with_activation, with_device_ops,
+    self, DeviceOps, ForwardInputs, Operand, SumInputs, Term, flat, on, on_all, tensor, with_activation,
+    with_device_ops,
 };
+use crate::trainable_delta::TrainableDelta;
 
-/// One call of an adapter, with the state that its backward pass needs besides x and θ.
+/// One call of the terms of an adapter, with the state that its backward pass needs besides x and θ.
 pub(crate) struct Call {
-    op: KronOp,
-    key: Option<DropoutKey>,
-    t: OnceLock<Tensor>,
+    terms: Vec<Term>,
+    ts: OnceLock<Vec<Tensor>>,
 }
 
 impl Call {
-    pub fn new(op: KronOp, key: Option<DropoutKey>) -> Self {
-        Self { op, key, t: OnceLock::new() }
+    /// Takes at least one term; all are of one size.
+    pub fn new(terms: Vec<Term>) -> Self {
+        Self { terms, ts: OnceLock::new() }
     }
 
     /// Adds the adapter's output to `y`, and stores T.
-    fn forward<S: DeviceOps>(&self, inputs: ForwardInputs<S>, y: &mut S, rows: usize) -> Result<()> {
-        let t = with_activation!("activations are", y.dtype(), E => {
-            S::forward::<E>(&self.op, inputs, y, self.key)
+    fn forward<S: DeviceOps>(&self, inputs: ForwardInputs<S>, y: &mut S) -> Result<()> {
+        let ts = with_activation!("activations are", y.dtype(), E => {
+            S::forward_sum::<E>(&self.terms, inputs, y)
         })?;
-        match self.t.set(tensor(t, self.op.t_len(rows))) {
+        match self.ts.set(ts.into_iter().map(flat).collect::<Result<_>>()?) {
             Ok(()) => Ok(()),
             Err(_) => bail!("a call of an adapter ran twice, but it is made for one forward pass"),
         }
@@ -44,29 +45,29 @@ impl Call {
         dy: Operand<S>,
         dx: Option<&mut S>,
     ) -> Result<Tensor> {
-        let Some(t) = self.t.get() else { bail!("backward of an adapter's call that has not run forward") };
+        let Some(ts) = self.ts.get() else { bail!("backward of an adapter's call that has not run forward") };
         let location = dy.0.device().location();
-        let dtheta = on(location, x, |x| {
+        let dthetas = on(location, x, |x| {
             on(location, theta, |theta| {
-                on(location, t, |t| {
-                    let inputs = BackwardInputs { theta, x, t, dy };
+                on_all(location, ts, |ts| {
+                    let inputs = SumInputs { theta, x, ts, dy };
                     with_activation!("a gradient is", dy.0.dtype(), E => {
-                        S::backward::<E>(&self.op, inputs, dx, self.key)
+                        S::backward_sum::<E>(&self.terms, inputs, dx)
                     })
                 })
             })
         })?;
-        Ok(tensor(dtheta, theta.shape()))
+        match dthetas.into_iter().map(flat).collect::<Result<Vec<_>>>()?.as_slice() {
+            [one] => Ok(one.clone()),
+            each => Tensor::cat(each, 0),
+        }
     }
 
-    /// Returns the number of rows of x, … × d_in, and the shape of the output.
-    fn sizes(&self, x: &Layout) -> Result<(usize, Shape)> {
-        let (d_in, d_out) = (self.op.shape.d_in(), self.op.shape.d_out());
+    /// Returns the shape of the output for x, … × d_in.
+    fn output_shape(&self, x: &Layout) -> Result<Shape> {
+        let (d_in, d_out) = (self.terms[0].op.shape.d_in(), self.terms[0].op.shape.d_out());
         match x.dims().split_last() {
-            Some((&last, outer)) if last == d_in => {
-                let shape = Shape::from([outer, &[d_out]].concat());
-                Ok((outer.iter().product(), shape))
-            }
+            Some((&last, outer)) if last == d_in => Ok(Shape::from([outer, &[d_out]].concat())),
             _ => bail!("x is {:?}, but the last dimension of an adapter's input is d_in = {d_in}", x.shape()),
         }
     }
@@ -80,9 +81,9 @@ pub(crate) struct Fused {
 
 impl Fused {
     fn forward<S: DeviceOps>(&self, x: Operand<S>, theta: Operand<S>) -> Result<(S, Shape)> {
-        let (rows, shape) = self.call.sizes(x.1)?;
+        let shape = self.call.output_shape(x.1)?;
         let mut y = S::base_forward(&*self.base, x)?;
-        self.call.forward(ForwardInputs { theta, x }, &mut y, rows)?;
+        self.call.forward(ForwardInputs { theta, x }, &mut y)?;
         Ok((y, shape))
     }
 
@@ -151,17 +152,22 @@ impl CustomOp2 for Fused {
     }
 }
 
-/// Returns W + ΔW as a new tensor, d_out × d_in, rounded once.
-pub(crate) fn merge(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    fn merge_on<S: DeviceOps>(op: &KronOp, theta: &Tensor, weight: &Tensor) -> Result<Tensor> {
+/// Returns W + ΔW as a new tensor, d_out × d_in, rounded once; the terms of a sum are added in float32.
+pub(crate) fn merge(deltas: &[TrainableDelta], weight: &Tensor) -> Result<Tensor> {
+    fn merge_on<S: DeviceOps>(delta: &TrainableDelta, weight: &Tensor) -> Result<Tensor> {
         let location = weight.device().location();
         let mut merged: S = on(location, weight, device_ops::copy)?;
         on(
             location,
-            theta,
-            |theta| with_activation!("the weight is", merged.dtype(), E => S::merge::<E>(op, theta, &mut merged)),
+            delta.theta(),
+            |theta| with_activation!("the weight is", merged.dtype(), E => S::merge::<E>(delta.op(), theta, &mut merged)),
         )?;
         Ok(tensor(merged, weight.shape()))
     }
-    with_device_ops!(weight.device(), S => merge_on::<S>(op, theta, weight))
+    let one = |weight: Tensor, delta| with_device_ops!(weight.device(), S => merge_on::<S>(delta, &weight));
+    match deltas {
+        [] => Ok(weight.clone()),
+        [delta] => one(weight.clone(), delta),
+        all => all.iter().try_fold(weight.to_dtype(DType::F32)?, one)?.to_dtype(weight.dtype()),
+    }
 }

@@ -190,6 +190,18 @@ impl FrozenLinear for QuantisedLinear {
         })?;
         Ok(CpuStorage::F32(values))
     }
+
+    fn cpu_backward_add(&self, dy: &CpuStorage, layout: &Layout, dx: &mut CpuStorage) -> Result<()> {
+        let LayerDims { d_out, d_in } = self.dims();
+        let dy = matrix(dy, layout, d_out)?;
+        let CpuStorage::F32(dx) = dx else {
+            bail!("a gradient is {:?}, but a quantised layer's is f32", dx.dtype());
+        };
+        self.tiles(|rows, w| {
+            let dy = dy.slice(s![.., rows]);
+            product_of(self.operands, matrix_mut(dx, d_in)?, Accum::Add, dy, w, Threads::All)
+        })
+    }
 }
 
 /// Σ a·b of equal lengths, in four vectors of partial sums, whose length is the processor's.

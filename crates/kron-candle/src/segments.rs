@@ -10,11 +10,11 @@ use kron_core::{
 };
 
 use crate::base::FrozenLinear;
-use crate::cpu::{elements, elements_mut, view, view_mut};
 use crate::device_ops::{Activation, Operand, on, tensor, with_activation};
 use crate::frozen::Frozen;
 use crate::linear::KronLinear;
 use crate::trainable_delta::TrainableDelta;
+use crate::views::{elements, elements_mut, view, view_mut};
 
 impl KronLinear {
     /// Computes y = base(x), and adds to each row the output of its own adapter; without a graph, for inference.
@@ -116,7 +116,7 @@ impl KronLinear {
 
     /// Returns the base that all rows share.
     fn shared_base(&self) -> Result<Arc<dyn FrozenLinear>> {
-        if let Some(delta) = self.delta() {
+        if let Some(delta) = self.deltas().first() {
             bail!("the layer has the adapter {} of its own, but its rows bring theirs", delta.module());
         }
         match self.base() {

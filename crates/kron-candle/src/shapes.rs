@@ -23,7 +23,7 @@ impl Inject<'_> {
     /// let inject = Inject::of_method(&["q_proj", "up_proj"], 1, method, 32.0)?;
     /// let base = |d_out, d_in| Ok::<_, candle_core::Error>(Linear::new(Tensor::zeros((d_out, d_in), DType::F32, &Device::Cpu)?, None));
     /// let (q, up) = (inject.wrap(base(64, 64)?, "0.q_proj")?, inject.wrap(base(90, 64)?, "0.up_proj")?);
-    /// let split = |layer: &kron_candle::KronLinear| layer.delta().map(|d| (d.op().shape.a_out(), d.op().shape.a_in()));
+    /// let split = |layer: &kron_candle::KronLinear| layer.deltas().first().map(|d| (d.op().shape.a_out(), d.op().shape.a_in()));
     /// assert_eq!((split(&q), split(&up)), (Some((4, 4)), Some((3, 4))));
     /// # Ok(()) }
     /// ```
@@ -49,7 +49,7 @@ impl Inject<'_> {
     /// let inject = kron_candle::Inject::paper(&["q_proj"], 1, 4096, 8, 32.0)?;
     /// let base = Linear::new(Tensor::zeros((4096, 4096), DType::F32, &Device::Cpu)?, None);
     /// let layer = inject.wrap(base, "layers.0.q_proj")?;
-    /// assert_eq!(layer.delta().expect("an adapter").op().shape.params(), 18_464); // LoRA of rank 8 has 65 536
+    /// assert_eq!(layer.deltas()[0].op().shape.params(), 18_464); // LoRA of rank 8 has 65 536
     /// # Ok(()) }
     /// ```
     ///

@@ -6,6 +6,7 @@ use kron_core::DropoutKey;
 use crate::frozen::Frozen;
 use crate::linear::KronLinear;
 use crate::op::{Call, Fused};
+use crate::trainable_delta::TrainableDelta;
 
 /// A forward pass of a layer, kept for its backward pass.
 ///
@@ -42,7 +43,7 @@ enum Op {
 impl KronLinear {
     /// Returns true if [`KronLinear::trace`] has all gradients: the base is frozen, and an adapter is fused.
     pub fn is_traceable(&self) -> bool {
-        self.base().is_some() && self.delta().is_none_or(|delta| delta.is_fused())
+        self.base().is_some() && self.deltas().iter().all(TrainableDelta::is_fused)
     }
 
     /// Computes y as [`KronLinear::forward_with`] does, without candle's graph.
@@ -54,18 +55,19 @@ impl KronLinear {
             bail!("{self:?} trains its weight or is unfused, so that only candle's graph has its gradients");
         };
         let x = x.detach().contiguous()?;
-        let Some(delta) = self.delta() else {
+        if self.deltas().is_empty() {
             let op = Frozen(base);
             return Ok((x.apply_op1_no_bwd(&op)?, Trace { x, op: Op::Frozen(op) }));
-        };
-        let theta = delta.theta().as_detached_tensor();
-        let op = Fused { call: Call::new(*delta.op(), dropout.map(|key| delta.key(key))), base };
+        }
+        let theta = self.joined_theta()?.detach();
+        let op = Fused { call: Call::new(self.terms(dropout, 0).collect()), base };
         Ok((x.apply_op2_no_bwd(&theta, &op)?, Trace { x, op: Op::Fused(Box::new(op), theta) }))
     }
 }
 
 impl Trace {
-    /// Returns dX, if it is wanted, and the gradient of the adapter's θ, for the gradient of y.
+    /// Returns dX, if it is wanted, and the gradient of the adapter's θ, of all terms one after the other, for the
+    /// gradient of y.
     ///
     /// # Errors
     /// dY has another shape, dtype or device than y.

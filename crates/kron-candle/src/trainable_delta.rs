@@ -32,6 +32,8 @@ use crate::optim::{Group, Part};
 #[derive(Clone, Debug)]
 pub struct TrainableDelta {
     module: String,
+    /// Number among the terms of the module's sum.
+    term: usize,
     scaling: Scaling,
     op: KronOp,
     theta: Var,
@@ -71,7 +73,13 @@ impl TrainableDelta {
     pub fn from_layer(layer: &Layer, device: &Device) -> Result<Self> {
         let theta = Var::from_slice(layer.theta().as_slice(), layer.shape().params(), device)?;
         let (module, scaling) = (layer.module().into(), layer.scaling());
-        Ok(Self { module, scaling, op: layer.op(), theta, stream: 0, fused: true })
+        Ok(Self { module, term: layer.term(), scaling, op: layer.op(), theta, stream: 0, fused: true })
+    }
+
+    /// Sets the number among the terms of the module's sum, from 0; [`KronLinear::with_term`](crate::KronLinear::with_term)
+    /// makes the sum.
+    pub fn with_term(self, term: usize) -> Self {
+        Self { term, ..self }
     }
 
     /// Sets the dropout on the adapter's input, applied in calls with a key.
@@ -121,7 +129,7 @@ impl TrainableDelta {
     pub fn to_layer(&self) -> Result<Layer> {
         let theta = self.theta.as_tensor().to_device(&Device::Cpu)?.to_vec1()?;
         let theta = Theta::from_vec(self.op.shape, theta).map_err(candle_core::Error::wrap)?;
-        Layer::new(&self.module, self.scaling, theta).map_err(of_adapter)
+        Ok(Layer::new(&self.module, self.scaling, theta).map_err(of_adapter)?.with_term(self.term))
     }
 
     /// Returns the ranges of A, B and C in θ.
@@ -169,6 +177,10 @@ impl TrainableDelta {
     /// Returns the module's dotted path in the model.
     pub fn module(&self) -> &str {
         &self.module
+    }
+    /// Returns the number among the terms of the module's sum.
+    pub const fn term(&self) -> usize {
+        self.term
     }
     /// Returns shape, scale and dropout.
     pub const fn op(&self) -> &KronOp {

@@ -63,7 +63,7 @@ fn peft_folders_compute_what_peft_computed() -> Result<()> {
         let made = model(&inject, &vb)?;
         assert_eq!(inject.finish()?.deltas().len(), adapter.layers().len(), "{name}");
         let mut adapted = 0;
-        for (path, linear) in made.iter().filter(|(_, linear)| linear.delta().is_some()) {
+        for (path, linear) in made.iter().filter(|(_, linear)| !linear.deltas().is_empty()) {
             let [x, peft] = ["x", "y"].map(|end| &outputs[&format!("{name}.act.{path}.{end}")]);
             let layer = adapter.layer(path).expect("the layer of this path");
             let w = wide(&vb.get((layer.shape().d_out(), layer.shape().d_in()), &format!("{path}.weight"))?)?;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor};
 use candle_nn::Linear;
 use kron_adapter::gguf::{BlockType, Blocks};
+use kron_candle::models::GroupTrace;
 use kron_candle::{
     FrozenLinear, KronLinear, KronShape, LayerDims, QuantisedLinear, ScaleRule, Scaling, Split,
     TrainableDelta,
@@ -64,5 +65,45 @@ fn a_quantised_base_is_never_whole() -> Result<()> {
         assert!(peak >= 4 * rows * outer && peak <= most, "{peak} bytes at once, backward: {backward}");
         assert!(2 * most < 4 * d_out * columns);
     }
+    Ok(())
+}
+
+/// Layers on one x take less at once as a group than one by one, for they add to one dX.
+#[test]
+fn a_group_takes_no_more_than_its_layers() -> Result<()> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (rows, d_in) = (2048, 256);
+    let layer = |d_out, seed| {
+        let shape =
+            KronShape::kron(LayerDims { d_out, d_in }, Split { a_out: 8, a_in: 2 }, 8).expect("legal");
+        let scaling = Scaling::new(8.0, 8, ScaleRule::AlphaOverR).expect("legal");
+        let base = Linear::new(Tensor::ones((d_out, d_in), DType::F32, &Device::Cpu)?, None);
+        KronLinear::new(base, TrainableDelta::new("m", shape, scaling, seed, &Device::Cpu)?)
+    };
+    let (q, k, v) = (layer(256, 1)?, layer(64, 2)?, layer(64, 3)?);
+    let x = Tensor::ones((rows, d_in), DType::F32, &Device::Cpu)?;
+    let dys = [256, 64, 64].map(|d_out| Tensor::ones((rows, d_out), DType::F32, &Device::Cpu));
+    let dys = dys.into_iter().collect::<Result<Vec<_>>>()?;
+    let peak = |run: &dyn Fn() -> Result<Tensor>| {
+        run()?;
+        let profiler = dhat::Profiler::builder().testing().build();
+        let dx = run()?;
+        let peak = dhat::HeapStats::get().max_bytes;
+        drop((profiler, dx));
+        Ok::<_, candle_core::Error>(peak)
+    };
+    let group = peak(&|| {
+        let (_, trace) = GroupTrace::new(&[&q, &k, &v], &x, None)?;
+        Ok(trace.backward(&dys, true)?.0.expect("asked for"))
+    })?;
+    let each = peak(&|| {
+        let traces = [&q, &k, &v].map(|layer| layer.trace(&x, None).map(|(_, trace)| trace));
+        let traces = traces.into_iter().collect::<Result<Vec<_>>>()?;
+        let dxs = traces.iter().zip(&dys).map(|(trace, dy)| trace.backward(dy, true));
+        let dxs = dxs.map(|backward| Ok(backward?.0.expect("asked for"))).collect::<Result<Vec<_>>>()?;
+        &(&dxs[0] + &dxs[1])? + &dxs[2]
+    })?;
+    let one = 4 * rows * d_in;
+    assert!(group >= one && group + one <= each, "{group} bytes at once as a group, {each} one by one");
     Ok(())
 }

@@ -256,7 +256,7 @@ fn a_batch_takes_adapters_that_fit_the_model() -> Result<()> {
     let inject = Inject::serving();
     for module in ["a.q", "a.k"] {
         let layer = inject.wrap(base(DType::F32)?, module)?;
-        assert!(layer.delta().is_none());
+        assert!(layer.deltas().is_empty());
     }
     let served = inject.finish_serving()?;
     let get = |name: &str, modules: &[&str]| pooled(&pool, folder.path(), name, modules, 2);

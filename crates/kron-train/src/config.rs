@@ -129,6 +129,8 @@ pub struct AdapterConfig {
     pub a_in: usize,
     /// Factor of LoKr; 0 takes a near-square shape.
     pub factor: usize,
+    /// Terms of each layer's sum ΔW = Σ s·A ⊗ (B·C), of one shape.
+    pub terms: usize,
     /// Dropout probability on the adapter's input.
     pub dropout: f32,
     /// Computes adapters by the fused op; `false` takes candle's own products and autograd, for comparison.
@@ -149,6 +151,7 @@ impl Default for AdapterConfig {
             a_out: 0,
             a_in: 0,
             factor: 0,
+            terms: 1,
             dropout: 0.0,
             fused: true,
             match_params: 0,

@@ -106,7 +106,9 @@ fn an_evaluation_is_that_of_the_run() {
     let questions = tempfile::tempdir().expect("a folder");
     let mut text = config(Method::Lora);
     (text.task, text.data.max_len) = (Task::Lm, 16);
-    for mut config in [config(Method::Kron), encoder(), choice(questions.path()), text] {
+    let (mut sum, mut of_encoder) = (config(Method::Kron), encoder());
+    (sum.adapter.terms, of_encoder.adapter.terms, of_encoder.adapter.method) = (3, 2, Method::Kron);
+    for mut config in [config(Method::Kron), encoder(), choice(questions.path()), text, sum, of_encoder] {
         config.data.limit_eval = 0;
         let run = Run::new(config);
         let score = run.outcome.validation.expect("a score");

@@ -16,7 +16,7 @@ fn program(arguments: &[&str]) -> Output {
 
 /// Reads the settings of a short run in which one number differs.
 fn changed(setting: &str, value: Value) -> Result<Config, String> {
-    let mut config = common::config(Method::Lora);
+    let mut config = common::config(Method::Kron);
     // A number of held-out examples takes its place.
     config.data.validation = None;
     let mut whole: Table = config.text().expect("TOML").parse().expect("TOML");
@@ -123,7 +123,7 @@ fn no_number_on_the_command_line_ends_in_a_panic() {
             trials += 1;
         }
     }
-    assert_eq!(trials, 176);
+    assert_eq!(trials, 184);
     for value in ["-1", "9223372036854775808", "18446744073709551615"] {
         assert_eq!(program(&["demo", &format!("--seed={value}")]).status.code(), Some(2), "{value}");
         let arguments = ["compare", "--grid", "none", "--out", "none", &format!("--runs={value}")];

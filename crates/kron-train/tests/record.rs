@@ -54,6 +54,7 @@ fn the_grids_of_comparisons_are_whole() {
     for (name, points) in [
         ("capacity", 28),
         ("capacity_smollm2", 6),
+        ("capacity_terms", 9),
         ("arc_easy", 4),
         ("clinc150_whole", 4),
         ("banking77_whole", 4),

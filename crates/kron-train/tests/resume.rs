@@ -42,6 +42,13 @@ fn stopping_after_every_step_changes_no_bit() {
 }
 
 #[test]
+fn stopping_changes_no_bit_of_a_sum_of_terms() {
+    let mut config = config();
+    config.adapter.terms = 3;
+    stopping_changes_no_bit(&config);
+}
+
+#[test]
 fn stopping_changes_no_bit_over_a_quantised_base_with_checkpointing() {
     let folder = tempfile::tempdir().expect("a folder");
     let text = folder.path().join("text.txt");

@@ -8,6 +8,7 @@
 
 mod arithmetic;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
@@ -110,6 +111,9 @@ pub fn combine(adapters: &[(&Adapter, f64)], method: Method, limits: &mut Limits
         ))
         .with(crate::Suggestion::FactorsOnly));
     }
+    if method != Method::Cat {
+        adapters.iter().try_for_each(|(adapter, _)| adapter.check_no_sums("a sum of factors"))?;
+    }
     let mut modules: IndexMap<&str, Vec<(&Layer, f64)>> = IndexMap::new();
     for (adapter, weight) in adapters {
         for layer in adapter.layers() {
@@ -153,6 +157,22 @@ fn check_sizes(layers: &[(&Layer, f64)]) -> Result<()> {
             other.shape()
         ))),
     }
+}
+
+/// Returns the adapter with each sum of terms as one layer, the LoRA that is equal to it; all other layers stay.
+///
+/// Its rank is the sum of the terms' ranks as LoRAs. An element of a factor is one product of two values, rounded once,
+/// and multiplied by the ratio of the scales before where the terms have several.
+///
+/// # Errors
+/// Fails if the LoRAs take more bytes than the limits have.
+pub fn sums_as_lora<'a>(adapter: &'a Adapter, limits: &mut Limits) -> Result<Cow<'a, Adapter>> {
+    if adapter.modules() == adapter.layers().len() {
+        return Ok(Cow::Borrowed(adapter));
+    }
+    let sums = adapter.layers().chunk_by(|one, next| one.module() == next.module());
+    let layers = sums.map(|terms| cat(&terms.iter().map(|term| (term, 1.0)).collect::<Vec<_>>(), limits));
+    Ok(Cow::Owned(adapter.with_layers(layers.collect::<Result<_>>()?)?))
 }
 
 /// Returns Σ w·s·ΔW by stacked factors.

@@ -17,6 +17,7 @@ use super::hugging_face::{Architecture, Heads, HuggingFaceTensor, LlamaTensors, 
 use super::value::Value;
 use super::writer::{GgufHeader, padding};
 use crate::algebra::{Delta, Lora, scale64};
+use crate::combine::sums_as_lora;
 use crate::elements::first_not_finite;
 use crate::left_out::LeftOut;
 use crate::limits::Limits;
@@ -24,7 +25,9 @@ use crate::limits::check_file;
 use crate::peft::LoraOptions;
 use crate::resolve::place_layers;
 use crate::text::shown;
-use crate::{Adapter, Error, Format, Layer, Loaded, Output, Progress, Result, ScaleRule, Scaling};
+use crate::{
+    Adapter, Error, Format, Layer, Loaded, Output, Progress, Result, ScaleRule, Scaling, Suggestion,
+};
 
 const ARCHITECTURE: &str = "general.architecture";
 const KIND: &str = "general.type";
@@ -80,6 +83,8 @@ pub fn write_lora(
         Dtype::Bf16 => return Err(Error::usage("an adapter for llama.cpp is f32 or f16, not bf16")),
     };
     adapter.check_finite()?;
+    let mut limits = Limits { bytes: options.budget(adapter), ..Limits::new(0) };
+    let adapter = &*sums_as_lora(adapter, &mut limits).map_err(|e| e.with(Suggestion::MaxBytes))?;
     options.check_size(adapter)?;
     let layers = adapter.layers();
     let tensors = tensors(adapter, base)?;

@@ -10,7 +10,9 @@ use crate::text::shortened;
 use crate::{Adapter, Error, Layer, Result, ScaleRule, Scaling};
 
 /// Newest version of the format. An adapter is written in the oldest that can hold it.
-pub const VERSION: u64 = 3;
+pub const VERSION: u64 = 4;
+/// Version without sums of terms.
+const WITHOUT_TERMS: u64 = 3;
 /// Version without rows of tensors.
 const WHOLE_TENSORS: u64 = 2;
 /// Version without trained tensors.
@@ -40,6 +42,9 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(json: D) -> Result<Op
 #[serde(deny_unknown_fields)]
 pub(super) struct LayerRecord {
     pub module: String,
+    /// Number among the terms of a sum, from 1; the first term, and version 3, lack the field.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub term: Option<usize>,
     d_out: usize,
     d_in: usize,
     a_out: usize,
@@ -91,12 +96,20 @@ pub(super) fn decode(json: &str) -> Result<Manifest> {
         )));
     }
     let manifest: Manifest = serde_json::from_str(json).map_err(broken)?;
-    let needed = needed(manifest.trained_tensors.is_some(), manifest.trained_rows.is_some());
+    let terms = manifest.layers.iter().filter_map(|layer| layer.term);
+    let needed = needed(
+        manifest.trained_tensors.is_some(),
+        manifest.trained_rows.is_some(),
+        terms.clone().next().is_some(),
+    );
+    if terms.clone().any(|term| term == 0) {
+        return Err(Error::data("has a layer with term 0, which is left out"));
+    }
     let empty = manifest.trained_tensors.as_ref().is_some_and(Vec::is_empty)
         || manifest.trained_rows.as_ref().is_some_and(BTreeMap::is_empty);
     if version != needed {
         return Err(Error::data(format!(
-            "is of version {version}, but has the fields of version {needed}: trained_tensors since 2, trained_rows since 3"
+            "is of version {version}, but has the fields of version {needed}: trained_tensors since 2, trained_rows since 3, term since 4"
         )));
     }
     if empty || (manifest.trained_rows.is_some() && manifest.trained_tensors.is_none()) {
@@ -106,11 +119,12 @@ pub(super) fn decode(json: &str) -> Result<Manifest> {
 }
 
 /// Returns the version that has these fields.
-const fn needed(tensors: bool, rows: bool) -> u64 {
-    match (tensors, rows) {
-        (_, true) => VERSION,
-        (true, false) => WHOLE_TENSORS,
-        (false, false) => FACTORS_ALONE,
+const fn needed(tensors: bool, rows: bool, terms: bool) -> u64 {
+    match (tensors, rows, terms) {
+        (_, _, true) => VERSION,
+        (_, true, false) => WITHOUT_TERMS,
+        (true, false, false) => WHOLE_TENSORS,
+        (false, false, false) => FACTORS_ALONE,
     }
 }
 
@@ -121,7 +135,11 @@ pub(super) fn encode(adapter: &Adapter) -> Result<String> {
     let rows = rows.filter_map(|tensor| Some((tensor.name().to_string(), tensor.rows()?.to_vec())));
     let rows: BTreeMap<_, _> = rows.collect();
     let manifest = Manifest {
-        version: needed(!trained.is_empty(), !rows.is_empty()),
+        version: needed(
+            !trained.is_empty(),
+            !rows.is_empty(),
+            adapter.layers().iter().any(|layer| layer.term() > 0),
+        ),
         target_modules: adapter.target_modules().to_vec(),
         layers: adapter.layers().iter().map(LayerRecord::of).collect(),
         trained_tensors: Some(trained).filter(|names| !names.is_empty()),
@@ -135,6 +153,7 @@ impl LayerRecord {
         let (shape, scaling) = (layer.shape(), layer.scaling());
         Self {
             module: layer.module().into(),
+            term: Some(layer.term()).filter(|term| *term > 0),
             d_out: shape.d_out(),
             d_in: shape.d_in(),
             a_out: shape.a_out(),

@@ -136,7 +136,8 @@ pub(crate) fn decode(layout: Layout, mut from: impl Read) -> Result<Adapter> {
     }
 
     let layers = entries.into_iter().zip(thetas.into_iter().flatten());
-    let layers = layers.map(|(entry, theta)| Layer::new(entry.module, entry.scaling, theta));
+    let layers = layers
+        .map(|(entry, theta)| Ok(Layer::new(entry.module, entry.scaling, theta)?.with_term(entry.term)));
     Adapter::new(layers.collect::<Result<_>>()?)?
         .with_target_modules(table.target_modules)?
         .with_metadata(table.metadata)?

@@ -30,6 +30,7 @@ pub(super) struct Table {
 /// Position of a layer's θ in the file.
 pub(super) struct LayerEntry {
     pub module: String,
+    pub term: usize,
     pub scaling: Scaling,
     pub shape: KronShape,
     /// First byte, counted from the end of the header.
@@ -73,15 +74,15 @@ impl Table {
     pub fn entries(&self) -> Result<(Vec<LayerEntry>, Vec<TrainedEntry<'_>>)> {
         let mut expected = HashSet::new();
         let entries = self.layers.iter().map(|record| {
-            let module = record.module.clone();
+            let (module, term) = (record.module.clone(), record.term.unwrap_or(0));
             let (shape, scaling) =
                 record.values().map_err(|e| e.about(format_args!("layer {}", shown(&module))))?;
-            let factors = factors(&module, &shape);
+            let factors = factors(&module, term, &shape);
             let start = self.check_factors(&factors)?;
             if !factors.into_iter().all(|(name, _)| expected.insert(name)) {
                 return Err(Error::data(format!("has two layers of module {}", shown(&module))));
             }
-            Ok(LayerEntry { module, scaling, shape, start })
+            Ok(LayerEntry { module, term, scaling, shape, start })
         });
         let entries = entries.collect::<Result<_>>()?;
         let trained = self.trained.iter().map(|name| {
@@ -147,15 +148,17 @@ impl Table {
 /// Name and shape of a tensor.
 type Factor = (String, [usize; 2]);
 
-/// Returns a layer's tensors in θ's order. No other code knows their names.
-fn factors(module: &str, shape: &KronShape) -> Vec<Factor> {
+/// Returns a layer's tensors in θ's order, `q.kron_a` of a first term and `q.kron1_a` of the next. No other code knows
+/// their names.
+fn factors(module: &str, term: usize, shape: &KronShape) -> Vec<Factor> {
+    let term = if term == 0 { String::new() } else { term.to_string() };
     let (a_out, a_in, b_out, c_in) = (shape.a_out(), shape.a_in(), shape.b_out(), shape.c_in());
     let a = (shape.a_len() > 0).then_some(("a", [a_out, a_in]));
     let inner = match shape.inner() {
         Inner::LowRank(r) => vec![("b", [b_out, r]), ("c", [r, c_in])],
         Inner::Full => vec![("m", [b_out, c_in])],
     };
-    a.into_iter().chain(inner).map(|(letter, dims)| (format!("{module}.kron_{letter}"), dims)).collect()
+    a.into_iter().chain(inner).map(|(letter, dims)| (format!("{module}.kron{term}_{letter}"), dims)).collect()
 }
 
 /// Encodes the header, length and JSON, of an adapter whose θs follow in the layers' order, and its trained tensors after them.
@@ -184,7 +187,7 @@ fn tensors_json(
     map.serialize_entry(METADATA, metadata)?;
     let mut at = 0;
     for layer in adapter.layers() {
-        for (name, [rows, cols]) in factors(layer.module(), layer.shape()) {
+        for (name, [rows, cols]) in factors(layer.module(), layer.term(), layer.shape()) {
             let end = at + 4 * rows * cols;
             let info = TensorInfo { dtype: Dtype::F32, shape: vec![rows, cols], data_offsets: (at, end) };
             map.serialize_entry(&name, &info)?;

@@ -105,12 +105,18 @@ impl LoraOptions {
         if self.uniform { vec![max; ranks.len()] } else { ranks }
     }
 
+    /// Returns the bytes that the LoRAs of an adapter may take.
+    pub(crate) fn budget(self, adapter: &Adapter) -> Budget {
+        let budget = Budget::bytes(4 * adapter.params() as u64);
+        match self.max_bytes {
+            Some(limit) => budget.with_limit(limit),
+            None => budget,
+        }
+    }
+
     /// Fails if the LoRAs take more than `max_bytes`.
     pub(crate) fn check_size(self, adapter: &Adapter) -> Result<()> {
-        let mut budget = Budget::bytes(4 * adapter.params() as u64);
-        if let Some(limit) = self.max_bytes {
-            budget = budget.with_limit(limit);
-        }
+        let mut budget = self.budget(adapter);
         for (layer, rank) in adapter.layers().iter().zip(self.ranks(adapter.layers())) {
             let shape = layer.shape();
             let bytes = 4 * rank as u128 * (shape.d_out() as u128 + shape.d_in() as u128);

@@ -6,6 +6,7 @@ use candle_nn::{Embedding, VarBuilder, embedding};
 use serde::Deserialize;
 
 use super::body::{Attention, Body, detach_in_evaluation};
+use super::group_trace::forward_each;
 use super::norm::Norm;
 use super::ops::{AttentionMask, Heads, attention, gelu};
 use super::sizes::{COUNT, POSITIONS, VOCABULARY, WIDTH, check_eps, check_sizes};
@@ -242,8 +243,7 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mask: &AttentionMask, key: Option<DropoutKey>) -> Result<Tensor> {
-        let (q, k, v) =
-            (self.q.forward_with(x, key)?, self.k.forward_with(x, key)?, self.v.forward_with(x, key)?);
+        let [q, k, v] = forward_each([&self.q, &self.k, &self.v], x, key)?;
         let mixed = attention([&q, &k, &v], self.heads, None, mask)?;
         let x = self.out_norm.forward(&(self.out.forward_with(&mixed, key)? + x)?)?;
         let wide = gelu(&self.up.forward_with(&x, key)?)?;

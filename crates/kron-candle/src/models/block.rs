@@ -7,6 +7,7 @@ use crate::{DropoutKey, KronLinear};
 use candle_core::{Result, Tensor};
 
 use super::decoder_config::DecoderConfig;
+use super::group_trace::forward_each;
 use super::kv_cache::BlockCache;
 use super::layers::Layers;
 use super::ops::{AttentionMask, Heads, add, attention, head_norm, head_norm_backward, rms_norm, swiglu};
@@ -133,9 +134,9 @@ impl Block {
         let Pass { mask, rotation, key } = pass;
         let key = *key;
         let normed = rms_norm(x, &self.input_norm, self.eps)?;
-        let [q, k] =
-            self.norm_heads([self.q.forward_with(&normed, key)?, self.k.forward_with(&normed, key)?])?;
-        let new = [k, self.v.forward_with(&normed, key)?];
+        let [q, k, v] = forward_each([&self.q, &self.k, &self.v], &normed, key)?;
+        let [q, k] = self.norm_heads([q, k])?;
+        let new = [k, v];
         let [k, v] = match cache {
             Some(cache) => cache.append(mask.past(), new)?,
             None => new,
@@ -143,7 +144,8 @@ impl Block {
         let mixed = attention([&q, &k, &v], self.heads, Some(rotation), mask)?;
         let x = add(&self.o.forward_with(&mixed, key)?, x)?;
         let normed = rms_norm(&x, &self.norm, self.eps)?;
-        let wide = swiglu(&self.gate.forward_with(&normed, key)?, &self.up.forward_with(&normed, key)?)?;
+        let [gate, up] = forward_each([&self.gate, &self.up], &normed, key)?;
+        let wide = swiglu(&gate, &up)?;
         add(&self.down.forward_with(&wide, key)?, &x)
     }
 

@@ -10,10 +10,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{KronLinear, Trace};
+use crate::Trace;
 use candle_core::{CpuStorage, CustomOp2, Error, Layout, Result, Shape, Tensor, bail};
 
 use super::block::{Block, Pass};
+use super::group_trace::{GroupTrace, array};
 use super::ops::{
     add, attention, attention_backward, is_fusable, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
 };
@@ -24,9 +25,9 @@ use super::ops::{
 /// candle fails.
 pub(super) fn traced_block(block: &Arc<Block>, x: &Tensor, pass: &Pass, keeps: bool) -> Result<Tensor> {
     let x = x.contiguous()?;
-    let thetas: Vec<&Tensor> =
-        block.layers().iter().filter_map(|l| Some(l.delta()?.theta().as_tensor())).collect();
-    let lens = thetas.iter().map(|theta| theta.elem_count()).collect();
+    let layers = block.layers();
+    let deltas = layers.iter().flat_map(|layer| layer.deltas());
+    let thetas: Vec<&Tensor> = deltas.map(|delta| delta.theta().as_tensor()).collect();
     let theta = match thetas.is_empty() {
         true => Tensor::zeros(1, x.dtype(), x.device())?,
         false => Tensor::cat(&thetas, 0)?,
@@ -34,7 +35,7 @@ pub(super) fn traced_block(block: &Arc<Block>, x: &Tensor, pass: &Pass, keeps: b
     let (y, kept) = Kept::new(block, &x.detach(), pass)?;
     let kept = Mutex::new(keeps.then_some(kept));
     let y = Mutex::new(Some(y));
-    let op = TracedBlock { block: Arc::clone(block), pass: pass.clone(), y, kept, lens };
+    let op = TracedBlock { block: Arc::clone(block), pass: pass.clone(), y, kept };
     x.apply_op2(&theta, op)
 }
 
@@ -51,8 +52,6 @@ struct TracedBlock {
     y: Mutex<Option<Tensor>>,
     /// `None` if the backward pass computes it again.
     kept: Mutex<Option<Kept>>,
-    /// Number of elements of each θ.
-    lens: Vec<usize>,
 }
 
 impl CustomOp2 for TracedBlock {
@@ -82,12 +81,13 @@ impl CustomOp2 for TracedBlock {
         if !theta.track_op() {
             return Ok((dx, None));
         }
-        match dthetas.iter().map(Tensor::elem_count).eq(self.lens.iter().copied()) {
-            true => Ok((dx, Some(Tensor::cat(&dthetas, 0)?))),
+        let dtheta = Tensor::cat(&dthetas, 0)?;
+        match dtheta.dims() == theta.dims() {
+            true => Ok((dx, Some(dtheta))),
             false => bail!(
-                "a block has {} gradients of its adapters, which has {}",
-                dthetas.len(),
-                self.lens.len()
+                "a block's adapters have {} parameters, but {} gradients",
+                theta.elem_count(),
+                dtheta.elem_count()
             ),
         }
     }
@@ -105,8 +105,10 @@ struct Kept {
     mid: Tensor,
     gate: Tensor,
     up: Tensor,
-    /// In the order of [`Block::layers`].
-    traces: [Trace; 7],
+    of_qkv: GroupTrace,
+    of_o: Trace,
+    of_gate_up: GroupTrace,
+    of_down: Trace,
 }
 
 impl Kept {
@@ -114,23 +116,20 @@ impl Kept {
     fn new(block: &Block, x: &Tensor, pass: &Pass) -> Result<(Tensor, Self)> {
         let [q, k, v, o, gate, up, down] = block.layers();
         let [input_norm, norm] = block.norms();
-        let trace = |layer: &KronLinear, x: &Tensor| layer.trace(x, pass.key);
         let normed = rms_norm(x, input_norm, block.eps())?;
-        let (q, of_q) = trace(q, &normed)?;
-        let (k, of_k) = trace(k, &normed)?;
-        let (v, of_v) = trace(v, &normed)?;
+        let (qkv, of_qkv) = GroupTrace::new(&[q, k, v], &normed, pass.key)?;
+        let [q, k, v] = array(qkv)?;
         let [normed_q, normed_k] = block.norm_heads([q.clone(), k.clone()])?;
         let mixed = attention([&normed_q, &normed_k, &v], block.heads(), Some(&pass.rotation), &pass.mask)?;
         drop((normed_q, normed_k));
-        let (mixed, of_o) = trace(o, &mixed)?;
+        let (mixed, of_o) = o.trace(&mixed, pass.key)?;
         let mid = add(&mixed, x)?;
         let normed = rms_norm(&mid, norm, block.eps())?;
-        let (gate, of_gate) = trace(gate, &normed)?;
-        let (up, of_up) = trace(up, &normed)?;
-        let (y, of_down) = trace(down, &swiglu(&gate, &up)?)?;
+        let (gate_up, of_gate_up) = GroupTrace::new(&[gate, up], &normed, pass.key)?;
+        let [gate, up] = array(gate_up)?;
+        let (y, of_down) = down.trace(&swiglu(&gate, &up)?, pass.key)?;
         let y = add(&y, &mid)?;
-        let traces = [of_q, of_k, of_v, of_o, of_gate, of_up, of_down];
-        Ok((y, Self { x: x.clone(), qkv: [q, k, v], mid, gate, up, traces }))
+        Ok((y, Self { x: x.clone(), qkv: [q, k, v], mid, gate, up, of_qkv, of_o, of_gate_up, of_down }))
     }
 
     /// Returns dX, if it is wanted, and the gradients of all θ, in the order of the layers.
@@ -141,40 +140,33 @@ impl Kept {
         dy: &Tensor,
         wants_dx: bool,
     ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
-        let Self { x, qkv: [q, k, v], mid, gate, up, traces } = self;
-        let [of_q, of_k, of_v, of_o, of_gate, of_up, of_down] = traces;
+        let Self { x, qkv: [q, k, v], mid, gate, up, of_qkv, of_o, of_gate_up, of_down } = self;
         let [input_norm, norm] = block.norms();
-        let (dwide, down) = inner(of_down, dy)?;
-        let [dgate, dup] = swiglu_backward(&gate, &up, &dwide)?;
-        drop((dwide, gate, up));
-        let (by_gate, gate) = inner(of_gate, &dgate)?;
-        let (by_up, up) = inner(of_up, &dup)?;
-        drop((dgate, dup));
-        let dmid = add(&rms_norm_backward(&mid, norm, block.eps(), &add(&by_gate, &by_up)?)?, dy)?;
-        drop((by_gate, by_up, mid));
-        let (dmixed, o) = inner(of_o, &dmid)?;
+        let (dwide, down) = of_down.backward(dy, true)?;
+        let dgate_up = swiglu_backward(&gate, &up, &inner(dwide)?)?;
+        drop((gate, up, of_down));
+        let (dnormed, gate_up) = of_gate_up.backward(&dgate_up, true)?;
+        drop((dgate_up, of_gate_up));
+        let dmid = add(&rms_norm_backward(&mid, norm, block.eps(), &inner(dnormed)?)?, dy)?;
+        drop(mid);
+        let (dmixed, o) = of_o.backward(&dmid, true)?;
         let [normed_q, normed_k] = block.norm_heads([q.clone(), k.clone()])?;
-        let qkv = [&normed_q, &normed_k, &v];
-        let [dq, dk, dv] = attention_backward(qkv, block.heads(), Some(&pass.rotation), &pass.mask, &dmixed)?;
+        let normed = [&normed_q, &normed_k, &v];
+        let [dq, dk, dv] =
+            attention_backward(normed, block.heads(), Some(&pass.rotation), &pass.mask, &inner(dmixed)?)?;
         let [dq, dk] = block.norm_heads_backward([&q, &k], [dq, dk])?;
-        let (by_q, q) = of_q.backward(&dq, wants_dx)?;
-        let (by_k, k) = of_k.backward(&dk, wants_dx)?;
-        let (by_v, v) = of_v.backward(&dv, wants_dx)?;
-        let dx = match (by_q, by_k, by_v) {
-            (Some(q), Some(k), Some(v)) => {
-                let dnormed = add(&add(&q, &k)?, &v)?;
-                Some(add(&rms_norm_backward(&x, input_norm, block.eps(), &dnormed)?, &dmid)?)
-            }
-            _ => None,
+        let (dnormed, qkv) = of_qkv.backward(&[dq, dk, dv], wants_dx)?;
+        let dx = match dnormed {
+            Some(dnormed) => Some(add(&rms_norm_backward(&x, input_norm, block.eps(), &dnormed)?, &dmid)?),
+            None => None,
         };
-        Ok((dx, [q, k, v, o, gate, up, down].into_iter().flatten().collect()))
+        Ok((dx, [qkv, o.into_iter().collect(), gate_up, down.into_iter().collect()].concat()))
     }
 }
 
-/// Returns dX of a layer inside the block, and the gradient of its θ.
-fn inner(trace: Trace, dy: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-    let (dx, dtheta) = trace.backward(dy, true)?;
-    Ok((dx.ok_or_else(|| Error::msg("a layer gave no gradient of its input"))?, dtheta))
+/// Returns dX of layers inside the block.
+fn inner(dx: Option<Tensor>) -> Result<Tensor> {
+    dx.ok_or_else(|| Error::msg("a layer gave no gradient of its input"))
 }
 
 #[cfg(test)]

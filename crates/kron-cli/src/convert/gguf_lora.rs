@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use kron_adapter::Loaded;
+use kron_adapter::combine::sums_as_lora;
 use kron_adapter::gguf::{Gguf, GgufLora, LlamaTensors, write_lora};
-use kron_adapter::limits::made_bytes;
+use kron_adapter::limits::{Limits, made_bytes};
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
 
@@ -37,8 +38,12 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let base = tensors(base)?;
     let resolved = resolve_module_names(&adapter, &base)?;
     let adapter = resolved.adapter;
-    let max_bytes = Some(args.max_size.unwrap_or(made_bytes(bytes)));
-    let options = LoraOptions { join: args.side.map(Side::of), max_bytes, ..LoraOptions::default() };
+    let max_bytes = args.max_size.unwrap_or(made_bytes(bytes));
+    let options =
+        LoraOptions { join: args.side.map(Side::of), max_bytes: Some(max_bytes), ..LoraOptions::default() };
+    let mut of_sums = Limits::new(bytes);
+    of_sums.bytes = of_sums.bytes.with_limit(max_bytes);
+    let adapter = sums_as_lora(&adapter, &mut of_sums)?;
     let bar = progress::items(adapter.layers().len(), "layers");
     let dtype = args.dtype.unwrap_or(DtypeArg::F32).into();
     let written = write_lora(&adapter, &base, options, dtype, &|layers| {

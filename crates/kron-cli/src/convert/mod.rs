@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use kron_adapter::Adapter;
 use kron_adapter::algebra::Join;
+use kron_adapter::combine::sums_as_lora;
 use kron_adapter::peft::LoraOptions;
 use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::text::one_line;
@@ -233,6 +234,13 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         let mut metadata = adapter.metadata().clone();
         metadata.insert(BASE_NAME.into(), name.clone());
         adapter = adapter.with_metadata(metadata)?;
+    }
+    if args.fit || args.to == FormatArg::Lora {
+        let mut of_sums = limits.clone();
+        if let Some(most) = args.max_size {
+            of_sums.bytes = of_sums.bytes.with_limit(most);
+        }
+        adapter = sums_as_lora(&adapter, &mut of_sums)?.into_owned();
     }
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::algebra::Delta;
+use kron_adapter::combine::sums_as_lora;
 use kron_adapter::limits::{Cost, Limits};
 use kron_adapter::resolve::resolve_module_names;
 use kron_adapter::text::{first_and_more, one_line};
@@ -111,6 +112,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
 /// Reads an adapter and gives its modules the model's names.
 fn read(args: &Args, path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
     let mut loaded = args.choice.read_each(path)?;
+    loaded.adapter = sums_as_lora(&loaded.adapter, &mut loaded.limits)?.into_owned();
     if let Some(base) = base {
         let resolved = resolve_module_names(&loaded.adapter, base)?;
         loaded.adapter = resolved.adapter;

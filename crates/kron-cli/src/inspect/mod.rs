@@ -30,11 +30,11 @@ pub use report::Report;
 /// refuse it, and why.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
-    "A is the outer factor, a_out × a_in. ‖ΔW‖ is the root of the sum of squares. The effective rank is\n",
-    "exp of the entropy of σ / Σσ over the singular values σ (Roy and Vetterli 2007); the number after\n",
-    "\"of\" is the largest rank that the shape allows. Singular values take at most 768 multiply-adds for\n",
-    "each byte of the file, or 2^29 for a small one, and 64 bytes of memory, or 32 MiB; a layer beyond\n",
-    "that has a note instead.\n\n",
+    "A is the outer factor, a_out × a_in; of a sum, the number of terms and the first one's. ‖ΔW‖ is the\n",
+    "root of the sum of squares. The effective rank is exp of the entropy of σ / Σσ over the singular\n",
+    "values σ (Roy and Vetterli 2007); the number after \"of\" is the largest rank that the shape allows.\n",
+    "Singular values take at most 768 multiply-adds for each byte of the file, or 2^29 for a small one,\n",
+    "and 64 bytes of memory, or 32 MiB; a layer beyond that has a note instead.\n\n",
     exit_codes!("shown", "the file is damaged or no safetensors file"),
     "Examples:\n",
     "  kron inspect adapter.safetensors\n",

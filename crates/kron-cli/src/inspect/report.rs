@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kron_adapter::algebra::{Delta, effective_rank, scale64};
+use kron_adapter::combine::sums_as_lora;
 use kron_adapter::limits::{Cost, Limits, made_bytes, shares, size, work};
 use kron_adapter::text::one_line;
 use kron_adapter::{Format, Layer, Loaded, ScaleRule, TrainedTensor};
@@ -51,6 +52,8 @@ pub(super) struct Row {
     d_in: usize,
     a_out: usize,
     a_in: usize,
+    /// Number of terms of a sum, whose sizes and scale are those of its first.
+    terms: usize,
     /// True when A is \[1\].
     lora: bool,
     /// Rank r; `None` where the inner factor is full.
@@ -77,9 +80,11 @@ impl Report {
     /// The norms take more memory or work than the file may.
     pub(super) fn new(loaded: Loaded) -> Result<Self> {
         let Loaded { path, bytes, mut limits, format, adapter, mut notes, left_out, .. } = loaded;
-        let bar = progress::items(adapter.layers().len(), "layers");
-        let grants = grants(adapter.layers(), &mut limits)?;
-        let layers = in_batches(
+        // A sum of terms has the norm and the ranks of the equal LoRA.
+        let summed = sums_as_lora(&adapter, &mut limits)?;
+        let bar = progress::items(summed.layers().len(), "layers");
+        let grants = grants(summed.layers(), &mut limits)?;
+        let mut layers = in_batches(
             &grants,
             |grant| grant.bytes,
             limits.bytes.left(),
@@ -90,6 +95,12 @@ impl Report {
             },
         );
         bar.finish_and_clear();
+        let sums = adapter.layers().chunk_by(|one, next| one.module() == next.module());
+        layers
+            .iter_mut()
+            .zip(sums)
+            .filter(|(_, terms)| terms.len() > 1)
+            .for_each(|(row, terms)| row.sum(terms));
         notes.extend(without_spectrum(&layers, bytes));
         Ok(Self {
             path,
@@ -127,6 +138,7 @@ impl Report {
         self.layers.iter().map(|row| {
             let size = format!("{}×{}", row.d_out, row.d_in);
             let split = if row.lora { "LoRA".into() } else { format!("{}×{}", row.a_out, row.a_in) };
+            let split = if row.terms > 1 { format!("{} × {split}", row.terms) } else { split };
             let rank = row.rank.map_or("full".into(), |r| r.to_string());
             let effective = row.effective_rank.map_or("–".into(), short);
             let effective = format!("{effective} of {}", row.max_rank);
@@ -212,14 +224,12 @@ impl Row {
             d_in: shape.d_in(),
             a_out: shape.a_out(),
             a_in: shape.a_in(),
+            terms: 1,
             lora: shape.outer() == Outer::One,
             rank: shape.rank(),
             alpha: scaling.alpha(),
             alpha_rank: scaling.rank(),
-            rule: match scaling.rule() {
-                ScaleRule::AlphaOverR => "alpha/r",
-                ScaleRule::AlphaOverSqrtR => "alpha/sqrt(r)",
-            },
+            rule: name(scaling.rule()),
             scale: scale64(scaling),
             params: shape.params(),
             max_rank: shape.max_rank(),
@@ -228,5 +238,25 @@ impl Row {
             spectrum: spectrum.unwrap_or_default(),
             scaling: scaling.to_string(),
         }
+    }
+
+    /// Gives the row of a sum's LoRA the sizes of the sum.
+    fn sum(&mut self, terms: &[Layer]) {
+        let (shape, scaling) = (terms[0].shape(), terms[0].scaling());
+        (self.a_out, self.a_in, self.lora) = (shape.a_out(), shape.a_in(), shape.outer() == Outer::One);
+        (self.terms, self.rank) = (terms.len(), shape.rank());
+        self.params = terms.iter().map(|term| term.shape().params()).sum();
+        let ranks: usize = terms.iter().map(|term| term.shape().max_rank()).sum();
+        self.max_rank = ranks.min(self.d_out).min(self.d_in);
+        (self.alpha, self.alpha_rank, self.rule) = (scaling.alpha(), scaling.rank(), name(scaling.rule()));
+        (self.scale, self.scaling) = (scale64(scaling), scaling.to_string());
+    }
+}
+
+/// Returns the rule's name in a report.
+const fn name(rule: ScaleRule) -> &'static str {
+    match rule {
+        ScaleRule::AlphaOverR => "alpha/r",
+        ScaleRule::AlphaOverSqrtR => "alpha/sqrt(r)",
     }
 }

@@ -118,9 +118,9 @@ impl Inputs {
         Ok(())
     }
 
-    /// Number of layers of all adapters; a stack of experts is one.
+    /// Number of layers of all adapters; a sum of terms is one, and so is a stack of experts.
     pub fn layers(&self) -> usize {
-        self.all.iter().map(|input| input.adapter.layers().len() + input.extras.experts.len()).sum()
+        self.all.iter().map(|input| input.adapter.modules() + input.extras.experts.len()).sum()
     }
 
     /// Number of trained tensors that replace the model's.

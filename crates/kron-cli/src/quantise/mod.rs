@@ -88,7 +88,7 @@ struct Row {
 /// Measures, reports, and returns 0.
 ///
 /// # Errors
-/// The adapter cannot be read, or the output exists or cannot be written.
+/// The adapter cannot be read or has a sum of terms, or the output exists or cannot be written.
 pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     args.out.iter().try_for_each(|out| check_not_overwriting_files(&args.path, out))?;
     let (bits, block) = (args.bits, args.block as usize);
@@ -96,6 +96,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     if args.out.is_some() {
         loaded.check_writable()?;
     }
+    loaded.adapter.check_no_sums("kron quantise")?;
     let (layers, mut limits) = (loaded.adapter.layers(), loaded.limits.clone());
     for layer in layers {
         let (what, cost) = (format!("rounding layer {}", layer.module()), cost(layer));

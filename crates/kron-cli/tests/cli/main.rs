@@ -36,6 +36,7 @@ mod ranges;
 mod refuse;
 mod speed;
 mod stopped;
+mod sums;
 mod text;
 mod threads;
 mod trained;

@@ -1,5 +1,7 @@
 //! Rules of the settings: the range of every number, and the combinations that cannot be.
 
+use kron_adapter::Adapter;
+
 use super::{Config, Method, Task};
 use crate::compute::Precision;
 use crate::error::{Result, invalid};
@@ -27,7 +29,7 @@ where
 pub const MAX_BATCH: usize = 1 << 20;
 
 /// Ranges of all integers.
-pub const INTEGERS: [Range<u64>; 14] = [
+pub const INTEGERS: [Range<u64>; 15] = [
     range("data.holdout", 0, 1 << 32, |c| c.data.holdout as u64),
     range("data.max_len", 2, 1 << 20, |c| c.data.max_len as u64),
     range("data.limit_train", 0, 1 << 32, |c| c.data.limit_train as u64),
@@ -36,6 +38,7 @@ pub const INTEGERS: [Range<u64>; 14] = [
     range("adapter.a_out", 0, 1 << 20, |c| c.adapter.a_out as u64),
     range("adapter.a_in", 0, 1 << 20, |c| c.adapter.a_in as u64),
     range("adapter.factor", 0, 1 << 20, |c| c.adapter.factor as u64),
+    range("adapter.terms", 1, Adapter::MAX_TERMS as u64, |c| c.adapter.terms as u64),
     range("adapter.match_params", 0, 1 << 40, |c| c.adapter.match_params),
     range("train.epochs", 1, 1_000_000, |c| c.train.epochs),
     range("train.batch", 1, MAX_BATCH as u64, |c| c.train.batch as u64),
@@ -109,6 +112,12 @@ impl Config {
             return Err(invalid(format!(
                 "adapter.dropout is {}, but adapter.fused = false takes none",
                 adapter.dropout
+            )));
+        }
+        if adapter.terms > 1 && !matches!(adapter.method, Method::Kron | Method::Krona) {
+            return Err(invalid(format!(
+                "adapter.terms is {}, but only the methods kron and krona are sums: LoRAs together are one of a higher rank",
+                adapter.terms
             )));
         }
         if adapter.method == Method::Head && self.task != Task::Classify {

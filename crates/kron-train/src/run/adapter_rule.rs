@@ -21,6 +21,8 @@ pub struct AdapterRule {
     rule: Rule,
     /// Description of the shapes that the layers get.
     shapes: String,
+    /// Terms of each layer's sum.
+    terms: usize,
     scaling: Scaling,
     dropout: Dropout,
     fused: bool,
@@ -54,7 +56,11 @@ impl AdapterRule {
             Method::Krona => Rule::Krona { split },
             Method::Lokr => Rule::Lokr { factor, rank },
         };
-        let rule = if config.match_params > 0 { matched(&model, rule, config.match_params)? } else { rule };
+        let terms = config.terms;
+        let rule = match config.match_params {
+            0 => rule,
+            limit => matched(&model, rule, limit, terms as u64)?,
+        };
         let rank = match rule {
             Rule::Kron { rank, .. } | Rule::Lora { rank } | Rule::Lokr { rank, .. } => rank,
             Rule::Krona { .. } => rank,
@@ -63,14 +69,15 @@ impl AdapterRule {
         let scaling = Scaling::new(alpha, rank, ScaleRule::AlphaOverR)?;
         let (dropout, fused) = (Dropout::new(config.dropout)?, config.fused);
         // Before anything is allocated: a rank may be far beyond the layers' sizes.
-        let (params, elements) = (AdapterPlan::new(&model, rule)?.adapter_params(), weights.elements());
+        let params = terms as u128 * AdapterPlan::new(&model, rule)?.adapter_params();
+        let elements = weights.elements();
         if params > MAX_RATIO * elements {
             return Err(invalid(format!(
                 "adapters of {rule} have {params} parameters, but at most {MAX_RATIO} times the {elements} of the \
                  model"
             )));
         }
-        Ok(Some(Self { rule, shapes: shapes(rule, &model)?, scaling, dropout, fused }))
+        Ok(Some(Self { rule, shapes: shapes(rule, &model)?, terms, scaling, dropout, fused }))
     }
 
     /// Makes new adapters with ΔW = 0.
@@ -82,7 +89,7 @@ impl AdapterRule {
         let shape = move |_: &str, dims: LayerDims| -> kron_adapter::Result<(KronShape, Scaling)> {
             Ok((rule.fit(dims)?.shape, scaling))
         };
-        Ok(self.configure(Inject::new(targets, seed, shape)?))
+        Ok(self.configure(Inject::new(targets, seed, shape)?.with_terms(self.terms)?))
     }
 
     /// Continues with the factors of a trained adapter.
@@ -95,10 +102,12 @@ impl AdapterRule {
         if self.fused { inject } else { inject.unfused() }
     }
 
-    /// Describes the shapes as in `kron 4×2 r 8, s = 32/8`, followed by `, unfused` if it is.
+    /// Describes the shapes as in `kron 4×2 r 8, s = 32/8` or `3 terms of kron 4×2 r 8, s = 32/8`, followed by
+    /// `, unfused` if it is.
     pub fn describe(&self) -> String {
         let unfused = if self.fused { "" } else { ", unfused" };
-        format!("{}, s = {}{unfused}", self.shapes, self.scaling)
+        let terms = if self.terms == 1 { String::new() } else { format!("{} terms of ", self.terms) };
+        format!("{terms}{}, s = {}{unfused}", self.shapes, self.scaling)
     }
 }
 
@@ -139,16 +148,17 @@ fn linears(targets: &[String], weights: &Weights) -> Result<Vec<(String, LayerDi
     Ok(linears.collect())
 }
 
-/// Returns the rule at the largest rank within a limit of parameters.
+/// Returns the rule at the largest rank for which so many terms are within a limit of parameters.
 ///
 /// KronA has no rank: of the shapes with nine tenths of the most parameters within the limit, it takes the one whose
 /// ΔW has the highest rank.
 ///
 /// # Errors
 /// The smallest such adapter has more.
-fn matched(model: &Model, rule: Rule, limit: u64) -> Result<Rule> {
+fn matched(model: &Model, rule: Rule, all: u64, terms: u64) -> Result<Rule> {
+    let limit = all / terms;
     let refused = |smallest: u128| {
-        let rule = rule.with_rank(1);
+        let (limit, rule, smallest) = (all, rule.with_rank(1), smallest * u128::from(terms));
         invalid(format!(
             "adapter.match_params is {limit}, but the smallest adapter of {rule} has {smallest} parameters"
         ))

@@ -68,7 +68,8 @@ impl Learner {
         }
         for delta in adapters.iter().flat_map(Adapters::deltas) {
             let group = delta.group(config.train.lora_plus, config.train.decay)?;
-            trained.push((format!("{}.theta", delta.module()), group));
+            let term = if delta.term() == 0 { String::new() } else { delta.term().to_string() };
+            trained.push((format!("{}.theta{term}", delta.module()), group));
         }
         let head = match config.task {
             Task::Classify => Some(new_head(config, weights, data.labels.len(), &mut trained)?),
@@ -85,7 +86,8 @@ impl Learner {
         let inject = adapter.map_or_else(Inject::nothing, Inject::trained);
         let body = build(weights, &inject)?;
         let adapters = Some(inject.finish()?).filter(|adapters| !adapters.deltas().is_empty());
-        let layers = adapters.as_ref().map_or(0, |adapters| adapters.deltas().len());
+        let deltas = adapters.iter().flat_map(Adapters::deltas);
+        let layers = deltas.filter(|delta| delta.term() == 0).count();
         Ok(Self {
             body,
             head,

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use candle_nn::Linear;
-use kron_adapter::Adapter;
 use kron_adapter::algebra::Delta;
 use kron_adapter::io::write_atomic;
+use kron_adapter::{Adapter, Layer};
 use kron_candle::IfExists;
 use kron_report::{Page, Table};
 use serde::{Deserialize, Serialize};
@@ -242,14 +242,28 @@ fn frozen(head: &Linear) -> Result<Linear> {
 /// With D the earlier ΔW and N the current one: ⟨D, N − D⟩ / (‖D‖·‖N − D‖), ‖N − D‖² = ‖N‖² − 2⟨N, D⟩ + ‖D‖².
 fn cosine(then: &Adapter, now: &Adapter) -> Result<f64> {
     let (mut both, mut old, mut new) = (0.0, 0.0, 0.0);
-    for (then, now) in then.layers().iter().zip(now.layers()) {
-        let [then, now] = [then, now].map(Delta::new);
-        both += then.inner(&now)?;
-        old += then.norm() * then.norm();
-        new += now.norm() * now.norm();
+    let [then, now] = [then, now].map(|adapter| adapter.layers().chunk_by(|a, b| a.module() == b.module()));
+    for (then, now) in then.zip(now) {
+        both += inner(then, now)?;
+        old += square(then)?;
+        new += square(now)?;
     }
     let change = (new - 2.0 * both + old).max(0.0);
     Ok((both - old) / (old * change).sqrt())
+}
+
+/// Returns ⟨ΔW, ΔW'⟩ of two sums of terms.
+fn inner(one: &[Layer], other: &[Layer]) -> Result<f64> {
+    let pairs = one.iter().flat_map(|one| other.iter().map(move |other| [one, other].map(Delta::new)));
+    pairs.map(|[one, other]| Ok(one.inner(&other)?)).sum()
+}
+
+/// Returns ‖ΔW‖² of a sum of terms.
+fn square(terms: &[Layer]) -> Result<f64> {
+    match terms {
+        [one] => Ok(Delta::new(one).norm() * Delta::new(one).norm()),
+        all => inner(all, all),
+    }
 }
 
 fn html(chain: &Chain) -> Result<String> {
@@ -318,15 +332,24 @@ mod tests {
             let layer = |(i, shape): (usize, &KronShape)| {
                 Layer::new(format!("m{i}"), scaling, Theta::random(*shape, seed + i as u64)).expect("a layer")
             };
-            Adapter::new(shapes.iter().enumerate().map(layer).collect()).expect("an adapter")
+            let further = |term: usize| {
+                let theta = Theta::random(shapes[0], seed + 40 + term as u64);
+                Layer::new("m0", scaling, theta).expect("a layer").with_term(term)
+            };
+            // The first module has a sum.
+            let layers = [layer((0, &shapes[0])), further(1), further(2), layer((1, &shapes[1]))];
+            Adapter::new(layers.into()).expect("an adapter")
         };
         let (then, now) = (adapter(1), adapter(9));
         let dense = |adapter: &Adapter| -> Vec<f64> {
-            let layers = adapter.layers().iter();
             let whole = |l: &Layer| {
                 reference::delta_weight(&KronOp::new(*l.theta().shape(), l.scaling().scale()), l.theta())
             };
-            layers.flat_map(|l| whole(l).into_iter()).collect()
+            let sum = |module: &str| {
+                let terms = adapter.terms(module).iter().map(whole);
+                terms.reduce(|sum, term| sum + term).expect("a term").into_iter().collect::<Vec<f64>>()
+            };
+            [sum("m0"), sum("m1")].concat()
         };
         let (then_w, now_w) = (dense(&then), dense(&now));
         let change: Vec<f64> = now_w.iter().zip(&then_w).map(|(now, then)| now - then).collect();

@@ -37,7 +37,7 @@ pub(super) fn output_loss_within(
     targets: &[u32],
 ) -> Result<Tensor> {
     let base = match output.base() {
-        Some(base) if output.delta().is_none() && is_fusable(&[hidden]) => base,
+        Some(base) if output.deltas().is_empty() && is_fusable(&[hidden]) => base,
         _ => return composed::output_loss(&output.forward_with(hidden, None)?, targets),
     };
     let (rows, vocabulary) = (hidden.dims2()?.0, base.dims().d_out);

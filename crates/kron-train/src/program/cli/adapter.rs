@@ -32,6 +32,9 @@ pub struct AdapterOptions {
     /// Factor of LoKr; 0 takes a near-square shape (0 to 1048576).
     #[arg(long)]
     factor: Option<usize>,
+    /// Terms of each layer's sum of Kronecker products, for kron and krona (1 to 16).
+    #[arg(long)]
+    terms: Option<usize>,
     /// Dropout probability on the adapter's input (0 to 0.99).
     #[arg(long)]
     dropout: Option<f32>,
@@ -54,6 +57,7 @@ impl AdapterOptions {
         put(&mut adapter.a_in, self.a_in);
         put(&mut adapter.a_out, self.a_out);
         put(&mut adapter.factor, self.factor);
+        put(&mut adapter.terms, self.terms);
         put(&mut adapter.dropout, self.dropout);
         put(&mut adapter.fused, self.fused);
         put(&mut adapter.match_params, self.match_params);
