@@ -152,13 +152,19 @@ class Kernel:
         return loops[0][1:] if loops else None
 
     def dense_step(self):
-        """Instructions of a warp in one step of the dense loop, and outside it on a path without another outermost dense loop."""
+        """Instructions of a warp in one step of the dense loop, and outside it on a path without another outermost dense loop and without edges."""
         main = self.dense_loop()
         if main is None:
             return 0, self.longest(self.all, 0, False)
         header, nodes = main
         others = [blocks for _, blocks in self.loops(self.all, 0) if self.count(blocks) >= 100 and not nodes <= blocks]
-        return self.longest(nodes, header, True), self.longest(self.all, 0, False, nodes, frozenset().union(*others))
+        leave = self.edges().union(*others)
+        return self.longest(nodes, header, True, leave=leave), self.longest(self.all, 0, False, nodes, leave)
+
+    def edges(self) -> frozenset:
+        """Blocks that load a tile at an edge: with many loads, and a condition on each."""
+        guarded = lambda n: sum(op.startswith("LDG") and guard != "" for _, guard, op, _ in self.blocks[n])
+        return frozenset(n for n in self.all if guarded(n) >= 32)
 
     def count(self, nodes) -> int:
         return sum(op.startswith(self.work) for n in nodes for _, _, op, _ in self.blocks[n])

@@ -70,7 +70,7 @@ a warp's lanes are summed by halves alone|tile/segments.cuh|s/return v\[0\] \+ _
 a slice's sum takes the place of those before|tile/segments.cuh|s/slice == warp % ways \? sum : \*own \+ sum/sum/
 a second row of a pair past the end is added to the gradient|tile/segments.cuh|s/m \+ half < m_end \? columns : 0\)/columns)/
 the mask of X is that of the next column (segments)|tile/segments.cuh|s/keeps\(p, row, col\(\) \+ k \+ 32/keeps(p, row, col() + k + 1 + 32/
-dX keeps what the mask drops (segments)|tile/segments.cuh|s/kept >> e & 1 \? factor/true ? factor/
+dX keeps what the mask drops (segments)|tile/segments.cuh|s/kept >> e & 1 \? acc/true ? acc/
 B = identity is shifted (segments)|tile/segments.cuh|s/k \+ 32 \* e == q0 \+ i/k + 32 * e == q0 + i + 1/
 FAULTS
 )

@@ -245,14 +245,20 @@ KRON_DEVICE void segment_expand(const KronParams &p, const SegmentTile &tile, co
       if (m + half >= m_end) break;
       const int64_t row = at.row();
       E *to = static_cast<E *>(matrix) + row * stride + at.col() + k;
-      const uint32_t kept = at.kept(columns, row, k);
-      const uint32_t reads = p.accumulate ? columns : 0;
-      float old[LANE_COLS];
-      KRON_UNROLL
-      for (int e = 0; e < LANE_COLS; ++e) old[e] = reads >> e & 1 ? to_float(to[32 * e]) : 0.0f;
+      float old[LANE_COLS] = {};
+      if (p.accumulate) {
+        KRON_UNROLL
+        for (int e = 0; e < LANE_COLS; ++e)
+          if (columns >> e & 1) old[e] = to_float(to[32 * e]);
+      }
+      if (SIDE == IN && p.threshold) {
+        const uint32_t kept = at.kept(columns, row, k);
+        KRON_UNROLL
+        for (int e = 0; e < LANE_COLS; ++e) acc[half][e] = kept >> e & 1 ? acc[half][e] : 0.0f;
+      }
       KRON_UNROLL
       for (int e = 0; e < LANE_COLS; ++e)
-        if (columns >> e & 1) to[32 * e] = from_float<E>(old[e] + (kept >> e & 1 ? factor * acc[half][e] : 0.0f));
+        if (columns >> e & 1) to[32 * e] = from_float<E>(__fmaf_rn(factor, acc[half][e], old[e]));
     }
   }
 }

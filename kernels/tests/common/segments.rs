@@ -187,6 +187,29 @@ impl<E: Float> Batch<E> {
         Ok(self)
     }
 
+    /// Runs forward with a launcher that ends with the sort, and returns the bits of the scratch. Some elements lie
+    /// before it, for a sort with a fault.
+    pub fn sort(mut self, on: &impl kk::Launcher) -> Result<Vec<u32>> {
+        const BEFORE: usize = 64;
+        let (case, cuda) = (self.of.case, Cuda::with(on));
+        let theta = DeviceSlice::host(&self.thetas);
+        let pool = DevicePool::new(case.op(), theta, self.of.slots, self.stride())?;
+        let len = cuda.segments_workspace_len(&pool, Pass::Forward, case.rows);
+        let mut workspace = vec![f32::NAN; BEFORE + len];
+        let call = ForwardSegments {
+            x: self.x.rows(),
+            table: DeviceSlice::host(&self.of.table),
+            y: self.y.rows_mut(),
+            accum: case.accum(),
+            t: DeviceSliceMut::host(&mut self.t),
+            workspace: DeviceSliceMut::host(&mut workspace[BEFORE..]),
+            status: DeviceSliceMut::host(&mut self.status),
+            dropout: None,
+        };
+        cuda.forward_segments(&pool, call)?;
+        Ok(workspace.iter().map(|v| v.to_bits()).chain(self.status).collect())
+    }
+
     /// Every output bit.
     pub fn bits(&self) -> Vec<u32> {
         let floats = self.t.iter().chain(&self.grads).map(|v| v.to_bits());
