@@ -18,6 +18,8 @@ from cuda_sass import Kernel
 PAGE = Path(__file__).resolve().parent.parent / "docs/KERNELS.md"
 # What a kernel of rank ≤ 32 has to reach at 60 % of issue, so that memory is its limit; those below are named.
 LEAST_RATE, SLOWER = 16.5, {"kron_dy_bf16_n32": 15.5, "kron_dy_f16_n32": 15.5}
+# The same of the kernels over segments in 16 bits, whose limit are instructions from about 16 rows for each adapter on.
+LEAST_OVER_SEGMENTS = {"down": 6.5, "up": 11.5, "dy": 7.0, "grad": 6.5, "dx": 10.5}
 # Least per cent of the byte floor without launches: pass → layer.
 LEAST = {"forward": 85, "backward": 78}
 
@@ -103,6 +105,10 @@ def account(codes: dict, usage: dict, launches: Path, write: bool) -> list:
             faults.append(f"{name}: {held} resident blocks with {usage[name]} registers, but the plan has {planned}")
         if SEGMENTS.match(name) or name == "kron_sort":
             rows[name] = Row(name, *codes[name].dense_step(), usage[name], threads, shared)
+            if (match := SEGMENTS.match(name)) and match[2] != "f32":
+                rate, least = ISSUED * rows[name].bytes_per_clock(), LEAST_OVER_SEGMENTS[match[1]]
+                if rate < least:
+                    faults.append(f"{name}: {rate:.1f} bytes a clock at 60 % of issue, but {least} are needed")
             continue
         if not NAME.match(name) and name != "kron_reduce":
             continue

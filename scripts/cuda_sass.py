@@ -148,7 +148,7 @@ class Kernel:
 
     def dense_loop(self):
         """The dense loop in the fewest others, and of several the longest, as (header, blocks); None without one."""
-        loops = sorted(self.dense_loops(), key=lambda loop: (loop[0], -self.longest(loop[2], loop[1], True)))
+        loops = sorted(self.dense_loops(), key=lambda loop: (loop[0], -(self.longest(loop[2], loop[1], True) or 0)))
         return loops[0][1:] if loops else None
 
     def dense_step(self):
