@@ -68,7 +68,7 @@ dA loses a lane's terms (segments)|kernels/segments.cu|s/mask = 16; mask > 0;/ma
 every slot has the first one's factors|tile/segments.cuh|s/at = slot \* p\.slot_stride/at = 0 * p.slot_stride/
 a warp's lanes are summed by halves alone|tile/segments.cuh|s/return v\[0\] \+ __shfl_xor_sync\(0xffffffffu, v\[0\], 1\)/return v[0]/
 a slice's sum takes the place of those before|tile/segments.cuh|s/slice == warp % ways \? sum : \*own \+ sum/sum/
-a second row of a pair past the end is added to the gradient|tile/segments.cuh|s/m \+ half < m_end \? columns : 0\)/columns)/
+the other warps' rows are left out of a gradient (segments)|tile/segments.cuh|s/\+= of_pair\[32 \* n\]/+= 0 * of_pair[32 * n]/
 the mask of X is that of the next column (segments)|tile/segments.cuh|s/keeps\(p, row, col\(\) \+ k \+ 32/keeps(p, row, col() + k + 1 + 32/
 dX keeps what the mask drops (segments)|tile/segments.cuh|s/kept >> e & 1 \? acc/true ? acc/
 B = identity is shifted (segments)|tile/segments.cuh|s/k \+ 32 \* e == q0 \+ i/k + 32 * e == q0 + i + 1/

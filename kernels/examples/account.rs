@@ -134,7 +134,10 @@ fn segments(
             }
             Some("dx") => (blocks, pairs(s.a_in(), s.c_in()), 2 * x + c + t),
             _ => {
-                let longest = (rows * s.a_out().max(s.a_in())).div_ceil(2);
+                let pairs = |blocks: usize, width: usize| {
+                    (rows * blocks).div_ceil(2).div_ceil(WARPS / column_ways(width))
+                };
+                let longest = pairs(s.a_in(), s.c_in()).max(pairs(s.a_out(), s.b_out()));
                 (adapters * step.col_tiles as usize, longest, x + y + 2 * (a + b + c) + 2 * t + 2 * wide)
             }
         };

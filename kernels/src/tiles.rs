@@ -236,6 +236,8 @@ pub mod segments {
     pub const SORT_SHARED: usize = 16 * WARPS;
     /// Bytes of `down` and `dy`: the sums of each warp's 32 rows.
     pub const DOT_SHARED: usize = 4 * WARPS * 32 * RANKS;
+    /// Bytes of `grad`: the sums of half of the warps.
+    pub const GRAD_SHARED: usize = 4 * WARPS / 2 * COLS * RANKS;
     /// Returns the warps of a block that share a row's columns: the least power of two for all, at most all warps.
     pub const fn column_ways(width: usize) -> usize {
         let mut ways = 1;

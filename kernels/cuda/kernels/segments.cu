@@ -163,23 +163,23 @@ KRON_DEVICE void segment_da(const KronParams &p, const SegmentTile &tile, const 
   }
 }
 
-/// Block (first tile of a segment, eight warps): first the warps of dC, then those of dB, each with a slice and 8 ranks,
-/// then those of dA.
+/// Block (first tile of a segment, part): first the parts of dC, then those of dB, each with some slices and 8 ranks, then
+/// those of dA.
 template <class E> KRON_DEVICE void segment_grad(const KronParams &p) {
   const SegmentTile tile(p, blockIdx.x / p.col_tiles);
   if (tile.segment == 0) return;
-  const Slot slot(p, tile.slot);
-  const int ranks = int(ceil_div(p.rank, SEGMENT_RANKS));
-  const int dc = int(ceil_div(p.c_in, SEGMENT_COLS)) * ranks, db = slot.b ? int(ceil_div(p.b_out, SEGMENT_COLS)) * ranks : 0;
-  const int warps = p.col_tiles * SEGMENT_WARPS, at = int(blockIdx.x % p.col_tiles) * SEGMENT_WARPS + threadIdx.x / 32;
-  const int64_t a_len = slot.a ? int64_t(p.a_out) * p.a_in : 0, b_len = slot.b ? int64_t(p.b_out) * p.rank : 0;
+  Shared shared;
+  float *sums = shared.take<float>(SEGMENT_WARPS / 2 * 32 * LANE_COLS * SEGMENT_RANKS);
+  const int ranks = int(ceil_div(p.rank, SEGMENT_RANKS)), at = int(blockIdx.x % p.col_tiles);
+  const int dc = column_blocks(p.c_in) * ranks, db = p.b ? column_blocks(p.b_out) * ranks : 0;
   if (at < dc) {
-    segment_outer<E, IN>(p, tile, at / ranks * SEGMENT_COLS, at % ranks * SEGMENT_RANKS, p.dt_parts, 1.0f, p.x, p.x_stride, slot.grad + a_len + b_len);
+    segment_outer<E, IN>(p, sums, tile, at / ranks, at % ranks * SEGMENT_RANKS, p.dt_parts, p.x, p.x_stride);
   } else if (at < dc + db) {
     const int to = at - dc;
-    segment_outer<E, OUT>(p, tile, to / ranks * SEGMENT_COLS, to % ranks * SEGMENT_RANKS, p.u, slot.scale, p.dy, p.dy_stride, slot.grad + a_len);
-  } else if (slot.a) {
-    segment_da(p, tile, slot, at - dc - db, warps - dc - db);
+    segment_outer<E, OUT>(p, sums, tile, to / ranks, to % ranks * SEGMENT_RANKS, p.u, p.dy, p.dy_stride);
+  } else {
+    const int step = (p.col_tiles - dc - db) * SEGMENT_WARPS;
+    segment_da(p, tile, Slot(p, tile.slot), (at - dc - db) * SEGMENT_WARPS + threadIdx.x / 32, step);
   }
 }
 

@@ -56,6 +56,9 @@ KRON_DEVICE int column_ways(int width) {
   return ways;
 }
 
+/// Number of blocks that divide a row's columns.
+KRON_DEVICE int column_blocks(int width) { return int(ceil_div(width, SEGMENT_COLS * column_ways(width))); }
+
 /// The sides of a layer: X and dX with C, Y and dY with B.
 enum Side { IN, OUT };
 template <Side SIDE> KRON_DEVICE int blocks_of(const KronParams &p) { return SIDE == IN ? p.a_in : p.a_out; }
@@ -225,7 +228,8 @@ KRON_DEVICE void segment_expand(const KronParams &p, const SegmentTile &tile, co
     float acc[2][LANE_COLS] = {};
     KRON_ROLLED
     for (int q0 = FEW_RANKS ? 0 : q_begin; q0 < (FEW_RANKS ? 1 : q_end); q0 += SEGMENT_RANKS) {
-      if (!FEW_RANKS) load_factor<SIDE>(f, p, slot, q0, k);
+      if (!FEW_RANKS && !identity) load_factor<SIDE>(f, p, (SIDE == IN ? slot.c + int64_t(q0) * p.c_in + k : slot.b + int64_t(k) * p.rank + q0), columns, ranks_inside(p, q0));
+      if (!FEW_RANKS && identity) load_factor<SIDE>(f, p, slot, q0, k);
       KRON_UNROLL
       for (int half = 0; half < 2; ++half) {
         float u[SEGMENT_RANKS];
@@ -263,39 +267,62 @@ KRON_DEVICE void segment_expand(const KronParams &p, const SegmentTile &tile, co
   }
 }
 
-/// dF[q, k] += factor·Σ_m W[m, q]·L[m, k] over all rows of a segment, by a warp with 256 columns from k0 and 8 ranks from
-/// q0.  `grad` is dF.
+/// dF[q, k] += f·Σ_m W[m, q]·L[m, k] over all rows of a segment, where f is s for dB, by the whole block, for the 8 ranks from q0: `part`
+/// is the block's range of column_ways slices.  The other warps take other pairs of rows, and add up what they have in
+/// halves.  `sums` has SEGMENT_WARPS / 2 · 32 · LANE_COLS · SEGMENT_RANKS floats.
 template <class E, Side SIDE>
-KRON_DEVICE void segment_outer(const KronParams &p, const SegmentTile &tile, int k0, int q0, const float *w, float factor, const void *matrix, int64_t stride, float *grad) {
-  const int m_end = tile.segment * blocks_of<SIDE>(p), k = k0 + threadIdx.x % 32;
-  w += int64_t(tile.first) * blocks_of<SIDE>(p) * p.rank + q0;
-  const uint32_t ranks = ranks_inside(p, q0);
+KRON_DEVICE void segment_outer(const KronParams &p, float *sums, const SegmentTile &tile, int part, int q0, const float *w, const void *matrix, int64_t stride) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, width = width_of<SIDE>(p);
+  const int ways = column_ways(width), groups = SEGMENT_WARPS / ways, way = warp % ways, group = warp / ways;
+  const int k = (part * ways + way) * SEGMENT_COLS + lane;
+  const uint32_t columns = columns_inside(k, width), ranks = ranks_inside(p, q0);
   float acc[LANE_COLS][SEGMENT_RANKS] = {};
-  const uint32_t columns = columns_inside(k, width_of<SIDE>(p));
-  Walk<SIDE> at(p, tile.first, 0);
+  w += (int64_t(tile.first) * blocks_of<SIDE>(p) + 2 * group) * p.rank + q0;
+  Walk<SIDE> at(p, tile.first, 2 * group);
   KRON_ROLLED
-  for (int m = 0; m < m_end; m += 2, w += 2 * p.rank) {
-    float x[2][LANE_COLS], u[2][SEGMENT_RANKS];
+  for (; at.token < tile.segment; w += 2 * groups * p.rank) {
+    float x[2][LANE_COLS];
+    bool valid[2];
     KRON_UNROLL
     for (int half = 0; half < 2; ++half, at.next()) {
-      load_columns<E>(x[half], at, matrix, stride, k, m + half < m_end ? columns : 0);
-      KRON_UNROLL
-      for (int i = 0; i < SEGMENT_RANKS; ++i) u[half][i] = (m + half < m_end ? ranks : 0) >> i & 1 ? w[half * p.rank + i] : 0.0f;
+      valid[half] = at.token < tile.segment;
+      load_columns<E>(x[half], at, matrix, stride, k, valid[half] ? columns : 0);
     }
     KRON_UNROLL
     for (int half = 0; half < 2; ++half) {
+      float u[SEGMENT_RANKS];
+      KRON_UNROLL
+      for (int i = 0; i < SEGMENT_RANKS; ++i) u[i] = valid[half] && ranks >> i & 1 ? w[half * p.rank + i] : 0.0f;
       KRON_UNROLL
       for (int e = 0; e < LANE_COLS; ++e) {
         KRON_UNROLL
-        for (int i = 0; i < SEGMENT_RANKS; ++i) acc[e][i] = __fmaf_rn(u[half][i], x[half][e], acc[e][i]);
+        for (int i = 0; i < SEGMENT_RANKS; ++i) acc[e][i] = __fmaf_rn(u[i], x[half][e], acc[e][i]);
       }
     }
+    KRON_ROLLED
+    for (int other = 2; other < 2 * groups; ++other) at.next(); // the other warps' rows
   }
+  KRON_ROLLED
+  for (int half = groups / 2; half > 0; half /= 2) {
+    float *of_pair = sums + (group % half * ways + way) * (32 * LANE_COLS * SEGMENT_RANKS) + lane;
+    KRON_UNROLL
+    for (int n = 0; n < LANE_COLS * SEGMENT_RANKS; ++n)
+      if (group >= half && group < 2 * half) of_pair[32 * n] = acc[n / SEGMENT_RANKS][n % SEGMENT_RANKS];
+    __syncthreads(); // the upper half has been written
+    KRON_UNROLL
+    for (int n = 0; n < LANE_COLS * SEGMENT_RANKS; ++n)
+      if (group < half) acc[n / SEGMENT_RANKS][n % SEGMENT_RANKS] += of_pair[32 * n];
+    __syncthreads(); // it has been read
+  }
+  if (group > 0) return;
+  const Slot slot(p, tile.slot);
+  const int64_t b_len = p.b ? int64_t(p.b_out) * p.rank : 0;
+  float *grad = slot.grad + ab_len(p) - (SIDE == OUT ? b_len : 0);
+  const float factor = SIDE == OUT ? slot.scale : 1.0f;
   KRON_UNROLL
   for (int e = 0; e < LANE_COLS; ++e) {
-    const int col = k + 32 * e;
     KRON_UNROLL
     for (int i = 0; i < SEGMENT_RANKS; ++i)
-      if (col < width_of<SIDE>(p) && q0 + i < p.rank) grad[SIDE == IN ? (q0 + i) * p.c_in + col : col * p.rank + q0 + i] += factor * acc[e][i];
+      if (columns >> e & ranks >> i & 1) grad[SIDE == IN ? (q0 + i) * p.c_in + k + 32 * e : (k + 32 * e) * p.rank + q0 + i] += factor * acc[e][i];
   }
 }

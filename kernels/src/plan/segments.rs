@@ -9,7 +9,8 @@ use super::planner::{BLOCKS, Planner, RESERVED};
 use crate::names::Tile;
 use crate::problem::{Problem, check_rows, check_segments, check_sizes};
 use crate::tiles::segments::{
-    A_PER_WARP, COLS, DOT_SHARED, ENTRY, RANKS, RESIDENT, ROWS, SORT_SHARED, THREADS, WARPS, column_blocks,
+    A_PER_WARP, COLS, DOT_SHARED, ENTRY, GRAD_SHARED, RANKS, RESIDENT, ROWS, SORT_SHARED, THREADS, WARPS,
+    column_blocks,
 };
 use kron_core::{Error, KronShape, Pass, Result};
 
@@ -92,10 +93,10 @@ impl Planner<'_> {
                 self.plan.v = self.reserve(1, v);
                 self.plan.dt = self.reserve(1, dt);
                 self.segments_step("dy", tiles, DOT_SHARED, ranks)?;
-                let slices = shape.c_in().div_ceil(COLS)
-                    + if shape.b_len() > 0 { shape.b_out().div_ceil(COLS) } else { 0 };
-                let warps = slices * ranks.tiles + shape.a_len().div_ceil(A_PER_WARP);
-                self.segments_step("grad", tiles, 0, Cols { tiles: warps.div_ceil(WARPS), width: COLS })?;
+                let b_blocks = if shape.b_len() > 0 { column_blocks(shape.b_out()) } else { 0 };
+                let of_a = shape.a_len().div_ceil(A_PER_WARP * WARPS);
+                let blocks = (column_blocks(shape.c_in()) + b_blocks) * ranks.tiles + of_a;
+                self.segments_step("grad", tiles, GRAD_SHARED, Cols { tiles: blocks, width: COLS })?;
                 if dx {
                     self.segments_step("dx", tiles, 0, columns(shape.c_in()))?;
                 }
