@@ -24,8 +24,9 @@ fn out_dir() -> PathBuf {
 }
 
 /// Files of `cuda/` that define kernels, longest to compile first.
-const KERNELS: [&str; 8] = [
+const KERNELS: [&str; 9] = [
     "kernels/backward_simt.cu",
+    "kernels/segments.cu",
     "kernels/forward_tensor_core.cu",
     "kernels/backward_small_m.cu",
     "kernels/forward_simt.cu",

@@ -19,6 +19,9 @@ STEP = {
     "dy": lambda r: (64 if r <= 32 else 32) * 128 * 2,
     "dx": lambda r: 64 * 128 * 2 * 3,
 }
+# The same of the kernels over segments, of a block's eight warps: two rows of 256 columns each.
+SEGMENT_STEP = {"down": 8 << 10, "up": 16 << 10, "dy": 8 << 10, "grad": 8 << 10, "dx": 16 << 10}
+SEGMENTS = re.compile(r"kron_([a-z]+)_(f32|f16|bf16)_segments$")
 NAME = re.compile(r"kron_(down|up|dy|dx)_(f16|bf16)_([rsmn])(\d+)$")
 
 
@@ -35,8 +38,8 @@ class Row:
     def __init__(self, name: str, step: int, outside: int, registers: int, threads: int, shared: int):
         self.name, self.step, self.outside, self.registers, self.threads = name, step, outside, registers, threads
         self.warps, self.resident = threads // 32, resident(registers, threads, shared)
-        match = NAME.match(name)
-        self.bytes = STEP[match[1]](int(match[4])) if match else 0
+        match, segments = NAME.match(name), SEGMENTS.match(name)
+        self.bytes = STEP[match[1]](int(match[4])) if match else SEGMENT_STEP[segments[1]] if segments else 0
 
     def per_16(self) -> float:
         """Warp instructions of a block for each 16 bytes of DRAM traffic."""
@@ -84,6 +87,34 @@ def predictions(rows: dict, calls: list) -> dict:
         kernels, launches = times.get(key, (0, 0))
         times[key] = kernels + own, launches + LAUNCH_US
     return {key: tuple(100 * floors[key] / t for t in (own, own + launches)) for key, (own, launches) in times.items()}
+
+
+def segment_times(rows: dict, calls: list) -> dict:
+    """(pass, method, adapters, rows of each) → bytes of the floor, and µs without and with the launches."""
+    times, floors = {}, {}
+    for name, method, adapters, each, floor, kernel, *numbers in calls:
+        key = (name, method, int(adapters), int(each))
+        blocks, threads, steps, moved = map(int, numbers)
+        floors[key] = int(floor)
+        own = microseconds(rows[kernel], blocks, threads, steps, steps * blocks, moved)
+        kernels, launches = times.get(key, (0, 0))
+        times[key] = kernels + own, launches + LAUNCH_US
+    return {key: (floors[key], own, own + launches) for key, (own, launches) in times.items()}
+
+
+def segment_table(found: dict) -> list:
+    lines = [
+        "| call | adapters | rows of each | MB | floor | kernels | with launches | LoRA-8: MB | floor | kernels | with launches | ratio of bytes | of kernels |",
+        "|---|" + "--:|" * 12,
+    ]
+    for (name, method, adapters, each), ours in found.items():
+        if method == "LoRA":
+            continue
+        theirs = found[name, "LoRA", adapters, each]
+        cells = ["{:.2f} | {:.1f} µs | {:.1f} µs | {:.1f} µs".format(f / 1e6, f / 4.3e6, own, all) for f, own, all in (ours, theirs)]
+        ratios = f"{theirs[0] / ours[0]:.1f} | {theirs[1] / ours[1]:.1f}"
+        lines.append(f"| {name} | {adapters} | {each} | {cells[0]} | {cells[1]} | {ratios} |")
+    return lines
 
 
 def prediction_table(found: dict) -> list:

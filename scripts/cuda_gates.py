@@ -12,12 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cuda_account import ISSUED, GROUP, NAME, Row, kernel_table, prediction_table, predictions, resident
+from cuda_account import ISSUED, GROUP, NAME, SEGMENTS, Row, kernel_table, prediction_table, predictions, resident, segment_table, segment_times
 from cuda_sass import Kernel
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/KERNELS.md"
 # What a kernel of rank ≤ 32 has to reach at 60 % of issue, so that memory is its limit; those below are named.
 LEAST_RATE, SLOWER = 16.5, {"kron_dy_bf16_n32": 15.5, "kron_dy_f16_n32": 15.5}
+# The same of the kernels over segments in 16 bits, whose limit are instructions from about 16 rows for each adapter on.
+LEAST_OVER_SEGMENTS = {"down": 6.5, "up": 11.5, "dy": 7.0, "grad": 6.5, "dx": 10.5}
 # Least per cent of the byte floor without launches: pass → layer.
 LEAST = {"forward": 85, "backward": 78}
 
@@ -67,6 +69,12 @@ def division(kernel: Kernel, arch: str):
     return next((i[2] for i in code if re.match(pattern, i[2])), None)
 
 
+def segment_division(kernel: Kernel):
+    """The first instruction of a division in the main loop of a kernel over segments, or None."""
+    code = [i[2] for n in kernel.dense_loop()[1] for i in kernel.blocks[n]]
+    return next((op for op in code if re.match(r"I2F|MUFU\.RCP", op)), None)
+
+
 def late_load(kernel: Kernel) -> bool:
     """True if the main loop loads 16 bytes after its first store of 16 bytes."""
     _, nodes = kernel.main_loop()
@@ -95,6 +103,13 @@ def account(codes: dict, usage: dict, launches: Path, write: bool) -> list:
         held = resident(usage[name], threads, shared)
         if held < int(planned):
             faults.append(f"{name}: {held} resident blocks with {usage[name]} registers, but the plan has {planned}")
+        if SEGMENTS.match(name) or name == "kron_sort":
+            rows[name] = Row(name, *codes[name].dense_step(), usage[name], threads, shared)
+            if (match := SEGMENTS.match(name)) and match[2] != "f32":
+                rate, least = ISSUED * rows[name].bytes_per_clock(), LEAST_OVER_SEGMENTS[match[1]]
+                if rate < least:
+                    faults.append(f"{name}: {rate:.1f} bytes a clock at 60 % of issue, but {least} are needed")
+            continue
         if not NAME.match(name) and name != "kron_reduce":
             continue
         rows[name] = Row(name, *codes[name].step("_dy_" in name, GROUP), usage[name], threads, shared)
@@ -109,8 +124,12 @@ def account(codes: dict, usage: dict, launches: Path, write: bool) -> list:
         least = 75 if layer == "k/v" else LEAST[name]
         if tokens >= 4096 and own < least:
             faults.append(f"{name} of {layer} at {tokens} rows: {own:.0f} % of the byte floor, but {least} % are needed")
+    over_segments = [r for n, r in rows.items() if SEGMENTS.match(n) and "_bf16_" in n]
+    times = segment_times(rows, [line[1:] for line in lines if line[0] == "segments"])
     page = PAGE.read_text()
-    for title, table in (("kernels", kernel_table(shown)), ("predictions", prediction_table(found))):
+    tables = {"kernels": kernel_table(shown), "predictions": prediction_table(found)}
+    tables |= {"kernels over segments": kernel_table(over_segments), "segments": segment_table(times)}
+    for title, table in tables.items():
         begin, end = f"<!-- account: {title} -->\n", "<!-- end -->"
         before, rest = page.split(begin)
         old, after = rest.split(end, 1)
@@ -141,6 +160,13 @@ def main() -> None:
                 faults.append(f"{arch} {name}: {fault}")
             if re.search(r"\b(LDL|STL)\b", code):
                 faults.append(f"{arch} {name}: loads or stores local memory")
+            if SEGMENTS.match(name) or name == "kron_sort":
+                kernel = Kernel(code, "FFMA")
+                if arch == "sm_90a":
+                    codes[name] = kernel
+                if name != "kron_sort" and (found := segment_division(kernel)):
+                    faults.append(f"{arch} {name}: {found} between its products")
+                continue
             match = re.match(r"kron_([a-z]+)_(f32|f16|bf16)_([rsmnt])\d+$", name)
             if match and match[3] != "t" or name == "kron_reduce":
                 kernel = Kernel(code)

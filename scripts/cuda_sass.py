@@ -16,7 +16,9 @@ PHILOX = re.compile(r"0x(d2511f53|2daee0ad|cd9e8d57|326172a9|9e3779b9|61c88647|b
 class Kernel:
     """The basic blocks of one kernel's machine code, and the edges between them."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, work: str = "HMMA"):
+        """`work` is the instruction for which the kernel's loops exist."""
+        self.work = work
         code = [(int(at, 16), guard, op, args) for at, guard, op, args in INSTRUCTION.findall(text)]
         while code[-1][2] in ("NOP", "BRA"):
             code.pop()  # padding behind the code
@@ -43,10 +45,10 @@ class Kernel:
         self.cold |= self.cold_loops(self.all, 0)
 
     def cold_loops(self, nodes: frozenset, entry: int) -> frozenset:
-        """Blocks of inner loops with a cold block and no HMMA."""
+        """Blocks of inner loops with a cold block and none of the kernel's work."""
         cold = frozenset()
         for header, loop in self.loops(nodes, entry):
-            if loop & self.cold and not self.with_op(loop, "HMMA"):
+            if loop & self.cold and not self.with_op(loop, self.work):
                 cold |= loop
             elif len(loop) > 1:
                 cold |= self.cold_loops(loop, header)
@@ -129,6 +131,43 @@ class Kernel:
             if len(inner) != 1 or (found and self.with_op(found[1], "HMMA") != self.with_op(inner[0][1], "HMMA")):
                 return found
             found = region = inner[0]
+
+    def dense_loops(self, least: int = 100) -> list:
+        """(depth, header, blocks) of the loops with at least `least` instructions of the kernel's work and no such loop inside."""
+        found = []
+
+        def descend(header, nodes, depth):
+            dense = [loop for loop in self.loops(nodes, header) if self.count(loop[1]) >= least]
+            for inner, blocks in dense:
+                if len(blocks) == 1 or not descend(inner, blocks, depth + 1):
+                    found.append((depth, inner, blocks))
+            return dense
+
+        descend(0, self.all, 0)
+        return found
+
+    def dense_loop(self):
+        """The dense loop in the fewest others, and of several the longest, as (header, blocks); None without one."""
+        loops = sorted(self.dense_loops(), key=lambda loop: (loop[0], -(self.longest(loop[2], loop[1], True) or 0)))
+        return loops[0][1:] if loops else None
+
+    def dense_step(self):
+        """Instructions of a warp in one step of the dense loop, and outside it on a path without another outermost dense loop and without edges."""
+        main = self.dense_loop()
+        if main is None:
+            return 0, self.longest(self.all, 0, False)
+        header, nodes = main
+        others = [blocks for _, blocks in self.loops(self.all, 0) if self.count(blocks) >= 100 and not nodes <= blocks]
+        leave = self.edges().union(*others)
+        return self.longest(nodes, header, True, leave=leave), self.longest(self.all, 0, False, nodes, leave)
+
+    def edges(self) -> frozenset:
+        """Blocks that load a tile at an edge: with many loads, and a condition on each."""
+        guarded = lambda n: sum(op.startswith("LDG") and guard != "" for _, guard, op, _ in self.blocks[n])
+        return frozenset(n for n in self.all if guarded(n) >= 32)
+
+    def count(self, nodes) -> int:
+        return sum(op.startswith(self.work) for n in nodes for _, _, op, _ in self.blocks[n])
 
     def step(self, roles: bool, group: int):
         """Instructions of a warp in one step of the main loop, and outside it; without a loop all are outside.

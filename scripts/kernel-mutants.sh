@@ -55,6 +55,23 @@ a narrow block of dy also has its neighbour's columns|kernels/backward_dy_tensor
 a narrow block of dx also has its neighbour's columns|kernels/backward_dx_tensor_core.cu|s/p\.c_in - k0 < p\.cols \? p\.c_in : k0 \+ p\.cols/p.c_in/
 dC is stored transposed (small m)|kernels/backward_small_m.cu|s/out\[q \* p\.c_in \+ k\] \+= sum/out[k * p.rank + q] += sum/
 dX's second tile of rows is the first again (small m)|kernels/backward_small_m.cu|s/m0 = row - q_end/m0 = 0 * (row - q_end)/
+a row of a higher slot comes first|kernels/segments.cu|s/entry >= 0 && entry < slot/entry >= 0 \&\& entry > slot/
+the sort loses the rows of the warps before|kernels/segments.cu|s/if \(w < warp\) next \+= at\[1\];//
+rows of a slot change places|kernels/segments.cu|s/mine & \(\(1u << lane\) - 1\)/mine >> lane >> 1/
+a hostile index is not counted|kernels/segments.cu|s/entry < -1 \|\| entry >= p\.slots/entry >= p.slots/
+a hostile index is the last slot's|kernels/segments.cu|s/p\.table\[row0 \+ 32 \* i \+ lane\] : -1/(p.table[row0 + 32 * i + lane] < p.slots ? p.table[row0 + 32 * i + lane] : p.slots - 1) : -1/
+a tile takes a row of the next|kernels/segments.cu|s/total - int\(row\) < p\.tile_rows \? total - int\(row\) : p\.tile_rows/p.tile_rows/
+a segment begins anew in each tile|kernels/segments.cu|s/row == 0 \? total : 0/total/
+κ is missing from T (segments)|kernels/segments.cu|s/= p\.keep_scale \* sum/= sum/
+dT has the scale of the op alone (segments)|kernels/segments.cu|s/= slot\.scale \* p\.keep_scale/= p.scale * p.keep_scale/
+dA loses a lane's terms (segments)|kernels/segments.cu|s/mask = 16; mask > 0;/mask = 8; mask > 0;/
+every slot has the first one's factors|tile/segments.cuh|s/at = slot \* p\.slot_stride/at = 0 * p.slot_stride/
+a warp's lanes are summed by halves alone|tile/segments.cuh|s/return v\[0\] \+ __shfl_xor_sync\(0xffffffffu, v\[0\], 1\)/return v[0]/
+a slice's sum takes the place of those before|tile/segments.cuh|s/slice == warp % ways \? sum : \*own \+ sum/sum/
+the other warps' rows are left out of a gradient (segments)|tile/segments.cuh|s/\+= of_pair\[32 \* n\]/+= 0 * of_pair[32 * n]/
+the mask of X is that of the next column (segments)|tile/segments.cuh|s/keeps\(p, row, col\(\) \+ k \+ 32/keeps(p, row, col() + k + 1 + 32/
+dX keeps what the mask drops (segments)|tile/segments.cuh|s/kept >> e & 1 \? acc/true ? acc/
+B = identity is shifted (segments)|tile/segments.cuh|s/k \+ 32 \* e == q0 \+ i/k + 32 * e == q0 + i + 1/
 FAULTS
 )
 check=
@@ -69,7 +86,7 @@ git ls-files -z --cached --others --exclude-standard |
   while IFS= read -r -d '' file; do [ ! -e "$file" ] || cp -p --parents "$file" "$copy"; done
 find "$copy/kernels/cuda" -type f -exec touch {} + # newer than objects of the last run's last fault
 
-suite=(cargo test -q --locked -p kron-kernels --test conformance)
+suite=(cargo test -q --locked -p kron-kernels --test conformance --test segments)
 if [[ ! $check ]] && ! (cd "$copy" && "${suite[@]}" fifo) > "$copy/log" 2>&1; then
   tail -n 20 "$copy/log"
   echo "the suite fails without a fault" >&2

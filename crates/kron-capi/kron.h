@@ -11,7 +11,8 @@
  * processes, is not known, and neither is one that was forked by a thread of the pool: it may not call.
  *
  * Many adapters: calls over segments take rows of many adapters by a table of their numbers, and calls over
- * a group several adapters on one X. Both compute on the host.
+ * a group several adapters on one X. Both compute on the host. Calls over a pool are those over segments on a
+ * device, of many adapters of one shape.
  *
  * Memory: a call writes y, t and workspace; dx, grad and workspace; or w and workspace. Each of these must
  * overlap no other buffer of the call, and the call returns KRON_INVALID if one does. There is no call in
@@ -359,6 +360,87 @@ typedef struct KronBackwardGroup {
   size_t workspace_len;
 } KronBackwardGroup;
 
+// Adapters of one shape in a device's memory; adapters of other shapes or ranks are another pool.
+typedef struct KronPool {
+  // Shape and dropout of all adapters, and their scale where scales is null.
+  struct KronOp op;
+  // [A | B | C] of each slot, on the device.
+  const float *theta;
+  // Number of adapters, 1 to 2^30.
+  size_t slots;
+  // Elements from one slot's theta, or gradient, to the next.
+  size_t stride;
+  // Scale of each slot, on the device; null for the op's.
+  const float *scales;
+} KronPool;
+
+// Arguments of kron_forward_pool.
+typedef struct KronForwardPool {
+  // Type of X and Y: KRON_F32, KRON_F16 or KRON_BF16.
+  uint32_t dtype;
+  // 0 overwrites the rows of Y that have a slot, 1 adds to them.
+  uint32_t accumulate;
+  // Rows of X and Y, and elements of the table.
+  size_t rows;
+  // X, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // Y, rows x d_out; a row without a slot keeps its bits.
+  void *y;
+  // Elements from one row of Y to the next.
+  size_t y_stride;
+  // Slot of each row, in any order, or -1; on the device, read when the kernels run.
+  const int32_t *table;
+  // T, written, in the order of X's rows; keep it for kron_backward_pool.
+  float *t;
+  // Scratch.
+  float *workspace;
+  // Elements of scratch.
+  size_t workspace_len;
+  // Two numbers, written if there is a row: the rows whose number is neither -1 nor a slot, which count as -1, and
+  // the first of these rows, or 2^32 - 1.
+  uint32_t *status;
+  // Dropout's key, of a mask in which a row has its number in X; null in evaluation.
+  const struct KronKey *key;
+} KronForwardPool;
+
+// Arguments of kron_backward_pool.
+typedef struct KronBackwardPool {
+  // Type of X, dY and dX.
+  uint32_t dtype;
+  // 0 overwrites the rows of dX that have a slot, 1 adds to them.
+  uint32_t accumulate;
+  // Rows of X, dY and dX, and elements of the table.
+  size_t rows;
+  // X of the forward call, rows x d_in.
+  const void *x;
+  // Elements from one row of X to the next.
+  size_t x_stride;
+  // dY, rows x d_out; a row without a slot is not read.
+  const void *dy;
+  // Elements from one row of dY to the next.
+  size_t dy_stride;
+  // dX, rows x d_in; a row without a slot keeps its bits. Null skips it.
+  void *dx;
+  // Elements from one row of dX to the next.
+  size_t dx_stride;
+  // Table of the forward call.
+  const int32_t *table;
+  // T of the forward call.
+  const float *t;
+  // Gradient of each slot's theta, as far apart as these, always added to; a slot without a row is not read.
+  float *grads;
+  // Scratch.
+  float *workspace;
+  // Elements of scratch.
+  size_t workspace_len;
+  // As in kron_forward_pool.
+  uint32_t *status;
+  // The key of the forward call.
+  const struct KronKey *key;
+} KronBackwardPool;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -502,6 +584,66 @@ int kron_backward_group(const struct KronDevice *device,
                         const struct KronTerm *terms,
                         size_t count,
                         const struct KronBackwardGroup *call);
+
+// Writes the lengths of the buffers of calls over at most `rows` rows of a pool to *sizes. They suffice for every
+// call over fewer rows too. Loads the device's kernels as kron_sizes does.
+//
+// # Safety
+// Each pointer is null or points to its struct, whose own pointers hold the elements that the struct describes.
+int kron_pool_sizes(const struct KronDevice *device,
+                    const struct KronPool *pool,
+                    size_t rows,
+                    struct KronManySizes *sizes);
+
+// Computes kron_forward_segments on a device, for the rows of a pool's adapters. The launches depend on the numbers
+// of rows and slots alone, so a captured graph can be replayed with other numbers in the table. Each row has the
+// bits of a call over the rows of its adapter alone.
+//
+// A null device returns KRON_INVALID. The table is read on the device: see status in KronForwardPool.
+//
+// # Safety
+// As kron_pool_sizes.
+int kron_forward_pool(const struct KronDevice *device,
+                      const struct KronPool *pool,
+                      const struct KronForwardPool *call);
+
+// Adds to the gradient of each slot that has rows, and computes the rows of dX where dx is not null.
+//
+// # Safety
+// As kron_pool_sizes.
+int kron_backward_pool(const struct KronDevice *device,
+                       const struct KronPool *pool,
+                       const struct KronBackwardPool *call);
+
+// Writes the lengths of the buffers of calls over at most `rows` rows of a pool to *sizes. They suffice for every
+// call over fewer rows too. Loads the device's kernels as kron_sizes does.
+//
+// # Safety
+// Each pointer is null or points to its struct, whose own pointers hold the elements that the struct describes.
+int kron_pool_sizes(const struct KronDevice *device,
+                    const struct KronPool *pool,
+                    size_t rows,
+                    struct KronManySizes *sizes);
+
+// Computes kron_forward_segments on a device, for the rows of a pool's adapters. The launches depend on the numbers
+// of rows and slots alone, so a captured graph can be replayed with other numbers in the table. Each row has the
+// bits of a call over the rows of its adapter alone.
+//
+// A null device returns KRON_INVALID. The table is read on the device: see status in KronForwardPool.
+//
+// # Safety
+// As kron_pool_sizes.
+int kron_forward_pool(const struct KronDevice *device,
+                      const struct KronPool *pool,
+                      const struct KronForwardPool *call);
+
+// Adds to the gradient of each slot that has rows, and computes the rows of dX where dx is not null.
+//
+// # Safety
+// As kron_pool_sizes.
+int kron_backward_pool(const struct KronDevice *device,
+                       const struct KronPool *pool,
+                       const struct KronBackwardPool *call);
 
 #ifdef __cplusplus
 }  // extern "C"

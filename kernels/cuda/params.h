@@ -59,6 +59,18 @@ typedef struct KronParams {
   int64_t chunk_rows;     /* tokens of one chunk */
   int32_t a_row_groups;   /* groups of A's rows in the backward pass over dY */
   int32_t rows_per_group; /* rows of A in one group */
+
+  /* Segments: rows of many adapters of one shape.  a, b, c and grad are those of slot 0; slot s lies s·slot_stride
+   * elements behind.  Rows are sorted by slot; `u` and `v`, and dt_parts as a single part, are in sorted order. */
+  const int32_t *table; /* rows: the slot of each row, -1 for none */
+  uint32_t *status;     /* 2: number of rows whose slot is none of the pool's, and the first of them; written */
+  const float *scales;  /* slots: s of each slot; null: `scale` for all */
+  int32_t *order;       /* rows: numbers of the sorted rows */
+  int32_t *segments;    /* 4 × tiles: SegmentTile, tiles of sorted rows */
+  float *u;             /* U = A·T, rows × a_out × rank */
+  int64_t slot_stride;
+  int32_t slots;
+  int32_t tile_rows; /* most rows of a tile */
 } KronParams;
 
 #endif

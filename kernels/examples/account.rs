@@ -3,6 +3,7 @@
 //!
 //! `call,pass,layer,rows,floor bytes,kernel,blocks,threads,steps of the longest block,steps of all,bytes`
 //! `kernel,name,threads,shared bytes,resident blocks`
+//! `segments,pass,method,adapters,rows of each,floor bytes,kernel,blocks with rows,threads,steps of a warp,bytes`
 
 use std::collections::BTreeMap;
 
@@ -47,6 +48,21 @@ fn main() -> Result<()> {
             }
         }
     }
+    let (kron, lora) = (kron(4096, 4096, 2, 8)?, KronShape::lora(LayerDims { d_out: 4096, d_in: 4096 }, 8)?);
+    for (pass, method, shape) in
+        [(0, "Kron-LoRA", kron), (0, "LoRA", lora), (1, "Kron-LoRA", kron), (1, "LoRA", lora)]
+    {
+        for (adapters, rows) in [1, 16, 256, 1024].into_iter().flat_map(|a| [1, 4, 16].map(|rows| (a, rows)))
+        {
+            segments(PASSES[pass], method, shape, [adapters, rows])?;
+        }
+        for dtype in Dtype::ALL {
+            let problem = problem(shape, dtype, PASSES[pass].1, 16);
+            kernels.extend(
+                LaunchPlan::segments(&problem, 16)?.steps.into_iter().map(|step| (step.kernel, step)),
+            );
+        }
+    }
     for (name, step) in kernels {
         println!("kernel,{name},{},{},{}", step.block, step.shared, step.resident);
     }
@@ -87,4 +103,49 @@ fn bytes(problem: &Problem, plan: &LaunchPlan, step: &Step) -> usize {
         Some("dx") => 6 * n * s.d_in() + t * plan.dt.count + 4 * plan.dc.count * s.c_len(),
         _ => gradients + 4 * plan.dc.count * s.c_len() + 8 * s.params(),
     }
+}
+
+/// Prints the launches of a call over segments: a pool of `adapters`, each with `rows` rows, in bf16.
+fn segments(
+    (name, pass): (&str, Pass),
+    method: &str,
+    s: KronShape,
+    [adapters, rows]: [usize; 2],
+) -> Result<()> {
+    use kron_kernels::tiles::segments::{COLS, WARPS, column_ways};
+    let n = adapters * rows;
+    let plan = LaunchPlan::segments(&problem(s, Dtype::Bf16, pass, n), adapters)?;
+    let (tiles, of_tile) = (adapters * rows.div_ceil(plan.tile_rows), rows.min(plan.tile_rows));
+    // Pairs of rows (token, block) of a warp, and the slices of columns in which it meets each.
+    let pairs =
+        |blocks: usize, width: usize| (of_tile * blocks).div_ceil(2).div_ceil(WARPS / column_ways(width));
+    let slices = |width: usize| width.div_ceil(COLS * column_ways(width));
+    let (t, wide) = (4 * n * s.t_row(), 4 * n * s.a_out() * s.width());
+    let [b, c, a] = [s.b_len(), s.c_len(), s.a_len()].map(|len| 4 * adapters * len);
+    let (x, y) = (2 * n * s.d_in(), 2 * n * s.d_out());
+    for step in &plan.steps {
+        let blocks = tiles * step.col_tiles as usize;
+        let (blocks, steps, bytes) = match step.kernel.split('_').nth(1) {
+            Some("sort") => (adapters, 0, 4 * n * 2 + 16 * plan.segments.count),
+            Some("down") => (blocks, pairs(s.a_in(), s.c_in()) * slices(s.c_in()), x + c + a + t + wide),
+            Some("up") => (blocks, pairs(s.a_out(), s.b_out()), 2 * y + b + wide),
+            Some("dy") => {
+                (blocks, pairs(s.a_out(), s.b_out()) * slices(s.b_out()), y + b + a + 2 * t + 2 * wide)
+            }
+            Some("dx") => (blocks, pairs(s.a_in(), s.c_in()), 2 * x + c + t),
+            _ => {
+                let pairs = |blocks: usize, width: usize| {
+                    (rows * blocks).div_ceil(2).div_ceil(WARPS / column_ways(width))
+                };
+                let longest = pairs(s.a_in(), s.c_in()).max(pairs(s.a_out(), s.b_out()));
+                (adapters * step.col_tiles as usize, longest, x + y + 2 * (a + b + c) + 2 * t + 2 * wide)
+            }
+        };
+        let floor = plan.floor_bytes;
+        println!(
+            "segments,{name},{method},{adapters},{rows},{floor},{},{blocks},{},{steps},{bytes}",
+            step.kernel, step.block
+        );
+    }
+    Ok(())
 }

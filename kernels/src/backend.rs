@@ -64,8 +64,13 @@ impl<L> Cuda<L> {
     }
 
     /// Returns the device address of the two numbers added to each call's key; null without them.
-    fn key(&self) -> *const u64 {
+    pub(crate) fn key(&self) -> *const u64 {
         self.key.map_or(std::ptr::null(), |key| key.raw() as _)
+    }
+
+    /// Returns the stream of the calls.
+    pub(crate) const fn stream(&self) -> StreamHandle {
+        self.stream
     }
 
     /// Returns the device.

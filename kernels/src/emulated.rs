@@ -143,6 +143,10 @@ impl Launcher for Emulated {
         LaunchPlan::aimed_at(self.blocks, problem)
     }
 
+    fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
+        LaunchPlan::segments_aimed_at(self.blocks, problem, slots)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         if stream != StreamHandle::DEFAULT {
             return Err(Error::Device(format!(

@@ -18,6 +18,14 @@ pub trait Launcher {
         LaunchPlan::new(problem)
     }
 
+    /// Plans a call over segments with [`LaunchPlan::segments`].
+    ///
+    /// # Errors
+    /// As [`LaunchPlan::segments`].
+    fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
+        LaunchPlan::segments(problem, slots)
+    }
+
     /// Queues one launch on the stream.
     ///
     /// # Errors
@@ -32,6 +40,10 @@ pub trait Launcher {
 impl<L: Launcher> Launcher for &L {
     fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
         (**self).plan(problem)
+    }
+
+    fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
+        (**self).plan_segments(problem, slots)
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {

@@ -29,12 +29,14 @@ mod launch;
 #[allow(unsafe_code)]
 mod launcher;
 mod names;
+mod pool;
 #[rustfmt::skip]
 #[allow(unsafe_code)]
 pub mod params;
 pub mod plan;
 mod problem;
 mod profile;
+mod segments;
 pub mod tiles;
 
 pub use arch::{ARCHS, Arch};
@@ -46,5 +48,7 @@ pub use driver::{DeviceVec, Gpu};
 pub use emulated::{Async, Emulated, Schedule, Site};
 pub use launcher::Launcher;
 pub use names::{Name, kernels};
-pub use plan::{LaunchPlan, Step, workspace_len};
+pub use plan::{LaunchPlan, Step, segments_workspace_len, workspace_len};
+pub use pool::DevicePool;
 pub use problem::Problem;
+pub use segments::{BackwardSegments, ForwardSegments};

@@ -23,6 +23,8 @@ pub(crate) enum Tile {
     OneColumn(usize),
     /// The same for two columns of A.
     TwoColumns(usize),
+    /// Rows of many adapters.
+    Segments,
     /// No tile, only float32 elements.
     None,
 }
@@ -47,7 +49,9 @@ const TENSOR_CORE: [&str; 4] = ["down", "up", "dy", "dx"];
 const SMALL_M: [&str; 2] = ["up", "dx"];
 /// Ranks of `dy`'s kernel for few columns of A, the first of [`TENSOR_CORE_RANKS`].
 const LOW_RANKS: usize = 4;
-const UNTILED: [&str; 3] = ["dt", "da", "reduce"];
+/// Passes over segments.
+const SEGMENTS: [&str; 5] = ["down", "up", "dy", "grad", "dx"];
+const UNTILED: [&str; 4] = ["dt", "da", "reduce", "sort"];
 
 /// Returns the name of a pass's kernel.
 pub(crate) fn name(pass: &str, dtype: Dtype, tile: Tile) -> Name {
@@ -58,15 +62,17 @@ pub(crate) fn name(pass: &str, dtype: Dtype, tile: Tile) -> Name {
         Tile::SmallM(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_s{rank}")),
         Tile::OneColumn(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_m{rank}")),
         Tile::TwoColumns(rank) => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_n{rank}")),
+        Tile::Segments => fmt::write(&mut name, format_args!("kron_{pass}_{dtype}_segments")),
         Tile::None => fmt::write(&mut name, format_args!("kron_{pass}")),
     };
-    debug_assert!(written.is_ok(), "the longest name, kron_merge_bf16_t64, fits");
+    debug_assert!(written.is_ok(), "the longest name, kron_down_bf16_segments, fits");
     name
 }
 
 /// Returns every kernel that a plan can launch.
 pub fn kernels() -> impl Iterator<Item = Name> {
     let simt = |dtype| SIMT.into_iter().map(move |(pass, cols)| name(pass, dtype, Tile::Simt(cols)));
+    let segments = |dtype| SEGMENTS.into_iter().map(move |pass| name(pass, dtype, Tile::Segments));
     let ranks = |pass, dtype, tile: fn(usize) -> Tile| {
         TENSOR_CORE_RANKS.into_iter().map(move |rank| name(pass, dtype, tile(rank)))
     };
@@ -82,5 +88,10 @@ pub fn kernels() -> impl Iterator<Item = Name> {
     };
     let halves = Dtype::ALL.into_iter().filter(|&dtype| dtype != Dtype::F32);
     let untiled = UNTILED.into_iter().map(|pass| name(pass, Dtype::F32, Tile::None));
-    Dtype::ALL.into_iter().flat_map(simt).chain(halves.flat_map(tensor_core)).chain(untiled)
+    Dtype::ALL
+        .into_iter()
+        .flat_map(simt)
+        .chain(Dtype::ALL.into_iter().flat_map(segments))
+        .chain(halves.flat_map(tensor_core))
+        .chain(untiled)
 }

@@ -52,10 +52,19 @@ pub struct KronParams {
     pub chunk_rows: i64,
     pub a_row_groups: i32,
     pub rows_per_group: i32,
+    pub table: *const i32,
+    pub status: *mut u32,
+    pub scales: *const f32,
+    pub order: *mut i32,
+    pub segments: *mut i32,
+    pub u: *mut f32,
+    pub slot_stride: i64,
+    pub slots: i32,
+    pub tile_rows: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 312usize];
+    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 376usize];
     ["Alignment of KronParams"][::std::mem::align_of::<KronParams>() - 8usize];
     ["Offset of field: KronParams::a"][::std::mem::offset_of!(KronParams, a) - 0usize];
     ["Offset of field: KronParams::b"][::std::mem::offset_of!(KronParams, b) - 8usize];
@@ -188,6 +197,31 @@ const _: () = {
     [
         "Offset of field: KronParams::rows_per_group",
     ][::std::mem::offset_of!(KronParams, rows_per_group) - 308usize];
+    [
+        "Offset of field: KronParams::table",
+    ][::std::mem::offset_of!(KronParams, table) - 312usize];
+    [
+        "Offset of field: KronParams::status",
+    ][::std::mem::offset_of!(KronParams, status) - 320usize];
+    [
+        "Offset of field: KronParams::scales",
+    ][::std::mem::offset_of!(KronParams, scales) - 328usize];
+    [
+        "Offset of field: KronParams::order",
+    ][::std::mem::offset_of!(KronParams, order) - 336usize];
+    [
+        "Offset of field: KronParams::segments",
+    ][::std::mem::offset_of!(KronParams, segments) - 344usize];
+    ["Offset of field: KronParams::u"][::std::mem::offset_of!(KronParams, u) - 352usize];
+    [
+        "Offset of field: KronParams::slot_stride",
+    ][::std::mem::offset_of!(KronParams, slot_stride) - 360usize];
+    [
+        "Offset of field: KronParams::slots",
+    ][::std::mem::offset_of!(KronParams, slots) - 368usize];
+    [
+        "Offset of field: KronParams::tile_rows",
+    ][::std::mem::offset_of!(KronParams, tile_rows) - 372usize];
 };
 impl Default for KronParams {
     fn default() -> Self {

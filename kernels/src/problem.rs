@@ -32,6 +32,22 @@ pub(crate) fn check_rows(shape: &KronShape, rows: usize) -> Result<()> {
     )))
 }
 
+/// Refuses a call over segments whose rows exceed the kernels' 32-bit integers.
+pub(crate) fn check_segments(shape: &KronShape, rows: usize, slots: usize) -> Result<()> {
+    const LIMIT: usize = 1 << 30;
+    let blocks = shape.a_out().max(shape.a_in());
+    // A kernel counts the rows (token, block) of a segment, and at least 128 in a tile.
+    if rows.max(128).checked_mul(blocks).is_none_or(|count| count > LIMIT) {
+        return Err(Error::Shape(format!(
+            "{rows} rows of {blocks} blocks are more than the limit of {LIMIT} blocks in a call over segments ({shape})"
+        )));
+    }
+    if slots == 0 || slots > LIMIT {
+        return Err(Error::Value(format!("the pool has {slots} slots, but it has 1 to {LIMIT}")));
+    }
+    Ok(())
+}
+
 /// Refuses sizes and products of sizes above 2³¹ − 1, which the kernels' 32-bit integers cannot hold.
 pub(crate) fn check_sizes(shape: &KronShape) -> Result<()> {
     const LIMIT: usize = i32::MAX as usize;

@@ -213,6 +213,45 @@ pub mod reduce {
     pub const SHARED: usize = 4 * super::SIMT_THREADS as usize;
 }
 
+/// The kernels over segments.
+pub mod segments {
+    use super::SIMT_THREADS;
+    /// Eight warps.
+    pub const THREADS: u32 = SIMT_THREADS;
+    /// Warps of a block.
+    pub const WARPS: usize = THREADS as usize / 32;
+    /// Columns of a warp.
+    pub const COLS: usize = 256;
+    /// Ranks of a warp.
+    pub const RANKS: usize = 8;
+    /// Most rows of a tile.
+    pub const ROWS: usize = 16;
+    /// Elements of A for each warp of `grad` that computes dA.
+    pub const A_PER_WARP: usize = 16;
+    /// Elements of a tile's entry in the list of tiles.
+    pub const ENTRY: usize = 4;
+    /// Blocks that a multiprocessor of sm_90a holds.
+    pub const RESIDENT: usize = 2;
+    /// Bytes of `sort`: four counts of each warp.
+    pub const SORT_SHARED: usize = 16 * WARPS;
+    /// Bytes of `down` and `dy`: the sums of each warp's 32 rows.
+    pub const DOT_SHARED: usize = 4 * WARPS * 32 * RANKS;
+    /// Bytes of `grad`: the sums of half of the warps.
+    pub const GRAD_SHARED: usize = 4 * WARPS / 2 * COLS * RANKS;
+    /// Returns the warps of a block that share a row's columns: the least power of two for all, at most all warps.
+    pub const fn column_ways(width: usize) -> usize {
+        let mut ways = 1;
+        while ways < WARPS && ways * COLS < width {
+            ways *= 2;
+        }
+        ways
+    }
+    /// Returns the blocks that divide a row's columns.
+    pub const fn column_blocks(width: usize) -> usize {
+        width.div_ceil(COLS * column_ways(width))
+    }
+}
+
 /// Blocks of the SIMT tile that a multiprocessor of sm_90a holds.
 pub const SIMT_RESIDENT: usize = 2;
 

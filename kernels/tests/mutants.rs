@@ -5,7 +5,9 @@ mod common;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
+use common::segments::{self, Batch, batches};
 use common::{CASES, Case, Data, Sizes, case_by_name, check};
 use half::bf16;
 use kron_core::Result;
@@ -38,26 +40,66 @@ fn written() -> BTreeSet<(String, u32)> {
     lines
 }
 
+/// Runs a case of the suite, or a batch, and returns its bits.
+type Run = Rc<dyn Fn(&Emulated) -> Result<Vec<u32>>>;
+
+/// Every case and every batch; true for those that end with the sort of a batch's rows. A fault in the sort makes
+/// numbers of rows that do not exist, with which nothing else may run.
+fn runs() -> Vec<(bool, Run)> {
+    let mut runs: Vec<(bool, Run)> = Vec::new();
+    for case in CASES {
+        let data = Data::<bf16>::new(case);
+        runs.push((false, Rc::new(move |on| Ok(data.clone().run(on)?.bits()))));
+    }
+    for case in batches() {
+        let batch = Batch::<bf16>::new(case);
+        let sorted = batch.clone();
+        runs.push((false, Rc::new(move |on| Ok(batch.clone().run(on)?.bits()))));
+        runs.push((true, Rc::new(move |on| sorted.clone().sort(&Sort(on)))));
+    }
+    runs
+}
+
+/// Runs the sort of a batch's rows alone.
+struct Sort<'a>(&'a Emulated);
+
+impl Launcher for Sort<'_> {
+    fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
+        self.0.plan_segments(problem, slots)
+    }
+
+    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
+        if step.kernel.as_str() != "kron_sort" {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise about the pointers in `params`.
+        unsafe { self.0.launch(step, params, stream) }
+    }
+}
+
 #[test]
 fn every_dropped_barrier_and_weakened_wait_is_noticed() {
-    let clean = |(case, blocks)| {
-        let (data, on) = (Data::<bf16>::new(case), Emulated { blocks, ..Emulated::new() });
-        let bits = data.clone().run(&on).expect("the suite runs").bits();
-        (data, blocks, bits, on.sites.into_inner())
+    let clean = |(blocks, (sort, run)): (usize, (bool, Run))| {
+        let on = Emulated { blocks, ..Emulated::new() };
+        let bits = run(&on).expect("the suite runs");
+        let mut sites = on.sites.into_inner();
+        sites.retain(|site| (site.kernel == "kron_sort") == sort);
+        (run, blocks, bits, sites)
     };
-    let clean = CASES.into_iter().flat_map(|case| [(case, 1), (case, BLOCKS)]).map(clean).collect::<Vec<_>>();
+    let all = [1, BLOCKS].into_iter().flat_map(|blocks| runs().into_iter().map(move |run| (blocks, run)));
+    let clean = all.map(clean).collect::<Vec<_>>();
     let mut cases = BTreeMap::<&Site, Vec<_>>::new();
-    for (data, blocks, bits, sites) in &clean {
-        sites.iter().for_each(|site| cases.entry(site).or_default().push((data, *blocks, bits)));
+    for (run, blocks, bits, sites) in &clean {
+        sites.iter().for_each(|site| cases.entry(site).or_default().push((run, *blocks, bits)));
     }
     let met = cases.keys().map(|s| (s.file.clone(), s.line)).collect::<BTreeSet<_>>();
     assert_eq!(met, written(), "barriers and waits that the suite's cases reach, and those of the sources");
     let survives = |site: &Site| {
         schedules().all(|(schedule, copies, seed)| {
-            cases[site].iter().all(|&(data, blocks, bits)| {
+            cases[site].iter().all(|&(run, blocks, bits)| {
                 let on = Emulated::with(schedule, copies, seed);
                 let on = Emulated { blocks, fault: Some(site.clone()), ..on };
-                let same = data.clone().run(&on).is_ok_and(|done| done.bits() == *bits);
+                let same = run(&on).is_ok_and(|done| done == *bits);
                 assert!(on.faults.get() > 0, "{site:?} was met without its fault");
                 same
             })
@@ -90,9 +132,18 @@ impl Launcher for Without<'_> {
         self.on.plan(problem)
     }
 
+    fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
+        self.on.plan_segments(problem, slots)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         self.met.borrow_mut().insert(step.kernel.to_string());
         if step.kernel.as_str() == self.kernel {
+            if self.kernel == "kron_sort" {
+                // Scratch starts as NaN, which is no list of tiles; one of zeros has no rows.
+                // SAFETY: the list has four elements for each of the tiles, and nothing else uses it.
+                unsafe { std::ptr::write_bytes(params.segments, 0, 4 * params.tiles as usize) };
+            }
             return Ok(());
         }
         // SAFETY: the caller's promise about the pointers in `params`.
@@ -113,14 +164,27 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
             cases.entry(kernel).or_insert((case, blocks));
         }
     }
+    let batch = batches().remove(0);
+    let on = Without::new("", BLOCKS);
+    Batch::<bf16>::new(batch.clone()).run(&on).expect("the suite runs");
+    let of_segments = on.met.take();
     std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
     let fails = |kernel: &str, (case, blocks)| {
         catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &Without::new(kernel, blocks)))).is_err()
     };
-    let unnoticed = cases.iter().filter(|(kernel, case)| !fails(kernel, **case)).collect::<Vec<_>>();
+    let mut unnoticed = cases
+        .iter()
+        .filter(|(kernel, case)| !fails(kernel, **case))
+        .map(|(kernel, _)| kernel)
+        .collect::<Vec<_>>();
+    let fails = |kernel: &str| {
+        let on = Without::new(kernel, BLOCKS);
+        catch_unwind(AssertUnwindSafe(|| segments::check::<bf16>(batch.clone(), &on))).is_err()
+    };
+    unnoticed.extend(of_segments.iter().filter(|kernel| !fails(kernel)));
     drop(std::panic::take_hook());
-    assert!(unnoticed.is_empty(), "of {} kernels: {unnoticed:?}", cases.len());
-    let run = cases.into_keys().collect::<BTreeSet<_>>();
+    assert!(unnoticed.is_empty(), "of {} kernels: {unnoticed:?}", cases.len() + of_segments.len());
+    let run = cases.into_keys().chain(of_segments).collect::<BTreeSet<_>>();
     let missing = kernels.difference(&run).collect::<Vec<_>>();
     assert!(missing.is_empty(), "the suite does not run {missing:?}");
 }
@@ -140,6 +204,10 @@ struct Swapped<'a> {
 impl Launcher for Swapped<'_> {
     fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
         self.on.plan(problem)
+    }
+
+    fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
+        self.on.plan_segments(problem, slots)
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
@@ -183,6 +251,23 @@ fn the_oracle_notices_swapped_indices_of_every_factor() {
                 if catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &on))).is_ok() {
                     unnoticed.push(format!("{name} in {kernel}, {}", case.why));
                 }
+            }
+        }
+    }
+    // One slot, because the pointer of a factor is that of the first.
+    let batch = batches().into_iter().find(|batch| batch.slots == 1).expect("a batch of one slot");
+    let Sizes { a_out, a_in, b_out, c_in, rank } = batch.case.sizes;
+    let factors: [(_, _, Field, _); 3] = [
+        ("A", (a_out, a_in), |p| &mut p.a, ["down", "dy"]),
+        ("B", (b_out, rank), |p| &mut p.b, ["up", "dy"]),
+        ("C", (rank, c_in), |p| &mut p.c, ["down", "dx"]),
+    ];
+    for (name, dims, factor, kernels) in factors {
+        for kernel in kernels.map(|kernel| format!("kron_{kernel}_bf16_segments")) {
+            let on = Swapped { kernel: &kernel, dims, factor, on: Emulated::new() };
+            let check = || segments::check::<bf16>(batch.clone(), &on);
+            if catch_unwind(AssertUnwindSafe(check)).is_ok() {
+                unnoticed.push(format!("{name} in {kernel}"));
             }
         }
     }

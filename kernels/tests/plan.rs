@@ -346,6 +346,14 @@ fn every_kernel_is_in_some_plan() {
             }
         }
     }
+    let rows = 10;
+    for (dtype, pass) in Dtype::ALL
+        .into_iter()
+        .flat_map(|dtype| [Pass::Forward, Pass::Backward { dx: true }].map(|pass| (dtype, pass)))
+    {
+        let plan = LaunchPlan::segments(&Problem { dtype, ..paper(pass, rows) }, 3).expect("legal");
+        used.extend(plan.steps.iter().map(|s| s.kernel.to_string()));
+    }
     assert_eq!(used, kernels());
     // The driver looks up these names when it loads the kernels.
     assert_eq!(kron_kernels::kernels().map(|name| name.to_string()).collect::<BTreeSet<_>>(), kernels());

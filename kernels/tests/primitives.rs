@@ -113,3 +113,13 @@ fn products_are_whole_and_rounded_once() {
     }
     assert!(twice > 0, "inputs on which rounding the product would show");
 }
+
+#[test]
+fn a_ballot_has_a_bit_for_each_lane() {
+    let (x, y) = run(13);
+    let votes = (0..32).filter(|&lane| x[lane] % 2 == 1).fold(0, |votes, lane| votes | 1u32 << lane);
+    for lane in 0..32 {
+        let lowest = if x[lane] == 0 { 0 } else { x[lane].trailing_zeros() + 1 };
+        assert_eq!(y[3 * lane..3 * lane + 3], [votes, x[lane].count_ones(), lowest], "{:#x}", x[lane]);
+    }
+}

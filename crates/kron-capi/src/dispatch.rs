@@ -1,6 +1,7 @@
 //! The choice of a backend: the host's, a CUDA device's, or the emulation's.
 
 use kron_core::{KronOp, Pass, Result};
+use kron_kernels::{Cuda, Launcher};
 
 use crate::device;
 use crate::pointers::FromPointers;
@@ -12,19 +13,40 @@ pub(crate) trait Job {
     fn on<B: FromPointers>(self, backend: &B) -> Result<()>;
 }
 
-/// Runs the job on the host, or on `device` where the caller named one.
-pub(crate) fn dispatch(device: Option<KronDevice>, job: impl Job) -> Result<()> {
+/// Work for a device.
+pub(crate) trait DeviceJob {
+    // A build without a device has none to give it to.
+    #[cfg_attr(not(any(feature = "cuda", feature = "emulate")), allow(dead_code))]
+    fn on<L: Launcher>(self, on: &Cuda<L>) -> Result<()>;
+}
+
+/// Runs the job on a device.
+#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), allow(unused_variables))]
+pub(crate) fn on_device(device: KronDevice, job: impl DeviceJob) -> Result<()> {
     match device {
-        None => job.on(&team::host()),
         // A release build has no emulation, even where another crate or its tests turn the feature on.
         #[cfg(all(feature = "emulate", debug_assertions))]
-        Some(KronDevice { device: crate::KRON_EMULATED, .. }) => {
-            job.on(&device::keyed(kron_kernels::Cuda::with(kron_kernels::Emulated::new())))
+        KronDevice { device: crate::KRON_EMULATED, .. } => {
+            job.on(&device::keyed(Cuda::with(kron_kernels::Emulated::new())))
         }
         #[cfg(feature = "cuda")]
-        Some(device) => job.on(&device::keyed(device::open(device)?)),
+        named => job.on(&device::keyed(device::open(named)?)),
         #[cfg(not(feature = "cuda"))]
-        Some(_) => Err(device::without_cuda()),
+        _ => Err(device::without_cuda()),
+    }
+}
+
+/// Runs the job on the host, or on `device` where the caller named one.
+pub(crate) fn dispatch(device: Option<KronDevice>, job: impl Job) -> Result<()> {
+    struct OnDevice<J>(J);
+    impl<J: Job> DeviceJob for OnDevice<J> {
+        fn on<L: Launcher>(self, on: &Cuda<L>) -> Result<()> {
+            self.0.on(on)
+        }
+    }
+    match device {
+        None => job.on(&team::host()),
+        Some(device) => on_device(device, OnDevice(job)),
     }
 }
 

@@ -21,6 +21,11 @@ mod overlap;
 #[allow(unsafe_code)]
 mod pointers;
 #[allow(unsafe_code)]
+mod pool;
+#[allow(unsafe_code)]
+mod pool_calls;
+mod pool_types;
+#[allow(unsafe_code)]
 mod segments;
 #[allow(unsafe_code)]
 mod status;
@@ -32,6 +37,8 @@ use std::ffi::{c_char, c_int};
 
 use kron_core::{Error, Pass};
 
+pub use pool_calls::{kron_backward_pool, kron_forward_pool, kron_pool_sizes};
+pub use pool_types::{KronBackwardPool, KronForwardPool, KronPool};
 pub use status::{KRON_DEVICE_FAILED, KRON_INVALID, KRON_OK, KRON_PANICKED, KRON_UNAVAILABLE};
 pub use types::{
     KRON_ABI, KRON_BF16, KRON_EMULATED, KRON_F16, KRON_F32, KronAdapter, KronBackward, KronBackwardGroup,

@@ -7,7 +7,7 @@ fn kron_h_is_up_to_date() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(folder.join("cbindgen.toml")).expect("cbindgen.toml is legal");
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in ["types", "status", "lib"] {
+    for file in ["types", "pool_types", "status", "lib", "pool_calls"] {
         builder = builder.with_src(folder.join(format!("src/{file}.rs")));
     }
     let mut made = Vec::new();
@@ -28,9 +28,9 @@ fn kron_h_is_up_to_date() {
 #[test]
 fn the_abi_has_its_number() {
     use kron_capi::{
-        KRON_ABI, KronAdapter, KronBackward, KronBackwardGroup, KronBackwardSegments, KronDevice,
-        KronForward, KronForwardGroup, KronForwardSegments, KronGroupDy, KronGroupY, KronKey, KronManySizes,
-        KronMerge, KronOp, KronSizes, KronTerm,
+        KRON_ABI, KronAdapter, KronBackward, KronBackwardGroup, KronBackwardPool, KronBackwardSegments,
+        KronDevice, KronForward, KronForwardGroup, KronForwardPool, KronForwardSegments, KronGroupDy,
+        KronGroupY, KronKey, KronManySizes, KronMerge, KronOp, KronPool, KronSizes, KronTerm,
     };
     use std::mem::offset_of;
 
@@ -55,9 +55,13 @@ fn the_abi_has_its_number() {
         (size_of::<KronForwardGroup>(), offset_of!(KronForwardGroup, workspace_len)),
         (size_of::<KronGroupDy>(), offset_of!(KronGroupDy, dy_stride)),
         (size_of::<KronBackwardGroup>(), offset_of!(KronBackwardGroup, workspace_len)),
+        (size_of::<KronPool>(), offset_of!(KronPool, scales)),
+        (size_of::<KronForwardPool>(), offset_of!(KronForwardPool, key)),
+        (size_of::<KronBackwardPool>(), offset_of!(KronBackwardPool, key)),
     ];
     let single = [(16, 8), (48, 44), (40, 32), (16, 8), (88, 80), (112, 104), (64, 56)];
     let many = [(56, 48), (72, 64), (24, 16), (88, 80), (112, 104), (24, 16), (72, 64), (16, 8), (96, 88)];
-    let first = [&single[..], &many].concat();
+    let pool = [(80, 72), (96, 88), (120, 112)];
+    let first = [&single[..], &many, &pool].concat();
     assert_eq!((KRON_ABI, structs.as_slice()), (1, first.as_slice()));
 }

@@ -56,5 +56,26 @@ inline float __shfl_xor_sync(uint32_t mask, float value, int lane_mask KRON_SITE
   return s.result;
 }
 
+/// A lane's argument of a ballot.
+struct EmuBallot {
+  bool value = false;
+  uint32_t result = 0;
+};
+KRON_COMBINE void emu_ballot(void *const *lanes) {
+  uint32_t votes = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (auto *from = static_cast<EmuBallot *>(lanes[lane]); from && from->value) votes |= 1u << lane;
+  for (int lane = 0; lane < 32; ++lane)
+    if (auto *to = static_cast<EmuBallot *>(lanes[lane])) to->result = votes;
+}
+inline uint32_t __ballot_sync(uint32_t mask, bool value KRON_SITE_ARG) {
+  EmuBallot b;
+  b.value = value;
+  emu::warp_meet(mask, "__ballot_sync", site, &b, emu_ballot);
+  return b.result;
+}
+
+inline int __popc(uint32_t v) { return __builtin_popcount(v); }
+inline int __ffs(int v) { return __builtin_ffs(v); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t((uint64_t(a) * b) >> 32); }

@@ -80,3 +80,9 @@ KRON_KERNEL(primitive_fma, 32) {
   const uint32_t *in = lane_in(p, 3);
   lane_out(p, 1)[0] = as_bits(__fmaf_rn(as_float(in[0]), as_float(in[1]), as_float(in[2])));
 }
+/// 1 word in, 3 out: the lanes with an odd word, the bits of the word, and its lowest one's number from 1.
+KRON_KERNEL(primitive_ballot, 32) {
+  const uint32_t in = lane_in(p, 1)[0];
+  uint32_t *out = lane_out(p, 3);
+  out[0] = __ballot_sync(0xffffffffu, in & 1), out[1] = uint32_t(__popc(in)), out[2] = uint32_t(__ffs(int(in)));
+}

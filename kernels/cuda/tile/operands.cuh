@@ -7,6 +7,8 @@
 #include "tile/dropout.cuh"
 #include "tile/sum.cuh"
 
+KRON_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 /// A_ij; 1 for LoRA.
 KRON_DEVICE float load_a(const KronParams &p, int i, int j) { return p.a ? p.a[int64_t(i) * p.a_in + j] : 1.0f; }
 

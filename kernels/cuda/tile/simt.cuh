@@ -91,8 +91,6 @@ struct RankRange {
   }
 };
 
-KRON_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /// Stores a tile of dX, rows m = (n, j) from m0 and columns k from k0.
 template <class E, int TN> KRON_DEVICE void put_dx(const KronParams &p, const SimtTile<TN> &tile, int64_t m0, int64_t k0) {
   tile.each(m0, p.rows * p.a_in, k0, p.c_in, [&](int64_t m, int64_t k, float sum) {

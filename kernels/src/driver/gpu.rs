@@ -78,6 +78,10 @@ impl Launcher for Gpu {
         LaunchPlan::aimed_at(self.blocks, problem)
     }
 
+    fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
+        LaunchPlan::segments_aimed_at(self.blocks, problem, slots)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         let _current = Current::of(&self.context).map_err(|e| unavailable("the device's context", e))?;
         let function = self.kernels.function(&step.kernel)?;

@@ -72,6 +72,14 @@ pub struct LaunchPlan {
     pub db: Parts,
     /// Parts of dC.
     pub dc: Parts,
+    /// U, in a call over segments.
+    pub u: Parts,
+    /// Numbers of the sorted rows, in a call over segments.
+    pub order: Parts,
+    /// Tiles of sorted rows, in a call over segments.
+    pub segments: Parts,
+    /// Most rows of such a tile; 0 in other calls.
+    pub tile_rows: usize,
     /// Groups of A's rows in `dy`.
     pub a_row_groups: usize,
     /// Rows of A in one group.
@@ -115,6 +123,9 @@ impl fmt::Display for LaunchPlan {
             }
             let early = if s.early { ", starts early" } else { "" };
             writeln!(out, ", {} resident, {:.2} waves{early}", s.resident, s.waves())?;
+        }
+        if self.tile_rows > 0 {
+            writeln!(out, "{} tiles of at most {} rows of one adapter", self.segments.count, self.tile_rows)?;
         }
         writeln!(
             out,

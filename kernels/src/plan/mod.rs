@@ -9,8 +9,10 @@ mod grid;
 mod launches;
 mod planner;
 mod scratch;
+mod segments;
 mod tensor_core;
 
 pub use launches::{LaunchPlan, MULTIPROCESSORS, Parts, Step};
 pub use planner::BLOCKS;
 pub use scratch::workspace_len;
+pub use segments::segments_workspace_len;

@@ -26,7 +26,7 @@ pub(super) const RESERVED: usize = 64;
 /// moves in five times the estimated 1.5 µs of a launch in a graph.
 const EARLY_BYTES: u128 = 32 << 20;
 /// Largest number of blocks of a grid.
-const MAX_GRID: u128 = i32::MAX as u128;
+pub(super) const MAX_GRID: u128 = i32::MAX as u128;
 
 impl LaunchPlan {
     /// Plans a problem.
@@ -71,7 +71,7 @@ pub(super) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     /// Starts with an empty plan whose splits aim at `blocks`.
-    fn new(problem: &'a Problem, blocks: usize) -> Self {
+    pub(super) fn new(problem: &'a Problem, blocks: usize) -> Self {
         let none = Parts::default();
         let plan = LaunchPlan {
             steps: ArrayVec::new(),
@@ -82,6 +82,10 @@ impl<'a> Planner<'a> {
             da: none,
             db: none,
             dc: none,
+            u: none,
+            order: none,
+            segments: none,
+            tile_rows: 0,
             a_row_groups: 1,
             rows_per_group: problem.shape.a_out(),
             workspace: 0,
@@ -102,7 +106,7 @@ impl<'a> Planner<'a> {
                 Pass::Merge => self.merge()?,
             }
         }
-        Ok(self.finish())
+        Ok(self.finish(1))
     }
 
     /// True if the tensor-core kernels can run: 16-bit elements in 16-byte rows.
@@ -362,10 +366,10 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Adds the byte counts.
-    fn finish(mut self) -> LaunchPlan {
+    /// Adds the byte counts of a call over a number of adapters.
+    pub(super) fn finish(mut self, adapters: usize) -> LaunchPlan {
         let (p, shape) = (self.problem, &self.problem.shape);
-        let (n, e, params) = (p.rows as u128, p.dtype.size() as u128, shape.params() as u128);
+        let (n, e, params) = (p.rows as u128, p.dtype.size() as u128, (shape.params() * adapters) as u128);
         let (d_in, d_out, t_row) = (shape.d_in() as u128, shape.d_out() as u128, shape.t_row() as u128);
         let writes = 1 + u128::from(p.accumulate); // of Y, dX or W
         self.plan.floor_bytes = match (n, p.pass) {

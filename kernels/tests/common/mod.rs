@@ -4,6 +4,7 @@
 
 mod cases;
 pub mod primitives;
+pub mod segments;
 
 pub use cases::{CASES, Case, Sizes, case_by_name};
 use half::{bf16, f16};

@@ -6,7 +6,7 @@ use kron_kernels::params::KronParams;
 use kron_kernels::{Emulated, Launcher, Name, Step, StreamHandle};
 
 /// Kernel, words in and out for each lane, and the kind of the input words.
-pub const PRIMITIVES: [(&str, usize, usize, Kind); 13] = [
+pub const PRIMITIVES: [(&str, usize, usize, Kind); 14] = [
     ("primitive_mma_bf16_k16", 10, 4, Kind::Bf16),
     ("primitive_mma_bf16_k8", 10, 4, Kind::Bf16),
     ("primitive_mma_f16_k16", 10, 4, Kind::F16),
@@ -20,6 +20,7 @@ pub const PRIMITIVES: [(&str, usize, usize, Kind); 13] = [
     ("primitive_shuffle", 1, 5, Kind::Float),
     ("primitive_umulhi", 2, 1, Kind::Bits),
     ("primitive_fma", 3, 1, Kind::Near),
+    ("primitive_ballot", 1, 3, Kind::Bits),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
