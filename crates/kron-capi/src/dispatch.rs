@@ -16,12 +16,12 @@ pub(crate) trait Job {
 /// Work for a device.
 pub(crate) trait DeviceJob {
     // A build without a device has none to give it to.
-    #[cfg_attr(not(any(feature = "cuda", feature = "emulate")), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "cuda", all(feature = "emulate", debug_assertions))), allow(dead_code))]
     fn on<L: Launcher>(self, on: &Cuda<L>) -> Result<()>;
 }
 
 /// Runs the job on a device.
-#[cfg_attr(not(any(feature = "cuda", feature = "emulate")), allow(unused_variables))]
+#[cfg_attr(not(any(feature = "cuda", all(feature = "emulate", debug_assertions))), allow(unused_variables))]
 pub(crate) fn on_device(device: KronDevice, job: impl DeviceJob) -> Result<()> {
     match device {
         // A release build has no emulation, even where another crate or its tests turn the feature on.
