@@ -323,6 +323,6 @@ KRON_DEVICE void segment_outer(const KronParams &p, float *sums, const SegmentTi
   for (int e = 0; e < LANE_COLS; ++e) {
     KRON_UNROLL
     for (int i = 0; i < SEGMENT_RANKS; ++i)
-      if (columns >> e & ranks >> i & 1) grad[SIDE == IN ? (q0 + i) * p.c_in + k + 32 * e : (k + 32 * e) * p.rank + q0 + i] += factor * acc[e][i];
+      if (k + 32 * e < width && q0 + i < p.rank) grad[SIDE == IN ? (q0 + i) * p.c_in + k + 32 * e : (k + 32 * e) * p.rank + q0 + i] += factor * acc[e][i];
   }
 }
