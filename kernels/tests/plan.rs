@@ -235,6 +235,7 @@ fn groups_have_two_rows_of_a_where_that_is_cheaper() {
 fn the_planner_knows_the_instructions_of_dy() {
     let page = include_str!("../../docs/KERNELS.md");
     let lines = page.lines().filter_map(|line| line.strip_prefix("| `kron_dy_bf16_"));
+    let lines = lines.filter(|line| !line.starts_with("segments"));
     let mut met = 0;
     for line in lines {
         let mut cells = line.split(['`', '|']).map(str::trim).filter(|cell| !cell.is_empty());

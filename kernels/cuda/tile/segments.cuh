@@ -315,7 +315,8 @@ KRON_DEVICE void segment_outer(const KronParams &p, float *sums, const SegmentTi
     __syncthreads(); // it has been read
   }
   if (group > 0) return;
-  const Slot slot(p, tile.slot);
+  // Read once more: over the loops above its register is missing on sm_120.
+  const Slot slot(p, SegmentTile(p, blockIdx.x / p.col_tiles).slot);
   const int64_t b_len = p.b ? int64_t(p.b_out) * p.rank : 0;
   float *grad = slot.grad + ab_len(p) - (SIDE == OUT ? b_len : 0);
   const float factor = SIDE == OUT ? slot.scale : 1.0f;
