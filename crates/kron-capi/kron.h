@@ -615,36 +615,6 @@ int kron_backward_pool(const struct KronDevice *device,
                        const struct KronPool *pool,
                        const struct KronBackwardPool *call);
 
-// Writes the lengths of the buffers of calls over at most `rows` rows of a pool to *sizes. They suffice for every
-// call over fewer rows too. Loads the device's kernels as kron_sizes does.
-//
-// # Safety
-// Each pointer is null or points to its struct, whose own pointers hold the elements that the struct describes.
-int kron_pool_sizes(const struct KronDevice *device,
-                    const struct KronPool *pool,
-                    size_t rows,
-                    struct KronManySizes *sizes);
-
-// Computes kron_forward_segments on a device, for the rows of a pool's adapters. The launches depend on the numbers
-// of rows and slots alone, so a captured graph can be replayed with other numbers in the table. Each row has the
-// bits of a call over the rows of its adapter alone.
-//
-// A null device returns KRON_INVALID. The table is read on the device: see status in KronForwardPool.
-//
-// # Safety
-// As kron_pool_sizes.
-int kron_forward_pool(const struct KronDevice *device,
-                      const struct KronPool *pool,
-                      const struct KronForwardPool *call);
-
-// Adds to the gradient of each slot that has rows, and computes the rows of dX where dx is not null.
-//
-// # Safety
-// As kron_pool_sizes.
-int kron_backward_pool(const struct KronDevice *device,
-                       const struct KronPool *pool,
-                       const struct KronBackwardPool *call);
-
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

@@ -15,7 +15,7 @@ const BUDGET: usize = 400;
 /// Files that may be longer, how long, and why.
 const LONGER: [(&str, usize, &str); 2] = [
     ("tests/tests/plan.rs", 450, "one golden table after another"),
-    ("crates/kron-capi/kron.h", 660, "one header declares the whole interface, and cbindgen writes it"),
+    ("crates/kron-capi/kron.h", 630, "one header declares the whole interface, and cbindgen writes it"),
 ];
 
 /// Files and folders that may have unsafe code, and why.

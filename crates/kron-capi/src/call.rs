@@ -2,16 +2,14 @@
 
 use std::ffi::c_int;
 
-use half::{bf16, f16};
 use kron_core::{Accum, Backward, DropoutKey, Element, Forward, KronOp, Merge, Result};
 
 use crate::dispatch::{Job, dispatch};
+use crate::dtype::with_dtype;
 use crate::overlap::{self, Span};
 use crate::pointers::{FromPointers, Matrix};
 use crate::status::guard;
-use crate::types::{
-    KRON_BF16, KRON_F16, KRON_F32, KronBackward, KronDevice, KronForward, KronKey, KronMerge,
-};
+use crate::types::{KronBackward, KronDevice, KronForward, KronKey, KronMerge};
 use crate::{fork, refuse, types};
 
 /// Parses op and device and runs a call on it.
@@ -51,18 +49,7 @@ impl<C: Call> Job for Prepared<C> {
     fn on<B: FromPointers>(self, on: &B) -> Result<()> {
         let Prepared { op, call } = self;
         // SAFETY: the promise of `run`'s caller; the arm is the struct's dtype.
-        unsafe {
-            match call.dtype() {
-                KRON_F32 => call.run::<B, f32>(on, &op),
-                KRON_F16 => call.run::<B, f16>(on, &op),
-                KRON_BF16 => call.run::<B, bf16>(on, &op),
-                other => Err(refuse(
-                    "dtype",
-                    format!("the value {other}"),
-                    "it is KRON_F32, KRON_F16 or KRON_BF16",
-                )),
-            }
-        }
+        unsafe { with_dtype!(call.dtype(), E => call.run::<B, E>(on, &op)) }
     }
 }
 

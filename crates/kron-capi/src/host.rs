@@ -1,10 +1,10 @@
 //! Calls that the host alone computes: those over many adapters.
 
-use half::{bf16, f16};
 use kron_core::{Cpu, Element, Error, Result};
 
-use crate::types::{KRON_BF16, KRON_F16, KRON_F32, KronDevice};
-use crate::{fork, refuse, team};
+use crate::dtype::with_dtype;
+use crate::types::KronDevice;
+use crate::{fork, team};
 
 /// Returns the host's backend, ready for a call of this thread.
 ///
@@ -36,15 +36,5 @@ pub(crate) trait HostCall: Copy {
 /// The struct's pointers hold the elements that it describes.
 pub(crate) unsafe fn run<C: HostCall>(cpu: &Cpu, over: &C::Over<'_>, call: C) -> Result<()> {
     // SAFETY: the caller's promise; the arm is the struct's dtype.
-    unsafe {
-        match call.dtype() {
-            KRON_F32 => call.run::<f32>(cpu, over),
-            KRON_F16 => call.run::<f16>(cpu, over),
-            KRON_BF16 => call.run::<bf16>(cpu, over),
-            other => {
-                let rule = "it is KRON_F32, KRON_F16 or KRON_BF16";
-                Err(refuse("dtype", format!("the value {other}"), rule))
-            }
-        }
-    }
+    unsafe { with_dtype!(call.dtype(), E => call.run::<E>(cpu, over)) }
 }

@@ -12,6 +12,7 @@ mod call;
 #[allow(unsafe_code)]
 mod device;
 mod dispatch;
+mod dtype;
 mod fork;
 #[allow(unsafe_code)]
 mod group;

@@ -1,6 +1,5 @@
 //! Calls over the rows of a pool: many adapters of one shape in a device's memory.
 
-use half::{bf16, f16};
 use kron_core::{Element, Pass, Result};
 use kron_kernels::{
     BackwardSegments, Cuda, DevicePool, DeviceSlice, DeviceSliceMut, ForwardSegments, Launcher,
@@ -8,11 +7,11 @@ use kron_kernels::{
 
 use crate::call::{accum, checked, extent, floats, key, matrix};
 use crate::dispatch::{DeviceJob, on_device};
+use crate::dtype::with_dtype;
 use crate::overlap::{self, Span};
 use crate::pointers::FromPointers;
 use crate::pool_types::{KronBackwardPool, KronForwardPool, KronPool};
-use crate::refuse;
-use crate::types::{KRON_BF16, KRON_F16, KRON_F32, KronDevice, KronManySizes};
+use crate::types::{KronDevice, KronManySizes};
 
 impl KronPool {
     /// Elements of all slots.
@@ -95,17 +94,7 @@ pub(crate) unsafe fn run<C: PoolCall>(device: KronDevice, pool: KronPool, call: 
         fn on<L: Launcher>(self, on: &Cuda<L>) -> Result<()> {
             let Self(pool, call) = self;
             // SAFETY: the promise of the caller of `run`; the arm is the struct's dtype.
-            unsafe {
-                match call.dtype() {
-                    KRON_F32 => call.run::<L, f32>(on, &pool),
-                    KRON_F16 => call.run::<L, f16>(on, &pool),
-                    KRON_BF16 => call.run::<L, bf16>(on, &pool),
-                    other => {
-                        let rule = "it is KRON_F32, KRON_F16 or KRON_BF16";
-                        Err(refuse("dtype", format!("the value {other}"), rule))
-                    }
-                }
-            }
+            unsafe { with_dtype!(call.dtype(), E => call.run::<L, E>(on, &pool)) }
         }
     }
     on_device(device, Prepared(pool, call))
