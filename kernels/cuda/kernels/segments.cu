@@ -14,8 +14,9 @@
 // segment's rows in order.  The plain loops are those of forward_simt.cu and backward_simt.cu.
 #include "tile/segments.cuh"
 
-/// Block: a slot.  Each warp has consecutive rows of the table; it counts those of lower slots and of its own, and then
-/// writes its own behind those of the warps before it.  Block 0 counts the rows whose slot is none of the pool's.
+/// Block: a slot.  Each warp has consecutive rows of the table.  It counts the rows of lower slots and those of the
+/// block's slot, then writes the numbers of the latter after those of earlier warps.  Block 0 also counts the rows whose
+/// number is outside the pool.
 ///
 /// The tiles of a slot begin at its first sorted row if there is a tile for every row (p.tiles = p.rows), else at
 /// start / tile_rows + slot, and the slot before has ended there: its tiles are at most (start − its start) / tile_rows + 1.

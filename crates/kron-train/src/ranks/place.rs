@@ -111,7 +111,7 @@ impl Place {
         })
     }
 
-    /// Reads a greeting; `None` if it is none of this world.
+    /// Reads a greeting and returns its rank; `None` for a stranger's message and for one of another world.
     fn greeted(&self, mut stream: &TcpStream) -> Option<usize> {
         let mut message = [0; GREETING.len() + 16];
         stream.set_nonblocking(false).ok()?;
