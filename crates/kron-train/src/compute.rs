@@ -71,20 +71,17 @@ impl Compute {
 }
 
 impl Device {
-    /// Returns the device of a rank with a number among those of its host: this GPU for number 0, for the others the
-    /// next ones, and from the last again the first.
+    /// Returns the device of a rank, by its number among the ranks of its host: the CPU, or the GPU that lies so many
+    /// after this one, or the only GPU where the launcher shows each rank one.
     ///
     /// # Errors
-    /// The driver does not answer.
+    /// The host has too few GPUs, or the driver does not answer.
     pub fn of_rank(self, local: usize) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if let (Self::Cuda(first), 1..) = (self, local) {
-            use candle_core::cuda_backend::cudarc::driver::CudaContext;
-            let count = CudaContext::device_count().map_err(|e| invalid(format!("the GPUs: {e}")))?;
-            return Ok(Self::Cuda((first + local) % (count.max(1) as usize)));
+        match (self, local) {
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(first), 1..) => gpu_of_rank(first, local).map(Self::Cuda),
+            (own, _) => Ok(own),
         }
-        let _ = local;
-        Ok(self)
     }
 
     /// Opens the device in candle.
@@ -101,6 +98,23 @@ impl Device {
                 invalid(format!("compute.device is {self}, which cannot be used: {}", Error::from(e)))
             }),
         }
+    }
+}
+
+/// Returns the ordinal of a rank's GPU, where the first rank of the host has GPU `first`.
+///
+/// # Errors
+/// As [`Device::of_rank`].
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_of_rank(first: usize, local: usize) -> Result<usize> {
+    use candle_core::cuda_backend::cudarc::driver::CudaContext;
+    let count = CudaContext::device_count().map_err(|e| invalid(format!("the GPUs: {e}")))?;
+    match (usize::try_from(count).unwrap_or(0), first + local) {
+        (1, _) if first == 0 => Ok(0),
+        (count, gpu) if gpu < count => Ok(gpu),
+        (count, gpu) => Err(invalid(format!(
+            "rank {local} of this host takes cuda:{gpu}, but there are {count} GPUs: start as many ranks as GPUs"
+        ))),
     }
 }
 

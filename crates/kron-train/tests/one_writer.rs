@@ -5,6 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use kron_adapter::io::OutputLock;
 use kron_train::Config;
 use kron_train::config::Method;
 
@@ -174,7 +175,8 @@ fn processes_share_a_study() {
             let all = contents(out).into_iter().map(|(path, _)| path);
             all.filter(|path| !is_lock(path)).collect::<Vec<_>>()
         };
-        let start = |out: &Path| program(command, &arguments, out).spawn().expect("it starts");
+        let start =
+            |out: &Path| program(command, &arguments, out).stdout(Stdio::piped()).spawn().expect("it starts");
         for round in 0..4 {
             let out = folder.path().join(format!("{command}-{round}"));
             let mut children: Vec<Child> = (0..3).map(|_| start(&out)).collect();
@@ -185,14 +187,43 @@ fn processes_share_a_study() {
                 first.kill().expect("a child");
                 first.wait().expect("it ends");
             }
+            let mut runs = 0;
             for child in children {
                 let ended = child.wait_with_output().expect("it ends");
                 assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+                let said = String::from_utf8_lossy(&ended.stdout);
+                runs += said.lines().filter(|line| line.contains(" seed ")).count();
             }
             assert_eq!(rows(&out), rows(&alone), "{command}, round {round}");
+            assert!(round > 0 || runs == rows(&alone).len(), "{runs} runs for {} rows", rows(&alone).len());
             assert_eq!(names(&out), names(&alone), "{command}, round {round}");
         }
     }
+}
+
+/// Claims one run as another process would: a process does all others, waits for it, and does it when it is given up.
+#[test]
+fn a_claimed_run_is_left_alone_until_it_is_given_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (command, arguments) = arguments(folder.path()).pop().expect("a grid of chains");
+    let (alone, out) = (folder.path().join("alone"), folder.path().join("out"));
+    assert!(program(command, &arguments, &alone).status().expect("it starts").success());
+    let first = "0-travel-kitchen_and_dining-1";
+    assert!(alone.join(first).is_dir());
+    std::fs::create_dir(&out).expect("a folder");
+    let claim = OutputLock::beside(&out.join(first)).expect("nobody has it");
+    let mut child = program(command, &arguments, &out).spawn().expect("it starts");
+    let done = || out.join("chains.csv").exists().then(|| rows(&out).len());
+    while done() != Some(rows(&alone).len() - 1) {
+        assert_eq!(child.try_wait().expect("a child"), None, "it ends before the claimed run has its row");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // It asks again every half a second.
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    assert!(child.try_wait().expect("a child").is_none() && !out.join(first).exists());
+    drop(claim);
+    assert!(child.wait().expect("it ends").success());
+    assert_eq!(rows(&out), rows(&alone));
 }
 
 /// Puts each input into the output folder, and links to it there.

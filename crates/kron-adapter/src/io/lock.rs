@@ -14,7 +14,7 @@ use crate::{Error, Result};
 const MAX_NAME: usize = 200;
 /// Longest name of a holder that is read, in bytes.
 const MAX_HOLDER: u64 = 200;
-/// Attempts at a lock, one pause apart: a holder may be about to end.
+/// Pauses before a lock is given up: a holder may be about to end.
 const ATTEMPTS: usize = 10;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -65,7 +65,7 @@ impl OutputLock {
     /// # Errors
     /// Fails if the system refuses.
     pub fn beside_if_free(out: &Path) -> Result<Option<Self>> {
-        Ok(Self::attempt(&Self::path_beside(out), out)?.ok())
+        Ok(Self::attempt(&Self::path_beside(out), out, 0)?.ok())
     }
 
     /// Locks an existing folder whose files are written one by one.
@@ -76,18 +76,26 @@ impl OutputLock {
         Self::take(&folder.join(FOLDER_LOCK), folder)
     }
 
-    fn take(path: &Path, out: &Path) -> Result<Self> {
-        Self::attempt(path, out)?.map_err(|mut file| held(out, &mut file))
+    /// Locks as [`OutputLock::folder`] does; `None` if another writer holds the lock.
+    ///
+    /// # Errors
+    /// Fails if the system refuses.
+    pub fn folder_if_free(folder: &Path) -> Result<Option<Self>> {
+        Ok(Self::attempt(&folder.join(FOLDER_LOCK), folder, 0)?.ok())
     }
 
-    /// Returns the lock, or the file that another writer has locked.
-    fn attempt(path: &Path, out: &Path) -> Result<Result<Self, File>> {
+    fn take(path: &Path, out: &Path) -> Result<Self> {
+        Self::attempt(path, out, ATTEMPTS)?.map_err(|mut file| held(out, &mut file))
+    }
+
+    /// Returns the lock, or the file that another writer has locked, after so many pauses.
+    fn attempt(path: &Path, out: &Path, pauses: usize) -> Result<Result<Self, File>> {
         let refused = |e| Error::io(format!("{} cannot be locked by {}", out.display(), path.display()), e);
         let mut attempt = 0;
         loop {
             let mut file = open(path).map_err(refused)?;
             match file.try_lock() {
-                Err(TryLockError::WouldBlock) if attempt == ATTEMPTS => {
+                Err(TryLockError::WouldBlock) if attempt == pauses => {
                     return Ok(Err(file));
                 }
                 Err(TryLockError::WouldBlock) => {

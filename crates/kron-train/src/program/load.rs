@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kron_candle::models::BlocksByName;
 
+use crate::compute::Compute;
 use crate::config::Config;
 use crate::data::Tokenizer;
 use crate::error::Result;
@@ -11,7 +12,8 @@ use crate::model::{Files, Weights};
 use crate::ranks::{World, local_rank};
 use crate::sealed::host;
 
-/// Reads the model and its tokenizer, and checks that they belong together.
+/// Reads the model and its tokenizer, and checks that they belong together. Where the device is a GPU, each of the
+/// processes that a launcher starts on a host has a GPU of its own.
 pub fn load(config: &Config) -> Result<(Weights, Tokenizer)> {
     load_without(config, BlocksByName::new())
 }
@@ -20,15 +22,8 @@ pub fn load(config: &Config) -> Result<(Weights, Tokenizer)> {
 /// them in memory once.
 ///
 /// The first rank of each host reads them, and the others map its memory. Where the system does not let them, each
-/// has its own. Where the device is a GPU, each rank has another one of its host.
+/// has its own.
 pub fn load_over(world: &World, config: &Config) -> Result<(Weights, Tokenizer)> {
-    let own = || {
-        let mut config = config.clone();
-        config.compute.device =
-            config.compute.device.of_rank(if world.count() > 1 { local_rank() } else { 0 })?;
-        Ok(config)
-    };
-    let config = &world.together("device", own())?;
     let hosts = world.gather("names of the hosts", Ok(host()))?;
     let own = hosts.get(world.rank()).and_then(Option::as_ref);
     let neighbours: Vec<usize> = match own {
@@ -58,8 +53,8 @@ pub fn load_over(world: &World, config: &Config) -> Result<(Weights, Tokenizer)>
 fn load_without(config: &Config, given: BlocksByName) -> Result<(Weights, Tokenizer)> {
     let files = Files::find(&config.model)?;
     let tokenizer: &PathBuf = config.tokenizer.as_ref().unwrap_or(&files.tokenizer);
-    let (weights, tokenizer) =
-        (Weights::read_without(&files, config.compute, given)?, Tokenizer::read(tokenizer)?);
+    let compute = Compute { device: config.compute.device.of_rank(local_rank())?, ..config.compute };
+    let (weights, tokenizer) = (Weights::read_without(&files, compute, given)?, Tokenizer::read(tokenizer)?);
     tokenizer.check_fits(weights.vocabulary())?;
     Ok((weights, tokenizer))
 }

@@ -9,13 +9,14 @@
 //! A rank that fails says so in the next exchange, and every rank returns an error. A rank that takes another path,
 //! ends, or is silent for longer than the time-out makes its neighbours return one; [`World::abort`] then ends the job.
 
+mod launcher;
 mod link;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 #[cfg(any(test, feature = "nccl"))]
-mod place;
+mod rendezvous;
 mod start;
 mod sum;
 mod threads;

@@ -10,10 +10,10 @@ use kron_adapter::io::write_atomic;
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
-use super::board::{self, Board, Seen};
-use super::grid_file::{Entry, check_and_save, check_entries, check_runs};
-use super::jobs::{Jobs, Schedule};
+use super::grid_file::{Entry, check_and_save, check_entries, check_runs, is_saved};
+use super::jobs::{Jobs, Next, Schedule};
 use super::sequential::{check_folder, sequential};
+use super::shared_study::{self, SharedStudy, StudyState};
 use super::stats::{deviation, interval, mean, paired_by};
 use super::table::{markdown as markdown_table, p_value};
 use crate::config::Config;
@@ -198,10 +198,11 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
     done: F,
 ) -> Result<Vec<ChainResult>> {
     let is_own = |name: &str| name == ROWS || is_chain(name);
-    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
-    let board = Board { folder, rows: ROWS };
-    let seen: Seen<PlannedChain, ChainResult> = board.open()?;
-    let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &seen.rows)).collect();
+    let text = grid.text()?;
+    check_and_save(folder, &text, &grid.base, &grid.entries, is_own)?;
+    let study = SharedStudy { folder, rows: ROWS };
+    let state: StudyState<PlannedChain, ChainResult> = study.open()?;
+    let missing: Vec<_> = grid.chains().filter(|chain| !grid.is_done(chain, &state.rows)).collect();
     let subfolder = |chain: &PlannedChain| {
         folder.join(format!("{}-{}-{}", chain.index, chain.order.join("-"), chain.seed))
     };
@@ -231,24 +232,32 @@ pub fn run<F: FnMut(&ChainResult) + Send>(
             forgetting: chain.forgetting(),
         }))
     };
-    let place = |chain: &PlannedChain| Ok(subfolder(chain));
+    let run_folder = |chain: &PlannedChain| Ok(subfolder(chain));
     let first = |results: &[ChainResult], running: &[PlannedChain]| {
         missing.iter().find(|chain| !grid.is_done(chain, results) && !running.contains(chain)).cloned()
     };
     let jobs = Jobs {
-        next: |(seen, _): &mut (Seen<_, _>, F), running: &[_]| board.next(seen, running, place, first),
+        next: |(state, _): &mut (StudyState<_, _>, F), running: &[_]| match stop.is_requested() {
+            true => Ok(Next::Nothing),
+            false => study.next(state, running, run_folder, first),
+        },
         work,
-        done: |(seen, done): &mut (Seen<_, _>, F), chain: &_, result: ChainResult| {
-            board.add(seen, chain, result.clone())?;
+        done: |(state, done): &mut (StudyState<_, _>, F), chain: &_, result: ChainResult| {
+            study.add(state, chain, result.clone())?;
             done(&result);
             Ok(())
         },
     };
-    let (Seen { rows: results, .. }, _) = jobs.run(schedule, (seen, done))?;
-    if schedule.stop.is_requested() && first(&results, &[]).is_some() {
+    jobs.run(schedule, (state, done))?;
+    let _lock = shared_study::lock(folder)?;
+    let results: Vec<ChainResult> = study.read()?;
+    if stop.is_requested() && first(&results, &[]).is_some() {
         return Err(Error::Stopped("stopped between two chains: repeat the command to go on".into()));
     }
-    let _lock = board::lock(folder)?;
+    if !is_saved(folder, &text)? {
+        // The process with the other grid writes the page.
+        return Ok(results);
+    }
     let html = html(grid, &results)?;
     write_atomic(&folder.join("report.html"), IfExists::Replace, |out| out.write_all(html.as_bytes()))?;
     Ok(results)

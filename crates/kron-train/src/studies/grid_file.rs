@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use kron_adapter::io::write_atomic;
+use kron_adapter::io::{self, write_atomic};
 use kron_candle::IfExists;
 use serde::{Deserialize, Serialize};
 
-use super::board;
+use super::shared_study;
 use crate::config::{AdapterConfig, Config};
 use crate::error::{Result, invalid};
 use crate::files;
@@ -91,7 +91,7 @@ pub(super) fn check_and_save(
     is_own: impl Fn(&str) -> bool,
 ) -> Result<()> {
     output::create(folder, base)?;
-    let _lock = board::lock(folder)?;
+    let _lock = shared_study::lock(folder)?;
     let (path, names) = (folder.join(GRID), output::contents(folder)?);
     let has_grid = names.iter().any(|name| name == GRID);
     let foreign = names.iter().any(|name| name != GRID && name != REPORT && !is_own(name));
@@ -111,6 +111,15 @@ pub(super) fn check_and_save(
         }
     }
     Ok(write_atomic(&path, IfExists::Replace, |out| out.write_all(grid.as_bytes()))?)
+}
+
+/// Returns true if the folder's grid is this one: another process may have saved one with more runs.
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn is_saved(folder: &Path, grid: &str) -> Result<bool> {
+    let path = folder.join(GRID);
+    Ok(io::read(&path, files::MAX_SETTINGS)? == grid.as_bytes())
 }
 
 fn other(folder: &Path, what: &str) -> crate::Error {

@@ -50,8 +50,8 @@ pub(super) struct Jobs<N, W, D> {
 pub(super) enum Next<T> {
     /// This run.
     Run(T),
-    /// Nothing before another process ends a run.
-    Elsewhere,
+    /// Nothing before another process ends its run.
+    WaitForOthers,
     /// Nothing before a run here ends.
     Nothing,
 }
@@ -143,8 +143,8 @@ impl<N, W, D> Jobs<N, W, D> {
                     running.push(task.clone());
                     return Some(task);
                 }
-                Ok(Next::Elsewhere) if stop.is_requested() => return None,
-                Ok(Next::Elsewhere) => {
+                Ok(Next::WaitForOthers) if stop.is_requested() => return None,
+                Ok(Next::WaitForOthers) => {
                     let waited = ended.wait_timeout(guard, PAUSE);
                     guard = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }

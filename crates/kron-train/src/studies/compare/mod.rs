@@ -11,7 +11,7 @@ mod trial;
 
 use std::path::Path;
 
-use kron_adapter::io::write_atomic;
+use kron_adapter::io::{OutputLock, write_atomic};
 use kron_candle::IfExists;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -20,9 +20,9 @@ pub use page::{chart_file, differences, markdown};
 pub use summary::{EntrySummary, summarise};
 pub use trial::Trial;
 
-use super::board::{self, Board, Seen};
-use super::grid_file::check_and_save;
+use super::grid_file::{check_and_save, is_saved};
 use super::jobs::{Jobs, Next, Schedule};
+use super::shared_study::{self, SharedStudy, StudyState};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::error::{Error, Result, file, invalid};
@@ -60,7 +60,8 @@ pub fn compare<F: FnMut(&Trial) + Send>(
     done: F,
 ) -> Result<Vec<Trial>> {
     let is_own = |name: &str| [ROWS, TABLES, CHART].contains(&name) || is_running(name);
-    check_and_save(folder, &grid.text()?, &grid.base, &grid.entries, is_own)?;
+    let text = grid.text()?;
+    check_and_save(folder, &text, &grid.base, &grid.entries, is_own)?;
     let points = grid.points();
     for point in &points {
         AdapterRule::new(&point.adapter, weights).map_err(|e| invalid(format!("{}: {e}", point.name)))?;
@@ -69,15 +70,15 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         return Err(invalid("a comparison needs a validation and a test set"));
     };
     let worst = -((validation.len() + test.len()) as f64);
-    let board = Board { folder, rows: ROWS };
+    let study = SharedStudy { folder, rows: ROWS };
     // Within a run the threads are its own.
     let (stop, shown, several) = (&schedule.stop, schedule.shown(), schedule.count() > 1);
-    let place = |(point, lr, seed): &(Point, f64, u64)| {
+    let run_folder = |(point, lr, seed): &(Point, f64, u64)| {
         Ok(folder.join(running_name(&grid.config(point, *lr, *seed))?))
     };
     let work = |task: &(Point, f64, u64)| {
         let (point, lr, seed) = task;
-        let (config, running) = (grid.config(point, *lr, *seed), place(task)?);
+        let (config, running) = (grid.config(point, *lr, *seed), run_folder(task)?);
         restart_peak();
         let output = resumable(&running, &config)?;
         let outcome = match run(&config, weights, data, Some(&output), stop, &shown) {
@@ -93,23 +94,33 @@ pub fn compare<F: FnMut(&Trial) + Send>(
         Ok(Some(if several { shared(trial) } else { trial }))
     };
     let jobs = Jobs {
-        next: |(seen, _): &mut (Seen<_, Trial>, F), running: &[_]| match stop.is_requested() {
+        next: |(state, _): &mut (StudyState<_, Trial>, F), running: &[_]| match stop.is_requested() {
             true => Ok(Next::Nothing),
-            false => board.next(seen, running, place, |trials, running| grid.next(&points, trials, running)),
+            false => {
+                study.next(state, running, run_folder, |trials, running| grid.next(&points, trials, running))
+            }
         },
         work,
-        done: |(seen, done): &mut (Seen<_, Trial>, F), task: &_, trial: Trial| {
-            board.add(seen, task, trial.clone())?;
+        done: |(state, done): &mut (StudyState<_, Trial>, F), task: &_, trial: Trial| {
+            study.add(state, task, trial.clone())?;
             done(&trial);
-            remove(&place(task)?)
+            remove(&run_folder(task)?)
         },
     };
-    let (Seen { rows: trials, .. }, _) = jobs.run(schedule, (board.open()?, done))?;
-    let _lock = board::lock(folder)?;
+    jobs.run(schedule, (study.open()?, done))?;
+    let _lock = shared_study::lock(folder)?;
+    let trials: Vec<Trial> = study.read()?;
+    if !is_saved(folder, &text)? {
+        // The process with the other grid writes the pages.
+        return Ok(trials);
+    }
     // Remove the folders of interrupted runs that the grid no longer has.
     if grid.unfinished(&trials).is_none() {
         for name in output::contents(folder)?.iter().filter(|name| is_running(name)) {
-            remove(&folder.join(name))?;
+            let running = folder.join(name);
+            if OutputLock::beside_if_free(&running)?.is_some() {
+                remove(&running)?;
+            }
         }
     }
     for (name, text) in [

@@ -1,60 +1,59 @@
-//! [`Place`]: a rank's place as torchrun or Slurm announces it, and the first message of its world: bytes from
-//! rank 0 to all others, over TCP.
+//! [`Rendezvous`]: the first message of a world without MPI, bytes from rank 0 to all others, over TCP.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use super::launcher::Launcher;
 use super::waiting::Waiting;
 use crate::error::{Error, Result, invalid};
 
 /// Port of torchrun's own store where `MASTER_PORT` is not set; ours is the one after it.
 const MASTER_PORT: u16 = 29500;
+/// Largest number of ranks.
+const MAX_RANKS: usize = 1 << 16;
 /// First bytes of a rank's message to rank 0.
 const GREETING: [u8; 16] = *b"kron-lora ranks\n";
+/// Time between two questions to rank 0.
+const RETRY: Duration = Duration::from_millis(50);
 /// Longest time for one stranger's message.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A rank's number, the number of ranks, and where rank 0 listens.
 #[derive(Debug, PartialEq)]
-pub(super) struct Place {
+pub(super) struct Rendezvous {
     pub rank: usize,
     pub count: usize,
     /// Host and port of rank 0.
     pub first: (String, u16),
 }
 
-impl Place {
-    /// Returns the place that the variables announce: `RANK` and `WORLD_SIZE`, or `SLURM_PROCID` and
-    /// `SLURM_STEP_NUM_TASKS`, with `MASTER_ADDR` and, one below our port, `MASTER_PORT`.
+impl Rendezvous {
+    /// Returns the meeting that a launcher announces, with the variables `MASTER_ADDR` and, one below our port,
+    /// `MASTER_PORT`.
     ///
     /// # Errors
-    /// One of them is missing or is no number, or the rank is not below the number of ranks.
-    pub fn announced(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let number = |name: &str| -> Result<Option<usize>> {
-            let Some(text) = get(name) else { return Ok(None) };
-            text.parse().map(Some).map_err(|_| invalid(format!("{name} is {text:?}, but takes a number")))
-        };
-        let (rank, count) = match (number("RANK")?, number("WORLD_SIZE")?) {
-            (Some(rank), Some(count)) => (rank, count),
-            _ => match (number("SLURM_PROCID")?, number("SLURM_STEP_NUM_TASKS")?) {
-                (Some(rank), Some(count)) => (rank, count),
-                _ => {
-                    return Err(invalid(
-                        "NCCL needs RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_STEP_NUM_TASKS",
-                    ));
-                }
-            },
-        };
-        if rank >= count {
-            return Err(invalid(format!("this is rank {rank} of {count}, but ranks are numbered from 0")));
+    /// The launcher does not say the rank, the rank is not below the number of ranks, or a variable is missing or no
+    /// port.
+    pub fn of(launcher: &Launcher, get: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let Launcher { name, size: count, .. } = *launcher;
+        if count > MAX_RANKS {
+            return Err(invalid(format!(
+                "{name} announces {count} ranks, but there are at most {MAX_RANKS}"
+            )));
         }
-        let host = get("MASTER_ADDR").ok_or_else(|| {
-            invalid(format!("{count} ranks are announced, but MASTER_ADDR, rank 0's host, is not set"))
+        let rank = launcher.rank.filter(|rank| *rank < count).ok_or_else(|| {
+            let said = launcher.rank.map_or("no number".into(), |rank| format!("number {rank}"));
+            invalid(format!("this rank of {count} has {said}, but ranks are numbered from 0"))
         })?;
-        let port = number("MASTER_PORT")?.unwrap_or(MASTER_PORT.into()) + 1;
-        let port = u16::try_from(port)
-            .map_err(|_| invalid(format!("MASTER_PORT is {}, but the port after it is used", port - 1)))?;
+        let host = get("MASTER_ADDR").ok_or_else(|| {
+            invalid(format!("{name} announces {count} ranks, but MASTER_ADDR, rank 0's host, is not set"))
+        })?;
+        let port = get("MASTER_PORT").map_or(Some(MASTER_PORT), |text| text.parse::<u16>().ok());
+        let port = port.and_then(|port| port.checked_add(1)).ok_or_else(|| {
+            let text = get("MASTER_PORT").unwrap_or_default();
+            invalid(format!("MASTER_PORT is {text:?}, but a port below 65535 is needed"))
+        })?;
         Ok(Self { rank, count, first: (host, port) })
     }
 
@@ -123,33 +122,42 @@ impl Place {
         usize::try_from(u64::from_le_bytes(*rank)).ok().filter(|_| fits)
     }
 
-    /// Asks rank 0 until it answers.
+    /// Asks rank 0 until it answers, at each of its addresses.
     fn ask<const N: usize>(&self, timeout: Duration) -> Result<[u8; N]> {
         let (host, port) = (self.first.0.as_str(), self.first.1);
         let begin = Instant::now();
         let numbers = [self.count, self.rank].map(|n| (n as u64).to_le_bytes());
         let message = [&GREETING[..], numbers.as_flattened()].concat();
+        let attempt = |address: SocketAddr, left: Duration| -> std::io::Result<[u8; N]> {
+            let mut stream = TcpStream::connect_timeout(&address, left.min(PATIENCE))?;
+            stream.write_all(&message)?;
+            stream.set_read_timeout(Some(left))?;
+            let mut bytes = [0; N];
+            stream.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        let mut last = None;
         loop {
+            let addresses = (host, port).to_socket_addrs().map(Vec::from_iter);
+            for address in addresses.inspect_err(|e| last = Some(e.to_string())).unwrap_or_default() {
+                let left = timeout.saturating_sub(begin.elapsed());
+                if left.is_zero() {
+                    break;
+                }
+                match attempt(address, left) {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(e) => last = Some(e.to_string()),
+                }
+            }
             let left = timeout.saturating_sub(begin.elapsed());
-            let attempt = || -> std::io::Result<[u8; N]> {
-                let address = (host, port).to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
-                let mut stream = TcpStream::connect_timeout(&address, left.min(PATIENCE))?;
-                stream.write_all(&message)?;
-                stream.set_read_timeout(Some(left))?;
-                let mut bytes = [0; N];
-                stream.read_exact(&mut bytes)?;
-                Ok(bytes)
-            };
             if left.is_zero() {
                 return Err(Error::Rank(format!(
-                    "rank 0 at {host}, port {port}, does not answer for {} s, the time-out",
-                    timeout.as_secs_f64()
+                    "rank 0 at {host}, port {port}, does not answer for {} s, the time-out: {}",
+                    timeout.as_secs_f64(),
+                    last.unwrap_or_default()
                 )));
             }
-            match attempt() {
-                Ok(bytes) => return Ok(bytes),
-                Err(_) => std::thread::sleep(Duration::from_millis(50).min(left)),
-            }
+            std::thread::sleep(RETRY.min(left));
         }
     }
 }
@@ -160,8 +168,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
-    fn place(rank: usize, count: usize, port: u16) -> Place {
-        Place { rank, count, first: ("127.0.0.1".into(), port) }
+    fn place(rank: usize, count: usize, port: u16) -> Rendezvous {
+        Rendezvous { rank, count, first: ("127.0.0.1".into(), port) }
     }
 
     fn free_port() -> u16 {
@@ -174,28 +182,30 @@ mod tests {
     }
 
     #[test]
-    fn variables_announce_a_place() {
-        let of = |set: &[(&str, &str)]| {
-            let set: Vec<(String, String)> = set.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
-            Place::announced(|name| set.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone()))
-                .map_err(|e| e.to_string())
+    fn variables_name_the_first_rank() {
+        let of = |rank: Option<usize>, size: usize, set: &[(&str, &str)]| {
+            let launcher =
+                Launcher { name: "WORLD_SIZE", size, rank, local_size: 1, local_rank: 0, wants_nccl: true };
+            let get = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+            Rendezvous::of(&launcher, get).map_err(|e| e.to_string())
         };
-        let torchrun =
-            [("RANK", "3"), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "node0"), ("MASTER_PORT", "2950")];
-        assert_eq!(of(&torchrun), Ok(Place { rank: 3, count: 8, first: ("node0".into(), 2951) }));
-        let slurm = [("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "2"), ("MASTER_ADDR", "a")];
-        assert_eq!(of(&slurm), Ok(Place { rank: 0, count: 2, first: ("a".into(), 29501) }));
-        for (set, want) in [
-            (&torchrun[..2], "8 ranks are announced, but MASTER_ADDR, rank 0's host, is not set"),
-            (&torchrun[1..], "NCCL needs RANK and WORLD_SIZE"),
-            (&[("RANK", "2"), ("WORLD_SIZE", "2")], "this is rank 2 of 2"),
-            (&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK is \"x\", but takes a number"),
-            (
-                &[("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "65535")],
-                "MASTER_PORT is 65535",
-            ),
+        let named = [("MASTER_ADDR", "node0"), ("MASTER_PORT", "2950")];
+        assert_eq!(
+            of(Some(3), 8, &named),
+            Ok(Rendezvous { rank: 3, count: 8, first: ("node0".into(), 2951) })
+        );
+        assert_eq!(of(Some(0), 2, &named[..1]).expect("a meeting").first, ("node0".into(), 29501));
+        let port = |text| [named[0], ("MASTER_PORT", text)];
+        for (refused, want) in [
+            (of(Some(3), 8, &[]), "WORLD_SIZE announces 8 ranks, but MASTER_ADDR, rank 0's host, is not set"),
+            (of(None, 8, &named), "this rank of 8 has no number"),
+            (of(Some(2), 2, &named), "this rank of 2 has number 2"),
+            (of(Some(2), 1 << 40, &named), "but there are at most 65536"),
+            (of(Some(0), 2, &port("65535")), "MASTER_PORT is \"65535\""),
+            (of(Some(0), 2, &port("18446744073709551615")), "MASTER_PORT is \"18446744073709551615\""),
+            (of(Some(0), 2, &port("x")), "MASTER_PORT is \"x\""),
         ] {
-            let message = of(set).expect_err("no place");
+            let message = refused.expect_err("no meeting");
             assert!(message.contains(want), "{message}");
         }
     }
@@ -220,7 +230,10 @@ mod tests {
             let short = Duration::from_millis(300);
             let strangers = [ask(1, 2, short), ask(3, 3, short)];
             assert!(strangers.into_iter().all(|one| one.join().expect("no panic").is_err()));
-            for one in [ask(1, 3, LONG), ask(2, 3, LONG), first] {
+            // The name may have addresses at which rank 0 does not listen.
+            let named = Rendezvous { first: ("localhost".into(), port), ..place(2, 3, port) };
+            let named = scope.spawn(move || named.share(LONG, never));
+            for one in [ask(1, 3, LONG), named, first] {
                 assert_eq!(one.join().expect("no panic").expect("all came"), *b"kron");
             }
         });
@@ -232,6 +245,6 @@ mod tests {
         let error = place(0, 2, port).share(short, || Ok(*b"kron")).expect_err("nobody comes");
         assert_eq!(error.to_string(), "rank 1 did not come within 0.1 s, the time-out");
         let error = place(1, 2, port).share(short, never).expect_err("nobody listens");
-        assert!(error.to_string().ends_with("does not answer for 0.1 s, the time-out"), "{error}");
+        assert!(error.to_string().contains("does not answer for 0.1 s, the time-out: "), "{error}");
     }
 }
