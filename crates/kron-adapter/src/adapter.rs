@@ -329,7 +329,7 @@ impl Adapter {
         match self.layers.iter().find(|layer| layer.term > 0).map(Layer::module) {
             None => Ok(()),
             Some(module) => Err(Error::data(format!(
-                "module {module} has a sum of {} terms, but {holder} has one for each module",
+                "module {module} is a sum of {} terms, but {holder} takes a single term",
                 self.terms(module).len()
             ))),
         }

@@ -194,7 +194,7 @@ impl PooledAdapter {
                 path.display()
             )));
         }
-        let adapter = sums_as_lora(&loaded.adapter, &mut loaded.limits)?.into_owned();
+        let adapter = sums_as_lora(&loaded.adapter, None, &mut loaded.limits)?.into_owned();
         let modules = adapter.layers().iter().map(|layer| layer.module().to_owned());
         let by_module = modules.zip(0..).collect();
         let bytes = 4 * adapter.params() as u64;

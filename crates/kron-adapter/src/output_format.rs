@@ -63,8 +63,8 @@ impl OutputFormat {
     /// Encodes an adapter for [`write_output`]. Equal adapters give equal bytes.
     /// `progress` counts the layers that a LoRA is made of.
     ///
-    /// Factors are copied bit for bit. In a LoRA a sum of terms is one of all their ranks, and each product A_ij·B_pq is rounded
-    /// once to float32, and nothing else is. Trained tensors go along, except those that
+    /// Factors are copied bit for bit. In a LoRA each product A_ij·B_pq is rounded once to float32, and nothing else is;
+    /// a sum of terms is one LoRA of all their ranks, see [`sums_as_lora`]. Trained tensors go along, except those that
     /// [`OutputFormat::left_out`] names.
     ///
     /// # Errors
@@ -85,7 +85,8 @@ impl OutputFormat {
             OutputFormat::Kron => Output::File(adapter.to_bytes()?),
             OutputFormat::Lora(options) => {
                 let mut limits = Limits { bytes: options.budget(adapter), ..Limits::new(0) };
-                let adapter = sums_as_lora(adapter, &mut limits).map_err(|e| e.with(Suggestion::MaxBytes))?;
+                let adapter = sums_as_lora(adapter, options.join, &mut limits)
+                    .map_err(|e| e.with(Suggestion::MaxBytes))?;
                 peft::write_lora(&adapter, options, progress)?
             }
             OutputFormat::PeftLokr => {

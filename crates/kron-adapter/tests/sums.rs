@@ -47,7 +47,7 @@ fn assert_equal(got: &Adapter, want: &Adapter, module: &str) {
 fn a_sum_is_a_lora_of_all_its_ranks() {
     for scales in [[0.5; 3], [0.5, -2.0, 0.25]] {
         let adapter = adapter(scales);
-        let lora = sums_as_lora(&adapter, &mut Limits::new(1 << 20)).unwrap();
+        let lora = sums_as_lora(&adapter, None, &mut Limits::new(1 << 20)).unwrap();
         assert_eq!(lora.layer("a.k"), adapter.layer("a.k"));
         let sum = lora.layer("a.q").unwrap();
         // The full inner factor is 6 × 6: of rank 6, by A's smaller side.
@@ -59,8 +59,15 @@ fn a_sum_is_a_lora_of_all_its_ranks() {
             let want = first.up.mapv(|v| f64::from(v as f32));
             assert_eq!(up.slice(ndarray::s![.., ..6]).mapv(f64::from), want, "each product is rounded once");
         }
+        for join in [kron_adapter::algebra::Join::Up, kron_adapter::algebra::Join::Down] {
+            let of_side = sums_as_lora(&adapter, Some(join), &mut Limits::new(1 << 20)).unwrap();
+            let ranks = adapter.terms("a.q").iter().map(|term| join.rank(term.shape())).sum();
+            assert_eq!(of_side.layer("a.q").unwrap().shape().rank(), Some(ranks));
+            assert_equal(&of_side, &adapter, "a.q");
+        }
         let few = sums_as_lora(
             &adapter,
+            None,
             &mut Limits { bytes: Limits::new(0).bytes.with_limit(1000), ..Limits::new(0) },
         );
         assert!(few.unwrap_err().to_string().contains("a LoRA of rank 6"));
@@ -92,8 +99,8 @@ fn a_peft_folder_has_the_sum() {
 fn formats_of_one_layer_for_each_module_refuse() {
     let (folder, adapter) = (tempfile::tempdir().unwrap(), adapter([0.5; 3]));
     for (format, says) in [
-        (OutputFormat::PeftLokr, "module a.q has a sum of 3 terms, but PEFT's LoKr has one for each module"),
-        (OutputFormat::Lycoris, "module a.q has a sum of 3 terms, but LyCORIS has one for each module"),
+        (OutputFormat::PeftLokr, "module a.q is a sum of 3 terms, but PEFT's LoKr takes a single term"),
+        (OutputFormat::Lycoris, "module a.q is a sum of 3 terms, but LyCORIS takes a single term"),
     ] {
         let error = write(&adapter, format, folder.path().join("out"), IfExists::Refuse).unwrap_err();
         assert_eq!(error.message(), says);
@@ -103,7 +110,7 @@ fn formats_of_one_layer_for_each_module_refuse() {
     let cat = combine(&[(&adapter, 2.0), (&adapter, -1.0)], Method::Cat, &mut limits).unwrap();
     assert_equal(&cat, &adapter, "a.q");
     let error = combine(&[(&adapter, 1.0)], Method::Linear, &mut limits).unwrap_err().to_string();
-    assert!(error.contains("a sum of factors has one for each module"), "{error}");
+    assert!(error.contains("a sum of factors takes a single term"), "{error}");
 }
 
 #[test]

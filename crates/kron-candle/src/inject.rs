@@ -244,7 +244,7 @@ impl<'a> Inject<'a> {
         let dims = LayerDims { d_out, d_in };
         let mut deltas = self.deltas(module, dims, base.weight().device())?.into_iter();
         match deltas.next() {
-            Some(first) => deltas.try_fold(KronLinear::new(base, first)?, KronLinear::with_term),
+            Some(first) => deltas.try_fold(KronLinear::new(base, first)?, KronLinear::add_term),
             None => Ok(self.record(base.into(), module, dims)),
         }
     }
@@ -262,7 +262,7 @@ impl<'a> Inject<'a> {
         let dims = base.dims();
         let mut deltas = self.deltas(module, dims, device)?.into_iter();
         match deltas.next() {
-            Some(first) => deltas.try_fold(KronLinear::over(base, first)?, KronLinear::with_term),
+            Some(first) => deltas.try_fold(KronLinear::over(base, first)?, KronLinear::add_term),
             None => Ok(self.record(KronLinear::frozen(base), module, dims)),
         }
     }

@@ -25,7 +25,7 @@ enum Base {
 /// Linear layer with an optional adapter: y = base(x) + s·x·(A ⊗ (B·C))ᵀ.
 ///
 /// LoRA, KronA and Kron-LoRA are shapes of its [`TrainableDelta`]; without one the layer is its base, and
-/// [`KronLinear::with_term`] makes a sum of several. A base that is a matrix is frozen: it gets no gradient.
+/// [`KronLinear::add_term`] makes a sum of several. A base that is a matrix is frozen: it gets no gradient.
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
@@ -163,7 +163,7 @@ impl KronLinear {
     /// let shape = KronShape::kron(LayerDims { d_out: 64, d_in: 96 }, Split { a_out: 4, a_in: 2 }, 8)?;
     /// let scaling = Scaling::new(32.0, 8, ScaleRule::AlphaOverR)?;
     /// let term = |seed| TrainableDelta::new("layer.0", shape, scaling, seed, &device);
-    /// let layer = KronLinear::new(base, term(1)?)?.with_term(term(2)?)?;
+    /// let layer = KronLinear::new(base, term(1)?)?.add_term(term(2)?)?;
     /// let y = layer.forward_with(&Tensor::randn(0f32, 1.0, (5, 96), &device)?, None)?;
     /// let gradients = y.sqr()?.sum_all()?.backward()?;
     /// assert!(layer.deltas().iter().all(|term| gradients.get(term.theta()).is_some()));
@@ -173,7 +173,7 @@ impl KronLinear {
     /// # Errors
     /// The layer has no adapter or [`AdapterGroup::MAX_TERMS`] terms, or the term has other sizes, is on another device,
     /// or is fused where the others are not.
-    pub fn with_term(mut self, delta: TrainableDelta) -> Result<Self> {
+    pub fn add_term(mut self, delta: TrainableDelta) -> Result<Self> {
         let (most, module) = (AdapterGroup::MAX_TERMS, delta.module());
         let Some(first) = self.deltas.first() else {
             bail!("{module} is to be a further term of an adapter, but the layer has none");
@@ -189,7 +189,7 @@ impl KronLinear {
         if self.deltas.len() == most {
             bail!("{module} has {most} terms, which is the largest number");
         }
-        self.deltas.push(delta);
+        self.deltas.push(delta.with_term(self.deltas.len()));
         Ok(self)
     }
 

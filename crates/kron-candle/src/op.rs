@@ -168,6 +168,10 @@ pub(crate) fn merge(deltas: &[TrainableDelta], weight: &Tensor) -> Result<Tensor
     match deltas {
         [] => Ok(weight.clone()),
         [delta] => one(weight.clone(), delta),
-        all => all.iter().try_fold(weight.to_dtype(DType::F32)?, one)?.to_dtype(weight.dtype()),
+        all => {
+            // Through float32 any dtype would pass.
+            with_activation!("the weight is", weight.dtype(), E => Ok::<_, candle_core::Error>(<E as kron_core::Element>::DTYPE))?;
+            all.iter().try_fold(weight.to_dtype(DType::F32)?, one)?.to_dtype(weight.dtype())
+        }
     }
 }

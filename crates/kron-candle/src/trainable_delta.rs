@@ -76,9 +76,8 @@ impl TrainableDelta {
         Ok(Self { module, term: layer.term(), scaling, op: layer.op(), theta, stream: 0, fused: true })
     }
 
-    /// Sets the number among the terms of the module's sum, from 0; [`KronLinear::with_term`](crate::KronLinear::with_term)
-    /// makes the sum.
-    pub fn with_term(self, term: usize) -> Self {
+    /// Sets the number among the terms of the module's sum, from 0.
+    pub(crate) fn with_term(self, term: usize) -> Self {
         Self { term, ..self }
     }
 

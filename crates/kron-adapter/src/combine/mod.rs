@@ -127,7 +127,7 @@ pub fn combine(adapters: &[(&Adapter, f64)], method: Method, limits: &mut Limits
     let layers = modules.values().map(|layers| {
         check_sizes(layers)?;
         match method {
-            Method::Cat => cat(layers, limits),
+            Method::Cat => cat(layers, None, limits),
             method => summed(layers, method, &mut random),
         }
     });
@@ -161,22 +161,28 @@ fn check_sizes(layers: &[(&Layer, f64)]) -> Result<()> {
 
 /// Returns the adapter with each sum of terms as one layer, the LoRA that is equal to it; all other layers stay.
 ///
-/// Its rank is the sum of the terms' ranks as LoRAs. An element of a factor is one product of two values, rounded once,
-/// and multiplied by the ratio of the scales before where the terms have several.
+/// Its rank is the sum of the terms' ranks as LoRAs, in the form `join`, or each in the one of smaller rank. An element of
+/// a factor is one product of two values, rounded once; where the terms have several scales, those of down are then
+/// multiplied by their term's and rounded once more.
 ///
 /// # Errors
 /// Fails if the LoRAs take more bytes than the limits have.
-pub fn sums_as_lora<'a>(adapter: &'a Adapter, limits: &mut Limits) -> Result<Cow<'a, Adapter>> {
+pub fn sums_as_lora<'a>(
+    adapter: &'a Adapter,
+    join: Option<Join>,
+    limits: &mut Limits,
+) -> Result<Cow<'a, Adapter>> {
     if adapter.modules() == adapter.layers().len() {
         return Ok(Cow::Borrowed(adapter));
     }
     let sums = adapter.layers().chunk_by(|one, next| one.module() == next.module());
-    let layers = sums.map(|terms| cat(&terms.iter().map(|term| (term, 1.0)).collect::<Vec<_>>(), limits));
+    let layers =
+        sums.map(|terms| cat(&terms.iter().map(|term| (term, 1.0)).collect::<Vec<_>>(), join, limits));
     Ok(Cow::Owned(adapter.with_layers(layers.collect::<Result<_>>()?)?))
 }
 
 /// Returns Σ w·s·ΔW by stacked factors.
-fn cat(layers: &[(&Layer, f64)], limits: &mut Limits) -> Result<Layer> {
+fn cat(layers: &[(&Layer, f64)], join: Option<Join>, limits: &mut Limits) -> Result<Layer> {
     if let [(layer, weight)] = layers {
         let scaling = layer.scaling();
         let scaling = match *weight == 1.0 {
@@ -192,7 +198,7 @@ fn cat(layers: &[(&Layer, f64)], limits: &mut Limits) -> Result<Layer> {
     let scale = if one { scales[0] } else { 1.0 };
     let (mut ups, mut down) = (Vec::new(), Vec::new());
     for ((layer, _), own) in layers.iter().zip(scales) {
-        let (up, rows) = lora(layer, limits)?;
+        let (up, rows) = lora(layer, join, limits)?;
         let ratio = if one { 1.0 } else { own };
         down.extend(rows.iter().map(|v| (f64::from(*v) * ratio) as f32));
         ups.push(up);
@@ -205,12 +211,12 @@ fn cat(layers: &[(&Layer, f64)], limits: &mut Limits) -> Result<Layer> {
 }
 
 /// Returns up and down of the LoRA equal to a layer, without its scale.
-fn lora(layer: &Layer, limits: &mut Limits) -> Result<(Vec<f32>, Vec<f32>)> {
+fn lora(layer: &Layer, join: Option<Join>, limits: &mut Limits) -> Result<(Vec<f32>, Vec<f32>)> {
     let (shape, theta) = (layer.shape(), layer.theta());
     if let (Outer::One, Some(_)) = (shape.outer(), shape.rank()) {
         return Ok((theta.b().to_vec(), theta.c().to_vec()));
     }
-    let join = Join::smaller(shape);
+    let join = join.unwrap_or_else(|| Join::smaller(shape));
     let rank = join.rank(shape);
     let bytes = 4 * rank as u128 * (shape.d_out() as u128 + shape.d_in() as u128);
     limits.bytes.spend(format_args!("layer {} ({shape}), a LoRA of rank {rank},", layer.module()), bytes)?;

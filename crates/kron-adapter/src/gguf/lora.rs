@@ -84,7 +84,8 @@ pub fn write_lora(
     };
     adapter.check_finite()?;
     let mut limits = Limits { bytes: options.budget(adapter), ..Limits::new(0) };
-    let adapter = &*sums_as_lora(adapter, &mut limits).map_err(|e| e.with(Suggestion::MaxBytes))?;
+    let adapter =
+        &*sums_as_lora(adapter, options.join, &mut limits).map_err(|e| e.with(Suggestion::MaxBytes))?;
     options.check_size(adapter)?;
     let layers = adapter.layers();
     let tensors = tensors(adapter, base)?;

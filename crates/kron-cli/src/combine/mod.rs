@@ -176,7 +176,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     let sources = loaded.iter().zip(&args.adapters).map(|(loaded, given)| Source {
         path: loaded.path.clone(),
         weight: given.weight,
-        layers: loaded.adapter.layers().len(),
+        layers: loaded.adapter.modules(),
     });
     let report = Report {
         adapters: sources.collect(),

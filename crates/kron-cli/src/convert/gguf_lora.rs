@@ -43,7 +43,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         LoraOptions { join: args.side.map(Side::of), max_bytes: Some(max_bytes), ..LoraOptions::default() };
     let mut of_sums = Limits::new(bytes);
     of_sums.bytes = of_sums.bytes.with_limit(max_bytes);
-    let adapter = sums_as_lora(&adapter, &mut of_sums)?;
+    let adapter = sums_as_lora(&adapter, options.join, &mut of_sums)?;
     let bar = progress::items(adapter.layers().len(), "layers");
     let dtype = args.dtype.unwrap_or(DtypeArg::F32).into();
     let written = write_lora(&adapter, &base, options, dtype, &|layers| {

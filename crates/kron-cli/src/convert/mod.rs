@@ -240,7 +240,8 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
         if let Some(most) = args.max_size {
             of_sums.bytes = of_sums.bytes.with_limit(most);
         }
-        adapter = sums_as_lora(&adapter, &mut of_sums)?.into_owned();
+        let lora = sums_as_lora(&adapter, args.side.map(Side::of), &mut of_sums);
+        adapter = lora?.into_owned();
     }
     let mut errors = None;
     if let (true, Some(a_out), Some(a_in), Some(rank)) = (args.fit, args.a_out, args.a_in, args.rank) {

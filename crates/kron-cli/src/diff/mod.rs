@@ -112,7 +112,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
 /// Reads an adapter and gives its modules the model's names.
 fn read(args: &Args, path: &Path, base: Option<&Base>, notes: &mut Vec<String>) -> Result<Loaded> {
     let mut loaded = args.choice.read_each(path)?;
-    loaded.adapter = sums_as_lora(&loaded.adapter, &mut loaded.limits)?.into_owned();
+    loaded.adapter = sums_as_lora(&loaded.adapter, None, &mut loaded.limits)?.into_owned();
     if let Some(base) = base {
         let resolved = resolve_module_names(&loaded.adapter, base)?;
         loaded.adapter = resolved.adapter;

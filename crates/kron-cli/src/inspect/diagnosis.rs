@@ -193,7 +193,7 @@ fn of_merge(path: &Path, options: &ReadOptions) -> Verdict {
         Err(error) => error,
         Ok((loaded, extras)) => {
             let counts = [
-                (loaded.adapter.layers().len(), "layers"),
+                (loaded.adapter.modules(), "layers"),
                 (extras.magnitudes.len(), "magnitudes of DoRA"),
                 (extras.changes.len(), "other tensors"),
                 (extras.experts.len(), "stacks of experts"),

@@ -81,7 +81,7 @@ impl Report {
     pub(super) fn new(loaded: Loaded) -> Result<Self> {
         let Loaded { path, bytes, mut limits, format, adapter, mut notes, left_out, .. } = loaded;
         // A sum of terms has the norm and the ranks of the equal LoRA.
-        let summed = sums_as_lora(&adapter, &mut limits)?;
+        let summed = sums_as_lora(&adapter, None, &mut limits)?;
         let bar = progress::items(summed.layers().len(), "layers");
         let grants = grants(summed.layers(), &mut limits)?;
         let mut layers = in_batches(
