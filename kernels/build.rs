@@ -24,7 +24,7 @@ fn out_dir() -> PathBuf {
 }
 
 /// Files of `cuda/` that define kernels, longest to compile first.
-const KERNELS: [&str; 9] = [
+const KERNELS: [&str; 10] = [
     "kernels/backward_simt.cu",
     "kernels/segments.cu",
     "kernels/forward_tensor_core.cu",
@@ -34,6 +34,7 @@ const KERNELS: [&str; 9] = [
     "kernels/backward_dy_tensor_core.cu",
     "kernels/merge.cu",
     "kernels/primitives.cu",
+    "kernels/group.cu",
 ];
 
 /// Files of `cuda/` that only the emulation has.

@@ -89,6 +89,38 @@ def predictions(rows: dict, calls: list) -> dict:
     return {key: tuple(100 * floors[key] / t for t in (own, own + launches)) for key, (own, launches) in times.items()}
 
 
+def copy_microseconds(blocks: int, moved: int) -> float:
+    """The same of a kernel that only carries elements from one place to another."""
+    turns = -(-blocks // MULTIPROCESSORS)
+    return moved / MULTIPROCESSORS * max(1, turns * MULTIPROCESSORS / blocks) / BYTES_PER_CLOCK / GHZ / 1000
+
+
+def group_times(rows: dict, calls: list) -> dict:
+    """(pass, layers, rows, way) → bytes of the floor, and µs without and with the launches."""
+    times, floors = {}, {}
+    for name, layers, tokens, way, floor, kernel, *numbers in calls:
+        key, numbers = (name, layers, int(tokens), way), [int(n) for n in numbers]
+        floors[key] = int(floor)
+        own = microseconds(rows[kernel], *numbers) if kernel in rows else copy_microseconds(numbers[0], numbers[-1])
+        kernels, launches = times.get(key, (0, 0))
+        times[key] = kernels + own, launches + LAUNCH_US
+    return {key: (floors[key], own, own + launches) for key, (own, launches) in times.items()}
+
+
+def group_table(found: dict) -> list:
+    lines = [
+        "| call | rows | MB | floor | joined: kernels | with launches | one by one: kernels | with launches | ratio | with launches |",
+        "|---|" + "--:|" * 9,
+    ]
+    for (name, layers, tokens, way), (floor, own, all) in found.items():
+        if way == "alone":
+            continue
+        _, their_own, their_all = found[name, layers, tokens, "alone"]
+        cells = f"{floor / 1e6:.1f} | {floor / 4.3e6:.1f} µs | {own:.1f} µs | {all:.1f} µs | {their_own:.1f} µs | {their_all:.1f} µs"
+        lines.append(f"| {name}, {layers} | {tokens} | {cells} | {their_own / own:.2f} | {their_all / all:.2f} |")
+    return lines
+
+
 def segment_times(rows: dict, calls: list) -> dict:
     """(pass, method, adapters, rows of each) → bytes of the floor, and µs without and with the launches."""
     times, floors = {}, {}

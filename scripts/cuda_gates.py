@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cuda_account import ISSUED, GROUP, NAME, SEGMENTS, Row, kernel_table, prediction_table, predictions, resident, segment_table, segment_times
+from cuda_account import ISSUED, GROUP, NAME, SEGMENTS, Row, group_table, group_times, kernel_table, prediction_table, predictions, resident, segment_table, segment_times
 from cuda_sass import Kernel
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/KERNELS.md"
@@ -128,6 +128,7 @@ def account(codes: dict, usage: dict, launches: Path, write: bool) -> list:
     times = segment_times(rows, [line[1:] for line in lines if line[0] == "segments"])
     page = PAGE.read_text()
     tables = {"kernels": kernel_table(shown), "predictions": prediction_table(found)}
+    tables["groups"] = group_table(group_times(rows, [line[1:] for line in lines if line[0] == "group"]))
     tables |= {"kernels over segments": kernel_table(over_segments), "segments": segment_table(times)}
     for title, table in tables.items():
         begin, end = f"<!-- account: {title} -->\n", "<!-- end -->"

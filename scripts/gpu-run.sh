@@ -112,7 +112,7 @@ needs nvidia-smi machine && step machine 10 nvidia-smi -q
 
 # Correctness first: nothing is timed that may be wrong.
 KRON_WRITE_PRIMITIVES=$work/primitives.bin step primitives 20 ./gpu --nocapture bits_of_this_gpu
-step driver 15 ./gpu --nocapture --skip bits_of_this_gpu
+step driver 30 ./gpu --nocapture --skip bits_of_this_gpu
 needs python3 c-library && step c-library 10 python3 check.py ./libkron_capi.so 0
 step conformance 120 ./device --nocapture gpu:: --skip gpu_few --skip gpu_repeats
 

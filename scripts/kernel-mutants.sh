@@ -71,6 +71,13 @@ a slice's sum takes the place of those before|tile/segments.cuh|s/slice == warp 
 the other warps' rows are left out of a gradient (segments)|tile/segments.cuh|s/\+= of_pair\[32 \* n\]/+= 0 * of_pair[32 * n]/
 the mask of X is that of the next column (segments)|tile/segments.cuh|s/keeps\(p, row, col\(\) \+ k \+ 32/keeps(p, row, col() + k + 1 + 32/
 dX keeps what the mask drops (segments)|tile/segments.cuh|s/kept >> e & 1 \? acc/true ? acc/
+the stack's C starts at its first rank (groups)|kernels/group.cu|s/int64_t\(term\.first \+ q\) \* p\.c_in \+ k/int64_t(q) * p.c_in + k/
+a term has T of the first (groups)|kernels/group.cu|s/m \* p\.rank \+ term\.first \+ q\)\;/m * p.rank + q);/
+a term's parts of dT beyond the first are left out (groups)|kernels/group.cu|s/load_sum\(term\.dt_parts, term\.dt_splits/load_sum(term.dt_parts, term.dt_splits ? 1 : 0/
+parts of T beyond the first are left out (groups)|kernels/group.cu|s/load_sum\(parts, p\.t_splits/load_sum(parts, 1/
+a block's last rows are left out (groups)|kernels/group.cu|s/e < rows \* term\.rank/e < (rows - 1) * term.rank/
+the padding is not zero (groups)|kernels/group.cu|s/ : 0\.0f;/ : 1.0f;/
+dC's parts lie a term's length apart (groups)|kernels/backward_simt.cu|s/p\.dc_splits, p\.dc_stride/p.dc_splits, int64_t(p.rank) * p.c_in/
 B = identity is shifted (segments)|tile/segments.cuh|s/k \+ 32 \* e == q0 \+ i/k + 32 * e == q0 + i + 1/
 FAULTS
 )
@@ -86,7 +93,7 @@ git ls-files -z --cached --others --exclude-standard |
   while IFS= read -r -d '' file; do [ ! -e "$file" ] || cp -p --parents "$file" "$copy"; done
 find "$copy/kernels/cuda" -type f -exec touch {} + # newer than objects of the last run's last fault
 
-suite=(cargo test -q --locked -p kron-kernels --test conformance --test segments)
+suite=(cargo test -q --locked -p kron-kernels --test conformance --test segments --test group)
 if [[ ! $check ]] && ! (cd "$copy" && "${suite[@]}" fifo) > "$copy/log" 2>&1; then
   tail -n 20 "$copy/log"
   echo "the suite fails without a fault" >&2

@@ -11,8 +11,8 @@
  * processes, is not known, and neither is one that was forked by a thread of the pool: it may not call.
  *
  * Many adapters: calls over segments take rows of many adapters by a table of their numbers, and calls over
- * a group several adapters on one X. Both compute on the host. Calls over a pool are those over segments on a
- * device, of many adapters of one shape.
+ * a group several adapters on one X. Calls over segments compute on the host; those over a pool are the same on
+ * a device, of many adapters of one shape.
  *
  * Memory: a call writes y, t and workspace; dx, grad and workspace; or w and workspace. Each of these must
  * overlap no other buffer of the call, and the call returns KRON_INVALID if one does. There is no call in
@@ -563,13 +563,15 @@ int kron_group_sizes(const struct KronDevice *device,
                      struct KronManySizes *sizes);
 
 // Computes kron_forward for 1 to 16 adapters on one X, such as those of q, k and v with a Y each, or the terms of a
-// sum with one Y. X is read once, and each Y of neighbouring terms of one a_out is read and written once.
+// sum with one Y.
 //
-// On the host alone: a device returns KRON_UNAVAILABLE.
+// On the host X is read once, and each Y of neighbouring terms of one a_out is read and written once. On a device X
+// is read once above 64 rows by up to seven terms of one a_in and one mask, where that pays; others are computed one
+// after the other.
 //
 // # Safety
 // As kron_group_sizes, and the pointers of *call hold the elements that it describes; call->ys points to
-// call->outputs structs.
+// call->outputs structs, in the memory of the host.
 int kron_forward_group(const struct KronDevice *device,
                        const struct KronTerm *terms,
                        size_t count,
@@ -579,7 +581,7 @@ int kron_forward_group(const struct KronDevice *device,
 //
 // # Safety
 // As kron_forward_group; call->dys points to call->outputs structs, and call->grads to `count` pointers to
-// gradients.
+// gradients, both in the memory of the host.
 int kron_backward_group(const struct KronDevice *device,
                         const struct KronTerm *terms,
                         size_t count,

@@ -1,5 +1,5 @@
-/* KronParams: the only struct that host and device share, and the only argument
- * of every kernel.  Plain C: bindgen writes its Rust twin (src/params.rs).
+/* KronParams: what host and device share, and the only argument of every kernel.
+ * Plain C: bindgen writes its Rust twin (src/params.rs).
  *
  *   T = X·Cᵀ   U = A·T   Y (+)= s·U·Bᵀ
  *
@@ -8,6 +8,18 @@
 #define KRON_PARAMS_H
 
 #include <stdint.h>
+
+/* Most terms of a joined group, one of which may be the padding of the rank. */
+#define KRON_STACKED 8
+
+/* One adapter of a joined group; the padding has no C and no parts, and stands for zeros. */
+typedef struct KronStacked {
+  const float *c;        /* C, rank × c_in */
+  float *t;              /* T, rows × a_in × rank: `split` writes it */
+  const float *dt_parts; /* dt_splits × rows × a_in × rank: `join` adds them up */
+  int32_t first, rank;   /* its ranks in the stack */
+  int32_t dt_splits;
+} KronStacked;
 
 typedef struct KronParams {
   /* θ, float32, row-major. */
@@ -71,6 +83,12 @@ typedef struct KronParams {
   int64_t slot_stride;
   int32_t slots;
   int32_t tile_rows; /* most rows of a tile */
+
+  /* A joined group: adapters of one a_in on one X.  c, t, t_parts, dt_parts, dc_parts and rank are those of all of
+   * them, the C's one below the other. */
+  int64_t dc_stride; /* elements between dC's parts, in every call: those of a group's term lie among the stack's */
+  float *stack;      /* C of all: `stack` writes it */
+  KronStacked stacked[KRON_STACKED];
 } KronParams;
 
 #endif

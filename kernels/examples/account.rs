@@ -2,13 +2,14 @@
 //! call over Mistral-7B's layers (A 16×2, r 8, bf16, Y and dX added to), and one for each kernel's resources.
 //!
 //! `call,pass,layer,rows,floor bytes,kernel,blocks,threads,steps of the longest block,steps of all,bytes`
+//! `group,pass,layers,rows,way,floor bytes,kernel,blocks,threads,steps of the longest block,steps of all,bytes`
 //! `kernel,name,threads,shared bytes,resident blocks`
 //! `segments,pass,method,adapters,rows of each,floor bytes,kernel,blocks with rows,threads,steps of a warp,bytes`
 
 use std::collections::BTreeMap;
 
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split};
-use kron_kernels::{LaunchPlan, Problem, Step};
+use kron_kernels::{GroupPlan, LaunchPlan, Problem, Step};
 
 const LAYERS: [(&str, usize, usize); 4] =
     [("q", 4096, 4096), ("k/v", 1024, 4096), ("gate/up", 14336, 4096), ("down", 4096, 14336)];
@@ -31,6 +32,14 @@ fn main() -> Result<()> {
                         "call,{name},{layer},{rows},{floor},{kernel},{grid},{block},{longest},{all},{bytes}"
                     );
                 }
+            }
+        }
+    }
+    for (name, pass) in PASSES {
+        for (layers, d_outs) in [("q/k/v", &[4096, 1024, 1024][..]), ("gate/up", &[14336, 14336])] {
+            for rows in [256, 1024, 4096, 16384] {
+                let shapes = d_outs.iter().map(|&d_out| kron(d_out, 4096, 2, 8));
+                group((name, pass), layers, &shapes.collect::<Result<Vec<_>>>()?, rows)?;
             }
         }
     }
@@ -103,6 +112,52 @@ fn bytes(problem: &Problem, plan: &LaunchPlan, step: &Step) -> usize {
         Some("dx") => 6 * n * s.d_in() + t * plan.dt.count + 4 * plan.dc.count * s.c_len(),
         _ => gradients + 4 * plan.dc.count * s.c_len() + 8 * s.params(),
     }
+}
+
+/// Prints the launches of a call over several adapters on one X, joined and one after the other.
+fn group((name, pass): (&str, Pass), layers: &str, shapes: &[KronShape], rows: usize) -> Result<()> {
+    let whole = |&shape: &KronShape| problem(shape, Dtype::Bf16, pass, rows);
+    let terms: Vec<Problem> = match pass {
+        Pass::Backward { .. } => shapes
+            .iter()
+            .map(|shape| Problem { pass: Pass::Backward { dx: false }, ..whole(shape) })
+            .collect(),
+        _ => shapes.iter().map(whole).collect(),
+    };
+    let x = whole(&shapes[0]);
+    let Some(joined) = GroupPlan::new(&x, &terms)? else { return Ok(()) };
+    let line = |way: &str, step: &Step, (longest, all): (usize, usize), bytes: usize| {
+        let Step { kernel, grid, block, .. } = step;
+        let floor = joined.floor_bytes;
+        println!(
+            "group,{name},{layers},{rows},{way},{floor},{kernel},{grid},{block},{longest},{all},{bytes}"
+        );
+    };
+    let t = |problem: &Problem| 4 * rows * problem.shape.t_row();
+    let of_terms = |of: &dyn Fn(&Problem, &LaunchPlan) -> usize| -> usize {
+        std::iter::zip(&terms, &joined.terms).map(|(problem, plan)| of(problem, plan)).sum()
+    };
+    for (term, step) in joined.steps() {
+        let (problem, plan) = match term {
+            None => (&joined.stacked, &joined.over_x),
+            Some(k) => (&terms[k], &joined.terms[k]),
+        };
+        let bytes = match step.kernel.as_str() {
+            "kron_stack" => 8 * problem.shape.c_len(),
+            "kron_split" => t(problem) * plan.t.count + of_terms(&|problem, _| t(problem)),
+            "kron_join" => t(problem) + of_terms(&|problem, plan| t(problem) * plan.dt.count),
+            "kron_reduce" => bytes(problem, plan, step) + 4 * joined.over_x.dc.count * problem.shape.c_len(),
+            _ => bytes(problem, plan, step),
+        };
+        line("joined", step, steps(problem, plan, step), bytes);
+    }
+    for problem in shapes.iter().map(whole) {
+        let plan = LaunchPlan::new(&problem)?;
+        for step in &plan.steps {
+            line("alone", step, steps(&problem, &plan, step), bytes(&problem, &plan, step));
+        }
+    }
+    Ok(())
 }
 
 /// Prints the launches of a call over segments: a pool of `adapters`, each with `rows` rows, in bf16.

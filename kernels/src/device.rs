@@ -78,6 +78,13 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     }
 }
 
+impl<T> DeviceSliceMut<'_, T> {
+    /// Returns the same memory for a shorter time.
+    pub(crate) fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { pointer: self.pointer, len: self.len, memory: PhantomData }
+    }
+}
+
 /// A matrix of activations to read; its rows start `stride` elements apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a, T> {
@@ -98,6 +105,13 @@ pub struct RowsMut<'a, T> {
     pub rows: usize,
     /// Elements between the starts of neighbouring rows.
     pub stride: usize,
+}
+
+impl<T> RowsMut<'_, T> {
+    /// Returns the same matrix for a shorter time.
+    pub(crate) fn reborrow(&mut self) -> RowsMut<'_, T> {
+        RowsMut { data: self.data.reborrow(), rows: self.rows, stride: self.stride }
+    }
 }
 
 /// Two numbers in device memory, by their address: they are added to the seed and to the offset of a

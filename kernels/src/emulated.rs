@@ -11,7 +11,7 @@ use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launcher::Launcher;
 use crate::params::KronParams;
-use crate::plan::{BLOCKS, LaunchPlan, Step};
+use crate::plan::{BLOCKS, GroupPlan, LaunchPlan, Step};
 use kron_core::{Error, Result};
 
 /// Order in which threads run between two meetings.
@@ -145,6 +145,10 @@ impl Launcher for Emulated {
 
     fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
         LaunchPlan::segments_aimed_at(self.blocks, problem, slots)
+    }
+
+    fn plan_group(&self, x: &Problem, terms: &[Problem]) -> Result<Option<GroupPlan>> {
+        GroupPlan::aimed_at(self.blocks, x, terms)
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launcher::Launcher;
 use crate::params::KronParams;
-use crate::plan::{LaunchPlan, Parts};
+use crate::plan::{LaunchPlan, Parts, Step};
 use crate::profile::Range;
 
 /// Queues the launches of a plan.
@@ -14,22 +14,24 @@ pub(crate) fn run(
     on: &impl Launcher,
     problem: &Problem,
     plan: &LaunchPlan,
-    mut p: KronParams,
+    p: KronParams,
     stream: StreamHandle,
 ) -> Result<()> {
     let _range = Range::of(problem);
-    for step in &plan.steps {
-        p.col_tiles = step.col_tiles as i32;
-        p.cols = step.cols as i32;
-        p.row_chunks = step.row_chunks as i32;
-        p.chunk_rows = step.chunk_rows as i64;
-        p.tiles = step.tiles as i32;
-        // SAFETY: the slices came from `DeviceSlice::from_raw`, whose caller
-        // promised their memory to this launcher. Their lengths were checked
-        // against the problem, and the plan's parts lie inside the workspace.
-        unsafe { on.launch(step, &p, stream)? };
-    }
-    Ok(())
+    plan.steps.iter().try_for_each(|step| launch(on, step, p, stream))
+}
+
+/// Queues one launch.
+pub(crate) fn launch(on: &impl Launcher, step: &Step, mut p: KronParams, stream: StreamHandle) -> Result<()> {
+    p.col_tiles = step.col_tiles as i32;
+    p.cols = step.cols as i32;
+    p.row_chunks = step.row_chunks as i32;
+    p.chunk_rows = step.chunk_rows as i64;
+    p.tiles = step.tiles as i32;
+    // SAFETY: the slices came from `DeviceSlice::from_raw`, whose caller
+    // promised their memory to this launcher. Their lengths were checked
+    // against the problem, and the plan's parts lie inside the workspace.
+    unsafe { on.launch(step, &p, stream) }
 }
 
 /// Fills the parameters that do not depend on the pass.
@@ -74,6 +76,7 @@ pub(crate) fn params(
         da_splits: plan.da.count as i32,
         db_splits: plan.db.count as i32,
         dc_splits: plan.dc.count as i32,
+        dc_stride: shape.c_len() as i64,
         a_row_groups: plan.a_row_groups as i32,
         rows_per_group: plan.rows_per_group as i32,
         ..KronParams::default()

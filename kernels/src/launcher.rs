@@ -5,7 +5,7 @@ use kron_core::Result;
 use crate::Problem;
 use crate::device::StreamHandle;
 use crate::params::KronParams;
-use crate::plan::{LaunchPlan, Step};
+use crate::plan::{GroupPlan, LaunchPlan, Step};
 
 /// Runs kernels by name: a GPU, or its emulation.
 pub trait Launcher {
@@ -26,6 +26,14 @@ pub trait Launcher {
         LaunchPlan::segments(problem, slots)
     }
 
+    /// Plans a call over a group with [`GroupPlan::new`].
+    ///
+    /// # Errors
+    /// As [`GroupPlan::new`].
+    fn plan_group(&self, x: &Problem, terms: &[Problem]) -> Result<Option<GroupPlan>> {
+        GroupPlan::new(x, terms)
+    }
+
     /// Queues one launch on the stream.
     ///
     /// # Errors
@@ -44,6 +52,10 @@ impl<L: Launcher> Launcher for &L {
 
     fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
         (**self).plan_segments(problem, slots)
+    }
+
+    fn plan_group(&self, x: &Problem, terms: &[Problem]) -> Result<Option<GroupPlan>> {
+        (**self).plan_group(x, terms)
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {

@@ -24,6 +24,7 @@ mod driver;
 #[cfg(feature = "emulate")]
 #[allow(unsafe_code)]
 mod emulated;
+mod group;
 #[allow(unsafe_code)]
 mod launch;
 #[allow(unsafe_code)]
@@ -46,9 +47,10 @@ pub use device::{DeviceSlice, DeviceSliceMut, KeyHandle, Rows, RowsMut, StreamHa
 pub use driver::{DeviceVec, Gpu};
 #[cfg(feature = "emulate")]
 pub use emulated::{Async, Emulated, Schedule, Site};
+pub use group::{BackwardGroup, DeviceGroup, DeviceTerm, ForwardGroup};
 pub use launcher::Launcher;
 pub use names::{Name, kernels};
-pub use plan::{LaunchPlan, Step, segments_workspace_len, workspace_len};
+pub use plan::{GroupPlan, LaunchPlan, Step, group_workspace_len, segments_workspace_len, workspace_len};
 pub use pool::DevicePool;
 pub use problem::Problem;
 pub use segments::{BackwardSegments, ForwardSegments};

@@ -51,7 +51,7 @@ const SMALL_M: [&str; 2] = ["up", "dx"];
 const LOW_RANKS: usize = 4;
 /// Passes over segments.
 const SEGMENTS: [&str; 5] = ["down", "up", "dy", "grad", "dx"];
-const UNTILED: [&str; 4] = ["dt", "da", "reduce", "sort"];
+const UNTILED: [&str; 7] = ["dt", "da", "reduce", "sort", "stack", "split", "join"];
 
 /// Returns the name of a pass's kernel.
 pub(crate) fn name(pass: &str, dtype: Dtype, tile: Tile) -> Name {

@@ -2,6 +2,44 @@
 #![allow(missing_docs, clippy::undocumented_unsafe_blocks)]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
+pub struct KronStacked {
+    pub c: *const f32,
+    pub t: *mut f32,
+    pub dt_parts: *const f32,
+    pub first: i32,
+    pub rank: i32,
+    pub dt_splits: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of KronStacked"][::std::mem::size_of::<KronStacked>() - 40usize];
+    ["Alignment of KronStacked"][::std::mem::align_of::<KronStacked>() - 8usize];
+    ["Offset of field: KronStacked::c"][::std::mem::offset_of!(KronStacked, c) - 0usize];
+    ["Offset of field: KronStacked::t"][::std::mem::offset_of!(KronStacked, t) - 8usize];
+    [
+        "Offset of field: KronStacked::dt_parts",
+    ][::std::mem::offset_of!(KronStacked, dt_parts) - 16usize];
+    [
+        "Offset of field: KronStacked::first",
+    ][::std::mem::offset_of!(KronStacked, first) - 24usize];
+    [
+        "Offset of field: KronStacked::rank",
+    ][::std::mem::offset_of!(KronStacked, rank) - 28usize];
+    [
+        "Offset of field: KronStacked::dt_splits",
+    ][::std::mem::offset_of!(KronStacked, dt_splits) - 32usize];
+};
+impl Default for KronStacked {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct KronParams {
     pub a: *const f32,
     pub b: *const f32,
@@ -61,10 +99,13 @@ pub struct KronParams {
     pub slot_stride: i64,
     pub slots: i32,
     pub tile_rows: i32,
+    pub dc_stride: i64,
+    pub stack: *mut f32,
+    pub stacked: [KronStacked; 8usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 376usize];
+    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 712usize];
     ["Alignment of KronParams"][::std::mem::align_of::<KronParams>() - 8usize];
     ["Offset of field: KronParams::a"][::std::mem::offset_of!(KronParams, a) - 0usize];
     ["Offset of field: KronParams::b"][::std::mem::offset_of!(KronParams, b) - 8usize];
@@ -222,6 +263,15 @@ const _: () = {
     [
         "Offset of field: KronParams::tile_rows",
     ][::std::mem::offset_of!(KronParams, tile_rows) - 372usize];
+    [
+        "Offset of field: KronParams::dc_stride",
+    ][::std::mem::offset_of!(KronParams, dc_stride) - 376usize];
+    [
+        "Offset of field: KronParams::stack",
+    ][::std::mem::offset_of!(KronParams, stack) - 384usize];
+    [
+        "Offset of field: KronParams::stacked",
+    ][::std::mem::offset_of!(KronParams, stacked) - 392usize];
 };
 impl Default for KronParams {
     fn default() -> Self {

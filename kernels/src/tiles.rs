@@ -41,6 +41,16 @@ pub const fn merge_shared() -> usize {
     simt_shared(64) + ROWS * 64 * 4
 }
 
+/// The kernels between the stacked adapter of a joined group and its terms.
+pub mod group {
+    /// Threads of a block.
+    pub const THREADS: u32 = 256;
+    /// Rows m of a block.
+    pub const ROWS: usize = 128;
+    /// Places of the kernels' list of terms.
+    pub const STACKED: usize = 8;
+}
+
 /// The backward pass at small m on the SIMT tile.
 pub mod small_m {
     use super::{REDUCE_SMEM, ROWS, simt_shared};

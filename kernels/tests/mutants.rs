@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+use common::group::{self, GROUPS, Group};
 use common::segments::{self, Batch, batches};
 use common::{CASES, Case, Data, Sizes, case_by_name, check};
 use half::bf16;
 use kron_core::Result;
 use kron_kernels::params::KronParams;
 use kron_kernels::plan::BLOCKS;
-use kron_kernels::{Async, Emulated, LaunchPlan, Launcher, Problem, Schedule, Site, Step, StreamHandle};
+use kron_kernels::{
+    Async, Emulated, GroupPlan, LaunchPlan, Launcher, Problem, Schedule, Site, Step, StreamHandle,
+};
 
 /// Orders of threads and copies under which a fault has to change the output, the quickest first.
 fn schedules() -> impl Iterator<Item = (Schedule, Async, u64)> {
@@ -136,6 +139,10 @@ impl Launcher for Without<'_> {
         self.on.plan_segments(problem, slots)
     }
 
+    fn plan_group(&self, x: &Problem, terms: &[Problem]) -> Result<Option<GroupPlan>> {
+        self.on.plan_group(x, terms)
+    }
+
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
         self.met.borrow_mut().insert(step.kernel.to_string());
         if step.kernel.as_str() == self.kernel {
@@ -168,6 +175,9 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
     let on = Without::new("", BLOCKS);
     Batch::<bf16>::new(batch.clone()).run(&on).expect("the suite runs");
     let of_segments = on.met.take();
+    let on = Without::new("", 1);
+    Group::<bf16>::new(GROUPS[0]).run(&on).expect("the suite runs");
+    let of_group = on.met.take();
     std::panic::set_hook(Box::new(|_| {})); // the panics below are expected
     let fails = |kernel: &str, (case, blocks)| {
         catch_unwind(AssertUnwindSafe(|| check::<bf16>(case, &Without::new(kernel, blocks)))).is_err()
@@ -182,9 +192,18 @@ fn the_oracle_notices_every_kernel_that_does_nothing() {
         catch_unwind(AssertUnwindSafe(|| segments::check::<bf16>(batch.clone(), &on))).is_err()
     };
     unnoticed.extend(of_segments.iter().filter(|kernel| !fails(kernel)));
+    let fails = |kernel: &str| {
+        let on = Without::new(kernel, 1);
+        catch_unwind(AssertUnwindSafe(|| group::check::<bf16>(GROUPS[0], &on))).is_err()
+    };
+    unnoticed.extend(of_group.iter().filter(|kernel| !fails(kernel)));
     drop(std::panic::take_hook());
-    assert!(unnoticed.is_empty(), "of {} kernels: {unnoticed:?}", cases.len() + of_segments.len());
-    let run = cases.into_keys().chain(of_segments).collect::<BTreeSet<_>>();
+    assert!(
+        unnoticed.is_empty(),
+        "of {} kernels: {unnoticed:?}",
+        cases.len() + of_segments.len() + of_group.len()
+    );
+    let run = cases.into_keys().chain(of_segments).chain(of_group).collect::<BTreeSet<_>>();
     let missing = kernels.difference(&run).collect::<Vec<_>>();
     assert!(missing.is_empty(), "the suite does not run {missing:?}");
 }

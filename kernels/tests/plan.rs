@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Split};
 use kron_kernels::plan::BLOCKS;
 use kron_kernels::tiles::{SHARED_LIMIT, SMALL_M, TENSOR_CORE_RANKS, dy};
-use kron_kernels::{ARCHS, Emulated, LaunchPlan, Problem, workspace_len};
+use kron_kernels::{ARCHS, Emulated, GroupPlan, LaunchPlan, Problem, workspace_len};
 use proptest::prelude::*;
 
 fn shapes() -> impl Strategy<Value = KronShape> {
@@ -354,6 +354,15 @@ fn every_kernel_is_in_some_plan() {
     {
         let plan = LaunchPlan::segments(&Problem { dtype, ..paper(pass, rows) }, 3).expect("legal");
         used.extend(plan.steps.iter().map(|s| s.kernel.to_string()));
+    }
+    for pass in [Pass::Forward, Pass::Backward { dx: true }] {
+        let x = paper(pass, 4096);
+        let term = match pass {
+            Pass::Forward => x,
+            _ => Problem { pass: Pass::Backward { dx: false }, ..x },
+        };
+        let plan = GroupPlan::new(&x, &[term; 3]).expect("legal").expect("three terms are joined");
+        used.extend(plan.steps().map(|(_, step)| step.kernel.to_string()));
     }
     assert_eq!(used, kernels());
     // The driver looks up these names when it loads the kernels.

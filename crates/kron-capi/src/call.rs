@@ -6,6 +6,7 @@ use kron_core::{Accum, Backward, DropoutKey, Element, Forward, KronOp, Merge, Re
 
 use crate::dispatch::{Job, dispatch};
 use crate::dtype::with_dtype;
+use crate::group_backend::Groups;
 use crate::overlap::{self, Span};
 use crate::pointers::{FromPointers, Matrix};
 use crate::status::guard;
@@ -46,7 +47,7 @@ struct Prepared<C> {
 }
 
 impl<C: Call> Job for Prepared<C> {
-    fn on<B: FromPointers>(self, on: &B) -> Result<()> {
+    fn on<B: Groups>(self, on: &B) -> Result<()> {
         let Prepared { op, call } = self;
         // SAFETY: the promise of `run`'s caller; the arm is the struct's dtype.
         unsafe { with_dtype!(call.dtype(), E => call.run::<B, E>(on, &op)) }

@@ -4,13 +4,13 @@ use kron_core::{KronOp, Pass, Result};
 use kron_kernels::{Cuda, Launcher};
 
 use crate::device;
-use crate::pointers::FromPointers;
+use crate::group_backend::Groups;
 use crate::team;
 use crate::types::KronDevice;
 
 /// Work for whichever backend a call names.
 pub(crate) trait Job {
-    fn on<B: FromPointers>(self, backend: &B) -> Result<()>;
+    fn on<B: Groups>(self, backend: &B) -> Result<()>;
 }
 
 /// Work for a device.
@@ -64,7 +64,7 @@ pub(crate) fn workspace_len(
         len: &'a mut usize,
     }
     impl Job for WorkspaceLen<'_> {
-        fn on<B: FromPointers>(self, backend: &B) -> Result<()> {
+        fn on<B: Groups>(self, backend: &B) -> Result<()> {
             *self.len = backend.workspace_len(self.op, self.pass, self.rows);
             Ok(())
         }

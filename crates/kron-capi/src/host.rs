@@ -1,4 +1,4 @@
-//! Calls that the host alone computes: those over many adapters.
+//! Calls that the host alone computes: those over segments.
 
 use kron_core::{Cpu, Element, Error, Result};
 
@@ -13,7 +13,7 @@ use crate::{fork, team};
 pub(crate) fn host(device: Option<&KronDevice>) -> Result<Cpu> {
     if let Some(device) = device {
         return Err(Error::Unsupported(format!(
-            "the call names device {}, but calls over many adapters compute on the host alone",
+            "the call names device {}, but calls over segments compute on the host alone: a pool is what a device has",
             device.device
         )));
     }
@@ -21,7 +21,7 @@ pub(crate) fn host(device: Option<&KronDevice>) -> Result<Cpu> {
     Ok(team::host())
 }
 
-/// A call over a pool or a group of adapters.
+/// A call over a pool of adapters.
 pub(crate) trait HostCall: Copy {
     type Over<'a>;
     fn dtype(&self) -> u32;

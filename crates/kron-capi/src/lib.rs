@@ -16,6 +16,7 @@ mod dtype;
 mod fork;
 #[allow(unsafe_code)]
 mod group;
+mod group_backend;
 #[allow(unsafe_code)]
 mod host;
 mod overlap;
@@ -268,21 +269,22 @@ pub unsafe extern "C" fn kron_group_sizes(
 ) -> c_int {
     status::guard(|| {
         // SAFETY: the caller's promise.
-        let (cpu, sizes) = unsafe { (host::host(device.as_ref())?, call::exclusive("sizes", sizes)?) };
+        let (device, sizes) = unsafe { (device.as_ref().copied(), call::exclusive("sizes", sizes)?) };
         // SAFETY: the caller's promise.
-        *sizes = unsafe { group::with_group(terms, count, |group| group::sizes(&cpu, group, rows)) }?;
-        Ok(())
+        unsafe { group::sizes(device, &group::Terms::parse(terms, count)?, rows, sizes) }
     })
 }
 
 /// Computes kron_forward for 1 to 16 adapters on one X, such as those of q, k and v with a Y each, or the terms of a
-/// sum with one Y. X is read once, and each Y of neighbouring terms of one a_out is read and written once.
+/// sum with one Y.
 ///
-/// On the host alone: a device returns KRON_UNAVAILABLE.
+/// On the host X is read once, and each Y of neighbouring terms of one a_out is read and written once. On a device X
+/// is read once above 64 rows by up to seven terms of one a_in and one mask, where that pays; others are computed one
+/// after the other.
 ///
 /// # Safety
 /// As kron_group_sizes, and the pointers of *call hold the elements that it describes; call->ys points to
-/// call->outputs structs.
+/// call->outputs structs, in the memory of the host.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kron_forward_group(
@@ -293,9 +295,9 @@ pub unsafe extern "C" fn kron_forward_group(
 ) -> c_int {
     status::guard(|| {
         // SAFETY: the caller's promise.
-        let (cpu, call) = unsafe { (host::host(device.as_ref())?, *call::shared("call", call)?) };
+        let (device, call) = unsafe { (device.as_ref().copied(), *call::shared("call", call)?) };
         // SAFETY: the caller's promise.
-        unsafe { group::with_group(terms, count, |group| host::run(&cpu, group, call)) }
+        unsafe { group::run(device, &group::Terms::parse(terms, count)?, call) }
     })
 }
 
@@ -303,7 +305,7 @@ pub unsafe extern "C" fn kron_forward_group(
 ///
 /// # Safety
 /// As kron_forward_group; call->dys points to call->outputs structs, and call->grads to `count` pointers to
-/// gradients.
+/// gradients, both in the memory of the host.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kron_backward_group(
@@ -314,9 +316,9 @@ pub unsafe extern "C" fn kron_backward_group(
 ) -> c_int {
     status::guard(|| {
         // SAFETY: the caller's promise.
-        let (cpu, call) = unsafe { (host::host(device.as_ref())?, *call::shared("call", call)?) };
+        let (device, call) = unsafe { (device.as_ref().copied(), *call::shared("call", call)?) };
         // SAFETY: the caller's promise.
-        unsafe { group::with_group(terms, count, |group| host::run(&cpu, group, call)) }
+        unsafe { group::run(device, &group::Terms::parse(terms, count)?, call) }
     })
 }
 

@@ -191,18 +191,20 @@ def close(what, got, want, tolerance):
     assert size > 0.1 and worst <= tolerance * size, f"{what}: {worst} of {size}"
 
 
-def many(call, memory, numbers, op, count):
-    """Rows of two adapters in one call, and two adapters on one X, against calls over one adapter."""
-    floats, pack, p = memory.floats, memory.pack, memory.pointer
-    table = [1, -1, 0, 1, 1, 0, -1]
-    n, d_out, d_in = len(table), op.d_out, op.d_in
-    thetas = [floats(numbers(count)) for _ in range(2)]
-    xs, dys = numbers(n * d_in), numbers(n * d_out)
-    cut = lambda values, rows, width: [v for i in rows for v in values[i * width:(i + 1) * width]]
+class Many:
+    """Adapters of one shape, and calls over rows of one of them."""
 
-    def one(theta, rows):
+    def __init__(self, call, memory, numbers, op, count, n, adapters):
+        self.call, self.memory, self.op, self.count, self.n = call, memory, op, count, n
+        self.thetas = [memory.floats(numbers(count)) for _ in range(adapters)]
+        self.xs, self.dys = numbers(n * op.d_in), numbers(n * op.d_out)
+
+    def one(self, theta, rows):
         """The bits of Y and dX, and the gradient, of a call over some rows."""
-        x, dy, y, dx = pack(cut(xs, rows, d_in)), pack(cut(dys, rows, d_out)), pack([0.0] * (len(rows) * d_out)), pack([0.0] * (len(rows) * d_in))
+        call, op, count, d_in, d_out = self.call, self.op, self.count, self.op.d_in, self.op.d_out
+        floats, pack, p = self.memory.floats, self.memory.pack, self.memory.pointer
+        cut = lambda values, width: [v for i in rows for v in values[i * width:(i + 1) * width]]
+        x, dy, y, dx = pack(cut(self.xs, d_in)), pack(cut(self.dys, d_out)), pack([0.0] * (len(rows) * d_out)), pack([0.0] * (len(rows) * d_in))
         sizes, grad = Sizes(), floats([0.0] * count)
         call("kron_sizes", byref(op), c_size_t(len(rows)), byref(sizes))
         scratch = max(sizes.forward, sizes.backward)
@@ -211,12 +213,19 @@ def many(call, memory, numbers, op, count):
             BF16, 0, len(rows), p(x), d_in, p(y), d_out, p(theta), p(t), p(workspace), scratch, None)))
         call("kron_backward", byref(op), byref(Backward(
             BF16, 0, len(rows), p(x), d_in, p(dy), d_out, p(dx), d_in, p(theta), p(t), p(grad), p(workspace), scratch, None)))
-        return memory.read(y), memory.read(dx), memory.read(grad)
+        return self.memory.read(y), self.memory.read(dx), self.memory.read(grad)
 
-    x, dy, y, dx = pack(xs), pack(dys), pack([0.5] * (n * d_out)), pack([0.25] * (n * d_in))
+
+def segments(call, memory, numbers, op, count):
+    """Rows of two adapters in one call, against calls over one adapter."""
+    floats, pack, p = memory.floats, memory.pack, memory.pointer
+    table = [1, -1, 0, 1, 1, 0, -1]
+    n, d_out, d_in = len(table), op.d_out, op.d_in
+    of = Many(call, memory, numbers, op, count, n, 2)
+    x, dy, y, dx = pack(of.xs), pack(of.dys), pack([0.5] * (n * d_out)), pack([0.25] * (n * d_in))
     grads = [floats([0.0] * count) for _ in range(2)]
     pointers = (c_void_p * 2)(*(p(grad) for grad in grads))
-    adapters, sizes = (Adapter * 2)(*(Adapter(op, p(theta)) for theta in thetas)), ManySizes()
+    adapters, sizes = (Adapter * 2)(*(Adapter(op, p(theta)) for theta in of.thetas)), ManySizes()
     call("kron_segments_sizes", adapters, c_size_t(2), c_size_t(n), byref(sizes))
     scratch = max(sizes.forward, sizes.backward)
     workspace, t = floats([0.0] * scratch), floats([0.0] * sizes.t)
@@ -226,32 +235,43 @@ def many(call, memory, numbers, op, count):
     call("kron_backward_segments", adapters, c_size_t(2), byref(BackwardSegments(
         BF16, 0, n, p(x), d_in, p(dy), d_out, p(dx), d_in, rows, p(t), pointers, p(workspace), scratch, None)))
     want_y, want_dx = [bf16(0.5)] * (n * d_out), [bf16(0.25)] * (n * d_in)
-    for number, (theta, grad) in enumerate(zip(thetas, grads)):
+    for number, (theta, grad) in enumerate(zip(of.thetas, grads)):
         own = [i for i in range(n) if table[i] == number]
-        got_y, got_dx, got_grad = one(theta, own)
+        got_y, got_dx, got_grad = of.one(theta, own)
         for at, i in enumerate(own):
             want_y[i * d_out:(i + 1) * d_out] = got_y[at * d_out:(at + 1) * d_out]
             want_dx[i * d_in:(i + 1) * d_in] = got_dx[at * d_in:(at + 1) * d_in]
         assert any(got_grad) and memory.read(grad) == got_grad
     assert memory.read(y) == want_y and memory.read(dx) == want_dx
 
-    ys, dx = [pack([0.0] * (n * d_out)) for _ in range(2)], pack([0.0] * (n * d_in))
-    grads = [floats([0.0] * count) for _ in range(2)]
-    pointers = (c_void_p * 2)(*(p(grad) for grad in grads))
-    terms = (Term * 2)(*(Term(op, p(theta), output, None) for output, theta in enumerate(thetas)))
-    call("kron_group_sizes", terms, c_size_t(2), c_size_t(n), byref(sizes))
+
+def group(call, memory, numbers, op, count, n):
+    """Four adapters on one X, against calls over one adapter."""
+    floats, pack, p = memory.floats, memory.pack, memory.pointer
+    d_out, d_in = op.d_out, op.d_in
+    of, sizes = Many(call, memory, numbers, op, count, n, 4), ManySizes()
+    x, dy = pack(of.xs), pack(of.dys)
+    ys, dx = [pack([0.0] * (n * d_out)) for _ in range(4)], pack([0.0] * (n * d_in))
+    grads = [floats([0.0] * count) for _ in range(4)]
+    pointers = (c_void_p * 4)(*(p(grad) for grad in grads))
+    terms = (Term * 4)(*(Term(op, p(theta), output, None) for output, theta in enumerate(of.thetas)))
+    call("kron_group_sizes", terms, c_size_t(4), c_size_t(n), byref(sizes))
     scratch = max(sizes.forward, sizes.backward)
     workspace, t = floats([0.0] * scratch), floats([0.0] * sizes.t)
-    outputs = (GroupY * 2)(*(GroupY(p(y), d_out, 0) for y in ys))
-    gradients = (GroupDy * 2)(*(GroupDy(p(dy), d_out) for _ in ys))
-    call("kron_forward_group", terms, c_size_t(2), byref(ForwardGroup(
-        BF16, n, p(x), d_in, outputs, 2, p(t), p(workspace), scratch)))
-    call("kron_backward_group", terms, c_size_t(2), byref(BackwardGroup(
-        BF16, 0, n, p(x), d_in, gradients, 2, p(dx), d_in, p(t), pointers, p(workspace), scratch)))
+    outputs = (GroupY * 4)(*(GroupY(p(y), d_out, 0) for y in ys))
+    gradients = (GroupDy * 4)(*(GroupDy(p(dy), d_out) for _ in ys))
+    call("kron_forward_group", terms, c_size_t(4), byref(ForwardGroup(
+        BF16, n, p(x), d_in, outputs, 4, p(t), p(workspace), scratch)))
+    call("kron_backward_group", terms, c_size_t(4), byref(BackwardGroup(
+        BF16, 0, n, p(x), d_in, gradients, 4, p(dx), d_in, p(t), pointers, p(workspace), scratch)))
     sums = [0.0] * (n * d_in)
-    for theta, y, grad in zip(thetas, ys, grads):
-        got_y, got_dx, got_grad = one(theta, range(n))
-        assert memory.read(y) == got_y and memory.read(grad) == got_grad
+    for theta, y, grad in zip(of.thetas, ys, grads):
+        got_y, got_dx, got_grad = of.one(theta, range(n))
+        if n <= 64:
+            assert memory.read(y) == got_y and memory.read(grad) == got_grad
+        # A device joins larger calls, whose sums have another order.
+        close("y of a group", [wide(v) for v in memory.read(y)], [wide(v) for v in got_y], 2**-6)
+        close("a gradient of a group", memory.read(grad), got_grad, 2**-6)
         sums = [total + wide(v) for total, v in zip(sums, got_dx)]
     close("dx of a group", [wide(v) for v in memory.read(dx)], sums, 2**-6)
 
@@ -331,11 +351,13 @@ def main(library, where):
     call("kron_forward", byref(op), byref(forward))
     assert once == memory.read(y) != plain
     assert kron.kron_forward(device, byref(op), None) == 1 and b"null pointer" in kron.kron_last_error()
+    plain = Op(d_out, d_in, ao, ai, r, scale, 0.0)
+    for n in (7, 100):
+        group(call, memory, numbers, Op(d_out, 512, ao, ai, r, scale, 0.0), ao * ai + bo * r + r * 512 // ai, n)
     if where == "host":
-        many(call, memory, numbers, Op(d_out, d_in, ao, ai, r, scale, 0.0), count)
+        segments(call, memory, numbers, plain, count)
     else:
         assert kron.kron_forward_segments(device, None, 0, None) == 2 and b"host alone" in kron.kron_last_error()
-        assert kron.kron_forward_group(device, None, 0, None) == 2
     print("agrees")
 
 

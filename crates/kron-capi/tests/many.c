@@ -209,10 +209,6 @@ static void group(void) {
   says(kron_forward_group(NULL, terms, 2, &forward), KRON_INVALID, "output 1 has no term");
   terms[1].output = SIZE_MAX;
   says(kron_forward_group(NULL, terms, 2, &forward), KRON_INVALID, "has no term");
-  KronDevice device = {.device = 0};
-  says(kron_forward_group(&device, terms, 2, &forward), KRON_UNAVAILABLE, "on the host alone");
-  says(kron_backward_group(&device, terms, 2, &backward), KRON_UNAVAILABLE, "on the host alone");
-  says(kron_group_sizes(&device, terms, 2, N, &sizes), KRON_UNAVAILABLE, "on the host alone");
   same(ys, want_ys, sizeof ys, "y of a refused call");
   same(dx, want_dx, sizeof dx, "dx of a refused call");
 }

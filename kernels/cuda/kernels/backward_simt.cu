@@ -122,7 +122,7 @@ KRON_KERNEL_RESIDENT(kron_reduce, SIMT_THREADS, 4) {
   for (int64_t first = int64_t(blockIdx.x) * WIDTH; first < end; first += int64_t(gridDim.x) * WIDTH) {
     const int64_t at = first + threadIdx.x % WIDTH;
     if (at < end)
-      sums[threadIdx.x] = at < c_begin ? load_ab(p, at, lane) : load_sum(p.dc_parts, p.dc_splits, end - c_begin, at - c_begin, lane);
+      sums[threadIdx.x] = at < c_begin ? load_ab(p, at, lane) : load_sum(p.dc_parts, p.dc_splits, p.dc_stride, at - c_begin, lane);
     __syncthreads(); // every lane's sum has been written
     if (lane.index == 0 && at < end) p.grad[at] += (at < c_begin ? p.scale : 1.0f) * load_sum(sums + threadIdx.x, LANES, WIDTH, 0);
     __syncthreads(); // the sums have been read

@@ -2,13 +2,11 @@
 
 use arrayvec::ArrayVec;
 
-use super::columns::{Cols, even, even_columns, narrow};
-use super::cost;
-use super::grid::{Chip, step_bytes};
+use super::columns::Cols;
 use super::launches::{LaunchPlan, Parts, Step};
 use crate::names::{Tile, name};
 use crate::problem::{Problem, check_rows, check_sizes};
-use crate::tiles::{self, ROWS, SMALL_M, TENSOR_CORE_RANKS, simt_cols, simt_shared};
+use crate::tiles::{self, ROWS, SMALL_M, TENSOR_CORE_RANKS, simt_shared};
 use kron_core::{Dtype, Error, KronShape, Pass, Result};
 
 /// Number of blocks that fills the largest GPU twice; splits aim at it.
@@ -24,7 +22,7 @@ pub(super) const SIMT_CHUNKS: usize = 32;
 pub(super) const RESERVED: usize = 64;
 /// Bytes of a call's floor for each launch after the first, below which latency counts: those that an H200
 /// moves in five times the estimated 1.5 µs of a launch in a graph.
-const EARLY_BYTES: u128 = 32 << 20;
+pub(super) const EARLY_BYTES: u128 = 32 << 20;
 /// Largest number of blocks of a grid.
 pub(super) const MAX_GRID: u128 = i32::MAX as u128;
 
@@ -101,7 +99,10 @@ impl<'a> Planner<'a> {
         check_rows(&self.problem.shape, self.problem.rows)?;
         if self.problem.rows > 0 {
             match self.problem.pass {
-                Pass::Forward => self.forward()?,
+                Pass::Forward => {
+                    self.down()?;
+                    self.up()?;
+                }
                 Pass::Backward { dx } => self.backward(dx)?,
                 Pass::Merge => self.merge()?,
             }
@@ -110,165 +111,9 @@ impl<'a> Planner<'a> {
     }
 
     /// True if the tensor-core kernels can run: 16-bit elements in 16-byte rows.
-    fn uses_tensor_cores(&self) -> bool {
+    pub(super) fn uses_tensor_cores(&self) -> bool {
         let p = self.problem;
         p.dtype != Dtype::F32 && p.aligned && tensor_core_shape(&p.shape)
-    }
-
-    fn forward(&mut self) -> Result<()> {
-        let (p, shape, tensor_cores) = (self.problem, self.problem.shape, self.uses_tensor_cores());
-        let (r, n, small_m) = (shape.width(), p.rows, p.rows <= SMALL_M);
-        let (stage, step, q_width, widest, sums) = if tensor_cores {
-            let widest = tiles::up::WARP_COLS * tiles::up::WARPS;
-            (tiles::down::COLS, cost::tensor_core_step(r), r, widest, n * tiles::padded(r))
-        } else {
-            (tiles::DEPTH, cost::SIMT_STEP, simt_cols(r), 64, n * r.min(tiles::DEPTH))
-        };
-        // T: rows m = (token, j), and slices of c_in.
-        let (tiles, q_tiles) = ((n * shape.a_in()).div_ceil(ROWS), Cols::of(r, q_width));
-        let slice = if small_m {
-            let parts = cost::parts(step * shape.c_in().div_ceil(stage), n * shape.t_row(), sums);
-            even_columns(shape.c_in(), parts.min(self.one_wave() / (tiles * q_tiles.tiles)), stage)
-        } else if tensor_cores {
-            self.slice(tiles)
-        } else {
-            let wanted = self.blocks.div_ceil(tiles).clamp(1, shape.c_in().div_ceil(MIN_SLICE));
-            shape.c_in().div_ceil(wanted).next_multiple_of(tiles::down::COLS)
-        };
-        let splits = shape.c_in().div_ceil(slice);
-        self.plan.t_slice = slice;
-        self.plan.t.count = splits;
-        if splits > 1 {
-            self.plan.t = self.reserve(splits, n * shape.t_row());
-        }
-        // Y: tokens, i, and columns of B.
-        let width = if small_m {
-            let steps = shape.a_out()
-                * shape.b_out().div_ceil(widest)
-                * r.div_ceil(if tensor_cores { r } else { tiles::DEPTH });
-            let own = shape.a_out() * shape.b_len() + n * shape.d_out();
-            let tiles =
-                cost::column_tiles(step * steps, own, splits * n * shape.t_row()).min(self.one_wave());
-            narrow(shape.d_out() / tiles, tiles::up::WARP_COLS, widest)
-        } else {
-            widest
-        };
-        let cols = Cols { tiles: shape.a_out() * shape.b_out().div_ceil(width), width };
-        let (down, up) = ([tiles, splits], [n.div_ceil(ROWS)]);
-        if !tensor_cores {
-            self.simt_step("down", &down, q_tiles)?;
-            let shared = tiles::simt_up_shared();
-            return self.step("up", Tile::Simt(64), &up, tiles::SIMT_THREADS, shared, cols);
-        }
-        self.step("down", Tile::TensorCore(r), &down, tiles::down::THREADS, tiles::down::shared(r), q_tiles)?;
-        self.set_resident(tiles::down::resident(r));
-        // At small m all threads of a block add up T's parts.
-        let warps = if small_m { tiles::up::WARPS } else { shape.b_out().div_ceil(tiles::up::WARP_COLS) };
-        let warps = warps.min(tiles::up::WARPS);
-        let tile = if small_m { Tile::SmallM(r) } else { Tile::TensorCore(r) };
-        self.step("up", tile, &up, 32 * warps as u32, tiles::up::shared(r, small_m), cols)?;
-        self.set_resident(if small_m { 1 } else { tiles::up::resident(r, warps) });
-        Ok(())
-    }
-
-    /// Returns the columns of a slice of c_in in `down` on tensor cores above small m.
-    fn slice(&self, tiles: usize) -> usize {
-        let (shape, r) = (self.problem.shape, self.problem.shape.width());
-        let (chip, columns) = (Chip::new(self.blocks, tiles::down::resident(r)), tiles::down::COLS);
-        let mut best = (u128::MAX, shape.c_in());
-        for target in chip.targets() {
-            let wanted = (target / tiles).clamp(1, shape.c_in().div_ceil(columns));
-            // Equal slices: the last is at most one stage shorter.
-            let slice_of = |wanted| shape.c_in().div_ceil(wanted).next_multiple_of(columns);
-            let equal = |slice: usize| (shape.c_in() - 1) % slice + 1 + columns > slice - columns;
-            let Some(slice) = (1..=wanted).rev().map(slice_of).find(|&slice| equal(slice)) else { continue };
-            let slices = shape.c_in().div_ceil(slice);
-            let step = step_bytes(2 * ROWS * columns, 4 * (90 + 4 * r));
-            // Parts of T are written once, and read by the column tiles of `up`.
-            let parts = if slices > 1 { 12 * slices * self.problem.rows * shape.t_row() } else { 0 };
-            let cost = chip.cost(tiles * slices, slice / columns, step, parts);
-            if cost < best.0 {
-                best = (cost, slice);
-            }
-        }
-        best.1
-    }
-
-    fn backward(&mut self, dx: bool) -> Result<()> {
-        if self.uses_tensor_cores() && self.tensor_core_backward(dx)? {
-            return Ok(());
-        }
-        if self.problem.rows <= SMALL_M {
-            return self.small_m_backward(dx);
-        }
-        let (shape, n) = (self.problem.shape, self.problem.rows);
-        let (r, q_tiles) = (shape.width(), Cols::of(shape.width(), simt_cols(shape.width())));
-        let chunk = n.div_ceil(SIMT_CHUNKS).next_multiple_of(ROWS).min(n).min(longest_chunk(&shape));
-        let chunks = n.div_ceil(chunk);
-        self.plan.v = self.reserve(1, n * shape.a_out() * r);
-        self.plan.dt = self.reserve(1, n * shape.t_row());
-        if shape.a_len() > 0 {
-            self.plan.da = self.reserve(chunks, shape.a_len());
-        }
-        if shape.b_len() > 0 {
-            self.plan.db = self.reserve(chunks, shape.b_len());
-        }
-        self.plan.dc = self.reserve(chunks, shape.c_len());
-        self.simt_step("v", &[(n * shape.a_out()).div_ceil(ROWS)], q_tiles)?;
-        self.step("dt", Tile::None, &[(n * shape.t_row()).div_ceil(256)], tiles::SIMT_THREADS, 0, Cols::ONE)?;
-        let whole = self.plan.steps.len();
-        if shape.a_len() > 0 {
-            let tiles = shape.a_out().div_ceil(ROWS);
-            let shared = simt_shared(16);
-            let cols = Cols::of(shape.a_in(), 16);
-            self.step("da", Tile::None, &[chunks, tiles], tiles::SIMT_THREADS, shared, cols)?;
-        }
-        if shape.b_len() > 0 {
-            self.simt_step("db", &[chunks, shape.b_out().div_ceil(ROWS)], q_tiles)?;
-        }
-        self.simt_step("dc", &[chunks, shape.c_in().div_ceil(ROWS)], q_tiles)?;
-        for step in &mut self.plan.steps[whole..] {
-            (step.row_chunks, step.chunk_rows) = (chunks as u32, chunk as u64);
-        }
-        if dx {
-            self.simt_step("dx", &[(n * shape.a_in()).div_ceil(ROWS)], Cols::of(shape.c_in(), 64))?;
-        }
-        self.reduce()
-    }
-
-    /// Plans `dy` and `dx` on the SIMT tile; the number of parts determines their ranges.
-    fn small_m_backward(&mut self, dx: bool) -> Result<()> {
-        let (shape, n) = (self.problem.shape, self.problem.rows);
-        let q_tiles = Cols::of(shape.width(), tiles::small_m::COLS);
-        // A part of dT has some rows of A, then some columns of B; with a full inner factor the columns of q.
-        let max = cost::simt_dt_parts(shape.d_out(), n * shape.t_row())
-            .clamp(1, (self.blocks / q_tiles.tiles).max(1));
-        let groups = even(shape.a_out(), max);
-        let slices = match shape.b_len() {
-            0 => 1,
-            _ => even(shape.b_out(), (max / groups).min(shape.b_out().div_ceil(tiles::DEPTH))),
-        };
-        (self.plan.a_row_groups, self.plan.rows_per_group) = (groups, shape.a_out().div_ceil(groups));
-        self.plan.dt = self.reserve(groups * slices, n * shape.t_row());
-        if shape.a_len() > 0 {
-            self.plan.da = self.reserve(slices * q_tiles.tiles, shape.a_len());
-        }
-        let mut blocks = groups * slices;
-        if shape.b_len() > 0 {
-            // Parts of dB fill the GPU, but each has at least one whole step.
-            let tiles = shape.b_out().div_ceil(ROWS);
-            let max = (n * shape.a_out())
-                .div_ceil(tiles::DEPTH)
-                .min((self.blocks / (tiles * q_tiles.tiles)).max(1));
-            self.plan.db = self.reserve(even(shape.a_out(), max), shape.b_len());
-            blocks += tiles * self.plan.db.count;
-        }
-        let tile = Tile::Simt(tiles::small_m::COLS);
-        self.step("dy", tile, &[blocks], tiles::SIMT_THREADS, tiles::small_m::dy_shared(), q_tiles)?;
-        let tiles_of_m = if dx { (n * shape.a_in()).div_ceil(ROWS) } else { 0 };
-        let blocks = shape.width().div_ceil(ROWS) + tiles_of_m;
-        let (threads, shared) = (tiles::SIMT_THREADS, tiles::small_m::dx_shared());
-        self.step("dx", tile, &[blocks], threads, shared, Cols::of(shape.c_in(), tiles::small_m::COLS))
     }
 
     /// Number of blocks that gives every multiprocessor of the largest GPU one.
@@ -284,6 +129,26 @@ impl<'a> Planner<'a> {
         self.step("reduce", Tile::None, &[blocks], tiles::SIMT_THREADS, SHARED, Cols::ONE)?;
         self.set_resident(RESIDENT);
         Ok(())
+    }
+
+    fn backward(&mut self, dx: bool) -> Result<()> {
+        if self.problem.rows <= SMALL_M {
+            return match self.dy_on_tensor_cores() {
+                true => self.tensor_core_small_m_backward(dx),
+                false => self.small_m_backward(dx),
+            };
+        }
+        self.over_dy()?;
+        match self.dy_on_tensor_cores() {
+            true => self.tensor_core_dx(dx)?,
+            false => self.simt_dx(dx)?,
+        }
+        self.reduce()
+    }
+
+    /// Plans the backward pass over dY above small m: parts of dT, dA and dB.
+    pub(super) fn over_dy(&mut self) -> Result<()> {
+        if self.dy_on_tensor_cores() { self.tensor_core_dy() } else { self.simt_dy() }
     }
 
     fn merge(&mut self) -> Result<()> {
@@ -328,7 +193,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds a step on the SIMT tile.
-    fn simt_step(&mut self, pass: &str, grid: &[usize], cols: Cols) -> Result<()> {
+    pub(super) fn simt_step(&mut self, pass: &str, grid: &[usize], cols: Cols) -> Result<()> {
         let (threads, shared) = (tiles::SIMT_THREADS, simt_shared(cols.width));
         self.step(pass, Tile::Simt(cols.width), grid, threads, shared, cols)
     }

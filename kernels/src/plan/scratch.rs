@@ -62,6 +62,24 @@ pub fn workspace_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize>
     Ok(len)
 }
 
+/// Returns the elements of scratch that suffice for the passes over X of every call above small m, over at most
+/// `rows` rows: parts of T, or of dC.
+///
+/// # Errors
+/// Fails if a size exceeds the kernels' integers.
+pub(super) fn over_x_len(shape: KronShape, pass: Pass, rows: usize) -> Result<usize> {
+    if pass == Pass::Forward {
+        return workspace_len(shape, pass, rows);
+    }
+    check_sizes(&shape)?;
+    check_rows(&shape, rows)?;
+    let bound = Bound { shape, rows };
+    // Where a_in is larger, a tile on tensor cores has no whole token.
+    let tensor_cores =
+        if tensor_core_shape(&shape) && shape.a_in() <= ROWS { bound.tensor_core_dc() } else { 0 };
+    Ok(reserved([bound.simt_chunks().max(tensor_cores).saturating_mul(shape.c_len())]))
+}
+
 /// A shape and the largest number of rows.
 struct Bound {
     shape: KronShape,
@@ -105,10 +123,23 @@ impl Bound {
         ])
     }
 
+    /// Bounds the chunks of a sum over tokens on the SIMT tile.
+    fn simt_chunks(&self) -> usize {
+        let longest = self.rows.div_ceil(longest_chunk(&self.shape));
+        SIMT_CHUNKS.min(self.rows.div_ceil(ROWS)).max(longest)
+    }
+
+    /// Bounds the parts of dC on tensor cores.
+    fn tensor_core_dc(&self) -> usize {
+        let s = &self.shape;
+        let over_x = s.c_in().div_ceil(tiles::dx::COLS);
+        let most = (Chip::new(BLOCKS, tiles::dx::resident(s.width())).most() / over_x).clamp(1, MAX_CHUNKS);
+        most.min(tiles::dx::tiles(self.rows, s.a_in()))
+    }
+
     /// Bounds V, dT and the chunks' gradients on the SIMT tile.
     fn backward(&self) -> usize {
-        let s = &self.shape;
-        let chunks = SIMT_CHUNKS.min(self.rows.div_ceil(ROWS)).max(self.rows.div_ceil(longest_chunk(s)));
+        let (s, chunks) = (&self.shape, self.simt_chunks());
         let [da, db, dc] = [s.a_len(), s.b_len(), s.c_len()].map(|len| chunks.saturating_mul(len));
         reserved([self.per_row(s.a_out() * s.width()), self.per_row(s.t_row()), da, db, dc])
     }
@@ -143,13 +174,11 @@ impl Bound {
         let dt =
             self.per_row(cols * least).max(self.per_row(s.a_out() * s.b_out().div_ceil(32)).min(divided));
         let plain = chunks * cols * least;
-        let over_x = s.c_in().div_ceil(tiles::dx::COLS);
-        let dc = (Chip::new(BLOCKS, tiles::dx::resident(r)).most() / over_x).clamp(1, MAX_CHUNKS);
         reserved([
             dt.saturating_mul(s.t_row()),
             plain.max(most) * s.a_len(),
             (chunks * least).max(most / cols) * s.b_len(),
-            dc.min(tiles::dx::tiles(self.rows, s.a_in())) * s.c_len(),
+            self.tensor_core_dc() * s.c_len(),
         ])
     }
 

@@ -5,7 +5,7 @@ use super::cost;
 use super::grid::{Chip, divisors, step_bytes, widths};
 use super::planner::{MAX_CHUNKS, Planner};
 use crate::names::Tile;
-use crate::tiles::{self, ROWS, SMALL_M};
+use crate::tiles::{self, ROWS};
 use kron_core::{KronShape, Result};
 
 /// The division of `dy`'s work.
@@ -28,21 +28,21 @@ pub(super) fn least_groups(shape: &KronShape) -> usize {
 }
 
 impl Planner<'_> {
-    /// Plans the backward pass. Returns false if a row of T or A is too large for a block's shared memory.
-    pub(super) fn tensor_core_backward(&mut self, dx: bool) -> Result<bool> {
-        if least_groups(&self.problem.shape) == 0 {
-            return Ok(false);
-        }
-        if self.problem.rows <= SMALL_M {
-            self.small_m_dy()?;
-            self.small_m_dx(dx)?;
-        } else {
-            let division = self.divide_dy();
-            self.dy(division)?;
-            self.dx(dx)?;
-            self.reduce()?;
-        }
-        Ok(true)
+    /// True if `dy` runs on tensor cores: a row of T and A fits into a block's shared memory.
+    pub(super) fn dy_on_tensor_cores(&self) -> bool {
+        self.uses_tensor_cores() && least_groups(&self.problem.shape) > 0
+    }
+
+    /// Plans `dy` and `dx` at small m.
+    pub(super) fn tensor_core_small_m_backward(&mut self, dx: bool) -> Result<()> {
+        self.small_m_dy()?;
+        self.small_m_dx(dx)
+    }
+
+    /// Plans `dy` above small m.
+    pub(super) fn tensor_core_dy(&mut self) -> Result<()> {
+        let division = self.divide_dy();
+        self.dy(division)
     }
 
     /// Plans `dy` at small m by the cost of the sums of dT's parts.
@@ -130,7 +130,7 @@ impl Planner<'_> {
     }
 
     /// Plans `dx` above small m.
-    fn dx(&mut self, dx: bool) -> Result<()> {
+    pub(super) fn tensor_core_dx(&mut self, dx: bool) -> Result<()> {
         let (shape, n, r) = (self.problem.shape, self.problem.rows, self.problem.shape.width());
         let (tiles, chip) =
             (tiles::dx::tiles(n, shape.a_in()), Chip::new(self.blocks, tiles::dx::resident(r)));

@@ -3,11 +3,14 @@
 #![allow(dead_code, unused_imports)] // every test binary uses its part
 
 mod cases;
+mod float;
+pub mod group;
+pub mod memory;
 pub mod primitives;
 pub mod segments;
 
 pub use cases::{CASES, Case, Sizes, case_by_name};
-use half::{bf16, f16};
+pub use float::Float;
 use kron_core::{
     Accum, Backend, Backward, Dropout, DropoutKey, Element, Forward, KronOp, KronShape, LayerDims, Merge,
     Pass, Result, Scale, Split, Theta, philox, reference,
@@ -64,46 +67,6 @@ impl Case {
     }
 }
 
-/// An activation type of the tests.
-pub trait Float: Element + PartialEq {
-    fn of(v: f32) -> Self;
-    fn to(self) -> f32;
-    fn bits(self) -> u32;
-}
-impl Float for f32 {
-    fn of(v: f32) -> Self {
-        v
-    }
-    fn to(self) -> f32 {
-        self
-    }
-    fn bits(self) -> u32 {
-        self.to_bits()
-    }
-}
-impl Float for f16 {
-    fn of(v: f32) -> Self {
-        Self::from_f32(v)
-    }
-    fn to(self) -> f32 {
-        self.to_f32()
-    }
-    fn bits(self) -> u32 {
-        self.to_bits().into()
-    }
-}
-impl Float for bf16 {
-    fn of(v: f32) -> Self {
-        Self::from_f32(v)
-    }
-    fn to(self) -> f32 {
-        self.to_f32()
-    }
-    fn bits(self) -> u32 {
-        self.to_bits().into()
-    }
-}
-
 /// Returns `len` values in (−1, 1) from a counter; equal streams give equal bits.
 pub fn random(len: usize, stream: u32) -> Vec<f32> {
     let word = |i: usize| philox([(i / 4) as u32, stream, 7, 9], [3, 5])[i % 4];
@@ -137,12 +100,19 @@ impl<E: Float> Matrix<E> {
         if self.rows == 0 { 0 } else { (self.rows - 1) * self.stride + self.cols }
     }
     pub fn rows(&self) -> kk::Rows<'_, E> {
-        let data = kk::DeviceSlice::host(&self.memory[self.start..self.start + self.len()]);
-        kk::Rows { data, rows: self.rows, stride: self.stride }
+        self.rows_in(&memory::Host)
     }
     pub fn rows_mut(&mut self) -> kk::RowsMut<'_, E> {
+        self.rows_mut_in(&memory::Host)
+    }
+    /// The same in a launcher's memory.
+    pub fn rows_in<'a>(&'a self, memory: &'a impl memory::Memory) -> kk::Rows<'a, E> {
+        let data = memory.read(&self.memory[self.start..self.start + self.len()]);
+        kk::Rows { data, rows: self.rows, stride: self.stride }
+    }
+    pub fn rows_mut_in<'a>(&'a mut self, memory: &'a impl memory::Memory) -> kk::RowsMut<'a, E> {
         let len = self.len();
-        let data = kk::DeviceSliceMut::host(&mut self.memory[self.start..self.start + len]);
+        let data = memory.write(&mut self.memory[self.start..self.start + len]);
         kk::RowsMut { data, rows: self.rows, stride: self.stride }
     }
     pub fn to_f64(&self) -> Array2<f64> {

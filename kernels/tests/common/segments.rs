@@ -6,6 +6,7 @@ use kron_kernels::{
 };
 use ndarray::{Array2, Axis};
 
+use super::memory::{Host, Memory};
 use super::{Case, Data, Float, Matrix, SCALE, Sizes, close, random};
 
 impl<E: Float> Matrix<E> {
@@ -146,41 +147,53 @@ impl<E: Float> Batch<E> {
         self.run_with(&op, &Cuda::with(on))
     }
 
-    pub fn run_with(mut self, op: &KronOp, cuda: &Cuda<impl kk::Launcher>) -> Result<Self> {
+    pub fn run_with(self, op: &KronOp, cuda: &Cuda<impl kk::Launcher>) -> Result<Self> {
+        self.run_in(op, cuda, &Host)
+    }
+
+    /// Runs both passes with operands in a launcher's memory.
+    pub fn run_in(
+        mut self,
+        op: &KronOp,
+        cuda: &Cuda<impl kk::Launcher>,
+        memory: &impl Memory,
+    ) -> Result<Self> {
         let (case, stride) = (self.of.case, self.stride());
         let (accum, dropout) = (case.accum(), case.key());
-        let mut pool = DevicePool::new(*op, DeviceSlice::host(&self.thetas), self.of.slots, stride)?;
+        let mut pool = DevicePool::new(*op, memory.read(&self.thetas), self.of.slots, stride)?;
         if let Some(scales) = &self.scales {
-            pool = pool.with_scales(DeviceSlice::host(scales))?;
+            pool = pool.with_scales(memory.read(scales))?;
         }
         let scratch = |pass| vec![f32::NAN; cuda.segments_workspace_len(&pool, pass, case.rows)];
         let mut workspace = scratch(Pass::Forward);
         let call = ForwardSegments {
-            x: self.x.rows(),
-            table: DeviceSlice::host(&self.of.table),
-            y: self.y.rows_mut(),
+            x: self.x.rows_in(memory),
+            table: memory.read(&self.of.table),
+            y: self.y.rows_mut_in(memory),
             accum,
-            t: DeviceSliceMut::host(&mut self.t),
-            workspace: DeviceSliceMut::host(&mut workspace),
-            status: DeviceSliceMut::host(&mut self.status),
+            t: memory.write(&mut self.t),
+            workspace: memory.write(&mut workspace),
+            status: memory.write(&mut self.status),
             dropout,
         };
         cuda.forward_segments(&pool, call)?;
+        memory.settle()?;
         let mut with_dx = self.grads.clone();
         for (dx, grads) in [(true, &mut with_dx), (false, &mut self.grads)] {
             let mut workspace = scratch(Pass::Backward { dx });
             let call = BackwardSegments {
-                x: self.x.rows(),
-                table: DeviceSlice::host(&self.of.table),
-                t: DeviceSlice::host(&self.t),
-                dy: self.dy.rows(),
-                dx: dx.then_some((self.dx.rows_mut(), accum)),
-                grads: DeviceSliceMut::host(grads),
-                workspace: DeviceSliceMut::host(&mut workspace),
-                status: DeviceSliceMut::host(&mut self.status),
+                x: self.x.rows_in(memory),
+                table: memory.read(&self.of.table),
+                t: memory.read(&self.t),
+                dy: self.dy.rows_in(memory),
+                dx: dx.then_some((self.dx.rows_mut_in(memory), accum)),
+                grads: memory.write(grads),
+                workspace: memory.write(&mut workspace),
+                status: memory.write(&mut self.status),
                 dropout,
             };
             cuda.backward_segments(&pool, call)?;
+            memory.settle()?;
         }
         let bits = |grads: &[f32]| grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>();
         assert!(bits(&with_dx) == bits(&self.grads), "{}: gradients depend on dX", case.why);
@@ -239,11 +252,20 @@ fn problem<E: Float>(batch: &Batch<E>, slot: i32) -> Data<E> {
 /// Runs a batch and compares every adapter's part of all outputs with the oracle's and with a single call's; rows
 /// without an adapter, and gradients without a row, keep their bits.
 pub fn check<E: Float>(of: BatchCase, on: &impl kk::Launcher) {
+    check_run::<E>(of, |batch| batch.run(on), on);
+}
+
+/// Compares the outputs of a run with the oracle, and with single calls by `on`.
+pub fn check_run<E: Float>(
+    of: BatchCase,
+    run: impl Fn(Batch<E>) -> Result<Batch<E>>,
+    on: &impl kk::Launcher,
+) {
     let (case, shape) = (of.case, of.case.shape());
     let (slots, bad) =
         (of.slots as i32, of.table.iter().position(|&slot| slot < -1 || slot >= of.slots as i32));
     let batch = Batch::<E>::new(of);
-    let done = batch.clone().run(on).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::DTYPE.name()));
+    let done = run(batch.clone()).unwrap_or_else(|e| panic!("{case:?} {}: {e}", E::DTYPE.name()));
     done.bits(); // asserts that nothing was written between rows
     let count = batch.of.table.iter().filter(|&&slot| slot < -1 || slot >= slots).count() as u32;
     let status = if case.rows > 0 { [count, bad.map_or(u32::MAX, |row| row as u32)] } else { [7, 7] };

@@ -54,26 +54,39 @@ impl<'a> AdapterGroup<'a> {
     /// of one output with different d_out, on an output without a term below one that has one, and on a θ
     /// whose length is not its shape's.
     pub fn new(terms: &'a [GroupTerm<'a>]) -> Result<Self> {
-        let (count, most) = (terms.len(), Self::MAX_TERMS);
-        if count == 0 || count > most {
-            return Err(Error::Value(format!("the group has {count} terms, but it has 1 to {most}")));
+        let outputs = Self::check_shapes(terms.iter().map(|term| (&term.op.shape, term.output)))?;
+        for GroupTerm { op, theta, .. } in terms {
+            check_len("theta", &op.shape, theta.len())?;
         }
-        let outputs = terms.iter().map(|term| term.output.saturating_add(1)).max().unwrap_or(0);
-        let group = Self { terms, outputs };
-        for (k, GroupTerm { op, theta, output, .. }) in terms.iter().enumerate() {
-            let (s, d_in) = (&op.shape, group.d_in());
+        Ok(Self { terms, outputs })
+    }
+
+    /// Checks the shape and the output of each term of a group, on any device; returns the number of outputs.
+    ///
+    /// # Errors
+    /// As [`AdapterGroup::new`], but for the lengths of θ.
+    pub fn check_shapes<'s>(
+        terms: impl ExactSizeIterator<Item = (&'s KronShape, usize)> + Clone,
+    ) -> Result<usize> {
+        let (count, most) = (terms.len(), Self::MAX_TERMS);
+        let Some((first, _)) = terms.clone().next().filter(|_| count <= most) else {
+            return Err(Error::Value(format!("the group has {count} terms, but it has 1 to {most}")));
+        };
+        let d_out = |of: usize| terms.clone().find(|&(_, output)| output == of).map(|(s, _)| s.d_out());
+        for (k, (s, output)) in terms.clone().enumerate() {
+            let d_in = first.d_in();
             if s.d_in() != d_in {
                 return Err(Error::Shape(format!("term {k} is {s}, but the group's d_in is {d_in}")));
             }
-            if let Some(d_out) = group.d_out(*output).filter(|&d_out| d_out != s.d_out()) {
+            if let Some(d_out) = d_out(output).filter(|&d_out| d_out != s.d_out()) {
                 return Err(Error::Shape(format!(
                     "term {k} is {s}, but d_out of output {output} is {d_out}"
                 )));
             }
-            check_len("theta", s, theta.len())?;
         }
-        match (0..outputs).find(|&output| group.d_out(output).is_none()) {
-            None => Ok(group),
+        let outputs = terms.clone().map(|(_, output)| output.saturating_add(1)).max().unwrap_or(0);
+        match (0..outputs).find(|&output| d_out(output).is_none()) {
+            None => Ok(outputs),
             Some(output) => Err(Error::Value(format!(
                 "output {output} has no term, but every output below {outputs} needs one"
             ))),
