@@ -2,12 +2,12 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::op::Add;
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, bail};
-use kron_core::{Accum, Backend, Cpu, DropoutKey, KronOp, Pass};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage};
+use kron_core::{Accum, Backend, Cpu, KronOp, Pass};
 use ndarray::Array2;
 
 use crate::base::FrozenLinear;
-use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, SumInputs, Term};
+use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, Term};
 use crate::product::{Threads, product};
 use crate::terms::{self, Kept};
 use crate::views::{elements, elements_mut, matrix, view_mut};
@@ -65,44 +65,17 @@ impl DeviceOps for CpuStorage {
         base.cpu_backward(dy, layout)
     }
 
-    fn forward<E: Activation>(
-        op: &KronOp,
-        inputs: ForwardInputs<Self>,
-        y: &mut Self,
-        key: Option<DropoutKey>,
-    ) -> Result<Self> {
-        let term = Term { op: *op, key, output: 0 };
-        Ok(Self::F32(terms::forward::<E>(&[term], elements(inputs.theta)?, inputs.x, &mut [y])?))
-    }
-
-    fn forward_sum<E: Activation>(
-        terms: &[Term],
-        inputs: ForwardInputs<Self>,
-        y: &mut Self,
-    ) -> Result<Vec<Self>> {
-        let t = terms::forward::<E>(terms, elements(inputs.theta)?, inputs.x, &mut [y])?;
-        Ok(vec![Self::F32(t)])
+    fn forward<E: Activation>(terms: &[Term], inputs: ForwardInputs<Self>, y: &mut Self) -> Result<Self> {
+        Ok(Self::F32(terms::forward::<E>(terms, elements(inputs.theta)?, inputs.x, &mut [y])?))
     }
 
     fn backward<E: Activation>(
-        op: &KronOp,
+        terms: &[Term],
         BackwardInputs { theta, x, t, dy }: BackwardInputs<Self>,
         dx: Option<&mut Self>,
-        key: Option<DropoutKey>,
     ) -> Result<Self> {
-        let term = Term { op: *op, key, output: 0 };
         let kept = Kept { theta: elements(theta)?, x, t: elements(t)? };
-        Ok(Self::F32(terms::backward::<E>(&[term], kept, &[dy], dx)?))
-    }
-
-    fn backward_sum<E: Activation>(
-        terms: &[Term],
-        SumInputs { theta, x, ts, dy }: SumInputs<Self>,
-        dx: Option<&mut Self>,
-    ) -> Result<Vec<Self>> {
-        let [t] = ts else { bail!("a sum has {} buffers of T, but one call writes one", ts.len()) };
-        let kept = Kept { theta: elements(theta)?, x, t: elements(*t)? };
-        Ok(vec![Self::F32(terms::backward::<E>(terms, kept, &[dy], dx)?)])
+        Ok(Self::F32(terms::backward::<E>(terms, kept, &[dy], dx)?))
     }
 
     fn merge<E: Activation>(op: &KronOp, theta: Operand<Self>, w: &mut Self) -> Result<()> {

@@ -14,11 +14,14 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage};
 use candle_core::op::Add;
 use candle_core::{Error, Layout, Result, Storage, bail};
-use kron_core::{Accum, Backend, DropoutKey, KronOp, Pass};
-use kron_kernels::{Cuda, DeviceSlice, DeviceSliceMut, Gpu, Rows, RowsMut, StreamHandle};
+use kron_core::{Accum, Backend, KronOp, Pass};
+use kron_kernels::{
+    BackwardGroup, Cuda, DeviceGroup, DeviceSlice, DeviceSliceMut, DeviceTerm, ForwardGroup, Gpu, Rows,
+    RowsMut, StreamHandle,
+};
 
 use crate::base::FrozenLinear;
-use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, range};
+use crate::device_ops::{Activation, BackwardInputs, DeviceOps, ForwardInputs, Operand, Term, range};
 
 impl DeviceOps for CudaStorage {
     fn of(storage: &Storage) -> Option<&Self> {
@@ -60,68 +63,71 @@ impl DeviceOps for CudaStorage {
     }
 
     fn forward<E: Activation>(
-        op: &KronOp,
+        terms: &[Term],
         ForwardInputs { theta, x }: ForwardInputs<Self>,
         y: &mut Self,
-        key: Option<DropoutKey>,
     ) -> Result<Self> {
         let device = y.device.clone();
         let stream = device.cuda_stream();
-        let (cuda, y) = (backend(&stream)?, y.as_cuda_slice_mut::<E>()?);
-        let (d_in, d_out) = (op.shape.d_in(), op.shape.d_out());
-        let rows = y.len() / d_out;
-        let mut t = floats(&device, op.t_len(rows))?;
-        let mut workspace = floats(&device, cuda.workspace_len(op, Pass::Forward, rows))?;
+        let (cuda, (theta, _theta)) = (backend(&stream)?, read(theta, &stream)?);
+        let terms = device_terms(terms, theta).map_err(Error::wrap)?;
+        let group = DeviceGroup::new(&terms).map_err(Error::wrap)?;
+        let (d_in, d_out) = (group.d_in(), group.d_out(0).unwrap_or(0));
+        let rows = x.1.shape().elem_count() / d_in;
+        let mut t = floats(&device, group.t_len(rows))?;
+        let mut workspace = floats(&device, cuda.group_workspace_len(&group, Pass::Forward, rows))?;
         {
-            let ((theta, _theta), (x, _x)) = (read(theta, &stream)?, read::<E>(x, &stream)?);
-            let ((y, _y), (t, _t)) = (write(y, &stream), write(&mut t, &stream));
-            let (workspace, _workspace) = write(&mut workspace, &stream);
-            let call = kron_core::Forward {
-                theta,
+            let ((x, _x), (y, _y)) = (read::<E>(x, &stream)?, write(y.as_cuda_slice_mut::<E>()?, &stream));
+            let ((t, _t), (workspace, _workspace)) = (write(&mut t, &stream), write(&mut workspace, &stream));
+            let call = ForwardGroup {
                 x: Rows { data: x, rows, stride: d_in },
-                y: RowsMut { data: y, rows, stride: d_out },
-                accum: Accum::Add,
+                ys: &mut [(RowsMut { data: y, rows, stride: d_out }, Accum::Add)],
                 t,
                 workspace,
-                dropout: key,
             };
-            cuda.forward(op, call).map_err(Error::wrap)?;
+            cuda.forward_group(&group, call).map_err(Error::wrap)?;
         }
         Ok(CudaStorage::wrap_cuda_slice(t, device))
     }
 
     fn backward<E: Activation>(
-        op: &KronOp,
+        terms: &[Term],
         BackwardInputs { theta, x, t, dy }: BackwardInputs<Self>,
         dx: Option<&mut Self>,
-        key: Option<DropoutKey>,
     ) -> Result<Self> {
         let device = dy.0.device.clone();
         let stream = device.cuda_stream();
-        let cuda = backend(&stream)?;
-        let (d_in, d_out) = (op.shape.d_in(), op.shape.d_out());
-        let rows = dy.1.shape().elem_count() / d_out;
+        let (cuda, (theta, _theta)) = (backend(&stream)?, read(theta, &stream)?);
+        let terms = device_terms(terms, theta).map_err(Error::wrap)?;
+        let group = DeviceGroup::new(&terms).map_err(Error::wrap)?;
+        let (d_in, d_out) = (group.d_in(), group.d_out(0).unwrap_or(0));
+        let rows = x.1.shape().elem_count() / d_in;
         let dx = dx.map(|dx| dx.as_cuda_slice_mut::<E>()).transpose()?;
-        let mut grad = device.alloc_zeros::<f32>(op.shape.params())?;
+        let params: Vec<usize> = terms.iter().map(|term| term.op.shape.params()).collect();
+        let mut grad = device.alloc_zeros::<f32>(params.iter().sum())?;
         let pass = Pass::Backward { dx: dx.is_some() };
-        let mut workspace = floats(&device, cuda.workspace_len(op, pass, rows))?;
+        let mut workspace = floats(&device, cuda.group_workspace_len(&group, pass, rows))?;
         {
-            let ((theta, _theta), (t, _t)) = (read(theta, &stream)?, read(t, &stream)?);
             let ((x, _x), (dy, _dy)) = (read::<E>(x, &stream)?, read::<E>(dy, &stream)?);
-            let (dx, _dx) = dx.map(|dx| write(dx, &stream)).unzip();
+            let ((t, _t), (dx, _dx)) = (read(t, &stream)?, dx.map(|dx| write(dx, &stream)).unzip());
             let ((grad, _grad), (workspace, _workspace)) =
                 (write(&mut grad, &stream), write(&mut workspace, &stream));
-            let call = kron_core::Backward {
-                theta,
+            let mut grads = Vec::with_capacity(params.len());
+            let mut rest = grad;
+            for len in params {
+                let (part, others) = rest.split(len).map_err(Error::wrap)?;
+                grads.push(part);
+                rest = others;
+            }
+            let call = BackwardGroup {
                 x: Rows { data: x, rows, stride: d_in },
                 t,
-                dy: Rows { data: dy, rows, stride: d_out },
+                dys: &[Rows { data: dy, rows, stride: d_out }],
                 dx: dx.map(|dx| (RowsMut { data: dx, rows, stride: d_in }, Accum::Add)),
-                grad,
+                grads: &mut grads,
                 workspace,
-                dropout: key,
             };
-            cuda.backward(op, call).map_err(Error::wrap)?;
+            cuda.backward_group(&group, call).map_err(Error::wrap)?;
         }
         Ok(CudaStorage::wrap_cuda_slice(grad, device))
     }
@@ -139,6 +145,17 @@ impl DeviceOps for CudaStorage {
         let call = kron_core::Merge { theta, w, first_row: 0, accum: Accum::Add, workspace };
         cuda.merge(op, call).map_err(Error::wrap)
     }
+}
+
+/// Cuts the buffer of all θ into terms.
+fn device_terms<'a>(terms: &[Term], theta: DeviceSlice<'a, f32>) -> kron_core::Result<Vec<DeviceTerm<'a>>> {
+    let mut at = 0;
+    let term = |&Term { op, key, output }: &Term| {
+        let begin = at;
+        at += op.shape.params();
+        Ok(DeviceTerm { op, theta: theta.part(begin..at)?, output, dropout: key })
+    };
+    terms.iter().map(term).collect()
 }
 
 /// Loaded kernels by device ordinal.

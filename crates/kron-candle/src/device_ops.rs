@@ -69,48 +69,16 @@ pub(crate) trait DeviceOps: BackendStorage<Device: BackendDevice<Storage = Self>
     /// Computes the gradient of base(x) with respect to x.
     fn base_backward(base: &dyn FrozenLinear, dy: Operand<Self>) -> Result<Self>;
 
-    /// Adds the adapter's output to `y`, n × d_out; returns T.
-    fn forward<E: Activation>(
-        op: &KronOp,
-        inputs: ForwardInputs<Self>,
-        y: &mut Self,
-        key: Option<DropoutKey>,
-    ) -> Result<Self>;
-    /// Returns dθ; adds dX to `dx`, n × d_in, if given.
-    fn backward<E: Activation>(
-        op: &KronOp,
-        inputs: BackwardInputs<Self>,
-        dx: Option<&mut Self>,
-        key: Option<DropoutKey>,
-    ) -> Result<Self>;
-    /// Adds the outputs of the terms to `y`, n × d_out; returns T of all terms, or of each.
+    /// Adds the outputs of the terms to `y`, n × d_out; returns T of all terms.
     ///
     /// θ of the terms lie one after the other.
-    fn forward_sum<E: Activation>(
+    fn forward<E: Activation>(terms: &[Term], inputs: ForwardInputs<Self>, y: &mut Self) -> Result<Self>;
+    /// Returns dθ of all terms; adds their dX to `dx`, n × d_in, if given.
+    fn backward<E: Activation>(
         terms: &[Term],
-        ForwardInputs { theta, x }: ForwardInputs<Self>,
-        y: &mut Self,
-    ) -> Result<Vec<Self>> {
-        let each = terms.iter().zip(each_theta(terms, theta.1));
-        let forward = |(term, layout): (&Term, Layout)| {
-            let inputs = ForwardInputs { theta: (theta.0, &layout), x };
-            Self::forward::<E>(&term.op, inputs, y, term.key)
-        };
-        each.map(forward).collect()
-    }
-    /// Returns dθ of all terms, or of each; adds their dX to `dx`, n × d_in, if given.
-    fn backward_sum<E: Activation>(
-        terms: &[Term],
-        SumInputs { theta, x, ts, dy }: SumInputs<Self>,
-        mut dx: Option<&mut Self>,
-    ) -> Result<Vec<Self>> {
-        let each = terms.iter().zip(each_theta(terms, theta.1)).zip(ts);
-        let backward = |((term, layout), t): ((&Term, Layout), &Operand<Self>)| {
-            let inputs = BackwardInputs { theta: (theta.0, &layout), x, t: *t, dy };
-            Self::backward::<E>(&term.op, inputs, dx.as_deref_mut(), term.key)
-        };
-        each.map(backward).collect()
-    }
+        inputs: BackwardInputs<Self>,
+        dx: Option<&mut Self>,
+    ) -> Result<Self>;
     /// Adds ΔW to W, d_out × d_in, in place.
     fn merge<E: Activation>(op: &KronOp, theta: Operand<Self>, w: &mut Self) -> Result<()>;
 }
@@ -128,26 +96,6 @@ pub(crate) struct Term {
     pub key: Option<DropoutKey>,
     /// Number of the Y that it adds to.
     pub output: usize,
-}
-
-/// Returns the layouts of the terms' θ in a buffer of all, contiguous from the start of `all`.
-fn each_theta(terms: &[Term], all: &Layout) -> impl Iterator<Item = Layout> {
-    let starts = terms.iter().scan(all.start_offset(), |at, term| {
-        let (start, len) = (*at, term.op.shape.params());
-        *at += len;
-        Some(Layout::contiguous_with_offset(len, start))
-    });
-    starts.collect::<Vec<_>>().into_iter()
-}
-
-/// Inputs of the backward pass of a sum.
-pub(crate) struct SumInputs<'a, S> {
-    /// θ of the terms, one after the other.
-    pub theta: Operand<'a, S>,
-    pub x: Operand<'a, S>,
-    /// T as the forward pass returned it.
-    pub ts: &'a [Operand<'a, S>],
-    pub dy: Operand<'a, S>,
 }
 
 /// Inputs of a backward pass.

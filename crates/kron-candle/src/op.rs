@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, b
 
 use crate::base::FrozenLinear;
 use crate::device_ops::{
-    self, DeviceOps, ForwardInputs, Operand, SumInputs, Term, flat, on, on_all, tensor, with_activation,
+    self, BackwardInputs, DeviceOps, ForwardInputs, Operand, Term, flat, on, tensor, with_activation,
     with_device_ops,
 };
 use crate::trainable_delta::TrainableDelta;
@@ -17,21 +17,21 @@ use crate::trainable_delta::TrainableDelta;
 /// One call of the terms of an adapter, with the state that its backward pass needs besides x and θ.
 pub(crate) struct Call {
     terms: Vec<Term>,
-    ts: OnceLock<Vec<Tensor>>,
+    t: OnceLock<Tensor>,
 }
 
 impl Call {
     /// Takes at least one term; all are of one size.
     pub fn new(terms: Vec<Term>) -> Self {
-        Self { terms, ts: OnceLock::new() }
+        Self { terms, t: OnceLock::new() }
     }
 
     /// Adds the adapter's output to `y`, and stores T.
     fn forward<S: DeviceOps>(&self, inputs: ForwardInputs<S>, y: &mut S) -> Result<()> {
-        let ts = with_activation!("activations are", y.dtype(), E => {
-            S::forward_sum::<E>(&self.terms, inputs, y)
+        let t = with_activation!("activations are", y.dtype(), E => {
+            S::forward::<E>(&self.terms, inputs, y)
         })?;
-        match self.ts.set(ts.into_iter().map(flat).collect::<Result<_>>()?) {
+        match self.t.set(flat(t)?) {
             Ok(()) => Ok(()),
             Err(_) => bail!("a call of an adapter ran twice, but it is made for one forward pass"),
         }
@@ -45,22 +45,19 @@ impl Call {
         dy: Operand<S>,
         dx: Option<&mut S>,
     ) -> Result<Tensor> {
-        let Some(ts) = self.ts.get() else { bail!("backward of an adapter's call that has not run forward") };
+        let Some(t) = self.t.get() else { bail!("backward of an adapter's call that has not run forward") };
         let location = dy.0.device().location();
-        let dthetas = on(location, x, |x| {
+        let dtheta = on(location, x, |x| {
             on(location, theta, |theta| {
-                on_all(location, ts, |ts| {
-                    let inputs = SumInputs { theta, x, ts, dy };
+                on(location, t, |t| {
+                    let inputs = BackwardInputs { theta, x, t, dy };
                     with_activation!("a gradient is", dy.0.dtype(), E => {
-                        S::backward_sum::<E>(&self.terms, inputs, dx)
+                        S::backward::<E>(&self.terms, inputs, dx)
                     })
                 })
             })
         })?;
-        match dthetas.into_iter().map(flat).collect::<Result<Vec<_>>>()?.as_slice() {
-            [one] => Ok(one.clone()),
-            each => Tensor::cat(each, 0),
-        }
+        flat(dtheta)
     }
 
     /// Returns the shape of the output for x, … × d_in.

@@ -5,7 +5,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, Tensor, bail};
 use kron_core::KronOp;
 
-use crate::device_ops::{DeviceOps, ForwardInputs, range, with_activation};
+use crate::device_ops::{DeviceOps, ForwardInputs, Term, range, with_activation};
 use crate::trainable_delta::TrainableDelta;
 
 impl TrainableDelta {
@@ -72,7 +72,8 @@ impl Residual {
             if range(layout)? != (0..whole) {
                 bail!("y is {:?} within a storage of {whole} elements, but it is all of it", layout.shape());
             }
-            S::forward::<E>(&self.0, inputs, y, None).map(|_| ())
+            let term = Term { op: self.0, key: None, output: 0 };
+            S::forward::<E>(&[term], inputs, y).map(|_| ())
         })
     }
 }
