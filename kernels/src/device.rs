@@ -78,7 +78,17 @@ impl<'a, T> DeviceSliceMut<'a, T> {
     }
 }
 
-impl<T> DeviceSliceMut<'_, T> {
+impl<'a, T> DeviceSliceMut<'a, T> {
+    /// Returns the first `len` elements, and the others.
+    ///
+    /// # Errors
+    /// Fails if there are fewer elements.
+    pub fn split(self, len: usize) -> kron_core::Result<(Self, Self)> {
+        let (pointer, total) = (self.pointer, self.len);
+        let first = self.part(0..len)?;
+        let rest = pointer + (len * size_of::<T>()) as u64;
+        Ok((first, DeviceSliceMut { pointer: rest, len: total - len, memory: PhantomData }))
+    }
     /// Returns the same memory for a shorter time.
     pub(crate) fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
         DeviceSliceMut { pointer: self.pointer, len: self.len, memory: PhantomData }

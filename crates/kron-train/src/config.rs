@@ -123,7 +123,7 @@ pub struct AdapterConfig {
     pub alpha: f32,
     /// Scale s, whatever the rank; 0 takes alpha / r.
     pub scale: f32,
-    /// Rows of A; 0 takes the paper's rule (Kron-LoRA) or a near-square shape (KronA).
+    /// Rows of A; 0 takes 2 × 2 (Kron-LoRA) or a near-square shape (KronA).
     pub a_out: usize,
     /// Columns of A; 0 as for `a_out`.
     pub a_in: usize,

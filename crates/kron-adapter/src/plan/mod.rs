@@ -38,5 +38,6 @@ pub use model::{Linear, MAX_DIM, Model};
 pub use presets::{PRESETS, preset};
 pub(crate) use split::peft_first;
 pub use split::{
-    Fitted, LayerSide, Note, divisors, fit_split, legal_splits, paper_split, peft_factorization,
+    DEFAULT_SPLIT, Fitted, LayerSide, Note, divisors, fit_split, legal_splits, paper_split,
+    peft_factorization,
 };

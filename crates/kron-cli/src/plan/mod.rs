@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kron_adapter::gguf::{Gguf, is_gguf};
-use kron_adapter::plan::{Linear, Method, Model, PRESETS, preset};
+use kron_adapter::plan::{DEFAULT_SPLIT, Linear, Method, Model, PRESETS, preset};
 use kron_adapter::resolve::BaseTensors;
 use kron_adapter::text::nearly;
 use kron_core::Split;
@@ -37,7 +37,7 @@ pub use report::Report;
 /// The model is a preset, a model on disk of whatever family (a safetensors file, a folder, an index of shards, a
 /// GGUF), or any config.json of the LLaMA, Mistral, Qwen2, Qwen3, Gemma, BERT, RoBERTa, DistilBERT or GPT-2 families;
 /// of a model on disk names and sizes are read, no weights. ΔW = s·A ⊗ (B·C) splits each layer by the
-/// outer factor A, which is a_out × a_in. Without --a-out and --a-in the paper's rule picks it. A side
+/// outer factor A, which is a_out × a_in. Without --a-out and --a-in it is 2 × 2. A side
 /// that does not divide a layer is reduced to the largest divisor below it, and a note reports it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = concat!(
@@ -69,7 +69,7 @@ pub struct Args {
         conflicts_with_all = ["budget", "paper"]
     )]
     rank: u32,
-    /// Rows of A, at least 1 [default: the paper's rule]
+    /// Rows of A, at least 1 [default: 2]
     #[arg(
         long,
         value_name = "N",
@@ -78,7 +78,7 @@ pub struct Args {
         conflicts_with_all = ["split", "budget", "paper"]
     )]
     a_out: Option<u32>,
-    /// Columns of A, at least 1 [default: the paper's rule]
+    /// Columns of A, at least 1 [default: 2]
     #[arg(
         long,
         value_name = "N",
@@ -136,10 +136,7 @@ pub fn run(args: &Args, form: TextOrJson) -> Result<ExitCode> {
     }
     let pair = args.a_out.zip(args.a_in);
     let pair = pair.map(|(a_out, a_in)| Split { a_out: a_out as usize, a_in: a_in as usize });
-    let method = match pair.or(args.split) {
-        Some(split) => Method::Kron { split, rank },
-        None => Method::paper(&model, rank),
-    };
+    let method = Method::Kron { split: pair.or(args.split).unwrap_or(DEFAULT_SPLIT), rank };
     print(args.csv, form, &Report::new(&model, method, notes, args.format)?, Report::table, Report::csv)
 }
 

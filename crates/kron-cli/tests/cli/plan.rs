@@ -207,10 +207,10 @@ fn split_that_does_not_divide_is_said() {
     let report = json_of(&["--config", path.to_str().unwrap()]);
     let head = &report["layers"][4];
     assert_eq!((&head["name"], &head["a_out"]), (&json!("lm_head"), &json!(1)));
-    assert_eq!(head["notes"], json!(["a_out is 1 instead of 4, which does not divide d_out = 50257"]));
+    assert_eq!(head["notes"], json!(["a_out is 1 instead of 2, which does not divide d_out = 50257"]));
     assert_eq!(report["methods"][0]["exact"], false);
     let (_, out, _) = run(["plan", "--config", path.to_str().unwrap()]);
-    assert!(out.contains("lm_head: a_out is 1 instead of 4") && out.contains("Conv1D"), "{out}");
+    assert!(out.contains("lm_head: a_out is 1 instead of 2") && out.contains("Conv1D"), "{out}");
 }
 
 #[test]

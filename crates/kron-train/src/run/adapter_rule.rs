@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kron_adapter::plan::{AdapterPlan, Budget, Family, Linear, Method as Rule, Model, paper_split, search};
+use kron_adapter::plan::{AdapterPlan, Budget, DEFAULT_SPLIT, Family, Linear, Method as Rule, Model, search};
 use kron_candle::{Adapter, Dropout, Inject, ScaleRule, Scaling};
 use kron_core::{KronShape, LayerDims, Split};
 
@@ -52,7 +52,7 @@ impl AdapterRule {
         let rule = match config.method {
             Method::None | Method::Head | Method::Full => return Ok(None),
             Method::Lora => Rule::Lora { rank },
-            Method::Kron => Rule::Kron { split: split.unwrap_or(paper_split(model.hidden())), rank },
+            Method::Kron => Rule::Kron { split: split.unwrap_or(DEFAULT_SPLIT), rank },
             Method::Krona => Rule::Krona { split },
             Method::Lokr => Rule::Lokr { factor, rank },
         };
