@@ -555,7 +555,7 @@ int kron_backward_segments(const struct KronDevice *device,
 //
 // # Safety
 // Each pointer is null or points to its struct, `terms` to `count` of them, whose theta holds the elements that the
-// op describes.
+// op describes and whose key is null or points to a KronKey.
 int kron_group_sizes(const struct KronDevice *device,
                      const struct KronTerm *terms,
                      size_t count,

@@ -84,8 +84,8 @@ typedef struct KronParams {
   int32_t slots;
   int32_t tile_rows; /* most rows of a tile */
 
-  /* A joined group: adapters of one a_in on one X.  c, t, t_parts, dt_parts, dc_parts and rank are those of all of
-   * them, the C's one below the other. */
+  /* A joined group: adapters of one a_in on one X.  In `stack`, `down`, `split`, `join`, `dc` and `dx` the fields c, t,
+   * t_parts, dt_parts, dc_parts and rank are those of all of them, the C's one below the other. */
   int64_t dc_stride; /* elements between dC's parts, in every call: those of a group's term lie among the stack's */
   float *stack;      /* C of all: `stack` writes it */
   KronStacked stacked[KRON_STACKED];

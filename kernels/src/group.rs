@@ -77,12 +77,15 @@ impl<'a> DeviceGroup<'a> {
         self.terms.iter().fold(0, |len, term| len.saturating_add(term.op.t_len(rows)))
     }
 
-    /// Returns the part of T that belongs to each term.
-    fn parts_of_t(&self, rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<'a> {
+    /// Returns the terms, each with its part of T.
+    fn with_t(
+        &self,
+        rows: usize,
+    ) -> impl Iterator<Item = (&'a DeviceTerm<'a>, std::ops::Range<usize>)> + use<'a> {
         self.terms.iter().scan(0, move |at, term| {
             let begin = *at;
             *at += term.op.t_len(rows);
-            Some(begin..*at)
+            Some((term, begin..*at))
         })
     }
 
@@ -167,10 +170,7 @@ impl<L: Launcher> Cuda<L> {
         };
         let is_first = |k: usize| group.terms[..k].iter().all(|term| term.output != group.terms[k].output);
         let problems: ArrayVec<Problem, { AdapterGroup::MAX_TERMS }> =
-            std::iter::zip(group.terms, group.parts_of_t(n))
-                .enumerate()
-                .map(|(k, (term, t))| problem(term, t, is_first(k)))
-                .collect();
+            group.with_t(n).enumerate().map(|(k, (term, t))| problem(term, t, is_first(k))).collect();
         let over_x = Problem {
             accumulate: false,
             aligned: check::aligned::<E>(
@@ -180,7 +180,7 @@ impl<L: Launcher> Cuda<L> {
             ..problems[0]
         };
         let Some(plan) = self.plan_group(group, &over_x, &problems)? else {
-            for (k, (term, t)) in std::iter::zip(group.terms, group.parts_of_t(n)).enumerate() {
+            for (k, (term, t)) in group.with_t(n).enumerate() {
                 let (y, accum) = &mut call.ys[term.output];
                 let forward = Forward {
                     theta: term.theta,
@@ -202,7 +202,7 @@ impl<L: Launcher> Cuda<L> {
         over.x_stride = x as i64;
         over.t = over.dt_parts;
         let mut alone = joined.alone(self.key());
-        for (k, (term, t)) in std::iter::zip(group.terms, group.parts_of_t(n)).enumerate() {
+        for (k, (term, t)) in group.with_t(n).enumerate() {
             let (y, _) = &call.ys[term.output];
             alone[k].y = y.data.pointer() as _;
             alone[k].y_stride = y.stride as i64;
@@ -253,8 +253,7 @@ impl<L: Launcher> Cuda<L> {
                 ),
             }
         };
-        let problems: ArrayVec<Problem, { AdapterGroup::MAX_TERMS }> =
-            std::iter::zip(group.terms, group.parts_of_t(n)).map(problem).collect();
+        let problems: ArrayVec<Problem, { AdapterGroup::MAX_TERMS }> = group.with_t(n).map(problem).collect();
         let over_x = Problem {
             pass: Pass::Backward { dx: call.dx.is_some() },
             accumulate: matches!(call.dx, Some((_, Accum::Add))),
@@ -262,7 +261,7 @@ impl<L: Launcher> Cuda<L> {
             ..problems[0]
         };
         let Some(plan) = self.plan_group(group, &over_x, &problems)? else {
-            for (k, (term, t)) in std::iter::zip(group.terms, group.parts_of_t(n)).enumerate() {
+            for (k, (term, t)) in group.with_t(n).enumerate() {
                 let dx = call
                     .dx
                     .as_mut()
@@ -291,7 +290,7 @@ impl<L: Launcher> Cuda<L> {
             over.dx_stride = dx.stride as i64;
         }
         let mut alone = joined.alone(self.key());
-        for (k, (term, t)) in std::iter::zip(group.terms, group.parts_of_t(n)).enumerate() {
+        for (k, (term, t)) in group.with_t(n).enumerate() {
             let dy = &call.dys[term.output];
             alone[k].dy = dy.data.pointer() as _;
             alone[k].dy_stride = dy.stride as i64;

@@ -29,8 +29,9 @@ pub(crate) fn launch(on: &impl Launcher, step: &Step, mut p: KronParams, stream:
     p.chunk_rows = step.chunk_rows as i64;
     p.tiles = step.tiles as i32;
     // SAFETY: the slices came from `DeviceSlice::from_raw`, whose caller
-    // promised their memory to this launcher. Their lengths were checked
-    // against the problem, and the plan's parts lie inside the workspace.
+    // promised their memory to this launcher; so did those of a group's terms.
+    // Their lengths were checked against the problem, and the plan's parts lie
+    // inside the workspace.
     unsafe { on.launch(step, &p, stream) }
 }
 

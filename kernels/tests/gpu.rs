@@ -14,11 +14,9 @@ use common::primitives::{PRIMITIVES, input, same_as, step};
 use common::segments::{self, Batch, BatchCase};
 use cudarc::driver::sys;
 use half::bf16;
-use kron_core::{Dropout, DropoutKey, Error, KronShape, LayerDims, Result, Split};
+use kron_core::{Dropout, DropoutKey, Error, KronShape, LayerDims, Split};
 use kron_kernels::params::KronParams;
-use kron_kernels::{
-    Cuda, Emulated, Gpu, GroupPlan, KeyHandle, LaunchPlan, Launcher, Problem, Step, StreamHandle,
-};
+use kron_kernels::{Cuda, Emulated, Gpu, KeyHandle, Launcher, StreamHandle};
 use layer::{Layer, aligned, device};
 use notice::notice;
 
@@ -83,31 +81,19 @@ fn rows_of_many_adapters_agree_with_the_oracle() {
     }
 }
 
-/// A GPU whose plans are those of one multiprocessor, on which small groups are joined.
-struct FewBlocks<'a>(&'a Gpu);
-
-impl Launcher for FewBlocks<'_> {
-    fn plan(&self, problem: &Problem) -> Result<LaunchPlan> {
-        LaunchPlan::aimed_at(1, problem)
-    }
-    fn plan_group(&self, x: &Problem, terms: &[Problem]) -> Result<Option<GroupPlan>> {
-        GroupPlan::aimed_at(1, x, terms)
-    }
-    unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {
-        // SAFETY: the caller's promise about the pointers in `params`.
-        unsafe { self.0.launch(step, params, stream) }
-    }
-}
-
 /// Several adapters on one X in a device's memory, joined and one by one, against the oracle.
 #[test]
 fn groups_agree_with_the_oracle() {
     fn test<E: Float>(case: GroupCase, gpu: &Gpu) {
-        let few = Cuda::with(FewBlocks(gpu));
-        group::check_run::<E>(case, |group| group.run_in(&few, &Copies::new(gpu)));
         group::check_run::<E>(case, |group| group.run_in(&Cuda::with(gpu), &Copies::new(gpu)));
     }
     let Some((_alone, gpu)) = device() else { return };
+    for case in GROUPS {
+        test::<f32>(case, &gpu);
+        test::<bf16>(case, &gpu);
+    }
+    // A GPU of one multiprocessor joins small groups too.
+    let gpu = gpu.aimed_at(1);
     for case in GROUPS {
         test::<f32>(case, &gpu);
         test::<bf16>(case, &gpu);

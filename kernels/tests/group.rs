@@ -4,7 +4,7 @@ mod common;
 
 use std::cell::RefCell;
 
-use common::group::{GROUPS, Group, GroupCase, check};
+use common::group::{GROUPS, Group, GroupCase, check, check_run};
 use half::{bf16, f16};
 use kron_core::{Dtype, KronShape, LayerDims, Pass, Result, Split, philox};
 use kron_kernels::params::KronParams;
@@ -40,6 +40,82 @@ fn bits_do_not_depend_on_the_schedule() {
             assert!(first == bits(&Emulated::with(schedule, copies, seed)), "{schedule:?} {case:?}");
         }
     }
+}
+
+/// A call that is not joined has the bits of `Cuda::forward` and `Cuda::backward`.
+#[test]
+fn other_groups_have_the_bits_of_single_calls() {
+    let adds = |case: &GroupCase| case.accumulate && case.terms.len() != 4;
+    for case in GROUPS.into_iter().filter(adds) {
+        let group = Group::<bf16>::new(case);
+        let one_by_one = group.clone().run_one_by_one(&Emulated::new()).expect("the suite runs");
+        assert!(group.run(&Emulated::new()).expect("the suite runs").bits() == one_by_one.bits(), "{case:?}");
+    }
+}
+
+#[test]
+fn without_dx_the_rest_agrees_with_the_oracle() {
+    for (case, blocks) in GROUPS.into_iter().flat_map(|case| [(case, BLOCKS), (case, 1)]) {
+        let on = Emulated { blocks, ..Emulated::new() };
+        check_run::<bf16>(case, |group| Group { without_dx: true, ..group }.run(&on));
+        check_run::<f32>(case, |group| Group { without_dx: true, ..group }.run(&on));
+    }
+}
+
+/// Without rows a call writes nothing.
+#[test]
+fn zero_rows_change_nothing() {
+    for case in GROUPS {
+        let group = Group::<bf16>::new(GroupCase { rows: 0, ..case });
+        let before = group.bits();
+        assert!(group.run(&Emulated::new()).expect("the suite runs").bits() == before, "{case:?}");
+    }
+}
+
+#[test]
+fn buffers_that_do_not_fit_are_refused_with_the_numbers() {
+    let case = GROUPS[0];
+    let refused = |change: &dyn Fn(&mut Group<bf16>)| {
+        let mut group = Group::<bf16>::new(case);
+        change(&mut group);
+        group.run(&Emulated::new()).expect_err("a buffer does not fit").to_string()
+    };
+    let t = refused(&|group| group.t.truncate(group.t.len() - 1));
+    assert!(t.starts_with("t has 3359 elements"), "{t}");
+    let ys = refused(&|group| drop(group.ys.pop()));
+    assert!(ys.contains("ys") && ys.contains("the group has 3 outputs"), "{ys}");
+    let dys = refused(&|group| drop(group.dys.pop()));
+    assert!(dys.contains("dys") && dys.contains("the group has 3 outputs"), "{dys}");
+    let grads = refused(&|group| drop(group.grads.pop()));
+    assert!(grads.contains("grads") && grads.contains("the group has 3 terms"), "{grads}");
+    let grad = refused(&|group| group.grads[1].truncate(1));
+    assert!(grad.contains("grad has"), "{grad}");
+}
+
+/// Terms of other sizes, and passes that have no group, are not joined, whatever they say.
+#[test]
+fn plans_take_any_problems() {
+    let term = |d_in, rows, pass| Problem {
+        shape: KronShape::kron(LayerDims { d_out: 256, d_in }, Split { a_out: 4, a_in: 2 }, 8)
+            .expect("legal"),
+        dtype: Dtype::Bf16,
+        pass,
+        rows,
+        accumulate: true,
+        aligned: true,
+    };
+    let x = term(512, 4096, Pass::Backward { dx: true });
+    let plan = |terms: &[Problem]| GroupPlan::new(&x, terms).expect("legal");
+    let of_term = term(512, 4096, Pass::Backward { dx: false });
+    assert!(plan(&[of_term; 3]).is_some());
+    assert_eq!(
+        plan(&[of_term; 3]),
+        plan(&[term(512, 0, Pass::Merge); 3]),
+        "the call has the rows and the pass"
+    );
+    assert_eq!(plan(&[of_term, term(1024, 4096, Pass::Forward)]), None);
+    assert_eq!((plan(&[]), plan(&[of_term]), plan(&[of_term; 8])), (None, None, None));
+    assert_eq!(GroupPlan::new(&term(512, 4096, Pass::Merge), &[of_term; 3]).expect("legal"), None);
 }
 
 /// Notes the kernels, and joins no call if it is told not to.
@@ -145,6 +221,11 @@ fn the_scratch_of_a_group_suffices() {
                 }
             }
         }
+    }
+    let (shapes, rows) = random_shapes(7);
+    for pass in [Pass::Forward, Pass::Backward { dx: true }, Pass::Merge] {
+        let alone = kron_kernels::workspace_len(shapes[0], pass, rows).expect("legal");
+        assert_eq!(group_workspace_len(&shapes[..1], pass, rows).expect("legal"), alone);
     }
     assert!(joined > 1500, "only {joined} calls were joined");
 }

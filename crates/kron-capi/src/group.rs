@@ -10,7 +10,7 @@ use crate::overlap::{self, Span};
 use crate::types::{KronBackwardGroup, KronDevice, KronForwardGroup, KronManySizes, KronTerm};
 use crate::{fork, refuse};
 
-/// The terms of a call, checked as far as no memory but that of the structs is read.
+/// The terms of a call; of their memory only the keys were read.
 pub(crate) struct Terms {
     terms: Vec<Parsed>,
     outputs: usize,
@@ -27,7 +27,7 @@ impl Terms {
     /// Parses the terms of a group.
     ///
     /// # Safety
-    /// `terms` points to `count` structs.
+    /// `terms` points to `count` structs, and each key is null or points to a KronKey.
     pub(crate) unsafe fn parse(terms: *const KronTerm, count: usize) -> Result<Self> {
         let most = AdapterGroup::MAX_TERMS;
         if count > most {

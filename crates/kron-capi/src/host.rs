@@ -13,7 +13,7 @@ use crate::{fork, team};
 pub(crate) fn host(device: Option<&KronDevice>) -> Result<Cpu> {
     if let Some(device) = device {
         return Err(Error::Unsupported(format!(
-            "the call names device {}, but calls over segments compute on the host alone: a pool is what a device has",
+            "the call names device {}, but calls over segments compute on the host alone; on a device use kron_forward_pool",
             device.device
         )));
     }

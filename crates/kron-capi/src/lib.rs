@@ -257,7 +257,7 @@ pub unsafe extern "C" fn kron_backward_segments(
 ///
 /// # Safety
 /// Each pointer is null or points to its struct, `terms` to `count` of them, whose theta holds the elements that the
-/// op describes.
+/// op describes and whose key is null or points to a KronKey.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kron_group_sizes(

@@ -12,7 +12,7 @@ use crate::Problem;
 use crate::device::StreamHandle;
 use crate::launcher::Launcher;
 use crate::params::KronParams;
-use crate::plan::{BLOCKS, LaunchPlan, Step};
+use crate::plan::{BLOCKS, GroupPlan, LaunchPlan, Step};
 use kron_core::{Error, Result};
 
 /// A device's primary context with the kernels loaded. Frameworks on the CUDA runtime
@@ -80,6 +80,10 @@ impl Launcher for Gpu {
 
     fn plan_segments(&self, problem: &Problem, slots: usize) -> Result<LaunchPlan> {
         LaunchPlan::segments_aimed_at(self.blocks, problem, slots)
+    }
+
+    fn plan_group(&self, x: &Problem, terms: &[Problem]) -> Result<Option<GroupPlan>> {
+        GroupPlan::aimed_at(self.blocks, x, terms)
     }
 
     unsafe fn launch(&self, step: &Step, params: &KronParams, stream: StreamHandle) -> Result<()> {

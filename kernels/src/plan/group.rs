@@ -7,8 +7,8 @@ use arrayvec::ArrayVec;
 
 use super::columns::Cols;
 use super::launches::{LaunchPlan, Parts, Step};
-use super::planner::{BLOCKS, EARLY_BYTES, Planner, RESERVED};
-use super::scratch::{over_x_len, workspace_len};
+use super::planner::{BLOCKS, EARLY_BYTES, Planner, RESERVED, tensor_core_shape};
+use super::scratch::{over_dy_len, over_x_len, workspace_len};
 use crate::names::Tile;
 use crate::problem::{Problem, check_rows, check_sizes};
 use crate::tiles::{ROWS, SMALL_M, TENSOR_CORE_RANKS, group};
@@ -22,7 +22,8 @@ pub const MAX_JOINED: usize = group::STACKED - 1;
 pub struct GroupPlan {
     /// The problem of the stacked adapter. Its rank may exceed that of all terms, and its A and B do not exist.
     pub stacked: Problem,
-    /// Launches of the stacked adapter: `stack`, `down` and `split`, or `stack`, `join` and the passes over X.
+    /// Launches of the stacked adapter: `stack`, `down` and `split`, or `stack`, `join` and the passes over X. Its
+    /// byte counts are those of the stacked problem, and of no call.
     pub over_x: LaunchPlan,
     /// Launches of each term: `up`, or the passes over dY and `reduce`.
     pub terms: ArrayVec<LaunchPlan, MAX_JOINED>,
@@ -34,14 +35,17 @@ pub struct GroupPlan {
     pub t: Parts,
     /// Scratch, in float32 elements.
     pub workspace: usize,
-    /// Bytes that any implementation has to move: X and dX once, and every other operand of every term.
+    /// Bytes of X and dX once, and of every other operand of every term, its Y or dY included.
     pub floor_bytes: u128,
 }
 
 impl GroupPlan {
-    /// Plans a call whose terms are `terms`, with `x` for the alignment of X and dX, and for the treatment of dX.
-    /// Returns `None` where the terms are to be computed one after the other: above [`MAX_JOINED`] terms, for
-    /// different a_in, up to [`SMALL_M`] rows, and where the launches and copies cost more than X saves.
+    /// Plans a call over `terms`, with `x` for the pass, the rows, the dtype, the alignment of X and dX, and the
+    /// treatment of dX. Of a term the shape counts, the alignment of its own operands, and the treatment of its Y.
+    ///
+    /// Returns `None` where the terms are to be computed one after the other: for a merge, for fewer than two terms
+    /// and above [`MAX_JOINED`], for different a_in or c_in, up to [`SMALL_M`] rows, where the stacked rank has no
+    /// kernel as fast as the terms' own, and where the launches and copies cost more than X saves.
     ///
     /// # Errors
     /// As [`LaunchPlan::new`].
@@ -54,16 +58,23 @@ impl GroupPlan {
     /// # Errors
     /// As [`LaunchPlan::new`].
     pub fn aimed_at(blocks: usize, x: &Problem, terms: &[Problem]) -> Result<Option<Self>> {
-        let rank = terms.iter().map(|term| term.shape.width()).sum();
-        let Some(shape) = stacked(x, terms, rank) else { return Ok(None) };
+        let pass = match x.pass {
+            Pass::Forward => Pass::Forward,
+            Pass::Backward { .. } => Pass::Backward { dx: false },
+            Pass::Merge => return Ok(None),
+        };
+        let of_call = |term: &Problem| Problem { pass, rows: x.rows, dtype: x.dtype, ..*term };
+        let terms: Vec<Problem> = terms.iter().map(of_call).collect();
+        let rank = terms.iter().map(|term| term.shape.width()).fold(0, usize::saturating_add);
+        let Some(shape) = stacked(x, &terms, rank) else { return Ok(None) };
         let stacked = Problem { shape, ..*x };
         if check_sizes(&shape).is_err()
             || check_rows(&shape, x.rows).is_err()
-            || !pays(&stacked, terms, blocks)
+            || !pays(&stacked, &terms, blocks)
         {
             return Ok(None);
         }
-        Self::joined(blocks, stacked, terms, rank).map(Some)
+        Self::joined(blocks, stacked, &terms, rank).map(Some)
     }
 
     fn joined(blocks: usize, stacked: Problem, terms: &[Problem], rank: usize) -> Result<Self> {
@@ -145,11 +156,13 @@ impl GroupPlan {
     }
 }
 
-/// Returns the stacked adapter's shape, if the terms have one a_in and are few enough.
+/// Returns the stacked adapter's shape, if the terms have one a_in and c_in and are few enough, and if its kernels
+/// are as fast as the terms' own.
 fn stacked(x: &Problem, terms: &[Problem], rank: usize) -> Option<KronShape> {
     let first = terms.first()?.shape;
     let (a_in, c_in) = (first.a_in(), first.c_in());
-    if x.rows <= SMALL_M || terms.len() > MAX_JOINED || terms.iter().any(|term| term.shape.a_in() != a_in) {
+    let other = |term: &Problem| (term.shape.a_in(), term.shape.c_in()) != (a_in, c_in);
+    if x.rows <= SMALL_M || !(2..=MAX_JOINED).contains(&terms.len()) || terms.iter().any(other) {
         return None;
     }
     let shape = |rank: usize| {
@@ -160,7 +173,13 @@ fn stacked(x: &Problem, terms: &[Problem], rank: usize) -> Option<KronShape> {
     };
     let padded = TENSOR_CORE_RANKS.into_iter().find(|&padded| padded >= rank);
     let tensor_cores = x.dtype != Dtype::F32 && x.aligned && c_in.is_multiple_of(8);
-    padded.filter(|_| tensor_cores).and_then(shape).or_else(|| shape(rank))
+    if let Some(stacked) = padded.filter(|_| tensor_cores).and_then(shape) {
+        return Some(stacked);
+    }
+    // A term's own kernels on tensor cores are faster than the stack's on the SIMT tile.
+    let fast =
+        |term: &Problem| x.dtype != Dtype::F32 && x.aligned && term.aligned && tensor_core_shape(&term.shape);
+    if terms.iter().any(fast) { None } else { shape(rank) }
 }
 
 /// True if what a joined call does not move is more than what its further launches and copies cost.
@@ -170,8 +189,8 @@ fn pays(stacked: &Problem, terms: &[Problem], blocks: usize) -> bool {
     // One call more reads X, and adds to dX.
     let passes = if stacked.pass == (Pass::Backward { dx: true }) { 3 } else { 1 };
     let saved = others * passes * n * (stacked.dtype.size() * shape.d_in()) as u128;
-    // A joined call has three launches and one for each term, single calls two for each; so it is in backward. What
-    // the copies take themselves counts as one more.
+    // On tensor cores a joined call has three launches and one for each term, single calls two for each; backward
+    // adds as many to both. The time of the copies counts as one launch more.
     let launch = EARLY_BYTES / 5 * blocks as u128 / BLOCKS as u128;
     let launches = 4u128.saturating_sub(terms.len() as u128);
     saved > launches * launch + 8 * n * shape.t_row() as u128
@@ -183,8 +202,13 @@ fn pays(stacked: &Problem, terms: &[Problem], blocks: usize) -> bool {
 /// Fails if a size of a term exceeds the kernels' integers.
 pub fn group_workspace_len(shapes: &[KronShape], pass: Pass, rows: usize) -> Result<usize> {
     let alone = shapes.iter().map(|&shape| workspace_len(shape, pass, rows)).collect::<Result<Vec<_>>>()?;
-    let single = alone.iter().copied().max().unwrap_or(0);
-    let rank = shapes.iter().map(KronShape::width).sum();
+    let single = alone.into_iter().max().unwrap_or(0);
+    if pass == Pass::Merge {
+        return Ok(single);
+    }
+    let rank = shapes.iter().map(KronShape::width).fold(0, usize::saturating_add);
+    let over_dy = |&shape: &KronShape| if pass == Pass::Forward { Ok(0) } else { over_dy_len(shape, rows) };
+    let over_dy = shapes.iter().map(over_dy).collect::<Result<Vec<_>>>()?;
     let of = |dtype| {
         let problem =
             |&shape: &KronShape| Problem { shape, dtype, pass, rows, accumulate: true, aligned: true };
@@ -192,9 +216,8 @@ pub fn group_workspace_len(shapes: &[KronShape], pass: Pass, rows: usize) -> Res
         let shape = stacked(terms.first()?, &terms, rank)?;
         let over_x = over_x_len(shape, pass, rows).ok()?;
         let both = [shape.c_len(), rows.saturating_mul(shape.t_row()), over_x];
-        let terms =
-            if pass == Pass::Forward { 0 } else { alone.iter().fold(0, |a: usize, &b| a.saturating_add(b)) };
-        Some(both.into_iter().fold(terms, |sum, len| sum.saturating_add(len).saturating_add(RESERVED)))
+        let of_terms = over_dy.iter().fold(0, |a: usize, &b| a.saturating_add(b));
+        Some(both.into_iter().fold(of_terms, |sum, len| sum.saturating_add(len).saturating_add(RESERVED)))
     };
     let joined = [Dtype::F32, Dtype::Bf16].into_iter().filter_map(of).max();
     Ok(joined.unwrap_or(0).max(single))

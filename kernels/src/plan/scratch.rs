@@ -80,6 +80,20 @@ pub(super) fn over_x_len(shape: KronShape, pass: Pass, rows: usize) -> Result<us
     Ok(reserved([bound.simt_chunks().max(tensor_cores).saturating_mul(shape.c_len())]))
 }
 
+/// Returns the elements of scratch that suffice for the passes over dY of every call above small m, over at most
+/// `rows` rows: V and the parts of dT, dA and dB.
+///
+/// # Errors
+/// Fails if a size exceeds the kernels' integers.
+pub(super) fn over_dy_len(shape: KronShape, rows: usize) -> Result<usize> {
+    check_sizes(&shape)?;
+    check_rows(&shape, rows)?;
+    let bound = Bound { shape, rows };
+    let tensor_cores = tensor_core_shape(&shape) && tiles::dy::max_group(shape.width(), shape.a_in()) > 0;
+    let tensor_cores = if tensor_cores { bound.tensor_core_over_dy() } else { 0 };
+    Ok(bound.simt_over_dy().max(tensor_cores))
+}
+
 /// A shape and the largest number of rows.
 struct Bound {
     shape: KronShape,
@@ -139,9 +153,15 @@ impl Bound {
 
     /// Bounds V, dT and the chunks' gradients on the SIMT tile.
     fn backward(&self) -> usize {
+        let dc = reserved([self.simt_chunks().saturating_mul(self.shape.c_len())]);
+        self.simt_over_dy().saturating_add(dc)
+    }
+
+    /// Bounds V, dT, dA and dB there.
+    fn simt_over_dy(&self) -> usize {
         let (s, chunks) = (&self.shape, self.simt_chunks());
-        let [da, db, dc] = [s.a_len(), s.b_len(), s.c_len()].map(|len| chunks.saturating_mul(len));
-        reserved([self.per_row(s.a_out() * s.width()), self.per_row(s.t_row()), da, db, dc])
+        let [da, db] = [s.a_len(), s.b_len()].map(|len| chunks.saturating_mul(len));
+        reserved([self.per_row(s.a_out() * s.width()), self.per_row(s.t_row()), da, db])
     }
 
     /// Bounds the parts of dT, dA and dB on tensor cores at small m.
@@ -161,9 +181,15 @@ impl Bound {
         ])
     }
 
-    /// Bounds the parts of dT, dA, dB and dC on tensor cores. With more groups of A's rows than needed,
-    /// or narrow columns, a grid has at most `most` blocks, and at least half of the most chunks.
+    /// Bounds the parts of dT, dA, dB and dC on tensor cores.
     fn tensor_core_backward(&self) -> usize {
+        let dc = reserved([self.tensor_core_dc() * self.shape.c_len()]);
+        self.tensor_core_over_dy().saturating_add(dc)
+    }
+
+    /// Bounds those of dT, dA and dB. With more groups of A's rows than needed,
+    /// or narrow columns, a grid has at most `most` blocks, and at least half of the most chunks.
+    fn tensor_core_over_dy(&self) -> usize {
         let (s, r) = (&self.shape, self.shape.width());
         let rows = tiles::dy::rows(r);
         let (tiles, cols, least) =
@@ -178,7 +204,6 @@ impl Bound {
             dt.saturating_mul(s.t_row()),
             plain.max(most) * s.a_len(),
             (chunks * least).max(most / cols) * s.b_len(),
-            self.tensor_core_dc() * s.c_len(),
         ])
     }
 
