@@ -7,7 +7,8 @@ use crate::device::DeviceSlice;
 
 /// Adapters of one shape whose θ lie in one buffer of device memory; checked once, for any number of calls.
 ///
-/// Adapters of other shapes or ranks are other pools. A call leaves the rows alone that have no slot of its
+/// Ranks may differ: an adapter of a lower rank than the pool's has zeros in the last columns of B and rows of C, whose
+/// gradient is 0. Adapters of another A or of other sizes are other pools. A call leaves the rows alone that have no slot of its
 /// pool, so one call for each pool, with a table of its own, serves rows of all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct DevicePool<'a> {

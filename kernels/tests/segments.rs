@@ -95,6 +95,48 @@ fn every_slot_may_have_a_scale() {
     }
 }
 
+/// In a pool of a higher rank an adapter with zeros has the values of its own rank, and the zeros keep theirs.
+#[test]
+fn ranks_may_differ_within_a_pool() {
+    let narrow = batches().remove(1);
+    let (low, rank) = (narrow.case.sizes.rank, narrow.case.sizes.rank + 5);
+    let mut wide = narrow.clone();
+    wide.case.sizes.rank = rank;
+    let (mut own, mut padded) = (Batch::<f32>::new(narrow.clone()), Batch::<f32>::new(wide.clone()));
+    let (a, b, c) = {
+        let shape = narrow.case.shape();
+        (shape.a_len(), shape.b_out(), shape.c_in())
+    };
+    // Where the elements of [A | B | C] of the lower rank lie in those of the higher one.
+    let at = |e: usize| match e {
+        e if e < a => e,
+        e if e < a + b * low => a + (e - a) / low * rank + (e - a) % low,
+        e => a + b * rank + (e - a - b * low),
+    };
+    let of = a + (b + c) * low;
+    let (stride, wide_stride) = (own.stride(), padded.stride());
+    let all = |slot: usize| slot * wide_stride..slot * wide_stride + a + (b + c) * rank;
+    for slot in 0..narrow.slots {
+        padded.thetas[all(slot)].fill(0.0);
+        padded.grads[all(slot)].fill(0.0);
+        own.grads[slot * stride..][..of].fill(0.0);
+        (0..of).for_each(|e| padded.thetas[slot * wide_stride + at(e)] = own.thetas[slot * stride + e]);
+    }
+    let on = Emulated::new();
+    let (own, padded) = (own.run(&on).expect("the suite runs"), padded.run(&on).expect("the suite runs"));
+    assert!(own.y.to_f64() == padded.y.to_f64() && own.dx.to_f64() == padded.dx.to_f64());
+    for slot in 0..narrow.slots {
+        let mut want = vec![0.0; all(slot).len()];
+        (0..of).for_each(|e| want[at(e)] = own.grads[slot * stride + e]);
+        let (got_a, got) = padded.grads[all(slot)].split_at(a);
+        assert!(got == &want[a..], "dB and dC of slot {slot}");
+        // dA sums over the ranks in lanes, of which there are more.
+        let size = want[..a].iter().fold(0.0f32, |size, v| size.max(v.abs()));
+        let error = std::iter::zip(got_a, &want).fold(0.0f32, |error, (x, y)| error.max((x - y).abs()));
+        assert!(error <= 1e-5 * size, "dA of slot {slot}: {error} of {size}");
+    }
+}
+
 /// Keeps the launches as a graph does.
 #[derive(Default)]
 struct Captured(RefCell<Vec<(Step, KronParams)>>);
