@@ -56,6 +56,7 @@ fn the_grids_of_comparisons_are_whole() {
         ("capacity_smollm2", 6),
         ("capacity_terms", 8),
         ("arc_challenge", 4),
+        ("arc_challenge_rates", 4),
         ("arc_easy", 4),
         ("clinc150_whole", 4),
         ("banking77_whole", 4),
