@@ -21,7 +21,7 @@ fn all(case: GroupCase, on: &impl Launcher) {
 }
 
 #[test]
-fn joined_calls_agree_with_the_oracle() {
+fn fifo_joined_calls_agree_with_the_oracle() {
     for (case, blocks) in GROUPS.into_iter().flat_map(|case| [(case, BLOCKS), (case, 1)]) {
         all(case, &Emulated { blocks, ..Emulated::new() });
     }
