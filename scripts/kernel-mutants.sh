@@ -76,7 +76,7 @@ a term has T of the first (groups)|kernels/group.cu|s/m \* p\.rank \+ term\.firs
 a term's parts of dT beyond the first are left out (groups)|kernels/group.cu|s/load_sum\(term\.dt_parts, term\.dt_splits/load_sum(term.dt_parts, term.dt_splits ? 1 : 0/
 parts of T beyond the first are left out (groups)|kernels/group.cu|s/load_sum\(parts, p\.t_splits/load_sum(parts, 1/
 a block's last rows are left out (groups)|kernels/group.cu|s/e < rows \* term\.rank/e < (rows - 1) * term.rank/
-the padding is not zero (groups)|kernels/group.cu|s/ : 0\.0f;/ : 1.0f;/
+the padding keeps what the scratch held (groups)|kernels/group.cu|s/p\.stack\[int64_t\(term\.first/if (term.c) p.stack[int64_t(term.first/
 dC's parts lie a term's length apart (groups)|kernels/backward_simt.cu|s/p\.dc_splits, p\.dc_stride/p.dc_splits, int64_t(p.rank) * p.c_in/
 B = identity is shifted (segments)|tile/segments.cuh|s/k \+ 32 \* e == q0 \+ i/k + 32 * e == q0 + i + 1/
 FAULTS

@@ -40,12 +40,12 @@ pub const GROUPS: [GroupCase; 13] = [
         ..group(67, 0, 0, false, true)
     },
     GroupCase {
-        why: "odd everything",
+        why: "odd everything, in slices of c_in",
         terms: &[
-            ([3, 5, 7, 37, 6], 0),
-            ([2, 5, 13, 37, 4], 1),
-            ([1, 5, 26, 37, 3], 1),
-            ([7, 5, 3, 37, 2], 0),
+            ([3, 5, 7, 301, 6], 0),
+            ([2, 5, 13, 301, 4], 1),
+            ([1, 5, 26, 301, 3], 1),
+            ([7, 5, 3, 301, 2], 0),
         ],
         ..group(81, 1, 13107, true, true)
     },
@@ -55,8 +55,13 @@ pub const GROUPS: [GroupCase; 13] = [
         ..group(90, 0, 0, true, true)
     },
     GroupCase {
-        why: "a stack of rank 64",
-        terms: &[([4, 2, 40, 264, 32], 0), ([2, 2, 72, 264, 16], 1), ([2, 2, 48, 264, 8], 2)],
+        why: "a stack of rank 64, in slices of c_in",
+        terms: &[
+            ([4, 2, 40, 264, 32], 0),
+            ([2, 2, 72, 264, 16], 1),
+            ([2, 2, 48, 264, 8], 2),
+            ([2, 2, 24, 264, 4], 3),
+        ],
         ..group(150, 8, 3000, false, true)
     },
     GroupCase {
