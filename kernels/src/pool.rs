@@ -7,9 +7,9 @@ use crate::device::DeviceSlice;
 
 /// Adapters of one shape whose θ lie in one buffer of device memory; checked once, for any number of calls.
 ///
-/// Ranks may differ: an adapter of a lower rank than the pool's has zeros in the last columns of B and rows of C, whose
-/// gradient is 0. Adapters of another A or of other sizes are other pools. A call leaves the rows alone that have no slot of its
-/// pool, so one call for each pool, with a table of its own, serves rows of all of them.
+/// Ranks may differ: an adapter of a lower rank than the pool's has zeros in the last columns of B and the last rows of
+/// C, whose gradient is 0. Adapters of another A or of other sizes are other pools. A call leaves the rows alone that
+/// have no slot of its pool, so one call for each pool, with a table of its own, serves rows of all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct DevicePool<'a> {
     pub(crate) op: KronOp,
