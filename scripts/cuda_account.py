@@ -77,16 +77,24 @@ def microseconds(row: Row, blocks: int, threads: int, longest: int, steps: int, 
     return max(issue, memory) / GHZ / 1000
 
 
+def totals(calls: list, width: int, own) -> dict:
+    """Key → bytes of the floor, and µs without and with the launches.
+
+    A call is its key, `width` fields long, then the floor, a kernel and its numbers, whose time is own(kernel, numbers).
+    """
+    found = {}
+    for call in calls:
+        key = tuple(int(field) if field.isdigit() else field for field in call[:width])
+        floor, kernel, *numbers = call[width:]
+        _, kernels, launches = found.get(key, (0, 0, 0))
+        found[key] = int(floor), kernels + own(kernel, [int(n) for n in numbers]), launches + LAUNCH_US
+    return {key: (floor, kernels, kernels + launches) for key, (floor, kernels, launches) in found.items()}
+
+
 def predictions(rows: dict, calls: list) -> dict:
-    """(pass, layer, rows) → per cent of the byte floor, with and without the launches."""
-    times, floors = {}, {}
-    for name, layer, tokens, floor, kernel, *numbers in calls:
-        key = (name, layer, int(tokens))
-        floors[key] = int(floor) / 4.3e6
-        own = microseconds(rows[kernel], *map(int, numbers))
-        kernels, launches = times.get(key, (0, 0))
-        times[key] = kernels + own, launches + LAUNCH_US
-    return {key: tuple(100 * floors[key] / t for t in (own, own + launches)) for key, (own, launches) in times.items()}
+    """(pass, layer, rows) → per cent of the byte floor, without and with the launches."""
+    times = totals(calls, 3, lambda kernel, numbers: microseconds(rows[kernel], *numbers))
+    return {key: tuple(100 * (floor / 4.3e6) / us for us in both) for key, (floor, *both) in times.items()}
 
 
 def copy_microseconds(blocks: int, moved: int) -> float:
@@ -96,15 +104,10 @@ def copy_microseconds(blocks: int, moved: int) -> float:
 
 
 def group_times(rows: dict, calls: list) -> dict:
-    """(pass, layers, rows, way) → bytes of the floor, and µs without and with the launches."""
-    times, floors = {}, {}
-    for name, layers, tokens, way, floor, kernel, *numbers in calls:
-        key, numbers = (name, layers, int(tokens), way), [int(n) for n in numbers]
-        floors[key] = int(floor)
-        own = microseconds(rows[kernel], *numbers) if kernel in rows else copy_microseconds(numbers[0], numbers[-1])
-        kernels, launches = times.get(key, (0, 0))
-        times[key] = kernels + own, launches + LAUNCH_US
-    return {key: (floors[key], own, own + launches) for key, (own, launches) in times.items()}
+    """(pass, layers, rows, way) → totals."""
+    def own(kernel, numbers):
+        return microseconds(rows[kernel], *numbers) if kernel in rows else copy_microseconds(numbers[0], numbers[-1])
+    return totals(calls, 4, own)
 
 
 def group_table(found: dict) -> list:
@@ -122,16 +125,11 @@ def group_table(found: dict) -> list:
 
 
 def segment_times(rows: dict, calls: list) -> dict:
-    """(pass, method, adapters, rows of each) → bytes of the floor, and µs without and with the launches."""
-    times, floors = {}, {}
-    for name, method, adapters, each, floor, kernel, *numbers in calls:
-        key = (name, method, int(adapters), int(each))
-        blocks, threads, steps, moved = map(int, numbers)
-        floors[key] = int(floor)
-        own = microseconds(rows[kernel], blocks, threads, steps, steps * blocks, moved)
-        kernels, launches = times.get(key, (0, 0))
-        times[key] = kernels + own, launches + LAUNCH_US
-    return {key: (floors[key], own, own + launches) for key, (own, launches) in times.items()}
+    """(pass, method, adapters, rows of each) → totals."""
+    def own(kernel, numbers):
+        blocks, threads, steps, moved = numbers
+        return microseconds(rows[kernel], blocks, threads, steps, steps * blocks, moved)
+    return totals(calls, 4, own)
 
 
 def segment_table(found: dict) -> list:

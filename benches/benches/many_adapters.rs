@@ -301,7 +301,7 @@ fn group<E: Element>(cli: &Cli, name: &str, d_outs: &[usize], rows: usize) {
     let thetas: Vec<Theta> = (0..).zip(&ops).map(|(seed, op)| Theta::random(op.shape, seed)).collect();
     let term =
         |(output, (&op, theta))| GroupTerm { op, theta: Theta::as_slice(theta), output, dropout: None };
-    let terms: Vec<GroupTerm> = ops.iter().zip(&thetas).enumerate().map(term).collect();
+    let terms: Vec<GroupTerm<&[f32]>> = ops.iter().zip(&thetas).enumerate().map(term).collect();
     let group = AdapterGroup::new(&terms).expect("legal");
     let both = [Pass::Forward, Pass::Backward { dx: true }];
     let len = both.map(|pass| cpu.group_workspace_len(&group, pass, rows));

@@ -2,8 +2,8 @@
 
 use arrayvec::ArrayVec;
 use kron_core::{
-    Accum, AdapterGroup, Backend, Backward, Dropout, DropoutKey, Element, Error, Forward, KronOp, Pass,
-    Result,
+    Accum, AdapterGroup, Backend, Backward, Element, Error, Forward, Group, GroupTerm, KronOp, Pass, Result,
+    ThetaBuffer,
 };
 
 use crate::backend::Cuda;
@@ -16,87 +16,26 @@ use crate::profile::Range;
 use crate::tiles::group::STACKED;
 use crate::{Problem, check};
 
-/// One adapter of a [`DeviceGroup`].
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceTerm<'a> {
-    /// Shape, scale and dropout.
-    pub op: KronOp,
-    /// θ, \[A | B | C\].
-    pub theta: DeviceSlice<'a, f32>,
-    /// Number of the Y that it adds to.
-    pub output: usize,
-    /// Key of the dropout mask; `None` in evaluation.
-    pub dropout: Option<DropoutKey>,
+impl ThetaBuffer for DeviceSlice<'_, f32> {
+    fn elements(&self) -> usize {
+        self.len()
+    }
 }
 
-/// Adapters in device memory that read one X, such as those of q, k and v, or the terms of a sum; checked once.
+/// Adapter of a [`DeviceGroup`].
+pub type DeviceTerm<'a> = GroupTerm<DeviceSlice<'a, f32>>;
+
+/// Group of adapters in device memory.
 ///
 /// Above 64 rows the calls over up to seven terms of one a_in and one mask read X once, and read and write dX
 /// once, where that saves more than further launches cost. Others compute one term after the other.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceGroup<'a> {
-    terms: &'a [DeviceTerm<'a>],
-    outputs: usize,
-}
+pub type DeviceGroup<'a> = Group<'a, DeviceSlice<'a, f32>>;
 
-impl<'a> DeviceGroup<'a> {
-    /// Returns the group of these terms, of outputs numbered from 0.
-    ///
-    /// # Errors
-    /// As [`AdapterGroup::new`], and if a size exceeds the kernels' integers.
-    pub fn new(terms: &'a [DeviceTerm<'a>]) -> Result<Self> {
-        let outputs = AdapterGroup::check_shapes(terms.iter().map(|term| (&term.op.shape, term.output)))?;
-        for term in terms {
-            check::theta(&term.op.shape, term.theta)?;
-        }
-        Ok(Self { terms, outputs })
-    }
+/// Range of T.
+type Span = std::ops::Range<usize>;
 
-    /// The terms.
-    pub const fn terms(&self) -> &'a [DeviceTerm<'a>] {
-        self.terms
-    }
-
-    /// Number of outputs.
-    pub const fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Input width of all terms.
-    pub fn d_in(&self) -> usize {
-        self.terms[0].op.shape.d_in()
-    }
-
-    /// Width of an output; `None` if no term has it.
-    pub fn d_out(&self, output: usize) -> Option<usize> {
-        self.terms.iter().find(|term| term.output == output).map(|term| term.op.shape.d_out())
-    }
-
-    /// Elements of T for `rows` rows: those of the terms, one after the other.
-    pub fn t_len(&self, rows: usize) -> usize {
-        self.terms.iter().fold(0, |len, term| len.saturating_add(term.op.t_len(rows)))
-    }
-
-    /// Returns the terms, each with its part of T.
-    fn with_t(
-        &self,
-        rows: usize,
-    ) -> impl Iterator<Item = (&'a DeviceTerm<'a>, std::ops::Range<usize>)> + use<'a> {
-        self.terms.iter().scan(0, move |at, term| {
-            let begin = *at;
-            *at += term.op.t_len(rows);
-            Some((term, begin..*at))
-        })
-    }
-
-    /// True if all terms drop the same elements of X, or none.
-    fn has_one_mask(&self) -> bool {
-        let mask = |term: &DeviceTerm| {
-            term.dropout.filter(|_| term.op.dropout != Dropout::NONE).map(|key| (term.op.dropout, key))
-        };
-        self.terms.iter().all(|term| mask(term) == mask(&self.terms[0]))
-    }
-}
+/// Problem of each term.
+type Problems = ArrayVec<Problem, { AdapterGroup::MAX_TERMS }>;
 
 /// Arguments of [`Cuda::forward_group`].
 #[derive(Debug)]
@@ -132,7 +71,7 @@ impl<L: Launcher> Cuda<L> {
     /// Returns the float32 elements of scratch with which every call over at most `rows` rows of the group can
     /// run; 0 if a size exceeds the kernels' integers.
     pub fn group_workspace_len(&self, group: &DeviceGroup<'_>, pass: Pass, rows: usize) -> usize {
-        let shapes: Vec<_> = group.terms.iter().map(|term| term.op.shape).collect();
+        let shapes: Vec<_> = group.shapes().copied().collect();
         group_workspace_len(&shapes, pass, rows).unwrap_or(0)
     }
 
@@ -147,39 +86,25 @@ impl<L: Launcher> Cuda<L> {
     ) -> Result<()> {
         let n = call.x.rows;
         let x = check::rows("x", call.x.data.len(), n, group.d_in(), call.x.stride)?;
-        count("ys", call.ys.len(), group.outputs, "outputs")?;
+        count("ys", call.ys.len(), group.outputs(), "outputs")?;
         for (i, (y, _)) in call.ys.iter().enumerate() {
             check::rows("y", y.data.len(), y.rows, group.d_out(i).unwrap_or(0), y.stride)?;
             check::row_count("y", y.rows, n)?;
         }
         check::len("t", call.t.len(), group.t_len(n))?;
-        let problem = |term: &DeviceTerm, t: std::ops::Range<usize>, first: bool| {
+        let is_first =
+            |k: usize| group.terms()[..k].iter().all(|term| term.output != group.terms()[k].output);
+        let scratch = check::address(call.workspace.len(), call.workspace.pointer());
+        let problem = |(k, (term, t)): (usize, (&DeviceTerm, Span))| {
             let (y, accum) = &call.ys[term.output];
-            let t = call.t.pointer() + 4 * t.start as u64;
-            Problem {
-                shape: term.op.shape,
-                dtype: E::DTYPE,
-                pass: Pass::Forward,
-                rows: n,
-                accumulate: !first || *accum == Accum::Add,
-                aligned: check::aligned::<E>(
-                    [term.theta.pointer(), t, check::address(call.workspace.len(), call.workspace.pointer())],
-                    &[(y.data.pointer(), y.stride)],
-                ),
-            }
+            let accumulate = !is_first(k) || *accum == Accum::Add;
+            let (t, y) = (call.t.pointer() + 4 * t.start as u64, (y.data.pointer(), y.stride));
+            of_term::<E>(term, Pass::Forward, n, accumulate, [t, scratch], y)
         };
-        let is_first = |k: usize| group.terms[..k].iter().all(|term| term.output != group.terms[k].output);
-        let problems: ArrayVec<Problem, { AdapterGroup::MAX_TERMS }> =
-            group.with_t(n).enumerate().map(|(k, (term, t))| problem(term, t, is_first(k))).collect();
-        let over_x = Problem {
-            accumulate: false,
-            aligned: check::aligned::<E>(
-                [0, 0, check::address(call.workspace.len(), call.workspace.pointer())],
-                &[(call.x.data.pointer(), x)],
-            ),
-            ..problems[0]
-        };
-        let Some(plan) = self.plan_group(group, &over_x, &problems)? else {
+        let problems: Problems = group.with_t(n).enumerate().map(problem).collect();
+        let aligned = check::aligned::<E>([0, 0, scratch], &[(call.x.data.pointer(), x)]);
+        let over_x = Problem { accumulate: false, aligned, ..problems[0] };
+        let Some(plan) = self.plan_group(group, &over_x, &problems, call.workspace.len())? else {
             for (k, (term, t)) in group.with_t(n).enumerate() {
                 let (y, accum) = &mut call.ys[term.output];
                 let forward = Forward {
@@ -195,7 +120,6 @@ impl<L: Launcher> Cuda<L> {
             }
             return Ok(());
         };
-        check::len("workspace", call.workspace.len(), plan.workspace)?;
         let joined = Joined { group, plan: &plan, problems: &problems, workspace: call.workspace.pointer() };
         let mut over = joined.over_x(self.key());
         over.x = call.x.data.pointer() as _;
@@ -223,13 +147,13 @@ impl<L: Launcher> Cuda<L> {
     ) -> Result<()> {
         let n = call.x.rows;
         let x = check::rows("x", call.x.data.len(), n, group.d_in(), call.x.stride)?;
-        count("dys", call.dys.len(), group.outputs, "outputs")?;
+        count("dys", call.dys.len(), group.outputs(), "outputs")?;
         for (i, dy) in call.dys.iter().enumerate() {
             check::rows("dy", dy.data.len(), dy.rows, group.d_out(i).unwrap_or(0), dy.stride)?;
             check::row_count("dy", dy.rows, n)?;
         }
-        count("grads", call.grads.len(), group.terms.len(), "terms")?;
-        for (grad, term) in call.grads.iter().zip(group.terms) {
+        count("grads", call.grads.len(), group.terms().len(), "terms")?;
+        for (grad, term) in call.grads.iter().zip(group.terms()) {
             check::theta_len("grad", grad.len(), &term.op.shape)?;
         }
         check::len("t", call.t.len(), group.t_len(n))?;
@@ -239,28 +163,19 @@ impl<L: Launcher> Cuda<L> {
             check::row_count("dx", dx.rows, n)?;
             matrices.push((dx.data.pointer(), check::rows("dx", dx.data.len(), n, group.d_in(), dx.stride)?));
         }
-        let problem = |(term, t): (&DeviceTerm, std::ops::Range<usize>)| {
-            let (dy, t) = (&call.dys[term.output], call.t.pointer() + 4 * t.start as u64);
-            Problem {
-                shape: term.op.shape,
-                dtype: E::DTYPE,
-                pass: Pass::Backward { dx: false },
-                rows: n,
-                accumulate: false,
-                aligned: check::aligned::<E>(
-                    [term.theta.pointer(), t, scratch],
-                    &[(dy.data.pointer(), dy.stride)],
-                ),
-            }
+        let problem = |(term, t): (&DeviceTerm, Span)| {
+            let dy = &call.dys[term.output];
+            let (t, dy) = (call.t.pointer() + 4 * t.start as u64, (dy.data.pointer(), dy.stride));
+            of_term::<E>(term, Pass::Backward { dx: false }, n, false, [t, scratch], dy)
         };
-        let problems: ArrayVec<Problem, { AdapterGroup::MAX_TERMS }> = group.with_t(n).map(problem).collect();
+        let problems: Problems = group.with_t(n).map(problem).collect();
         let over_x = Problem {
             pass: Pass::Backward { dx: call.dx.is_some() },
             accumulate: matches!(call.dx, Some((_, Accum::Add))),
             aligned: check::aligned::<E>([0, 0, scratch], &matrices),
             ..problems[0]
         };
-        let Some(plan) = self.plan_group(group, &over_x, &problems)? else {
+        let Some(plan) = self.plan_group(group, &over_x, &problems, call.workspace.len())? else {
             for (k, (term, t)) in group.with_t(n).enumerate() {
                 let dx = call
                     .dx
@@ -280,7 +195,6 @@ impl<L: Launcher> Cuda<L> {
             }
             return Ok(());
         };
-        check::len("workspace", call.workspace.len(), plan.workspace)?;
         let joined = Joined { group, plan: &plan, problems: &problems, workspace: call.workspace.pointer() };
         let mut over = joined.over_x(self.key());
         over.x = call.x.data.pointer() as _;
@@ -306,17 +220,21 @@ impl<L: Launcher> Cuda<L> {
         self.run_joined(&plan, &over, &alone)
     }
 
-    /// Plans a joined call, unless the terms' masks differ.
+    /// Plans a joined call, unless the terms' masks differ. Scratch that is too short is refused before anything is
+    /// queued, of a joined call or of one term after the other.
     fn plan_group(
         &self,
         group: &DeviceGroup<'_>,
         x: &Problem,
         terms: &[Problem],
+        workspace: usize,
     ) -> Result<Option<GroupPlan>> {
-        if !group.has_one_mask() {
-            return Ok(None);
+        check::len("workspace", workspace, self.group_workspace_len(group, x.pass, x.rows))?;
+        let plan = if group.has_one_mask() { self.launcher().plan_group(x, terms)? } else { None };
+        if let Some(plan) = &plan {
+            check::len("workspace", workspace, plan.workspace)?;
         }
-        self.launcher().plan_group(x, terms)
+        Ok(plan)
     }
 
     fn run_joined(&self, plan: &GroupPlan, over: &KronParams, alone: &[KronParams]) -> Result<()> {
@@ -326,6 +244,19 @@ impl<L: Launcher> Cuda<L> {
             launch(self.launcher(), step, *p, self.stream())
         })
     }
+}
+
+/// Returns the problem of a term, whose own operands are a part of T, scratch, and Y or dY.
+fn of_term<E: Element>(
+    term: &DeviceTerm,
+    pass: Pass,
+    rows: usize,
+    accumulate: bool,
+    [t, scratch]: [u64; 2],
+    matrix: (u64, usize),
+) -> Problem {
+    let aligned = check::aligned::<E>([term.theta.pointer(), t, scratch], &[matrix]);
+    Problem { shape: term.op.shape, dtype: E::DTYPE, pass, rows, accumulate, aligned }
 }
 
 /// Fails unless there are as many operands as the group has outputs or terms.
@@ -347,19 +278,19 @@ struct Joined<'a> {
 impl Joined<'_> {
     /// Returns the parameters of the stacked adapter.
     fn over_x(&self, key: *const u64) -> KronParams {
-        let (plan, first) = (self.plan, &self.group.terms[0]);
+        let (plan, first) = (self.plan, &self.group.terms()[0]);
         let op = KronOp { shape: plan.stacked.shape, ..first.op };
         let at = |offset: usize| self.workspace + 4 * offset as u64;
         let mut stacked = [KronStacked::default(); STACKED];
         let mut next = 0;
-        for (place, term) in stacked.iter_mut().zip(self.group.terms) {
+        for (place, term) in stacked.iter_mut().zip(self.group.terms()) {
             let s = &term.op.shape;
             place.c = (term.theta.pointer() + 4 * (s.a_len() + s.b_len()) as u64) as _;
             (place.first, place.rank) = (next, s.width() as i32);
             next += place.rank;
         }
         // The padding, if the stack has any.
-        let padding = &mut stacked[self.group.terms.len()];
+        let padding = &mut stacked[self.group.terms().len()];
         (padding.first, padding.rank) = (next, op.shape.width() as i32 - next);
         KronParams {
             a: std::ptr::null(),
@@ -377,7 +308,7 @@ impl Joined<'_> {
     /// Returns the parameters of each term.
     fn alone(&self, key: *const u64) -> ArrayVec<KronParams, MAX_JOINED> {
         let plans = self.plan.terms.iter().zip(&self.plan.at);
-        let terms = self.group.terms.iter().zip(self.problems).zip(plans);
+        let terms = self.group.terms().iter().zip(self.problems).zip(plans);
         let of = |((term, problem), (plan, &at)): ((&DeviceTerm, &Problem), (&_, &usize))| KronParams {
             key,
             ..params(

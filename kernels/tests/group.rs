@@ -97,6 +97,21 @@ fn buffers_that_do_not_fit_are_refused_with_the_numbers() {
     assert!(grads.contains("grads") && grads.contains("the group has 3 terms"), "{grads}");
     let grad = refused(&|group| group.grads[1].truncate(1));
     assert!(grad.contains("grad has"), "{grad}");
+    for short in [[1, 0], [0, 1]] {
+        let workspace = refused(&|group| group.short = short);
+        assert!(workspace.starts_with("workspace has"), "{workspace}");
+    }
+}
+
+/// Scratch that is too short is refused before the first term of a call that computes one after the other.
+#[test]
+fn a_refused_call_queues_nothing() {
+    for case in GROUPS {
+        let on = Noted { on: Emulated::new(), joins: false, kernels: RefCell::default() };
+        let group = Group { short: [1, 0], ..Group::<bf16>::new(case) };
+        let lacks = group.run(&on).is_err_and(|e| e.to_string().starts_with("workspace has"));
+        assert!(lacks && on.kernels.borrow().is_empty(), "{case:?}");
+    }
 }
 
 /// Terms of other sizes, and passes that have no group, are not joined, whatever they say.

@@ -127,7 +127,7 @@ impl<E: Element> Group<E> {
     fn run(&self, cpu: &Cpu, accum: Accum) -> Outputs<E> {
         let term = |(p, &output): (&'_ Problem<E>, &usize)| (p.op, output, p.key);
         let rows = self.problems[0].rows();
-        let terms: Vec<GroupTerm> = self
+        let terms: Vec<GroupTerm<&[f32]>> = self
             .problems
             .iter()
             .zip(&self.outputs)
@@ -325,7 +325,7 @@ fn groups_and_buffers_that_do_not_fit_are_refused() {
     let theta = vec![1.0; 4_000];
     let term =
         |op: KronOp, output| GroupTerm { op, theta: &theta[..op.shape.params()], output, dropout: None };
-    let message = |terms: &[GroupTerm]| AdapterGroup::new(terms).expect_err("an error").to_string();
+    let message = |terms: &[GroupTerm<&[f32]>]| AdapterGroup::new(terms).expect_err("an error").to_string();
     let op = kron(208, 16, 2, 8);
     assert_eq!(message(&[]), "the group has 0 terms, but it has 1 to 16");
     assert_eq!(message(&[term(op, 0); 17]), "the group has 17 terms, but it has 1 to 16");

@@ -78,7 +78,7 @@ pub(crate) fn backward<E: Activation>(
 }
 
 /// Cuts the buffer of all θ into terms; a short one is refused with the group.
-fn group_terms<'a>(terms: &[Term], mut theta: &'a [f32]) -> Vec<GroupTerm<'a>> {
+fn group_terms<'a>(terms: &[Term], mut theta: &'a [f32]) -> Vec<GroupTerm<&'a [f32]>> {
     let term = |&Term { op, key, output }: &Term| {
         let theta = theta.split_off(..op.shape.params()).unwrap_or_default();
         GroupTerm { op, theta, output, dropout: key }

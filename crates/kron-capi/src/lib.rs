@@ -271,7 +271,7 @@ pub unsafe extern "C" fn kron_group_sizes(
         // SAFETY: the caller's promise.
         let (device, sizes) = unsafe { (device.as_ref().copied(), call::exclusive("sizes", sizes)?) };
         // SAFETY: the caller's promise.
-        unsafe { group::sizes(device, &group::Terms::parse(terms, count)?, rows, sizes) }
+        unsafe { group::sizes(device, &group::Terms::new(&group::parse(terms, count)?)?, rows, sizes) }
     })
 }
 
@@ -297,7 +297,7 @@ pub unsafe extern "C" fn kron_forward_group(
         // SAFETY: the caller's promise.
         let (device, call) = unsafe { (device.as_ref().copied(), *call::shared("call", call)?) };
         // SAFETY: the caller's promise.
-        unsafe { group::run(device, &group::Terms::parse(terms, count)?, call) }
+        unsafe { group::run(device, &group::Terms::new(&group::parse(terms, count)?)?, call) }
     })
 }
 
@@ -318,7 +318,7 @@ pub unsafe extern "C" fn kron_backward_group(
         // SAFETY: the caller's promise.
         let (device, call) = unsafe { (device.as_ref().copied(), *call::shared("call", call)?) };
         // SAFETY: the caller's promise.
-        unsafe { group::run(device, &group::Terms::parse(terms, count)?, call) }
+        unsafe { group::run(device, &group::Terms::new(&group::parse(terms, count)?)?, call) }
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The caller brings every buffer; a backend allocates nothing.
 
+use crate::theta::ThetaBuffer;
 use crate::{Accum, DropoutKey, Element, KronOp, Result};
 
 /// One of the three calls of a [`Backend`].
@@ -90,7 +91,7 @@ pub trait Backend: Sized {
     /// A matrix of activations that is written.
     type RowsMut<'a, E: Element>: std::fmt::Debug;
     /// Float32 elements that are read.
-    type Floats<'a>: std::fmt::Debug;
+    type Floats<'a>: ThetaBuffer + std::fmt::Debug;
     /// Float32 elements that are written.
     type FloatsMut<'a>: std::fmt::Debug;
 

@@ -97,7 +97,7 @@ mod threads;
 pub use accum::Accum;
 pub use backend::{Backend, Backward, Forward, Merge, Pass};
 pub use cpu::{
-    AdapterGroup, AdapterPool, BackwardGroup, BackwardSegments, Cpu, ForwardGroup, ForwardSegments,
+    AdapterGroup, AdapterPool, BackwardGroup, BackwardSegments, Cpu, ForwardGroup, ForwardSegments, Group,
     GroupTerm, PoolEntry, Team,
 };
 pub use dropout::{Dropout, DropoutKey, PER_BLOCK, philox};
@@ -109,5 +109,5 @@ pub use product::matrix_unit_product;
 pub use scale::Scale;
 pub use shape::{Inner, KronShape, LayerDims, Outer, Split};
 pub use simd::{Isa, probe};
-pub use theta::Theta;
+pub use theta::{Theta, ThetaBuffer};
 pub use threads::start_threads;

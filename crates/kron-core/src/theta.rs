@@ -5,6 +5,18 @@ use crate::{Error, Inner, KronShape, Outer, Result};
 
 static ONE: [f32; 1] = [1.0];
 
+/// Memory of a θ, on the host or on a device.
+pub trait ThetaBuffer {
+    /// Returns the number of elements.
+    fn elements(&self) -> usize;
+}
+
+impl ThetaBuffer for &[f32] {
+    fn elements(&self) -> usize {
+        self.len()
+    }
+}
+
 /// A, B and C of a θ-shaped slice. [`split`] and [`split_mut`] are the only code that knows the order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parts<'a> {

@@ -119,6 +119,8 @@ pub struct Group<E> {
     pub grads: Vec<Vec<f32>>,
     /// True if dX is not wanted.
     pub without_dx: bool,
+    /// Elements that the scratch lacks, in forward and in backward.
+    pub short: [usize; 2],
 }
 
 impl<E: Float> Group<E> {
@@ -156,7 +158,7 @@ impl<E: Float> Group<E> {
             terms.iter().flat_map(|d| d.t.clone()).collect(),
             terms.iter().map(|d| d.grad.clone()).collect(),
         );
-        Self { of, terms, x, ys, dys, dx, t, grads, without_dx: false }
+        Self { of, terms, x, ys, dys, dx, t, grads, without_dx: false, short: [0; 2] }
     }
 
     /// Runs forward and backward, with dX, on the emulator.
@@ -181,8 +183,8 @@ impl<E: Float> Group<E> {
             })
             .collect();
         let group = DeviceGroup::new(&terms)?;
-        let scratch = |pass| vec![f32::NAN; cuda.group_workspace_len(&group, pass, self.of.rows)];
-        let mut workspace = scratch(Pass::Forward);
+        let len = |pass, short| cuda.group_workspace_len(&group, pass, self.of.rows).saturating_sub(short);
+        let mut workspace = vec![f32::NAN; len(Pass::Forward, self.short[0])];
         let mut ys: Vec<_> = self.ys.iter_mut().map(|y| (y.rows_mut_in(memory), accum)).collect();
         let call = ForwardGroup {
             x: self.x.rows_in(memory),
@@ -193,7 +195,7 @@ impl<E: Float> Group<E> {
         cuda.forward_group(&group, call)?;
         drop(ys);
         memory.settle()?;
-        let mut workspace = scratch(Pass::Backward { dx: true });
+        let mut workspace = vec![f32::NAN; len(Pass::Backward { dx: true }, self.short[1])];
         let dys: Vec<_> = self.dys.iter().map(|dy| dy.rows_in(memory)).collect();
         let mut grads: Vec<_> = self.grads.iter_mut().map(|grad| memory.write(grad)).collect();
         let call = BackwardGroup {

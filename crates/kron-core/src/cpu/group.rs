@@ -1,17 +1,17 @@
-//! [`AdapterGroup`], and the arguments of calls over several adapters on one X.
+//! [`Group`], and the arguments of calls over several adapters on one X.
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use crate::theta::check_len;
-use crate::{Accum, DropoutKey, Error, KronOp, KronShape, Result};
+use crate::theta::{ThetaBuffer, check_len};
+use crate::{Accum, Dropout, DropoutKey, Error, KronOp, KronShape, Result};
 
-/// One adapter of an [`AdapterGroup`].
+/// One adapter of a [`Group`], with its θ in memory of some kind.
 #[derive(Clone, Copy, Debug)]
-pub struct GroupTerm<'a> {
+pub struct GroupTerm<F> {
     /// Shape, scale and dropout.
     pub op: KronOp,
     /// θ, \[A | B | C\].
-    pub theta: &'a [f32],
+    pub theta: F,
     /// Number of the Y that it adds to.
     pub output: usize,
     /// Key of the dropout mask; `None` in evaluation.
@@ -20,8 +20,8 @@ pub struct GroupTerm<'a> {
 
 /// Adapters that read one X, such as those of q, k and v, or the terms of a sum; checked once.
 ///
-/// Neighbouring terms of one output and one a_out are summed in registers before Y is met, and neighbouring
-/// terms of one a_in and no mask before dX is, with one rounding.
+/// On the host neighbouring terms of one output and one a_out are summed in registers before Y is met, and
+/// neighbouring terms of one a_in and no mask before dX is, with one rounding.
 ///
 /// ```
 /// use kron_core::{AdapterGroup, GroupTerm, KronOp, KronShape, LayerDims, Scale, Split, Theta};
@@ -38,63 +38,55 @@ pub struct GroupTerm<'a> {
 /// # Ok::<(), kron_core::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
-pub struct AdapterGroup<'a> {
-    terms: &'a [GroupTerm<'a>],
+pub struct Group<'a, F> {
+    terms: &'a [GroupTerm<F>],
     outputs: usize,
 }
 
-impl<'a> AdapterGroup<'a> {
-    /// Largest number of terms.
-    pub const MAX_TERMS: usize = 16;
+/// Group of adapters in the host's memory.
+pub type AdapterGroup<'a> = Group<'a, &'a [f32]>;
 
+impl<'a, F: ThetaBuffer> Group<'a, F> {
     /// Returns the group of these terms, of outputs numbered from 0.
     ///
     /// # Errors
-    /// Fails without a term, with more than [`AdapterGroup::MAX_TERMS`], on terms of different d_in, on terms
+    /// Fails without a term, with more than [`Group::MAX_TERMS`], on terms of different d_in, on terms
     /// of one output with different d_out, on an output without a term below one that has one, and on a θ
     /// whose length is not its shape's.
-    pub fn new(terms: &'a [GroupTerm<'a>]) -> Result<Self> {
-        let outputs = Self::check_shapes(terms.iter().map(|term| (&term.op.shape, term.output)))?;
-        for GroupTerm { op, theta, .. } in terms {
-            check_len("theta", &op.shape, theta.len())?;
-        }
-        Ok(Self { terms, outputs })
-    }
-
-    /// Checks the shape and the output of each term of a group, on any device; returns the number of outputs.
-    ///
-    /// # Errors
-    /// As [`AdapterGroup::new`], but for the lengths of θ.
-    pub fn check_shapes<'s>(
-        terms: impl ExactSizeIterator<Item = (&'s KronShape, usize)> + Clone,
-    ) -> Result<usize> {
+    pub fn new(terms: &'a [GroupTerm<F>]) -> Result<Self> {
         let (count, most) = (terms.len(), Self::MAX_TERMS);
-        let Some((first, _)) = terms.clone().next().filter(|_| count <= most) else {
+        if count == 0 || count > most {
             return Err(Error::Value(format!("the group has {count} terms, but it has 1 to {most}")));
-        };
-        let d_out = |of: usize| terms.clone().find(|&(_, output)| output == of).map(|(s, _)| s.d_out());
-        for (k, (s, output)) in terms.clone().enumerate() {
-            let d_in = first.d_in();
+        }
+        let outputs = terms.iter().map(|term| term.output.saturating_add(1)).max().unwrap_or(0);
+        let group = Self { terms, outputs };
+        for (k, GroupTerm { op, theta, output, .. }) in terms.iter().enumerate() {
+            let (s, d_in) = (&op.shape, group.d_in());
             if s.d_in() != d_in {
                 return Err(Error::Shape(format!("term {k} is {s}, but the group's d_in is {d_in}")));
             }
-            if let Some(d_out) = d_out(output).filter(|&d_out| d_out != s.d_out()) {
+            if let Some(d_out) = group.d_out(*output).filter(|&d_out| d_out != s.d_out()) {
                 return Err(Error::Shape(format!(
                     "term {k} is {s}, but d_out of output {output} is {d_out}"
                 )));
             }
+            check_len("theta", s, theta.elements())?;
         }
-        let outputs = terms.clone().map(|(_, output)| output.saturating_add(1)).max().unwrap_or(0);
-        match (0..outputs).find(|&output| d_out(output).is_none()) {
-            None => Ok(outputs),
+        match (0..outputs).find(|&output| group.d_out(output).is_none()) {
+            None => Ok(group),
             Some(output) => Err(Error::Value(format!(
                 "output {output} has no term, but every output below {outputs} needs one"
             ))),
         }
     }
+}
+
+impl<'a, F> Group<'a, F> {
+    /// Largest number of terms.
+    pub const MAX_TERMS: usize = 16;
 
     /// The terms.
-    pub const fn terms(&self) -> &'a [GroupTerm<'a>] {
+    pub const fn terms(&self) -> &'a [GroupTerm<F>] {
         self.terms
     }
 
@@ -119,8 +111,28 @@ impl<'a> AdapterGroup<'a> {
     }
 
     /// Shapes of the terms.
-    pub(super) fn shapes(&self) -> impl Iterator<Item = &'a KronShape> + Clone + use<'a> {
+    pub fn shapes(&self) -> impl Iterator<Item = &'a KronShape> + Clone + use<'a, F> {
         self.terms.iter().map(|term| &term.op.shape)
+    }
+
+    /// Terms, each with the range of T that is its own.
+    pub fn with_t(
+        &self,
+        rows: usize,
+    ) -> impl Iterator<Item = (&'a GroupTerm<F>, std::ops::Range<usize>)> + use<'a, F> {
+        self.terms.iter().scan(0, move |at, term| {
+            let begin: usize = *at;
+            *at = begin.saturating_add(term.op.t_len(rows));
+            Some((term, begin..*at))
+        })
+    }
+
+    /// True if all terms drop the same elements of X, or none.
+    pub fn has_one_mask(&self) -> bool {
+        let mask = |term: &GroupTerm<F>| {
+            term.dropout.filter(|_| term.op.dropout != Dropout::NONE).map(|key| (term.op.dropout, key))
+        };
+        self.terms.iter().all(|term| mask(term) == mask(&self.terms[0]))
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) fn workspace_len(isa: Isa, group: &AdapterGroup, pass: Pass, rows: us
 
 /// Elements of the workspace that a call takes.
 fn taken(isa: Isa, group: &AdapterGroup, pass: Pass, partition: RowPartition) -> usize {
-    let len = |term: &GroupTerm| match pass {
+    let len = |term: &GroupTerm<&[f32]>| match pass {
         Pass::Backward { dx } => backward::layout(isa, &term.op, partition, dx).call.workspace_len(),
         Pass::Forward | Pass::Merge => forward::layout(isa, &term.op, partition).workspace_len(),
     };

@@ -23,7 +23,7 @@ mod tests;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 pub use device::Cpu;
-pub use group::{AdapterGroup, BackwardGroup, ForwardGroup, GroupTerm};
+pub use group::{AdapterGroup, BackwardGroup, ForwardGroup, Group, GroupTerm};
 pub use pool::{AdapterPool, BackwardSegments, ForwardSegments, PoolEntry};
 pub use team::Team;
 
