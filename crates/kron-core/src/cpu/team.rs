@@ -1,6 +1,7 @@
 //! [`Team`]: the threads that compute the partitions of a call.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -60,7 +61,10 @@ impl Team {
             }
         };
         match self {
-            Self::Rayon => (0..count).into_par_iter().for_each(task),
+            Self::Rayon if rayon::current_thread_index().is_some() => {
+                (0..count).into_par_iter().for_each(task)
+            }
+            Self::Rayon => beside_pool(count, &task),
             Self::Caller => {}
             Self::Custom(run) => run(count, &task),
         }
@@ -68,15 +72,69 @@ impl Team {
     }
 }
 
+/// Calls the task on a thread outside rayon's pool and on all but one of the pool's.
+///
+/// A parallel loop would put the caller to sleep until a thread of the pool has woken, which takes longer than a call of
+/// few rows.
+fn beside_pool(count: usize, task: &(dyn Fn(usize) + Sync)) {
+    let next = AtomicUsize::new(0);
+    let take_all = || {
+        loop {
+            let i = next.fetch_add(1, Relaxed);
+            if i >= count {
+                return;
+            }
+            task(i);
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 1..rayon::current_num_threads().min(count) {
+            scope.spawn(|_| take_all());
+        }
+        take_all();
+    });
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
-    /// Counts the calls of each part, on each kind of team; two of them do not keep the promise.
+    /// Counts the calls of each part, on each kind of team, outside a pool and inside; two of them do not keep the promise.
     #[test]
     fn every_part_is_computed_once() {
+        count_calls();
+        for threads in [1, 3] {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .expect("a pool")
+                .install(count_calls);
+        }
+    }
+
+    /// The caller computes a part itself, and with the pool's threads there are not more than the pool has.
+    #[test]
+    fn a_caller_outside_the_pool_takes_part() {
+        let caller = std::thread::current().id();
+        let (here, threads) = (AtomicBool::new(false), Mutex::new(HashSet::new()));
+        Team::Rayon.each(0..MAX_PARTS, |_, _| {
+            let (this, since) = (std::thread::current().id(), Instant::now());
+            here.fetch_or(this == caller, Relaxed);
+            while !here.load(Relaxed) && since.elapsed() < Duration::from_secs(10) {
+                std::thread::yield_now();
+            }
+            threads.lock().unwrap_or_else(PoisonError::into_inner).insert(this);
+        });
+        assert!(here.into_inner(), "every part was left to the pool");
+        let threads = threads.into_inner().unwrap_or_else(PoisonError::into_inner);
+        assert!(threads.len() <= rayon::current_num_threads(), "{threads:?}");
+    }
+
+    fn count_calls() {
         let threads = |count: usize, task: &(dyn Fn(usize) + Sync)| {
             std::thread::scope(|scope| (0..count).for_each(|i| drop(scope.spawn(move || task(i)))));
         };
