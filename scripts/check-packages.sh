@@ -13,7 +13,12 @@ rm -rf "$packed" "$outside/packages" "$outside/src" "$outside/Cargo.lock"
 # Cargo unpacks the packages to verify them against each other, and does not unpack a version again
 # that an earlier run from the same folder left: that run's sources would be compiled.
 rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/src/-*/kron-*
-cargo publish --dry-run --workspace --allow-dirty --locked
+cargo publish --dry-run --workspace --allow-dirty --locked 2>&1 | tee "$outside.log"
+# What a user builds has other features than the workspace's tests, and so warnings of its own.
+if grep 'generated [0-9]* warning' "$outside.log"; then
+  echo "$0: a package does not compile without warnings" >&2
+  exit 1
+fi
 # The same packages once more, where they are documented to lie.
 cargo package --quiet --workspace --exclude kron-bench --exclude kron-tests --exclude kron-fake-driver --allow-dirty --locked --no-verify
 

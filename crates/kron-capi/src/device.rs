@@ -27,6 +27,7 @@ pub(crate) fn set_key(key: *const KronKey) -> Result<()> {
 }
 
 /// Returns a device whose calls add the thread's key in device memory to their own.
+#[cfg_attr(not(any(feature = "cuda", all(feature = "emulate", debug_assertions))), allow(dead_code))]
 pub(crate) fn keyed<L: Launcher>(on: Cuda<L>) -> Cuda<L> {
     match KEY.get() {
         key if key.is_null() => on,
