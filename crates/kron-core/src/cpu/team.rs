@@ -64,18 +64,20 @@ impl Team {
             Self::Rayon if rayon::current_thread_index().is_some() => {
                 (0..count).into_par_iter().for_each(task)
             }
-            Self::Rayon => beside_pool(count, &task),
-            Self::Caller => {}
+            Self::Rayon if count >= MIN_TO_WAKE => beside_pool(count, &task),
+            Self::Rayon | Self::Caller => {}
             Self::Custom(run) => run(count, &task),
         }
         (0..count).for_each(task);
     }
 }
 
+/// Parts from which on a call from outside the pool wakes its threads: to wake one takes as long as two parts.
+const MIN_TO_WAKE: usize = 4;
+
 /// Calls the task on a thread outside rayon's pool and on all but one of the pool's.
 ///
-/// A parallel loop would put the caller to sleep until a thread of the pool has woken, which takes longer than a call of
-/// few rows.
+/// A parallel loop would put the caller to sleep until a thread of the pool has woken.
 fn beside_pool(count: usize, task: &(dyn Fn(usize) + Sync)) {
     let next = AtomicUsize::new(0);
     let take_all = || {
