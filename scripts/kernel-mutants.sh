@@ -13,6 +13,8 @@ cd "$(dirname "$0")/.."
 # description | file | Perl substitution, which has to change the file
 faults=$(cat <<'FAULTS'
 down writes zeros (tensor cores)|kernels/forward_tensor_core.cu|s/\{p\.keep_scale \* sum\[t\]\[2 \* half\], .*\}/{0.0f, 0.0f}/
+a longer slice loses its last stage (tensor cores)|kernels/forward_tensor_core.cu|s/width = p\.t_slice \+ longer \* COLS/width = p.t_slice/
+slices behind longer ones start too early (tensor cores)|kernels/forward_tensor_core.cu|s/\(longer \? slice : p\.t_longer\) \* COLS/0/
 T's parts are not added up for the backward pass (tensor cores)|kernels/forward_tensor_core.cu|s/load_sum4\(p\.t_parts \+ first \+ e, p\.t_splits/load_sum4(p.t_parts + first + e, 1/
 up adds zeros (tensor cores)|kernels/forward_tensor_core.cu|s/out\[half\]\[c\] \*= p\.scale/out[half][c] = 0/
 s is applied twice (tensor cores)|kernels/forward_tensor_core.cu|s/out\[half\]\[c\] \*= p\.scale/out[half][c] *= p.scale * p.scale/

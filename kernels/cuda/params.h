@@ -61,7 +61,7 @@ typedef struct KronParams {
 
   /* The plan's tiles and splits. */
   int32_t t_splits;       /* slices of c_in in `down` */
-  int32_t t_slice;        /* columns of one slice */
+  int32_t t_slice;        /* columns of one slice; see t_longer */
   int32_t dt_splits;      /* parts of dT */
   int32_t da_splits, db_splits, dc_splits;
   int32_t col_tiles;      /* column tiles: the fastest index of the linear grid */
@@ -89,6 +89,8 @@ typedef struct KronParams {
   int64_t dc_stride; /* elements between dC's parts, in every call: those of a group's term lie among the stack's */
   float *stack;      /* C of all: `stack` writes it */
   KronStacked stacked[KRON_STACKED];
+
+  int32_t t_longer; /* slices of c_in, the first ones, that have 64 columns more */
 } KronParams;
 
 #endif

@@ -88,8 +88,8 @@ fn steps(problem: &Problem, plan: &LaunchPlan, step: &Step) -> (usize, usize) {
     let (tiles, chunks) = (step.tiles as usize, step.row_chunks as usize);
     match step.kernel.split('_').nth(1) {
         Some("down") => {
-            let slice = plan.t_slice.div_ceil(64);
-            (slice, slice * grid)
+            let longest = plan.t_slice.div_ceil(64) + usize::from(plan.t_longer > 0);
+            (longest, s.c_in().div_ceil(64) * (grid / plan.t.count))
         }
         Some("dy") => {
             (tiles.div_ceil(chunks) * plan.rows_per_group, tiles * s.a_out() * step.col_tiles as usize)

@@ -73,6 +73,7 @@ pub(crate) fn params(
         offset,
         t_splits: plan.t.count as i32,
         t_slice: plan.t_slice as i32,
+        t_longer: plan.t_longer as i32,
         dt_splits: plan.dt.count as i32,
         da_splits: plan.da.count as i32,
         db_splits: plan.db.count as i32,

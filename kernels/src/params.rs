@@ -102,10 +102,11 @@ pub struct KronParams {
     pub dc_stride: i64,
     pub stack: *mut f32,
     pub stacked: [KronStacked; 8usize],
+    pub t_longer: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 712usize];
+    ["Size of KronParams"][::std::mem::size_of::<KronParams>() - 720usize];
     ["Alignment of KronParams"][::std::mem::align_of::<KronParams>() - 8usize];
     ["Offset of field: KronParams::a"][::std::mem::offset_of!(KronParams, a) - 0usize];
     ["Offset of field: KronParams::b"][::std::mem::offset_of!(KronParams, b) - 8usize];
@@ -272,6 +273,9 @@ const _: () = {
     [
         "Offset of field: KronParams::stacked",
     ][::std::mem::offset_of!(KronParams, stacked) - 392usize];
+    [
+        "Offset of field: KronParams::t_longer",
+    ][::std::mem::offset_of!(KronParams, t_longer) - 712usize];
 };
 impl Default for KronParams {
     fn default() -> Self {

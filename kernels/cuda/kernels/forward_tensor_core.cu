@@ -101,7 +101,8 @@ template <class E, int R> struct Down {
     m0 = int64_t(blockIdx.x / p.t_splits) * ROWS;
     token0 = m0 / p.a_in, j0 = int(m0 - token0 * p.a_in), inverse = (0xffff + p.a_in) / p.a_in;
     rows = p.rows * p.a_in - m0 < ROWS ? int(p.rows * p.a_in - m0) : ROWS;
-    k0 = slice * p.t_slice, k1 = p.c_in - k0 < p.t_slice ? p.c_in : k0 + p.t_slice;
+    const int longer = slice < p.t_longer, width = p.t_slice + longer * COLS;
+    k0 = slice * p.t_slice + (longer ? slice : p.t_longer) * COLS, k1 = p.c_in - k0 < width ? p.c_in : k0 + width;
     KRON_UNROLL
     for (int i = 0; i < X::COUNT; ++i) {
       const int row = piece.row + i * X::STEP;

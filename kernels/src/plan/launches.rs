@@ -4,7 +4,7 @@ use std::fmt;
 
 use arrayvec::ArrayVec;
 
-use crate::{Arch, Name};
+use crate::{Arch, Name, tiles};
 
 /// One kernel launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct LaunchPlan {
     pub t: Parts,
     /// Columns of one slice of c_in.
     pub t_slice: usize,
+    /// Number of slices, the first ones, that have a stage of `down` more.
+    pub t_longer: usize,
     /// V, on the SIMT tile.
     pub v: Parts,
     /// Parts of dT.
@@ -127,11 +129,13 @@ impl fmt::Display for LaunchPlan {
         if self.tile_rows > 0 {
             writeln!(out, "{} tiles of at most {} rows of one adapter", self.segments.count, self.tile_rows)?;
         }
+        write!(out, "parts: T {} of {} columns", self.t.count, self.t_slice)?;
+        if self.t_longer > 0 {
+            write!(out, " ({} with {} more)", self.t_longer, tiles::down::COLS)?;
+        }
         writeln!(
             out,
-            "parts: T {} of {} columns, dT {}, dA {}, dB {}, dC {}; {} groups of {} rows of A",
-            self.t.count,
-            self.t_slice,
+            ", dT {}, dA {}, dB {}, dC {}; {} groups of {} rows of A",
             self.dt.count,
             self.da.count,
             self.db.count,

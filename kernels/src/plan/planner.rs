@@ -75,6 +75,7 @@ impl<'a> Planner<'a> {
             steps: ArrayVec::new(),
             t: Parts { offset: 0, count: 1 },
             t_slice: problem.shape.c_in(),
+            t_longer: 0,
             v: none,
             dt: none,
             da: none,

@@ -36,7 +36,7 @@ const fn case(
 }
 
 /// The suite; its columns are the arguments of [`case`]. Sizes differ pairwise, so that a swapped index shows.
-pub const CASES: [Case; 52] = [
+pub const CASES: [Case; 53] = [
     case("odd everything", [3, 5, 7, 11, 6], 13, 1, 0, true),
     case("rank 1, one token", [2, 3, 17, 19, 1], 1, 0, 0, true),
     case("LoRA, odd", [0, 1, 37, 53, 5], 21, 3, 0, true),
@@ -88,6 +88,7 @@ pub const CASES: [Case; 52] = [
     case("rank 128, above small m", [4, 1, 40, 72, 128], 70, 0, 0, true),
     case("rank 16, two columns of A, several tiles of tokens", [2, 2, 72, 40, 16], 200, 0, 0, true),
     case("rank 32, two columns of A, several tiles of tokens", [4, 2, 40, 136, 32], 210, 0, 4000, false),
+    case("LoRA, slices of c_in of which some are longer", [0, 1, 40, 440, 8], 70, 0, 3000, true),
     case("rank 128 at small m", [2, 4, 24, 72, 128], 33, 0, 0, true),
 ];
 
