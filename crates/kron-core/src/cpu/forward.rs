@@ -82,7 +82,8 @@ pub(super) fn compute<E: Element, const N: usize>(
 ) {
     let Rows { first, x, mut outputs } = call;
     let (rows, layout) = (x.layout().n, calls.iter().flatten().map(|term| term.layout).next());
-    let Some(RowPartition { parts, part, block }) = layout.map(|l| l.partition).filter(|_| rows > 0) else {
+    let Some(RowPartition { parts: count, part, block }) = layout.map(|l| l.partition).filter(|_| rows > 0)
+    else {
         return;
     };
     let mut chunks = [const { None }; N];
@@ -95,7 +96,7 @@ pub(super) fn compute<E: Element, const N: usize>(
     });
     let accums = outputs.each_ref().map(|output| output.as_ref().map_or(Accum::Add, |(_, accum)| *accum));
     let job = Job { kernels, terms, accums, block };
-    let parts = (0..parts).map(|i| {
+    let parts = (0..count).map(|i| {
         let (skip, n) = (i * part, part.min(rows - i * part));
         let ys = outputs.each_mut().map(|output| output.as_mut().map(|(y, _)| y.split_off_front(n)));
         let terms = chunks.each_mut().map(|chunks| {
@@ -104,7 +105,7 @@ pub(super) fn compute<E: Element, const N: usize>(
         });
         (first + skip, x.tokens(skip, n), ys, terms)
     });
-    team.each(parts, |_, (first, x, ys, terms)| job.part(first, x, ys, terms));
+    team.for_short(count).each(parts, |_, (first, x, ys, terms)| job.part(first, x, ys, terms));
 }
 
 /// Operands that all partitions share.

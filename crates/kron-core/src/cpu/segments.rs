@@ -174,7 +174,7 @@ pub(super) fn forward<E: Element>(cpu: Cpu, pool: &AdapterPool, call: ForwardSeg
         let part = t.split_off_mut(..segments.t_len(n)).unwrap_or_default();
         (adapters, y.split_off_front(n), part, scratch)
     });
-    cpu.team.each(tasks, |_, (adapters, mut y, mut t, scratch)| {
+    cpu.team.for_short(segments.tasks).each(tasks, |_, (adapters, mut y, mut t, scratch)| {
         for i in adapters {
             let n = order.count(i);
             let y = y.split_off_front(n);
@@ -225,7 +225,7 @@ pub(super) fn backward<E: Element>(
         let grads = grads.split_off_mut(..adapters.len()).unwrap_or_default();
         (adapters, dx, grads, scratch)
     });
-    cpu.team.each(tasks, |_, (adapters, mut dx, grads, scratch)| {
+    cpu.team.for_short(segments.tasks).each(tasks, |_, (adapters, mut dx, grads, scratch)| {
         for (i, grad) in adapters.zip(grads) {
             let n = order.count(i);
             let dx = dx.as_mut().map(|(dx, accum)| (dx.split_off_front(n), *accum));

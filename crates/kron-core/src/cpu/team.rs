@@ -41,6 +41,15 @@ impl Team {
         }
     }
 
+    /// Returns the team for `parts` parts of 20 to 40 µs each: the caller alone where threads would first have to wake,
+    /// which takes as long as two such parts.
+    pub(super) fn for_short(self, parts: usize) -> Self {
+        match self {
+            Self::Rayon if parts < 4 && rayon::current_thread_index().is_none() => Self::Caller,
+            team => team,
+        }
+    }
+
     /// Calls `f` with each of at most [`MAX_PARTS`] parts and its number; one part stays on the calling thread.
     pub(super) fn each<T: Send>(self, mut parts: impl Iterator<Item = T>, f: impl Fn(usize, T) + Sync) {
         let (first, second) = (parts.next(), parts.next());
@@ -62,18 +71,15 @@ impl Team {
         };
         match self {
             Self::Rayon if rayon::current_thread_index().is_some() => {
-                (0..count).into_par_iter().for_each(task)
+                (0..count).into_par_iter().for_each(task);
             }
-            Self::Rayon if count >= MIN_TO_WAKE => beside_pool(count, &task),
-            Self::Rayon | Self::Caller => {}
+            Self::Rayon => beside_pool(count, &task),
+            Self::Caller => {}
             Self::Custom(run) => run(count, &task),
         }
         (0..count).for_each(task);
     }
 }
-
-/// Parts from which on a call from outside the pool wakes its threads: to wake one takes as long as two parts.
-const MIN_TO_WAKE: usize = 4;
 
 /// Calls the task on a thread outside rayon's pool and on all but one of the pool's.
 ///
