@@ -120,12 +120,12 @@ def main():
     parser.add_argument("--arm", choices=["lora", "lokr"], help=argparse.SUPPRESS)
     parser.add_argument("--autocast", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--accelerate", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", action="append", help="arms whose names begin so; may be repeated")
     parser.add_argument("--out")
     options = parser.parse_args()
     if options.arm:
         return torch_steps(options)
-    arms = [arm for arm in ARMS if arm.startswith(options.only)]
+    arms = [arm for arm in ARMS if arm.startswith(tuple(options.only or [""]))]
     if importlib.util.find_spec("kron_lora") is None:
         arms = [arm for arm in arms if "--accelerate" not in ARMS[arm]]
     seconds, peaks = {arm: [] for arm in arms}, {arm: 0 for arm in arms}

@@ -269,21 +269,26 @@ def gradient_of(factors, x, dy):
     return torch.cat([(g @ c.T).flatten(), (b.T @ g).flatten()])
 
 
-def check(arm, x, w, dy, layer):
-    """The largest relative error of Y and dX against float64; refuses more than three roundings, or twice the error
-    `layer` of the layer alone (a float32 sum may round more often), of a gradient six."""
+def sum_error(terms):
+    """Relative error that a float32 sum of so many terms may have."""
+    return 2**-24 * terms**0.5
+
+
+def check(arm, x, w, dy):
+    """The largest relative error of Y and dX against float64; refuses more than three roundings, of a gradient six, and
+    those of a float32 sum, whose errors add up like a random walk."""
     delta = 0 if arm.delta is None else arm.delta
     whole = w.double() + delta
     y, (dx, gradient) = arm.forward(x, w), arm.backward(x, w, dy)
     errors = [((got.double() - want).norm() / want.norm()).item()
               for got, want in ((y, x.double() @ whole.T), (dx, dy.double() @ whole))]
     worst, eps = max(errors), torch.finfo(x.dtype).eps
-    if not worst <= max(3 * eps, 2 * layer) or not bool(torch.isfinite(gradient).all()):
+    if not worst <= 3 * eps + sum_error(max(w.shape)) or not bool(torch.isfinite(gradient).all()):
         raise RuntimeError(f"{arm.name}: relative error {worst:.2e}")
     if arm.factors:
         want = gradient_of(arm.factors, x, dy)
         error = ((gradient.double() - want).norm() / want.norm()).item()
-        if not error <= 6 * eps:
+        if not error <= 6 * eps + sum_error(len(x)):
             raise RuntimeError(f"{arm.name}: its gradient has a relative error of {error:.2e}")
     return worst
 
@@ -347,7 +352,7 @@ def measure(options, device, dtype, rows):
     errors = {}
     for arm in list(list_):
         try:
-            errors[arm.name] = check(arm, x, w, dy, errors.get(list_[0].name, 0.0))
+            errors[arm.name] = check(arm, x, w, dy)
             arm.captured = Captured(arm, flush, x, w, dy) if few else None
         except Exception as error:
             # One that does not run, or is wrong, is not timed; the others are. Ours has to be right.
