@@ -19,14 +19,18 @@ fn check(name: &str, table: &str) {
     assert!(page.contains(table), "docs/RESULTS.md lacks the table of {name}:\n{table}");
 }
 
+/// Returns the records that have a file, sorted.
+fn records_with(file: &str) -> Vec<String> {
+    let names = std::fs::read_dir(record("")).expect("the records");
+    let names = names.map(|entry| entry.expect("a record").file_name().into_string().expect("a name"));
+    let mut names: Vec<String> = names.filter(|name| record(name).join(file).exists()).collect();
+    names.sort();
+    names
+}
+
 #[test]
 fn the_comparisons_are_the_recorded_ones() {
-    let mut names: Vec<String> = std::fs::read_dir(record(""))
-        .expect("the records")
-        .map(|entry| entry.expect("a record").file_name().into_string().expect("a name"))
-        .filter(|name| record(name).join("trials.csv").exists())
-        .collect();
-    names.sort();
+    let names = records_with("trials.csv");
     let without_answers = ["ablation", "banking77", "clinc150"];
     assert!(without_answers.iter().all(|name| names.iter().any(|n| n == name)), "{names:?}");
     for name in &names {
@@ -132,7 +136,9 @@ fn the_step_times_are_the_recorded_ones() {
 
 #[test]
 fn the_chains_are_the_recorded_ones() {
-    for name in ["sequential", "trial"] {
+    let names = records_with("chains.csv");
+    assert!(["sequential", "trial"].iter().all(|name| names.iter().any(|n| n == name)), "{names:?}");
+    for name in &names {
         let grid = ChainGrid::read(&record(name).join("grid.toml")).expect("a grid");
         let results: Vec<ChainResult> = read_log(&record(name).join("chains.csv")).expect("chains");
         let summaries = chains::summarise(&grid, &results);
@@ -144,32 +150,62 @@ fn the_chains_are_the_recorded_ones() {
 }
 
 /// Reads a chain's accuracy matrix, by its entry's index in the grid, its order and its seed.
-fn chain(entry: usize, order: &[String], seed: u64) -> Chain {
-    let file = record("sequential/matrices").join(format!("{entry}-{}-{seed}.csv", order.join("-")));
+fn chain(name: &str, entry: usize, order: &[String], seed: u64) -> Chain {
+    let file = record(name).join("matrices").join(format!("{entry}-{}-{seed}.csv", order.join("-")));
     let cells = read_log(&file).expect("a matrix");
     Chain { method: String::new(), params: 0, tasks: order.to_vec(), cells }
 }
 
 #[test]
 fn the_chains_matrices_are_those_of_their_rows_and_of_the_page() {
-    let grid = ChainGrid::read(&record("sequential").join("grid.toml")).expect("a grid");
-    let results: Vec<ChainResult> = read_log(&record("sequential").join("chains.csv")).expect("chains");
-    for (i, entry) in grid.entries.iter().enumerate() {
-        let mut all = Vec::new();
-        for (order, seed) in grid.orders().iter().flat_map(|o| grid.seeds.iter().map(move |s| (o, *s))) {
-            let chain = chain(i, order, seed);
-            let of =
-                |r: &&ChainResult| r.name == entry.name && r.order == order.join(" > ") && r.seed == seed;
-            let row = results.iter().find(of).expect("its row");
-            assert_eq!(chain.final_mean(), row.final_mean, "{} {} {seed}", entry.name, row.order);
-            assert_eq!(chain.backward_transfer(), row.backward_transfer);
-            assert_eq!(chain.forgetting(), row.forgetting);
-            all.push(chain);
+    let names = records_with("matrices");
+    assert!(names.iter().any(|name| name == "sequential"), "{names:?}");
+    for name in &names {
+        let grid = ChainGrid::read(&record(name).join("grid.toml")).expect("a grid");
+        let results: Vec<ChainResult> = read_log(&record(name).join("chains.csv")).expect("chains");
+        let mut pairs = Vec::new();
+        for (i, entry) in grid.entries.iter().enumerate() {
+            let mut all = Vec::new();
+            for order in grid.orders() {
+                let chains: Vec<Chain> =
+                    grid.seeds.iter().map(|seed| chain(name, i, &order, *seed)).collect();
+                for (chain, seed) in chains.iter().zip(&grid.seeds) {
+                    let of = |r: &&ChainResult| {
+                        r.name == entry.name && r.order == order.join(" > ") && r.seed == *seed
+                    };
+                    let row = results.iter().find(of).expect("its row");
+                    assert_eq!(chain.final_mean(), row.final_mean, "{} {} {seed}", entry.name, row.order);
+                    assert_eq!(chain.backward_transfer(), row.backward_transfer);
+                    assert_eq!(chain.forgetting(), row.forgetting);
+                }
+                if order.len() == 2 {
+                    pairs.push(pair(&entry.name, &chains));
+                }
+                all.extend(chains);
+            }
+            if name == "sequential" && i < 2 {
+                check(&entry.name, &means(&all));
+            }
         }
-        if i < 2 {
-            check(&entry.name, &means(&all));
+        if !pairs.is_empty() {
+            let head = ["entry", "chain", "first task, learned", "first task, at the end", "second task"];
+            check(&format!("{name}'s pairs"), &table::markdown(&head, &pairs));
         }
     }
+}
+
+/// Returns the row of an entry's chains of two tasks: mean and deviation over the seeds, in percent.
+fn pair(entry: &str, chains: &[Chain]) -> Vec<String> {
+    let spread = |after: usize, on: usize| {
+        let of = |chain: &Chain| {
+            let mut cells = chain.cells.iter();
+            let cell = cells.find(|c| c.after == after && c.on == chain.tasks[on]).expect("a cell");
+            100.0 * cell.accuracy
+        };
+        let values: Vec<f64> = chains.iter().map(of).collect();
+        format!("{:.2} ± {:.2}", stats::mean(&values), stats::deviation(&values))
+    };
+    vec![entry.into(), chains[0].tasks.join(" → "), spread(0, 0), spread(1, 0), spread(1, 1)]
 }
 
 /// Renders the mean accuracy on the i-th domain after the j-th, and the mean cosine, as a Markdown table.
