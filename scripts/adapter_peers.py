@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from gpu_peers import A_IN, A_OUT, RANK, SCALE, Ours
+from gpu_peers import A_IN, A_OUT, RANK, SCALE, Ours, sum_error
 
 # Mistral-7B's layers as in benches/shapes.toml: (d_out, d_in).
 LAYERS = {"q": (4096, 4096), "kv": (1024, 4096), "gate_up": (14336, 4096), "down": (4096, 14336)}
@@ -80,7 +80,7 @@ def check(name, got, before, want, terms):
     """Compares a sum in place with float64: four roundings of the largest value, and float32's in a sum of many."""
     want = want + before.double()
     error = (got.double() - want).abs().max() / want.abs().max()
-    if not error <= 4 * torch.finfo(got.dtype).eps + 4 * 2**-24 * terms**0.5:
+    if not error <= 4 * torch.finfo(got.dtype).eps + 4 * sum_error(terms):
         raise SystemExit(f"{name}: relative error {error:.2e}")
 
 
