@@ -8,7 +8,7 @@ use crate::{Accum, Operands};
 ///
 /// The unit (AMX, on Intel's servers since 2023) multiplies bf16 and sums float32. Each float32 number is split into
 /// three bf16 numbers whose sum it is, and the products of parts that exceed float32's rounding are summed, so that
-/// the result is as accurate as a product in float32, except that numbers below 2⁻¹⁰⁹ lose bits and subnormal ones
+/// the result is as accurate as a product in float32, except that numbers below 2⁻¹⁰³ lose bits and subnormal ones
 /// count as zeros. It does not depend on the number of threads. Results of a number that is not finite are not finite.
 /// bf16 numbers have one part: with them as weights half of the products are left, and one of six if x is rounded to bf16
 /// as well.
@@ -18,7 +18,7 @@ use crate::{Accum, Operands};
 /// Returns false and leaves y alone where another product has to do it: on processors and systems without the unit,
 /// where a dimension is below 32, the sizes do not fit, or neither dimension of y is contiguous.
 ///
-/// `parallel` uses all threads of rayon's current pool. Packing takes up to 7.5 MiB, and 0.47 MiB a thread. With
+/// `parallel` uses all threads of rayon's current pool. Packing takes up to 7.5 MiB, and 0.94 MiB a thread. With
 /// [`Accum::Replace`], y is written and never read.
 ///
 /// ```

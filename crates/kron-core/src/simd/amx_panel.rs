@@ -56,6 +56,16 @@ impl Parts {
     }
 }
 
+/// How a number is split into parts, whose sum it is in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Split {
+    /// Into the nearest bf16 number and what is left: the later parts are as small as they can be, so that their products
+    /// may be left out.
+    Nearest,
+    /// Into its bits from the highest on, in fewer instructions, where all products of parts are computed.
+    Bits,
+}
+
 /// A matrix to be packed: its outer dimension is that of the panels, its inner one is summed over.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
@@ -69,6 +79,8 @@ pub(crate) struct Source<'a> {
     /// True for the rows of x, false for the columns of w.
     rows: bool,
     operands: Operands,
+    /// How numbers of three parts are split.
+    split: Split,
     of: PhantomData<&'a f32>,
 }
 
@@ -80,7 +92,22 @@ impl<'a> Source<'a> {
     pub fn new(matrix: ArrayView2<'a, f32>, rows: bool, operands: Operands) -> Self {
         let (outer_len, inner_len) = matrix.dim();
         let (outer, inner) = (matrix.stride_of(Axis(0)), matrix.stride_of(Axis(1)));
-        Self { at: matrix.as_ptr(), outer, inner, outer_len, inner_len, rows, operands, of: PhantomData }
+        Self {
+            at: matrix.as_ptr(),
+            outer,
+            inner,
+            outer_len,
+            inner_len,
+            rows,
+            operands,
+            split: Split::Nearest,
+            of: PhantomData,
+        }
+    }
+
+    /// Sets how numbers of three parts are split.
+    pub fn with_split(self, split: Split) -> Self {
+        Self { split, ..self }
     }
 
     /// Packs the steps of a panel, and returns the parts that it has.
@@ -129,7 +156,11 @@ impl<'a> Source<'a> {
                     store(pairs(low, high), &mut to[at]);
                     continue;
                 }
-                for (part, pairs) in split(low, high).into_iter().enumerate() {
+                let parts = match self.split {
+                    Split::Nearest => split::<true>(low, high),
+                    Split::Bits => split::<false>(low, high),
+                };
+                for (part, pairs) in parts.into_iter().enumerate() {
                     store(pairs, &mut to[part * PART + at]);
                 }
             }
@@ -225,19 +256,29 @@ fn transposed(r: [__m512; TILE]) -> [__m512; TILE] {
     t
 }
 
-/// Splits numbers into their three parts; each pair has a part of `low` in its lower half and of `high` in its upper.
+/// Splits numbers into their three parts, to the nearest or by their bits; each pair has a part of `low` in its lower half
+/// and of `high` in its upper.
 ///
 /// The second part of an infinity or a NaN is NaN, and so is every result that it takes part in.
 #[target_feature(enable = "avx512f")]
-fn split(mut low: __m512, mut high: __m512) -> [__m512i; PARTS] {
+fn split<const NEAREST: bool>(mut low: __m512, mut high: __m512) -> [__m512i; PARTS] {
+    let first = |v| if NEAREST { nearest(v) } else { upper(v) };
     let mut parts = [_mm512_setzero_si512(); PARTS];
-    for pairs in &mut parts {
-        let (first, second) = (nearest(low), nearest(high));
-        low = _mm512_sub_ps(low, _mm512_castsi512_ps(first));
-        high = _mm512_sub_ps(high, _mm512_castsi512_ps(second));
-        *pairs = self::pairs(first, second);
+    for pairs in &mut parts[..PARTS - 1] {
+        let (a, b) = (first(low), first(high));
+        low = _mm512_sub_ps(low, _mm512_castsi512_ps(a));
+        high = _mm512_sub_ps(high, _mm512_castsi512_ps(b));
+        *pairs = self::pairs(a, b);
     }
+    // What is left is a bf16 number, or NaN.
+    parts[PARTS - 1] = pairs(_mm512_castps_si512(low), upper(high));
     parts
+}
+
+/// Returns the upper halves of the bits, a bf16 number each.
+#[target_feature(enable = "avx512f")]
+fn upper(v: __m512) -> __m512i {
+    _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0xffff_0000_u32 as i32))
 }
 
 /// Joins the upper half of `low`, which becomes the lower one, and `high`, whose lower half is zeros.
@@ -283,9 +324,11 @@ mod tests {
         });
         for rows in [true, false] {
             for order in [numbers.clone(), numbers.t().to_owned().reversed_axes()] {
-                for (outer, inner) in [(0, 0), (0, STEP), (PANEL, 0)] {
+                let blocks = [(0, 0), (0, STEP), (PANEL, 0)]
+                    .map(|block| [Split::Nearest, Split::Bits].map(|s| (block, s)));
+                for ((outer, inner), split) in blocks.into_iter().flatten() {
                     let mut lines = vec![MaybeUninit::new(Line([0; TILE])); LINES];
-                    let source = Source::new(order.view(), rows, Operands::Float32);
+                    let source = Source::new(order.view(), rows, Operands::Float32).with_split(split);
                     // SAFETY: AVX-512 BW was found.
                     let parts = unsafe { source.pack(outer, inner..inner + STEP, &mut lines) };
                     assert_eq!(parts, Parts::Three);
@@ -300,7 +343,7 @@ mod tests {
                             f32::from_bits(if upper { word & 0xffff_0000 } else { word << 16 })
                         };
                         let want = order.get((outer + i, inner + k)).copied().unwrap_or_default();
-                        assert_eq!(part(0) + (part(1) + part(2)), want, "{i}, {k}, {rows}");
+                        assert_eq!(part(0) + (part(1) + part(2)), want, "{i}, {k}, {rows}, {split:?}");
                     }
                 }
             }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::amx_panel::{LINES, Line, PANEL, Panel, Parts, STEP, Source};
+use super::amx_panel::{LINES, Line, PANEL, Panel, Parts, STEP, Source, Split};
 use super::unit::Unit;
 use crate::{Accum, Operands};
 
@@ -15,8 +15,10 @@ use crate::{Accum, Operands};
 const COLUMNS: usize = 2048;
 /// Largest part of the inner dimension that is packed at one time, after which y is stored.
 const INNER: usize = 640;
-/// Panels of x that a task packs and keeps in the second cache, at most 480 KiB.
-const ROWS: usize = 4;
+/// Panels of x that a task packs and keeps in the second cache, at most 960 KiB: the more, the less often w is read.
+const ROWS: usize = 8;
+/// Panels of x of a task of few rows: with fewer, w would be read more often than x is packed.
+const FEW_ROWS: usize = 4;
 /// Panels of w that the second cache holds beside them.
 const NEAR: usize = 4;
 /// Tasks for each thread, at least: a thread that begins late has fewer.
@@ -63,6 +65,8 @@ fn multiply_on(
         let (add, inner) = (accum == Accum::Add || inner > 0, inner..k.min(inner + size));
         for column in (0..n).step_by(COLUMNS) {
             packed.fill(columns, column..n.min(column + COLUMNS), inner.clone(), parallel);
+            let whole = packed.panels.iter().all(|parts| *parts == Parts::One);
+            let rows = rows.with_split(if whole { Split::Bits } else { Split::Nearest });
             let part = Part { rows, inner: inner.clone(), w: &packed, column, y, add };
             part.multiply(unit, parallel);
         }
@@ -141,24 +145,26 @@ struct Part<'a> {
 
 impl Part<'_> {
     fn multiply(self, unit: Unit, parallel: bool) {
-        let groups = self.y.rows.div_ceil(ROWS * PANEL);
         let threads = if parallel { rayon::current_num_threads() } else { 0 };
+        let panels = self.y.rows.div_ceil(PANEL);
+        let rows = panels.div_ceil((TASKS * threads).max(1)).clamp(FEW_ROWS, ROWS);
+        let groups = panels.div_ceil(rows);
         // Few rows leave threads idle, unless they share them and split the columns.
         let shares = (TASKS * threads).div_ceil(groups).clamp(1, self.w.panels.len());
         let share = self.w.panels.len().div_ceil(shares);
         let all: Vec<_> =
             (0..groups).flat_map(|i| (0..self.w.panels.len()).step_by(share).map(move |j| (i, j))).collect();
         let task = |&(group, first): &(usize, usize)| {
-            self.task(unit, group * ROWS * PANEL, first..self.w.panels.len().min(first + share));
+            let rows = group * rows * PANEL..self.y.rows.min((group + 1) * rows * PANEL);
+            self.task(unit, rows, first..self.w.panels.len().min(first + share));
         };
         if parallel { all.par_iter().for_each(task) } else { all.iter().for_each(task) }
     }
 
     /// Packs rows of x, and multiplies them by some panels of w.
-    fn task(&self, unit: Unit, row: usize, panels: Range<usize>) {
-        let rows = row..self.y.rows.min(row + ROWS * PANEL);
+    fn task(&self, unit: Unit, rows: Range<usize>, panels: Range<usize>) {
         let mut x = Packed::new(rows.len(), self.inner.len());
-        x.fill(self.rows, rows, self.inner.clone(), false);
+        x.fill(self.rows, rows.clone(), self.inner.clone(), false);
         // SAFETY: the guard lives to the end of this function, which calls none that makes another.
         let unit = unsafe { unit.ready() };
         // Several squares side by side are in the same pages of y.
@@ -167,7 +173,7 @@ impl Part<'_> {
             near.flat_map(|js| (0..x.panels.len()).flat_map(move |i| js.clone().map(move |j| (i, j))));
         for (i, j) in squares {
             let (a, b) = (x.panel(i), self.w.panel(j));
-            let at = (row + i * PANEL, self.column + j * PANEL);
+            let at = (rows.start + i * PANEL, self.column + j * PANEL);
             // SAFETY: both panels are packed, of a step or more as no dimension is zero, numbers of one part where they
             // were rounded to bf16, and no other task has this square.
             self.y.square(at, self.add, |y, stride, add| unsafe {
