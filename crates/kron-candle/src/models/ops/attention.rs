@@ -11,8 +11,8 @@ use super::attention_mask::AttentionMask;
 use super::composed;
 use super::exp::exp;
 use super::heads::Heads;
-use super::rms_norm::dot;
 use super::slices::{floats, is_fusable, like, read};
+use super::vectors::{dot, greatest, sum, vectorised};
 use crate::models::rope::Rotation;
 use crate::models::tokens::Segment;
 
@@ -188,7 +188,8 @@ impl Group<'_> {
             let [prefix, own] = mask.visible_keys(segment, query);
             // A local mask has no prefix, and any other no keys before the visible ones.
             let hidden = own.start - start;
-            softmax(row, hidden..hidden + prefix.len() + own.len(), heads.scale());
+            let visible = hidden..hidden + prefix.len() + own.len();
+            vectorised(|| softmax(row, visible, heads.scale()));
         }
         Ok(Part { rows, columns, position, q, weights, spans })
     }
@@ -209,14 +210,15 @@ fn spans(keys: [Range<usize>; 2]) -> (Vec<Span>, usize) {
 }
 
 /// Replaces scores by their softmax over the visible keys, and the others by 0.
+#[inline(always)]
 fn softmax(row: &mut [f32], visible: Range<usize>, scale: f32) {
     let (row, after) = row.split_at_mut(visible.end);
     let (before, row) = row.split_at_mut(visible.start);
     before.fill(0.0);
     after.fill(0.0);
-    let highest = row.iter().copied().fold(f32::MIN, f32::max);
+    let highest = greatest(row);
     row.iter_mut().for_each(|score| *score = exp((*score - highest) * scale));
-    let sum: f32 = row.iter().sum();
+    let sum = sum(row);
     row.iter_mut().for_each(|weight| *weight /= sum);
 }
 
@@ -239,10 +241,13 @@ fn rotate(
         let at = (from + i) * half;
         let ((a, b), (first, second)) = (given.split_at(half), to.split_at_mut(half));
         let tables = cos[at..at + half].iter().zip(&sin[at..at + half]);
-        for ((((a, b), first), second), (cos, sin)) in a.iter().zip(b).zip(first).zip(second).zip(tables) {
-            *first = a * cos - sign * b * sin;
-            *second = b * cos + sign * a * sin;
-        }
+        vectorised(|| {
+            for ((((a, b), first), second), (cos, sin)) in a.iter().zip(b).zip(first).zip(second).zip(tables)
+            {
+                *first = a * cos - sign * b * sin;
+                *second = b * cos + sign * a * sin;
+            }
+        });
     }
 }
 
@@ -279,8 +284,10 @@ impl Attention {
                     let (Some(scores), Some(weights)) = (scores.as_slice_mut(), weights.as_slice()) else {
                         continue;
                     };
-                    let mean = dot(scores, weights);
-                    scores.iter_mut().zip(weights).for_each(|(d, p)| *d = scale * p * (*d - mean));
+                    vectorised(|| {
+                        let mean = dot(scores, weights);
+                        scores.iter_mut().zip(weights).for_each(|(d, p)| *d = scale * p * (*d - mean));
+                    });
                 }
                 let mut back = Array2::zeros(q.dim());
                 for Span { keys, weights: columns } in &spans {

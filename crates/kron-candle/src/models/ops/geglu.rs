@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::composed;
 use super::gelu::{DENSITY, normal};
 use super::slices::{floats, is_fusable, like, read};
+use super::vectors::vectorised;
 
 /// Smallest number of rows of one task.
 const ROWS: usize = 8;
@@ -38,7 +39,7 @@ impl CustomOp1 for Geglu {
         let rows = y.par_chunks_mut(width.max(1)).zip(x.par_chunks(2 * width.max(1)));
         rows.with_min_len(ROWS).for_each(|(y, x)| {
             let (a, b) = x.split_at(width);
-            y.iter_mut().zip(a).zip(b).for_each(|((y, &a), b)| *y = a * normal(a).0 * b);
+            vectorised(|| y.iter_mut().zip(a).zip(b).for_each(|((y, &a), b)| *y = a * normal(a).0 * b));
         });
         Ok((CpuStorage::F32(y), Shape::from(dims)))
     }
@@ -50,11 +51,13 @@ impl CustomOp1 for Geglu {
         let rows = dx.par_chunks_mut(2 * width).zip(given.par_chunks(2 * width)).zip(dy.par_chunks(width));
         rows.with_min_len(ROWS).for_each(|((dx, x), dy)| {
             let ((da, db), (a, b)) = (dx.split_at_mut(width), x.split_at(width));
-            for ((((da, db), &a), b), dy) in da.iter_mut().zip(db).zip(a).zip(b).zip(dy) {
-                let (phi, gauss) = normal(a);
-                *da = dy * b * (phi + a * DENSITY * gauss);
-                *db = dy * a * phi;
-            }
+            vectorised(|| {
+                for ((((da, db), &a), b), dy) in da.iter_mut().zip(db).zip(a).zip(b).zip(dy) {
+                    let (phi, gauss) = normal(a);
+                    *da = dy * b * (phi + a * DENSITY * gauss);
+                    *db = dy * a * phi;
+                }
+            });
         });
         like(dx, x).map(Some)
     }

@@ -1,11 +1,10 @@
 //! GELU.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::composed;
 use super::exp::exp;
-use super::slices::{floats, is_fusable, like, read};
+use super::slices::{floats, is_fusable, like, map_rows, read};
 
 /// Computes x·Φ(x), with the error function.
 ///
@@ -16,6 +15,9 @@ pub(in crate::models) fn gelu(x: &Tensor) -> Result<Tensor> {
 }
 
 struct Gelu;
+
+/// Number of elements that are computed at a time.
+const PART: usize = 1024;
 
 /// Factor of exp(−x²/2) in the derivative of Φ, 1/√(2π).
 pub(super) const DENSITY: f32 = 0.398_942_3;
@@ -38,17 +40,19 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = floats(storage, layout)?;
-        let y = x.par_iter().with_min_len(4096).map(|&x| x * normal(x).0).collect();
+        let y = map_rows([x], PART, |y, [x]| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal(x).0));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
         let (given, dy) = (read(x)?, read(&dy)?);
-        let dx = given.par_iter().zip(&*dy).with_min_len(4096).map(|(&x, dy)| {
-            let (phi, gauss) = normal(x);
-            dy * (phi + x * DENSITY * gauss)
+        let dx = map_rows([&given, &dy], PART, |dx, [x, dy]| {
+            for ((dx, &x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                let (phi, gauss) = normal(x);
+                *dx = dy * (phi + x * DENSITY * gauss);
+            }
         });
-        like(dx.collect(), x).map(Some)
+        like(dx, x).map(Some)
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::composed;
 use super::slices::{floats, is_fusable, like, map_rows, read};
+use super::vectors::sum;
 
 /// Computes (x − mean)/√(variance + eps)·w + b over the last dimension.
 ///
@@ -22,9 +23,10 @@ struct LayerNorm {
 
 impl LayerNorm {
     /// Returns the mean and 1/√(variance + eps) of a row.
+    #[inline(always)]
     fn moments(&self, row: &[f32]) -> (f32, f32) {
         let n = row.len() as f32;
-        let mean = row.iter().sum::<f32>() / n;
+        let mean = sum(row) / n;
         let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / n;
         (mean, 1.0 / (variance + self.eps).sqrt())
     }

@@ -1,7 +1,7 @@
 //! Operations of a transformer block: each one op with a hand-written backward pass for float32 on the CPU.
 //!
 //! Each keeps its operands for the backward pass, and the output's loss the gradient of its operand. Work is spread over
-//! rayon's threads. Other devices and types take [`composed`], the same functions out of candle's own ops.
+//! rayon's threads, and loops run in the processor's vectors. Other devices and types take [`composed`], the same functions out of candle's own ops.
 
 mod add;
 mod attention;
@@ -18,6 +18,7 @@ mod slices;
 mod swiglu;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 pub(super) use add::add;
 pub(super) use attention::{attention, attention_backward};

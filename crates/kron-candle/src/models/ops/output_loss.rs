@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::composed;
 use super::exp::exp;
 use super::slices::{is_fusable, like};
+use super::vectors::{greatest, sum, vectorised};
 
 /// Largest number of logits at a time, 128 MiB.
 const LOGITS: usize = 1 << 25;
@@ -77,7 +78,9 @@ impl CustomOp1 for OutputLoss {
                 bail!("the output of {:?} is not float32", self.base);
             };
             let each = logits.par_chunks_mut(vocabulary).zip(losses).zip(targets);
-            each.for_each(|((logits, loss), &target)| *loss = row_loss(logits, target as usize));
+            each.for_each(|((logits, loss), &target)| {
+                *loss = vectorised(|| row_loss(logits, target as usize))
+            });
             if self.trains {
                 let rows = Layout::contiguous((targets.len(), vocabulary));
                 let part = self.base.cpu_backward(&CpuStorage::F32(logits), &rows)?;
@@ -105,19 +108,12 @@ impl CustomOp1 for OutputLoss {
 }
 
 /// Returns −log p(target), and replaces the logits by its gradient, p − onehot(target).
+#[inline(always)]
 fn row_loss(logits: &mut [f32], target: usize) -> f32 {
-    /// Number of partial sums, which vector instructions add in parallel.
-    const LANES: usize = 16;
-    let highest = logits.iter().copied().fold(f32::MIN, f32::max);
+    let highest = greatest(logits);
     let chosen = logits[target] - highest;
-    let mut sums = [0.0; LANES];
-    for part in logits.chunks_mut(LANES) {
-        for (sum, value) in sums.iter_mut().zip(part) {
-            *value = exp(*value - highest);
-            *sum += *value;
-        }
-    }
-    let sum: f32 = sums.iter().sum();
+    logits.iter_mut().for_each(|value| *value = exp(*value - highest));
+    let sum = sum(logits);
     let scale = 1.0 / sum;
     logits.iter_mut().for_each(|value| *value *= scale);
     logits[target] -= 1.0;

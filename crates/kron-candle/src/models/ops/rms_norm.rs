@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::composed;
 use super::slices::{floats, is_fusable, like, map_rows, read};
+use super::vectors::dot;
 
 /// Computes x/√(mean(x²) + eps)·w over the last dimension.
 ///
@@ -69,23 +70,10 @@ impl RmsNorm {
     }
 
     /// Returns 1/√(mean(x²) + eps).
+    #[inline(always)]
     fn scale(&self, row: &[f32]) -> f32 {
         1.0 / (dot(row, row) / row.len() as f32 + self.eps).sqrt()
     }
-}
-
-/// Computes a sum of products in eight partial sums, which vector instructions add in parallel.
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; 8];
-    let (a, a_rest) = a.as_chunks::<8>();
-    let (b, b_rest) = b.as_chunks::<8>();
-    for (a, b) in a.iter().zip(b) {
-        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
-            *sum += a * b;
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 impl CustomOp2 for RmsNorm {

@@ -5,6 +5,8 @@ use std::ops::{Deref, Range};
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+use super::vectors::vectorised;
+
 /// Smallest number of rows of one task.
 const ROWS: usize = 32;
 
@@ -52,7 +54,8 @@ impl<G: Deref<Target = Storage>> Deref for Floats<G> {
     }
 }
 
-/// Makes rows of `width` from the rows of each operand: `f` gets a row of zeros and the operands' rows.
+/// Makes rows of `width` from the rows of each operand: `f` gets a row of zeros and the operands' rows. The last row may
+/// be shorter.
 pub(super) fn map_rows<const N: usize>(
     operands: [&[f32]; N],
     width: usize,
@@ -60,7 +63,10 @@ pub(super) fn map_rows<const N: usize>(
 ) -> Vec<f32> {
     let mut rows = vec![0.0; operands[0].len()];
     let each = rows.par_chunks_mut(width).enumerate().with_min_len(ROWS);
-    each.for_each(|(i, row)| f(row, operands.map(|operand| &operand[i * width..][..width])));
+    each.for_each(|(i, row)| {
+        let operands = operands.map(|operand| &operand[i * width..][..row.len()]);
+        vectorised(|| f(row, operands));
+    });
     rows
 }
 
