@@ -189,7 +189,7 @@ impl Group<'_> {
             // A local mask has no prefix, and any other no keys before the visible ones.
             let hidden = own.start - start;
             let visible = hidden..hidden + prefix.len() + own.len();
-            vectorised(|| softmax(row, visible, heads.scale()));
+            vectorised!(softmax(row, visible.clone(), heads.scale()));
         }
         Ok(Part { rows, columns, position, q, weights, spans })
     }
@@ -241,8 +241,9 @@ fn rotate(
         let at = (from + i) * half;
         let ((a, b), (first, second)) = (given.split_at(half), to.split_at_mut(half));
         let tables = cos[at..at + half].iter().zip(&sin[at..at + half]);
-        vectorised(|| {
-            for ((((a, b), first), second), (cos, sin)) in a.iter().zip(b).zip(first).zip(second).zip(tables)
+        vectorised!({
+            for ((((a, b), first), second), (cos, sin)) in
+                a.iter().zip(b).zip(first.iter_mut()).zip(second.iter_mut()).zip(tables.clone())
             {
                 *first = a * cos - sign * b * sin;
                 *second = b * cos + sign * a * sin;
@@ -284,7 +285,7 @@ impl Attention {
                     let (Some(scores), Some(weights)) = (scores.as_slice_mut(), weights.as_slice()) else {
                         continue;
                     };
-                    vectorised(|| {
+                    vectorised!({
                         let mean = dot(scores, weights);
                         scores.iter_mut().zip(weights).for_each(|(d, p)| *d = scale * p * (*d - mean));
                     });

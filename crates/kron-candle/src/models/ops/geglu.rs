@@ -39,7 +39,7 @@ impl CustomOp1 for Geglu {
         let rows = y.par_chunks_mut(width.max(1)).zip(x.par_chunks(2 * width.max(1)));
         rows.with_min_len(ROWS).for_each(|(y, x)| {
             let (a, b) = x.split_at(width);
-            vectorised(|| y.iter_mut().zip(a).zip(b).for_each(|((y, &a), b)| *y = a * normal(a).0 * b));
+            vectorised!(y.iter_mut().zip(a).zip(b).for_each(|((y, &a), b)| *y = a * normal(a).0 * b));
         });
         Ok((CpuStorage::F32(y), Shape::from(dims)))
     }
@@ -51,8 +51,8 @@ impl CustomOp1 for Geglu {
         let rows = dx.par_chunks_mut(2 * width).zip(given.par_chunks(2 * width)).zip(dy.par_chunks(width));
         rows.with_min_len(ROWS).for_each(|((dx, x), dy)| {
             let ((da, db), (a, b)) = (dx.split_at_mut(width), x.split_at(width));
-            vectorised(|| {
-                for ((((da, db), &a), b), dy) in da.iter_mut().zip(db).zip(a).zip(b).zip(dy) {
+            vectorised!({
+                for ((((da, db), &a), b), dy) in da.iter_mut().zip(db.iter_mut()).zip(a).zip(b).zip(dy) {
                     let (phi, gauss) = normal(a);
                     *da = dy * b * (phi + a * DENSITY * gauss);
                     *db = dy * a * phi;

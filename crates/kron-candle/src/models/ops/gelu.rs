@@ -40,19 +40,29 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = floats(storage, layout)?;
-        let y = map_rows([x], PART, |y, [x]| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal(x).0));
+        let y = map_rows(
+            [x],
+            PART,
+            #[inline(always)]
+            |y, [x]| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal(x).0),
+        );
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
         let (given, dy) = (read(x)?, read(&dy)?);
-        let dx = map_rows([&given, &dy], PART, |dx, [x, dy]| {
-            for ((dx, &x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                let (phi, gauss) = normal(x);
-                *dx = dy * (phi + x * DENSITY * gauss);
-            }
-        });
+        let dx = map_rows(
+            [&given, &dy],
+            PART,
+            #[inline(always)]
+            |dx, [x, dy]| {
+                for ((dx, &x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                    let (phi, gauss) = normal(x);
+                    *dx = dy * (phi + x * DENSITY * gauss);
+                }
+            },
+        );
         like(dx, x).map(Some)
     }
 }

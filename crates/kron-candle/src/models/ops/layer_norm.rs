@@ -47,12 +47,17 @@ impl CustomOp3 for LayerNorm {
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (floats(x, layout)?, floats(w, w_layout)?, floats(b, b_layout)?);
-        let y = map_rows([x], w.len(), |y, [x]| {
-            let (mean, scale) = self.moments(x);
-            for ((y, x), (w, b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
-                *y = (x - mean) * scale * w + b;
-            }
-        });
+        let y = map_rows(
+            [x],
+            w.len(),
+            #[inline(always)]
+            |y, [x]| {
+                let (mean, scale) = self.moments(x);
+                for ((y, x), (w, b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
+                    *y = (x - mean) * scale * w + b;
+                }
+            },
+        );
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -68,19 +73,24 @@ impl CustomOp3 for LayerNorm {
         let (given, weight, dy) = (read(x)?, read(w)?, read(&dy)?);
         let (width, n) = (weight.len(), weight.len() as f32);
         let dx = |_| {
-            let dx = map_rows([&given, &dy], width, |dx, [x, dy]| {
-                let (mean, scale) = self.moments(x);
-                let (mut sum, mut along) = (0.0, 0.0);
-                for ((dx, x), (dy, w)) in dx.iter_mut().zip(x).zip(dy.iter().zip(&*weight)) {
-                    *dx = dy * w;
-                    sum += *dx;
-                    along += *dx * (x - mean) * scale;
-                }
-                let (sum, along) = (sum / n, along / n);
-                dx.iter_mut()
-                    .zip(x)
-                    .for_each(|(dx, x)| *dx = scale * (*dx - sum - (x - mean) * scale * along));
-            });
+            let dx = map_rows(
+                [&given, &dy],
+                width,
+                #[inline(always)]
+                |dx, [x, dy]| {
+                    let (mean, scale) = self.moments(x);
+                    let (mut sum, mut along) = (0.0, 0.0);
+                    for ((dx, x), (dy, w)) in dx.iter_mut().zip(x).zip(dy.iter().zip(&*weight)) {
+                        *dx = dy * w;
+                        sum += *dx;
+                        along += *dx * (x - mean) * scale;
+                    }
+                    let (sum, along) = (sum / n, along / n);
+                    dx.iter_mut()
+                        .zip(x)
+                        .for_each(|(dx, x)| *dx = scale * (*dx - sum - (x - mean) * scale * along));
+                },
+            );
             like(dx, x)
         };
         // One thread sums row by row, so that the order of the sums is fixed.

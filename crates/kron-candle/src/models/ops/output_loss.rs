@@ -78,9 +78,7 @@ impl CustomOp1 for OutputLoss {
                 bail!("the output of {:?} is not float32", self.base);
             };
             let each = logits.par_chunks_mut(vocabulary).zip(losses).zip(targets);
-            each.for_each(|((logits, loss), &target)| {
-                *loss = vectorised(|| row_loss(logits, target as usize))
-            });
+            each.for_each(|((logits, loss), &target)| *loss = vectorised!(row_loss(logits, target as usize)));
             if self.trains {
                 let rows = Layout::contiguous((targets.len(), vocabulary));
                 let part = self.base.cpu_backward(&CpuStorage::F32(logits), &rows)?;

@@ -60,12 +60,17 @@ struct RmsNorm {
 impl RmsNorm {
     fn dx(&self, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let (given, w, dy) = (read(x)?, read(weight)?, read(dy)?);
-        let dx = map_rows([&given, &dy], w.len(), |dx, [x, dy]| {
-            let scale = self.scale(x);
-            dx.iter_mut().zip(dy).zip(&*w).for_each(|((dx, dy), w)| *dx = dy * w);
-            let along = dot(dx, x) * scale * scale / w.len() as f32;
-            dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = scale * (*dx - x * along));
-        });
+        let dx = map_rows(
+            [&given, &dy],
+            w.len(),
+            #[inline(always)]
+            |dx, [x, dy]| {
+                let scale = self.scale(x);
+                dx.iter_mut().zip(dy).zip(&*w).for_each(|((dx, dy), w)| *dx = dy * w);
+                let along = dot(dx, x) * scale * scale / w.len() as f32;
+                dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = scale * (*dx - x * along));
+            },
+        );
         like(dx, x)
     }
 
@@ -89,10 +94,15 @@ impl CustomOp2 for RmsNorm {
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (floats(x, layout)?, floats(w, w_layout)?);
-        let y = map_rows([x], w.len(), |y, [x]| {
-            let scale = self.scale(x);
-            y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| *y = x * scale * w);
-        });
+        let y = map_rows(
+            [x],
+            w.len(),
+            #[inline(always)]
+            |y, [x]| {
+                let scale = self.scale(x);
+                y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| *y = x * scale * w);
+            },
+        );
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 

@@ -65,7 +65,7 @@ pub(super) fn map_rows<const N: usize>(
     let each = rows.par_chunks_mut(width).enumerate().with_min_len(ROWS);
     each.for_each(|(i, row)| {
         let operands = operands.map(|operand| &operand[i * width..][..row.len()]);
-        vectorised(|| f(row, operands));
+        vectorised!(f(row, operands));
     });
     rows
 }

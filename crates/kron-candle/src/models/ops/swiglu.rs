@@ -32,8 +32,8 @@ pub(in crate::models) fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor
     let (mut dgate, mut dup) = (vec![0.0; g.len()], vec![0.0; g.len()]);
     let parts = dgate.par_chunks_mut(PART).zip(dup.par_chunks_mut(PART)).zip(g.par_chunks(PART));
     parts.zip(u.par_chunks(PART)).zip(dy.par_chunks(PART)).for_each(|((((dgate, dup), g), u), dy)| {
-        vectorised(|| {
-            for ((((dgate, dup), g), u), dy) in dgate.iter_mut().zip(dup).zip(g).zip(u).zip(dy) {
+        vectorised!({
+            for ((((dgate, dup), g), u), dy) in dgate.iter_mut().zip(dup.iter_mut()).zip(g).zip(u).zip(dy) {
                 let s = sigmoid(*g);
                 *dgate = dy * u * s * (1.0 + g * (1.0 - s));
                 *dup = dy * g * s;
@@ -67,7 +67,7 @@ impl CustomOp2 for Swiglu {
         let mut y = vec![0.0; gate.len()];
         let parts = y.par_chunks_mut(PART).zip(gate.par_chunks(PART)).zip(up.par_chunks(PART));
         parts.for_each(|((y, gate), up)| {
-            vectorised(|| y.iter_mut().zip(gate).zip(up).for_each(|((y, g), u)| *y = g * sigmoid(*g) * u));
+            vectorised!(y.iter_mut().zip(gate).zip(up).for_each(|((y, g), u)| *y = g * sigmoid(*g) * u));
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }

@@ -1,15 +1,34 @@
 //! Loops that the compiler turns into vector instructions.
 
+use pulp::{Simd, WithSimd};
+
 /// Number of partial results, which vector instructions compute in parallel.
 const LANES: usize = 16;
 
-/// Calls `f` in the form that was compiled for the widest vectors of the processor.
+/// Evaluates an expression in the form that was compiled for the widest vectors of the processor.
 ///
 /// The compiler joins no product and sum, and the order of sums is written down: results have the same bits on every
-/// processor. What `f` calls has to be inlined.
-#[inline(always)]
-pub(super) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// processor. What the expression calls has to be inlined, or it is compiled for the least processor; it may not move.
+macro_rules! vectorised {
+    ($value:expr) => {
+        pulp::Arch::new().dispatch($crate::models::ops::vectors::Inlined(
+            #[inline(always)]
+            || $value,
+        ))
+    };
+}
+pub(super) use vectorised;
+
+/// A closure whose body is inlined into each of its forms: calls of `FnOnce` have a function between.
+pub(super) struct Inlined<F>(pub F);
+
+impl<R, F: FnMut() -> R> WithSimd for Inlined<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
 }
 
 /// Returns the sum of numbers.
@@ -60,7 +79,7 @@ mod tests {
             let b: Vec<f32> = (0..len).map(|i| (i as f32 * 1.3).cos()).collect();
             let plain = [sum(&a), dot(&a, &b), greatest(&a)];
             assert_eq!(
-                vectorised(|| [sum(&a), dot(&a, &b), greatest(&a)]).map(f32::to_bits),
+                vectorised!([sum(&a), dot(&a, &b), greatest(&a)]).map(f32::to_bits),
                 plain.map(f32::to_bits)
             );
             let wide = |values: &[f32]| -> Vec<f64> { values.iter().copied().map(f64::from).collect() };
