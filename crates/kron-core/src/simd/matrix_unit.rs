@@ -355,6 +355,10 @@ mod tests {
             assert_eq!(product(value, 1.0), value);
             assert_eq!(product(1.0, value), value);
         }
+        // Cut off instead of rounded, the third part of the one and the second of the other would be as large as can be,
+        // and their product, which is left out, more than one rounding.
+        let (x, w) = (1.0 + f32::powi(2.0, -7) - f32::EPSILON, 1.0 + f32::powi(2.0, -8) - f32::EPSILON);
+        assert_eq!([product(x, w), product(w, x)], [x * w; 2]);
         for value in [f32::MIN_POSITIVE * 2.5, f32::MIN_POSITIVE / 3.0, -1e-40] {
             assert!((product(value, 1.0) - value).abs() < f32::MIN_POSITIVE, "{value:e}");
         }
